@@ -1,0 +1,174 @@
+"""Reading a config: YAML, ``_base_`` inheritance and ``key=value`` overrides, with errors that help.
+
+``_base_`` is a path, or a list of paths, relative to the file that names it; later ones win and the file
+itself wins over all. Mappings are merged key by key, except that a ``proposals`` mapping which names a
+``file`` or a ``method`` replaces the inherited source. An override is ``section.key=value`` with a YAML
+value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from detector.config.schema import Config
+from detector.errors import InputError, nearest
+
+MAX_BYTES = 1 << 20
+"""A config is a page of text; anything larger is not one."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the config at ``path``, apply ``key=value`` overrides and check everything.
+
+    Raises:
+        InputError: naming the file, the key, the value, what was expected and the nearest valid key.
+    """
+    path = Path(path)
+    values = _read_with_bases(path, seen=())
+    for override in overrides:
+        values = _apply_override(values, override)
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> Config:
+    """Check a mapping, for instance a config kept in a checkpoint; ``source`` is named in errors."""
+    try:
+        return Config.model_validate(_with_tuples(values))
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(source, item) for item in error.errors())) from None
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
+    values = _read_yaml(path)
+    bases = values.pop("_base_", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: _base_ must be a path or a list of paths, not {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, _read_with_bases(path.parent / base, (*seen, path.resolve())))
+    return _merge(merged, values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no config is")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{path}: a config is a mapping of names to values")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, refusing a key that stands twice and aliases (which can expand without end)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not allowed in a config", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+# YAML 1.1, as the library reads it, takes 1e-3 for a string; everybody who writes it means a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    if key == "proposals" and {"file", "method"} & set(top):
+        # Another source replaces the inherited one with its options; limits such as top-k are kept.
+        source = {"file", "format", "method", "scales", "aspects", "stride"}
+        base = {name: value for name, value in base.items() if name not in source}
+    merged = dict(base)
+    for name, value in top.items():
+        both = isinstance(merged.get(name), dict) and isinstance(value, dict)
+        merged[name] = _merge(merged[name], value, name) if both else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    name, equals, text = override.partition("=")
+    keys = name.split(".")
+    if not equals or not all(keys):
+        raise InputError(f"override {override!r}: write it as section.key=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: the value is not readable as YAML") from None
+    nested: dict[str, Any] = {keys[-1]: value}
+    for key in reversed(keys[:-1]):
+        nested = {key: nested}
+    return _merge(values, nested)
+
+
+def _with_tuples(value: Any) -> Any:
+    """YAML knows lists alone; the frozen schema holds tuples."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_with_tuples(item) for item in value)
+    return value
+
+
+def _explain(source: str, item: Any) -> str:
+    keys = [str(part) for part in item["loc"]]
+    key = ".".join(_known(keys)) or "the config"
+    if item["type"] == "extra_forbidden":
+        name = keys[-1]
+        valid = _names_at(keys[:-1])
+        return f"{source}: {key}: unknown key{nearest(name, valid)}; valid here: {', '.join(sorted(valid))}"
+    if item["type"] == "missing":
+        return f"{source}: {key}: missing; it has to be given"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        message += nearest(str(item["input"]), choices)
+    return f"{source}: {key} = {_shown(item['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _known(keys: list[str]) -> Iterator[str]:
+    """Leave out pydantic's own path parts, such as ``tuple[str, ...]`` for a branch of a union."""
+    for key in keys:
+        if key.isdigit() or (key.isidentifier() and key not in {"int", "str", "float", "bool"}):
+            yield key
+
+
+def _names_at(keys: list[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for key in keys:
+        field = section.model_fields.get(key)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        found = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if found:
+            section = found[0]
+    return list(section.model_fields)
