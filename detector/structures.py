@@ -120,6 +120,20 @@ class Proposals:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Normalization:
+    """What a backbone's weights expect of their input: ``(pixel / maximum - mean) / deviation``.
+
+    ``mean`` and ``deviation`` stand in the weights' own channel order, RGB or (``bgr``) BGR; ``maximum``
+    is 255 for weights that expect [0, 1] and 1 for weights that expect 0..255.
+    """
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    maximum: float
+    bgr: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageMeta:
     """What was done to one image: ids, sizes (height, width), real scale factors, flip."""
 

@@ -1,0 +1,99 @@
+"""Data sets for the DataLoader: one image, its proposals and its objects at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from detector.data.images import read_image
+from detector.data.transforms import ImageTransform
+from detector.errors import InputError
+from detector.structures import ImageRecord, Proposals, Sample
+
+ProposalSource = Callable[[ImageRecord], Proposals]
+
+
+def make_sample(
+    record: ImageRecord,
+    image: np.ndarray,
+    proposals: Proposals,
+    transform: ImageTransform,
+    rng: np.random.Generator | None = None,
+) -> Sample:
+    """Bring one image and its boxes into network-input pixels; training, evaluation and demo alike."""
+    pixels, meta = transform(image, record.image_id, rng)
+    return Sample(
+        image=pixels,
+        proposals=proposals,
+        rois=meta.to_input(proposals.boxes),
+        targets=record.targets.with_boxes(meta.to_input(record.targets.boxes)),
+        meta=meta,
+    )
+
+
+class TrainingDataset(Dataset["Sample | InputError"]):
+    """Samples by (index, draw): ``draw`` is the sample's number in the run and seeds its randomness.
+
+    So a sample depends on nothing that a worker process remembers, and a resumed run draws the same.
+    """
+
+    def __init__(
+        self, records: Sequence[ImageRecord], proposals: ProposalSource, transform: ImageTransform, seed: int
+    ) -> None:
+        self.records = records
+        self.proposals = proposals
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | InputError:
+        index, draw = key
+        record = self.records[index]
+        rng = np.random.default_rng((self.seed, draw))
+        try:
+            image = read_image(record.path, (record.height, record.width))
+            return make_sample(record, image, self.proposals(record), self.transform, rng)
+        except InputError as error:
+            return error  # raised in the main process, where its message stays one clear line
+
+
+class InferenceDataset(Dataset["list[Sample] | InputError"]):
+    """One image at every test scale: a list of samples, the same proposals in each."""
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        proposals: ProposalSource,
+        transforms: Sequence[ImageTransform],
+    ) -> None:
+        self.records = records
+        self.proposals = proposals
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> list[Sample] | InputError:
+        record = self.records[index]
+        try:
+            image = read_image(record.path, (record.height, record.width))
+            proposals = self.proposals(record)
+        except InputError as error:
+            return error
+        return [make_sample(record, image, proposals, transform) for transform in self.transforms]
+
+
+def quiet_worker(_worker: int) -> None:
+    """Set up a DataLoader worker: one thread each; Ctrl-C is the main process's to handle."""
+    import signal
+
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,75 @@
+"""The order in which training sees its images: a pure function of seed and step.
+
+Because nothing is remembered, the place in the data order after N steps is N, and a resumed run goes on
+exactly where the stopped one was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from detector.structures import ImageRecord
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """Endless batches of (index, draw), from ``start_step`` on; every image once an epoch.
+
+    Each epoch is a new permutation. With ``groups``, one integer an image, a batch holds images of one
+    group, except for the last ones of each group, which share batches so that none is left out. The last
+    batch of an epoch is filled up from the epoch's beginning. Of the global stream of batches, process
+    ``rank`` of ``world_size`` takes every ``world_size``-th, so that processes never see the same one.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        groups: Sequence[int] | None = None,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if count < 1:
+            raise ValueError("cannot draw batches from no images")
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.groups = torch.zeros(count) if groups is None else torch.tensor(groups)
+        self.start_step = start_step
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.start_step * self.world_size + self.rank
+        known, batches = -1, self.epoch(0)
+        while True:
+            epoch, place = divmod(number, len(batches))  # every epoch has the same number of batches
+            if epoch != known:
+                known, batches = epoch, self.epoch(epoch)
+            yield [(index, number * self.batch_size + at) for at, index in enumerate(batches[place])]
+            number += self.world_size
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """Return the batches of indices of one epoch, in order."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.count, generator=generator)
+        whole: list[list[int]] = []
+        rest: list[int] = []
+        for group in self.groups.unique().tolist():
+            members = order[self.groups[order] == group].tolist()
+            end = len(members) - len(members) % self.batch_size
+            whole += [members[at : at + self.batch_size] for at in range(0, end, self.batch_size)]
+            rest += members[end:]
+        while len(rest) % self.batch_size:
+            rest.append(int(order[len(rest) % self.count]))
+        whole += [rest[at : at + self.batch_size] for at in range(0, len(rest), self.batch_size)]
+        return [whole[at] for at in torch.randperm(len(whole), generator=generator).tolist()]
+
+
+def aspect_groups(records: Sequence[ImageRecord]) -> list[int]:
+    """Return 0 for landscape and 1 for portrait images, so that batches waste little on padding."""
+    return [int(record.height > record.width) for record in records]

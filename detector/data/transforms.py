@@ -1,0 +1,72 @@
+"""From a decoded image to a network input: resize, flip, normalise, in this order and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.structures import ImageMeta, Normalization
+
+
+def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> tuple[int, int]:
+    """Return the (height, width) that brings ``size`` to ``shorter_side``, its longer side capped.
+
+    Rule of Fast R-CNN's release: where the longer side would exceed ``max_size`` after rounding, it
+    becomes ``max_size`` and the shorter side less than asked.
+    """
+    short, long = min(size), max(size)
+    factor = shorter_side / short
+    if round(factor * long) > max_size:
+        factor = max_size / long
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransform:
+    """Resizes, may flip, and normalises; random choices come from the generator handed in.
+
+    With ``rng`` None (evaluation) the first of ``scales`` is taken and nothing is random.
+    """
+
+    normalization: Normalization
+    scales: tuple[int, ...]
+    max_size: int
+    flip: float = 0.0
+    scale_jitter: tuple[float, float] | None = None
+
+    def __call__(
+        self, image: np.ndarray, image_id: str, rng: np.random.Generator | None = None
+    ) -> tuple[Tensor, ImageMeta]:
+        """Turn ``image`` (H, W, 3) uint8 RGB into a tensor (3, h, w) float32 and its meta data."""
+        shorter, flipped = float(self.scales[0]), False
+        if rng is not None:
+            shorter = float(self.scales[rng.integers(len(self.scales))])
+            if self.scale_jitter is not None:
+                low, high = np.log(self.scale_jitter)
+                shorter *= float(np.exp(rng.uniform(low, high)))
+            flipped = bool(rng.random() < self.flip)
+        height, width = image.shape[:2]
+        meta = ImageMeta(
+            image_id=image_id,
+            original_size=(height, width),
+            input_size=input_size((height, width), shorter, self.max_size),
+            flipped=flipped,
+        )
+        return self._pixels(image, meta), meta
+
+    def _pixels(self, image: np.ndarray, meta: ImageMeta) -> Tensor:
+        if meta.input_size != meta.original_size:
+            height, width = meta.input_size
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        if meta.flipped:
+            image = image[:, ::-1]
+        if self.normalization.bgr:
+            image = image[:, :, ::-1]
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+        mean = torch.tensor(self.normalization.mean).view(3, 1, 1)
+        deviation = torch.tensor(self.normalization.deviation).view(3, 1, 1)
+        return (pixels / self.normalization.maximum - mean) / deviation
