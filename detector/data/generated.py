@@ -1,0 +1,189 @@
+"""The quick start's data set: drawn instead of downloaded, written in VOC layout.
+
+`detector.data.scenes` says what the images show and how boxes and ``difficult`` are defined. Image i of a
+pool is drawn by a generator seeded with (seed, pool, i), so no image depends on another and the test
+images stay the same whatever the number of training images. One OpenCV version writes the same bytes for
+the same parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+
+from detector.data.scenes import CLASSES, Scene, draw_scene
+from detector.errors import InputError
+
+MANIFEST = "generated.json"
+VERSION = 1  # raise it whenever the same parameters give other images
+
+_POOLS = ("trainval", "test")
+_VAL_EVERY = 6  # one image in six of the training pool is kept out for tuning
+_SMALLEST_SIDE = 64  # pixels; below, the smallest shapes do not fit
+_JPEG_QUALITY = 92
+
+
+def ensure_generated(
+    root: Path,
+    *,
+    train_images: int = 240,
+    test_images: int = 80,
+    image_size: tuple[int, int] = (120, 200),
+    seed: int = 0,
+) -> None:
+    """Make the data set where it is missing and leave a finished one alone; arguments as `generate_voc`.
+
+    Raises InputError where ``root`` holds a data set with other parameters, or anything else.
+    """
+    manifest = _manifest(train_images, test_images, image_size, seed)
+    if not _holds(Path(root), manifest):
+        _generate(Path(root), manifest)
+
+
+def generate_voc(
+    root: Path,
+    *,
+    train_images: int = 240,
+    test_images: int = 80,
+    image_size: tuple[int, int] = (120, 200),
+    seed: int = 0,
+) -> None:
+    """Write a new data set to ``root``, which must be missing or empty.
+
+    ``root`` receives JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/*.txt and, as the sign that it is
+    complete, generated.json with the parameters; it appears under its name only when all of it is there.
+
+    ``train_images`` is the size of the training pool: trainval.txt lists all of it, val.txt every sixth
+    image, train.txt the others. ``image_size`` is the range in pixels, both ends included, from which each
+    image's height and width are drawn.
+
+    Raises InputError for impossible parameters, a folder in use, or one that cannot be written.
+    """
+    root, manifest = Path(root), _manifest(train_images, test_images, image_size, seed)
+    if _holds(root, manifest):
+        raise InputError(f"{root}: the generated data set is already there; delete the folder to renew it")
+    _generate(root, manifest)
+
+
+def _manifest(train_images: int, test_images: int, image_size: tuple[int, int], seed: int) -> dict[str, Any]:
+    """Check the parameters and return everything that decides what the images show."""
+    low, high = image_size
+    if not _SMALLEST_SIDE <= low <= high:
+        raise InputError(f"image_size: expected {_SMALLEST_SIDE} <= low <= high pixels, not {image_size}")
+    for name, value in (("train_images", train_images), ("test_images", test_images), ("seed", seed)):
+        if value < 0:
+            raise InputError(f"{name}: expected 0 or more, not {value}")
+    return {
+        "version": VERSION,
+        "classes": list(CLASSES),
+        "train_images": train_images,
+        "test_images": test_images,
+        "image_size": [low, high],
+        "seed": seed,
+    }
+
+
+def _holds(root: Path, manifest: dict[str, Any]) -> bool:
+    """Say whether ``root`` is this data set, finished; False where it is missing or empty."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{root}: holds something that is not a generated data set (no readable {MANIFEST}); "
+            "delete it, or name another folder"
+        ) from error
+    if found == manifest:
+        return True
+    differing = [
+        f"{key} {found.get(key)} instead of {value}"
+        for key, value in manifest.items()
+        if found.get(key) != value
+    ]
+    raise InputError(
+        f"{root}: was generated with other parameters ({', '.join(differing)}); delete the folder to "
+        "make it anew, or name another one"
+    )
+
+
+def _generate(root: Path, manifest: dict[str, Any]) -> None:
+    root = root.resolve()  # a link stays a link to the finished folder
+    unfinished = root.with_name(f".{root.name}.unfinished-{uuid.uuid4().hex[:8]}")
+    try:
+        unfinished.mkdir(parents=True)
+        _write(unfinished, manifest)
+        _publish(unfinished, root, manifest)
+    except OSError as error:
+        raise InputError(f"{root}: the generated data set cannot be written there ({error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _publish(unfinished: Path, root: Path, manifest: dict[str, Any]) -> None:
+    try:
+        unfinished.rename(root)
+    except OSError:
+        # Another process may have finished the same data set meanwhile.
+        if not _holds(root, manifest):
+            raise
+
+
+def _write(root: Path, manifest: dict[str, Any]) -> None:
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    counts = (manifest["train_images"], manifest["test_images"])
+    ids = [f"{number:06d}" for number in range(1, sum(counts) + 1)]
+    pools = {"trainval": ids[: counts[0]], "test": ids[counts[0] :]}
+    for pool, name in enumerate(_POOLS):
+        for index, image_id in enumerate(pools[name]):
+            rng = np.random.default_rng([manifest["seed"], pool, index])
+            low, high = manifest["image_size"]
+            height, width = rng.integers(low, high + 1, 2).tolist()
+            _write_image(root, image_id, draw_scene(rng, (height, width)))
+    trainval = pools["trainval"]
+    pools["val"] = trainval[_VAL_EVERY - 1 :: _VAL_EVERY]
+    pools["train"] = sorted(set(trainval) - set(pools["val"]))
+    for name, members in pools.items():
+        _write_text(root / f"ImageSets/Main/{name}.txt", "".join(f"{image_id}\n" for image_id in members))
+    _write_text(root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _write_image(root: Path, image_id: str, scene: Scene) -> None:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), quality)
+    (root / f"JPEGImages/{image_id}.jpg").write_bytes(encoded.tobytes())
+    _write_text(root / f"Annotations/{image_id}.xml", _annotation(image_id, scene))
+
+
+def _annotation(image_id: str, scene: Scene) -> str:
+    """Return VOC's XML; its corners are 1-based and inclusive."""
+    height, width, depth = scene.image.shape
+    root = ElementTree.Element("annotation")
+    _add(root, {"folder": "generated", "filename": f"{image_id}.jpg"})
+    _add(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": depth})
+    _add(root, {"segmented": 0})
+    for shape, difficult in zip(scene.shapes, scene.difficult(), strict=True):
+        x1, y1, x2, y2 = shape.box
+        node = ElementTree.SubElement(root, "object")
+        flags = {"truncated": int(shape.truncated), "difficult": int(difficult)}
+        _add(node, {"name": shape.name, "pose": "Unspecified", **flags})
+        _add(ElementTree.SubElement(node, "bndbox"), {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2})
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _add(parent: ElementTree.Element, values: dict[str, object]) -> None:
+    for tag, value in values.items():
+        ElementTree.SubElement(parent, tag).text = str(value)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

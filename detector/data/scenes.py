@@ -1,0 +1,241 @@
+"""Random images of flat shapes on textured grounds, with the truth about what is on them.
+
+The classes differ by shape alone: size, proportions, rotation, colour, texture and ground are random.
+Shapes overlap, hide one another and run over the image's border; some images hold none.
+
+A box is the extent of the whole shape, hidden parts included, clipped to the image (VOC's own boxes cover
+the visible part). It is measured on the drawn mask: the pixels of which the shape covers at least half.
+An object is difficult when less than half of its area is visible or when it is drawn in a colour close
+to what lies behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+
+from detector import boxes as box_ops
+
+CLASSES = ("cross", "disc", "ring", "square", "triangle")
+
+_SUPERSAMPLING = 4
+_FRACTION_BITS = 4  # OpenCV takes polygon corners as fixed-point numbers
+_MAX_OVERLAP = 0.3  # IoU of two boxes; more would make non-maximum suppression drop one of them
+_MIN_VISIBLE = 0.25  # part of a shape's area
+_DIFFICULT_VISIBLE = 0.5
+_MIN_SIDE = 12  # pixels of a clipped box
+_CLEAR_CONTRAST = 70.0  # RGB distance to at least 4 in 5 of the pixels around
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shape:
+    """One object as it is placed in an image of H x W pixels.
+
+    ``outlines`` are polygons (n, 2) in continuous pixels (x, y), filled by the even-odd rule;
+    ``coverage`` (H, W) in [0, 1] is the part of each pixel they cover; ``area`` in square pixels counts
+    what lies outside the image, too; ``faint`` shapes are drawn with low contrast.
+    """
+
+    name: str
+    outlines: list[np.ndarray]
+    coverage: np.ndarray
+    area: float
+    faint: bool
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.coverage >= 0.5
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The mask's extent (x1, y1, x2, y2), half-open; all zero where no pixel is covered."""
+        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        if not len(rows):
+            return (0, 0, 0, 0)
+        return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+    @property
+    def truncated(self) -> bool:
+        height, width = self.coverage.shape
+        points = np.concatenate(self.outlines)
+        return bool((points < 0).any() or (points > (width, height)).any())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scene:
+    """An image (H, W, 3) uint8 RGB and its shapes, each in front of those before it."""
+
+    image: np.ndarray
+    shapes: list[Shape]
+
+    def visible(self) -> list[float]:
+        """Return the part of each shape's area that is inside the image and not hidden."""
+        return _visible(self.shapes)
+
+    def difficult(self) -> list[bool]:
+        return [
+            shape.faint or part < _DIFFICULT_VISIBLE
+            for shape, part in zip(self.shapes, self.visible(), strict=True)
+        ]
+
+
+def _visible(shapes: list[Shape]) -> list[float]:
+    parts: list[float] = []
+    in_front = np.zeros(())  # grows to (H, W)
+    for shape in reversed(shapes):
+        mask = shape.mask
+        parts.append(float(np.count_nonzero(mask > in_front)) / shape.area)
+        in_front = np.maximum(in_front, mask)
+    return parts[::-1]
+
+
+def _circle(radius: float) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    return radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
+
+
+def _unit_outlines(name: str) -> list[np.ndarray]:
+    """Return the class's polygons, about one unit from the centre to the rim."""
+    match name:
+        case "disc":
+            return [_circle(0.95)]
+        case "ring":
+            return [_circle(1.0), _circle(0.55)]
+        case "square":
+            return [0.82 * np.array([(-1.0, -1.0), (1, -1), (1, 1), (-1, 1)])]
+        case "triangle":
+            return [1.15 * np.array([(0.0, -1.0), (math.sqrt(0.75), 0.5), (-math.sqrt(0.75), 0.5)])]
+        case _:
+            arm = np.array([(-0.3, -0.3), (-0.3, -1.0), (0.3, -1.0)])
+            quarter = np.array([(0, 1), (-1, 0)])
+            return [np.concatenate([arm @ np.linalg.matrix_power(quarter, turns) for turns in range(4)])]
+
+
+def _random_shape(rng: Generator, size: tuple[int, int]) -> Shape:
+    name = str(rng.choice(CLASSES))
+    diameter = np.exp(rng.uniform(np.log(26), np.log(min(96, 0.7 * min(size)))))
+    aspect, angle = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(0, 2 * np.pi)
+    turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
+    stretch = diameter / 2 * np.array((np.sqrt(aspect), 1 / np.sqrt(aspect)))
+    outlines = [(polygon * stretch) @ turn for polygon in _unit_outlines(name)]
+    inside = rng.random() > 0.2  # one in five may run over the border
+    low = -outlines[0].min(axis=0) if inside else np.zeros(2)
+    high = np.array(size[::-1]) - (outlines[0].max(axis=0) if inside else 0)
+    centre = rng.uniform(np.minimum(low, high), high)
+    placed = [polygon + centre for polygon in outlines]
+    areas = [cv2.contourArea(polygon.astype(np.float32)) for polygon in placed]
+    return Shape(
+        name=name,
+        outlines=placed,
+        coverage=_rasterise(placed, size),
+        area=areas[0] - sum(areas[1:]),
+        faint=bool(rng.random() < 0.06),
+    )
+
+
+def _rasterise(outlines: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Return the covered part (H, W) of each pixel; a corner (0, 0) is the image's top left corner."""
+    height, width = size
+    fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
+    # OpenCV's integer coordinates are pixel centres, half a pixel from the corner.
+    fixed = [
+        np.rint((polygon * _SUPERSAMPLING - 0.5) * 2**_FRACTION_BITS).astype(np.int32) for polygon in outlines
+    ]
+    cv2.fillPoly(fine, fixed, 255, shift=_FRACTION_BITS)
+    return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _fits(shape: Shape, placed: list[Shape]) -> bool:
+    x1, y1, x2, y2 = shape.box
+    if min(x2 - x1, y2 - y1) < _MIN_SIDE:
+        return False
+    if placed:
+        others = torch.tensor([other.box for other in placed], dtype=torch.float32)
+        own = torch.tensor([shape.box], dtype=torch.float32)
+        if box_ops.iou(own, others).max() > _MAX_OVERLAP:
+            return False
+    return min(_visible([*placed, shape])) >= _MIN_VISIBLE
+
+
+def _random_shapes(rng: Generator, size: tuple[int, int]) -> list[Shape]:
+    wanted = 0 if rng.random() < 0.06 else int(rng.integers(1, 6))
+    placed: list[Shape] = []
+    for _ in range(4 * wanted):  # tries; a crowded image may end with fewer shapes
+        if len(placed) == wanted:
+            break
+        shape = _random_shape(rng, size)
+        if _fits(shape, placed):
+            placed.append(shape)
+    return placed
+
+
+def _texture(rng: Generator, size: tuple[int, int], colour: np.ndarray, spread: float) -> np.ndarray:
+    """Return (H, W, 3) float32 that varies around ``colour`` (3,) by up to ``spread`` a channel."""
+    height, width = size
+    angle = rng.uniform(0, np.pi)
+    along = np.arange(width) * np.cos(angle) + np.arange(height)[:, None] * np.sin(angle)
+    pattern: np.ndarray
+    match rng.integers(4):
+        case 0:
+            pattern = rng.uniform(-1, 1, size)
+        case 1:
+            pattern = 2 * (along - along.min()) / max(float(np.ptp(along)), 1.0) - 1
+        case 2:
+            pattern = np.sin(2 * np.pi * along / rng.uniform(6, 40))
+        case _:
+            cells = rng.integers(3, 14)
+            grid = rng.uniform(-1, 1, (cells, cells))
+            pattern = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+    amplitude = rng.uniform(-spread, spread, 3).astype(np.float32)
+    return colour.astype(np.float32) + pattern.astype(np.float32)[..., None] * amplitude
+
+
+def _ground(rng: Generator, size: tuple[int, int]) -> np.ndarray:
+    """Return a textured ground (H, W, 3) with a few thin strokes, which belong to no class."""
+    image = _texture(rng, size, rng.uniform(20, 235, 3), spread=40)
+    for _ in range(rng.integers(0, 4)):
+        steps = rng.normal(scale=30, size=(3, 2)).cumsum(axis=0)
+        points = (rng.uniform(0, size[::-1]) + steps).astype(np.int32)
+        colour, thickness = rng.uniform(0, 255, 3).tolist(), int(rng.integers(1, 4))
+        cv2.polylines(image, [points], isClosed=False, color=colour, thickness=thickness)
+    return image
+
+
+def _pick_colour(rng: Generator, behind: np.ndarray, faint: bool) -> np.ndarray:
+    """Return a colour (3,) that stands out from the pixels ``behind`` (n, 3), or hardly does."""
+    if faint:
+        direction = rng.normal(size=3)
+        return behind.mean(axis=0) + 24 * direction / np.linalg.norm(direction)
+    candidates = rng.uniform(0, 255, (24, 3))
+    distances = np.linalg.norm(candidates[:, None] - behind[None], axis=2)
+    contrast = np.percentile(distances, 20, axis=1)
+    clear = np.flatnonzero(contrast > _CLEAR_CONTRAST)
+    return candidates[clear[0] if len(clear) else contrast.argmax()]
+
+
+def _paint(rng: Generator, image: np.ndarray, shape: Shape) -> None:
+    """Draw ``shape`` into ``image`` (H, W, 3) float32."""
+    x1, y1, x2, y2 = shape.box
+    window = np.s_[max(y1 - 3, 0) : y2 + 3, max(x1 - 3, 0) : x2 + 3]
+    canvas, coverage = image[window], shape.coverage[window]
+    kernel = np.ones((5, 5), np.uint8)
+    colour = _pick_colour(rng, canvas[cv2.dilate(coverage, kernel) > 0][::7], shape.faint)
+    fill = _texture(rng, coverage.shape, colour, spread=8 if shape.faint else 24)
+    if rng.random() < 0.6 and not shape.faint:
+        rim = (coverage - cv2.erode(coverage, kernel))[..., None]
+        fill += 0.6 * rim * (np.float32(rng.choice((0, 255))) - fill)
+    canvas += coverage[..., None] * (fill - canvas)
+
+
+def draw_scene(rng: Generator, size: tuple[int, int]) -> Scene:
+    """Return a random scene of ``size`` (height, width) in pixels."""
+    image, shapes = _ground(rng, size), _random_shapes(rng, size)
+    for shape in shapes:
+        _paint(rng, image, shape)
+    image += rng.uniform(1, 6) * rng.standard_normal(image.shape, dtype=np.float32)
+    return Scene(image=np.clip(np.rint(image), 0, 255).astype(np.uint8), shapes=shapes)
