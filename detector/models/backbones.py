@@ -1,0 +1,165 @@
+"""Convolutional backbones, cut at a named stage, each declaring channels, stride and centre.
+
+Parameter names are torchvision's (its ``features.N`` or ``conv1``, ``layer1``, ...), so that published
+state dicts load by name; see ``weights``. A stage begins with the pooling before its convolutions, so a cut
+after the last convolution stage has no pooling after it, as Fast R-CNN puts RoI pooling in its place.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import alexnet, resnet, squeezenet1_0, vgg
+from torchvision.ops import FrozenBatchNorm2d
+
+from detector.errors import InputError, nearest
+from detector.models.receptive_field import geometry, out_channels
+
+
+class Backbone(nn.Module):
+    """``features``, its children grouped in named stages; the first ``freeze`` stages never train.
+
+    Attributes: ``channels``; ``stride`` in input pixels; ``center``, the 0-based input pixel on which the
+    receptive field of the first cell is centred.
+    """
+
+    def __init__(
+        self, children: OrderedDict[str, nn.Module], stages: dict[str, int], freeze: int, feature_scale: float
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(children)
+        self.stages = stages
+        self.feature_scale = feature_scale
+        self.geometry = geometry(self.features)
+        self.channels = out_channels(self.features)
+        self.stride = self.geometry.stride
+        self.center = self.geometry.center
+        self.frozen_children = 0 if freeze == 0 else list(stages.values())[freeze - 1]
+        for child in list(self.features)[: self.frozen_children]:
+            child.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode for the layers that train; frozen ones keep their batch statistics."""
+        super().train(mode)
+        for child in list(self.features)[: self.frozen_children]:
+            child.eval()
+        return self
+
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) in cells of the map for an input of ``size`` pixels."""
+        return self.geometry.size(size[0]), self.geometry.size(size[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (N, C, h, w), times ``feature_scale``, for normalised images (N, 3, H, W)."""
+        if min(self.map_size((images.shape[-2], images.shape[-1]))) < 1:
+            raise InputError(
+                f"an input of {images.shape[-1]}x{images.shape[-2]} pixels is smaller than one cell of "
+                "the feature map; raise the scales in the config"
+            )
+        layers = list(self.features)
+        with torch.no_grad():  # frozen layers keep nothing for a backward pass they have no part in
+            for layer in layers[: self.frozen_children]:
+                images = layer(images)
+        for layer in layers[self.frozen_children :]:
+            images = layer(images)
+        return images if self.feature_scale == 1.0 else images * self.feature_scale
+
+
+def build_backbone(
+    name: str, *, stage: str | None = None, freeze: int | str = 0, feature_scale: float = 1.0
+) -> Backbone:
+    """Build a backbone with random weights, cut after ``stage`` (None: its default).
+
+    ``freeze`` counts stages from the input; "none" is 0, "all" every one that is kept.
+
+    Raises:
+        InputError: unknown name or stage, or more frozen stages than there are.
+    """
+    children, stages, default = _family(name)
+    stage = stage or default
+    if stage not in stages:
+        raise InputError(
+            f"model.backbone.stage {stage!r} is not a stage of {name}{nearest(stage, stages)}; "
+            f"it has: {', '.join(stages)}"
+        )
+    kept = dict(list(stages.items())[: list(stages).index(stage) + 1])
+    frozen = {"none": 0, "all": len(kept)}.get(freeze, freeze) if isinstance(freeze, str) else freeze
+    if not isinstance(frozen, int) or not 0 <= frozen <= len(kept):
+        raise InputError(
+            f"model.backbone.freeze {freeze!r}: {name} up to {stage} has {len(kept)} stages; "
+            f'give a number from 0 to {len(kept)}, "none" or "all"'
+        )
+    cut = OrderedDict(list(children.items())[: kept[stage]])
+    return Backbone(cut, kept, frozen, feature_scale)
+
+
+def _family(name: str) -> tuple[OrderedDict[str, nn.Module], dict[str, int], str]:
+    """Return all children of a network's convolutions, each stage's end among them, the default stage."""
+    match name:
+        case "vgg16":
+            layers = vgg.make_layers(vgg.cfgs["D"])
+            return _numbered(layers), {"conv1": 4, "conv2": 9, "conv3": 16, "conv4": 23, "conv5": 30}, "conv5"
+        case "alexnet":
+            layers = alexnet().features
+            return _numbered(layers), {"conv1": 2, "conv2": 5, "conv3": 8, "conv4": 10, "conv5": 12}, "conv5"
+        case "squeezenet1_0":
+            layers = squeezenet1_0().features
+            ends = {
+                "conv1": 2,
+                "fire2": 4,
+                "fire3": 5,
+                "fire4": 6,
+                "fire5": 8,
+                "fire6": 9,
+                "fire7": 10,
+                "fire8": 11,
+                "fire9": 13,
+            }
+            return _numbered(layers), ends, "fire9"
+        case "resnet18":
+            return (
+                _resnet(resnet.resnet18),
+                {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8},
+                "layer3",
+            )
+        case "resnet50":
+            return (
+                _resnet(resnet.resnet50),
+                {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8},
+                "layer3",
+            )
+        case "small":
+            return _small(), {"conv1": 3, "conv2": 7, "conv3": 11, "conv4": 14}, "conv4"
+        case _:
+            known = ["vgg16", "alexnet", "squeezenet1_0", "resnet18", "resnet50", "small"]
+            raise InputError(
+                f"model.backbone.name {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}"
+            )
+
+
+def _numbered(layers: nn.Sequential) -> OrderedDict[str, nn.Module]:
+    return OrderedDict(layers.named_children())
+
+
+def _resnet(make: Callable[..., nn.Module]) -> OrderedDict[str, nn.Module]:
+    # Batches of one or two images cannot carry batch statistics, so those of the weights stay.
+    network = make(norm_layer=FrozenBatchNorm2d)
+    kept = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    return OrderedDict((name, getattr(network, name)) for name in kept)
+
+
+def _small() -> OrderedDict[str, nn.Module]:
+    """Four stages of 3x3 convolutions, stride 8: trains from random weights on a CPU in minutes."""
+    layers: list[nn.Module] = []
+    before = 3
+    for number, width in enumerate((24, 48, 96, 96)):
+        if number in (1, 2):
+            layers.append(nn.MaxPool2d(2))
+        convolution = nn.Conv2d(before, width, 3, stride=2 if number == 0 else 1, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        before = width
+    return OrderedDict((str(number), layer) for number, layer in enumerate(layers))

@@ -1,0 +1,112 @@
+"""Box regression targets: from a proposal and an object to four numbers, and back.
+
+(dx, dy, dw, dh) as R-CNN defines them (Girshick et al. 2014, appendix C): the shift of the centre in
+units of the proposal's size and the logarithm of the size's ratio, then standardised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from detector import boxes as box_ops
+
+MAX_LOG_RATIO = math.log(1000.0 / 16)
+"""Cap on dw and dh when decoding, so that a wild network cannot overflow (Detectron's constant)."""
+
+
+def box_deltas(proposals: Tensor, boxes: Tensor) -> Tensor:
+    """Return the plain (dx, dy, dw, dh), (R, 4), that carry ``proposals`` (R, 4) to ``boxes`` (R, 4)."""
+    size = proposals[:, 2:] - proposals[:, :2]
+    target_size = boxes[:, 2:] - boxes[:, :2]
+    shift = (boxes[:, :2] + target_size / 2 - proposals[:, :2] - size / 2) / size
+    return torch.cat((shift, torch.log(target_size / size)), dim=1)
+
+
+class BoxCoder(nn.Module):
+    """Encodes and decodes box targets, standardised by ``means`` and ``deviations``, (K+1, 4) each.
+
+    Both are buffers: saved with the checkpoint and never folded into ``bbox_pred``, which would make an
+    exact resume impossible. Row 0 belongs to the background and is not used.
+    """
+
+    means: Tensor
+    deviations: Tensor
+
+    def __init__(self, means: Tensor, deviations: Tensor) -> None:
+        super().__init__()
+        if means.shape != deviations.shape or means.dim() != 2 or means.shape[1] != 4:
+            raise ValueError("means and deviations must both have shape (K+1, 4)")
+        self.register_buffer("means", means.clone())
+        self.register_buffer("deviations", deviations.clone())
+
+    def encode(self, proposals: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Return standardised targets (R, 4); rows labelled 0 are zero."""
+        foreground = labels > 0
+        targets = torch.zeros_like(proposals)
+        means, deviations = self.means.to(proposals.device), self.deviations.to(proposals.device)
+        known = labels[foreground]
+        deltas = box_deltas(proposals[foreground], boxes[foreground])
+        targets[foreground] = (deltas - means[known]) / deviations[known]
+        return targets
+
+    def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
+        """Return boxes (R, K+1, 4) in the proposals' frame for network output ``deltas``.
+
+        ``deltas`` is (R, K+1, 4), or (R, 1, 4) class-agnostic and then (R, 1, 4) comes back.
+        """
+        rows = deltas.shape[1]
+        means = self.means.to(deltas.device)[-rows:]
+        deviations = self.deviations.to(deltas.device)[-rows:]
+        plain = deltas.float() * deviations + means
+        size = (proposals[:, 2:] - proposals[:, :2])[:, None]
+        centre = proposals[:, None, :2] + size / 2 + plain[..., :2] * size
+        half = torch.exp(plain[..., 2:].clamp(max=MAX_LOG_RATIO)) * size / 2
+        return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def fixed_coder(num_classes: int, means: Iterable[float], deviations: Iterable[float]) -> BoxCoder:
+    """Return a coder with one row of constants for all classes."""
+    rows = num_classes + 1
+    return BoxCoder(
+        torch.tensor([list(means)]).repeat(rows, 1), torch.tensor([list(deviations)]).repeat(rows, 1)
+    )
+
+
+def measured_coder(
+    images: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, iou_threshold: float
+) -> BoxCoder:
+    """Return a coder with mean and deviation a class over a training set, as the release measures them.
+
+    ``images`` yields (proposals (P, 4), boxes (G, 4), labels (G,)) an image; every proposal whose best
+    IoU is ``iou_threshold`` or more counts, the objects themselves included. The set is taken with its
+    mirror images, so the mean of dx is zero. A class without any such proposal takes the mean over all.
+    """
+    count = torch.zeros(num_classes + 1, 1, dtype=torch.float64)
+    total = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
+    squares = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
+    for proposals, boxes, labels in images:
+        if not len(boxes):
+            continue
+        candidates = torch.cat((boxes, proposals))
+        overlap, match = box_ops.iou(candidates, boxes).max(dim=1)
+        keep = overlap >= iou_threshold
+        deltas = box_deltas(candidates[keep], boxes[match[keep]]).double()
+        finite = torch.isfinite(deltas).all(dim=1)
+        deltas, matched = deltas[finite], labels[match[keep]][finite]
+        mirrored = deltas * deltas.new_tensor((-1.0, 1.0, 1.0, 1.0))
+        for view in (deltas, mirrored):
+            count.index_add_(0, matched, count.new_ones(len(matched), 1))
+            total.index_add_(0, matched, view)
+            squares.index_add_(0, matched, view**2)
+    everything = count.sum()
+    if everything == 0:
+        raise ValueError("no proposal reaches the foreground threshold; box targets cannot be measured")
+    seen = count > 0
+    means = torch.where(seen, total / count.clamp(min=1), total.sum(0) / everything)
+    moments = torch.where(seen, squares / count.clamp(min=1), squares.sum(0) / everything)
+    deviations = (moments - means**2).clamp(min=0).sqrt().clamp(min=1e-3)
+    return BoxCoder(means.float(), deviations.float())

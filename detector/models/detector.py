@@ -1,0 +1,71 @@
+"""The network: a pure function from images and RoIs to class logits and box deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from detector.models.box_coder import BoxCoder
+from detector.structures import Embedded, HeadOutput
+
+
+class RegionPool(Protocol):
+    """From feature levels and RoI rows to one row of pooled features a RoI."""
+
+    def __call__(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> Tensor: ...
+
+
+class RegionDetector(nn.Module):
+    """Backbone, region pool, box head and predictor; the same call in training, evaluation and demo.
+
+    RoIs come from outside, (R, 5) rows in network-input pixels, and what eats the output stands outside
+    too: ``DetectionLoss`` in training, ``Postprocess`` otherwise. ``box_coder`` is kept here so that its
+    constants are saved with the weights. ``roi_chunk`` bounds how many RoIs inference pools and
+    classifies at a time.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        region_pool: RegionPool,
+        box_head: nn.Module,
+        predictor: nn.Module,
+        box_coder: BoxCoder,
+        roi_chunk: int = 512,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.region_pool = region_pool
+        self.box_head = box_head
+        self.predictor = predictor
+        self.box_coder = box_coder
+        self.roi_chunk = roi_chunk
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the feature levels, here one (N, C, h, w), for images (N, 3, H, W)."""
+        return [self.backbone(images)]
+
+    def embed(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Embedded:
+        """Return pooled (R, D) and hidden (R, F) features of RoI rows (R, 5)."""
+        pooled = self.region_pool(levels, rois, roi_levels)
+        return Embedded(pooled, self.box_head(pooled))
+
+    def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
+        """Return logits and deltas for RoI rows (R, 5); without gradients in chunks of ``roi_chunk``."""
+        if torch.is_grad_enabled() or len(rois) <= self.roi_chunk:
+            return HeadOutput(*self.predictor(self.embed(levels, rois, roi_levels)))
+        chunks = []
+        for start in range(0, len(rois), self.roi_chunk):
+            at = slice(start, start + self.roi_chunk)
+            part = None if roi_levels is None else roi_levels[at]
+            chunks.append(HeadOutput(*self.predictor(self.embed(levels, rois[at], part))))
+        deltas = [chunk.box_deltas for chunk in chunks if chunk.box_deltas is not None]
+        return HeadOutput(
+            torch.cat([chunk.class_logits for chunk in chunks]), torch.cat(deltas) if deltas else None
+        )
+
+    def forward(self, images: Tensor, rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
+        return self.predict(self.features(images), rois, roi_levels)

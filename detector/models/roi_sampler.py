@@ -1,0 +1,108 @@
+"""Which RoIs a training step sees, and what each should become (Fast R-CNN, section 2.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detector import boxes as box_ops
+from detector.models.box_coder import BoxCoder
+from detector.structures import Batch, SampledRoIs, Targets, stack_rois
+
+CROWD_OVERLAP = 0.7
+"""Proposals with more than this share of their area in a crowd region are left alone (release)."""
+
+
+def match_proposals(proposals: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return the best IoU (P,) of each proposal with any object, and that object's index (P,).
+
+    Of equal IoUs the first object wins. Without objects the IoU is 0 and the index 0.
+    """
+    if not len(targets):
+        return proposals.new_zeros(len(proposals)), torch.zeros(len(proposals), dtype=torch.int64)
+    overlap, match = box_ops.iou(proposals, targets.boxes).max(dim=1)
+    return overlap, match
+
+
+class RoISampler:
+    """Draws ``rois_per_image`` RoIs of each image, at most ``foreground_fraction`` of them foreground.
+
+    A RoI is foreground where its best IoU is ``foreground_iou`` or more, background where it lies in
+    ``background_iou`` = [low, high); missing foreground is filled with background, and where background
+    is short too the batch shrinks. On an image without objects every proposal counts as background: the
+    lower bound is there to find hard negatives near objects, and the release left such images out.
+    Boxes with a side of no length cannot be regressed from and are never drawn.
+    """
+
+    def __init__(
+        self,
+        coder: BoxCoder,
+        *,
+        rois_per_image: int = 64,
+        foreground_fraction: float = 0.25,
+        foreground_iou: float = 0.5,
+        background_iou: tuple[float, float] = (0.1, 0.5),
+        add_targets: bool = True,
+        use_difficult: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.coder = coder
+        self.rois_per_image = rois_per_image
+        self.foreground_count = round(rois_per_image * foreground_fraction)
+        self.foreground_iou = foreground_iou
+        self.background_iou = background_iou
+        self.add_targets = add_targets
+        self.use_difficult = use_difficult
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, batch: Batch) -> SampledRoIs:
+        """Return the RoIs of all images of ``batch``, in the order of the images."""
+        drawn = [
+            self.sample_image(rois, targets)
+            for rois, targets in zip(batch.rois_per_image, batch.targets, strict=True)
+        ]
+        rois, labels, box_targets = zip(*drawn, strict=True)
+        return SampledRoIs(
+            rois=stack_rois(list(rois)), labels=torch.cat(labels), box_targets=torch.cat(box_targets)
+        )
+
+    def sample_image(self, rois: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+        """Return drawn boxes (r, 4), labels (r,) and box targets (r, 4) of one image."""
+        objects = targets.select(~targets.crowd)
+        if not self.use_difficult:
+            objects = objects.select(~objects.difficult)
+        if self.add_targets:
+            rois = torch.cat((objects.boxes, rois))
+        overlap, match = match_proposals(rois, objects)
+        foreground = self._draw(overlap >= self.foreground_iou, rois, self.foreground_count)
+        background = self._draw(
+            self._is_background(rois, overlap, targets), rois, self.rois_per_image - len(foreground)
+        )
+        chosen = torch.cat((foreground, background))
+        labels = torch.zeros(len(chosen), dtype=torch.int64)
+        if len(foreground):
+            labels[: len(foreground)] = objects.labels[match[foreground]]
+        matched = objects.boxes[match[chosen]] if len(objects) else torch.zeros(len(chosen), 4)
+        return rois[chosen], labels, self.coder.encode(rois[chosen], matched, labels)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+
+    def _is_background(self, rois: Tensor, overlap: Tensor, targets: Targets) -> Tensor:
+        low, high = self.background_iou
+        background = overlap < high
+        if len(targets):
+            background &= overlap >= low
+        crowds = targets.boxes[targets.crowd]
+        if len(crowds):
+            share = box_ops.intersection(rois, crowds) / box_ops.area(rois)[:, None].clamp(min=1e-6)
+            background &= share.amax(dim=1) <= CROWD_OVERLAP
+        return background
+
+    def _draw(self, wanted: Tensor, rois: Tensor, count: int) -> Tensor:
+        candidates = torch.nonzero(wanted & (box_ops.area(rois) > 0))[:, 0]
+        order = torch.randperm(len(candidates), generator=self.generator)[:count]
+        return candidates[order]
