@@ -96,43 +96,30 @@ def build_backbone(
     return Backbone(cut, kept, frozen, feature_scale)
 
 
+# Each stage and the number of children of ``features`` up to its end.
+_VGG16_STAGES = {"conv1": 4, "conv2": 9, "conv3": 16, "conv4": 23, "conv5": 30}
+_ALEXNET_STAGES = {"conv1": 2, "conv2": 5, "conv3": 8, "conv4": 10, "conv5": 12}
+_SQUEEZENET_STAGES = {"conv1": 2, "fire2": 4, "fire3": 5, "fire4": 6, "fire5": 8}
+_SQUEEZENET_STAGES |= {"fire6": 9, "fire7": 10, "fire8": 11, "fire9": 13}
+_RESNET_STAGES = {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8}
+_SMALL_STAGES = {"conv1": 3, "conv2": 7, "conv3": 11, "conv4": 14}
+
+
 def _family(name: str) -> tuple[OrderedDict[str, nn.Module], dict[str, int], str]:
     """Return all children of a network's convolutions, each stage's end among them, the default stage."""
     match name:
         case "vgg16":
-            layers = vgg.make_layers(vgg.cfgs["D"])
-            return _numbered(layers), {"conv1": 4, "conv2": 9, "conv3": 16, "conv4": 23, "conv5": 30}, "conv5"
+            return _numbered(vgg.make_layers(vgg.cfgs["D"])), _VGG16_STAGES, "conv5"
         case "alexnet":
-            layers = alexnet().features
-            return _numbered(layers), {"conv1": 2, "conv2": 5, "conv3": 8, "conv4": 10, "conv5": 12}, "conv5"
+            return _numbered(alexnet().features), _ALEXNET_STAGES, "conv5"
         case "squeezenet1_0":
-            layers = squeezenet1_0().features
-            ends = {
-                "conv1": 2,
-                "fire2": 4,
-                "fire3": 5,
-                "fire4": 6,
-                "fire5": 8,
-                "fire6": 9,
-                "fire7": 10,
-                "fire8": 11,
-                "fire9": 13,
-            }
-            return _numbered(layers), ends, "fire9"
+            return _numbered(squeezenet1_0().features), _SQUEEZENET_STAGES, "fire9"
         case "resnet18":
-            return (
-                _resnet(resnet.resnet18),
-                {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8},
-                "layer3",
-            )
+            return _resnet(resnet.resnet18), _RESNET_STAGES, "layer3"
         case "resnet50":
-            return (
-                _resnet(resnet.resnet50),
-                {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8},
-                "layer3",
-            )
+            return _resnet(resnet.resnet50), _RESNET_STAGES, "layer3"
         case "small":
-            return _small(), {"conv1": 3, "conv2": 7, "conv3": 11, "conv4": 14}, "conv4"
+            return _small(), _SMALL_STAGES, "conv4"
         case _:
             known = ["vgg16", "alexnet", "squeezenet1_0", "resnet18", "resnet50", "small"]
             raise InputError(

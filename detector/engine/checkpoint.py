@@ -1,0 +1,107 @@
+"""Checkpoints: written whole or not at all, read without running code from them.
+
+A checkpoint is a dict of plain values and tensors: ``format``, ``step``, ``config`` (the resolved config
+as nested dicts), ``classes``, ``model`` (state dict) and, for resuming, ``optimizer``, ``sampler``,
+``random`` (states of torch's generators) and ``best`` (the best figure so far and its step).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detector.errors import InputError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path`` atomically: to a temporary file, flushed to disk, then renamed.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written; an older file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot write the checkpoint: {reason}") from None
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        InputError: missing, truncated, or not a checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for damaged files
+        raise InputError(
+            f"{path}: not readable as a checkpoint (truncated, or another kind of file); "
+            "use an earlier step_N.pt of the run"
+        ) from None
+    needed = {"format", "step", "config", "classes", "model"}
+    if not isinstance(state, dict) or not needed <= set(state):
+        raise InputError(f"{path}: not a checkpoint of this project; it needs the keys {sorted(needed)}")
+    if state["format"] != FORMAT:
+        raise InputError(f"{path}: checkpoint format {state['format']}, this version reads format {FORMAT}")
+    return state
+
+
+def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> None:
+    """Copy a checkpoint's weights into ``model``.
+
+    Raises:
+        InputError: another architecture or other classes; names the first tensors that differ.
+    """
+    wanted, found = model.state_dict(), state["model"]
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unknown {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} {tuple(found[name].shape)} where {tuple(wanted[name].shape)} is needed"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise InputError(
+            f"{source}: a checkpoint of another architecture or other classes than the config's: "
+            + "; ".join(problems[:4])
+            + more
+        )
+    model.load_state_dict(found)
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of torch's global generators, as tensors."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put torch's global generators back where ``random_states`` found them."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """Return the ``step_N.pt`` files of ``folder`` by rising N."""
+    named = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("step_*.pt")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]

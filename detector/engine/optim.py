@@ -1,0 +1,84 @@
+"""The solver of Fast R-CNN: SGD with its own rate and decay for biases, and rates as a function of step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+Schedule = Callable[[int], float]
+"""From a step (0-based) to the factor on every group's initial learning rate."""
+
+
+def build_sgd(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    bias_lr_factor: float,
+    bias_decay: bool,
+) -> torch.optim.SGD:
+    """Return SGD over the parameters that train, in two groups: weights, and biases.
+
+    Parameters of batch normalisation count as biases: neither should be pulled to zero.
+    """
+    biases = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, nn.BatchNorm2d)
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in biases], "lr": learning_rate},
+        {
+            "params": [p for p in trained if id(p) in biases],
+            "lr": learning_rate * bias_lr_factor,
+            "weight_decay": weight_decay if bias_decay else 0.0,
+        },
+    ]
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+
+
+def build_schedule(
+    steps: int,
+    *,
+    kind: str,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+    final: float = 0.0,
+    warmup: float = 0.0,
+    warmup_start: float = 0.1,
+) -> Schedule:
+    """Return the learning rate's factor over a run of ``steps``.
+
+    Milestones and warm-up are fractions of ``steps``, so changing the number of steps alone stretches
+    the whole schedule.
+    """
+
+    def factor(step: int) -> float:
+        done = step / steps
+        ramp = 1.0
+        if done < warmup:
+            ramp = warmup_start + (1 - warmup_start) * done / warmup
+        match kind:
+            case "step":
+                return ramp * gamma ** sum(done >= milestone for milestone in milestones)
+            case "cosine":
+                return ramp * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+            case _:
+                raise ValueError(f"schedule {kind!r} is unknown; known: step, cosine")
+
+    return factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group to ``factor`` times its initial rate; return the first group's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])

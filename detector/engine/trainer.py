@@ -1,0 +1,150 @@
+"""The training loop: a visible sequence of calls around a ``training_step`` that is handed in."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detector.engine.optim import Schedule, set_learning_rate
+from detector.structures import Batch
+
+Record = dict[str, float]
+
+
+class StopRequested(Exception):
+    """SIGINT or SIGTERM came; the run is saved and can be resumed."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.exit_status = 128 + number
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains ``model`` from ``step`` to ``steps``; a step is a completed optimizer step.
+
+    ``batches`` goes on where the run stands; ``training_step`` returns named scalar losses, whose sum is
+    minimised; ``sampler_state`` returns what of its randomness a checkpoint has to hold.
+    The hooks are called after a step, with the trainer: ``on_record`` with the mean losses since the last
+    record, ``on_save`` when a checkpoint is due, ``on_evaluate`` when an evaluation is.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    batches: Iterator[Batch]
+    training_step: Callable[[Batch], dict[str, Tensor]]
+    steps: int
+    step: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 1000
+    evaluate_every: int | None = None
+    clip_gradient_norm: float | None = None
+    on_step: Callable[[Trainer], None] = lambda _: None
+    on_record: Callable[[Trainer, Record], None] = lambda _, __: None
+    on_save: Callable[[Trainer], None] = lambda _: None
+    on_evaluate: Callable[[Trainer], None] = lambda _: None
+    _losses: list[dict[str, Tensor]] = field(default_factory=list)
+    _image_ids: list[str] = field(default_factory=list)
+    _since: float = field(default_factory=time.perf_counter)
+    _stop: int | None = None
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            StopRequested: after SIGINT or SIGTERM, once the current step is done and saved.
+            FloatingPointError: a loss is no longer finite; names the step and the images.
+        """
+        previous = {number: signal.signal(number, self._note_signal) for number in _STOP_SIGNALS}
+        try:
+            self._loop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _loop(self) -> None:
+        self.model.train()
+        self._since = time.perf_counter()
+        while self.step < self.steps:
+            rate = set_learning_rate(self.optimizer, self.schedule(self.step))
+            batch = next(self.batches)
+            losses = self.training_step(batch)
+            self._update(losses)
+            self.step += 1
+            self._collect(losses, batch)
+            self.on_step(self)
+            if self._due(self.log_every):
+                self.on_record(self, self._record(rate))
+            if self._due(self.evaluate_every):
+                self.on_evaluate(self)
+                self.model.train()
+                self._since = time.perf_counter()
+            if self._due(self.checkpoint_every) or self._stop is not None:
+                self.on_save(self)
+            if self._stop is not None and self.step < self.steps:
+                raise StopRequested(self._stop, self.step)
+
+    def _update(self, losses: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        if self.clip_gradient_norm is not None:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.clip_gradient_norm)
+        self.optimizer.step()
+
+    def _collect(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        # Kept as tensors until a record is due: reading them every step would stall a GPU.
+        self._losses.append({name: loss.detach() for name, loss in losses.items()})
+        self._image_ids += [meta.image_id for meta in batch.metas]
+
+    def _record(self, rate: float) -> Record:
+        means = {
+            name: float(torch.stack([losses[name] for losses in self._losses]).mean())
+            for name in self._losses[0]
+        }
+        if not all(map(_finite, means.values())):
+            raise FloatingPointError(
+                f"the loss is no longer finite at step {self.step}: {means}; the images since the last "
+                f"record were {', '.join(self._image_ids)}. Lower train.learning_rate, lengthen the "
+                "warm-up, or set train.clip_gradient_norm"
+            )
+        seconds = time.perf_counter() - self._since
+        images = len(self._image_ids)
+        self._losses, self._image_ids, self._since = [], [], time.perf_counter()
+        return {
+            "step": self.step,
+            "loss": sum(means.values()),
+            **means,
+            "learning_rate": rate,
+            "images_per_second": images / max(seconds, 1e-9),
+        }
+
+    def _due(self, every: int | None) -> bool:
+        return self.step == self.steps or (every is not None and self.step % every == 0)
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stop = number
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def training_state(trainer: Trainer) -> dict[str, Any]:
+    """Return the part of a checkpoint that the loop owns: step, weights and optimizer."""
+    return {
+        "step": trainer.step,
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+    }
