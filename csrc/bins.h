@@ -1,0 +1,101 @@
+// Where the bins of a RoI lie on the map: the only place that knows, for every backend.
+//
+// Along one axis a RoI (first, last) becomes a Window, a run of cells that may reach beyond the map, and the
+// window is cut into n bins [begin, end), clipped to the map. T is the type of index arithmetic: double for
+// double features, float for all others, as Caffe and torchvision compute.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define DETECTOR_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define DETECTOR_HOST_DEVICE inline
+#endif
+
+namespace detector {
+
+// How a RoI becomes a window and a window becomes bins. The numbers are the operators' `rule` argument.
+enum class Rule : int64_t {
+  caffe = 0,      // rounded inclusive window, bin edges in T: may overshoot by one cell, as Caffe's do
+  exact = 1,      // the same window, bin edges in integers
+  partition = 2,  // rounded half-open window, bins that do not overlap
+  spp = 3,        // SPP-net's projection: a window shrunk to the cells whose centre lies well inside
+  cells = 4,      // the RoI is written in cells, half-open
+};
+
+// What projection needs to know of one axis of the map.
+struct Axis {
+  double scale;    // cells per pixel
+  double stride;   // pixels per cell
+  double center;   // receptive-field centre of the first cell, pixels
+  double shrink;   // how far inside the RoI a cell's centre must lie, pixels
+  int64_t extent;  // cells
+};
+
+struct Window {
+  int64_t start;
+  int64_t size;
+};
+
+struct Bin {
+  int64_t begin;
+  int64_t end;
+};
+
+// Converts a whole number; beyond +-2^31, where no map reaches, it stays there, so that sums cannot overflow.
+template <typename T>
+DETECTOR_HOST_DEVICE int64_t to_cell(T value) {
+  constexpr T limit = T(2147483648.0);
+  return static_cast<int64_t>(value < -limit ? -limit : (value > limit ? limit : value));
+}
+
+// floor(numerator / denominator) for a positive denominator.
+DETECTOR_HOST_DEVICE int64_t floor_divide(int64_t numerator, int64_t denominator) {
+  int64_t quotient = numerator / denominator;
+  return quotient - (numerator % denominator < 0);
+}
+
+DETECTOR_HOST_DEVICE int64_t clamp(int64_t value, int64_t low, int64_t high) {
+  return value < low ? low : (value > high ? high : value);
+}
+
+// SPP-net's rule for half-open boxes in pixels; the released MATLAB code's, with its 1-based +1 undone. A
+// window without a cell collapses to the one in its middle.
+DETECTOR_HOST_DEVICE Window spp_window(double first, double last, const Axis& axis) {
+  int64_t left = to_cell(std::floor((first - axis.center + axis.shrink) / axis.stride + 0.5));
+  int64_t right = to_cell(std::ceil((last - 1.0 - axis.center - axis.shrink) / axis.stride - 0.5));
+  if (left > right) left = right = floor_divide(left + right, 2);
+  left = clamp(left, 0, axis.extent - 1);
+  right = clamp(right, 0, axis.extent - 1);
+  return {left, right - left + 1};
+}
+
+template <typename T>
+DETECTOR_HOST_DEVICE Window window_of(Rule rule, T first, T last, const Axis& axis) {
+  if (rule == Rule::spp) return spp_window(first, last, axis);
+  const T scale = rule == Rule::cells ? T(1) : static_cast<T>(axis.scale);
+  const int64_t start = to_cell(std::round(first * scale));  // halves go away from zero
+  const int64_t end = to_cell(std::round(last * scale));
+  if (rule == Rule::caffe || rule == Rule::exact) return {start, end < start ? 1 : end - start + 1};
+  return {start, end < start ? 0 : end - start};
+}
+
+// Bin p of n of a window, clipped to the map; begin >= end where it holds no cell.
+template <typename T>
+DETECTOR_HOST_DEVICE Bin bin_of(Rule rule, const Window& window, int64_t p, int64_t n, int64_t extent) {
+  int64_t begin, end;
+  if (rule == Rule::caffe) {
+    const T size = static_cast<T>(window.size) / static_cast<T>(n);
+    begin = static_cast<int64_t>(std::floor(static_cast<T>(p) * size));
+    end = static_cast<int64_t>(std::ceil(static_cast<T>(p + 1) * size));
+  } else {
+    begin = p * window.size / n;
+    end = (p + 1) * window.size / n + (rule != Rule::partition && (p + 1) * window.size % n != 0);
+  }
+  return {clamp(window.start + begin, 0, extent), clamp(window.start + end, 0, extent)};
+}
+
+}  // namespace detector
