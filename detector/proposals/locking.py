@@ -1,0 +1,39 @@
+"""One writer at a time, also across processes."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detector.errors import InputError
+
+
+@contextmanager
+def writer_lock(folder: Path, wait: float) -> Iterator[None]:
+    """Hold the lock file of ``folder`` inside the block; InputError if it is not free for ``wait`` seconds.
+
+    The system gives the lock back when the process ends, however it ends.
+    """
+    path = folder / "writer.lock"
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(f"cannot write to the proposal store {folder}: {error.strerror}") from error
+    with file:
+        deadline = time.monotonic() + wait
+        while not _try_lock(file.fileno()):
+            if time.monotonic() >= deadline:
+                raise InputError(f"another process is writing {folder}; wait for it to end")
+            time.sleep(0.02)
+        yield
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,279 @@
+"""Proposals on disk: any number of images in bounded memory, safe against a crash at any moment.
+
+A store is a folder:
+
+    manifest.json                 what made the boxes, with which parameters, in which convention
+    index.npy                     image id -> segment, offset, count, image size, content hash, checksum
+    segment_000001.boxes.npy      (M, 4) float32: x1, y1, x2, y2, half-open pixels of the original image
+    segment_000001.scores.npy     (M,) float32; absent where no image of the segment has scores
+    writer.lock                   held (flock) by the one process that writes
+
+Segments never change. A writer adds a whole segment and then replaces the index in one step, so a process
+killed in between leaves the store as it was. Readers need no lock. A split only chooses ids.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from detector.errors import InputError
+from detector.proposals.durable import replace_durably
+from detector.proposals.index import Index, Row, check_image_id
+from detector.proposals.locking import writer_lock
+from detector.proposals.manifest import differences, load_manifest, make_manifest
+from detector.proposals.segments import FloatArray, SegmentMaps, remove_segments, write_segment
+from detector.structures import Proposals
+
+_COMPACT_BOXES = 1 << 24  # 256 MiB of boxes a segment
+
+
+class Entry(NamedTuple):
+    """What is stored of one image: its proposals, the hash of its file, its (height, width).
+
+    ``content_hash`` is None and ``size`` (0, 0) where they are not known.
+    """
+
+    proposals: Proposals
+    content_hash: str | None = None
+    size: tuple[int, int] = (0, 0)
+
+
+class ProposalStore:
+    """The proposals of a data set by one method, read by image id. Make one with ``open`` or ``create``."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.generator = str(manifest["generator"])
+        self.parameters: dict[str, Any] = dict(manifest["parameters"])
+        self._index = Index.load(path / "index.npy")
+        self._maps = SegmentMaps(path)
+        self._locked = False
+
+    @classmethod
+    def open(cls, path: Path | str) -> ProposalStore:
+        """Open an existing store; raises InputError if ``path`` is none or is damaged."""
+        return cls(Path(path), load_manifest(Path(path)))
+
+    @classmethod
+    def create(cls, path: Path | str, *, generator: str, parameters: Mapping[str, Any]) -> ProposalStore:
+        """Make an empty store, or open the one that is there if generator and parameters are the same.
+
+        Raises InputError if they differ, naming how, or if something else lies at ``path``.
+        """
+        folder = Path(path)
+        wanted = make_manifest(generator, parameters)
+        _make_folder(folder)
+        with writer_lock(folder, wait=30.0):
+            if not (folder / "manifest.json").exists():
+                _check_unused(folder)
+                Index.empty().save(folder / "index.npy")
+                with replace_durably(folder / "manifest.json") as file:
+                    file.write(json.dumps(wanted, indent=2).encode() + b"\n")
+        found = load_manifest(folder)
+        if difference := differences(found, wanted):
+            raise InputError(
+                f"{folder} holds proposals made otherwise ({difference}); use another folder or remove it"
+            )
+        return cls(folder, found)
+
+    def __getitem__(self, image_id: str) -> Proposals:
+        """Return the proposals of ``image_id`` as tensors of their own; InputError if it has none."""
+        row = self._row(image_id)
+        try:
+            return self._read(row)
+        except FileNotFoundError:  # another process has compacted the store since it was opened
+            self.reload()
+            row = self._row(image_id)
+        try:
+            return self._read(row)
+        except FileNotFoundError as error:
+            raise InputError(f"{error.filename} is missing; make the proposal store anew") from error
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self._index.find(image_id) is not None
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __reduce__(self) -> tuple[Callable[[Path], ProposalStore], tuple[Path]]:
+        return ProposalStore.open, (self.path,)
+
+    def ids(self) -> list[str]:
+        """Return the ids of all images, sorted."""
+        return self._index.ids()
+
+    def content_hash(self, image_id: str) -> str | None:
+        """Return the hash of the image file the boxes were made for, or None where it is not known."""
+        return self._row(image_id).content_hash or None
+
+    def image_size(self, image_id: str) -> tuple[int, int] | None:
+        """Return the image's (height, width), or None where it is not known."""
+        size = self._row(image_id).size
+        return size if all(size) else None
+
+    def reload(self) -> None:
+        """See what other processes have written since the store was opened."""
+        self._index = Index.load(self.path / "index.npy")
+        self._maps.close()
+
+    def append(self, entries: Mapping[str, Entry]) -> None:
+        """Add ``entries`` as one new segment; an id that is there already is renewed.
+
+        When this returns, the entries are on the disk; a process killed before leaves the store as it was.
+        """
+        if not entries:
+            return
+        for image_id, entry in entries.items():
+            _check_entry(self.path, image_id, entry)
+        with self.lock(wait=30.0):
+            index = Index.load(self.path / "index.npy")
+            number = max(index.segments(), default=0) + 1
+            _write_entries(self.path, number, list(entries.values()))
+            index = index.merged(_rows(number, entries))
+            index.save(self.path / "index.npy")
+            self._index = index
+
+    def compact(self) -> None:
+        """Rewrite the store without renewed entries, in the order of the ids, in few large segments."""
+        with self.lock(wait=30.0):
+            self.reload()
+            first = max(self._index.segments(), default=0) + 1
+            moved: list[Row] = []
+            for number, group in enumerate(_groups(self._index.rows(), _COMPACT_BOXES), first):
+                self._copy_rows(number, group)
+                moved += _moved(number, group)
+            self._index.merged(moved).save(self.path / "index.npy")
+            self.reload()
+            remove_segments(self.path, keep=self._index.segments())
+
+    def verify(self) -> None:
+        """Read everything; raises InputError naming the first image whose bytes are not what was written."""
+        for row in self._index.rows():
+            proposals = self[row.image_id]
+            scores = None if proposals.scores is None else proposals.scores.numpy()
+            if _checksum(proposals.boxes.numpy(), scores) != row.checksum:
+                raise InputError(
+                    f"{self.path}: the boxes of image {row.image_id!r} are damaged; make it anew"
+                )
+
+    @contextmanager
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
+        """Be the only writer of this store inside the block; InputError if another process stays it."""
+        if self._locked:
+            yield
+            return
+        with writer_lock(self.path, wait):
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    def _row(self, image_id: str) -> Row:
+        row = self._index.find(image_id)
+        if row is None:
+            example = f", such as {next(iter(self._index.rows())).image_id!r}" if len(self) else ""
+            raise InputError(
+                f"{self.path} has no proposals for image {image_id!r}; it has {len(self)} images{example}"
+            )
+        return row
+
+    def _read(self, row: Row) -> Proposals:
+        boxes = self._maps.read(row.segment, "boxes", row.offset, row.boxes)
+        if not row.scored:
+            return Proposals(boxes=torch.from_numpy(boxes))
+        scores = self._maps.read(row.segment, "scores", row.offset, row.boxes)
+        return Proposals(boxes=torch.from_numpy(boxes), scores=torch.from_numpy(scores))
+
+    def _copy_rows(self, number: int, rows: list[Row]) -> None:
+        boxes = (self._maps.read(row.segment, "boxes", row.offset, row.boxes) for row in rows)
+        scores = (
+            self._maps.read(row.segment, "scores", row.offset, row.boxes)
+            if row.scored
+            else np.zeros(row.boxes, np.float32)
+            for row in rows
+        )
+        any_scored = any(row.scored for row in rows)
+        write_segment(
+            self.path, number, boxes, scores if any_scored else None, sum(row.boxes for row in rows)
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def _check_unused(folder: Path) -> None:
+    ours = {"writer.lock", "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if foreign:
+        raise InputError(
+            f"{folder} is no proposal store and not empty (it holds {foreign[0]!r}); use another folder"
+        )
+
+
+def _check_entry(path: Path, image_id: str, entry: Entry) -> None:
+    check_image_id(image_id, path)
+    finite = torch.isfinite(entry.proposals.boxes).all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"{path}: box {row} of image {image_id!r} is not finite; leave it out")
+
+
+def _write_entries(folder: Path, number: int, entries: list[Entry]) -> None:
+    proposals = [entry.proposals for entry in entries]
+    scores = (
+        torch.zeros(len(item)).numpy() if item.scores is None else item.scores.numpy() for item in proposals
+    )
+    any_scored = any(item.scores is not None for item in proposals)
+    total = sum(len(item) for item in proposals)
+    write_segment(
+        folder, number, (item.boxes.numpy() for item in proposals), scores if any_scored else None, total
+    )
+
+
+def _rows(number: int, entries: Mapping[str, Entry]) -> Iterator[Row]:
+    offset = 0
+    for image_id, (proposals, content_hash, size) in entries.items():
+        scores = None if proposals.scores is None else proposals.scores.numpy()
+        checksum = _checksum(proposals.boxes.numpy(), scores)
+        yield Row(
+            image_id, number, offset, len(proposals), scores is not None, size, checksum, content_hash or ""
+        )
+        offset += len(proposals)
+
+
+def _groups(rows: Iterable[Row], most_boxes: int) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    boxes = 0
+    for row in rows:
+        if group and boxes + row.boxes > most_boxes:
+            yield group
+            group, boxes = [], 0
+        group.append(row)
+        boxes += row.boxes
+    if group:
+        yield group
+
+
+def _moved(number: int, rows: list[Row]) -> Iterator[Row]:
+    offset = 0
+    for row in rows:
+        yield row._replace(segment=number, offset=offset)
+        offset += row.boxes
+
+
+def _checksum(boxes: FloatArray, scores: FloatArray | None) -> int:
+    checksum = zlib.crc32(np.ascontiguousarray(boxes).data)
+    return checksum if scores is None else zlib.crc32(np.ascontiguousarray(scores).data, checksum)
