@@ -92,14 +92,14 @@ def _manifest(train_images: int, test_images: int, image_size: tuple[int, int], 
 
 def _holds(root: Path, manifest: dict[str, Any]) -> bool:
     """Say whether ``root`` is this data set, finished; False where it is missing or empty."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
     try:
-        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            return False
+        found = dict(json.loads((root / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{root}: holds something that is not a generated data set (no readable {MANIFEST}); "
-            "delete it, or name another folder"
+            f"{root}: holds something that is not a generated data set ({MANIFEST}: {error}); delete it, "
+            "or name another folder"
         ) from error
     if found == manifest:
         return True
