@@ -1,0 +1,1 @@
+"""Data sets: files on disk to records, records to samples, samples to batches."""

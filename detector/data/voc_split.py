@@ -1,0 +1,110 @@
+"""Names in a VOC layout: folders under the root, ids in a split file, the files an id stands for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from detector.errors import InputError, nearest
+
+# Tried in this order; the first is where an image is expected.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
+# The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id.
+_CLASS_COLUMN = re.compile(r"(?P<id>.*\S)\s+(-1|0|1)")
+_MAX_ID_BYTES = 240  # file systems refuse names over 255 bytes, ending included
+
+
+def resolve_folder(root: Path, name: str, content: str) -> Path:
+    """Return the real path of ``ROOT/<name>``, links followed; ``content`` says what belongs in it.
+
+    Raises InputError, with the layout that is expected, if the root or the folder is missing.
+    """
+    if not root.is_dir():
+        raise InputError(
+            f"data root {root} does not exist; expected a folder in VOC layout: Annotations/ with one XML "
+            "file an image, JPEGImages/ with the images, ImageSets/Main/ with one text file a split"
+        )
+    folder = root / name
+    if not folder.is_dir():
+        below = sorted(root.glob(f"*/{name}")) if not Path(name).is_absolute() else []
+        hint = f"; did you mean the root {below[0].parents[len(Path(name).parts) - 1]}?" if below else ""
+        raise InputError(f"{folder} does not exist; expected {content}{hint}")
+    return folder.resolve()
+
+
+def read_split(root: Path, splits: str, split: str, annotation_folder: Path) -> tuple[list[str], Path]:
+    """Return the ids of ``ROOT/<splits>/<split>.txt`` in its order, and that path.
+
+    Blank lines, a byte-order mark, Windows line ends and the 1/-1/0 column of per-class lists are
+    understood; a line is taken whole where an annotation has just that name.
+
+    Raises:
+        InputError: no such split (the message lists those there are), an unreadable or empty one, an id
+            twice, or an id that would lead out of the folders.
+    """
+    folder = resolve_folder(root, splits, "a text file a split, one image id a line")
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        found = _split_names(folder)
+        there = f"splits there: {', '.join(found)}" if found else "the folder has no split (*.txt)"
+        raise InputError(f"{path}: no such split{nearest(split, found)}; {there}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").replace("\t", " ").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the split: {error}") from None
+    seen: dict[str, int] = {}
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        _check_id(line, f"{path}: line {number}")
+        image_id = _image_id(line, annotation_folder)
+        if image_id in seen:
+            raise InputError(
+                f"{path}: line {number}: image id {image_id!r} is also on line {seen[image_id]}; remove one"
+            )
+        seen[image_id] = number
+    if not seen:
+        raise InputError(f"{path}: the split names no image; expected one image id a line")
+    return list(seen), path
+
+
+def find_image(folder: Path, image_id: str, split_file: Path | None) -> Path:
+    """Return the image of an id, the expected .jpg where there is none and no ``split_file`` is given.
+
+    Raises InputError naming ``split_file``, the id and the expected path if the image is missing.
+    """
+    candidates = [folder / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES]
+    for path in candidates:
+        if path.is_file():
+            return path
+    if split_file is not None:
+        raise InputError(
+            f"{split_file}: image id {image_id!r} has no image: expected {candidates[0]} (or .jpeg, .png); "
+            "put it there or take the id out of the split"
+        )
+    return candidates[0]
+
+
+def _check_id(image_id: str, place: str) -> None:
+    """Refuse ids that could name a file elsewhere. Links that lie in the folders are the user's own."""
+    parts = PurePosixPath(image_id.replace("\\", "/")).parts
+    is_file_name = parts and min(image_id) >= " " and len(image_id.encode()) <= _MAX_ID_BYTES
+    if not is_file_name or ".." in parts or parts[0] == "/" or ":" in parts[0]:
+        raise InputError(
+            f"{place}: image id {image_id[:80]!r} leads out of the data root or is no file name; "
+            "expected an image's file name without its ending"
+        )
+
+
+def _image_id(line: str, annotation_folder: Path) -> str:
+    column = _CLASS_COLUMN.fullmatch(line)
+    if column is None or (annotation_folder / f"{line}.xml").is_file():
+        return line
+    return column["id"]
+
+
+def _split_names(folder: Path) -> list[str]:
+    """Return the splits of a folder without the per-class lists, "CLASS_SPLIT"."""
+    names = {path.stem for path in folder.glob("*.txt")}
+    return sorted(name for name in names if name.rpartition("_")[2] not in names - {name})

@@ -1,0 +1,62 @@
+"""Precision, recall and the two average precisions of PASCAL VOC, for one class.
+
+All functions take what `precision_recall` makes of the detections in order of falling score; those that
+count neither as right nor as wrong (their best object is ``difficult``) are already gone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+RECALL_POINTS = 11  # recall 0, 0.1, ..., 1 (VOC 2007, "The PASCAL VOC Challenge", IJCV 2010, section 4.2)
+
+
+class PrecisionRecall(NamedTuple):
+    """After each of D detections, by falling score: recall, precision, and that detection's score, each
+    (D,) float64. ``objects`` is the number of objects that count; recall is NaN where it is zero."""
+
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    hits: NDArray[np.int64]
+    objects: int
+
+
+def precision_recall(is_hit: NDArray[np.bool_], scores: NDArray[np.float64], objects: int) -> PrecisionRecall:
+    """Return the curve of D detections: ``is_hit`` (D,) says which are right, ``scores`` (D,) falls."""
+    hits = np.cumsum(is_hit, dtype=np.int64)
+    recall = hits / objects if objects else np.full(len(hits), np.nan)
+    return PrecisionRecall(recall, hits / np.arange(1, len(hits) + 1), scores, hits, objects)
+
+
+def eleven_point_ap(curve: PrecisionRecall) -> float:
+    """Return the mean over recall 0, 0.1, ..., 1 of the best precision at that recall or above (VOC 2007).
+
+    The comparison recall >= k/10 is made in integers, so that a recall of exactly 3/10 reaches its point
+    (as a float, 0.1 * 3 lies above 0.3). NaN without objects.
+    """
+    if not curve.objects:
+        return float("nan")
+    wanted = np.arange(RECALL_POINTS) * curve.objects
+    first = np.searchsorted(curve.hits * (RECALL_POINTS - 1), wanted)
+    best = np.append(_envelope(curve.precision), 0.0)
+    return float(best[first].mean())
+
+
+def area_ap(curve: PrecisionRecall) -> float:
+    """Return the area under the precision envelope (VOC 2010 and later). NaN without objects.
+
+    Recall grows by 1/objects at each hit and nowhere else, so the area is a sum over the hits.
+    """
+    if not curve.objects:
+        return float("nan")
+    is_hit = np.diff(curve.hits, prepend=0) > 0
+    return float(_envelope(curve.precision)[is_hit].sum() / curve.objects)
+
+
+def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return, for each place, the best precision there or later."""
+    return np.maximum.accumulate(precision[::-1])[::-1]

@@ -1,0 +1,145 @@
+"""VOC result files: one text file a class, ``image_id score x1 y1 x2 y2`` a line.
+
+The name and the 1-based inclusive coordinates are those of the VOC development kit's detection task
+("comp4"): 1 is added to our x1 and y1. Numbers are written in the shortest decimal form that reads back as
+the same float32, and the 1 is added and taken away in decimal arithmetic, so nothing is lost on the way.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from decimal import Context, Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.errors import InputError, nearest
+from detector.evaluation.files import write_text
+from detector.structures import Detections
+
+# The smallest float32 has 54 decimals, the largest 39 digits before the point.
+_EXACT = Context(prec=100)
+_ONE = Decimal(1)
+_LARGEST = 3.4028235e38  # float32's, as it is written
+_COLUMNS = 7  # of a row as it is read: score, box, label, line
+
+
+class FileDetections(NamedTuple):
+    """The D detections that result files hold for one image, class after class, in the files' order.
+
+    boxes (D, 4) float32 in the project's convention; scores (D,) float64, since files of others may have
+    more digits than float32; labels (D,) 1..K; lines (D,), each detection's line in its class's file.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    lines: Tensor
+
+    def detections(self) -> Detections:
+        """Return them by falling score, as the detector would."""
+        order = torch.argsort(self.scores, descending=True, stable=True)
+        return Detections(
+            boxes=self.boxes[order], scores=self.scores[order].float(), labels=self.labels[order]
+        )
+
+
+def result_file(folder: Path, split: str, name: str) -> Path:
+    """Return the path of a class's result file, ``FOLDER/comp4_det_<split>_<class>.txt``.
+
+    Raises InputError for a class that cannot be part of a file name.
+    """
+    if "/" in name or "\0" in name:
+        raise InputError(f"class {name!r} cannot be part of a result file's name; rename the class")
+    return folder / f"comp4_det_{split}_{name}.txt"
+
+
+def write_result_files(
+    folder: Path, detections: Mapping[str, Detections], classes: Sequence[str], split: str = "test"
+) -> list[Path]:
+    """Write every class's file, an empty one where nothing was found, and return their paths.
+
+    ``detections`` is by image id; lines are in its order, then in the detections' own. Raises InputError
+    if the folder cannot be written.
+    """
+    lines: list[list[str]] = [[] for _ in classes]
+    for image_id, found in detections.items():
+        for label, line in zip(found.labels.tolist(), _lines(image_id, found), strict=True):
+            lines[label - 1].append(line)
+    paths = [result_file(folder, split, name) for name in classes]
+    for path, content in zip(paths, lines, strict=True):
+        write_text(path, "".join(content))
+    return paths
+
+
+def read_result_files(
+    folder: Path, image_ids: Sequence[str], classes: Sequence[str], split: str = "test"
+) -> dict[str, FileDetections]:
+    """Read the classes' files, where they exist, into one entry for each of ``image_ids``.
+
+    Raises:
+        InputError: a line without six fields or with a number that is none, or an id that is not among
+            ``image_ids``; the message names file and line.
+    """
+    rows = {image_id: array("d") for image_id in image_ids}
+    for label, name in enumerate(classes, start=1):
+        path = result_file(folder, split, name)
+        if path.is_file():
+            _read_class(path, label, rows)
+    return {image_id: _as_tensors(found) for image_id, found in rows.items()}
+
+
+def _lines(image_id: str, found: Detections) -> list[str]:
+    # str() of a NumPy float32 is the shortest decimal that reads back as the same float32.
+    boxes = found.boxes.cpu().numpy().astype(np.float32)
+    texts = [[str(number) for number in row] for row in boxes]
+    return [
+        f"{image_id} {score!s} {_shift(x1, _ONE)} {_shift(y1, _ONE)} {x2} {y2}\n"
+        for score, (x1, y1, x2, y2) in zip(found.scores.cpu().numpy(), texts, strict=True)
+    ]
+
+
+def _shift(number: str, by: Decimal) -> Decimal:
+    return _EXACT.add(Decimal(number), by)
+
+
+def _read_class(path: Path, label: int, rows: dict[str, array[float]]) -> None:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                fields = line.rsplit(maxsplit=5)
+                if not fields:
+                    continue
+                image_id, values = _read_fields(fields, f"{path}: line {number}")
+                if image_id not in rows:
+                    raise InputError(
+                        f"{path}: line {number}: image id {image_id!r} is not in the split"
+                        f"{nearest(image_id, rows)}; score the files against the split they were made for"
+                    )
+                rows[image_id].extend((*values, label, number))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the result file: {error}") from None
+
+
+def _read_fields(fields: list[str], place: str) -> tuple[str, tuple[float, ...]]:
+    if len(fields) != 6:
+        raise InputError(f"{place}: has {len(fields)} fields; expected: image_id score x1 y1 x2 y2")
+    image_id, score, x1, y1, x2, y2 = fields
+    try:
+        values = (float(score), float(_shift(x1, -_ONE)), float(_shift(y1, -_ONE)), float(x2), float(y2))
+    except (ValueError, ArithmeticError):
+        raise InputError(f"{place}: {' '.join(fields[1:])!r} are not five numbers") from None
+    if not all(abs(value) <= _LARGEST for value in values):
+        raise InputError(f"{place}: {' '.join(fields[1:])!r} has a number that is NaN or too large")
+    return image_id.strip(), values
+
+
+def _as_tensors(row: array[float]) -> FileDetections:
+    table = torch.from_numpy(np.array(row).reshape(-1, _COLUMNS))
+    return FileDetections(
+        boxes=table[:, 1:5].float(), scores=table[:, 0], labels=table[:, 5].long(), lines=table[:, 6].long()
+    )
