@@ -1,0 +1,188 @@
+"""Boxes and labels on images.
+
+Text is set with Pillow in the DejaVu font that matplotlib brings along, since OpenCV's own letters are
+ASCII only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from detector import boxes as box_ops
+from detector.errors import InputError
+from detector.structures import Detections, Targets
+
+Colour = tuple[int, int, int]
+
+# Okabe and Ito, "Color Universal Design" (2008), without black, the order changed so that neighbours differ.
+_PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 114, 178),
+)
+# Later rounds through the palette are mixed with white or black, by these parts.
+_ROUNDS: tuple[tuple[int, float], ...] = ((0, 0.0), (255, 0.45), (0, 0.4), (255, 0.7), (0, 0.6))
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def class_colour(label: int) -> Colour:
+    """Return the RGB colour of class ``label`` (1..K); it repeats after 35 classes."""
+    colour = _PALETTE[(label - 1) % len(_PALETTE)]
+    other, part = _ROUNDS[(label - 1) // len(_PALETTE) % len(_ROUNDS)]
+    red, green, blue = (round((1 - part) * channel + part * other) for channel in colour)
+    return red, green, blue
+
+
+def draw_detections(
+    image: np.ndarray,
+    detections: Detections,
+    classes: Sequence[str],
+    score_threshold: float = 0.5,
+    labels: bool = True,
+) -> np.ndarray:
+    """Return a copy of ``image`` (H, W, 3) uint8 RGB with the detections drawn in.
+
+    Boxes are in pixels of this image; ``classes`` are the K names; detections that score less than
+    ``score_threshold`` are left out. Better ones are drawn over worse ones. With ``labels`` False only the
+    colours tell the classes.
+    """
+    canvas = _Canvas(image)
+    by_score = detections.scores.cpu().argsort(stable=True)
+    shown = by_score[detections.scores.cpu()[by_score] >= score_threshold]
+    boxes, scores = detections.boxes.cpu()[shown], detections.scores.cpu()[shown].tolist()
+    found = detections.labels.cpu()[shown].tolist()
+    for box, label in zip(boxes, found, strict=True):
+        canvas.outline(box, class_colour(label))
+    if labels:
+        for box, label, score in zip(boxes, found, scores, strict=True):
+            canvas.label(box, classes[label - 1], f" {score:.2f}", class_colour(label))
+    return canvas.pixels()
+
+
+def draw_targets(
+    image: np.ndarray, targets: Targets, classes: Sequence[str], labels: bool = True
+) -> np.ndarray:
+    """Return a copy of ``image`` (H, W, 3) uint8 RGB with the objects drawn in.
+
+    Boxes are in pixels of this image; ``classes`` are the K names. Objects that the metric leaves out
+    (``difficult`` or ``crowd``) have dashed boxes. With ``labels`` False only the colours tell the classes.
+    """
+    canvas = _Canvas(image)
+    boxes, found = targets.boxes.cpu(), targets.labels.tolist()
+    ignored = (targets.difficult | targets.crowd).tolist()
+    for box, label, dashed in zip(boxes, found, ignored, strict=True):
+        canvas.outline(box, class_colour(label), dashed=dashed)
+    if labels:
+        for box, label in zip(boxes, found, strict=True):
+            canvas.label(box, classes[label - 1], "", class_colour(label))
+    return canvas.pixels()
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Write ``image`` (H, W, 3) uint8 RGB as JPEG or PNG, by the suffix; a half-written file is never left.
+
+    Raises InputError for another suffix or a place that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"{path}: pictures are written as {', '.join(_SUFFIXES)}, not {path.suffix!r}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(_checked(image)).save(temporary, quality=92)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: the picture cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@lru_cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans at ``size`` pixels."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"an image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    return np.ascontiguousarray(image)
+
+
+class _Canvas:
+    """A copy of an image, with line width and letters that suit its size."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.height, self.width = image.shape[:2]
+        self._image = Image.fromarray(_checked(image))
+        self._draw = ImageDraw.Draw(self._image)
+        side = (self.height * self.width) ** 0.5
+        self._line = max(2, round(side / 220))
+        self._font = font(int(np.clip(round(side / 32), 9, 48)))
+
+    def pixels(self) -> np.ndarray:
+        return np.array(self._image)
+
+    def outline(self, box: Tensor, colour: Colour, dashed: bool = False) -> None:
+        """Draw the box's rim inside the box; a dark seam outside shows on grounds of the same colour."""
+        x1, y1, x2, y2 = self._whole_pixels(box)
+        self._draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0))
+        length = 5 * self._line if dashed else max(x2 - x1, y2 - y1)
+        for start in range(0, max(x2 - x1, y2 - y1), 2 * length):
+            along = (start, start + length)
+            for y in (y1, y2 - self._line):
+                self._fill(x1 + along[0], y, min(x1 + along[1], x2), y + self._line, colour)
+            for x in (x1, x2 - self._line):
+                self._fill(x, y1 + along[0], x + self._line, min(y1 + along[1], y2), colour)
+
+    def label(self, box: Tensor, name: str, suffix: str, colour: Colour) -> None:
+        """Write ``name`` and ``suffix`` above the box, or in it at the image's upper edge.
+
+        A name too long for the image is shortened; where not even ``suffix`` fits, nothing is written.
+        """
+        x1, y1, _, _ = self._whole_pixels(box)
+        text = self._shortened(name, suffix)
+        width, height = self._text_size(text)
+        if width > self.width or height > self.height:
+            return
+        x = min(x1, self.width - width)
+        y = y1 - height if y1 >= height else min(y1, self.height - height)
+        self._fill(x, y, x + width, y + height, colour)
+        ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
+        self._draw.text((x + 2, y), text, fill=ink, font=self._font)
+
+    def _whole_pixels(self, box: Tensor) -> tuple[int, int, int, int]:
+        """Return the pixels that ``box`` (4,) touches, half-open, inside the image, at least one."""
+        x1, y1, x2, y2 = box_ops.clip(box.float(), (self.height, self.width)).tolist()
+        left, top = min(int(x1), self.width - 1), min(int(y1), self.height - 1)
+        return left, top, max(math.ceil(x2), left + 1), max(math.ceil(y2), top + 1)
+
+    def _fill(self, x1: int, y1: int, x2: int, y2: int, colour: Colour) -> None:
+        if x1 < x2 and y1 < y2:
+            self._draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
+
+    def _shortened(self, name: str, suffix: str) -> str:
+        text = name + suffix
+        while name and self._text_size(text)[0] > self.width:
+            name = name[:-1]
+            text = f"{name}…{suffix}"
+        return text
+
+    def _text_size(self, text: str) -> tuple[int, int]:
+        """Return width and height of the label's ground; the height is the same for all texts."""
+        ascent, descent = self._font.getmetrics()
+        return math.ceil(self._font.getlength(text)) + 4, ascent + descent

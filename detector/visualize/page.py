@@ -1,0 +1,193 @@
+"""One page that shows a training run: losses, average precision and detections beside the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from detector.structures import Detections, Targets
+from detector.visualize.drawing import class_colour, save_image
+from detector.visualize.grid import example_grid
+
+Series = Sequence[tuple[float, float]]  # (step, value), steps rising
+Example = tuple[np.ndarray, Detections, Targets]
+
+_WIDTH = 1800  # pixels of the page
+_DPI = 120
+_LEGEND_CLASSES = 20  # more are drawn in grey, but for the best and the worst
+_LONGEST_NAME = 18  # letters
+_GREY = "0.45"
+_SIDE_LEGEND: dict[str, Any] = {"alignment": "left", "frameon": False, "fontsize": 8.5, "labelspacing": 0.35}
+
+
+class Curve(Protocol):
+    """A class's precision-recall curve: two arrays (D,), by falling score."""
+
+    @property
+    def recall(self) -> NDArray[np.float64]: ...
+    @property
+    def precision(self) -> NDArray[np.float64]: ...
+
+
+def run_picture(
+    path: Path,
+    *,
+    losses: Mapping[str, Series],
+    pr_curves: Mapping[str, Curve],
+    figures: Mapping[str, Any],
+    examples: Sequence[Example],
+    classes: Sequence[str],
+    title: str,
+    evaluations: Mapping[str, Series] | None = None,
+) -> None:
+    """Write a one-page picture of a run to ``path`` (.png or .jpg).
+
+    ``losses`` and ``evaluations`` map a name ("loss_cls", "voc07_mAP") to its course over the steps;
+    ``pr_curves`` has a curve a class; ``figures`` are the evaluator's, ``per_class`` with ``voc07_AP``
+    included, and may hold ``seconds`` and ``peak_rss_mib``; ``examples`` are images (H, W, 3) uint8 RGB
+    with detections and objects in their pixels. Any of them may be empty.
+
+    Raises InputError where ``path`` cannot be written.
+    """
+    evaluated = {name: series for name, series in (evaluations or {}).items() if len(series)}
+    figure = Figure(figsize=(_WIDTH / _DPI, 5.6), dpi=_DPI, facecolor="white")
+    figure.text(0.012, 0.955, title, fontsize=17, weight="bold", va="center")
+    figure.text(0.012, 0.90, _summary(figures), fontsize=11, color=_GREY, va="center")
+    panels = figure.add_gridspec(
+        1, 3 if evaluated else 2, left=0.045, right=0.865, bottom=0.1, top=0.8, wspace=0.2
+    )
+    _plot_losses(figure.add_subplot(panels[0]), losses)
+    if evaluated:
+        _plot_evaluations(figure.add_subplot(panels[1]), evaluated)
+    _plot_precision_recall(figure.add_subplot(panels[-1]), pr_curves, _class_ap(figures), classes)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    charts = np.asarray(canvas.buffer_rgba())[..., :3]
+    save_image(path, np.vstack((charts, example_grid(examples, classes, charts.shape[1]))))
+
+
+def _summary(figures: Mapping[str, Any]) -> str:
+    """Return the key figures that are there, in one line."""
+    named = (
+        ("voc07_mAP", "11-point mAP {:.3f}"),
+        ("voc_mAP", "area mAP {:.3f}"),
+        ("seconds", "{:.0f} s"),
+        ("peak_rss_mib", "{:.0f} MiB at most"),
+    )
+    known = ((text, _number(figures.get(key))) for key, text in named)
+    return "   ·   ".join(text.format(value) for text, value in known if not math.isnan(value))
+
+
+def _class_ap(figures: Mapping[str, Any]) -> dict[str, float]:
+    per_class = figures.get("per_class", {})
+    return {name: _number(row.get("voc07_AP")) for name, row in per_class.items()}
+
+
+def _number(value: Any) -> float:
+    """Return ``value`` as a float; what is missing, or null in JSON, is NaN."""
+    return math.nan if value is None else float(value)
+
+
+def _style(axes: Axes, title: str, x: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.set_xlabel(x, fontsize=10, color=_GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.8)
+    axes.tick_params(labelsize=9, colors=_GREY)
+
+
+def _say_empty(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    axes.set(xticks=[], yticks=[])
+
+
+def _line_colour(label: int) -> tuple[float, float, float]:
+    """Return the class's colour, darker than on images: the page is white."""
+    red, green, blue = (0.85 * channel / 255 for channel in class_colour(label))
+    return red, green, blue
+
+
+def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
+    _style(axes, "loss", "step")
+    highest = 0.0
+    for place, (name, series) in enumerate(losses.items()):
+        steps, values = _finite(series)
+        if len(steps):
+            colour = "0.15" if name == "loss" else _line_colour(place + 1)
+            smooth = _moving_average(values)
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9)
+            axes.plot(steps, smooth, color=colour, linewidth=1.8, label=name)
+            highest = max(highest, float(smooth.max()))
+    if highest:
+        axes.set(xlim=(0, None), ylim=(0, 1.1 * highest))
+        axes.legend(frameon=False, fontsize=9)
+    else:
+        _say_empty(axes, "no losses recorded")
+
+
+def _plot_evaluations(axes: Axes, evaluations: Mapping[str, Series]) -> None:
+    _style(axes, "evaluation", "step")
+    for place, (name, series) in enumerate(evaluations.items()):
+        steps, values = _finite(series)
+        axes.plot(steps, values, color=_line_colour(7 - place % 7), marker="o", markersize=4, label=name)
+    axes.set(xlim=(0, None), ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def _plot_precision_recall(
+    axes: Axes, curves: Mapping[str, Curve], ap: Mapping[str, float], classes: Sequence[str]
+) -> None:
+    """Draw precision against recall; the legend gives the 11-point AP, from the best class to the worst."""
+    _style(axes, "precision against recall", "recall")
+    known = {name: ap.get(name, math.nan) for name in curves}
+    ranked = sorted(known, key=lambda name: 1.0 if math.isnan(known[name]) else -known[name])
+    half = _LEGEND_CLASSES // 2
+    named = ranked if len(ranked) <= _LEGEND_CLASSES else ranked[:half] + ranked[-half:]
+    for name in ranked:
+        is_named = name in named
+        colour = _line_colour(classes.index(name) + 1) if is_named else "0.8"
+        axes.plot(
+            *_from_zero(curves[name]),
+            color=colour,
+            linewidth=1.6 if is_named else 0.7,
+            zorder=2 if is_named else 1,
+            label=_legend_entry(name, known[name]) if is_named else None,
+        )
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.03))
+    if not named:
+        _say_empty(axes, "no classes evaluated")
+        return
+    heading = "11-point AP" if named is ranked else f"11-point AP, {half} best, {half} worst"
+    legend = axes.legend(title=heading, loc="upper left", bbox_to_anchor=(1.01, 1.05), **_SIDE_LEGEND)
+    legend.get_title().set_fontsize(9)
+
+
+def _legend_entry(name: str, value: float) -> str:
+    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return f"{'-' if math.isnan(value) else format(value, '.3f')}  {short}"
+
+
+def _from_zero(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the curve with its first precision continued to recall 0; empty without detections."""
+    recall, precision = np.asarray(curve.recall), np.asarray(curve.precision)
+    return np.concatenate((np.zeros(len(recall[:1])), recall)), np.concatenate((precision[:1], precision))
+
+
+def _finite(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rows = np.array([row for row in series if math.isfinite(row[1])], dtype=np.float64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1]
+
+
+def _moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over a fifteenth of the run around each value, less at both ends."""
+    window = np.ones(min(len(values), 2 * (len(values) // 30) + 1))
+    sums, counts = (np.convolve(one, window, mode="same") for one in (values, np.ones(len(values))))
+    return sums / counts
