@@ -12,21 +12,20 @@ from detector.errors import InputError
 
 
 @contextmanager
-def writer_lock(folder: Path, wait: float) -> Iterator[None]:
-    """Hold the lock file of ``folder`` inside the block; InputError if it is not free for ``wait`` seconds.
+def writer_lock(path: Path, wait: float) -> Iterator[None]:
+    """Hold the lock file ``path`` inside the block; InputError if it is not free for ``wait`` seconds.
 
     The system gives the lock back when the process ends, however it ends.
     """
-    path = folder / "writer.lock"
     try:
         file = path.open("ab")
     except OSError as error:
-        raise InputError(f"cannot write to the proposal store {folder}: {error.strerror}") from error
+        raise InputError(f"cannot write to {path.parent}: {error.strerror}") from error
     with file:
         deadline = time.monotonic() + wait
         while not _try_lock(file.fileno()):
             if time.monotonic() >= deadline:
-                raise InputError(f"another process is writing {folder}; wait for it to end")
+                raise InputError(f"another process is writing {path.parent}; wait for it to end")
             time.sleep(0.02)
         yield
 

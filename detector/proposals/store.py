@@ -32,6 +32,7 @@ from detector.proposals.manifest import differences, load_manifest, make_manifes
 from detector.proposals.segments import FloatArray, SegmentMaps, remove_segments, write_segment
 from detector.structures import Proposals
 
+_LOCK = "writer.lock"
 _COMPACT_BOXES = 1 << 24  # 256 MiB of boxes a segment
 
 
@@ -71,7 +72,7 @@ class ProposalStore:
         folder = Path(path)
         wanted = make_manifest(generator, parameters)
         _make_folder(folder)
-        with writer_lock(folder, wait=30.0):
+        with writer_lock(folder / _LOCK, wait=30.0):
             if not (folder / "manifest.json").exists():
                 _check_unused(folder)
                 Index.empty().save(folder / "index.npy")
@@ -170,7 +171,7 @@ class ProposalStore:
         if self._locked:
             yield
             return
-        with writer_lock(self.path, wait):
+        with writer_lock(self.path / _LOCK, wait):
             self._locked = True
             try:
                 yield
@@ -215,7 +216,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _check_unused(folder: Path) -> None:
-    ours = {"writer.lock", "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
+    ours = {_LOCK, "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours)
     if foreign:
         raise InputError(

@@ -1,0 +1,81 @@
+"""From an array that somebody else wrote to checked ``Proposals``."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detector.errors import InputError
+from detector.structures import Proposals
+
+# A hundred times what the largest published sets hold; more is a mistake or an attack.
+MAX_BOXES = 1_000_000
+# float32 counts whole pixels up to here
+_MAX_COORDINATE = float(1 << 24)
+_MAX_HEADER = 10_000
+
+
+def to_proposals(array: NDArray[Any], where: str) -> Proposals:
+    """Turn (P, 4) boxes, or (P, 5) with a score last, into proposals; ``where`` names file and image.
+
+    Raises InputError for other shapes and types and for a value that is not finite.
+    """
+    if array.shape == (0,):
+        array = array.reshape(0, 4)  # how an empty list comes out of most programs
+    if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] not in (4, 5):
+        raise InputError(
+            f"{where}: expected numbers of shape (P, 4) or (P, 5), found {array.dtype} of shape {array.shape}"
+        )
+    scores = array[:, 4] if array.shape[1] == 5 else None
+    return make_proposals(array[:, :4], scores, where)
+
+
+def make_proposals(boxes: NDArray[Any], scores: NDArray[Any] | None, where: str) -> Proposals:
+    """Check boxes (P, 4) and scores (P,) of any number type and return them as float32 proposals."""
+    if len(boxes) > MAX_BOXES:
+        raise InputError(f"{where}: {len(boxes)} boxes are more than {MAX_BOXES} for one image")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused below
+        exact = np.array(boxes, dtype=np.float32)
+        ranks = None if scores is None else np.array(scores, dtype=np.float32)
+    bad = ~(np.abs(exact) < _MAX_COORDINATE).all(axis=1)
+    if ranks is not None:
+        bad |= ~np.isfinite(ranks)
+    if bad.any():
+        row = int(bad.argmax())
+        value = exact[row].tolist() + ([] if ranks is None else [float(ranks[row])])
+        raise InputError(f"{where}: row {row} is {value}; leave out what is not finite or not in pixels")
+    return Proposals(boxes=torch.from_numpy(exact), scores=None if ranks is None else torch.from_numpy(ranks))
+
+
+def read_array(file: IO[bytes], declared: int, where: str) -> NDArray[Any]:
+    """Read one ``.npy`` of ``declared`` bytes, trusting nothing it says about itself.
+
+    The shape is checked against ``declared`` before any memory is taken; arrays of Python objects, which
+    would have to be unpickled, are refused.
+    """
+    try:
+        shape, fortran_order, dtype = _read_header(file)
+    except (ValueError, EOFError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise InputError(f"{where}: no readable array ({error})") from error
+    if dtype.hasobject or dtype.kind not in "iuf":
+        raise InputError(f"{where}: holds {dtype} and not plain numbers")
+    if any(side < 0 or side > MAX_BOXES for side in shape) or len(shape) > 2:
+        raise InputError(f"{where}: expected shape (P, 4) or (P, 5), found {shape}")
+    length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if length > declared:
+        raise InputError(f"{where}: announces {length} bytes of boxes and has {declared}")
+    data = file.read(length)
+    if len(data) != length:
+        raise InputError(f"{where}: ends after {len(data)} of {length} bytes")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy version {version}")
+    return readers[version](file, max_header_size=_MAX_HEADER)

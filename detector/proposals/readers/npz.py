@@ -1,0 +1,49 @@
+"""``.npz``: key = image id, value = (P, 4) boxes or (P, 5) with the score last."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from detector.errors import InputError
+from detector.proposals.readers.arrays import MAX_BOXES, read_array, to_proposals
+from detector.structures import Proposals
+
+# Boxes compress to a third at best; a bomb shrinks a thousandfold.
+MAX_RATIO = 100
+_ALWAYS_ALLOWED = 64 << 20
+_MAX_MEMBER = MAX_BOXES * 5 * 8 + 10_240
+
+
+def read_npz(source: Path) -> Iterator[tuple[str, Proposals]]:
+    """Yield the images of the archive ``source``, one in memory at a time.
+
+    Raises InputError for a damaged archive, for one that unpacks to more than ``MAX_RATIO`` times its size,
+    and for members that are not boxes.
+    """
+    try:
+        with zipfile.ZipFile(source) as archive:
+            _check_sizes(source, archive.infolist())
+            for member in archive.infolist():
+                image_id = member.filename.removesuffix(".npy")
+                where = f"{source}, image {image_id!r}"
+                with archive.open(member) as file:
+                    yield image_id, to_proposals(read_array(file, member.file_size, where), where)
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{source} is no readable .npz archive ({error})") from error
+
+
+def _check_sizes(source: Path, members: list[zipfile.ZipInfo]) -> None:
+    total = sum(member.file_size for member in members)
+    if total > max(_ALWAYS_ALLOWED, MAX_RATIO * source.stat().st_size):
+        raise InputError(f"{source} unpacks to {total} bytes, over {MAX_RATIO} times its size; it is refused")
+    for member in members:
+        if not member.filename.endswith(".npy"):
+            raise InputError(f"{source} holds {member.filename!r}, which is no array; leave it out")
+        if member.file_size > _MAX_MEMBER:
+            raise InputError(
+                f"{source}: {member.filename!r} has {member.file_size} bytes; one image holds at most "
+                f"{MAX_BOXES} boxes"
+            )

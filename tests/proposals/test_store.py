@@ -1,0 +1,305 @@
+"""The store keeps what it is given, through renewal, compaction, other processes and kill -9."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detector.errors import InputError
+from detector.proposals.manifest import BOX_CONVENTION
+from detector.proposals.segments import segment_path
+from detector.proposals.store import Entry, ProposalStore
+from detector.structures import Proposals
+
+
+def make_proposals(count: int, seed: int = 0, scored: bool = True) -> Proposals:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(count, generator=generator) if scored else None
+    return Proposals(boxes=torch.rand(count, 4, generator=generator) * 100, scores=scores)
+
+
+def make_store(path: Path, images: int = 3) -> ProposalStore:
+    store = ProposalStore.create(path, generator="test", parameters={"k": 1})
+    store.append({f"image_{i}": Entry(make_proposals(i, i), f"hash{i}", (10, 20)) for i in range(images)})
+    return store
+
+
+def assert_equal(found: Proposals, wanted: Proposals) -> None:
+    assert torch.equal(found.boxes, wanted.boxes)
+    assert (found.scores is None) == (wanted.scores is None)
+    if found.scores is not None and wanted.scores is not None:
+        assert torch.equal(found.scores, wanted.scores)
+
+
+def test_gives_back_what_was_appended(tmp_path: Path) -> None:
+    make_store(tmp_path / "store")
+    store = ProposalStore.open(tmp_path / "store")
+    assert store.ids() == ["image_0", "image_1", "image_2"]
+    for i in range(3):
+        assert_equal(store[f"image_{i}"], make_proposals(i, i))
+    assert store.content_hash("image_2") == "hash2"
+    assert store.image_size("image_2") == (10, 20)
+    assert "image_2" in store
+    assert "image_3" not in store
+    assert (store.generator, store.parameters) == ("test", {"k": 1})
+    store.verify()
+
+
+def test_the_files_are_as_documented(tmp_path: Path) -> None:
+    make_store(tmp_path / "store")
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    assert (manifest["version"], manifest["boxes"]) == (1, BOX_CONVENTION)
+    boxes = np.load(tmp_path / "store/segment_000001.boxes.npy")
+    scores = np.load(tmp_path / "store/segment_000001.scores.npy")
+    index = np.load(tmp_path / "store/index.npy")
+    assert (boxes.dtype, boxes.shape, scores.shape) == (np.float32, (3, 4), (3,))
+    assert index["id"].tolist() == [b"image_0", b"image_1", b"image_2"]
+    assert index["offset"].tolist() == [0, 0, 1]
+    assert index["boxes"].tolist() == [0, 1, 2]
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(
+            st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=20),
+            st.tuples(st.integers(0, 5), st.booleans()),
+            max_size=5,
+        ),
+        max_size=5,
+    ),
+    st.booleans(),
+)
+def test_behaves_like_a_dictionary(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[dict[str, tuple[int, bool]]], compact: bool
+) -> None:
+    store = ProposalStore.create(tmp_path_factory.mktemp("any") / "s", generator="g", parameters={})
+    reader = ProposalStore.open(store.path)
+    model: dict[str, Proposals] = {}
+    for seed, batch in enumerate(batches):
+        added = {key: make_proposals(count, seed, scored) for key, (count, scored) in batch.items()}
+        store.append({key: Entry(value) for key, value in added.items()})
+        model |= added
+    if compact:
+        store.compact()
+    reader.reload()
+    for view in (store, reader):
+        assert view.ids() == sorted(model, key=str.encode)
+        for key, wanted in model.items():
+            assert_equal(view[key], wanted)
+        view.verify()
+
+
+def test_a_later_entry_wins_and_the_old_segment_stays_until_compact(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.append({"image_1": Entry(make_proposals(7, scored=False))})
+    assert len(store) == 3
+    assert_equal(store["image_1"], make_proposals(7, scored=False))
+    assert_equal(store["image_2"], make_proposals(2, 2))
+    assert segment_path(store.path, 1, "boxes").exists()
+
+    stale_reader = ProposalStore.open(store.path)
+    store.compact()
+    assert not segment_path(store.path, 1, "boxes").exists()
+    assert not segment_path(store.path, 2, "boxes").exists()
+    assert_equal(store["image_2"], make_proposals(2, 2))
+    assert_equal(stale_reader["image_1"], make_proposals(7, scored=False))
+
+
+def test_what_is_read_is_a_copy(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store["image_2"].boxes.zero_()
+    assert_equal(store["image_2"], make_proposals(2, 2))
+
+
+def test_an_unknown_id_names_store_id_and_an_example(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"store has no proposals for image '000001'; .* 3 .* 'image_0'"):
+        store["000001"]
+    empty = ProposalStore.create(tmp_path / "empty", generator="g", parameters={})
+    with pytest.raises(InputError, match=r"it has 0 images$"):
+        empty["a"]
+
+
+def test_create_opens_the_same_and_refuses_other_parameters(tmp_path: Path) -> None:
+    make_store(tmp_path / "store")
+    assert len(ProposalStore.create(tmp_path / "store", generator="test", parameters={"k": 1})) == 3
+    with pytest.raises(InputError, match="k 1 there, 2 wanted"):
+        ProposalStore.create(tmp_path / "store", generator="test", parameters={"k": 2})
+    with pytest.raises(InputError, match="'test' there, 'other' wanted"):
+        ProposalStore.create(tmp_path / "store", generator="other", parameters={"k": 1})
+
+
+def test_create_leaves_foreign_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no proposal store and not empty.*holiday\.jpg"):
+        ProposalStore.create(tmp_path, generator="g", parameters={})
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        ProposalStore.create(tmp_path / "file" / "store", generator="g", parameters={})
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "index.npy", "segment_000001.boxes.npy"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "empty", "foreign"])
+def test_a_damaged_file_is_one_error_that_names_it(tmp_path: Path, name: str, damage: str) -> None:
+    store = make_store(tmp_path / "store")
+    path = store.path / name
+    if damage == "missing":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif name == "manifest.json":
+        path.write_text('{"format": "something else"}')
+    else:
+        np.save(path, np.zeros((3, 3)))
+    wanted = "no manifest.json" if (name, damage) == ("manifest.json", "missing") else name
+    with pytest.raises(InputError, match=wanted):
+        ProposalStore.open(store.path)["image_2"]
+
+
+def test_an_index_or_segment_that_needs_unpickling_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    np.save(store.path / "segment_000001.boxes.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="segment_000001"):
+        ProposalStore.open(store.path)["image_2"]
+    np.save(store.path / "index.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"index\.npy"):
+        ProposalStore.open(store.path)
+
+
+def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    path = store.path / "segment_000001.boxes.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="'image_2' are damaged"):
+        ProposalStore.open(store.path).verify()
+
+
+@pytest.mark.parametrize("image_id", ["", "a\nb", "a\0", "x" * 256, "\udc80"])
+def test_ids_that_no_index_can_hold_are_refused(tmp_path: Path, image_id: str) -> None:
+    store = make_store(tmp_path / "store")
+    with pytest.raises(InputError, match="is no image id"):
+        store.append({image_id: Entry(make_proposals(1))})
+    assert image_id not in store
+
+
+def test_boxes_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, float("nan"), 1]])
+    with pytest.raises(InputError, match="box 1 of image 'bad' is not finite"):
+        store.append({"bad": Entry(Proposals(boxes=boxes))})
+
+
+def test_two_writers_do_not_clash(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    other = ProposalStore.open(store.path)
+    other.append({"from_other": Entry(make_proposals(4))})
+    store.append({"from_store": Entry(make_proposals(5))})
+    assert ProposalStore.open(store.path).ids() == [
+        "from_other",
+        "from_store",
+        "image_0",
+        "image_1",
+        "image_2",
+    ]
+    with store.lock(), pytest.raises(InputError, match="another process is writing"), other.lock():
+        pass
+
+
+def _read_in_child(store: ProposalStore, image_id: str, answers: multiprocessing.Queue[int]) -> None:
+    answers.put(len(store[image_id]))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_other_processes_read_it(tmp_path: Path, start: str) -> None:
+    store = make_store(tmp_path / "store")
+    assert len(store["image_2"]) == 2  # the maps are open when the child starts
+    context = multiprocessing.get_context(start)
+    answers = context.Queue()
+    child = context.Process(target=_read_in_child, args=(store, "image_2", answers))
+    child.start()
+    assert answers.get(timeout=60) == 2
+    child.join()
+
+
+def test_pickling_carries_no_boxes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", images=200)
+    assert len(pickle.dumps(store)) < 1000
+    assert_equal(pickle.loads(pickle.dumps(store))["image_2"], make_proposals(2, 2))
+
+
+def test_more_segments_than_a_process_may_open_files(tmp_path: Path) -> None:
+    import resource
+
+    store = ProposalStore.create(tmp_path / "store", generator="g", parameters={})
+    for i in range(80):
+        store.append({f"{i}": Entry(make_proposals(3, i))})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 140, hard))
+    try:
+        for i in range(80):
+            assert_equal(store[f"{i}"], make_proposals(3, i))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+_WRITER = """
+import sys, torch
+from detector.proposals.store import Entry, ProposalStore
+from detector.structures import Proposals
+store = ProposalStore.create(sys.argv[1], generator="kill", parameters={})
+print("ready", flush=True)
+for number in range(len(store), 10**6):
+    boxes = torch.full((number % 50 + 1, 4), float(number))
+    store.append({f"{number:06d}": Entry(Proposals(boxes=boxes, scores=boxes[:, 0]))})
+    print(number, flush=True)
+    if number % 7 == 6:
+        store.compact()
+"""
+
+
+def test_kill_at_any_moment_loses_nothing_that_was_finished(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    root = Path(__file__).parents[2]
+    finished = 0
+    for _ in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.02, 0.25))
+        writer.send_signal(signal.SIGKILL)
+        said = writer.communicate()[0].split("\n")
+        finished = max([finished, *(int(line) + 1 for line in said[:-1])])
+        store = ProposalStore.open(tmp_path / "store")
+        assert len(store) in (finished, finished + 1)  # it may die between finishing and saying so
+        store.verify()
+        for number in range(len(store)):
+            proposals = store[f"{number:06d}"]
+            assert len(proposals) == number % 50 + 1
+            assert (proposals.boxes == number).all()
+            assert proposals.scores is not None
+            assert (proposals.scores == number).all()
+    assert finished > 0
