@@ -7,18 +7,15 @@ So 1 is subtracted from xmin and ymin, and xmax and ymax stay as they are.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
-
+from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
 from detector.data.voc_split import find_image, read_split, resolve_folder
-from detector.data.voc_xml import VocAnnotation, VocObject, read_annotation
-from detector.errors import InputError, nearest
-from detector.structures import ImageRecord, Targets
+from detector.data.voc_xml import VocAnnotation, read_annotation
+from detector.errors import InputError
+from detector.structures import ImageRecord
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
 VOC_CLASSES = (
@@ -26,12 +23,6 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
     "tvmonitor",
 )
-
-InvalidBoxes = Literal["drop", "clip", "error"]
-Box = tuple[float, float, float, float]
-
-# A box this far outside its image, in pixels, is a rounding slip or a 0-based file, not a wrong object.
-_TOLERANCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,12 +49,9 @@ def load_voc(
 ) -> VocDataset:
     """Read the images that ``ROOT/<splits>/<split>.txt`` names.
 
-    ``classes`` None means the names in the split's annotations, sorted. A box is invalid if it is swapped
-    (xmax < xmin or ymax < ymin), reaches more than one pixel out of its image, or has a side under
-    ``min_box_size`` pixels. ``invalid_boxes`` says what then happens: "drop" leaves the object out,
-    "clip" cuts what is outside off the box and drops it only if that leaves it too small, "error" raises.
-    A box that reaches out by one pixel or less is always clipped: such are 0-based files and rounding.
-    None, for evaluation, keeps every object exactly as annotated.
+    ``classes`` None means the names in the split's annotations, sorted. ``invalid_boxes`` and
+    ``min_box_size`` are those of `detector.data.objects.TargetBuilder`; None, for evaluation, keeps every
+    object exactly as annotated.
 
     Sizes come from <size>, else from the image. ``require_images=False`` looks for no image: the path is
     then the expected .jpg, and the size (0, 0) where neither file gives one, which needs
@@ -77,22 +65,21 @@ def load_voc(
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
     ids, split_file = read_split(root, splits, split, annotation_folder)
-    repair = _Repair(invalid_boxes, min_box_size)
     parsed = [_read_by_id(image_id, annotation_folder, split_file) for image_id in ids]
     if classes is None:
         classes = sorted({thing.name for annotation in parsed for thing in annotation.objects})
-    labels = _labels(classes)
+    build_targets = TargetBuilder(classes, invalid_boxes, min_box_size)
     records = []
     for image_id, annotation in zip(ids, parsed, strict=True):
         path = find_image(image_folder, image_id, split_file if require_images else None)
         size = annotation.size or _size_from_image(
             path, annotation, require_images or invalid_boxes is not None
         )
-        targets = _targets(annotation, size, labels, repair)
+        targets = build_targets(_objects(annotation), size)
         records.append(
             ImageRecord(image_id=image_id, path=path, height=size[0], width=size[1], targets=targets)
         )
-    return VocDataset(records=records, classes=tuple(classes), dropped=dict(repair.counts))
+    return VocDataset(records=records, classes=tuple(classes), dropped=dict(build_targets.counts))
 
 
 def find_classes(root: Path | str, annotations: str = "Annotations") -> tuple[str, ...]:
@@ -117,13 +104,6 @@ def _read_by_id(image_id: str, folder: Path, split_file: Path) -> VocAnnotation:
     return read_annotation(path)
 
 
-def _labels(classes: Sequence[str]) -> dict[str, int]:
-    repeated = [name for name, count in Counter(classes).items() if count > 1]
-    if repeated:
-        raise InputError(f"classes: {repeated[0]!r} is named twice; name each class once")
-    return {name: label for label, name in enumerate(classes, start=1)}
-
-
 def _size_from_image(path: Path, annotation: VocAnnotation, required: bool) -> tuple[int, int]:
     if not path.is_file():
         if required:
@@ -137,72 +117,13 @@ def _size_from_image(path: Path, annotation: VocAnnotation, required: bool) -> t
     return height, width
 
 
-def _targets(
-    annotation: VocAnnotation, size: tuple[int, int], labels: dict[str, int], repair: _Repair
-) -> Targets:
-    boxes, found, difficult = [], [], []
+def _objects(annotation: VocAnnotation) -> Iterator[AnnotatedObject]:
     for number, thing in enumerate(annotation.objects, start=1):
-        place = f"{annotation.path}: object {number} ({thing.name})"
-        if thing.name not in labels:
-            raise InputError(
-                f"{place}: {thing.name!r} is not among the classes{nearest(thing.name, labels)}; "
-                "correct the name or add the class"
-            )
-        box = repair(thing, size, place)
-        if box is not None:
-            boxes.append(box)
-            found.append(labels[thing.name])
-            difficult.append(thing.difficult)
-    return Targets.make(
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(found, dtype=torch.int64),
-        torch.tensor(difficult, dtype=torch.bool),
-    )
-
-
-class _Repair:
-    """Converts boxes to the project's convention and applies one policy for invalid ones, counting."""
-
-    def __init__(self, policy: InvalidBoxes | None, min_side: float) -> None:
-        if policy not in ("drop", "clip", "error", None):
-            raise ValueError(f"invalid_boxes must be 'drop', 'clip', 'error' or None, not {policy!r}")
-        self.policy = policy
-        self.min_side = min_side
-        self.counts: Counter[str] = Counter()
-
-    def __call__(self, thing: VocObject, size: tuple[int, int], place: str) -> Box | None:
-        """Return the half-open box, clipped if need be, or None if the object is to be left out."""
         xmin, ymin, xmax, ymax = thing.box
-        box = (xmin - 1, ymin - 1, xmax, ymax)
-        if self.policy is None:
-            return box
-        clipped = _clip(box, size)
-        fault = self._fault(thing, box, clipped, size)
-        if fault is None:
-            self.counts.update(["clipped"] if clipped != box else [])
-            return clipped
-        if self.policy == "error":
-            raise InputError(
-                f"{place}: box {xmin:g}, {ymin:g}, {xmax:g}, {ymax:g} is {fault} (the image is {size[1]}x"
-                f"{size[0]}); correct it, or choose to drop or clip such boxes"
-            )
-        self.counts[fault] += 1
-        return None
-
-    def _fault(self, thing: VocObject, box: Box, clipped: Box, size: tuple[int, int]) -> str | None:
-        xmin, ymin, xmax, ymax = thing.box
-        if xmax < xmin or ymax < ymin:
-            return "swapped"
-        gone = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
-        far = max(abs(before - after) for before, after in zip(box, clipped, strict=True)) > _TOLERANCE
-        if gone or (far and self.policy != "clip"):
-            return "outside"
-        if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < self.min_side:
-            return f"under {self.min_side:g} px"
-        return None
-
-
-def _clip(box: Box, size: tuple[int, int]) -> Box:
-    height, width = size
-    x1, y1, x2, y2 = box
-    return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
+        yield AnnotatedObject(
+            name=thing.name,
+            box=(xmin - 1, ymin - 1, xmax, ymax),
+            difficult=thing.difficult,
+            place=f"{annotation.path}: object {number} ({thing.name})",
+            written=thing.box,
+        )

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from detector.evaluation.files import write_text
+from detector.files import write_text
 
 
 def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") -> Table:
@@ -25,9 +25,8 @@ def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") 
         total = sum(row[count] for row in figures["per_class"].values())
         table.add_column(count, footer=str(total), justify="right")
     for name, row in figures["per_class"].items():
-        table.add_row(
-            Text(name), _figure(row["voc07_AP"]), _figure(row["voc_AP"]), *(str(row[count]) for count in counts)
-        )
+        cells = [_figure(row["voc07_AP"]), _figure(row["voc_AP"]), *(str(row[count]) for count in counts)]
+        table.add_row(Text(name), *cells)
     return table
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import InputError, nearest
-from detector.evaluation.files import write_text
+from detector.files import write_text
 from detector.structures import Detections
 
 # The smallest float32 has 54 decimals, the largest 39 digits before the point.

@@ -1,0 +1,126 @@
+"""From the objects that a reader found on an image to `Targets`; what to do about boxes that are wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from detector import boxes as box_ops
+from detector.errors import InputError, nearest
+from detector.structures import Targets
+
+InvalidBoxes = Literal["drop", "clip", "error"]
+Box = tuple[float, float, float, float]
+
+# A box this far outside its image, in pixels, is a rounding slip or a 0-based file, not a wrong object.
+_TOLERANCE = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedObject:
+    """An object as annotated: ``box`` half-open in pixels of the image; ``area`` None means the box's.
+
+    ``place`` says where it is written, ``written`` is its box in that file's own convention; both are for
+    messages.
+    """
+
+    name: str
+    box: Box
+    difficult: bool = False
+    crowd: bool = False
+    area: float | None = None
+    place: str
+    written: Sequence[float]
+
+
+class TargetBuilder:
+    """Turns annotated objects into `Targets`, treats invalid boxes by one policy, and counts them.
+
+    A box is invalid if it is swapped (x2 < x1 or y2 < y1), reaches more than one pixel out of its image, or
+    has a side under ``min_box_size`` pixels. ``invalid_boxes`` says what then happens: "drop" leaves the
+    object out, "clip" cuts what is outside off the box and drops it only if that leaves it too small,
+    "error" raises. A box that reaches out by one pixel or less is always clipped. None, for evaluation,
+    keeps every object exactly as annotated.
+
+    ``counts`` has the boxes left out ("swapped", "outside", "under 2 px") and moved ("clipped").
+    """
+
+    def __init__(
+        self, classes: Sequence[str], invalid_boxes: InvalidBoxes | None = "drop", min_box_size: float = 2.0
+    ) -> None:
+        if invalid_boxes not in ("drop", "clip", "error", None):
+            raise ValueError(f"invalid_boxes must be 'drop', 'clip', 'error' or None, not {invalid_boxes!r}")
+        repeated = [name for name, count in Counter(classes).items() if count > 1]
+        if repeated:
+            raise InputError(f"classes: {repeated[0]!r} is named twice; name each class once")
+        self.invalid_boxes = invalid_boxes
+        self.min_box_size = min_box_size
+        self.counts: Counter[str] = Counter()
+        self._labels = {name: label for label, name in enumerate(classes, start=1)}
+
+    def __call__(self, objects: Iterable[AnnotatedObject], size: tuple[int, int]) -> Targets:
+        """Return the targets of one image of ``size`` (height, width).
+
+        Raises InputError for an object of an unknown class, or an invalid box under "error".
+        """
+        labelled = [(thing, self._label(thing), self._repair(thing, size)) for thing in objects]
+        kept = [(thing, label, box) for thing, label, box in labelled if box is not None]
+        boxes = torch.tensor([box for _, _, box in kept], dtype=torch.float32).reshape(-1, 4)
+        area = box_ops.area(boxes)
+        for index, (thing, _, _) in enumerate(kept):
+            if thing.area is not None:
+                area[index] = thing.area
+        return Targets(
+            boxes=boxes,
+            labels=torch.tensor([label for _, label, _ in kept], dtype=torch.int64),
+            difficult=torch.tensor([thing.difficult for thing, _, _ in kept], dtype=torch.bool),
+            crowd=torch.tensor([thing.crowd for thing, _, _ in kept], dtype=torch.bool),
+            area=area,
+        )
+
+    def _label(self, thing: AnnotatedObject) -> int:
+        if thing.name not in self._labels:
+            raise InputError(
+                f"{thing.place}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
+                "correct the name or add the class"
+            )
+        return self._labels[thing.name]
+
+    def _repair(self, thing: AnnotatedObject, size: tuple[int, int]) -> Box | None:
+        """Return the box, clipped if need be, or None if the object is to be left out."""
+        if self.invalid_boxes is None:
+            return thing.box
+        clipped = _clip(thing.box, size)
+        fault = self._fault(thing.box, clipped)
+        if fault is None:
+            self.counts.update(["clipped"] if clipped != thing.box else [])
+            return clipped
+        if self.invalid_boxes == "error":
+            written = ", ".join(f"{number:g}" for number in thing.written)
+            raise InputError(
+                f"{thing.place}: box {written} is {fault} (the image is {size[1]}x{size[0]}); correct it, or "
+                "choose to drop or clip such boxes"
+            )
+        self.counts[fault] += 1
+        return None
+
+    def _fault(self, box: Box, clipped: Box) -> str | None:
+        if box[2] < box[0] or box[3] < box[1]:
+            return "swapped"
+        gone = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
+        far = max(abs(before - after) for before, after in zip(box, clipped, strict=True)) > _TOLERANCE
+        if (gone and clipped != box) or (far and self.invalid_boxes != "clip"):
+            return "outside"
+        if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < self.min_box_size:
+            return f"under {self.min_box_size:g} px"
+        return None
+
+
+def _clip(box: Box, size: tuple[int, int]) -> Box:
+    height, width = size
+    x1, y1, x2, y2 = box
+    return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)

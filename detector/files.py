@@ -1,0 +1,51 @@
+"""Files in and out: written whole or not at all, read within bounds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from detector.errors import InputError
+
+MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` through a temporary neighbour, making the folder if need be.
+
+    Raises InputError if the folder or the disk refuses; ``path`` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return what the JSON file holds.
+
+    Raises InputError for a file that cannot be read, is over 1 GiB, is nested too deep, or is not JSON
+    (NaN and Infinity, which Python's reader would let through, are not).
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise InputError(f"{path}: {size} bytes; JSON over {MAX_JSON_BYTES} bytes is refused")
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}; mend or replace the file") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
