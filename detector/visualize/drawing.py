@@ -99,15 +99,17 @@ def save_image(path: Path, image: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(f"{path}: pictures are written as {', '.join(_SUFFIXES)}, not {path.suffix!r}")
+    picture = Image.fromarray(_checked(image))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_checked(image)).save(temporary, quality=92)
-        temporary.replace(path)
+        try:
+            picture.save(temporary, quality=92)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: the picture cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @lru_cache

@@ -20,6 +20,7 @@ _MARGIN = 22  # pixels
 _GAP = 4
 _HIGHEST = 300
 _CAPTION = 24
+_CAPTIONS = ("detections", "ground truth")
 
 
 def example_grid(
@@ -30,40 +31,38 @@ def example_grid(
     Each shows its detections of score 0.5 and more on the left and its objects on the right. Without
     examples h is 0.
     """
-    cell = (width - (_COLUMNS + 1) * _MARGIN) // _COLUMNS
-    pairs = [_pair(*example, classes, cell) for example in examples[:_MOST]]
+    half = ((width - _MARGIN) // _COLUMNS - _MARGIN - _GAP) // 2
+    pairs = [_pair(*example, classes, half) for example in examples[:_MOST]]
     rows = [pairs[start : start + _COLUMNS] for start in range(0, len(pairs), _COLUMNS)]
     empty = np.zeros((0, width, 3), np.uint8)
-    return np.concatenate([empty, *(_row(row, cell, width) for row in rows)])
+    return np.concatenate([empty, *(_row(row, half, width) for row in rows)])
 
 
-def _row(pairs: list[np.ndarray], cell: int, width: int) -> np.ndarray:
-    height = max(len(pair) for pair in pairs)
-    row = np.full((_CAPTION + height + _MARGIN, width, 3), 255, np.uint8)
+def _row(pairs: list[tuple[np.ndarray, np.ndarray]], half: int, width: int) -> np.ndarray:
+    height = max(len(drawn) for drawn, _ in pairs)
+    row = Image.new("RGB", (width, _CAPTION + height + _MARGIN), "white")
+    captions = ImageDraw.Draw(row)
     for column, pair in enumerate(pairs):
-        left = _MARGIN + column * (cell + _MARGIN)
-        row[_CAPTION : _CAPTION + len(pair), left : left + pair.shape[1]] = pair
-    captions = Image.fromarray(row)
-    draw = ImageDraw.Draw(captions)
-    for column, pair in enumerate(pairs):
-        left = _MARGIN + column * (cell + _MARGIN)
-        for x, text in ((left, "detections"), (left + (pair.shape[1] + _GAP) // 2, "ground truth")):
-            draw.text((x, 4), text, fill=(115, 115, 115), font=font(13))
-    return np.array(captions)
+        left = _MARGIN + column * (2 * half + _GAP + _MARGIN)
+        for x, text, drawn in zip((left, left + half + _GAP), _CAPTIONS, pair, strict=True):
+            captions.text((x, 4), text, fill=(115, 115, 115), font=font(13))
+            row.paste(Image.fromarray(drawn), (x, _CAPTION))
+    return np.array(row)
 
 
 def _pair(
-    image: np.ndarray, detections: Detections, targets: Targets, classes: Sequence[str], cell: int
-) -> np.ndarray:
-    """Return both drawings side by side, at most ``cell`` pixels wide."""
+    image: np.ndarray, detections: Detections, targets: Targets, classes: Sequence[str], half: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both drawings, each at most ``half`` pixels wide."""
     height, width = image.shape[:2]
-    scale = min((cell - _GAP) / 2 / width, _HIGHEST / height)
+    scale = min(half / width, _HIGHEST / height)
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    enlarged = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     factor = (size[0] / height, size[1] / width)
     found = replace(detections, boxes=box_ops.scale(detections.boxes, factor))
     truth = targets.with_boxes(box_ops.scale(targets.boxes, factor))
-    between = np.full((size[0], _GAP, 3), 255, np.uint8)
     labels = len(targets) <= _MOST_LABELLED
-    drawn = draw_detections(enlarged, found, classes, labels=labels)
-    return np.hstack((drawn, between, draw_targets(enlarged, truth, classes, labels=labels)))
+    return (
+        draw_detections(resized, found, classes, labels=labels),
+        draw_targets(resized, truth, classes, labels=labels),
+    )

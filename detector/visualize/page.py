@@ -23,7 +23,7 @@ Example = tuple[np.ndarray, Detections, Targets]
 _WIDTH = 1800  # pixels of the page
 _DPI = 120
 _LEGEND_CLASSES = 20  # more are drawn in grey, but for the best and the worst
-_LONGEST_NAME = 18  # letters
+_LONGEST_NAME = 16  # letters
 _GREY = "0.45"
 _SIDE_LEGEND: dict[str, Any] = {"alignment": "left", "frameon": False, "fontsize": 8.5, "labelspacing": 0.35}
 
@@ -62,7 +62,7 @@ def run_picture(
     figure.text(0.012, 0.955, title, fontsize=17, weight="bold", va="center")
     figure.text(0.012, 0.90, _summary(figures), fontsize=11, color=_GREY, va="center")
     panels = figure.add_gridspec(
-        1, 3 if evaluated else 2, left=0.045, right=0.865, bottom=0.1, top=0.8, wspace=0.2
+        1, 3 if evaluated else 2, left=0.045, right=0.85, bottom=0.1, top=0.8, wspace=0.2
     )
     _plot_losses(figure.add_subplot(panels[0]), losses)
     if evaluated:
@@ -80,7 +80,7 @@ def _summary(figures: Mapping[str, Any]) -> str:
         ("voc07_mAP", "11-point mAP {:.3f}"),
         ("voc_mAP", "area mAP {:.3f}"),
         ("seconds", "{:.0f} s"),
-        ("peak_rss_mib", "{:.0f} MiB at most"),
+        ("peak_rss_mib", "peak {:.0f} MiB"),
     )
     known = ((text, _number(figures.get(key))) for key, text in named)
     return "   ·   ".join(text.format(value) for text, value in known if not math.isnan(value))
@@ -165,7 +165,7 @@ def _plot_precision_recall(
     if not named:
         _say_empty(axes, "no classes evaluated")
         return
-    heading = "11-point AP" if named is ranked else f"11-point AP, {half} best, {half} worst"
+    heading = "11-point AP" if named is ranked else f"11-point AP,\n{half} best and {half} worst"
     legend = axes.legend(title=heading, loc="upper left", bbox_to_anchor=(1.01, 1.05), **_SIDE_LEGEND)
     legend.get_title().set_fontsize(9)
 
