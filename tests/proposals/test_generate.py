@@ -1,0 +1,209 @@
+"""Generating proposals: what is done stays done, what has changed is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from detector import ops
+from detector.errors import InputError
+from detector.proposals.dense import dense_proposals
+from detector.proposals.generate import content_hash, generate_store, store_name
+from detector.proposals.store import ProposalStore
+from detector.structures import ImageRecord, Targets
+
+CORNERS = "tests.proposals.test_generate:bright_corner"
+
+
+def read_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError(f"{path}: not an image")
+    assert image.shape[:2] == size
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def bright_corner(image: NDArray[np.uint8], side: int = 5) -> tuple[list[list[int]], list[float]]:
+    """One box whose score tells the image's first red value; hanging over the border."""
+    return [[-3, 0, side, side], [0, 0, 0, 0]], [float(image[0, 0, 0]), 0.0]
+
+
+def broken(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    raise KeyError("sky")
+
+
+def wrong_shape(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return np.zeros((3, 5))
+
+
+def write_images(folder: Path, count: int) -> list[ImageRecord]:
+    folder.mkdir(exist_ok=True)
+    records = []
+    for i in range(count):
+        height, width = 40 + i % 7, 60 + i % 5
+        image = np.full((height, width, 3), i % 200, np.uint8)
+        path = folder / f"{i:04d}.png"
+        cv2.imwrite(str(path), image)
+        record = ImageRecord(
+            image_id=path.stem, path=path, height=height, width=width, targets=Targets.empty()
+        )
+        records.append(record)
+    return records
+
+
+def generate(records: list[ImageRecord], path: Path, **arguments: Any) -> ProposalStore:
+    return generate_store(records, path, read_image=read_image, **arguments)
+
+
+def test_dense_windows_of_each_image(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 3)
+    steps: list[tuple[int, int]] = []
+    store = generate(
+        records, tmp_path / "store", method="dense", progress=lambda done, all_: steps.append((done, all_))
+    )
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    for record in records:
+        size = (record.height, record.width)
+        assert torch.equal(store[record.image_id].boxes, dense_proposals(size).boxes)
+        assert store.image_size(record.image_id) == size
+        assert store.content_hash(record.image_id) == content_hash(record.path.read_bytes())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_function_of_the_user(tmp_path: Path, workers: int) -> None:
+    records = write_images(tmp_path / "images", 11)
+    store = generate(records, tmp_path / "store", method=CORNERS, parameters={"side": 9}, workers=workers)
+    assert len(store) == 11
+    for i, record in enumerate(records):
+        found = store[record.image_id]
+        assert found.boxes.tolist() == [[0, 0, 9, 9]]  # clipped, and the empty box is gone
+        assert found.scores is not None
+        assert found.scores.tolist() == [i]
+
+
+def test_only_missing_and_changed_images_are_done(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 5)
+    generate(records[:3], tmp_path / "store", method=CORNERS)
+    image = np.full((records[1].height, records[1].width, 3), 99, np.uint8)
+    cv2.imwrite(str(records[1].path), image)
+    done: list[int] = []
+    store = generate(
+        records, tmp_path / "store", method=CORNERS, progress=lambda _, total: done.append(total)
+    )
+    assert done == [3, 3, 3]
+    scores = [store[record.image_id].scores for record in records]
+    assert [score.tolist() for score in scores if score is not None] == [[0], [99], [2], [3], [4]]
+    generate(records, tmp_path / "store", method=CORNERS, progress=lambda *_: pytest.fail("nothing is left"))
+
+
+def test_other_parameters_are_refused_by_name(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 1)
+    generate(records, tmp_path / "store", method="dense")
+    with pytest.raises(InputError, match=r"stride_fraction 0\.2 there, 0\.3 wanted"):
+        generate(records, tmp_path / "store", method="dense", parameters={"stride_fraction": 0.3})
+    with pytest.raises(InputError, match=r"no parameter 'stride'.*did you mean 'stride_fraction'"):
+        generate(records, tmp_path / "store", method="dense", parameters={"stride": 0.3})
+    with pytest.raises(InputError, match=r"'dens' is unknown .did you mean 'dense'.*module:function"):
+        generate(records, tmp_path / "store", method="dens")
+
+
+def test_names_differ_exactly_where_parameters_do() -> None:
+    name = store_name("dense")
+    assert name == store_name("dense", {"stride_fraction": 0.2})
+    assert name != store_name("dense", {"stride_fraction": 0.3})
+    assert name != store_name("selective_search")
+    assert name.startswith("dense_")
+    assert store_name("my.module:function", {"a": 1}).startswith("my_module_function_")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("broken", "fails on .*0000.png: KeyError: 'sky'"),
+        ("wrong_shape", r"shape \(3, 5\)"),
+        ("absent", "cannot be loaded"),
+        ("CORNERS", "is no function"),
+    ],
+)
+def test_a_faulty_function_is_one_clear_error(tmp_path: Path, function: str, message: str) -> None:
+    records = write_images(tmp_path / "images", 2)
+    with pytest.raises(InputError, match=f"2 of 2 images got no proposals.*{message}"):
+        generate(records, tmp_path / "store", method=f"tests.proposals.test_generate:{function}")
+
+
+def test_a_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 4)
+    records[0].path.write_bytes(b"no image")
+    records[2].path.unlink()
+    with pytest.raises(InputError, match=r"cannot read the image .*0002\.png"):
+        generate([records[2], records[3]], tmp_path / "store", method=CORNERS)
+    with pytest.raises(InputError, match=r"1 of 2 images .*0000\.png: not an image"):
+        generate([records[i] for i in (0, 1, 3)], tmp_path / "store", method=CORNERS)
+    assert ProposalStore.open(tmp_path / "store").ids() == ["0001", "0003"]
+
+
+_JOB = """
+import sys
+from pathlib import Path
+from tests.proposals.test_generate import read_image, write_images
+from detector.proposals import generate
+generate._SEGMENT_IMAGES = 4
+records = write_images(Path(sys.argv[1]) / "images", 300)
+print("ready", flush=True)
+generate.generate_store(records, Path(sys.argv[1]) / "store", method="dense", read_image=read_image)
+"""
+
+
+def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _JOB, str(tmp_path)]
+    job = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "store/segment_000003.boxes.npy").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    before = ProposalStore.open(tmp_path / "store")
+    before.verify()
+    assert 8 <= len(before) < 300
+
+    todo: list[int] = []
+    store = generate(
+        write_images(tmp_path / "images", 300),
+        tmp_path / "store",
+        method="dense",
+        progress=lambda _, total: todo.append(total),
+    )
+    assert todo == [300 - len(before)] * (300 - len(before))
+    assert len(store) == 300
+    store.verify()
+
+
+def test_selective_search(tmp_path: Path) -> None:
+    if not hasattr(ops, "selective_search"):
+        pytest.skip("this build has no selective search")
+    records = write_images(tmp_path / "images", 2)
+    rng = np.random.default_rng(0)
+    for record in records:
+        cv2.imwrite(str(record.path), rng.integers(0, 255, (record.height, record.width, 3), np.uint8))
+    store = generate(records, tmp_path / "store", method="selective_search", parameters={"seed": 3})
+    assert json.loads((store.path / "manifest.json").read_text())["parameters"]["seed"] == 3
+    for record in records:
+        assert len(store[record.image_id]) > 1
