@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id.
 _CLASS_COLUMN = re.compile(r"(?P<id>.*\S)\s+(-1|0|1)")
-_MAX_ID_BYTES = 240  # file systems refuse names over 255 bytes, ending included
+_MAX_NAME_BYTES = 240  # file systems refuse names over 255 bytes, ending included
 
 
 def resolve_folder(root: Path, name: str, content: str) -> Path:
@@ -57,7 +57,7 @@ def read_split(root: Path, splits: str, split: str, annotation_folder: Path) -> 
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
-        _check_id(line, f"{path}: line {number}")
+        check_name(line, f"{path}: line {number}: image id", "an image's file name without its ending")
         image_id = _image_id(line, annotation_folder)
         if image_id in seen:
             raise InputError(
@@ -86,15 +86,22 @@ def find_image(folder: Path, image_id: str, split_file: Path | None) -> Path:
     return candidates[0]
 
 
-def _check_id(image_id: str, place: str) -> None:
-    """Refuse ids that could name a file elsewhere. Links that lie in the folders are the user's own."""
-    parts = PurePosixPath(image_id.replace("\\", "/")).parts
-    is_file_name = parts and min(image_id) >= " " and len(image_id.encode()) <= _MAX_ID_BYTES
-    if not is_file_name or ".." in parts or parts[0] == "/" or ":" in parts[0]:
+def check_name(name: str, place: str, expected: str) -> None:
+    """Raise InputError for a name that could lead to a file outside the folder it is looked up in.
+
+    Links that lie in the folder are the user's own and are followed.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or not _fits(name) or ".." in parts or parts[0] == "/" or ":" in parts[0]:
         raise InputError(
-            f"{place}: image id {image_id[:80]!r} leads out of the data root or is no file name; "
-            "expected an image's file name without its ending"
+            f"{place} {name[:80]!r} leads out of the data root or is no file name; expected {expected}"
         )
+
+
+def _fits(name: str) -> bool:
+    """Say whether the file system can take ``name``: no control characters, encodable, not too long."""
+    encoded = name.encode("utf-8", errors="replace")
+    return min(name) >= " " and len(encoded) <= _MAX_NAME_BYTES and encoded.decode() == name
 
 
 def _image_id(line: str, annotation_folder: Path) -> str:

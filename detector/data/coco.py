@@ -1,0 +1,132 @@
+"""Data sets in COCO's format: one JSON file for the annotations, one folder of images.
+
+COCO's boxes are x, y, width, height, continuous and counted from 0, so x2 = x + width. Category ids, which
+may have gaps, stay here: label k is the k-th category by id, or ``classes[k - 1]``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detector.data.coco_json import CocoData, Entry, read_coco
+from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
+from detector.errors import InputError
+from detector.structures import ImageRecord
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """As `detector.data.voc.VocDataset`; ``image_ids`` is COCO's id of each image by the record's."""
+
+    records: list[ImageRecord]
+    classes: tuple[str, ...]
+    dropped: dict[str, int]
+    image_ids: dict[str, int]
+
+
+def load_coco(
+    annotation_file: Path | str,
+    image_folder: Path | str,
+    *,
+    classes: Sequence[str] | None = None,
+    invalid_boxes: InvalidBoxes | None = "drop",
+    min_box_size: float = 2.0,
+    require_images: bool = True,
+) -> CocoDataset:
+    """Read all images of an annotation file, in its order, those without objects included.
+
+    A record's id is COCO's id as text, or the id that the image had in VOC layout where
+    `detector.data.convert` made the file. ``iscrowd`` becomes ``Targets.crowd``, ``area`` the annotated
+    area. ``classes`` None means all categories by id. ``invalid_boxes`` and ``min_box_size`` are those of
+    `detector.data.objects.TargetBuilder`. ``require_images=False`` does not look for the images; a size
+    that the file does not give is then (0, 0), which needs ``invalid_boxes=None``.
+
+    Raises:
+        InputError: a malformed file (see `read_coco`), a missing folder or image, an annotation of a class
+            that is not in ``classes``, or an invalid box under "error".
+    """
+    path, folder = Path(annotation_file), Path(image_folder)
+    data = read_coco(path)
+    if require_images and not folder.is_dir():
+        raise InputError(f"{folder} does not exist; expected the folder of the images that {path} names")
+    if not data["images"]:
+        raise InputError(f"{path}: 'images' is empty; expected at least one image")
+    names = category_names(data, path)
+    classes = tuple(names.values()) if classes is None else tuple(classes)
+    build_targets = TargetBuilder(classes, invalid_boxes, min_box_size)
+    annotations = _by_image(data)
+    records = []
+    for entry in data["images"]:
+        image = folder / entry["file_name"]
+        if require_images and not image.is_file():
+            raise InputError(f"{path}: image {entry['id']} is missing: expected {image}")
+        size = _size(entry, image, path, required=require_images or invalid_boxes is not None)
+        objects = _objects(annotations[entry["id"]], names, path)
+        targets = build_targets(objects, size)
+        records.append(
+            ImageRecord(image_id=record_id(entry), path=image, height=size[0], width=size[1], targets=targets)
+        )
+    image_ids = {record_id(entry): entry["id"] for entry in data["images"]}
+    if len(image_ids) < len(records):
+        raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
+    return CocoDataset(
+        records=records, classes=classes, dropped=dict(build_targets.counts), image_ids=image_ids
+    )
+
+
+def category_names(data: CocoData, path: Path) -> dict[int, str]:
+    """Return the categories' names by id, ids rising. Raises InputError for a name given twice."""
+    names = {entry["id"]: entry["name"] for entry in sorted(data["categories"], key=lambda one: one["id"])}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            twins = [identity for identity, its_name in names.items() if its_name == name]
+            raise InputError(
+                f"{path}: categories {twins[0]} and {twins[1]} are both named {name!r}; rename one"
+            )
+    return names
+
+
+def record_id(entry: Entry) -> str:
+    """Return the id that an image's record has."""
+    return str(entry.get("voc_id", entry["id"]))
+
+
+def _by_image(data: CocoData) -> defaultdict[int, list[tuple[int, Entry]]]:
+    """Return the annotations of each image with their places in the file."""
+    annotations: defaultdict[int, list[tuple[int, Entry]]] = defaultdict(list)
+    for number, entry in enumerate(data["annotations"]):
+        annotations[entry["image_id"]].append((number, entry))
+    return annotations
+
+
+def _size(entry: Entry, image: Path, path: Path, required: bool) -> tuple[int, int]:
+    height, width = int(entry.get("height", 0)), int(entry.get("width", 0))
+    if (height and width) or not (required or image.is_file()):
+        return height, width
+    if not image.is_file():
+        raise InputError(f"{path}: image {entry['id']} has no height and width, and there is no {image}")
+    from detector.data.images import read_image  # OpenCV only for the few files that need it
+
+    height, width = read_image(image).shape[:2]
+    return height, width
+
+
+def _objects(
+    annotations: list[tuple[int, Entry]], names: Mapping[int, str], path: Path
+) -> Iterator[AnnotatedObject]:
+    for number, entry in annotations:
+        x, y, width, height = entry["bbox"]
+        difficult = bool(entry.get("difficult", 0))
+        yield AnnotatedObject(
+            name=names[entry["category_id"]],
+            box=(x, y, x + width, y + height),
+            difficult=difficult,
+            # A difficult object of VOC is written as a crowd, so that COCO's tools ignore it too.
+            crowd=bool(entry.get("iscrowd", 0)) and not difficult,
+            area=entry.get("area"),
+            place=f"{path}: annotations[{number}], image {entry['image_id']}",
+            written=entry["bbox"],
+        )

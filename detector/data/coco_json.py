@@ -1,0 +1,119 @@
+"""An annotation file in COCO's format, read and checked before anything uses it.
+
+Source: the format description at cocodataset.org, "Data format", object detection. The entries stay as
+written; what is checked is what the loader, the evaluator and the converter rely on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detector.data.voc_split import check_name
+from detector.data.voc_xml import MAX_COORDINATE
+from detector.errors import InputError
+from detector.files import read_json
+
+Entry = dict[str, Any]
+CocoData = dict[str, list[Entry]]
+
+SECTIONS = ("images", "categories", "annotations")
+
+
+def read_coco(path: Path | str) -> CocoData:
+    """Read ``images``, ``categories`` and ``annotations``; other sections are left out.
+
+    Raises:
+        InputError: not readable, not of the format, an id twice or that nothing has, a file name that leaves
+            the image folder, or a number that is none; the message names file, section and entry.
+    """
+    path = Path(path)
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a COCO annotation file, an object with {', '.join(SECTIONS)}")
+    data: CocoData = {}
+    for section in SECTIONS:
+        entries = content.get(section)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(
+                f"{path}: {section!r} is missing or no list of objects; expected a COCO annotation file"
+            )
+        data[section] = entries
+    image_ids = _check(data["images"], f"{path}: images", _check_image)
+    category_ids = _check(data["categories"], f"{path}: categories", _check_category)
+    for number, entry in enumerate(data["annotations"]):
+        place = f"{path}: annotations[{number}]"
+        _check_annotation(entry, place)
+        _check_reference(entry, "image_id", image_ids, "images", place)
+        _check_reference(entry, "category_id", category_ids, "categories", place)
+    return data
+
+
+def check_box(entry: Entry, place: str) -> None:
+    """Raise InputError unless ``entry["bbox"]`` is [x, y, width, height], four numbers of pixels."""
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_pixels, box)):
+        raise InputError(f"{place}: bbox is {_short(box)}; expected [x, y, width, height] in pixels")
+
+
+def _check(entries: list[Entry], place: str, check: Callable[[Entry, str], None]) -> set[int]:
+    """Check all entries and return their ids, which must differ."""
+    seen: dict[int, int] = {}
+    for number, entry in enumerate(entries):
+        here = f"{place}[{number}]"
+        identity = entry.get("id")
+        if not isinstance(identity, int) or isinstance(identity, bool):
+            raise InputError(f"{here}: id is {_short(identity)}; expected a whole number")
+        if identity in seen:
+            raise InputError(f"{here}: id {identity} is also that of entry {seen[identity]}; ids must differ")
+        seen[identity] = number
+        check(entry, here)
+    return set(seen)
+
+
+def _check_image(entry: Entry, place: str) -> None:
+    name = entry.get("file_name")
+    if not isinstance(name, str):
+        raise InputError(f"{place}: file_name is {_short(name)}; expected the image's path in its folder")
+    check_name(name, f"{place}: file_name", "the image's path in its folder")
+    if "voc_id" in entry:
+        if not isinstance(entry["voc_id"], str):
+            raise InputError(f"{place}: voc_id is {_short(entry['voc_id'])}; expected a text")
+        check_name(entry["voc_id"], f"{place}: voc_id", "the image's id in VOC layout")
+    for side in ("height", "width"):
+        value = entry.get(side, 0)
+        if not _is_pixels(value) or value < 0 or value != int(value):
+            raise InputError(f"{place}: {side} is {_short(value)}; expected a whole number of pixels")
+
+
+def _check_category(entry: Entry, place: str) -> None:
+    if not isinstance(entry.get("name"), str) or not entry["name"]:
+        raise InputError(f"{place}: name is {_short(entry.get('name'))}; expected the class's name")
+
+
+def _check_annotation(entry: Entry, place: str) -> None:
+    check_box(entry, place)
+    for flag in ("iscrowd", "difficult"):
+        if entry.get(flag, 0) not in (0, 1):
+            raise InputError(f"{place}: {flag} is {_short(entry[flag])}; expected 0 or 1")
+    area = entry.get("area", 0)
+    if not _is_number(area) or not 0 <= area <= MAX_COORDINATE**2:
+        raise InputError(f"{place}: area is {_short(area)}; expected a number of square pixels")
+
+
+def _check_reference(entry: Entry, key: str, known: set[int], section: str, place: str) -> None:
+    if not isinstance(entry.get(key), int) or entry[key] not in known:
+        raise InputError(f"{place}: {key} is {_short(entry.get(key))}, which is no id in {section!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pixels(value: Any) -> bool:
+    return _is_number(value) and abs(value) <= MAX_COORDINATE
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:60]

@@ -1,0 +1,210 @@
+"""COCO's detection metrics, computed by pycocotools, for data sets of any format.
+
+Ground truth is a dictionary as in COCO's annotation files: ``images``, ``categories``, ``annotations``.
+Crowd regions are ignored as COCO ignores them; a VOC object that is ``difficult`` is treated as a crowd
+region, since that is the only way in which COCO's rules leave an object out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detector.evaluation.coco_results import Result, read_coco_results, to_results, write_coco_results
+from detector.structures import Detections, ImageRecord
+
+GroundTruth = Mapping[str, Sequence[Mapping[str, Any]]]
+
+# In the order of pycocotools' summary.
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+class CocoEvaluator:
+    """The twelve COCO figures over the images given to `update`, those without detections included.
+
+    Label k is the category named ``classes[k - 1]``; None means all categories by rising id. ``image_ids``
+    gives COCO's id of each image by the record's; None means that a record's id is COCO's id as text.
+    """
+
+    def __init__(
+        self,
+        ground_truth: GroundTruth,
+        classes: Sequence[str] | None = None,
+        image_ids: Mapping[str, int] | None = None,
+    ) -> None:
+        categories = sorted(ground_truth["categories"], key=lambda entry: entry["id"])
+        by_name = {entry["name"]: entry["id"] for entry in categories}
+        self.classes = tuple(by_name) if classes is None else tuple(classes)
+        self.category_ids = [by_name[name] for name in self.classes]
+        known = [entry["id"] for entry in ground_truth["images"]]
+        self.image_ids = {str(one): one for one in known} if image_ids is None else dict(image_ids)
+        self._truth = _index(ground_truth, _annotations(ground_truth))
+        self.reset()
+
+    @classmethod
+    def from_records(cls, records: Sequence[ImageRecord], classes: Sequence[str]) -> CocoEvaluator:
+        """Return an evaluator for records of any data set; COCO's image ids are then 1, 2, ..."""
+        image_ids = {record.image_id: number for number, record in enumerate(records, start=1)}
+        return cls(ground_truth_of(records, classes), classes, image_ids)
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._results: dict[int, list[Result]] = {}
+
+    def update(self, image_ids: list[str], detections: list[Detections]) -> None:
+        """Take the detections of some images; each image once.
+
+        Raises ValueError for an image that is not in the ground truth or was given before, and for a label
+        that is no class.
+        """
+        for image_id, found in zip(image_ids, detections, strict=True):
+            if image_id not in self.image_ids:
+                raise ValueError(f"image {image_id!r} is not in the ground truth")
+            if len(found) and (int(found.labels.min()) < 1 or int(found.labels.max()) > len(self.classes)):
+                raise ValueError(f"image {image_id!r}: labels must be 1..{len(self.classes)}")
+            coco_id = self.image_ids[image_id]
+            self.add([coco_id], to_results(coco_id, found, self.category_ids))
+
+    def add(self, coco_ids: Iterable[int], results: Iterable[Result]) -> None:
+        """Take ``results``, COCO's dictionaries, of the images ``coco_ids``. Errors as in `update`."""
+        for coco_id in coco_ids:
+            if coco_id in self._results:
+                raise ValueError(f"image {coco_id} was given before")
+            self._results[coco_id] = []
+        for result in results:
+            self._results[result["image_id"]].append(result)
+
+    def compute(self) -> dict[str, object]:
+        """Return the twelve figures, as `FIGURES` names them, and ``per_class``.
+
+        ``per_class[name]`` has ``AP``, ``AP50``, and the numbers of ``objects`` (ignored ones included), of
+        ``ignored`` ones and of ``detections``. A figure without an object that counts is NaN.
+        """
+        evaluation = self._evaluate()
+        figures: dict[str, object] = {
+            name: _or_nan(figure) for name, figure in zip(FIGURES, evaluation.stats, strict=True)
+        }
+        figures["per_class"] = {
+            name: self._class_figures(evaluation, category_id)
+            for name, category_id in zip(self.classes, self.category_ids, strict=True)
+        }
+        return figures
+
+    def write_results(self, path: Path | str) -> None:
+        """Write the detections given so far as a results file for COCO's server. Errors as `write_json`."""
+        write_coco_results(path, self._all_results())
+
+    def _all_results(self) -> Iterator[Result]:
+        for image_id in sorted(self._results):
+            yield from self._results[image_id]
+
+    def _evaluate(self) -> COCOeval:
+        # pycocotools wants the size of each detection, and ids that are not 0, its mark for "unmatched".
+        found = [
+            {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+            for number, result in enumerate(self._all_results(), start=1)
+        ]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(self._truth, _index(self._truth.dataset, found), "bbox")
+            evaluation.params.imgIds = sorted(self._results)
+            evaluation.params.catIds = sorted(self.category_ids)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation
+
+    def _class_figures(self, evaluation: COCOeval, category_id: int) -> dict[str, object]:
+        place = list(evaluation.params.catIds).index(category_id)
+        # (IoU thresholds, recall points, classes, areas: all first, detections an image: 100 last)
+        precision = evaluation.eval["precision"][:, :, place, 0, -1]
+        objects = [
+            entry
+            for entry in self._truth.dataset["annotations"]
+            if entry["category_id"] == category_id and entry["image_id"] in self._results
+        ]
+        detections = sum(result["category_id"] == category_id for result in self._all_results())
+        return {
+            "AP": _mean(precision),
+            "AP50": _mean(precision[0]),
+            "objects": len(objects),
+            "ignored": sum(entry["iscrowd"] for entry in objects),
+            "detections": detections,
+        }
+
+
+def score_coco_results(path: Path | str, ground_truth: GroundTruth) -> CocoEvaluator:
+    """Return an evaluator that has seen a results file, for all images of the ground truth.
+
+    Raises InputError for a malformed file (see `read_coco_results`).
+    """
+    evaluator = CocoEvaluator(ground_truth)
+    image_ids = list(evaluator.image_ids.values())
+    evaluator.add(image_ids, read_coco_results(path, image_ids, evaluator.category_ids))
+    return evaluator
+
+
+def ground_truth_of(records: Sequence[ImageRecord], classes: Sequence[str]) -> GroundTruth:
+    """Return records as COCO's dictionary: images 1, 2, ... in their order, categories 1..K."""
+    annotations = []
+    for image_id, record in enumerate(records, start=1):
+        targets = record.targets
+        is_ignored = (targets.crowd | targets.difficult).tolist()
+        columns = (targets.boxes.tolist(), targets.labels.tolist(), targets.area.tolist(), is_ignored)
+        for (x1, y1, x2, y2), label, area, ignored in zip(*columns, strict=True):
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "category_id": label,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": area,
+                    "iscrowd": int(ignored),
+                }
+            )
+    return {
+        "images": [{"id": number} for number, _ in enumerate(records, start=1)],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(classes, start=1)],
+        "annotations": annotations,
+    }
+
+
+def _annotations(ground_truth: GroundTruth) -> list[dict[str, Any]]:
+    """Return what pycocotools needs of the annotations; ids from 1, since 0 is its mark for "unmatched"."""
+    return [
+        {
+            "id": number,
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": entry["bbox"],
+            "area": entry.get("area", entry["bbox"][2] * entry["bbox"][3]),
+            "iscrowd": int(entry.get("iscrowd", 0)),
+        }
+        for number, entry in enumerate(ground_truth["annotations"], start=1)
+    ]
+
+
+def _index(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        index = COCO()
+        index.dataset = {
+            "images": [{"id": entry["id"]} for entry in ground_truth["images"]],
+            "categories": [{"id": entry["id"]} for entry in ground_truth["categories"]],
+            "annotations": annotations,
+        }
+        index.createIndex()
+    return index
+
+
+def _or_nan(figure: float) -> float:
+    return float(figure) if figure > -1 else float("nan")  # pycocotools writes -1 for "no objects"
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    return float(precision.mean()) if (precision > -1).all() else float("nan")

@@ -1,0 +1,83 @@
+"""COCO result files: a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detector.errors import InputError
+from detector.files import read_json, write_text
+from detector.structures import Detections
+
+Result = dict[str, Any]
+
+_LARGEST = 3.4028235e38  # float32's; NaN does not compare
+
+
+def to_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[Result]:
+    """Return detections as COCO's dictionaries; label k becomes ``category_ids[k - 1]``.
+
+    Numbers are exact: width is x2 - x1 of the float32 corners, in double precision.
+    """
+    columns = (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label - 1],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for (x1, y1, x2, y2), label, score in zip(*columns, strict=True)
+    ]
+
+
+def write_coco_results(path: Path | str, results: Iterable[Result]) -> None:
+    """Write a results file. Raises InputError if the file cannot be written."""
+    write_text(Path(path), "[" + ",\n".join(json.dumps(one, allow_nan=False) for one in results) + "]\n")
+
+
+def read_coco_results(
+    path: Path | str, image_ids: Collection[int], category_ids: Collection[int]
+) -> list[Result]:
+    """Read a results file.
+
+    Raises:
+        InputError: not readable, no list of results, an image or a category that the annotations do not
+            have, or a number that is none; the message names file and entry.
+    """
+    path = Path(path)
+    results = read_json(path)
+    if not isinstance(results, list):
+        raise InputError(
+            f"{path}: expected a COCO results file, a list of objects with image_id, bbox and score"
+        )
+    images, categories = set(image_ids), set(category_ids)
+    for number, entry in enumerate(results):
+        _check(entry, images, categories, f"{path}: entry {number}")
+    return [{key: entry[key] for key in ("image_id", "category_id", "bbox", "score")} for entry in results]
+
+
+def _check(entry: Any, images: set[int], categories: set[int], place: str) -> None:
+    if not isinstance(entry, dict):
+        raise InputError(
+            f"{place} is {_short(entry)}; expected an object with image_id, category_id, bbox, score"
+        )
+    for key, known in (("image_id", images), ("category_id", categories)):
+        if not isinstance(entry.get(key), int) or entry[key] not in known:
+            raise InputError(f"{place}: {key} is {_short(entry.get(key))}, which the annotations do not have")
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise InputError(f"{place}: bbox is {_short(box)}; expected [x, y, width, height] in pixels")
+    if not _is_number(entry.get("score")):
+        raise InputError(f"{place}: score is {_short(entry.get('score'))}; expected a number")
+
+
+def _is_number(value: Any) -> bool:
+    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_numeric and abs(value) <= _LARGEST
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:60]
