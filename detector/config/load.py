@@ -102,7 +102,7 @@ _Loader.add_implicit_resolver(
 def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
     if key == "proposals" and {"file", "method"} & set(top):
         # Another source replaces the inherited one with its options; limits such as top-k are kept.
-        source = {"file", "format", "method", "scales", "aspects", "stride"}
+        source = {"file", "format", "method", "scales", "aspects", "stride_fraction"}
         base = {name: value for name, value in base.items() if name not in source}
     merged = dict(base)
     for name, value in top.items():

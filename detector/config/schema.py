@@ -73,7 +73,7 @@ class ProposalsConfig(Section):
     """dense: window sides as fractions of the image's shorter side; None takes the method's own."""
     aspects: tuple[Positive, ...] | None = None
     """dense: width over height; None takes the method's own."""
-    stride: Positive | None = None
+    stride_fraction: Fraction | None = None
     """dense: step between windows as a fraction of their side; None takes the method's own."""
     top_k_train: Count = 2000
     top_k_test: Count = 2000
@@ -89,7 +89,7 @@ class ProposalsConfig(Section):
             raise ValueError("proposals needs either 'file' with 'format', or 'method', and not both")
         if (self.file is None) != (self.format is None):
             raise ValueError("proposals.file and proposals.format go together: give both or neither")
-        dense_only = {"scales": self.scales, "aspects": self.aspects, "stride": self.stride}
+        dense_only = {"scales": self.scales, "aspects": self.aspects, "stride_fraction": self.stride_fraction}
         given = [name for name, value in dense_only.items() if value is not None]
         if given and self.method != "dense":
             raise ValueError(f"proposals.{given[0]} only applies to proposals.method: dense")
@@ -113,6 +113,8 @@ class BackboneConfig(Section):
     """How many of the first stages do not train, or "none", or "all"."""
     feature_scale: Positive = 1.0
     """Factor on the features: brings activations of other networks to the size a new head expects."""
+    reduce_channels: Count | None = None
+    """Width of a 1x1 convolution after the features, which makes fc6 cheaper; None has none (paper)."""
 
 
 class PoolConfig(Section):
@@ -126,8 +128,6 @@ class PoolConfig(Section):
 class HeadConfig(Section):
     hidden: tuple[Count, ...] = (4096, 4096)
     """Widths of fc6, fc7, ..."""
-    reduce_channels: Count | None = None
-    """Width of a 1x1 convolution before pooling; None has none (paper)."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     weights: bool = False
     """Take fc6 and fc7 from the backbone's weights file (VGG16 and AlexNet)."""
@@ -247,6 +247,8 @@ class TrainConfig(Section):
 class TestConfig(Section):
     __test__ = False  # not a test class, whatever its name
 
+    metric: Literal["voc07", "voc"] = "voc07"
+    """The headline figure and the one that chooses the best checkpoint: 11-point or area AP."""
     scales: tuple[Count, ...] = Field(default=(600,), min_length=1)
     """Shorter sides in pixels. With several, each proposal is scored at the scale that brings its area
     closest to 224 x 224 (release)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -89,11 +91,8 @@ class InferenceDataset(Dataset["list[Sample] | InputError"]):
 
 
 def quiet_worker(_worker: int) -> None:
-    """Set up a DataLoader worker: one thread each; Ctrl-C is the main process's to handle."""
-    import signal
-
-    import cv2
-
+    """Set up a DataLoader worker: one thread each; signals are the main process's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -119,7 +119,7 @@ def _unit_outlines(name: str) -> list[np.ndarray]:
 def _random_shape(rng: Generator, size: tuple[int, int]) -> Shape:
     name = str(rng.choice(CLASSES))
     diameter = np.exp(rng.uniform(np.log(26), np.log(min(96, 0.7 * min(size)))))
-    aspect, angle = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(0, 2 * np.pi)
+    aspect, angle = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(-0.6, 0.6)
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
     stretch = diameter / 2 * np.array((np.sqrt(aspect), 1 / np.sqrt(aspect)))
     outlines = [(polygon * stretch) @ turn for polygon in _unit_outlines(name)]
@@ -193,17 +193,31 @@ def _texture(rng: Generator, size: tuple[int, int], colour: np.ndarray, spread: 
             cells = rng.integers(3, 14)
             grid = rng.uniform(-1, 1, (cells, cells))
             pattern = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
-    amplitude = rng.uniform(-spread, spread, 3).astype(np.float32)
+    amplitude = (spread * rng.uniform(0.3, 1.0) + spread / 4 * rng.uniform(-1, 1, 3)).astype(np.float32)
     return colour.astype(np.float32) + pattern.astype(np.float32)[..., None] * amplitude
+
+
+def _colours(
+    rng: Generator, count: int, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
+    """Return RGB colours (count, 3), 0 to 255, of any hue, with saturation and value in these ranges."""
+    hue = rng.random((count, 3))
+    hue -= hue.min(axis=1, keepdims=True)
+    hue /= hue.max(axis=1, keepdims=True)
+    return 255 * rng.uniform(*value, (count, 1)) * (1 - rng.uniform(*saturation, (count, 1)) * (1 - hue))
+
+
+def _dull_colours(rng: Generator, count: int) -> np.ndarray:
+    return _colours(rng, count, saturation=(0.0, 0.35), value=(0.25, 0.85))
 
 
 def _ground(rng: Generator, size: tuple[int, int]) -> np.ndarray:
     """Return a textured ground (H, W, 3) with a few thin strokes, which belong to no class."""
-    image = _texture(rng, size, rng.uniform(20, 235, 3), spread=40)
+    image = _texture(rng, size, _dull_colours(rng, 1)[0], spread=32)
     for _ in range(rng.integers(0, 4)):
         steps = rng.normal(scale=30, size=(3, 2)).cumsum(axis=0)
         points = (rng.uniform(0, size[::-1]) + steps).astype(np.int32)
-        colour, thickness = rng.uniform(0, 255, 3).tolist(), int(rng.integers(1, 4))
+        colour, thickness = _dull_colours(rng, 1)[0].tolist(), int(rng.integers(1, 4))
         cv2.polylines(image, [points], isClosed=False, color=colour, thickness=thickness)
     return image
 
@@ -213,7 +227,7 @@ def _pick_colour(rng: Generator, behind: np.ndarray, faint: bool) -> np.ndarray:
     if faint:
         direction = rng.normal(size=3)
         return behind.mean(axis=0) + 24 * direction / np.linalg.norm(direction)
-    candidates = rng.uniform(0, 255, (24, 3))
+    candidates = _colours(rng, 24, saturation=(0.6, 1.0), value=(0.5, 1.0))
     distances = np.linalg.norm(candidates[:, None] - behind[None], axis=2)
     contrast = np.percentile(distances, 20, axis=1)
     clear = np.flatnonzero(contrast > _CLEAR_CONTRAST)

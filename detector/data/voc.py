@@ -65,16 +65,14 @@ def load_voc(
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
     ids, split_file = read_split(root, splits, split, annotation_folder)
-    parsed = [_read_by_id(image_id, annotation_folder, split_file) for image_id in ids]
+    parsed = [read_annotation(annotation_path(annotation_folder, image_id, split_file)) for image_id in ids]
     if classes is None:
         classes = sorted({thing.name for annotation in parsed for thing in annotation.objects})
     build_targets = TargetBuilder(classes, invalid_boxes, min_box_size)
     records = []
     for image_id, annotation in zip(ids, parsed, strict=True):
         path = find_image(image_folder, image_id, split_file if require_images else None)
-        size = annotation.size or _size_from_image(
-            path, annotation, require_images or invalid_boxes is not None
-        )
+        size = annotation.size or image_size(path, annotation, require_images or invalid_boxes is not None)
         targets = build_targets(_objects(annotation), size)
         records.append(
             ImageRecord(image_id=image_id, path=path, height=size[0], width=size[1], targets=targets)
@@ -94,26 +92,28 @@ def find_classes(root: Path | str, annotations: str = "Annotations") -> tuple[st
     return tuple(sorted({thing.name for path in paths for thing in read_annotation(path).objects}))
 
 
-def _read_by_id(image_id: str, folder: Path, split_file: Path) -> VocAnnotation:
+def annotation_path(folder: Path, image_id: str, split_file: Path) -> Path:
+    """Return the annotation file of an id. Raises InputError naming ``split_file`` if it is missing."""
     path = folder / f"{image_id}.xml"
     if not path.is_file():
         raise InputError(
             f"{split_file}: image id {image_id!r} has no annotation: {path} is missing; "
             "put it there or take the id out of the split"
         )
-    return read_annotation(path)
+    return path
 
 
-def _size_from_image(path: Path, annotation: VocAnnotation, required: bool) -> tuple[int, int]:
-    if not path.is_file():
+def image_size(image: Path, annotation: VocAnnotation, required: bool) -> tuple[int, int]:
+    """Return the (height, width) of the image itself, (0, 0) if it is missing and not ``required``."""
+    if not image.is_file():
         if required:
             raise InputError(
-                f"{annotation.path}: no <size>, and no image at {path} to take it from; add <size>"
+                f"{annotation.path}: no <size>, and no image at {image} to take it from; add <size>"
             )
         return 0, 0
     from detector.data.images import read_image  # OpenCV only for the few files that need it
 
-    height, width = read_image(path).shape[:2]
+    height, width = read_image(image).shape[:2]
     return height, width
 
 

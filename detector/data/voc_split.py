@@ -12,6 +12,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id.
 _CLASS_COLUMN = re.compile(r"(?P<id>.*\S)\s+(-1|0|1)")
+_DRIVE = re.compile(r"[A-Za-z]:")
 _MAX_NAME_BYTES = 240  # file systems refuse names over 255 bytes, ending included
 
 
@@ -92,7 +93,7 @@ def check_name(name: str, place: str, expected: str) -> None:
     Links that lie in the folder are the user's own and are followed.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or not _fits(name) or ".." in parts or parts[0] == "/" or ":" in parts[0]:
+    if not parts or not _fits(name) or ".." in parts or parts[0] == "/" or _DRIVE.match(name):
         raise InputError(
             f"{place} {name[:80]!r} leads out of the data root or is no file name; expected {expected}"
         )

@@ -48,7 +48,11 @@ def read_annotation(path: Path) -> VocAnnotation:
         InputError: an unreadable, hostile or malformed file (see `parse_xml`), or an object without a name
             or without four finite coordinates; the message names the file and the object's number, from 1.
     """
-    root = parse_xml(path)
+    return to_annotation(parse_xml(path), path)
+
+
+def to_annotation(root: Element, path: Path) -> VocAnnotation:
+    """Return what the outer element of the file at ``path`` says. Raises InputError as `read_annotation`."""
     if root.tag != "annotation":
         raise InputError(f"{path}: not a VOC annotation: the outer element is <{root.tag}>, not <annotation>")
     elements = root.findall("object")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detector.errors import InputError
 from detector.engine.optim import Schedule, set_learning_rate
 from detector.structures import Batch
 
@@ -61,7 +62,7 @@ class Trainer:
 
         Raises:
             StopRequested: after SIGINT or SIGTERM, once the current step is done and saved.
-            FloatingPointError: a loss is no longer finite; names the step and the images.
+            InputError: a loss is no longer finite; names the step and the images.
         """
         previous = {number: signal.signal(number, self._note_signal) for number in _STOP_SIGNALS}
         try:
@@ -111,20 +112,21 @@ class Trainer:
             for name in self._losses[0]
         }
         if not all(map(_finite, means.values())):
-            raise FloatingPointError(
+            raise InputError(
                 f"the loss is no longer finite at step {self.step}: {means}; the images since the last "
                 f"record were {', '.join(self._image_ids)}. Lower train.learning_rate, lengthen the "
                 "warm-up, or set train.clip_gradient_norm"
             )
-        seconds = time.perf_counter() - self._since
-        images = len(self._image_ids)
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        images, steps = len(self._image_ids), len(self._losses)
         self._losses, self._image_ids, self._since = [], [], time.perf_counter()
         return {
             "step": self.step,
             "loss": sum(means.values()),
             **means,
             "learning_rate": rate,
-            "images_per_second": images / max(seconds, 1e-9),
+            "images_per_second": images / seconds,
+            "seconds_per_step": seconds / steps,
         }
 
     def _due(self, every: int | None) -> bool:

@@ -22,19 +22,29 @@ from detector.models.receptive_field import geometry, out_channels
 class Backbone(nn.Module):
     """``features``, its children grouped in named stages; the first ``freeze`` stages never train.
 
+    After them come the factor ``feature_scale`` and, with ``reduce_channels``, a 1x1 convolution.
+
     Attributes: ``channels``; ``stride`` in input pixels; ``center``, the 0-based input pixel on which the
     receptive field of the first cell is centred.
     """
 
     def __init__(
-        self, children: OrderedDict[str, nn.Module], stages: dict[str, int], freeze: int, feature_scale: float
+        self,
+        children: OrderedDict[str, nn.Module],
+        stages: dict[str, int],
+        *,
+        freeze: int = 0,
+        feature_scale: float = 1.0,
+        reduce_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(children)
         self.stages = stages
         self.feature_scale = feature_scale
         self.geometry = geometry(self.features)
-        self.channels = out_channels(self.features)
+        width = out_channels(self.features)
+        self.reduce = nn.Identity() if reduce_channels is None else nn.Conv2d(width, reduce_channels, 1)
+        self.channels = reduce_channels or width
         self.stride = self.geometry.stride
         self.center = self.geometry.center
         self.frozen_children = 0 if freeze == 0 else list(stages.values())[freeze - 1]
@@ -65,11 +75,18 @@ class Backbone(nn.Module):
                 images = layer(images)
         for layer in layers[self.frozen_children :]:
             images = layer(images)
-        return images if self.feature_scale == 1.0 else images * self.feature_scale
+        scaled = images if self.feature_scale == 1.0 else images * self.feature_scale
+        features: Tensor = self.reduce(scaled)
+        return features
 
 
 def build_backbone(
-    name: str, *, stage: str | None = None, freeze: int | str = 0, feature_scale: float = 1.0
+    name: str,
+    *,
+    stage: str | None = None,
+    freeze: int | str = 0,
+    feature_scale: float = 1.0,
+    reduce_channels: int | None = None,
 ) -> Backbone:
     """Build a backbone with random weights, cut after ``stage`` (None: its default).
 
@@ -93,7 +110,7 @@ def build_backbone(
             f'give a number from 0 to {len(kept)}, "none" or "all"'
         )
     cut = OrderedDict(list(children.items())[: kept[stage]])
-    return Backbone(cut, kept, frozen, feature_scale)
+    return Backbone(cut, kept, freeze=frozen, feature_scale=feature_scale, reduce_channels=reduce_channels)
 
 
 # Each stage and the number of children of ``features`` up to its end.

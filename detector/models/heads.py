@@ -16,19 +16,16 @@ class RoIPooling(nn.Module):
     """RoI max pooling to ``output_size`` x ``output_size`` bins, over one level or several.
 
     ``center`` is in network-input pixels and is subtracted from RoI coordinates before they are rounded
-    to cells; 0 is Caffe's rule. ``bins_per_channel`` and the flattened order (channel, row, column) are
-    what Caffe's fc6 weights expect.
+    to cells; 0 is Caffe's rule. Rows are flattened in the order (channel, row, column), which Caffe's fc6
+    weights expect.
     """
 
-    def __init__(self, output_size: int, stride: int, center: float = 0.0) -> None:
+    def __init__(self, channels: int, output_size: int, stride: int, center: float = 0.0) -> None:
         super().__init__()
         self.output_size = output_size
         self.stride = stride
         self.center = center
-
-    @property
-    def bins_per_channel(self) -> int:
-        return self.output_size**2
+        self.out_features = channels * output_size**2
 
     def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         """Return (R, C * bins) for RoI rows (R, 5), each in pixels of its own level's input image."""
@@ -36,7 +33,7 @@ class RoIPooling(nn.Module):
             rois = torch.cat((rois[:, :1], rois[:, 1:] - self.center), dim=1)
         if roi_levels is None:
             return self._pool(levels[0], rois)
-        pooled = levels[0].new_zeros(len(rois), levels[0].shape[1] * self.bins_per_channel)
+        pooled = levels[0].new_zeros(len(rois), self.out_features)
         for number, level in enumerate(levels):
             here = torch.nonzero(roi_levels == number)[:, 0]
             pooled = pooled.index_copy(0, here, self._pool(level, rois[here]))

@@ -69,10 +69,10 @@ def load_backbone(backbone: Backbone, state: dict[str, Tensor], source: str) -> 
     Raises:
         InputError: naming missing tensors and those of another shape.
     """
-    wanted = backbone.state_dict()
+    wanted = backbone.features.state_dict()
     found = {name: state[key] for name in wanted if (key := _published_name(name, state)) is not None}
     _refuse_mismatch(wanted, found, source)
-    backbone.load_state_dict(found)
+    backbone.features.load_state_dict(found)
 
 
 def load_head(layers: nn.Module, state: dict[str, Tensor], family: str, source: str) -> None:
@@ -95,8 +95,8 @@ def load_head(layers: nn.Module, state: dict[str, Tensor], family: str, source: 
 
 
 def _published_name(name: str, state: dict[str, Tensor]) -> str | None:
-    """``features.0.weight`` stands so in VGG, AlexNet and SqueezeNet, and without prefix in ResNet."""
-    return next((key for key in (name, name.removeprefix("features.")) if key in state), None)
+    """VGG, AlexNet and SqueezeNet say ``features.0.weight`` for our ``0.weight``; ResNet has no prefix."""
+    return next((key for key in (f"features.{name}", name) if key in state), None)
 
 
 def _refuse_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:

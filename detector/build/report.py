@@ -1,0 +1,76 @@
+"""What a finished run leaves for people and programs: the table, metrics.json and the one-page picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from detector.build.evaluation import Evaluation, TestSet
+from detector.config import Config
+from detector.data.images import read_image
+from detector.engine.memory import PeakMemory
+from detector.engine.run_log import read_log
+from detector.evaluation.report import voc_table, write_json
+from detector.progress import note
+from detector.visualize import run_picture
+
+EXAMPLES = 8
+"""Images on the picture, each with its detections and its ground truth."""
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Print the table of AP per class to standard output."""
+    Console().print(voc_table(figures))
+
+
+def finish_figures(evaluation: Evaluation, seconds: float, memory: PeakMemory) -> dict[str, Any]:
+    """Return the figures of metrics.json: the evaluation's, the time taken and the memory needed."""
+    return {
+        **evaluation.figures,
+        "seconds": round(seconds, 1),
+        "peak_rss_mib": round(memory.mib(), 1),
+    }
+
+
+def write_report(
+    config: Config, folder: Path, test_set: TestSet, evaluation: Evaluation, figures: dict[str, Any]
+) -> None:
+    """Write ``metrics.json`` and ``run.png`` into a run's folder."""
+    records = read_log(folder / "log.jsonl")
+    shown = _examples(test_set, evaluation)
+    run_picture(
+        folder / "run.png",
+        losses=_series(records, "train", "loss"),
+        evaluations=_series(records, "evaluate", "voc"),
+        pr_curves=evaluation.evaluator.precision_recall(),
+        figures=figures,
+        examples=shown,
+        classes=test_set.classes,
+        title=f"{folder.name}: {config.model.backbone.name} on {Path(config.data.root).name}",
+    )
+    write_json(folder / "metrics.json", figures)
+    note(f"wrote {folder / 'metrics.json'} and {folder / 'run.png'}")
+
+
+def _series(records: list[dict[str, Any]], kind: str, start: str) -> dict[str, list[tuple[float, float]]]:
+    """Return each figure whose name begins with ``start`` as (step, value) pairs."""
+    chosen = [record for record in records if record["kind"] == kind]
+    names = {name: None for record in chosen for name in record if name.startswith(start)}
+    return {name: [(record["step"], record[name]) for record in chosen if name in record] for name in names}
+
+
+def _examples(test_set: TestSet, evaluation: Evaluation) -> list[Any]:
+    """Return evenly spaced images of the split that have objects, or any where there are too few."""
+    records = [record for record in test_set.records if len(record.targets)] or test_set.records
+    count = min(EXAMPLES, len(records))
+    chosen = [records[number * len(records) // count] for number in range(count)]
+    return [
+        (
+            read_image(record.path, (record.height, record.width)),
+            evaluation.detections[record.image_id],
+            record.targets,
+        )
+        for record in chosen
+    ]

@@ -1,0 +1,68 @@
+"""What the command-line tools share: their common arguments, exit status and error line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+from detector.errors import InputError
+
+_STARTED = time.perf_counter()
+
+
+def seconds() -> float:
+    """Return the seconds since about when the process began."""
+    return time.perf_counter() - _STARTED
+
+
+def make_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """Return a parser whose help ends with a worked example."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add ``--config`` and the trailing ``key=value`` overrides."""
+    parser.add_argument("--config", required=required, help="experiment config, a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="config values to replace, e.g. train.steps=100"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help='"auto" (a GPU if there is one), "cpu" or "cuda"')
+
+
+def choose_device(name: str) -> str:
+    """Return the device for ``name``; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: not usable here: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a tool's ``main`` and exit: 0, what it returns, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        status = main() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,101 @@
+"""Progress on the terminal: a bar where somebody watches, plain lines where the output goes to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+
+console = Console(stderr=True)
+"""Progress and notes go to standard error; results alone go to standard output."""
+
+
+def note(text: str) -> None:
+    """Print one line about what is happening."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
+    """Yield ``items`` with a bar, items done, elapsed time and ETA; without a terminal just yield."""
+    if not console.is_terminal:
+        yield from items
+        return
+    with _bar() as bar:
+        task = bar.add_task(description, total=total, figures="")
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to call with items done and items in all; it moves a bar where there is a terminal."""
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    with _bar() as bar:
+        task = bar.add_task(description, total=None, figures="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class TrainingProgress:
+    """The bar of a training run with its latest figures; without a terminal, a line a record."""
+
+    def __init__(self, steps: int, step: int) -> None:
+        self.steps = steps
+        self._bar = _bar() if console.is_terminal else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def record(self, record: Mapping[str, float]) -> None:
+        """Show a record's loss, speed and learning rate."""
+        figures = (
+            f"loss {record['loss']:.4f}  {record['images_per_second']:.2f} img/s  "
+            f"lr {record['learning_rate']:.2g}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, figures=figures)
+        else:
+            left = (self.steps - record["step"]) * record["seconds_per_step"]
+            note(f"step {record['step']:.0f}/{self.steps}  {figures}  {left / 60:.1f} min left")
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Convert a data set's annotations from VOC layout to COCO's format or back, losing nothing."""
+
+from __future__ import annotations
+
+import argparse
+
+from detector import cli
+from detector.data.convert import coco_to_voc, voc_to_coco
+from detector.progress import note
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.direction == "voc-to-coco":
+        data = voc_to_coco(
+            arguments.root,
+            arguments.split,
+            arguments.output,
+            annotations=arguments.annotations,
+            images=arguments.images,
+            splits=arguments.splits,
+        )
+        objects, images = len(data["annotations"]), len(data["images"])
+        note(
+            f"wrote {arguments.output}: {images} images, {objects} objects, {len(data['categories'])} classes"
+        )
+    else:
+        ids = coco_to_voc(arguments.file, arguments.output, arguments.split, arguments.images)
+        note(f"wrote {arguments.output}: {len(ids)} annotation files, split {arguments.split!r}")
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "", "tools/convert_data.py voc-to-coco data/bccd --split test --output bccd_test.json"
+    )
+    directions = parser.add_subparsers(dest="direction", required=True)
+    to_coco = directions.add_parser("voc-to-coco", help="one split of a VOC layout to a COCO file")
+    to_coco.add_argument("root", help="folder with Annotations/, ImageSets/Main/ and the images")
+    to_coco.add_argument("--split", required=True)
+    to_coco.add_argument("--output", required=True, help="the COCO file to write, .json")
+    to_coco.add_argument("--annotations", default="Annotations", help="the annotation folder's name")
+    to_coco.add_argument("--images", default="JPEGImages", help="the image folder's name")
+    to_coco.add_argument("--splits", default="ImageSets/Main", help="the split folder's name")
+    to_voc = directions.add_parser("coco-to-voc", help="a COCO file to a split of a VOC layout")
+    to_voc.add_argument("file", help="a COCO annotation file, .json")
+    to_voc.add_argument("--split", required=True, help="the split to write, a new one")
+    to_voc.add_argument("--output", required=True, help="the root to write the split to")
+    to_voc.add_argument("--images", help="the image folder; JPEGImages becomes a link to it")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Score a checkpoint on a split of its data set, or VOC result files that exist already."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from detector import cli
+from detector.config import load_config
+from detector.errors import InputError
+from detector.evaluation.report import voc_table, write_json
+
+
+def main() -> int:
+    logging.basicConfig(format="warning: %(message)s")
+    arguments = parse()
+    figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
+    Console().print(voc_table(figures))
+    if arguments.output:
+        write_json(arguments.output, figures)
+    return 0
+
+
+def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the network over the split; result files and pictures go beside the output, or into the run."""
+    from detector.build.evaluation import evaluate, open_test_set, write_evaluation
+    from detector.build.model import restore_model
+    from detector.build.report import finish_figures
+    from detector.engine.checkpoint import load_checkpoint
+    from detector.engine.memory import PeakMemory
+
+    config = load_config(arguments.config, arguments.overrides)
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    device = cli.choose_device(arguments.device)
+    model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
+    test_set = open_test_set(config, arguments.split or config.data.test_split, checkpoint["classes"])
+    memory = PeakMemory()
+    evaluation = evaluate(config, model, test_set, device, memory)
+    write_evaluation(results_folder(arguments, test_set.split), test_set, evaluation)
+    return {**finish_figures(evaluation, cli.seconds(), memory), "step": checkpoint["step"]}
+
+
+def results_folder(arguments: argparse.Namespace, split: str) -> Path:
+    """Return where result files go: a folder named like --output, or one in the checkpoint's run."""
+    if arguments.output:
+        return Path(arguments.output).with_suffix("")
+    checkpoint = Path(arguments.checkpoint)
+    return checkpoint.parent.parent / f"evaluation_{split}_{checkpoint.stem}"
+
+
+def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Score result files by the annotations alone: no image, network or compiled library is needed."""
+    from detector.data.voc import find_classes, load_voc
+    from detector.evaluation.score_files import score_result_files
+
+    classes = find_classes(arguments.annotations)
+    split = arguments.split or "test"
+    records = load_voc(
+        arguments.annotations, split, classes=classes, invalid_boxes=None, require_images=False
+    ).records
+    evaluator = score_result_files(arguments.detections, records, classes, split, arguments.iou)
+    figures = evaluator.compute()
+    return {**figures, "metric": arguments.metric, "iou_threshold": arguments.iou, "split": split}
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "",
+        "python tools/evaluate.py --config configs/quickstart.yaml "
+        "--checkpoint runs/quickstart/checkpoints/best.pt\n  "
+        "python tools/evaluate.py --detections results/ --annotations data/VOC2007 --metric voc07",
+    )
+    cli.add_config_arguments(parser, required=False)
+    parser.add_argument("--checkpoint", metavar="FILE", help="a step_N.pt or best.pt of tools/train.py")
+    parser.add_argument("--split", help="split to score (default: the config's test split, or test)")
+    parser.add_argument("--output", metavar="FILE.json", help="write the figures there")
+    parser.add_argument(
+        "--detections", metavar="DIR", help="score the comp4_det_SPLIT_CLASS.txt files in DIR"
+    )
+    parser.add_argument("--annotations", metavar="ROOT", help="folder with Annotations/ and ImageSets/")
+    parser.add_argument("--metric", choices=("voc07", "voc"), default="voc07", help="headline of the table")
+    parser.add_argument("--iou", type=float, default=0.5, help="IoU that counts as found (default 0.5)")
+    cli.add_device_argument(parser)
+    arguments = parser.parse_args()
+    if arguments.detections and not arguments.annotations:
+        raise InputError("--detections needs --annotations ROOT, the data set that they are scored against")
+    if not arguments.detections and not (arguments.config and arguments.checkpoint):
+        raise InputError("give --config and --checkpoint, or --detections and --annotations")
+    if not 0 < arguments.iou <= 1:
+        raise InputError(f"--iou {arguments.iou:g}: expected a number above 0 and at most 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    cli.run(main)

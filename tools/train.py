@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Train a detector as a config says, score it, and leave everything of the run in one folder."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from detector import cli
+from detector.config import load_config
+from detector.engine.trainer import StopRequested
+from detector.errors import InputError
+from detector.progress import note
+
+
+def main() -> int:
+    arguments = parse()
+    config = load_config(arguments.config, arguments.overrides)
+    folder = Path(arguments.output or config.output or f"runs/{Path(arguments.config).stem}")
+
+    from detector.build.evaluation import write_evaluation
+    from detector.build.report import finish_figures, print_figures, write_report
+    from detector.build.training import TrainingRun, find_state
+
+    prepare_folder(folder, resume=arguments.resume, overwrite=arguments.overwrite)
+    state = find_state(config, folder) if arguments.resume else None
+    try:
+        run = TrainingRun(config, folder, cli.choose_device(arguments.device), state)
+        evaluation = run.run()
+    except StopRequested as stop:
+        note(f"{stop}; go on with --resume")
+        return stop.exit_status
+    write_evaluation(folder, run.test_set, evaluation)
+    figures = finish_figures(evaluation, cli.seconds(), run.memory)
+    write_report(config, folder, run.test_set, evaluation, figures)
+    print_figures(figures)
+    return 0
+
+
+def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make the run's folder; never mix two runs in one."""
+    if (folder / "checkpoints").exists() or (folder / "log.jsonl").exists():
+        if overwrite:
+            remove_run(folder)
+        elif not resume:
+            raise InputError(
+                f"{folder}: holds a run already; go on with --resume, start over with --overwrite, or give "
+                "another --output"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write the run's folder: {error.strerror}") from None
+
+
+def remove_run(folder: Path) -> None:
+    """Delete what a run leaves, and nothing else that may lie in the folder."""
+    for name in ("checkpoints", "tensorboard", "results", "detections"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("log.jsonl", "config.yaml", "metrics.json", "run.png"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "",
+        "python tools/train.py --config configs/quickstart.yaml --output runs/mine train.steps=500",
+    )
+    cli.add_config_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's last step_N.pt")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the run in the folder and start over"
+    )
+    cli.add_device_argument(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
