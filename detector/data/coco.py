@@ -6,7 +6,7 @@ may have gaps, stay here: label k is the k-th category by id, or ``classes[k - 1
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def load_coco(
         raise InputError(f"{folder} does not exist; expected the folder of the images that {path} names")
     if not data["images"]:
         raise InputError(f"{path}: 'images' is empty; expected at least one image")
-    names = category_names(data, path)
+    names = category_names(data)
     classes = tuple(names.values()) if classes is None else tuple(classes)
     build_targets = TargetBuilder(classes, invalid_boxes, min_box_size)
     annotations = _by_image(data)
@@ -77,16 +77,9 @@ def load_coco(
     )
 
 
-def category_names(data: CocoData, path: Path) -> dict[int, str]:
-    """Return the categories' names by id, ids rising. Raises InputError for a name given twice."""
-    names = {entry["id"]: entry["name"] for entry in sorted(data["categories"], key=lambda one: one["id"])}
-    for name, count in Counter(names.values()).items():
-        if count > 1:
-            twins = [identity for identity, its_name in names.items() if its_name == name]
-            raise InputError(
-                f"{path}: categories {twins[0]} and {twins[1]} are both named {name!r}; rename one"
-            )
-    return names
+def category_names(data: CocoData) -> dict[int, str]:
+    """Return the categories' names by id, ids rising."""
+    return {entry["id"]: entry["name"] for entry in sorted(data["categories"], key=lambda one: one["id"])}
 
 
 def record_id(entry: Entry) -> str:

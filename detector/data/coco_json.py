@@ -25,7 +25,7 @@ def read_coco(path: Path | str) -> CocoData:
     """Read ``images``, ``categories`` and ``annotations``; other sections are left out.
 
     Raises:
-        InputError: not readable, not of the format, an id twice or that nothing has, a file name that leaves
+        InputError: not readable, not of the format, an id or a category's name twice, an id that nothing has, a file name that leaves
             the image folder, or a number that is none; the message names file, section and entry.
     """
     path = Path(path)
@@ -42,6 +42,7 @@ def read_coco(path: Path | str) -> CocoData:
         data[section] = entries
     image_ids = _check(data["images"], f"{path}: images", _check_image)
     category_ids = _check(data["categories"], f"{path}: categories", _check_category)
+    _refuse_twins(data["categories"], path)
     for number, entry in enumerate(data["annotations"]):
         place = f"{path}: annotations[{number}]"
         _check_annotation(entry, place)
@@ -90,6 +91,16 @@ def _check_image(entry: Entry, place: str) -> None:
 def _check_category(entry: Entry, place: str) -> None:
     if not isinstance(entry.get("name"), str) or not entry["name"]:
         raise InputError(f"{place}: name is {_short(entry.get('name'))}; expected the class's name")
+
+
+def _refuse_twins(categories: list[Entry], path: Path) -> None:
+    ids: dict[str, int] = {}
+    for entry in categories:
+        twin = ids.setdefault(entry["name"], entry["id"])
+        if twin != entry["id"]:
+            raise InputError(
+                f"{path}: categories {twin} and {entry['id']} are both named {entry['name']!r}; rename one"
+            )
 
 
 def _check_annotation(entry: Entry, place: str) -> None:

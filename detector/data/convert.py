@@ -101,7 +101,7 @@ def coco_to_voc(
     """
     path, root = Path(annotation_file), Path(root)
     data = read_coco(path)
-    names = category_names(data, path)
+    names = category_names(data)
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     if split_file.exists():
         raise InputError(f"{split_file} is there already; remove it, or choose another split or folder")
@@ -185,8 +185,8 @@ def _decode(node: Any, field: Callable[[str], Element | None], place: str) -> El
 
 
 def _element(node: Node, field: Callable[[str], Element | None], path: str) -> Element:
-    tag, content, *attributes = node
-    element = Element(str(tag), {str(key): str(value) for key, value in dict(*attributes).items()})
+    tag, content, attributes = node if len(node) == 3 else (*node, {})
+    element = Element(str(tag), {str(key): str(value) for key, value in attributes.items()})
     if isinstance(content, str):
         element.text = content
         return element

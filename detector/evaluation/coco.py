@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,18 @@ class CocoEvaluator:
         figures: dict[str, object] = {
             name: _or_nan(figure) for name, figure in zip(FIGURES, evaluation.stats, strict=True)
         }
+        objects, ignored, found = self._counts()
+        # (IoU thresholds, recall points, classes, areas: all first, detections an image: 100 last)
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        place = {category_id: place for place, category_id in enumerate(evaluation.params.catIds)}
         figures["per_class"] = {
-            name: self._class_figures(evaluation, category_id)
+            name: {
+                "AP": _mean(precision[:, :, place[category_id]]),
+                "AP50": _mean(precision[0, :, place[category_id]]),
+                "objects": objects[category_id],
+                "ignored": ignored[category_id],
+                "detections": found[category_id],
+            }
             for name, category_id in zip(self.classes, self.category_ids, strict=True)
         }
         return figures
@@ -121,23 +132,14 @@ class CocoEvaluator:
             evaluation.summarize()
         return evaluation
 
-    def _class_figures(self, evaluation: COCOeval, category_id: int) -> dict[str, object]:
-        place = list(evaluation.params.catIds).index(category_id)
-        # (IoU thresholds, recall points, classes, areas: all first, detections an image: 100 last)
-        precision = evaluation.eval["precision"][:, :, place, 0, -1]
-        objects = [
-            entry
-            for entry in self._truth.dataset["annotations"]
-            if entry["category_id"] == category_id and entry["image_id"] in self._results
-        ]
-        detections = sum(result["category_id"] == category_id for result in self._all_results())
-        return {
-            "AP": _mean(precision),
-            "AP50": _mean(precision[0]),
-            "objects": len(objects),
-            "ignored": sum(entry["iscrowd"] for entry in objects),
-            "detections": detections,
-        }
+    def _counts(self) -> tuple[Counter[int], Counter[int], Counter[int]]:
+        """Return, by category, the objects and ignored objects on the images given, and the detections."""
+        given = [one for one in self._truth.dataset["annotations"] if one["image_id"] in self._results]
+        return (
+            Counter(one["category_id"] for one in given),
+            Counter(one["category_id"] for one in given if one["iscrowd"]),
+            Counter(one["category_id"] for one in self._all_results()),
+        )
 
 
 def score_coco_results(path: Path | str, ground_truth: GroundTruth) -> CocoEvaluator:

@@ -30,6 +30,23 @@ def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") 
     return table
 
 
+def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision and recall") -> Table:
+    """Return the table of what `CocoEvaluator.compute` returns: a row a class, then each figure."""
+    counts = ("objects", "ignored", "detections")
+    table = Table(title=title)
+    table.add_column("class or figure")
+    for column in ("AP", "AP50", *counts):
+        table.add_column(column, justify="right")
+    for name, row in figures["per_class"].items():
+        cells = [_figure(row["AP"]), _figure(row["AP50"]), *(str(row[count]) for count in counts)]
+        table.add_row(Text(name), *cells)
+    table.add_section()
+    for name, value in figures.items():
+        if name != "per_class":
+            table.add_row(name, _figure(value))
+    return table
+
+
 def write_json(path: Path | str, figures: Mapping[str, Any]) -> None:
     """Write ``figures`` as JSON with sorted keys; a number that is not finite becomes null.
 

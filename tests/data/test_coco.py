@@ -1,0 +1,152 @@
+"""The COCO reader: ids with gaps, crowds, images without objects, malformed files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from detector.data.coco import CocoDataset, load_coco
+from detector.errors import InputError
+
+COCO_EVAL = Path(__file__).parents[2] / "data" / "coco_eval" / "instances_val2014_100.json"
+
+DATA: dict[str, Any] = {
+    "info": {"year": 2014},
+    "images": [
+        {"id": 907, "file_name": "val/b.jpg", "height": 80, "width": 100},
+        {"id": 12, "file_name": "a.png", "height": 60, "width": 90},
+        {"id": 40, "file_name": "none.jpg", "height": 60, "width": 90},
+    ],
+    "categories": [{"id": 90, "name": "zebra"}, {"id": 7, "name": "ant"}],
+    "annotations": [
+        {"id": 5, "image_id": 12, "category_id": 90, "bbox": [1.5, 2, 10, 20.25], "area": 50.5, "iscrowd": 0},
+        {"id": 3, "image_id": 907, "category_id": 7, "bbox": [0, 0, 100, 80], "iscrowd": 1, "area": 8000},
+        {"id": 9, "image_id": 12, "category_id": 7, "bbox": [5, 5, 4, 4]},
+    ],
+}
+
+
+def load(tmp_path: Path, data: Any, **settings: Any) -> CocoDataset:
+    path = tmp_path / "instances.json"
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    return load_coco(path, tmp_path / "images", **{"require_images": False, **settings})
+
+
+def test_ids_with_gaps_become_labels_and_text(tmp_path: Path) -> None:
+    data = load(tmp_path, DATA)
+    assert data.classes == ("ant", "zebra")
+    assert data.image_ids == {"907": 907, "12": 12, "40": 40}
+    crowd, two, none = data.records
+    assert [record.image_id for record in data.records] == ["907", "12", "40"]
+    assert (crowd.path, crowd.height, crowd.width) == (tmp_path / "images" / "val" / "b.jpg", 80, 100)
+    assert crowd.targets.crowd.tolist() == [True]
+    assert two.targets.boxes.tolist() == [[1.5, 2, 11.5, 22.25], [5, 5, 9, 9]]
+    assert two.targets.labels.tolist() == [2, 1]
+    assert two.targets.area.tolist() == [50.5, 16]
+    assert two.targets.crowd.tolist() == two.targets.difficult.tolist() == [False, False]
+    assert len(none.targets) == 0
+
+
+def test_given_classes_decide_the_labels(tmp_path: Path) -> None:
+    data = load(tmp_path, DATA, classes=["zebra", "cat", "ant"])
+    assert data.records[1].targets.labels.tolist() == [1, 3]
+    with pytest.raises(InputError, match=r"annotations\[1\], image 907: 'ant' is not among the classes"):
+        load(tmp_path, DATA, classes=["zebra"])
+
+
+def test_invalid_boxes_follow_the_policy(tmp_path: Path) -> None:
+    data = copy.deepcopy(DATA)
+    boxes = [[50, 5, -10, 9], [5, 5, 1, 9], [90, 70, 40, 40], [-1, 0, 50, 80]]
+    data["annotations"] = [{"image_id": 907, "category_id": 7, "bbox": box} for box in boxes]
+    dropped = load(tmp_path, data)
+    assert dropped.records[0].targets.boxes.tolist() == [[0, 0, 49, 80]]
+    assert dropped.dropped == {"swapped": 1, "under 2 px": 1, "outside": 1, "clipped": 1}
+    kept = load(tmp_path, data, invalid_boxes=None)
+    assert len(kept.records[0].targets) == 4
+    with pytest.raises(InputError, match=r"annotations\[0\], image 907: box 50, 5, -10, 9 is swapped"):
+        load(tmp_path, data, invalid_boxes="error")
+
+
+def test_images_are_looked_for_and_give_a_missing_size(tmp_path: Path) -> None:
+    data = {**DATA, "annotations": [], "images": [{"id": 1, "file_name": "a.png"}]}
+    with pytest.raises(InputError, match="images does not exist"):
+        load(tmp_path, data, require_images=True)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(InputError, match=r"image 1 is missing: expected .*a\.png"):
+        load(tmp_path, data, require_images=True)
+    with pytest.raises(InputError, match="image 1 has no height and width"):
+        load(tmp_path, data)
+    unknown = load(tmp_path, data, invalid_boxes=None).records[0]
+    assert (unknown.height, unknown.width) == (0, 0)
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((7, 9, 3), np.uint8))
+    found = load(tmp_path, data, require_images=True).records[0]
+    assert (found.height, found.width) == (7, 9)
+
+
+def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
+    data = copy.deepcopy(DATA)
+    data[section][number].update(values)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("[]", "expected a COCO annotation file"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"images": [NaN]}', "NaN is not a JSON number"),
+        ('{"images": [' + "1" * 5000 + "]}", "not valid JSON"),
+        ({"images": []}, "'images' is empty|'categories' is missing"),
+        ({**DATA, "images": []}, "image_id is 12, which is no id in 'images'"),
+        ({**DATA, "images": [], "annotations": []}, "'images' is empty"),
+        (changed("images", 1, id="12"), r"images\[1\]: id is '12'; expected a whole number"),
+        (changed("images", 1, id=907), r"images\[1\]: id 907 is also that of entry 0"),
+        (changed("images", 1, file_name="../a.png"), r"images\[1\]: file_name '\.\./a\.png' leads out"),
+        (changed("images", 1, file_name="/etc/passwd"), "leads out of the data root"),
+        (changed("images", 1, file_name="\ud800"), "leads out of the data root or is no file name"),
+        (changed("images", 1, file_name=None), "file_name is None"),
+        (changed("images", 1, voc_id="../x"), "voc_id '../x' leads out"),
+        (changed("images", 1, voc_id="40"), "two images have the same 'voc_id'"),
+        (changed("images", 1, height=-5), r"images\[1\]: height is -5"),
+        (changed("images", 1, width=1.5), r"images\[1\]: width is 1.5"),
+        (changed("categories", 1, name=""), r"categories\[1\]: name is ''"),
+        (changed("categories", 1, name="zebra"), "categories 90 and 7 are both named 'zebra'"),
+        (changed("annotations", 1, bbox=[1, 2, 3]), r"annotations\[1\]: bbox is \[1, 2, 3\]"),
+        (changed("annotations", 1, bbox=[1, 2, 3, 1e30]), r"annotations\[1\]: bbox is"),
+        (changed("annotations", 1, bbox=[1, 2, 3, "4"]), r"annotations\[1\]: bbox is"),
+        (changed("annotations", 1, image_id=13), r"annotations\[1\]: image_id is 13, which is no id"),
+        (changed("annotations", 1, category_id=8), r"annotations\[1\]: category_id is 8"),
+        (changed("annotations", 1, iscrowd=2), r"annotations\[1\]: iscrowd is 2"),
+        (changed("annotations", 1, area=-1), r"annotations\[1\]: area is -1"),
+        (changed("annotations", 1, area="big"), r"annotations\[1\]: area is 'big'"),
+    ],
+    ids=range(28),
+)
+def test_a_malformed_file_is_named(tmp_path: Path, data: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        load(tmp_path, data)
+    assert str(error.value).startswith(str(tmp_path / "instances.json"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot read the file"):
+        load_coco(tmp_path / "nowhere.json", tmp_path)
+
+
+@pytest.mark.skipif(not COCO_EVAL.is_file(), reason="data/coco_eval is not there")
+def test_the_demo_of_the_coco_api() -> None:
+    data = load_coco(COCO_EVAL, "images", require_images=False, invalid_boxes=None)
+    assert len(data.records) == 100
+    assert len(data.classes) == 80
+    assert sum(len(record.targets) for record in data.records) == 839
+    entries = json.loads(COCO_EVAL.read_text())["annotations"]
+    crowds = sum(int(record.targets.crowd.sum()) for record in data.records)
+    assert crowds == sum(entry["iscrowd"] for entry in entries)
+    assert crowds > 0

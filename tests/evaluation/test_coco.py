@@ -1,0 +1,249 @@
+"""The COCO evaluator against pycocotools called directly, and against the published figures."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+
+from detector.errors import InputError
+from detector.evaluation.coco import FIGURES, CocoEvaluator, score_coco_results
+from detector.evaluation.report import coco_table
+from detector.structures import Detections, Evaluator, ImageRecord, Targets
+
+FOLDER = Path(__file__).parents[2] / "data" / "coco_eval"
+TRUTH = FOLDER / "instances_val2014_100.json"
+RESULTS = FOLDER / "instances_val2014_fakebbox100_results.json"
+needs_demo = pytest.mark.skipif(not FOLDER.is_dir(), reason="data/coco_eval is not there")
+
+PUBLISHED = {
+    "AP": 0.504580698725,
+    "AP50": 0.696972724730,
+    "AP75": 0.572981666990,
+    "APs": 0.585625720941,
+    "APm": 0.519399694804,
+    "APl": 0.501397898635,
+    "AR1": 0.386812779646,
+    "AR10": 0.593679576284,
+    "AR100": 0.595352982878,
+    "ARs": 0.639810962611,
+    "ARm": 0.566420597899,
+    "ARl": 0.564290598291,
+}
+
+
+def direct(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """Call pycocotools as its own demo does."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        index = COCO()
+        index.dataset = copy.deepcopy(truth)
+        index.createIndex()
+        evaluation = COCOeval(index, index.loadRes(copy.deepcopy(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(FIGURES, evaluation.stats.tolist(), strict=True))
+
+
+def random_records(seed: int, images: int = 12) -> tuple[list[ImageRecord], list[Detections]]:
+    """Records with difficult objects and crowds, and detections near them."""
+    generator = torch.Generator().manual_seed(seed)
+    records, detections = [], []
+    for number in range(images):
+        count = int(torch.randint(0, 6, (1,), generator=generator))
+        corners = torch.rand(count, 2, generator=generator) * 100
+        boxes = torch.cat((corners, corners + torch.rand(count, 2, generator=generator) * 150 + 5), dim=1)
+        labels = torch.randint(1, 3, (count,), generator=generator)
+        flags = torch.rand(2, count, generator=generator) < 0.2
+        targets = Targets.make(boxes, labels, flags[0], flags[1])
+        records.append(
+            ImageRecord(image_id=f"{number:03d}", path=Path("x"), height=300, width=300, targets=targets)
+        )
+        near = boxes.repeat(4, 1) + torch.randn(4 * count, 4, generator=generator) * 6
+        detections.append(
+            Detections(
+                boxes=near,
+                scores=torch.rand(4 * count, generator=generator).sort(descending=True).values,
+                labels=labels.repeat(4),
+            )
+        )
+    return records, detections
+
+
+def as_coco(
+    records: list[ImageRecord], detections: list[Detections]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write records and detections in COCO's form, one by one."""
+    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1}, {"id": 2}]}
+    results = []
+    for number, (record, found) in enumerate(zip(records, detections, strict=True), start=1):
+        truth["images"].append({"id": number})
+        for index, (x1, y1, x2, y2) in enumerate(record.targets.boxes.tolist()):
+            ignored = bool(record.targets.difficult[index] or record.targets.crowd[index])
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": int(record.targets.labels[index]),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(record.targets.area[index]),
+                    "iscrowd": int(ignored),
+                }
+            )
+        for (x1, y1, x2, y2), score, label in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        ):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            results.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
+    return truth, results
+
+
+@needs_demo
+def test_the_demo_of_the_coco_api() -> None:
+    truth, results = json.loads(TRUTH.read_text()), json.loads(RESULTS.read_text())
+    figures = score_coco_results(RESULTS, truth).compute()
+    assert {name: figures[name] for name in FIGURES} == pytest.approx(PUBLISHED, abs=1e-9)
+    assert {name: figures[name] for name in FIGURES} == direct(truth, results)
+    per_class = figures["per_class"]
+    assert len(per_class) == 80
+    known = [row["AP"] for row in per_class.values() if not math.isnan(row["AP"])]
+    assert sum(known) / len(known) == pytest.approx(figures["AP"], abs=1e-12)
+    known = [row["AP50"] for row in per_class.values() if not math.isnan(row["AP50"])]
+    assert sum(known) / len(known) == pytest.approx(figures["AP50"], abs=1e-12)
+    assert sum(row["objects"] for row in per_class.values()) == 839
+    assert sum(row["detections"] for row in per_class.values()) == 734
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_records_score_as_a_direct_call(seed: int) -> None:
+    records, detections = random_records(seed)
+    evaluator: Evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+    for index in order:
+        evaluator.update([records[index].image_id], [detections[index]])
+    figures = evaluator.compute()
+    expected = direct(*as_coco(records, detections))
+    assert 0.1 < expected["AP"] < 0.9
+    assert {name: figures[name] for name in FIGURES} == pytest.approx(expected, abs=1e-12)
+
+
+def test_results_written_and_read_score_the_same(tmp_path: Path) -> None:
+    records, detections = random_records(7)
+    truth, results = as_coco(records, detections)
+    truth["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    image_ids = {record.image_id: number for number, record in enumerate(records, start=1)}
+    evaluator = CocoEvaluator(truth, ["dog", "cat"], image_ids)
+    swapped = [Detections(boxes=d.boxes, scores=d.scores, labels=3 - d.labels) for d in detections]
+    evaluator.update([record.image_id for record in records], swapped)
+    evaluator.write_results(tmp_path / "new" / "results.json")
+    assert json.loads((tmp_path / "new" / "results.json").read_text()) == results
+    figures = evaluator.compute()
+    assert list(figures["per_class"]) == ["dog", "cat"]
+    from_file = score_coco_results(tmp_path / "new" / "results.json", truth).compute()
+    assert from_file["per_class"] == figures["per_class"]
+    numbers = [{name: one[name] for name in FIGURES} for one in (from_file, figures)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-15, nan_ok=True)
+
+
+def test_annotation_id_zero_can_be_found() -> None:
+    # pycocotools takes a match with annotation 0 for no match; ids are renumbered for that.
+    truth = {
+        "images": [{"id": 0}],
+        "categories": [{"id": 0, "name": "cat"}],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 50, 50]}],
+    }
+    evaluator = CocoEvaluator(truth)
+    found = Detections(
+        boxes=torch.tensor([[0.0, 0, 50, 50]]), scores=torch.ones(1), labels=torch.ones(1, dtype=torch.int64)
+    )
+    evaluator.update(["0"], [found])
+    assert evaluator.compute()["AP"] == pytest.approx(1)
+
+
+def test_a_difficult_object_is_ignored() -> None:
+    boxes = torch.tensor([[0.0, 0, 50, 50], [60, 0, 110, 50]])
+    ones = torch.ones(2, dtype=torch.int64)
+    targets = Targets.make(boxes, ones, difficult=torch.tensor([False, True]))
+    record = ImageRecord(image_id="a", path=Path("a"), height=100, width=200, targets=targets)
+    for scores in ([0.9, 0.8], [0.8, 0.9]):
+        evaluator = CocoEvaluator.from_records([record], ["cat"])
+        evaluator.update(["a"], [Detections(boxes=boxes, scores=torch.tensor(scores), labels=ones)])
+        figures = evaluator.compute()
+        assert figures["AP"] == pytest.approx(1)
+        row = figures["per_class"]["cat"]
+        assert (row["objects"], row["ignored"], row["detections"]) == (2, 1, 2)
+
+
+def test_no_objects_no_images_and_no_detections() -> None:
+    records, _ = random_records(1)
+    evaluator = CocoEvaluator.from_records(records, ["cat", "dog", "never"])
+    assert math.isnan(evaluator.compute()["AP"])
+    evaluator.update([record.image_id for record in records], [Detections.empty()] * len(records))
+    figures = evaluator.compute()
+    assert figures["AP"] == 0
+    assert math.isnan(figures["per_class"]["never"]["AP"])
+    evaluator.reset()
+    assert math.isnan(evaluator.compute()["AP"])
+
+
+def test_misuse_is_an_error() -> None:
+    records, detections = random_records(1)
+    evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
+    evaluator.update(["000"], [Detections.empty()])
+    with pytest.raises(ValueError, match="was given before"):
+        evaluator.update(["000"], [Detections.empty()])
+    with pytest.raises(ValueError, match="'z' is not in the ground truth"):
+        evaluator.update(["z"], [Detections.empty()])
+    found = max(detections, key=len)
+    wrong = Detections(boxes=found.boxes, scores=found.scores, labels=found.labels + 2)
+    with pytest.raises(ValueError, match=r"labels must be 1\.\.2"):
+        evaluator.update(["001"], [wrong])
+
+
+GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "expected a COCO results file"),
+        ([GOOD, 5], "entry 1 is 5"),
+        ([GOOD, {**GOOD, "image_id": 99}], "entry 1: image_id is 99, which the annotations do not have"),
+        ([GOOD, {**GOOD, "category_id": "cat"}], "entry 1: category_id is 'cat'"),
+        ([GOOD, {**GOOD, "bbox": [1, 2, 3]}], r"entry 1: bbox is \[1, 2, 3\]"),
+        ([GOOD, {**GOOD, "bbox": [1, 2, 3, 1e300]}], "entry 1: bbox is"),
+        ([GOOD, {**GOOD, "score": None}], "entry 1: score is None"),
+        ([GOOD, {**GOOD, "score": math.nan}], "NaN is not a JSON number"),
+    ],
+)
+def test_a_malformed_results_file_is_named(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": []}
+    with pytest.raises(InputError, match=message) as error:
+        score_coco_results(path, truth)
+    assert str(path) in str(error.value)
+
+
+def test_the_table_has_a_row_a_class_and_a_figure() -> None:
+    records, detections = random_records(3)
+    evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
+    evaluator.update([record.image_id for record in records], detections)
+    figures = evaluator.compute()
+    output = io.StringIO()
+    Console(width=100, file=output).print(coco_table(figures))
+    rows = [line.replace("│", " ").split() for line in output.getvalue().splitlines()]
+    row = figures["per_class"]["cat"]
+    counts = [str(row[key]) for key in ("objects", "ignored", "detections")]
+    assert ["cat", f"{row['AP']:.4f}", f"{row['AP50']:.4f}", *counts] in rows
+    assert all([name, f"{figures[name]:.4f}"] in rows for name in FIGURES)
