@@ -1,0 +1,20 @@
+// The sorted edges of the pixel graph.
+#pragma once
+
+#include "image.h"
+
+namespace detector::selective_search {
+
+// An edge in 64 bits: the float32 weight's bits above, 4 * pixel + direction below. Weights are never
+// negative, so that integer order is the order by weight and, among equals, by place in the raster scan.
+using Edge = uint64_t;
+
+// Directions in the reference's order: right, down, down and right, up and right.
+inline uint32_t edge_pixel(Edge edge) { return static_cast<uint32_t>(edge) >> 2; }
+inline uint32_t edge_direction(Edge edge) { return static_cast<uint32_t>(edge) & 3; }
+
+// Fills `edges` with the 8-connected graph of `planes` smoothed by `sigma`, ascending. The weight of an edge
+// is the Euclidean distance of the two smoothed colours, in 0..255 units, float32.
+void sorted_edges(const Planes& planes, float sigma, Buffer<Edge>& edges);
+
+}  // namespace detector::selective_search

@@ -1,0 +1,124 @@
+#include "regions.h"
+
+#include <algorithm>
+#include <array>
+
+namespace detector::selective_search {
+namespace {
+
+// The colour bin of each byte: round(24 * value / 255), which has no ties.
+std::array<uint8_t, 256> color_bins() {
+  std::array<uint8_t, 256> bins;
+  for (int value = 0; value < 256; ++value) {
+    bins[value] = static_cast<uint8_t>((2 * (kColorBins - 1) * value + 255) / (2 * 255));
+  }
+  return bins;
+}
+
+// Calls visit(label, y, begin, end) for each longest run of one label in a row.
+template <class Visit>
+void for_each_run(const int32_t* labels, int height, int width, Visit visit) {
+  for (int y = 0; y < height; ++y) {
+    const int32_t* row = labels + static_cast<int64_t>(y) * width;
+    for (int begin = 0, end; begin < width; begin = end) {
+      for (end = begin + 1; end < width && row[end] == row[begin]; ++end) {
+      }
+      visit(row[begin], y, begin, end);
+    }
+  }
+}
+
+void measure_boxes(const int32_t* labels, int height, int width, Regions& regions) {
+  regions.size.assign(regions.count, 0);
+  regions.box.assign(regions.count, {width, height, 0, 0});
+  for_each_run(labels, height, width, [&](int label, int y, int begin, int end) {
+    regions.size[label] += end - begin;
+    regions.box[label] = enclose(regions.box[label], {begin, y, end - 1, y});
+  });
+}
+
+void count_colors(const Planes& planes, const int32_t* labels, Regions& regions) {
+  static const std::array<uint8_t, 256> bins = color_bins();
+  const int length = regions.histogram_length();
+  for_each_run(labels, planes.height, planes.width, [&](int label, int y, int begin, int end) {
+    uint32_t* histogram = regions.histograms.data() + static_cast<size_t>(label) * length;
+    const int64_t row = static_cast<int64_t>(y) * planes.width;
+    for (int c = 0; c < planes.channels; ++c, histogram += kColorBins) {
+      const uint8_t* values = planes.channel(c) + row;
+      for (int x = begin; x < end; ++x) ++histogram[bins[values[x]]];
+    }
+  });
+}
+
+// Adds the texture of one channel. A cell counts in one bin an axis and so in one of the axis' two maps; in
+// the other map it counts as no gradient, as every pixel counts once in every map.
+void count_texture(const Planes& planes, const TextureCell* cells, const int32_t* labels, int offset,
+                   Regions& regions) {
+  const int length = regions.histogram_length();
+  std::vector<uint32_t> counts(static_cast<size_t>(regions.count) * kTextureAxes * kSignedTextureBins);
+  for_each_run(labels, planes.height, planes.width, [&](int label, int y, int begin, int end) {
+    uint32_t* histogram = counts.data() + static_cast<size_t>(label) * kTextureAxes * kSignedTextureBins;
+    const TextureCell* row = cells + static_cast<int64_t>(y) * planes.width;
+    for (int x = begin; x < end; ++x) {
+      for (int axis = 0; axis < kTextureAxes; ++axis) ++histogram[axis * kSignedTextureBins + row[x].bin[axis]];
+    }
+  });
+  for (int label = 0; label < regions.count; ++label) {
+    const uint32_t* from = counts.data() + static_cast<size_t>(label) * kTextureAxes * kSignedTextureBins;
+    uint32_t* to = regions.histograms.data() + static_cast<size_t>(label) * length + offset;
+    for (int axis = 0; axis < kTextureAxes; ++axis, from += kSignedTextureBins, to += 2 * kTextureBins) {
+      uint32_t* rising = to;
+      uint32_t* falling = to + kTextureBins;
+      rising[0] = falling[0] = regions.size[label];
+      for (int bin = 1; bin < kTextureBins; ++bin) {
+        rising[bin] = from[kTextureBins - 1 + bin];
+        falling[bin] = from[kTextureBins - 1 - bin];
+        rising[0] -= rising[bin];
+        falling[0] -= falling[bin];
+      }
+    }
+  }
+}
+
+// Pairs of labels across a side of a pixel; a repetition of the pair before is left out at once.
+std::vector<std::pair<int, int>> find_neighbours(const int32_t* labels, int height, int width) {
+  std::vector<std::pair<int, int>> pairs;
+  std::pair<int, int> previous(-1, -1);
+  const auto add = [&](int a, int b) {
+    if (a == b) return;
+    const std::pair<int, int> pair = std::minmax(a, b);
+    if (pair == previous) return;
+    pairs.push_back(pair);
+    previous = pair;
+  };
+  for (int y = 0; y < height; ++y) {
+    const int32_t* row = labels + static_cast<int64_t>(y) * width;
+    for (int x = 0; x + 1 < width; ++x) add(row[x], row[x + 1]);
+    if (y + 1 == height) break;
+    for (int x = 0; x < width; ++x) add(row[x], row[x + width]);
+  }
+  std::sort(pairs.begin(), pairs.end());
+  pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
+  return pairs;
+}
+
+}  // namespace
+
+void measure_regions(const Planes& planes, const TextureCell* cells, int texture_channels,
+                     const int32_t* labels, int count, Regions& regions) {
+  regions.count = count;
+  regions.color_channels = planes.channels;
+  regions.texture_channels = texture_channels;
+  measure_boxes(labels, planes.height, planes.width, regions);
+  regions.neighbours = find_neighbours(labels, planes.height, planes.width);
+  if (texture_channels == 0) return;
+  regions.histograms.resize(static_cast<size_t>(count) * regions.histogram_length());
+  std::fill(regions.histograms.begin(), regions.histograms.end(), 0u);
+  count_colors(planes, labels, regions);
+  for (int c = 0; c < texture_channels; ++c) {
+    const int offset = regions.color_length() + c * kTextureMaps * kTextureBins;
+    count_texture(planes, cells + c * planes.pixels(), labels, offset, regions);
+  }
+}
+
+}  // namespace detector::selective_search

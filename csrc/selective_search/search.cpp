@@ -1,0 +1,185 @@
+#include "search.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <thread>
+
+#include "edges.h"
+#include "grouping.h"
+#include "segmentation.h"
+
+namespace detector::selective_search {
+namespace {
+
+// What the scales of one colour space share.
+struct Prepared {
+  Planes planes;
+  Buffer<TextureCell> cells;
+  int texture_channels = 0;
+  Buffer<Edge> edges;
+};
+
+// One thread's working arrays.
+struct Workspace {
+  Segmenter segmenter;
+  Buffer<int32_t> labels;
+  Regions regions;
+};
+
+void prepare(const RgbView& image, ColorSpace space, const SearchConfig& config, Prepared& prepared) {
+  convert(image, space, prepared.planes);
+  const Planes& planes = prepared.planes;
+  const bool textured = std::any_of(config.similarities.begin(), config.similarities.end(), uses_histograms);
+  prepared.texture_channels = !textured ? 0 : config.all_texture_channels ? planes.channels : 1;
+  prepared.cells.resize(prepared.texture_channels * planes.pixels());
+  {
+    Buffer<double> scratch;  // gone before the edges, which are the largest array
+    for (int c = 0; c < prepared.texture_channels; ++c) {
+      texture_cells(planes.channel(c), planes.height, planes.width, scratch,
+                    prepared.cells.data() + c * planes.pixels());
+    }
+  }
+  sorted_edges(planes, config.sigma, prepared.edges);
+}
+
+// Hands out the (colour, scale) jobs of one image to threads.
+//
+// A thread prefers a colour that is prepared already and prepares another only when nothing is left to do
+// with those: so no more colours than threads are held at once, and the last colour's scales are shared.
+class Search {
+ public:
+  Search(const RgbView& image, const SearchConfig& config)
+      : image_(image), config_(config), colors_(config.color_spaces.size()),
+        results_(config.color_spaces.size() * config.scales.size()), scale_order_(config.scales.size()) {
+    // Small k last: its many regions then meet a freed array of edges.
+    std::iota(scale_order_.begin(), scale_order_.end(), 0);
+    std::stable_sort(scale_order_.begin(), scale_order_.end(),
+                     [&](int a, int b) { return config.scales[a] > config.scales[b]; });
+  }
+
+  std::vector<RankedBox> run() {
+    std::vector<std::jthread> helpers;  // joined on every way out
+    const int jobs = static_cast<int>(results_.size());
+    for (int i = 1; i < std::min(config_.num_threads, jobs); ++i) helpers.emplace_back([this] { work(); });
+    work();
+    helpers.clear();
+    if (error_) std::rethrow_exception(error_);
+    std::vector<RankedBox> all;
+    for (const auto& result : results_) all.insert(all.end(), result.begin(), result.end());
+    return all;
+  }
+
+ private:
+  struct Color {
+    std::unique_ptr<Prepared> prepared;
+    bool claimed = false;
+    bool ready = false;
+    size_t next_scale = 0;
+    size_t segmented = 0;
+    size_t finished = 0;
+  };
+
+  struct Job {
+    Color* color;
+    size_t color_index;
+    int scale;
+  };
+
+  void work() {
+    try {
+      Workspace workspace;
+      Job job;
+      while (take(job)) process(job, workspace);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+      changed_.notify_all();
+    }
+  }
+
+  // Finds the next job, preparing a colour where needed; false when all are handed out.
+  bool take(Job& job) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!error_) {
+      bool waiting = false;
+      for (size_t i = 0; i < colors_.size(); ++i) {
+        Color& color = colors_[i];
+        waiting = waiting || (color.claimed && !color.ready);
+        if (!color.ready || color.next_scale == scale_order_.size()) continue;
+        job = {&color, i, scale_order_[color.next_scale++]};
+        return true;
+      }
+      const auto unclaimed = std::find_if(colors_.begin(), colors_.end(), [](const Color& c) { return !c.claimed; });
+      if (unclaimed != colors_.end()) {
+        prepare_unlocked(*unclaimed, lock);
+      } else if (waiting) {
+        changed_.wait(lock);
+      } else {
+        return false;
+      }
+    }
+    return false;
+  }
+
+  void prepare_unlocked(Color& color, std::unique_lock<std::mutex>& lock) {
+    color.claimed = true;
+    color.prepared = std::make_unique<Prepared>();
+    lock.unlock();
+    prepare(image_, config_.color_spaces[&color - colors_.data()], config_, *color.prepared);
+    lock.lock();
+    color.ready = true;
+    changed_.notify_all();
+  }
+
+  void process(const Job& job, Workspace& workspace) {
+    Prepared& prepared = *job.color->prepared;
+    const Planes& planes = prepared.planes;
+    const int count = workspace.segmenter.segment(prepared.edges, planes.height, planes.width,
+                                                  config_.scales[job.scale], config_.min_sizes[job.scale],
+                                                  workspace.labels);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (++job.color->segmented == scale_order_.size()) prepared.edges.release();
+    }
+    measure_regions(planes, prepared.cells.data(), prepared.texture_channels, workspace.labels.data(), count,
+                    workspace.regions);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (++job.color->finished == scale_order_.size()) job.color->prepared.reset();
+    }
+    results_[job.scale * colors_.size() + job.color_index] = hierarchies(workspace.regions);
+  }
+
+  std::vector<RankedBox> hierarchies(const Regions& regions) const {
+    std::vector<RankedBox> boxes;
+    for (Similarity similarity : config_.similarities) {
+      int priority = regions.count;
+      for (const Box& box : group(regions, similarity, image_.pixels(), config_.pixels_per_size)) {
+        boxes.push_back({box, --priority});
+      }
+    }
+    for (const Box& box : regions.box) boxes.push_back({box, regions.count});
+    return boxes;
+  }
+
+  const RgbView image_;
+  const SearchConfig& config_;
+  std::vector<Color> colors_;
+  std::vector<std::vector<RankedBox>> results_;
+  std::vector<int> scale_order_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+std::vector<RankedBox> search(const RgbView& image, const SearchConfig& config) {
+  return Search(image, config).run();
+}
+
+}  // namespace detector::selective_search

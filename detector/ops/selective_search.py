@@ -1,0 +1,260 @@
+"""Selective search (Uijlings, van de Sande, Gevers, Smeulders, IJCV 2013): class-free region proposals.
+
+An image is cut into regions (Felzenszwalb and Huttenlocher, IJCV 2004) in several colour spaces and at
+several scales k; in each, the most similar neighbours are merged until one region is left, once for every
+similarity measure; the boxes of all regions that occur are the proposals. The constants are those of the
+authors' release, which R-CNN, SPP-net and Fast R-CNN used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.errors import InputError, nearest
+from detector.ops import _library  # noqa: F401  (registers the operators)
+
+_COLOR_SPACE_NAMES = ("hsv", "lab", "rgi", "h", "intensity", "rgb")
+_OPENCV_COLOR_SPACE_NAMES = ("opencv_hsv", "opencv_lab", "opencv_rgi", "opencv_h", "opencv_intensity")
+#: Colour spaces by name; an ``opencv_`` space is what OpenCV's selective search means by the name.
+COLOR_SPACES: Mapping[str, int] = MappingProxyType(
+    {name: i for i, name in enumerate((*_COLOR_SPACE_NAMES, *_OPENCV_COLOR_SPACE_NAMES))}
+)
+#: Similarity measures by name: the mean of the terms in the name.
+SIMILARITIES: Mapping[str, int] = MappingProxyType(
+    {name: i for i, name in enumerate(("color_texture_size_fill", "texture_size_fill", "fill", "size"))}
+)
+#: Sums over a region's histogram are exact, and so independent of the processor, up to this many pixels.
+MAX_PIXELS = 2**26
+
+
+class SelectiveSearchResult(NamedTuple):
+    """boxes (P, 4) float32 half-open, in pixels of the image given; scores (P,) float32, falling.
+
+    Scores are ranks: evenly spaced from 1 for the first proposal down to 1 / P before truncation.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectiveSearchConfig:
+    """What to search and how; each colour space x scale x similarity is one strategy.
+
+    The defaults are the release's "fast" mode. Raises InputError for a value that cannot be.
+
+    Args:
+        color_spaces: names from ``COLOR_SPACES``.
+        scales: thresholds k of the segmentation, for values in 0..255; larger k, larger regions.
+        similarities: names from ``SIMILARITIES``.
+        sigma: standard deviation in pixels of the smoothing before the segmentation.
+        min_size: the segmentation's smallest region in pixels; None takes each scale's k, as the release.
+        all_texture_channels: False takes the texture of the first channel alone, as the release does; the
+            paper's text says every channel.
+        size_in_thirds: True measures regions in thirds of pixels in the size and fill terms, as the release
+            does; changes only the strategies with ``fill`` alone.
+        min_side: boxes with a side under this many pixels are dropped (20 in R-CNN's wrapper).
+        width: search the image resized to this width (R-CNN's demo: 500), whatever its size.
+        max_pixels: without ``width``, images with more pixels are searched at this many and the boxes scaled
+            back; None searches at full size, up to 2^26 pixels. ``min_side`` counts pixels searched.
+    """
+
+    color_spaces: tuple[str, ...] = ("hsv", "lab")
+    scales: tuple[float, ...] = (50.0, 100.0)
+    similarities: tuple[str, ...] = ("color_texture_size_fill", "texture_size_fill")
+    sigma: float = 0.8
+    min_size: int | None = None
+    all_texture_channels: bool = False
+    size_in_thirds: bool = True
+    min_side: int = 20
+    width: int | None = None
+    max_pixels: int | None = 1_000_000
+
+    def __post_init__(self) -> None:
+        _check_names("color_spaces", self.color_spaces, COLOR_SPACES)
+        _check_names("similarities", self.similarities, SIMILARITIES)
+        _require(len(self.scales) > 0, "scales", self.scales, "at least one number")
+        _require(all(0 <= k <= 1e9 for k in self.scales), "scales", self.scales, "numbers from 0 to 1e9")
+        _require(0 <= self.sigma <= 100, "sigma", self.sigma, "a number from 0 to 100")
+        if self.min_size is not None:
+            _require(0 <= self.min_size <= MAX_PIXELS, "min_size", self.min_size, "from 0 to 2^26, or None")
+        _require(0 <= self.min_side <= MAX_PIXELS, "min_side", self.min_side, "from 0 to 2^26")
+        if self.width is not None:
+            _require(0 < self.width <= MAX_PIXELS, "width", self.width, "from 1 to 2^26, or None")
+        if self.max_pixels is not None:
+            _require(0 < self.max_pixels <= MAX_PIXELS, "max_pixels", self.max_pixels, "1 to 2^26, or None")
+
+    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) at which an image of ``size`` (height, width) is searched.
+
+        Raises InputError where that is more than 2^26 pixels.
+        """
+        height, width = size
+        if self.width is not None:
+            working = (max(1, math.ceil(height * self.width / width)), self.width)
+        elif self.max_pixels is not None and height * width > self.max_pixels:
+            scale = math.sqrt(self.max_pixels / (height * width))
+            short = max(1, int(min(height, width) * scale))
+            long = max(1, min(int(max(height, width) * scale), self.max_pixels // short))
+            working = (short, long) if height <= width else (long, short)
+        else:
+            working = (height, width)
+        if working[0] * working[1] > MAX_PIXELS:
+            raise InputError(
+                f"An image of {height} x {width} pixels cannot be searched at {working[0]} x {working[1]}: "
+                f"the limit is {MAX_PIXELS} pixels. Set max_pixels or a smaller width."
+            )
+        return working
+
+    def _strategy_arguments(self) -> dict[str, Any]:
+        """Return the operators' arguments that do not depend on the image."""
+        return {
+            "color_spaces": [COLOR_SPACES[name] for name in self.color_spaces],
+            "scales": [float(k) for k in self.scales],
+            "min_sizes": [math.ceil(k) if self.min_size is None else self.min_size for k in self.scales],
+            "similarities": [SIMILARITIES[name] for name in self.similarities],
+            "sigma": float(self.sigma),
+            "all_texture_channels": self.all_texture_channels,
+            "pixels_per_size": 3.0 if self.size_in_thirds else 1.0,
+        }
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"SelectiveSearchConfig.{name} is {value!r}; it must be {wanted}.")
+
+
+def _check_names(field: str, names: tuple[str, ...], valid: Mapping[str, int]) -> None:
+    _require(len(names) > 0, field, names, f"at least one of {', '.join(valid)}")
+    for name in names:
+        wanted = f"one of {', '.join(valid)}{nearest(name, valid)}"
+        _require(name in valid, field, name, wanted)
+
+
+_ALL_SIMILARITIES = tuple(SIMILARITIES)
+_FAST = SelectiveSearchConfig()
+_QUALITY = SelectiveSearchConfig(
+    color_spaces=("hsv", "lab", "rgi", "h", "intensity"),
+    scales=(50.0, 100.0, 150.0, 300.0),
+    similarities=_ALL_SIMILARITIES,
+)
+#: Configurations by name. ``reference_*``: the paper's table 4 with the release's constants; ``fast`` and
+#: ``quality`` are short for them. ``opencv_*``: OpenCV's colours, scales, smallest region, region sizes in
+#: pixels, texture of every channel and no smallest box, in this implementation.
+PRESETS: Mapping[str, SelectiveSearchConfig] = MappingProxyType(
+    {
+        "fast": _FAST,
+        "quality": _QUALITY,
+        "reference_single": SelectiveSearchConfig(
+            color_spaces=("hsv",), scales=(100.0,), similarities=("color_texture_size_fill",)
+        ),
+        "reference_fast": _FAST,
+        "reference_quality": _QUALITY,
+        "opencv_fast": SelectiveSearchConfig(
+            color_spaces=("opencv_hsv", "opencv_lab"),
+            scales=(150.0, 300.0, 450.0),
+            min_size=100,
+            all_texture_channels=True,
+            size_in_thirds=False,
+            min_side=0,
+        ),
+        "opencv_quality": SelectiveSearchConfig(
+            color_spaces=("opencv_hsv", "opencv_lab", "opencv_rgi", "opencv_h", "opencv_intensity"),
+            scales=(150.0, 300.0, 450.0, 600.0, 750.0),
+            similarities=_ALL_SIMILARITIES,
+            min_size=100,
+            all_texture_channels=True,
+            size_in_thirds=False,
+            min_side=0,
+        ),
+    }
+)
+
+
+def as_rgb(image: np.ndarray | Tensor) -> Tensor:
+    """Return ``image`` as a contiguous uint8 tensor (H, W, 3) on the CPU.
+
+    Takes (H, W) or (H, W, 1) grey, which is repeated, (H, W, 3) RGB, and (H, W, 4), whose alpha is dropped.
+    Raises InputError for anything else.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8:
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise InputError(
+            f"selective_search takes a uint8 array or tensor, not {kind}; scale to 0..255 first."
+        )
+    if tensor.dim() == 2:
+        tensor = tensor[:, :, None]
+    if tensor.dim() != 3 or tensor.shape[2] not in (1, 3, 4) or tensor.numel() == 0:
+        shape = tuple(tensor.shape)
+        raise InputError(
+            f"selective_search takes an image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {shape}."
+        )
+    channels = tensor.cpu()[:, :, :3]
+    return channels.expand(-1, -1, 3).contiguous()
+
+
+def as_config(mode: str | SelectiveSearchConfig) -> SelectiveSearchConfig:
+    """Return the preset called ``mode``, or ``mode`` itself. Raises InputError for an unknown name."""
+    if isinstance(mode, SelectiveSearchConfig):
+        return mode
+    if mode not in PRESETS:
+        raise InputError(
+            f"There is no selective search mode {mode!r}{nearest(mode, PRESETS)}; "
+            f"choose one of {', '.join(PRESETS)}, or give a SelectiveSearchConfig."
+        )
+    return PRESETS[mode]
+
+
+def selective_search(
+    image: np.ndarray | Tensor,
+    mode: str | SelectiveSearchConfig = "fast",
+    seed: int = 0,
+    max_proposals: int | None = None,
+    *,
+    num_threads: int = 1,
+) -> SelectiveSearchResult:
+    """Propose boxes that may hold an object, the likeliest first.
+
+    The set of boxes depends on the image and ``mode`` alone, their order also on ``seed``: place in the
+    merging order times a random number (section 4.2 of the paper). Neither the processor, the number of
+    threads nor other calls change the result. The interpreter's lock is released meanwhile.
+
+    Args:
+        image: uint8, (H, W, 3) RGB; also grey and with alpha, see ``as_rgb``.
+        mode: a name from ``PRESETS`` or a configuration.
+        seed: of the order.
+        max_proposals: keep only that many; None keeps all.
+        num_threads: threads that share the image's colour spaces and scales.
+
+    Returns:
+        Boxes without duplicates, inside the image. There are none in an image smaller than ``min_side``.
+
+    Raises InputError for an image, mode or number that cannot be.
+    """
+    config, rgb = as_config(mode), as_rgb(image)
+    if max_proposals is not None and max_proposals < 0:
+        raise InputError(f"max_proposals is {max_proposals}; it must be 0 or more, or None for all.")
+    if num_threads < 1:
+        raise InputError(f"num_threads is {num_threads}; it must be 1 or more.")
+    height, width = config.working_size((rgb.shape[0], rgb.shape[1]))
+    boxes = torch.ops.detector.selective_search(
+        rgb,
+        height=height,
+        width=width,
+        min_side=config.min_side,
+        seed=(seed + 2**63) % 2**64 - 2**63,
+        max_proposals=-1,
+        num_threads=num_threads,
+        **config._strategy_arguments(),
+    )
+    scores = torch.linspace(1, 0, len(boxes) + 1)[:-1]
+    return SelectiveSearchResult(boxes[:max_proposals], scores[:max_proposals])
