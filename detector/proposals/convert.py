@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from detector.errors import InputError
+from detector.proposals.conventions import (
+    CONVENTIONS,
+    MATLAB_CONVENTIONS,
+    Sample,
+    detect_convention,
+    find_convention,
+)
 from detector.proposals.locking import writer_lock
-from detector.proposals.readers import read_proposals
+from detector.proposals.matching import IdMatcher
+from detector.proposals.prepare import filter_proposals
+from detector.proposals.readers import read_images
+from detector.proposals.readers.arrays import RawImage, make_proposals
+from detector.proposals.sources import source_parameters
 from detector.proposals.store import Entry, ProposalStore
 from detector.structures import ImageRecord, Proposals
 
 _SEGMENT_BOXES = 1 << 20  # 16 MiB of boxes in memory
+_SAMPLED_IMAGES = 100
+_MAX_LOOKED_AT = 1000
+# Boxes that leave their image by over a pixel, or have no inside: a few are noise, more are a convention.
+_TOLERATED_FAULTS = 0.01
+FAULT_POLICIES = ("error", "skip", "full_image")
 
 
 def convert(
@@ -23,28 +43,58 @@ def convert(
     store_path: Path | str,
     *,
     records: Sequence[ImageRecord] | None = None,
+    convention: str | None = None,
+    faults: str = "error",
+    top_k: int | None = None,
+    min_size: float = 0.0,
+    deduplicate: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ProposalStore:
     """Convert ``source`` into a store at ``store_path`` and open it; a finished one is opened as it is.
 
-    The store appears at ``store_path`` only when it is whole. ``records`` give the images' sizes;
-    ``progress`` is called with the number of images done.
+    The store appears at ``store_path`` only when it is whole; its notes say what was found.
 
-    Raises InputError for a source that cannot be read, for one without any of the ``records``, and where
-    ``store_path`` holds proposals of another source.
+    Args:
+        file_format: one of `detector.proposals.readers.FORMATS`.
+        records: the images of the data set, all splits, in its order. They name the images of files that do
+            not, give the sizes that boxes are checked against, and tell the convention of ``auto``.
+        convention: a name from `detector.proposals.conventions.CONVENTIONS`, ``"auto"``, or None for what
+            is usual in the format.
+        faults: what to do with an image of ``records`` that is missing in the file, has no boxes, numbers
+            that are not finite, or boxes that do not fit it: ``"error"``, ``"skip"`` (it is not in the
+            store) or ``"full_image"`` (one box, the whole image).
+        top_k, min_size, deduplicate: applied as in `detector.proposals.prepare.filter_proposals`, to images
+            whose size is known; by default everything is kept as it came.
+        progress: called with the number of images done.
+
+    Raises:
+        InputError: a source that cannot be read, an image with a fault under ``"error"``, a convention that
+            cannot be told, or a store at ``store_path`` of another source or with other arguments.
     """
+    if faults not in FAULT_POLICIES:
+        raise InputError(f"faults is {faults!r}; use one of {', '.join(FAULT_POLICIES)}")
     source, target = Path(source), Path(store_path)
-    parameters = source_parameters(source, file_format)
+    options: dict[str, Any] = {"convention": convention, "faults": faults, "top_k": top_k}
+    options |= {"min_size": min_size, "deduplicate": deduplicate}
+    parameters = source_parameters(source, file_format) | options
     if target.exists():
         return ProposalStore.create(target, generator="converted", parameters=parameters)
+    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".unfinished")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(target.with_name(f".{target.name}.lock"), wait=600.0):
         if not target.exists():
             shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
             store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
+            ids = None if records is None else [record.image_id for record in records]
+            images = read_images(source, file_format, ids)
+            work = _Conversion(source, records or (), convention, faults)
             try:
-                _fill(store, source, read_proposals(source, file_format), records, progress)
+                for entries in _batches(work.entries(images), top_k, min_size, deduplicate):
+                    store.append(entries)
+                    if progress is not None:
+                        progress(len(store))
+                store.compact()
+                store.annotate(work.notes())
                 unfinished.rename(target)
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -52,51 +102,151 @@ def convert(
     return ProposalStore.open(target)
 
 
-def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
-    """Return what the manifest says of a converted store's source: format, name, hash of the content."""
-    try:
-        with source.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read the proposals {source}: {error.strerror}") from error
-    return {"format": file_format, "source": source.name, "source_blake2b": digest}
+class _Conversion:
+    """One run through a source: which image is which, in which convention, and what is wrong with it."""
+
+    def __init__(
+        self, source: Path, records: Sequence[ImageRecord], convention: str | None, faults: str
+    ) -> None:
+        self._source = source
+        self._records = {record.image_id: record for record in records}
+        self._matcher = IdMatcher(list(self._records))
+        self._convention = convention
+        self._faults = faults
+        self._seen: set[str] = set()
+        self._foreign = 0
+        self._faulty: dict[str, str] = {}
+        self._evidence = ""
+
+    def entries(self, images: Iterator[RawImage]) -> Iterator[tuple[str, Entry]]:
+        """Yield what goes into the store."""
+        for image in self._with_convention(images):
+            image_id = self._identify(image.key)
+            record = self._records.get(image_id)
+            size = (0, 0) if record is None else (record.height, record.width)
+            boxes = find_convention(image.convention).to_half_open(image.boxes)
+            fault = find_fault(boxes, image.scores, size, image.convention)
+            if fault is None:
+                where = f"{self._source}, image {image_id!r}"
+                yield image_id, Entry(make_proposals(boxes, image.scores, where), size=size)
+            else:
+                yield from self._replace(image_id, fault, record)
+        yield from self._missing()
+
+    def notes(self) -> list[str]:
+        """Say in sentences what was found."""
+        notes = [self._evidence] if self._evidence else []
+        if self._foreign:
+            notes.append(f"{self._foreign} images of the file are not in the data set")
+        if self._faulty:
+            what = "left out" if self._faults == "skip" else "given one box, the whole image"
+            first = "; ".join(f"{key}: {fault}" for key, fault in list(self._faulty.items())[:5])
+            notes.append(f"{len(self._faulty)} images {what}: {first}")
+        return notes
+
+    def _with_convention(self, images: Iterator[RawImage]) -> Iterator[RawImage]:
+        first = next(images, None)
+        if first is None:
+            return
+        images = chain((first,), images)
+        name = self._convention or first.convention
+        if name == "auto":
+            looked_at, samples = self._sample(images)
+            candidates = MATLAB_CONVENTIONS if first.convention == "auto" else _corner_conventions()
+            name, self._evidence = detect_convention(samples, candidates, str(self._source))
+            images = chain(looked_at, images)
+        for image in images:
+            yield image._replace(convention=name)
+
+    def _sample(self, images: Iterator[RawImage]) -> tuple[list[RawImage], list[Sample]]:
+        looked_at: list[RawImage] = []
+        samples: list[Sample] = []
+        for image in images:
+            looked_at.append(image)
+            record = self._records.get(self._matcher.find(image.key) or "")
+            if record is not None and np.isfinite(image.boxes).all():
+                samples.append(Sample(record, image.boxes))
+            if len(samples) == _SAMPLED_IMAGES or len(looked_at) == _MAX_LOOKED_AT:
+                break
+        return looked_at, samples
+
+    def _identify(self, key: str) -> str:
+        found = self._matcher.find(key)
+        self._foreign += found is None and bool(self._records)
+        image_id = key if found is None else found
+        if image_id in self._seen:
+            raise InputError(f"{self._source} has image {image_id!r} twice; keep one")
+        self._seen.add(image_id)
+        return image_id
+
+    def _replace(self, image_id: str, fault: str, record: ImageRecord | None) -> Iterator[tuple[str, Entry]]:
+        if self._faults == "error" or (record is None and self._faults == "full_image"):
+            raise InputError(
+                f"{self._source}, image {image_id!r}: {fault}; mend the file, give another convention, or "
+                "set what to do with such images to skip or full_image"
+            )
+        self._faulty[image_id] = fault
+        if record is not None and self._faults == "full_image":
+            box = torch.tensor([[0, 0, record.width, record.height]], dtype=torch.float32)
+            yield image_id, Entry(Proposals(boxes=box), size=(record.height, record.width))
+
+    def _missing(self) -> Iterator[tuple[str, Entry]]:
+        missing = [image_id for image_id in self._records if image_id not in self._seen]
+        if missing and (self._faults == "error" or len(missing) == len(self._records)):
+            example = f", which has {sorted(self._seen)[0]!r}" if self._seen else ", which is empty"
+            raise InputError(
+                f"{len(missing)} of {len(self._records)} images of the data set, first {missing[0]!r}, are "
+                f"not in {self._source}{example}; is it of another split?"
+            )
+        for image_id in missing:
+            yield from self._replace(image_id, "not in the file", self._records[image_id])
 
 
-def _fill(
-    store: ProposalStore,
-    source: Path,
-    images: Iterable[tuple[str, Proposals]],
-    records: Sequence[ImageRecord] | None,
-    progress: Callable[[int], None] | None,
-) -> None:
-    sizes = {record.image_id: (record.height, record.width) for record in records or ()}
-    done = 0
-    for entries in _segments(source, images, sizes):
-        store.append(entries)
-        done += len(entries)
-        if progress is not None:
-            progress(done)
-    if sizes and not any(image_id in store for image_id in sizes):
-        raise InputError(
-            f"{source} has proposals for none of the {len(sizes)} images of the data set: it names "
-            f"{store.ids()[:1]}, the data set {next(iter(sizes))!r}"
-        )
+def find_fault(
+    boxes: NDArray[np.float64], scores: NDArray[np.float64] | None, size: tuple[int, int], convention: str
+) -> str | None:
+    """Say what is wrong with the half-open ``boxes`` (P, 4) of an image of ``size``, (0, 0) if unknown."""
+    if len(boxes) == 0:
+        return "it has no boxes"
+    finite = np.isfinite(boxes).all(axis=1) & (True if scores is None else np.isfinite(scores))
+    if not finite.all():
+        row = int((~finite).argmax())
+        return f"row {row} is not finite: {boxes[row].tolist()}"
+    hollow = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    if hollow.mean() > _TOLERATED_FAULTS:
+        row = int(hollow.argmax())
+        return f"{hollow.mean():.0%} of its boxes, read as {convention}, end before they begin (row {row})"
+    if all(size):
+        outside = (boxes < -1).any(axis=1) | (boxes[:, 2:] > np.array(size[::-1]) + 1).any(axis=1)
+        if outside.mean() > _TOLERATED_FAULTS:
+            row = int(outside.argmax())
+            return (
+                f"{outside.mean():.0%} of its boxes, read as {convention}, leave the image of {size[1]} x "
+                f"{size[0]} pixels, such as row {row}: {boxes[row].tolist()}"
+            )
+    return None
 
 
-def _segments(
-    source: Path, images: Iterable[tuple[str, Proposals]], sizes: dict[str, tuple[int, int]]
+def _corner_conventions() -> list[str]:
+    return [name for name, convention in CONVENTIONS.items() if convention.axes != "xywh"]
+
+
+def _batches(
+    entries: Iterator[tuple[str, Entry]], top_k: int | None, min_size: float, deduplicate: bool
 ) -> Iterator[dict[str, Entry]]:
-    seen: set[str] = set()
-    entries: dict[str, Entry] = {}
+    """Group what goes into the store into segments."""
+    batch: dict[str, Entry] = {}
     boxes = 0
-    for image_id, proposals in images:
-        if image_id in seen:
-            raise InputError(f"{source} has image {image_id!r} twice; keep one")
-        seen.add(image_id)
-        entries[image_id] = Entry(proposals, size=sizes.get(image_id, (0, 0)))
-        boxes += len(proposals)
+    for image_id, entry in entries:
+        if all(entry.size) and (top_k is not None or min_size > 0 or deduplicate):
+            kept = filter_proposals(
+                entry.proposals, entry.size, min_size=min_size, top_k=top_k, deduplicate=deduplicate
+            )
+            entry = entry._replace(proposals=kept)
+        batch[image_id] = entry
+        boxes += len(entry.proposals)
         if boxes >= _SEGMENT_BOXES:
-            yield entries
-            entries, boxes = {}, 0
-    if entries:
-        yield entries
+            yield batch
+            batch, boxes = {}, 0
+    if batch:
+        yield batch

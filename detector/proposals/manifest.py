@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
+from detector.proposals.durable import replace_durably
 
 FORMAT = "detector proposal store"
 VERSION = 1
@@ -22,8 +23,15 @@ def make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, An
         "generator": generator,
         "parameters": dict(parameters),
         "boxes": BOX_CONVENTION,
+        "notes": [],
     }
     return json.loads(json.dumps(manifest))
+
+
+def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest of the store ``folder`` in one durable step."""
+    with replace_durably(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=2).encode() + b"\n")
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:

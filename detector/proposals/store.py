@@ -2,7 +2,7 @@
 
 A store is a folder:
 
-    manifest.json                 what made the boxes, with which parameters, in which convention
+    manifest.json                 what made the boxes, with which parameters, in which convention; notes
     index.npy                     image id -> segment, offset, count, image size, content hash, checksum
     segment_000001.boxes.npy      (M, 4) float32: x1, y1, x2, y2, half-open pixels of the original image
     segment_000001.scores.npy     (M,) float32; absent where no image of the segment has scores
@@ -14,7 +14,6 @@ killed in between leaves the store as it was. Readers need no lock. A split only
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,10 +24,9 @@ import numpy as np
 import torch
 
 from detector.errors import InputError
-from detector.proposals.durable import replace_durably
 from detector.proposals.index import Index, Row, check_image_id
 from detector.proposals.locking import writer_lock
-from detector.proposals.manifest import differences, load_manifest, make_manifest
+from detector.proposals.manifest import differences, load_manifest, make_manifest, save_manifest
 from detector.proposals.segments import FloatArray, SegmentMaps, remove_segments, write_segment
 from detector.structures import Proposals
 
@@ -52,8 +50,7 @@ class ProposalStore:
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
-        self.generator = str(manifest["generator"])
-        self.parameters: dict[str, Any] = dict(manifest["parameters"])
+        self._manifest = manifest
         self._index = Index.load(path / "index.npy")
         self._maps = SegmentMaps(path)
         self._locked = False
@@ -76,14 +73,28 @@ class ProposalStore:
             if not (folder / "manifest.json").exists():
                 _check_unused(folder)
                 Index.empty().save(folder / "index.npy")
-                with replace_durably(folder / "manifest.json") as file:
-                    file.write(json.dumps(wanted, indent=2).encode() + b"\n")
+                save_manifest(folder, wanted)
         found = load_manifest(folder)
         if difference := differences(found, wanted):
             raise InputError(
                 f"{folder} holds proposals made otherwise ({difference}); use another folder or remove it"
             )
         return cls(folder, found)
+
+    @property
+    def generator(self) -> str:
+        """The method that made the proposals."""
+        return str(self._manifest["generator"])
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters it was called with."""
+        return dict(self._manifest["parameters"])
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found while the store was made, a sentence each."""
+        return [str(note) for note in self._manifest.get("notes", [])]
 
     def __getitem__(self, image_id: str) -> Proposals:
         """Return the proposals of ``image_id`` as tensors of their own; InputError if it has none."""
@@ -141,6 +152,12 @@ class ProposalStore:
             index = index.merged(_rows(number, entries))
             index.save(self.path / "index.npy")
             self._index = index
+
+    def annotate(self, notes: list[str]) -> None:
+        """Replace the notes in the manifest."""
+        with self.lock(wait=30.0):
+            self._manifest = {**self._manifest, "notes": notes}
+            save_manifest(self.path, self._manifest)
 
     def compact(self) -> None:
         """Rewrite the store without renewed entries, in the order of the ids, in few large segments."""

@@ -1,25 +1,44 @@
-"""Readers of other people's proposal files. Each yields (image id, proposals), a few images in memory."""
+"""Readers of other people's proposal files. Each yields the images as they stand in the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from detector.errors import InputError, nearest
+from detector.proposals.readers.arrays import RawImage
+from detector.proposals.readers.coco_results import read_coco_results
+from detector.proposals.readers.folders import read_npy_folder, read_text_folder
+from detector.proposals.readers.matlab import read_matlab
 from detector.proposals.readers.npz import read_npz
-from detector.structures import Proposals
+from detector.proposals.readers.pickles import read_detectron, read_mmdetection
 
-FORMATS = ("npz",)
+FORMATS = ("mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text")
 
 
-def read_proposals(source: Path, file_format: str) -> Iterator[tuple[str, Proposals]]:
-    """Yield the images of ``source`` in the order of the file, boxes in the store's convention.
+def read_images(source: Path, file_format: str, ids: Sequence[str] | None = None) -> Iterator[RawImage]:
+    """Yield the images of ``source``, a few in memory at a time.
 
-    Raises InputError, naming file and image, for anything that is not what the format says.
+    ``ids`` are the data set's, in its order, for files that name no images. Raises InputError, naming file
+    and image, for anything that is not what the format says.
     """
     match file_format:
+        case "mat":
+            return read_matlab(source, ids)
+        case "detectron":
+            return read_detectron(source, "xyxy_inclusive")
+        case "detectron2":
+            return read_detectron(source, "xyxy")
+        case "mmdetection":
+            return read_mmdetection(source, ids)
         case "npz":
             return read_npz(source)
+        case "npy":
+            return read_npy_folder(source)
+        case "coco":
+            return read_coco_results(source)
+        case "text":
+            return read_text_folder(source)
         case _:
             raise InputError(
                 f"proposal format {file_format!r} is unknown{nearest(file_format, FORMATS)}; "

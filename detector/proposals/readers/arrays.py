@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +18,32 @@ _MAX_COORDINATE = float(1 << 24)
 _MAX_HEADER = 10_000
 
 
-def to_proposals(array: NDArray[Any], where: str) -> Proposals:
-    """Turn (P, 4) boxes, or (P, 5) with a score last, into proposals; ``where`` names file and image.
+class RawImage(NamedTuple):
+    """One image of a file, as it stands there: ``boxes`` (P, 4) numbers, ``scores`` (P,) or None.
 
-    Raises InputError for other shapes and types and for a value that is not finite.
+    ``key`` is what the file calls the image, ``convention`` the name of the box convention that the format
+    has (`detector.proposals.conventions`), or "auto".
     """
-    if array.shape == (0,):
-        array = array.reshape(0, 4)  # how an empty list comes out of most programs
+
+    key: str
+    boxes: NDArray[Any]
+    scores: NDArray[Any] | None
+    convention: str
+
+
+def raw_image(key: str, array: NDArray[Any], convention: str, where: str) -> RawImage:
+    """Split (P, 4) boxes, or (P, 5) with a score last; ``where`` names file and image.
+
+    Raises InputError for other shapes and types.
+    """
+    if array.size == 0:
+        array = np.zeros((0, 4))  # an empty list comes out of most programs in some other shape
     if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] not in (4, 5):
         raise InputError(
             f"{where}: expected numbers of shape (P, 4) or (P, 5), found {array.dtype} of shape {array.shape}"
         )
     scores = array[:, 4] if array.shape[1] == 5 else None
-    return make_proposals(array[:, :4], scores, where)
+    return RawImage(key, array[:, :4], scores, convention)
 
 
 def make_proposals(boxes: NDArray[Any], scores: NDArray[Any] | None, where: str) -> Proposals:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import MAX_BOXES, read_array, to_proposals
-from detector.structures import Proposals
+from detector.proposals.readers.arrays import MAX_BOXES, RawImage, raw_image, read_array
 
 # Boxes compress to a third at best; a bomb shrinks a thousandfold.
 MAX_RATIO = 100
@@ -17,7 +16,7 @@ _ALWAYS_ALLOWED = 64 << 20
 _MAX_MEMBER = MAX_BOXES * 5 * 8 + 10_240
 
 
-def read_npz(source: Path) -> Iterator[tuple[str, Proposals]]:
+def read_npz(source: Path) -> Iterator[RawImage]:
     """Yield the images of the archive ``source``, one in memory at a time.
 
     Raises InputError for a damaged archive, for one that unpacks to more than ``MAX_RATIO`` times its size,
@@ -27,10 +26,10 @@ def read_npz(source: Path) -> Iterator[tuple[str, Proposals]]:
         with zipfile.ZipFile(source) as archive:
             _check_sizes(source, archive.infolist())
             for member in archive.infolist():
-                image_id = member.filename.removesuffix(".npy")
-                where = f"{source}, image {image_id!r}"
+                key = member.filename.removesuffix(".npy")
+                where = f"{source}, image {key!r}"
                 with archive.open(member) as file:
-                    yield image_id, to_proposals(read_array(file, member.file_size, where), where)
+                    yield raw_image(key, read_array(file, member.file_size, where), "xyxy", where)
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{source} is no readable .npz archive ({error})") from error
 

@@ -1,0 +1,119 @@
+"""COCO's results format: a JSON list of {"image_id", "bbox": [x, y, width, height], "score"}."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from detector.errors import InputError
+from detector.proposals.readers.arrays import RawImage
+
+_BLOCK = 1 << 20
+# A result with a mask in run lengths is a few kilobytes.
+_MAX_OBJECT = 16 << 20
+
+
+def read_coco_results(source: Path) -> Iterator[RawImage]:
+    """Yield the images of ``source`` in the order in which they first occur, their boxes in order.
+
+    The file is parsed result by result into plain arrays, 40 bytes a box, and never held as a whole.
+    """
+    boxes: dict[str, array[float]] = {}
+    for number, result in enumerate(_results(source)):
+        values = _values(source, number, result)
+        boxes.setdefault(str(result["image_id"]), array("d")).extend(values)
+    for key in list(boxes):
+        rows = np.frombuffer(boxes.pop(key), np.float64).reshape(-1, 5)
+        scored = not np.isnan(rows[:, 4]).all()
+        yield RawImage(key, rows[:, :4], rows[:, 4] if scored else None, "xywh")
+
+
+def _values(source: Path, number: int, result: Any) -> list[float]:
+    """Return x, y, width, height and score, NaN where there is none."""
+    where = f"{source}, result {number}"
+    if not isinstance(result, dict) or not {"image_id", "bbox"} <= result.keys():
+        raise InputError(f"{where}: expected an object with 'image_id' and 'bbox'")
+    image_id, box, score = result["image_id"], result["bbox"], result.get("score")
+    if isinstance(image_id, bool) or not isinstance(image_id, int | str):
+        raise InputError(f"{where}: image_id {image_id!r} is neither a number nor a text")
+    numbers: list[Any] = [*box, 0.0 if score is None else score] if isinstance(box, list) else []
+    plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers)
+    if len(numbers) != 5 or not plain:
+        raise InputError(f"{where}, image {image_id!r}: bbox and score must be four numbers and one")
+    try:
+        values = [float(value) for value in numbers]
+    except OverflowError as error:
+        raise InputError(f"{where}, image {image_id!r}: {error}") from error
+    return values if score is not None else [*values[:4], np.nan]
+
+
+def _results(source: Path) -> Iterator[Any]:
+    try:
+        with source.open(encoding="utf-8-sig") as file:
+            yield from _elements(file)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source} is no readable list of COCO results ({error})") from error
+
+
+def _elements(file: TextIO) -> Iterator[Any]:
+    """Yield the elements of the JSON list in ``file``, a block of text in memory at a time."""
+    text = _Text(file)
+    text.expect("[")
+    if text.next_letter() == "]":
+        return
+    while True:
+        yield text.element()
+        if text.next_letter() == "]":
+            return
+        text.expect(",")
+
+
+class _Text:
+    """A window on a text file that moves on as JSON values are taken from it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._decoder = json.JSONDecoder()
+        self._window = ""
+        self._place = 0
+
+    def next_letter(self) -> str:
+        """Return the next letter that is no blank, without taking it; "" at the end."""
+        while True:
+            while self._place < len(self._window) and self._window[self._place].isspace():
+                self._place += 1
+            if self._place < len(self._window):
+                return self._window[self._place]
+            if not self._more():
+                return ""
+
+    def expect(self, letter: str) -> None:
+        found = self.next_letter()
+        if found != letter:
+            raise ValueError(f"{letter!r} expected, found {found!r}")
+        self._place += 1
+
+    def element(self) -> Any:
+        """Take one object. Only an object or a list shows where it ends, and results are objects."""
+        if self.next_letter() != "{":
+            raise ValueError(f"an object expected, found {self.next_letter()!r}")
+        while True:
+            try:
+                value, self._place = self._decoder.raw_decode(self._window, self._place)
+            except json.JSONDecodeError:
+                if len(self._window) - self._place > _MAX_OBJECT or not self._more():
+                    raise
+            else:
+                return value
+
+    def _more(self) -> bool:
+        block = self._file.read(_BLOCK)
+        self._window, self._place = self._window[self._place :] + block, 0
+        return bool(block)
