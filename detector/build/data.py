@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -36,17 +37,17 @@ LOW_RECALL = 0.5
 class StoredProposals:
     """Looks an image's proposals up and filters them as the config says."""
 
-    store: ProposalStore
+    store: Mapping[str, Proposals] | ProposalStore
     top_k: int
     min_size: float
 
     def __call__(self, record: ImageRecord) -> Proposals:
-        return filter_proposals(
-            self.store[record.image_id],
-            (record.height, record.width),
-            min_size=self.min_size,
-            top_k=self.top_k,
-        )
+        return self.usable(self.store[record.image_id], record)
+
+    def usable(self, proposals: Proposals, record: ImageRecord) -> Proposals:
+        """Return the image's usable proposals among ``proposals``, the best ``top_k``."""
+        size = (record.height, record.width)
+        return filter_proposals(proposals, size, min_size=self.min_size, top_k=self.top_k)
 
 
 def ensure_data(config: Config) -> None:
@@ -93,7 +94,7 @@ def open_proposals(config: Config, records: Sequence[ImageRecord]) -> ProposalSt
     """Open the proposals of ``records``, converting or making first what is not there yet."""
     source = config.proposals
     if source.method is not None:
-        return _generated_store(config, records)
+        return make_proposals(config, records)
     assert source.file is not None  # the schema allows one of the two
     path = Path(source.file)
     if not path.exists():
@@ -110,25 +111,32 @@ def open_proposals(config: Config, records: Sequence[ImageRecord]) -> ProposalSt
     return convert(path, source.format or "", target)
 
 
-def _generated_store(config: Config, records: Sequence[ImageRecord]) -> ProposalStore:
-    source = config.proposals
-    assert source.method is not None
-    given = {
-        "scales": source.scales,
-        "aspects": source.aspects,
-        "stride_fraction": source.stride_fraction,
-    }
-    parameters = {name: value for name, value in given.items() if value is not None}
-    target = proposals_folder(config) / store_name(source.method, parameters)
-    with progress_bar(f"{source.method} proposals") as advance:
+def make_proposals(
+    config: Config, records: Sequence[ImageRecord], target: Path | None = None
+) -> ProposalStore:
+    """Make what the config's method has not made yet for ``records``; None is the usual folder."""
+    method = config.proposals.method
+    if method is None:
+        raise InputError("proposals.method is not set; name one to make proposals with")
+    parameters = method_parameters(config)
+    with progress_bar(f"{method} proposals") as advance:
         return generate_store(
             records,
-            target,
-            method=source.method,
+            target or proposals_folder(config) / store_name(method, parameters),
+            method=method,
             read_image=read_image,
             parameters=parameters,
             progress=advance,
         )
+
+
+def method_parameters(config: Config) -> dict[str, Any]:
+    """Return the parameters that the config gives to ``proposals.method``."""
+    source = config.proposals
+    given = {"scales": source.scales, "aspects": source.aspects, "stride_fraction": source.stride_fraction}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value
+    }
 
 
 def proposals_folder(config: Config) -> Path:

@@ -30,10 +30,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         InputError: naming the file, the key, the value, what was expected and the nearest valid key.
     """
     path = Path(path)
-    values = _read_with_bases(path, seen=())
-    for override in overrides:
-        values = _apply_override(values, override)
-    return parse_config(values, source=str(path))
+    return parse_config(override(_read_with_bases(path, seen=()), overrides), source=str(path))
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``values`` with each ``key=value`` of ``overrides`` applied, in order."""
+    for text in overrides:
+        values = _apply_override(values, text)
+    return values
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
@@ -111,15 +115,15 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[
     return merged
 
 
-def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    name, equals, text = override.partition("=")
+def _apply_override(values: dict[str, Any], written: str) -> dict[str, Any]:
+    name, equals, text = written.partition("=")
     keys = name.split(".")
     if not equals or not all(keys):
-        raise InputError(f"override {override!r}: write it as section.key=value")
+        raise InputError(f"override {written!r}: write it as section.key=value")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not readable as YAML") from None
+        raise InputError(f"override {written!r}: the value is not readable as YAML") from None
     nested: dict[str, Any] = {keys[-1]: value}
     for key in reversed(keys[:-1]):
         nested = {key: nested}

@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Each does all its own set-up, once.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
+
+.PHONY: help install quickstart test lint typecheck benchmark clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed $(VENV)/.built  ## make .venv, install, build the native libraries
+
+# Installing and building are two steps, so that editing csrc/ builds anew without installing anew.
+$(VENV)/.installed: pyproject.toml tools/check_machine.py
+	@$(PYTHON) tools/check_machine.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@$(BIN)/python tools/check_machine.py --imports
+	@touch $@ $(VENV)/.built
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+quickstart: install  ## generate data, train, score and draw: five minutes, results in runs/quickstart
+	$(BIN)/python tools/train.py --config configs/quickstart.yaml --output runs/quickstart --overwrite
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install  ## check types
+	$(BIN)/mypy
+
+clean:  ## remove builds and caches; data, runs and .venv stay
+	rm -rf build *.egg-info detector/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.built

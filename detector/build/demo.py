@@ -1,0 +1,123 @@
+"""The demo: any image files through the same code as evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from detector.build.data import StoredProposals, inference_views, make_proposals, open_proposals
+from detector.build.model import build_postprocess
+from detector.config import Config
+from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.engine.inference import detect
+from detector.errors import InputError
+from detector.evaluation.report import write_json
+from detector.models.detector import RegionDetector
+from detector.progress import track
+from detector.structures import Detections, ImageRecord, Targets
+from detector.visualize import draw_detections, save_image
+
+
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """Return the image files that ``places``, files and folders, name; folders are not searched deeper.
+
+    Raises:
+        InputError: a place that does not exist, or no image in any of them.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            found += sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise InputError(f"{place}: no such image or folder")
+    if not found:
+        raise InputError(f"no image in {', '.join(map(str, places))}; known: {', '.join(IMAGE_SUFFIXES)}")
+    return found
+
+
+def run_demo(
+    config: Config,
+    model: RegionDetector,
+    classes: Sequence[str],
+    images: Sequence[Path],
+    folder: Path,
+    device: str,
+    score_threshold: float,
+) -> int:
+    """Detect in ``images``, draw into ``folder``, write ``detections.json``; return how many were drawn.
+
+    Proposals come from the config's file, by the images' stems, or are made on the spot by its method.
+    """
+    records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
+    postprocess = build_postprocess(config, model.box_coder)
+    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    results: list[dict[str, Any]] = []
+    drawn = 0
+    with demo_proposals(config, records) as source:
+        views = inference_views(config, records, source)
+        for record, image in zip(records, track(views, len(records), "detecting"), strict=True):
+            found = detect(model, image, postprocess, device, precision)
+            pixels = read_image(record.path, (record.height, record.width))
+            picture = f"{record.image_id}.jpg"
+            save_image(folder / picture, draw_detections(pixels, found, classes, score_threshold))
+            results.append({"drawn": picture, **as_json(record, found, classes)})
+            drawn += int((found.scores >= score_threshold).sum())
+    write_json(folder / "detections.json", {"classes": list(classes), "images": results})
+    return drawn
+
+
+def record_of(path: Path, image_id: str) -> ImageRecord:
+    """Return a record for an image file without annotations."""
+    height, width = read_image(path).shape[:2]
+    return ImageRecord(image_id=image_id, path=path, height=height, width=width, targets=Targets.empty())
+
+
+@contextmanager
+def demo_proposals(config: Config, records: Sequence[ImageRecord]) -> Iterator[StoredProposals]:
+    """Give the images' proposals: from the config's file, or made on the spot into a passing store."""
+    limits = (config.proposals.top_k_test, config.proposals.min_size)
+    if config.proposals.method is not None:
+        with TemporaryDirectory() as folder:
+            yield StoredProposals(make_proposals(config, records, Path(folder, "store")), *limits)
+        return
+    store = open_proposals(config, records)
+    missing = [record for record in records if record.image_id not in store]
+    if missing:
+        raise InputError(
+            f"{store.path}: no proposals for {missing[0].path} (id {missing[0].image_id!r}); give a file "
+            "that has them with --proposals, or make them on the spot with --set proposals.method=dense"
+        )
+    yield StoredProposals(store, *limits)
+
+
+def unique_stems(images: Sequence[Path]) -> list[str]:
+    """Return each file's stem; equal ones get a number, so that no picture overwrites another."""
+    stems: list[str] = []
+    for path in images:
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}_{number}", number + 1
+        stems.append(stem)
+    return stems
+
+
+def as_json(record: ImageRecord, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
+    """Return an image's size and detections for the JSON; boxes are x1, y1, x2, y2, half-open pixels."""
+    return {
+        "image": str(record.path),
+        "height": record.height,
+        "width": record.width,
+        "detections": [
+            {"class": classes[label - 1], "score": score, "box": box}
+            for box, score, label in zip(
+                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
+        ],
+    }

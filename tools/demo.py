@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Detect objects in your own images with a trained checkpoint: drawn images and one JSON."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detector import cli
+from detector.errors import InputError
+from detector.progress import note
+
+
+def main() -> int:
+    arguments = parse()
+
+    from detector.build.demo import find_images, run_demo
+    from detector.build.model import restore_model
+    from detector.config import parse_config
+    from detector.config.load import override
+    from detector.engine.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    values = override(checkpoint["config"], arguments.overrides)
+    config = parse_config(values, source=arguments.checkpoint)
+    device = cli.choose_device(arguments.device)
+    model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
+    images = find_images([Path(place) for place in arguments.images])
+    folder = Path(arguments.output)
+    found = run_demo(config, model, checkpoint["classes"], images, folder, device, arguments.score_threshold)
+    note(f"{found} detections in {len(images)} images; wrote {folder / 'detections.json'} and the pictures")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "",
+        "python tools/demo.py --checkpoint runs/quickstart/checkpoints/best.pt my_photos/ --output drawn",
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files, or folders of them"
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a checkpoint of tools/train.py")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where pictures and JSON go")
+    parser.add_argument(
+        "--proposals",
+        metavar="PLACE",
+        help="a ProposalStore or .npz with boxes of these images, by file stem",
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, help="draw detections from this score on (default 0.5)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="replace config values",
+    )
+    cli.add_device_argument(parser)
+    arguments = parser.parse_args()
+    if arguments.proposals:
+        kind = "store" if Path(arguments.proposals).is_dir() else "npz"
+        arguments.overrides += [f"proposals.file={arguments.proposals}", f"proposals.format={kind}"]
+    if not 0 <= arguments.score_threshold <= 1:
+        raise InputError(f"--score-threshold {arguments.score_threshold:g}: expected a number from 0 to 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    cli.run(main)
