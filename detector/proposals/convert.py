@@ -20,11 +20,12 @@ from detector.proposals.conventions import (
     detect_convention,
     find_convention,
 )
+from detector.proposals.durable import make_folder
 from detector.proposals.locking import writer_lock
 from detector.proposals.matching import IdMatcher
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.readers import read_images
-from detector.proposals.readers.arrays import RawImage, make_proposals
+from detector.proposals.readers.arrays import Position, RawImage, make_proposals
 from detector.proposals.sources import source_parameters
 from detector.proposals.store import Entry, ProposalStore
 from detector.structures import ImageRecord, Proposals
@@ -56,8 +57,8 @@ def convert(
 
     Args:
         file_format: one of `detector.proposals.readers.FORMATS`.
-        records: the images of the data set, all splits, in its order. They name the images of files that do
-            not, give the sizes that boxes are checked against, and tell the convention of ``auto``.
+        records: the images of the data set, for files that name no images exactly those of the file in its
+            order. They give the sizes that boxes are checked against and tell the convention of ``auto``.
         convention: a name from `detector.proposals.conventions.CONVENTIONS`, ``"auto"``, or None for what
             is usual in the format.
         faults: what to do with an image of ``records`` that is missing in the file, has no boxes, numbers
@@ -79,14 +80,13 @@ def convert(
     parameters = source_parameters(source, file_format) | options
     if target.exists():
         return ProposalStore.create(target, generator="converted", parameters=parameters)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     unfinished = target.with_name(target.name + ".unfinished")
     with writer_lock(target.with_name(f".{target.name}.lock"), wait=600.0):
         if not target.exists():
             shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
             store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
-            ids = None if records is None else [record.image_id for record in records]
-            images = read_images(source, file_format, ids)
+            images = read_images(source, file_format)
             work = _Conversion(source, records or (), convention, faults)
             try:
                 for entries in _batches(work.entries(images), top_k, min_size, deduplicate):
@@ -110,7 +110,8 @@ class _Conversion:
     ) -> None:
         self._source = source
         self._records = {record.image_id: record for record in records}
-        self._matcher = IdMatcher(list(self._records))
+        self._ids = list(self._records)
+        self._matcher = IdMatcher(self._ids)
         self._convention = convention
         self._faults = faults
         self._seen: set[str] = set()
@@ -163,17 +164,28 @@ class _Conversion:
         samples: list[Sample] = []
         for image in images:
             looked_at.append(image)
-            record = self._records.get(self._matcher.find(image.key) or "")
+            record = self._records.get(self._find(image.key) or "")
             if record is not None and np.isfinite(image.boxes).all():
                 samples.append(Sample(record, image.boxes))
             if len(samples) == _SAMPLED_IMAGES or len(looked_at) == _MAX_LOOKED_AT:
                 break
         return looked_at, samples
 
-    def _identify(self, key: str) -> str:
-        found = self._matcher.find(key)
+    def _find(self, key: str | Position) -> str | None:
+        """Return the data set's id of the image that the file calls ``key``, or None."""
+        if isinstance(key, str):
+            return self._matcher.find(key)
+        if key.total != len(self._records):
+            raise InputError(
+                f"{self._source} names no images and has {key.total}; the data set whose order it is in is "
+                f"wanted, and that at hand has {len(self._records)}"
+            )
+        return self._ids[key.place]
+
+    def _identify(self, key: str | Position) -> str:
+        found = self._find(key)
         self._foreign += found is None and bool(self._records)
-        image_id = key if found is None else found
+        image_id = found or str(key)
         if image_id in self._seen:
             raise InputError(f"{self._source} has image {image_id!r} twice; keep one")
         self._seen.add(image_id)

@@ -34,6 +34,14 @@ def replace_durably(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it where they are missing; InputError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable: a rename is only safe once its folder is on the disk."""
     handle = os.open(folder, os.O_RDONLY)

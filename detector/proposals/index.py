@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,10 +106,14 @@ class Index:
 
 def check_image_id(image_id: str, source: Path | str) -> None:
     """Raise an InputError that names ``source`` unless ``image_id`` can stand in an index."""
-    printable = bool(image_id) and image_id.isprintable()
-    if not printable or len(image_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+    path = PurePosixPath(image_id)
+    usable = bool(image_id) and image_id.isprintable() and not path.is_absolute() and ".." not in path.parts
+    if not usable or len(image_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         shown = image_id if len(image_id) <= 60 else image_id[:60] + "..."
-        raise InputError(f"{source}: {shown!r} is no image id; use 1 to {MAX_ID_BYTES} printable bytes")
+        raise InputError(
+            f"{source}: {shown!r} is no image id; use 1 to {MAX_ID_BYTES} printable bytes, a path only "
+            "inside the data set"
+        )
 
 
 def _row_type(id_bytes: int, hash_bytes: int) -> np.dtype[np.void]:

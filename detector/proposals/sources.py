@@ -1,4 +1,4 @@
-"""What a proposal file is: its fingerprint for a manifest, and a description for people."""
+"""The fingerprint of a proposal file, for the manifest of the store it becomes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detector.errors import InputError
 
 
 def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
-    """Return what the manifest says of a converted store's source: format, name, hash of the content."""
+    """Return format, name and BLAKE2b hash of the content of a file or folder; InputError if unreadable."""
     try:
         if source.is_dir():
             whole = hashlib.blake2b(digest_size=16)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from detector.errors import InputError
+from detector.proposals.durable import make_folder
 from detector.proposals.index import Index, Row, check_image_id
 from detector.proposals.locking import writer_lock
 from detector.proposals.manifest import differences, load_manifest, make_manifest, save_manifest
@@ -68,7 +69,7 @@ class ProposalStore:
         """
         folder = Path(path)
         wanted = make_manifest(generator, parameters)
-        _make_folder(folder)
+        make_folder(folder)
         with writer_lock(folder / _LOCK, wait=30.0):
             if not (folder / "manifest.json").exists():
                 _check_unused(folder)
@@ -223,13 +224,6 @@ class ProposalStore:
         write_segment(
             self.path, number, boxes, scores if any_scored else None, sum(row.boxes for row in rows)
         )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _check_unused(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from detector.errors import InputError, nearest
@@ -16,21 +16,20 @@ from detector.proposals.readers.pickles import read_detectron, read_mmdetection
 FORMATS = ("mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text")
 
 
-def read_images(source: Path, file_format: str, ids: Sequence[str] | None = None) -> Iterator[RawImage]:
-    """Yield the images of ``source``, a few in memory at a time.
+def read_images(source: Path, file_format: str) -> Iterator[RawImage]:
+    """Yield the images of ``source``, a few in memory at a time where the format allows it.
 
-    ``ids`` are the data set's, in its order, for files that name no images. Raises InputError, naming file
-    and image, for anything that is not what the format says.
+    Raises InputError, naming file and image, for anything that is not what the format says.
     """
     match file_format:
         case "mat":
-            return read_matlab(source, ids)
+            return read_matlab(source)
         case "detectron":
             return read_detectron(source, "xyxy_inclusive")
         case "detectron2":
             return read_detectron(source, "xyxy")
         case "mmdetection":
-            return read_mmdetection(source, ids)
+            return read_mmdetection(source)
         case "npz":
             return read_npz(source)
         case "npy":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -18,20 +19,33 @@ _MAX_COORDINATE = float(1 << 24)
 _MAX_HEADER = 10_000
 
 
+class Position(NamedTuple):
+    """Where an image stands in a file that names none: at ``place`` of ``total``, as in the data set."""
+
+    place: int
+    total: int
+
+
 class RawImage(NamedTuple):
     """One image of a file, as it stands there: ``boxes`` (P, 4) numbers, ``scores`` (P,) or None.
 
-    ``key`` is what the file calls the image, ``convention`` the name of the box convention that the format
-    has (`detector.proposals.conventions`), or "auto".
+    ``key`` is what the file calls the image, or its place; ``convention`` the name of the format's box
+    convention (`detector.proposals.conventions`), or "auto".
     """
 
-    key: str
+    key: str | Position
     boxes: NDArray[Any]
     scores: NDArray[Any] | None
     convention: str
 
 
-def raw_image(key: str, array: NDArray[Any], convention: str, where: str) -> RawImage:
+def image_place(source: Path, key: str | Position) -> str:
+    """Return the words with which a message names an image of ``source``."""
+    name = repr(key) if isinstance(key, str) else f"number {key.place + 1} of {key.total}"
+    return f"{source}, image {name}"
+
+
+def raw_image(key: str | Position, array: NDArray[Any], convention: str, where: str) -> RawImage:
     """Split (P, 4) boxes, or (P, 5) with a score last; ``where`` names file and image.
 
     Raises InputError for other shapes and types.

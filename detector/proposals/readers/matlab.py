@@ -7,7 +7,7 @@ a cell array ``images`` with their names; one file for an image, a matrix ``boxe
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import RawImage, raw_image
+from detector.proposals.readers.arrays import Position, RawImage, image_place, raw_image
 from detector.proposals.readers.folders import files_of
-from detector.proposals.readers.pickles import ordered_ids
 
 _HEADER = 128
 _COMPRESSED = 15  # the element type of a compressed variable
@@ -26,8 +25,8 @@ _ALWAYS_ALLOWED = 64 << 20
 _BLOCK = 1 << 20
 
 
-def read_matlab(source: Path, ids: Sequence[str] | None) -> Iterator[RawImage]:
-    """Yield the images of the file or folder ``source``; ``ids`` name those of a file without names.
+def read_matlab(source: Path) -> Iterator[RawImage]:
+    """Yield the images of the file or folder ``source``.
 
     Files of one image are called after it, perhaps with ``_boxes`` behind (the demo of fast-rcnn).
     """
@@ -41,20 +40,22 @@ def read_matlab(source: Path, ids: Sequence[str] | None) -> Iterator[RawImage]:
         yield _single(source, source.stem, boxes)
         return
     cells = boxes.ravel()
-    names = _names(source, variables["images"]) if "images" in variables else ids
-    for key, cell in zip(ordered_ids(source, len(cells), names), cells, strict=True):
-        where = f"{source}, image {key!r}"
-        yield raw_image(key, np.asarray(cell), "auto", where)
+    names = _names(source, variables["images"], len(cells)) if "images" in variables else None
+    for index, cell in enumerate(cells):
+        name = Position(index, len(cells)) if names is None else names[index]
+        yield raw_image(name, np.asarray(cell), "auto", image_place(source, name))
 
 
 def _single(path: Path, name: str, boxes: NDArray[Any]) -> RawImage:
     return raw_image(name.removesuffix("_boxes"), boxes, "auto", str(path))
 
 
-def _names(source: Path, cells: NDArray[Any]) -> list[str]:
+def _names(source: Path, cells: NDArray[Any], count: int) -> list[str]:
     texts = [np.ravel(cell) for cell in cells.ravel()]
     if not all(text.dtype.kind == "U" and len(text) == 1 for text in texts):
         raise InputError(f"{source}: 'images' is no cell array of names")
+    if len(texts) != count:
+        raise InputError(f"{source} has {len(texts)} names in 'images' and {count} cells in 'boxes'")
     return [str(text[0]) for text in texts]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import MAX_BOXES, RawImage, raw_image, read_array
+from detector.proposals.readers.arrays import MAX_BOXES, RawImage, image_place, raw_image, read_array
 
 # Boxes compress to a third at best; a bomb shrinks a thousandfold.
 MAX_RATIO = 100
@@ -27,7 +27,7 @@ def read_npz(source: Path) -> Iterator[RawImage]:
             _check_sizes(source, archive.infolist())
             for member in archive.infolist():
                 key = member.filename.removesuffix(".npy")
-                where = f"{source}, image {key!r}"
+                where = image_place(source, key)
                 with archive.open(member) as file:
                     yield raw_image(key, read_array(file, member.file_size, where), "xyxy", where)
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:

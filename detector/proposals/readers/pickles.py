@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import RawImage, raw_image
+from detector.proposals.readers.arrays import Position, RawImage, image_place, raw_image
 from detector.proposals.readers.pickle_machine import read_pickle
 from detector.proposals.readers.pickled_arrays import PickledFields, as_array, as_items
 
@@ -42,11 +42,11 @@ def read_detectron(source: Path, convention: str) -> Iterator[RawImage]:
         yield _image(source, key, rows, ranks, convention)
 
 
-def read_mmdetection(source: Path, ids: Sequence[str] | None) -> Iterator[RawImage]:
+def read_mmdetection(source: Path) -> Iterator[RawImage]:
     """Yield the images of mmdetection's file.
 
     Up to version 2 it is a list of arrays (P, 4) or (P, 5), score last, one for each image of the data set
-    in its order: ``ids`` name them. From version 3 on it is a dictionary from image path to ``bboxes`` and
+    in its order. From version 3 on it is a dictionary from image path to ``bboxes`` and
     ``scores``; the file's name without its suffix is the id.
     """
     content = read_pickle(source)
@@ -59,23 +59,12 @@ def read_mmdetection(source: Path, ids: Sequence[str] | None) -> Iterator[RawIma
         return
     if not isinstance(content, list):
         raise InputError(f"{source} is no proposal file of mmdetection: neither a list nor a dictionary")
-    for key, rows in zip(ordered_ids(source, len(content), ids), content, strict=True):
-        yield _image(source, key, rows, None, "xyxy")
+    for index, rows in enumerate(content):
+        yield _image(source, Position(index, len(content)), rows, None, "xyxy")
 
 
-def ordered_ids(source: Path, count: int, ids: Sequence[str] | None) -> Sequence[str]:
-    """Return ``ids`` for a file that has none of its own; InputError unless there are ``count`` of them."""
-    if ids is None:
-        raise InputError(f"{source} names no images; it needs the data set whose order it is in")
-    if len(ids) != count:
-        raise InputError(
-            f"{source} names no images and has {count}, the data set has {len(ids)}; it is of another split"
-        )
-    return ids
-
-
-def _image(source: Path, key: str, boxes: Any, scores: Any, convention: str) -> RawImage:
-    where = f"{source}, image {key!r}"
+def _image(source: Path, key: str | Position, boxes: Any, scores: Any, convention: str) -> RawImage:
+    where = image_place(source, key)
     try:
         image = raw_image(key, as_array(boxes), convention, where)
         if scores is None:

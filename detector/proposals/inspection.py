@@ -1,0 +1,127 @@
+"""What an unknown proposal file seems to be, in words and figures for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.errors import InputError
+from detector.proposals.readers import read_images
+from detector.proposals.readers.arrays import RawImage
+from detector.proposals.readers.pickle_machine import read_pickle
+from detector.proposals.store import ProposalStore
+
+
+def inspect(source: Path | str, file_format: str | None = None) -> dict[str, Any]:
+    """Return what ``source`` seems to be; the boxes are described as they stand in the file.
+
+    Keys: ``format``, ``images``, ``ids`` (the first few), ``boxes``, ``boxes_per_image`` (least, mean,
+    most), ``columns`` (least and greatest of each of the four), ``whole_numbers``, ``scores`` (least and
+    greatest, or None), ``not_finite`` (boxes) and ``remarks``; for a store also ``generator``,
+    ``parameters`` and ``notes``. Raises InputError as the readers do.
+    """
+    source = Path(source)
+    file_format = file_format or guess_format(source)
+    if file_format != "store":
+        return {"format": file_format} | _describe(read_images(source, file_format))
+    store = ProposalStore.open(source)
+    origin = {"generator": store.generator, "parameters": store.parameters, "notes": store.notes}
+    return {"format": "store"} | origin | _describe(_stored_images(store))
+
+
+def guess_format(source: Path) -> str:
+    """Return the format that ``source`` seems to have, or "store"; InputError where nothing fits."""
+    found: str | None
+    if source.is_dir():
+        suffixes = {path.suffix for path in islice(source.rglob("*"), 1000) if path.is_file()}
+        found = next((kind for kind in ("npy", "mat", "txt") if f".{kind}" in suffixes), None)
+        found = "store" if (source / "manifest.json").exists() else "text" if found == "txt" else found
+    elif source.suffix in (".pkl", ".pickle"):
+        content = read_pickle(source)
+        detectron = isinstance(content, dict) and "boxes" in content
+        found = "mmdetection" if not detectron else "detectron" if "indexes" in content else "detectron2"
+    else:
+        found = {".npz": "npz", ".mat": "mat", ".json": "coco"}.get(source.suffix)
+    if found is None:
+        raise InputError(f"{source} is no proposal file that is known by its name; give its format")
+    return found
+
+
+def _stored_images(store: ProposalStore) -> Iterator[RawImage]:
+    for image_id in store.ids():
+        boxes, scores = store[image_id].boxes, store[image_id].scores
+        yield RawImage(image_id, boxes.numpy(), None if scores is None else scores.numpy(), "xyxy")
+
+
+def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
+    figures = _Figures()
+    for image in images:
+        figures.add(image)
+    return figures.report()
+
+
+class _Figures:
+    """Ranges and counts over images, in the memory of one."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._conventions: set[str] = set()
+        self._counts: list[int] = []
+        self._least, self._most = np.full(4, np.inf), np.full(4, -np.inf)
+        self._scores = [np.inf, -np.inf]
+        self._whole = True
+        self._not_finite = 0
+        self._backward = 0
+
+    def add(self, image: RawImage) -> None:
+        if isinstance(image.key, str) and len(self._ids) < 3:
+            self._ids.append(image.key)
+        self._conventions.add(image.convention)
+        self._counts.append(len(image.boxes))
+        boxes = np.asarray(image.boxes, np.float64)
+        finite = np.isfinite(boxes).all(axis=1)
+        self._not_finite += int((~finite).sum())
+        boxes = boxes[finite]
+        self._least = np.minimum(self._least, boxes.min(axis=0, initial=np.inf))
+        self._most = np.maximum(self._most, boxes.max(axis=0, initial=-np.inf))
+        self._whole &= bool((boxes == np.rint(boxes)).all())
+        self._backward += int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum())
+        if image.scores is not None and len(image.scores):
+            low, high = float(np.min(image.scores)), float(np.max(image.scores))
+            self._scores = [min(self._scores[0], low), max(self._scores[1], high)]
+
+    def report(self) -> dict[str, Any]:
+        images, boxes = len(self._counts), sum(self._counts)
+        per_image = (
+            (min(self._counts), round(boxes / images, 1), max(self._counts)) if images else (0, 0.0, 0)
+        )
+        return {
+            "images": images,
+            "ids": self._ids,
+            "boxes": boxes,
+            "boxes_per_image": per_image,
+            "columns": list(zip(self._least.tolist(), self._most.tolist(), strict=True)) if boxes else [],
+            "whole_numbers": self._whole,
+            "scores": tuple(self._scores) if self._scores[0] <= self._scores[1] else None,
+            "not_finite": self._not_finite,
+            "remarks": list(self._remarks(boxes)),
+        }
+
+    def _remarks(self, boxes: int) -> Iterator[str]:
+        if not boxes:
+            yield "it has no boxes"
+            return
+        if not self._ids:
+            yield "it names no images: they are those of a data set, in its order"
+        if self._conventions == {"auto"}:
+            yield "axis order and first pixel are told from annotated images when it is converted"
+        if self._backward > boxes // 100 and self._conventions != {"xywh"}:
+            yield f"{self._backward} boxes end before they begin, as if columns 3 and 4 were width and height"
+        if self._whole and self._least[:2].min() == 1:
+            yield "whole numbers from 1: it may count pixels from 1 and include the last"
+        if self._not_finite:
+            yield f"{self._not_finite} boxes are not finite"
