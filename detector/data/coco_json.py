@@ -25,8 +25,9 @@ def read_coco(path: Path | str) -> CocoData:
     """Read ``images``, ``categories`` and ``annotations``; other sections are left out.
 
     Raises:
-        InputError: not readable, not of the format, an id or a category's name twice, an id that nothing has, a file name that leaves
-            the image folder, or a number that is none; the message names file, section and entry.
+        InputError: not readable or not of the format, an id or a category's name twice, an id that nothing
+            has, a file name that leaves the image folder, or a number that is none; the message names file,
+            section and entry.
     """
     path = Path(path)
     content = read_json(path)
@@ -49,13 +50,6 @@ def read_coco(path: Path | str) -> CocoData:
         _check_reference(entry, "image_id", image_ids, "images", place)
         _check_reference(entry, "category_id", category_ids, "categories", place)
     return data
-
-
-def check_box(entry: Entry, place: str) -> None:
-    """Raise InputError unless ``entry["bbox"]`` is [x, y, width, height], four numbers of pixels."""
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_pixels, box)):
-        raise InputError(f"{place}: bbox is {_short(box)}; expected [x, y, width, height] in pixels")
 
 
 def _check(entries: list[Entry], place: str, check: Callable[[Entry, str], None]) -> set[int]:
@@ -104,7 +98,9 @@ def _refuse_twins(categories: list[Entry], path: Path) -> None:
 
 
 def _check_annotation(entry: Entry, place: str) -> None:
-    check_box(entry, place)
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_pixels, box)):
+        raise InputError(f"{place}: bbox is {_short(box)}; expected [x, y, width, height] in pixels")
     for flag in ("iscrowd", "difficult"):
         if entry.get(flag, 0) not in (0, 1):
             raise InputError(f"{place}: {flag} is {_short(entry[flag])}; expected 0 or 1")
