@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 
 from detector.errors import InputError
 from detector.proposals.readers import FORMATS, read_images
@@ -164,16 +165,45 @@ def test_names_cannot_leave_the_store(tmp_path: Path) -> None:
             convert(source, "npz", tmp_path / "store")
 
 
-def test_mat_bomb(tmp_path: Path) -> None:
-    content = zlib.compress(b"\0" * (200 << 20), 9)
-    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
-    source = tmp_path / "bomb.mat"
-    source.write_bytes(header + struct.pack("<II", 15, len(content)) + content)
+def test_mat_bombs_and_impostors(tmp_path: Path) -> None:
+    source = tmp_path / "a.mat"
+    cells = np.empty((25, 1), object)
+    for i in range(25):
+        cells[i, 0] = np.zeros((100_000, 4))
+    scipy.io.savemat(source, {"boxes": cells}, do_compression=True)
+    assert source.stat().st_size < 1 << 20
     refused(source, "mat", "over 100 times its size")
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    head = struct.pack("<6I2i2I", 6, 8, 1, 0, 5, 8, 30_000, 30_000, 0x50001, 0)
+    head = head[:-8] + struct.pack("<2I", 1, 5) + b"boxes".ljust(8, b"\0")
+    source.write_bytes(header + struct.pack("<II", 14, 1 << 31) + head)
+    refused(source, "mat", "900000000 cells")
     source.write_bytes(header + struct.pack("<II", 14, 1 << 31))
     refused(source, "mat", "no readable .mat file")
+    source.write_bytes(b"MATLAB 7.3 MAT-file".ljust(128))
+    refused(source, "mat", "save it with -v7")
     source.write_bytes(b"not MATLAB")
     refused(source, "mat", "no readable .mat file")
+    for value in (np.zeros((3, 4)) + 1j, "text", {"a": 1}, np.zeros((2, 2))):
+        scipy.io.savemat(source, {"boxes": value})
+        with pytest.raises(InputError, match=r"a\.mat"):
+            read_all(source, "mat")
+    scipy.io.savemat(source, {"other": np.zeros((3, 4))})
+    refused(source, "mat", "no variable 'boxes'")
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("kind", ["f8", "f4", "u1", "u2", "i2", "i4", "u4", "i8"])
+def test_mat_numbers_of_every_type(tmp_path: Path, kind: str, compressed: bool) -> None:
+    rng = np.random.default_rng(0)
+    boxes = {f"cell{i}": rng.integers(0, 100, (i, 4)).astype(kind) for i in range(4)}
+    cells = np.empty((2, 2), object)
+    for i, rows in enumerate(boxes.values()):
+        cells[i % 2, i // 2] = rows
+    scipy.io.savemat(tmp_path / "a.mat", {"first": "x", "boxes": cells, "z": 1.0}, do_compression=compressed)
+    found = read_all(tmp_path / "a.mat", "mat")
+    for image, rows in zip(found, boxes.values(), strict=True):
+        assert np.array_equal(image.boxes, rows)
 
 
 @pytest.mark.parametrize(
