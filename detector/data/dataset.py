@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Sequence
 
@@ -91,8 +92,12 @@ class InferenceDataset(Dataset["list[Sample] | InputError"]):
 
 
 def quiet_worker(_worker: int) -> None:
-    """Set up a DataLoader worker: one thread each; signals are the main process's to handle."""
+    """Set up a DataLoader worker: one thread each; a signal to the whole group is the main process's.
+
+    On SIGTERM a worker leaves without an error: with one, torch would raise in the middle of a step of the
+    main process, which then could not save.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from detector.errors import InputError
 from detector.engine.optim import Schedule, set_learning_rate
+from detector.errors import InputError
 from detector.structures import Batch
 
 Record = dict[str, float]
+Result = TypeVar("Result")
 
 
 class StopRequested(Exception):
@@ -76,7 +77,9 @@ class Trainer:
         self._since = time.perf_counter()
         while self.step < self.steps:
             rate = set_learning_rate(self.optimizer, self.schedule(self.step))
-            batch = next(self.batches)
+            batch = self._unless_stopped(lambda: next(self.batches))
+            if batch is None:
+                break
             losses = self.training_step(batch)
             self._update(losses)
             self.step += 1
@@ -85,13 +88,25 @@ class Trainer:
             if self._due(self.log_every):
                 self.on_record(self, self._record(rate))
             if self._due(self.evaluate_every):
-                self.on_evaluate(self)
+                self._unless_stopped(lambda: self.on_evaluate(self))
                 self.model.train()
                 self._since = time.perf_counter()
-            if self._due(self.checkpoint_every) or self._stop is not None:
+            if self._stop is not None:
+                break
+            if self._due(self.checkpoint_every):
                 self.on_save(self)
-            if self._stop is not None and self.step < self.steps:
-                raise StopRequested(self._stop, self.step)
+        if self._stop is not None:
+            self.on_save(self)
+            raise StopRequested(self._stop, self.step)
+
+    def _unless_stopped(self, call: Callable[[], Result]) -> Result | None:
+        """Return what ``call`` returns; None where a signal has taken its DataLoader workers away."""
+        try:
+            return call()
+        except RuntimeError:
+            if self._stop is None:
+                raise
+            return None
 
     def _update(self, losses: dict[str, Tensor]) -> None:
         self.optimizer.zero_grad()

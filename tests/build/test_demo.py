@@ -1,0 +1,69 @@
+"""The demo shows what evaluation scores: the same detections, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detector.build.demo import find_images, run_demo, unique_stems
+from detector.build.evaluation import evaluate, open_test_set
+from detector.build.model import build_model
+from detector.config import Config
+from detector.errors import InputError
+
+Load = Callable[..., Config]
+
+
+@pytest.mark.parametrize("scales", ["[96]", "[64,96,140]"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_demo_and_evaluation_agree_bit_for_bit(tiny: Load, tmp_path: Path, scales: str, workers: int) -> None:
+    config = tiny(f"data.workers={workers}", f"test.scales={scales}", "test.score_threshold=0.1")
+    test_set = open_test_set(config, "test")
+    model = build_model(config, len(test_set.classes)).eval()
+    evaluation = evaluate(config, model, test_set)
+    paths = [record.path for record in test_set.records]
+    run_demo(config, model, test_set.classes, paths, tmp_path / "out", "cpu", score_threshold=0.2)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    total = 0
+    for record, image in zip(test_set.records, written["images"], strict=True):
+        expected = evaluation.detections[record.image_id]
+        boxes = torch.tensor([found["box"] for found in image["detections"]]).reshape(-1, 4)
+        scores = torch.tensor([found["score"] for found in image["detections"]])
+        labels = [test_set.classes.index(found["class"]) + 1 for found in image["detections"]]
+        assert torch.equal(boxes, expected.boxes)
+        assert torch.equal(scores, expected.scores)
+        assert labels == expected.labels.tolist()
+        assert (tmp_path / "out" / image["drawn"]).is_file()
+        total += len(labels)
+    assert total > 0
+
+
+def test_given_proposals_are_looked_up_by_stem(tiny: Load, tmp_path: Path) -> None:
+    test_set = open_test_set(tiny(), "test")
+    paths = [record.path for record in test_set.records][:2]
+    file = tmp_path / "boxes.npz"
+    np.savez(file, **{paths[0].stem: np.array([[5, 5, 60, 60]], dtype=np.float32)})
+    config = tiny(f"proposals.file={file}", "proposals.format=npz", "test.score_threshold=0.0")
+    model = build_model(config, len(test_set.classes)).eval()
+    run_demo(config, model, test_set.classes, paths[:1], tmp_path / "out", "cpu", score_threshold=0.0)
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())["images"][0]["detections"]
+    assert len(found) == len(test_set.classes)  # the one proposal, once for each class
+    with pytest.raises(InputError, match=rf"no proposals for .*{paths[1].stem}"):
+        run_demo(config, model, test_set.classes, paths, tmp_path / "out", "cpu", score_threshold=0.0)
+
+
+def test_places_are_files_and_folders(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "note.txt"):
+        (tmp_path / name).touch()
+    assert find_images([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "b.png"]
+    assert unique_stems([Path("x/a.jpg"), Path("y/a.png"), Path("a.bmp")]) == ["a", "a_2", "a_3"]
+    with pytest.raises(InputError, match="no such image"):
+        find_images([tmp_path / "missing.jpg"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image in"):
+        find_images([tmp_path / "empty"])

@@ -1,0 +1,173 @@
+"""Whole runs: the same seed gives the same weights, and a stopped run goes on as if it never stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.build.evaluation import Evaluation
+from detector.build.training import TrainingRun, find_state
+from detector.config import Config
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.run_log import read_log
+from detector.errors import InputError
+
+PROJECT = Path(__file__).parents[2]
+Load = Callable[..., Config]
+
+
+def train(config: Config, folder: Path, *, resume: bool = False) -> Evaluation:
+    folder.mkdir(exist_ok=True)
+    return TrainingRun(config, folder, "cpu", find_state(config, folder) if resume else None).run()
+
+
+def final_state(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
+    state = load_checkpoint(folder / "checkpoints" / f"step_{step}.pt")
+    momentum = {
+        f"momentum.{number}": entry["momentum_buffer"] for number, entry in state["optimizer"]["state"].items()
+    }
+    return {**state["model"], **momentum}
+
+
+def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(tiny: Load, tmp_path: Path) -> None:
+    first = train(tiny(), tmp_path / "first")
+    second = train(tiny("data.workers=0"), tmp_path / "second")
+    train(tiny("seed=4"), tmp_path / "third")
+    assert_identical(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
+    assert first.figures["voc07_mAP"] == second.figures["voc07_mAP"]
+    name = "predictor.cls_score.weight"
+    assert not torch.equal(final_state(tmp_path / "first")[name], final_state(tmp_path / "third")[name])
+
+
+def test_resumed_from_any_checkpoint_equals_uninterrupted(tiny: Load, tmp_path: Path) -> None:
+    config = tiny("train.evaluate_every=5")
+    train(config, tmp_path / "whole")
+    for step in (4, 8):
+        folder = tmp_path / f"from_{step}"
+        (folder / "checkpoints").mkdir(parents=True)
+        kept = tmp_path / "whole" / "checkpoints" / f"step_{step}.pt"
+        (folder / "checkpoints" / kept.name).write_bytes(kept.read_bytes())
+        train(config, folder, resume=True)
+        assert_identical(final_state(tmp_path / "whole"), final_state(folder))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_goes_on_exactly(
+    tiny: Load, tiny_config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    tiny()  # changes into the test's own directory
+    folder, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config)]
+    environment = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    slow = ["train.steps=60", "train.checkpoint_every=5"]
+    process = subprocess.Popen(
+        [*command, "--output", str(folder), *slow], env=environment, stderr=subprocess.DEVNULL
+    )
+    wait_for(folder / "checkpoints" / "step_5.pt", process)
+    process.send_signal(number)
+    status = process.wait(60)
+    assert status == (-9 if number == signal.SIGKILL else 128 + number)
+    config = tiny(*slow)
+    train(config, folder, resume=True)
+    train(config, whole)
+    assert_identical(final_state(whole, 60), final_state(folder, 60))
+    steps = [record["step"] for record in read_log(folder / "log.jsonl") if record["kind"] == "train"]
+    assert steps == list(range(1, 61))
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear within a minute")
+
+
+def test_overfitting_four_images_reaches_ap_one(tiny: Load, tmp_path: Path) -> None:
+    split = tmp_path / "four.txt"
+    root = Path(tiny().data.root)
+    split.write_text("\n".join((root / "ImageSets/Main/trainval.txt").read_text().split()[:4]))
+    config = tiny(
+        f"data.splits={tmp_path}",
+        "data.train_split=four",
+        "data.test_split=four",
+        "train.steps=160",
+        "train.learning_rate=0.03",
+        "train.scale_jitter=null",
+        "train.images_per_batch=4",
+        "train.sampling.rois_per_image=48",
+        "train.clip_gradient_norm=5",
+        "train.schedule.kind=cosine",
+        "train.schedule.warmup=0.1",
+        "train.log_every=20",
+        "train.checkpoint_every=160",
+        "proposals.top_k_train=1000",
+        "proposals.top_k_test=1000",
+        "model.head.dropout=0",
+        "model.head.hidden=[96]",
+        "model.pool.output_size=7",
+    )
+    figures = train(config, tmp_path / "four").figures
+    assert figures["voc_mAP"] == pytest.approx(1.0)
+    assert figures["voc07_mAP"] == pytest.approx(1.0)
+
+
+def test_every_step_is_kept_unless_the_config_says_otherwise(tiny: Load, tmp_path: Path) -> None:
+    train(tiny("train.steps=5", "train.checkpoint_every=2"), tmp_path / "all")
+    train(tiny("train.steps=5", "train.checkpoint_every=2", "train.keep_checkpoints=1"), tmp_path / "last")
+    assert names(tmp_path / "all") == {"best.pt", "step_2.pt", "step_4.pt", "step_5.pt"}
+    assert names(tmp_path / "last") == {"best.pt", "step_5.pt"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").iterdir()}
+
+
+def test_resuming_refuses_another_model_and_tells_of_another_rate(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    train(tiny("train.steps=4"), folder)
+    with pytest.raises(InputError, match=r"model\.pool\.output_size = '4', now '3'"):
+        find_state(tiny("train.steps=8", "model.pool.output_size=3"), folder)
+    with pytest.raises(InputError, match=r"done 4 steps, train\.steps is 2"):
+        find_state(tiny("train.steps=2"), folder)
+    config = tiny("train.steps=8", "train.learning_rate=0.5")
+    state = find_state(config, folder)
+    assert "train.learning_rate = '0.5' instead of '0.01'" in capsys.readouterr().err
+    run = TrainingRun(config, folder, "cpu", state)
+    assert [group["initial_lr"] for group in run.trainer.optimizer.param_groups] == [0.5, 1.0]
+
+
+def test_initial_weights_take_the_model_alone(tiny: Load, tmp_path: Path) -> None:
+    train(tiny("train.steps=4"), tmp_path / "first")
+    checkpoint = tmp_path / "first" / "checkpoints" / "step_4.pt"
+    (tmp_path / "second").mkdir()
+    run = TrainingRun(tiny(f"train.initial_weights={checkpoint}"), tmp_path / "second", "cpu")
+    saved = load_checkpoint(checkpoint)["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in run.model.state_dict().items())
+    assert run.trainer.step == 0
+    assert not run.trainer.optimizer.state
+
+
+def test_measured_box_targets_are_saved_with_the_weights(tiny: Load, tmp_path: Path) -> None:
+    train(tiny("train.steps=1", "model.box.normalize=dataset"), tmp_path / "run")
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_1.pt")["model"]
+    means, deviations = state["box_coder.means"], state["box_coder.deviations"]
+    assert means.shape == deviations.shape == (6, 4)
+    assert torch.all(means[:, 0].abs() < 1e-6)  # the set is taken with its mirror images
+    assert torch.all((deviations > 0.02) & (deviations < 0.5))
