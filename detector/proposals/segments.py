@@ -18,6 +18,8 @@ FloatArray = NDArray[np.float32]
 _NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
 # A map holds a file descriptor and most systems allow a process 1024 of them.
 _OPEN_SEGMENTS = 64
+# Pages that were read count as this process's memory until their map is closed, although all share them.
+_RESIDENT_BYTES = 64 << 20
 
 
 def write_segment(
@@ -54,6 +56,7 @@ class SegmentMaps:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._maps: OrderedDict[tuple[int, str], FloatArray] = OrderedDict()
+        self._touched = 0
 
     def read(self, number: int, kind: str, offset: int, count: int) -> FloatArray:
         """Return a copy of ``count`` rows from ``offset``.
@@ -63,18 +66,22 @@ class SegmentMaps:
         mapped = self._maps.get((number, kind))
         if mapped is None:
             mapped = self._open(number, kind)
-        else:
-            self._maps.move_to_end((number, kind))
+        self._maps.move_to_end((number, kind))
         if offset + count > len(mapped):
             path = segment_path(self._folder, number, kind)
             raise InputError(
                 f"{path} holds {len(mapped)} rows and should hold {offset + count}; make the store anew"
             )
-        return np.array(mapped[offset : offset + count])
+        rows = np.array(mapped[offset : offset + count])
+        self._touched += rows.nbytes
+        if self._touched > _RESIDENT_BYTES:
+            self.close()
+        return rows
 
     def close(self) -> None:
-        """Forget the maps."""
+        """Close the maps; they open again when they are needed."""
         self._maps.clear()
+        self._touched = 0
 
     def _open(self, number: int, kind: str) -> FloatArray:
         path = segment_path(self._folder, number, kind)

@@ -75,7 +75,11 @@ def test_the_files_are_as_documented(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.dictionaries(
-            st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=20),
+            st.text(
+                st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/."),
+                min_size=1,
+                max_size=20,
+            ),
             st.tuples(st.integers(0, 5), st.booleans()),
             max_size=5,
         ),
@@ -192,7 +196,7 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
         ProposalStore.open(store.path).verify()
 
 
-@pytest.mark.parametrize("image_id", ["", "a\nb", "a\0", "x" * 256, "\udc80"])
+@pytest.mark.parametrize("image_id", ["", "../a", "/a", "a\nb", "a\0", "x" * 256, "\udc80"])
 def test_ids_that_no_index_can_hold_are_refused(tmp_path: Path, image_id: str) -> None:
     store = make_store(tmp_path / "store")
     with pytest.raises(InputError, match="is no image id"):
@@ -289,7 +293,9 @@ def test_kill_at_any_moment_loses_nothing_that_was_finished(tmp_path: Path) -> N
         )
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.02, 0.25))
+        for _ in range(rng.integers(1, 9)):
+            finished = int(writer.stdout.readline()) + 1
+        time.sleep(rng.uniform(0, 0.02))
         writer.send_signal(signal.SIGKILL)
         said = writer.communicate()[0].split("\n")
         finished = max([finished, *(int(line) + 1 for line in said[:-1])])
@@ -302,4 +308,3 @@ def test_kill_at_any_moment_loses_nothing_that_was_finished(tmp_path: Path) -> N
             assert (proposals.boxes == number).all()
             assert proposals.scores is not None
             assert (proposals.scores == number).all()
-    assert finished > 0
