@@ -1,8 +1,9 @@
-"""The fingerprint of a proposal file, for the manifest of the store it becomes."""
+"""The fingerprint of a proposal file, for the manifest and the name of the store it becomes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read the proposals {source}: {error.strerror}") from error
     return {"format": file_format, "source": source.name, "source_blake2b": digest}
+
+
+def conversion_name(parameters: dict[str, Any]) -> str:
+    """Return a folder name for what `detector.proposals.convert.convert` makes with these parameters.
+
+    ``parameters`` are those of `source_parameters` and the arguments given to ``convert``. The name is the
+    source's and a hash, which differs for another content and for other arguments.
+    """
+    text = json.dumps(parameters, sort_keys=True)
+    stem = "".join(letter if letter.isalnum() else "_" for letter in Path(parameters["source"]).stem)
+    return f"{stem}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
 def _digest(path: Path) -> str:

@@ -14,6 +14,7 @@ import pytest
 from detector.errors import InputError
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format, inspect
+from detector.proposals.sources import conversion_name, source_parameters
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord
 from tests.proposals.formats import (
@@ -153,6 +154,16 @@ def test_a_finished_store_is_opened_and_another_source_refused(
     np.savez(source, **{"000004": boxes["000004"]})
     with pytest.raises(InputError, match="source_blake2b"):
         convert(source, "npz", first.path)
+
+
+def test_the_name_differs_with_content_and_arguments(tmp_path: Path, boxes: dict[str, FloatArray]) -> None:
+    first = source_parameters(write_npz(tmp_path, boxes), "npz")
+    again = source_parameters(tmp_path / "boxes.npz", "npz")
+    np.savez(tmp_path / "boxes.npz", **{"000004": boxes["000004"]})
+    changed = source_parameters(tmp_path / "boxes.npz", "npz")
+    assert conversion_name(first) == conversion_name(again)
+    assert len({conversion_name(each) for each in (first, first | {"top_k": 5}, changed)}) == 3
+    assert conversion_name(first).startswith("boxes_")
 
 
 def test_a_killed_conversion_is_begun_anew(tmp_path: Path, boxes: dict[str, FloatArray]) -> None:
