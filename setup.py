@@ -32,7 +32,7 @@ DEFINES = [
 ]
 # Without -ffp-contract=off the compiler fuses multiply and add where the processor can, and results
 # would differ from machine to machine.
-CXX_FLAGS = ["-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS = ["-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 if SANITIZE:
     LINK_FLAGS = ["-fsanitize=address,undefined"]
     CXX_FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", *LINK_FLAGS]

@@ -2,5 +2,6 @@
 
 from detector.ops import _library  # noqa: F401  (registers the operators)
 from detector.ops.roi_pool import RoIPool, roi_pool
+from detector.ops.spp_pool import SpatialPyramidPool, spp_pool, whole_map_rois
 
-__all__ = ["RoIPool", "roi_pool"]
+__all__ = ["RoIPool", "SpatialPyramidPool", "roi_pool", "spp_pool", "whole_map_rois"]

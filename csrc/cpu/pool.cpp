@@ -1,0 +1,316 @@
+#include "cpu/pool.h"
+
+#include "cpu/blocked_map.h"
+#include "cpu/lanes.h"
+#include "cpu/regions.h"
+
+#include <torch/headeronly/core/Dispatch_v2.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+
+namespace detector {
+namespace {
+
+enum class Mode { max, argmax, average };
+
+// A level whose grid divides a finer one's is the maximum over that one's bins: floor(p h / 3) is
+// floor(2 p h / 6), and so for every integer edge. Such levels never read the map.
+constexpr int64_t kFromMap = -1;
+
+struct Step {
+  Level level;
+  int64_t source;  // index of the finer level, or kFromMap
+};
+
+std::vector<Step> plan(const Pooling& pooling) {
+  std::vector<Step> steps;
+  for (const Level& level : pooling.levels) steps.push_back({level, kFromMap});
+  std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) {
+    return a.level.height * a.level.width > b.level.height * b.level.width;
+  });
+  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe || pooling.rule == Rule::partition)
+    return steps;
+  for (size_t i = 0; i < steps.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      if (steps[j].level.height % steps[i].level.height == 0 && steps[j].level.width % steps[i].level.width == 0)
+        steps[i].source = j;
+  return steps;
+}
+
+// A level of one RoI and one block of channels, as it lies in Scratch: (bins, width), of which the first
+// `channels` are written as (channels, bins).
+struct Shape {
+  int64_t bins;
+  int64_t width;
+  int64_t channels;
+};
+
+template <typename M, typename scalar_t>
+DETECTOR_INLINE void write_level(const M* values, const Shape& shape, M* scratch, scalar_t* to) {
+  transpose(values, shape.bins, shape.width, shape.width, scratch, shape.bins);
+  const int64_t count = shape.channels * shape.bins;
+  int64_t i = 0;
+  if constexpr (!std::is_integral_v<M>)
+    for (; i + kLanes <= count; i += kLanes) narrow(to + i, load<Vector<M>>(scratch + i));
+  for (; i < count; ++i) to[i] = static_cast<scalar_t>(scratch[i]);
+}
+
+#define DETECTOR_WRITE(M, scalar_t)                                                                      \
+  DETECTOR_CLONES void write_values(const M* values, const Shape& shape, M* scratch, scalar_t* to) {     \
+    write_level(values, shape, scratch, to);                                                             \
+  }
+DETECTOR_WRITE(float, float)
+DETECTOR_WRITE(double, double)
+DETECTOR_WRITE(float, Half)
+DETECTOR_WRITE(float, BFloat16)
+DETECTOR_WRITE(int32_t, int32_t)
+DETECTOR_WRITE(int64_t, int32_t)
+#undef DETECTOR_WRITE
+
+// Writes at element `at` of the output, whatever its type.
+template <typename M>
+using Writer = void (*)(const M* values, const Shape& shape, M* scratch, void* pooled, int64_t at);
+
+template <typename scalar_t>
+void write_as(const Compute<scalar_t>* values, const Shape& shape, Compute<scalar_t>* scratch, void* pooled, int64_t at) {
+  write_values(values, shape, scratch, static_cast<scalar_t*>(pooled) + at);
+}
+
+template <typename M>
+struct Job {
+  const Pooling& pooling;
+  const std::vector<Step>& steps;
+  const Regions& regions;
+  const std::vector<Block<M>>& blocks;
+  int64_t channels;
+  int64_t map_width;
+  Writer<M> write;
+  void* pooled;
+  int32_t* argmax;
+};
+
+// A thread's working memory: one RoI's bins for one block of channels, then the same with bins innermost.
+template <typename M>
+struct Scratch {
+  std::vector<M> values, values_out;
+  std::vector<IndexOf<M>> indices, indices_out;
+
+  Scratch(int64_t size, bool with_argmax)
+      : values(size), values_out(size), indices(with_argmax ? size : 0), indices_out(with_argmax ? size : 0) {}
+};
+
+template <typename M, int64_t V>
+struct Cells {
+  Vector<M> value[V];
+  Vector<IndexOf<M>> index[V];
+};
+
+template <Mode mode, typename M, int64_t V>
+DETECTOR_INLINE void reset(Cells<M, V>& best) {
+  for (int64_t v = 0; v < V; ++v) {
+    best.value[v] = Vector<M>{} + (mode == Mode::average ? M(0) : M(kLowest));
+    if (mode == Mode::argmax) best.index[v] = Vector<IndexOf<M>>{} - 1;
+  }
+}
+
+template <Mode mode, typename M, int64_t V>
+DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, IndexOf<M> index) {
+  for (int64_t v = 0; v < V; ++v) {
+    const Vector<M> value = load<Vector<M>>(cell + v * kLanes);
+    if (mode == Mode::average) {
+      best.value[v] += value;
+    } else {
+      const auto greater = value > best.value[v];
+      best.value[v] = greater ? value : best.value[v];
+      if (mode == Mode::argmax) best.index[v] = greater ? Vector<IndexOf<M>>{} + index : best.index[v];
+    }
+  }
+}
+
+// Takes a bin of a finer level. Bins come in another order than cells, so among equals the lower index wins.
+template <Mode mode, typename M, int64_t V>
+DETECTOR_INLINE void take_bin(Cells<M, V>& best, const M* values, const IndexOf<M>* indices) {
+  for (int64_t v = 0; v < V; ++v) {
+    const Vector<M> value = load<Vector<M>>(values + v * kLanes);
+    if (mode == Mode::argmax) {
+      const auto index = load<Vector<IndexOf<M>>>(indices + v * kLanes);
+      const auto first = (value > best.value[v]) | ((value == best.value[v]) & (index < best.index[v]));
+      best.index[v] = first ? index : best.index[v];
+      best.value[v] = first ? value : best.value[v];
+    } else {
+      best.value[v] = value > best.value[v] ? value : best.value[v];
+    }
+  }
+}
+
+template <Mode mode, typename M, int64_t V>
+DETECTOR_INLINE void put(const Cells<M, V>& best, Scratch<M>& scratch, int64_t bin) {
+  for (int64_t v = 0; v < V; ++v) {
+    store(scratch.values.data() + (bin * V + v) * kLanes, best.value[v]);
+    if (mode == Mode::argmax) store(scratch.indices.data() + (bin * V + v) * kLanes, best.index[v]);
+  }
+}
+
+template <Mode mode, typename M, int64_t V>
+DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const M* image, int64_t cell_stride,
+                                   int64_t map_width, Scratch<M>& scratch) {
+  const Edge* rows = edges + level.first_edge;
+  const Edge* columns = rows + level.height;
+  int64_t bin = level.first_bin;
+  for (int64_t p = 0; p < level.height; ++p)
+    for (int64_t q = 0; q < level.width; ++q, ++bin) {
+      Cells<M, V> best;
+      reset<mode>(best);
+      for (int64_t y = rows[p].begin; y < rows[p].end; ++y)
+        for (int64_t x = columns[q].begin; x < columns[q].end; ++x)
+          take<mode>(best, image + (y * map_width + x) * cell_stride, static_cast<IndexOf<M>>(y * map_width + x));
+      if (mode == Mode::average && !rows[p].empty() && !columns[q].empty()) {
+        const M count = static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
+        for (int64_t v = 0; v < V; ++v) best.value[v] /= count;
+      }
+      put<mode>(best, scratch, bin);
+    }
+}
+
+template <Mode mode, typename M, int64_t V>
+DETECTOR_INLINE void pool_from_level(const Level& level, const Level& source, Scratch<M>& scratch) {
+  const int64_t tall = source.height / level.height, wide = source.width / level.width;
+  int64_t bin = level.first_bin;
+  for (int64_t p = 0; p < level.height; ++p)
+    for (int64_t q = 0; q < level.width; ++q, ++bin) {
+      Cells<M, V> best;
+      reset<mode>(best);
+      for (int64_t i = p * tall; i < (p + 1) * tall; ++i)
+        for (int64_t j = q * wide; j < (q + 1) * wide; ++j) {
+          const int64_t at = (source.first_bin + i * source.width + j) * V * kLanes;
+          take_bin<mode>(best, scratch.values.data() + at, mode == Mode::argmax ? scratch.indices.data() + at : nullptr);
+        }
+      put<mode>(best, scratch, bin);
+    }
+}
+
+template <typename M, int64_t V>
+DETECTOR_INLINE void clear_empty(const Level& level, const Edge* edges, Scratch<M>& scratch) {
+  const Edge* rows = edges + level.first_edge;
+  const Edge* columns = rows + level.height;
+  for (int64_t p = 0; p < level.height; ++p)
+    for (int64_t q = 0; q < level.width; ++q)
+      if (rows[p].empty() || columns[q].empty()) {
+        M* bin = scratch.values.data() + (level.first_bin + p * level.width + q) * V * kLanes;
+        std::fill(bin, bin + V * kLanes, M(0));
+      }
+}
+
+template <Mode mode, int64_t V, typename M>
+DETECTOR_INLINE void pool_roi(const Job<M>& job, int64_t roi, const Block<M>& block, Scratch<M>& scratch) {
+  const Edge* edges = job.regions.of(roi);
+  const M* image = block.data + job.regions.images[roi] * block.image_stride;
+  for (const Step& step : job.steps)
+    if (step.source == kFromMap)
+      pool_from_map<mode, M, V>(step.level, edges, image, block.cell_stride, job.map_width, scratch);
+    else
+      pool_from_level<mode, M, V>(step.level, job.steps[step.source].level, scratch);
+  for (const Level& level : job.pooling.levels) {
+    clear_empty<M, V>(level, edges, scratch);
+    const int64_t bins = level.height * level.width, from = level.first_bin * V * kLanes;
+    const int64_t to = (roi * job.pooling.bins + level.first_bin) * job.channels + block.first_channel * bins;
+    const Shape shape{bins, V * kLanes, block.channels};
+    job.write(scratch.values.data() + from, shape, scratch.values_out.data(), job.pooled, to);
+    if (mode == Mode::argmax) write_values(scratch.indices.data() + from, shape, scratch.indices_out.data(), job.argmax + to);
+  }
+}
+
+// RoIs are taken a few at a time, each few through all blocks: their output and a block's part of the map
+// stay in cache together.
+constexpr int64_t kTile = 8;
+
+template <Mode mode, typename M>
+DETECTOR_INLINE void pool_tasks(const Job<M>& job, int64_t begin, int64_t end) {
+  Scratch<M> scratch(job.pooling.bins * kWide, mode == Mode::argmax);
+  const int64_t count = job.regions.images.size(), per_tile = kTile * job.blocks.size();
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t tile = task / per_tile, rest = task % per_tile;
+    const int64_t rois = std::min(kTile, count - tile * kTile);
+    const Block<M>& block = job.blocks[rest / rois];
+    const int64_t roi = tile * kTile + rest % rois;
+    if (block.wide)
+      pool_roi<mode, 4>(job, roi, block, scratch);
+    else
+      pool_roi<mode, 1>(job, roi, block, scratch);
+  }
+}
+
+#define DETECTOR_POOL(M)                                                              \
+  DETECTOR_CLONES void pool_max(const Job<M>& job, int64_t begin, int64_t end) {      \
+    pool_tasks<Mode::max>(job, begin, end);                                           \
+  }                                                                                   \
+  DETECTOR_CLONES void pool_argmax(const Job<M>& job, int64_t begin, int64_t end) {   \
+    pool_tasks<Mode::argmax>(job, begin, end);                                        \
+  }                                                                                   \
+  DETECTOR_CLONES void pool_average(const Job<M>& job, int64_t begin, int64_t end) {  \
+    pool_tasks<Mode::average>(job, begin, end);                                       \
+  }
+DETECTOR_POOL(float)
+DETECTOR_POOL(double)
+#undef DETECTOR_POOL
+
+// Fresh memory costs a page fault for every 4 KiB written; on huge pages a large output costs a quarter.
+void advise_huge_pages(const Tensor& tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t last = (begin + tensor.numel() * tensor.element_size()) / kHuge * kHuge;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+template <typename scalar_t>
+void run(const Pooling& pooling, const Tensor& features, const Regions& regions, const Tensor& pooled,
+         const Tensor& argmax, bool with_argmax) {
+  const auto map = blocked<scalar_t>(features);
+  const std::vector<Step> steps = plan(pooling);
+  const Job<Compute<scalar_t>> job{
+      pooling,
+      steps,
+      regions,
+      map.blocks,
+      features.size(1),
+      features.size(3),
+      write_as<scalar_t>,
+      pooled.data_ptr(),
+      with_argmax ? static_cast<int32_t*>(argmax.data_ptr()) : nullptr,
+  };
+  const int64_t tasks = map.blocks.size() * regions.images.size();
+  torch::stable::parallel_for(0, tasks, kTile, [&](int64_t begin, int64_t end) {
+    if (pooling.reduction == Reduction::average)
+      pool_average(job, begin, end);
+    else if (with_argmax)
+      pool_argmax(job, begin, end);
+    else
+      pool_max(job, begin, end);
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
+                                torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax) {
+  const Regions regions = read_regions(pooling, features, rois, features.size(0));
+  with_argmax = with_argmax && pooling.reduction == Reduction::max;
+  Tensor pooled = torch::stable::new_empty(features, shape);
+  Tensor argmax = new_argmax(pooled, with_argmax);
+  if (pooled.numel() == 0) return {pooled, argmax};
+  advise_huge_pages(pooled);
+  if (with_argmax) advise_huge_pages(argmax);
+  THO_DISPATCH_V2(features.scalar_type(), "region pooling",
+                  AT_WRAP(([&] { run<scalar_t>(pooling, features, regions, pooled, argmax, with_argmax); })),
+                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  return {pooled, argmax};
+}
+
+}  // namespace detector

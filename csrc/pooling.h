@@ -1,0 +1,75 @@
+// What the pooling operators ask of a backend, and the checks that both backends share.
+
+#pragma once
+
+#include "bins.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cfloat>
+#include <vector>
+
+namespace detector {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum class Reduction : int64_t { max = 0, average = 1 };
+
+// One grid of a pyramid. The output of a RoI holds the levels one after another, each (C, height, width).
+struct Level {
+  int64_t height;
+  int64_t width;
+  int64_t first_bin;   // bins of the levels before this one
+  int64_t first_edge;  // edges of the levels before this one: height rows, then width columns
+};
+
+struct Pooling {
+  const char* name;  // of the operator, for messages
+  Rule rule;
+  Reduction reduction;
+  Axis y;
+  Axis x;
+  std::vector<Level> levels;
+  int64_t bins = 0;
+  int64_t edges = 0;
+
+  void add_level(int64_t height, int64_t width) {
+    STD_TORCH_CHECK(height > 0 && width > 0, name, ": a grid must have at least one bin, not ", height, " x ", width);
+    levels.push_back({height, width, bins, edges});
+    bins += height * width;
+    edges += height + width;
+  }
+};
+
+// A maximum starts here and only a greater value replaces it, so NaN never wins; float's limit for double
+// too, as in torchvision.
+constexpr float kLowest = -FLT_MAX;
+
+inline void check_inputs(const char* name, const Tensor& features, const Tensor& rois) {
+  STD_TORCH_CHECK(features.dim() == 4, name, ": features must have 4 dimensions, not ", features.dim());
+  STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, name, ": rois must have shape (R, 5)");
+  STD_TORCH_CHECK(rois.get_device_index() == features.get_device_index() && rois.is_cpu() == features.is_cpu(), name,
+                  ": features and rois must be on one device");
+  const ScalarType type = rois.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float ||
+                      (type == ScalarType::Double && features.scalar_type() == ScalarType::Double),
+                  name, ": rois must be float32, or float64 with float64 features");
+  STD_TORCH_CHECK(features.size(2) <= INT32_MAX / (features.size(3) > 0 ? features.size(3) : 1), name,
+                  ": a map may have at most 2^31 - 1 cells, not ", features.size(2), " x ", features.size(3));
+}
+
+// Empty where no gradient is needed: nothing is computed or stored then.
+inline Tensor new_argmax(const Tensor& pooled, bool with_argmax) {
+  return with_argmax ? torch::stable::new_empty(pooled, pooled.sizes(), ScalarType::Int)
+                     : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
+}
+
+// The RoIs in the type of index arithmetic.
+inline Tensor index_rois(const Tensor& features, const Tensor& rois) {
+  const bool wide = features.scalar_type() == ScalarType::Double;
+  return torch::stable::contiguous(torch::stable::to(rois, wide ? ScalarType::Double : ScalarType::Float));
+}
+
+}  // namespace detector

@@ -1,0 +1,62 @@
+"""What both pooling operators share in Python: checks in words, and the refusals autograd and vmap need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FEATURE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_inputs(name: str, features: Tensor, rois: Tensor) -> None:
+    """Raise TypeError or ValueError, worded for the caller of ``name``, for what no kernel could use."""
+    if features.dim() != 4:
+        raise ValueError(f"{name}: features must have shape (N, C, H, W), not {tuple(features.shape)}")
+    if features.dtype not in FEATURE_TYPES:
+        raise TypeError(f"{name}: features must be of a floating point type, not {features.dtype}")
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        raise ValueError(f"{name}: rois must have shape (R, 5), not {tuple(rois.shape)}")
+    if rois.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"{name}: rois are {rois.dtype}, which cannot hold pixel coordinates (bfloat16 turns 1333 into"
+            " 1336); keep them float32"
+        )
+    if rois.dtype != torch.float32 and (rois.dtype, features.dtype) != (torch.float64, torch.float64):
+        raise TypeError(
+            f"{name}: rois must be float32, or float64 with float64 features, not {rois.dtype} with"
+            f" {features.dtype} features"
+        )
+    if rois.device != features.device:
+        raise ValueError(f"{name}: features are on {features.device} but rois on {rois.device}")
+
+
+def needs_gradient(features: Tensor) -> bool:
+    """Whether the forward pass has to keep the places of the maxima."""
+    return torch.is_grad_enabled() and features.requires_grad
+
+
+def refuse(name: str) -> None:
+    """Refuse in words: the second derivative of ``detector::name``, and ``torch.func.vmap`` over it."""
+
+    def no_double_backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(f"{name} has no second derivative: its gradient is not differentiable")
+
+    def no_vmap(*args: Any) -> None:
+        raise NotImplementedError(
+            f"{name} does not work under torch.func.vmap; RoIs already carry a batch index, so give it all"
+            " images and RoIs in one call"
+        )
+
+    torch.library.register_autograd(f"detector::{name}_backward", no_double_backward)
+    for operator in (name, f"{name}_backward"):
+        torch.library.register_vmap(f"detector::{operator}", no_vmap)
+
+
+def register(name: str, fake: Callable[..., Any], fake_backward: Callable[..., Any]) -> None:
+    """Register the fake kernels of ``detector::name`` and ``detector::name_backward``, and the refusals."""
+    torch.library.register_fake(f"detector::{name}", fake)
+    torch.library.register_fake(f"detector::{name}_backward", fake_backward)
+    refuse(name)

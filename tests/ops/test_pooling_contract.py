@@ -1,0 +1,240 @@
+"""What holds for both pooling operators: torch's contracts, refusals, errors, determinism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from rois import random_rois
+from torch import Tensor, nn
+
+from detector.ops import RoIPool, SpatialPyramidPool, roi_pool, spp_pool
+
+Pool = Callable[[Tensor, Tensor], Tensor]
+
+POOLS: dict[str, Pool] = {
+    **{
+        bins: (lambda features, rois, bins=bins: roi_pool(features, rois, (3, 2), 1 / 16, bins))
+        for bins in ("caffe", "exact", "partition")
+    },
+    **{
+        f"spp {reduction} {window}": (
+            lambda features, rois, reduction=reduction, window=window: spp_pool(
+                features, rois.round(), (3, 2, 1), 1 / 16, reduction, window
+            )
+        )
+        for reduction in ("max", "avg")
+        for window in ("roi", "spp", "cells")
+    },
+}
+each_pool = pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
+
+
+def sample(channels: int = 20, count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(channels)
+    index_type = torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.randn(2, channels, 7, 9).to(dtype), random_rois(count, 2, (112, 144), dtype=index_type)
+
+
+def operator_calls() -> list[tuple[str, tuple[object, ...]]]:
+    features, rois = sample(3, 5)
+    learning = features.clone().requires_grad_()
+    roi_arguments = (3, 2, 1 / 16, 0)
+    spp_arguments = ([3, 1], [1 / 16, 1 / 16], [0.0, 0.0], [8.0, 8.0], 1)
+    calls: list[tuple[str, tuple[object, ...]]] = []
+    pooled, argmax = torch.ops.detector.roi_pool(features, rois, *roi_arguments, True)
+    calls.append(("roi_pool", (features, rois, *roi_arguments, False)))
+    calls.append(("roi_pool", (learning, rois, *roi_arguments, True)))
+    calls.append(("roi_pool_backward", (torch.randn_like(pooled), rois, argmax, 2, 7, 9)))
+    for reduction in (0, 1):
+        pooled, argmax = torch.ops.detector.spp_pool(features, rois, *spp_arguments, reduction, True)
+        calls.append(("spp_pool", (features, rois, *spp_arguments, reduction, False)))
+        calls.append(("spp_pool", (learning, rois, *spp_arguments, reduction, True)))
+        calls.append(
+            (
+                "spp_pool_backward",
+                (torch.randn_like(pooled), rois, argmax, *spp_arguments, reduction, 2, 3, 7, 9),
+            )
+        )
+    return calls
+
+
+@pytest.mark.parametrize(("name", "arguments"), operator_calls())
+def test_opcheck(name: str, arguments: tuple[object, ...]) -> None:
+    results = torch.library.opcheck(getattr(torch.ops.detector, name).default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+    assert len(results) == 4
+
+
+@each_pool
+def test_gradcheck(pool: Pool) -> None:
+    features = torch.randperm(2 * 2 * 4 * 5).reshape(2, 2, 4, 5).double().requires_grad_()
+    rois = random_rois(3, 2, (64, 80), seed=9, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: pool(x, rois), (features,), eps=1e-4)
+
+
+@each_pool
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_on_every_run_and_at_any_number_of_threads(pool: Pool, dtype: torch.dtype) -> None:
+    features, rois = sample(83, 200, dtype)
+    features.requires_grad_()
+    threads = torch.get_num_threads()
+    results = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for count in (1, 2, 3, 7, 2):
+            torch.set_num_threads(count)
+            features.grad = None
+            pooled = pool(features, rois)
+            pooled.backward(torch.linspace(-1, 1, pooled.numel()).reshape(pooled.shape).to(dtype))
+            results.append((pooled.detach(), features.grad))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    for pooled, grad in results[1:]:
+        assert torch.equal(pooled, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+@each_pool
+def test_training_and_inference_give_the_same(pool: Pool) -> None:
+    features, rois = sample(83, 50)
+    assert torch.equal(pool(features, rois), pool(features.clone().requires_grad_(), rois))
+
+
+class Head(nn.Module):
+    """A convolution, a pool and a linear layer: what a compiler or an exporter meets."""
+
+    def __init__(self, pool: nn.Module, size: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+        self.pool = pool
+        self.linear = nn.Linear(size, 5)
+
+    def forward(self, images: Tensor, rois: Tensor) -> Tensor:
+        return self.linear(self.pool(self.convolution(images), rois).flatten(1))
+
+
+def heads() -> list[Head]:
+    torch.manual_seed(0)
+    return [Head(RoIPool(3, 16), 36), Head(SpatialPyramidPool((2, 1), 16, window="spp"), 20)]
+
+
+@pytest.mark.parametrize("head", heads(), ids=["roi", "spp"])
+def test_compiles_without_a_graph_break(head: Head) -> None:
+    compiled = torch.compile(head, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count, height in ((4, 6), (9, 8)):
+        images, rois = torch.randn(2, 3, height, 7), random_rois(count, 2, (96, 112))
+        expected = head(images, rois)
+        output = compiled(images, rois)
+        torch.testing.assert_close(output, expected)
+        (ours,) = torch.autograd.grad(output.sum(), head.convolution.weight)
+        (theirs,) = torch.autograd.grad(expected.sum(), head.convolution.weight)
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("head", heads(), ids=["roi", "spp"])
+def test_exports_with_any_number_of_rois(head: Head) -> None:
+    rois = {0: torch.export.Dim("rois", min=1, max=4096)}
+    arguments = (torch.randn(2, 3, 6, 7), random_rois(4, 2, (96, 112)))
+    program = torch.export.export(head, arguments, dynamic_shapes=({}, rois))
+    many = random_rois(50, 2, (96, 112), seed=1)
+    torch.testing.assert_close(program.module()(arguments[0], many), head(arguments[0], many))
+
+
+@each_pool
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_half_types_and_rois(pool: Pool, dtype: torch.dtype) -> None:
+    features, rois = sample(dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = pool(features, rois)
+    assert pooled.dtype == dtype
+    assert torch.equal(pooled, pool(features, rois))
+
+
+@each_pool
+def test_vmap_is_refused_in_words(pool: Pool) -> None:
+    features, rois = sample(3, 2)
+    with pytest.raises(
+        NotImplementedError, match=r"does not work under torch\.func.vmap; RoIs already carry"
+    ):
+        torch.func.vmap(pool)(features[None].expand(2, -1, -1, -1, -1), rois[None].expand(2, -1, -1))
+
+
+@each_pool
+def test_double_backward_is_refused_in_words(pool: Pool) -> None:
+    features, rois = sample(3, 2)
+    features.requires_grad_()
+    pooled = pool(features, rois)
+    weight = torch.ones_like(pooled, requires_grad=True)
+    (grad,) = torch.autograd.grad(pooled, features, weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="has no second derivative"):
+        grad.sum().backward()
+
+
+@each_pool
+@pytest.mark.parametrize("index", [2.0, -1.0, 1e30])
+def test_a_batch_index_outside_the_batch_names_its_row(pool: Pool, index: float) -> None:
+    features, rois = sample()
+    rois[7, 0] = index
+    with pytest.raises(RuntimeError, match=r"row 7 of rois has batch index .*, but features hold 2 image"):
+        pool(features, rois)
+
+
+@each_pool
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_roi_that_is_not_finite_names_its_row(pool: Pool, value: float) -> None:
+    features, rois = sample()
+    rois[3, 2] = value
+    with pytest.raises(RuntimeError, match=r"row 3 of rois holds .*; every number must be finite"):
+        pool(features, rois)
+
+
+@each_pool
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rois_are_refused_with_the_reason(pool: Pool, dtype: torch.dtype) -> None:
+    features, rois = sample(dtype=dtype)
+    with pytest.raises(TypeError, match="bfloat16 turns 1333 into 1336"):
+        pool(features, rois.to(dtype))
+
+
+@each_pool
+def test_wrong_arguments_are_refused(pool: Pool) -> None:
+    features, rois = sample()
+    with pytest.raises(ValueError, match=r"features must have shape \(N, C, H, W\)"):
+        pool(features[0], rois)
+    with pytest.raises(ValueError, match=r"rois must have shape \(R, 5\), not \(12, 4\)"):
+        pool(features, rois[:, 1:])
+    with pytest.raises(TypeError, match=r"floating point type, not torch\.int64"):
+        pool(features.long(), rois)
+    with pytest.raises(TypeError, match="rois must be float32, or float64 with float64 features"):
+        pool(features, rois.double())
+    with pytest.raises(ValueError, match="features are on cpu but rois on meta"):
+        pool(features, rois.to("meta"))
+
+
+def test_the_kernels_check_for_themselves() -> None:
+    """Whoever calls the operator itself, without the Python function, reads no memory that is not there."""
+    features, rois = sample(3, 2)
+    call = torch.ops.detector.roi_pool
+    for arguments in (
+        (features[0], rois, 2, 2, 1.0, 0, False),
+        (features, rois[:, :4], 2, 2, 1.0, 0, False),
+        (features, rois, 0, 2, 1.0, 0, False),
+        (features, rois, 2, 2, 1.0, 3, False),
+        (features, rois.double(), 2, 2, 1.0, 0, False),
+        (features.long(), rois, 2, 2, 1.0, 0, False),
+    ):
+        with pytest.raises(RuntimeError):
+            call(*arguments)
+    pooled, argmax = call(features, rois, 2, 2, 1.0, 0, True)
+    with pytest.raises(RuntimeError, match="do not belong together"):
+        torch.ops.detector.roi_pool_backward(pooled, rois, argmax[:1], 2, 7, 9)
+    wild = torch.full_like(argmax, 2**31 - 1)
+    assert not torch.ops.detector.roi_pool_backward(pooled, rois, wild, 2, 7, 9).any()
+
+
+def test_unknown_bins_name_the_right_ones() -> None:
+    with pytest.raises(ValueError, match="bins must be one of caffe, exact, partition, not 'Caffe'"):
+        roi_pool(*sample(), 2, 1.0, bins="Caffe")
