@@ -51,6 +51,12 @@ def flip(boxes: Tensor, width: float) -> Tensor:
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
 
 
+def flip_vertical(boxes: Tensor, height: float) -> Tensor:
+    """Return ``boxes`` (..., 4) mirrored top to bottom in an image ``height`` pixels high."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack((x1, height - y2, x2, height - y1), dim=-1)
+
+
 def scale(boxes: Tensor, factor: tuple[float, float]) -> Tensor:
     """Return ``boxes`` (..., 4) times ``factor`` = (vertical, horizontal), the order of sizes."""
     vertical, horizontal = factor

@@ -135,12 +135,13 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageMeta:
-    """What was done to one image: ids, sizes (height, width), real scale factors, flip."""
+    """What was done to one image: ids, sizes (height, width), real scale factors, flips."""
 
     image_id: str
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     flipped: bool = False
+    flipped_vertically: bool = False
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -152,8 +153,10 @@ class ImageMeta:
 
     def to_input(self, boxes: Tensor) -> Tensor:
         """Carry ``boxes`` (P, 4) from original-image pixels to network-input pixels."""
-        scaled = box_ops.scale(boxes, self.scale)
-        return box_ops.flip(scaled, self.input_size[1]) if self.flipped else scaled
+        moved = box_ops.scale(boxes, self.scale)
+        if self.flipped:
+            moved = box_ops.flip(moved, self.input_size[1])
+        return box_ops.flip_vertical(moved, self.input_size[0]) if self.flipped_vertically else moved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -182,6 +182,7 @@ def training_batches(
         scales=settings.scales,
         max_size=settings.max_size,
         flip=settings.flip,
+        vertical_flip=settings.vertical_flip,
         scale_jitter=settings.scale_jitter,
     )
     source = StoredProposals(store, config.proposals.top_k_train, config.proposals.min_size)

@@ -207,6 +207,8 @@ class TrainConfig(Section):
     """A further random factor on the size, drawn log-uniformly from [low, high]."""
     flip: Fraction = 0.5
     """Chance of a left-right flip."""
+    vertical_flip: Fraction = 0.0
+    """Chance of a top-bottom flip, for images without an upside: microscopy, aerial."""
     group_by_aspect: bool = True
     """Batch landscape with landscape and portrait with portrait, which saves padding."""
     sampling: SamplingConfig = SamplingConfig()

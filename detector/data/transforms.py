@@ -36,25 +36,28 @@ class ImageTransform:
     scales: tuple[int, ...]
     max_size: int
     flip: float = 0.0
+    vertical_flip: float = 0.0
     scale_jitter: tuple[float, float] | None = None
 
     def __call__(
         self, image: np.ndarray, image_id: str, rng: np.random.Generator | None = None
     ) -> tuple[Tensor, ImageMeta]:
         """Turn ``image`` (H, W, 3) uint8 RGB into a tensor (3, h, w) float32 and its meta data."""
-        shorter, flipped = float(self.scales[0]), False
+        shorter, flipped, upside_down = float(self.scales[0]), False, False
         if rng is not None:
             shorter = float(self.scales[rng.integers(len(self.scales))])
             if self.scale_jitter is not None:
                 low, high = np.log(self.scale_jitter)
                 shorter *= float(np.exp(rng.uniform(low, high)))
             flipped = bool(rng.random() < self.flip)
+            upside_down = bool(rng.random() < self.vertical_flip)
         height, width = image.shape[:2]
         meta = ImageMeta(
             image_id=image_id,
             original_size=(height, width),
             input_size=input_size((height, width), shorter, self.max_size),
             flipped=flipped,
+            flipped_vertically=upside_down,
         )
         return self._pixels(image, meta), meta
 
@@ -64,6 +67,8 @@ class ImageTransform:
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         if meta.flipped:
             image = image[:, ::-1]
+        if meta.flipped_vertically:
+            image = image[::-1]
         if self.normalization.bgr:
             image = image[:, :, ::-1]
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
