@@ -45,7 +45,7 @@ def for_config(arguments: argparse.Namespace) -> ProposalStore:
         store = parts.open_proposals(config, records)
     for split, found in by_split.items():
         known = [record for record in found if record.image_id in store]
-        parts.report_recall(known, store, config.proposals.top_k_test, split)
+        parts.report_recall(known, store, config, split)
         if len(known) < len(found):
             note(f"warning: {len(found) - len(known)} of {len(found)} images of {split} have no proposals")
     return store

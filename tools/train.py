@@ -17,7 +17,7 @@ from detector.progress import note
 def main() -> int:
     arguments = parse()
     config = load_config(arguments.config, arguments.overrides)
-    folder = Path(arguments.output or config.output or f"runs/{Path(arguments.config).stem}")
+    folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
 
     from detector.build.evaluation import write_evaluation
     from detector.build.report import finish_figures, print_figures, write_report

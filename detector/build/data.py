@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +35,21 @@ LOW_RECALL = 0.5
 
 @dataclass(frozen=True)
 class StoredProposals:
-    """Looks an image's proposals up and filters them as the config says."""
+    """Looks an image's proposals up and filters them as the config says.
 
-    store: Mapping[str, Proposals] | ProposalStore
+    An image without an entry has none: ``with_proposals`` has said so, and evaluation leaves no image out.
+    """
+
+    store: ProposalStore
     top_k: int
     min_size: float
 
     def __call__(self, record: ImageRecord) -> Proposals:
-        return self.usable(self.store[record.image_id], record)
-
-    def usable(self, proposals: Proposals, record: ImageRecord) -> Proposals:
-        """Return the image's usable proposals among ``proposals``, the best ``top_k``."""
+        if record.image_id not in self.store:
+            return Proposals(boxes=torch.zeros(0, 4))
         size = (record.height, record.width)
-        return filter_proposals(proposals, size, min_size=self.min_size, top_k=self.top_k)
+        found = self.store[record.image_id]
+        return filter_proposals(found, size, min_size=self.min_size, top_k=self.top_k)
 
 
 def ensure_data(config: Config) -> None:
@@ -154,12 +156,16 @@ def with_proposals(config: Config, records: Sequence[ImageRecord], store: Propos
             f"{missing[0]!r}; add them, or set proposals.missing to skip"
         )
     if missing:
-        note(f"left out: {len(missing)} images without proposals, such as {missing[0]!r}")
+        note(
+            f"{len(missing)} images have no proposals, such as {missing[0]!r}: not trained on, nothing found"
+        )
     return [record for record in records if record.image_id in store]
 
 
-def report_recall(records: Sequence[ImageRecord], store: ProposalStore, limit: int, split: str) -> None:
+def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: Config, split: str) -> None:
     """Print the line that says whether these proposals can work, and a warning if they cannot."""
+    training = split == config.data.train_split
+    limit = config.proposals.top_k_train if training else config.proposals.top_k_test
     figures = recall(records, store, limit=limit)
     note(
         f"proposals for {split}: {figures['proposals_per_image']:.0f} an image, recall "

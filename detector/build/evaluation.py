@@ -17,6 +17,8 @@ from detector.build.data import (
     inference_views,
     load_split,
     open_proposals,
+    report_recall,
+    with_proposals,
 )
 from detector.build.model import build_postprocess
 from detector.config import Config
@@ -71,7 +73,9 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
             f"{', '.join(classes)}; evaluate on data with the same classes"
         )
     records = load_split(config, split, found, training=False).records
-    return TestSet(split=split, records=records, store=open_proposals(config, records), classes=found)
+    store = open_proposals(config, records)
+    report_recall(with_proposals(config, records, store), store, config, split)
+    return TestSet(split=split, records=records, store=store, classes=found)
 
 
 def evaluate(

@@ -62,6 +62,8 @@ class TrainingRun:
         if state is not None:
             self._restore(state)
         self.log = RunLog(folder, start)
+        if state is None:
+            self.log.write("data", {"step": 0, "images": len(records), "dropped_boxes": self.dropped})
         _write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def run(self) -> Evaluation:
@@ -78,6 +80,7 @@ class TrainingRun:
     def _training_data(self) -> tuple[list[ImageRecord], ProposalStore]:
         config, split = self.config, self.config.data.train_split
         dataset = data_parts.load_split(config, split, self.test_set.classes, training=True)
+        self.dropped = dataset.dropped
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
         objects = sum(len(record.targets) for record in dataset.records)
         note(
@@ -86,7 +89,7 @@ class TrainingRun:
         )
         store = data_parts.open_proposals(config, dataset.records)
         records = data_parts.with_proposals(config, dataset.records, store)
-        data_parts.report_recall(records, store, config.proposals.top_k_train, split)
+        data_parts.report_recall(records, store, config, split)
         return records, store
 
     def _measure_targets(self, records: list[ImageRecord], store: ProposalStore) -> BoxCoder:
@@ -208,7 +211,7 @@ def find_state(config: Config, folder: Path) -> dict[str, Any] | None:
     state = checkpoints.load_checkpoint(found[-1])
     before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    fixed = [key for key in changed if not key.startswith(("train.", "test.", "data.workers", "output"))]
+    fixed = [key for key in changed if not key.startswith(("train.", "test.", "data.workers"))]
     if fixed:
         key = fixed[0]
         raise InputError(

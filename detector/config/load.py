@@ -69,9 +69,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no config is")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        values = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -79,14 +81,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _parse(text: str) -> Any:
+    """Parse YAML; whatever the library trips over comes out as ValueError with a reason of one line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("brackets or blocks nested too deeply") from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
+        # The library's constructors raise the last three, for instance at a date with a 13th month.
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+
+
 class _Loader(yaml.SafeLoader):
     """The safe loader, refusing a key that stands twice and aliases (which can expand without end)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen: set[str] = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -121,8 +135,8 @@ def _apply_override(values: dict[str, Any], written: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise InputError(f"override {written!r}: write it as section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        value = _parse(text)
+    except ValueError:
         raise InputError(f"override {written!r}: the value is not readable as YAML") from None
     nested: dict[str, Any] = {keys[-1]: value}
     for key in reversed(keys[:-1]):
@@ -141,11 +155,12 @@ def _with_tuples(value: Any) -> Any:
 
 def _explain(source: str, item: Any) -> str:
     keys = [str(part) for part in item["loc"]]
-    key = ".".join(_known(keys)) or "the config"
     if item["type"] == "extra_forbidden":
-        name = keys[-1]
-        valid = _names_at(keys[:-1])
+        *section, name = keys
+        valid = _names_at(section)
+        key = ".".join([*_known(section), name])  # as written, even where no key can look like it
         return f"{source}: {key}: unknown key{nearest(name, valid)}; valid here: {', '.join(sorted(valid))}"
+    key = ".".join(_known(keys)) or "the config"
     if item["type"] == "missing":
         return f"{source}: {key}: missing; it has to be given"
     message = item["msg"].removeprefix("Value error, ")

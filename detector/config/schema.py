@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Four = tuple[float, float, float, float]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, strict about names, no silent conversion of types."""
+    """Base of all sections: immutable, strict about names, no silent conversion of types, no infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class GenerateConfig(Section):
@@ -27,7 +28,7 @@ class GenerateConfig(Section):
 
     train_images: Count = 240
     test_images: Count = 80
-    seed: int = 0
+    seed: Seed = 0
 
 
 class DataConfig(Section):
@@ -69,11 +70,11 @@ class ProposalsConfig(Section):
     """A proposal file, or the folder of a ProposalStore."""
     format: Literal["npz", "store"] | None = None
     method: Literal["dense"] | None = None
-    scales: tuple[Positive, ...] | None = None
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     """dense: window sides as fractions of the image's shorter side; None takes the method's own."""
-    aspects: tuple[Positive, ...] | None = None
+    aspects: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     """dense: width over height; None takes the method's own."""
-    stride_fraction: Fraction | None = None
+    stride_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """dense: step between windows as a fraction of their side; None takes the method's own."""
     top_k_train: Count = 2000
     top_k_test: Count = 2000
@@ -151,7 +152,22 @@ class ModelConfig(Section):
     head: HeadConfig = HeadConfig()
     box: BoxConfig = BoxConfig()
     roi_chunk: Count = 512
-    """RoIs that inference pools and classifies at a time; bounds memory, does not change results."""
+    """RoIs that inference pools and classifies at a time; bounds memory, changes results by no more than
+    the last digits."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelConfig:
+        if self.head.weights and self.backbone.weights is None:
+            raise ValueError(
+                "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
+                "file there, or set model.head.weights to false"
+            )
+        if self.head.class_agnostic and self.box.normalize == "dataset":
+            raise ValueError(
+                "model.head.class_agnostic has one box regressor for all classes, model.box.normalize: "
+                "dataset one scale a class; set model.box.normalize to fixed"
+            )
+        return self
 
 
 class SamplingConfig(Section):
@@ -199,7 +215,7 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     steps: Count
     images_per_batch: Count = 2
-    scales: tuple[Count, ...] = (600,)
+    scales: tuple[Count, ...] = Field(default=(600,), min_length=1)
     """Shorter side of the input in pixels; one is drawn at random for each image."""
     max_size: Count = 1000
     """Cap on the longer side in pixels."""
@@ -269,7 +285,7 @@ class StageConfig(Section):
 
 
 class Config(Section):
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     task: Literal["detection"] = "detection"
     data: DataConfig
     proposals: ProposalsConfig
@@ -277,5 +293,3 @@ class Config(Section):
     train: TrainConfig
     test: TestConfig = TestConfig()
     stages: tuple[StageConfig, ...] = Field(default=(), max_length=0)
-    output: str | None = None
-    """Run folder when the command line names none."""

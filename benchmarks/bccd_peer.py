@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Fast R-CNN put together from torchvision's parts, beside this project's, on blood cells (BCCD).
+
+Same split, weights and proposals as configs/bccd_squeezenet.yaml. The peer: SqueezeNet through fire8,
+features times 0.01, torchvision's RoIHeads with roi_pool 7x7, TwoMLPHead 1024 and FastRCNNPredictor, SGD at
+0.005 down to a tenth after 75 % of 1752 steps of 2 images x 64 RoIs, flips, no resize.
+
+    python benchmarks/bccd_peer.py time     a training step and a test image of both, in turns, one process
+    python benchmarks/bccd_peer.py train    the peer's full training and its mAP on test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import squeezenet1_0
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import roi_pool
+
+from detector.build import data as parts
+from detector.build import model as model_parts
+from detector.build.evaluation import open_test_set
+from detector.config import Config, load_config
+from detector.engine.inference import detect
+from detector.engine.optim import build_sgd
+from detector.evaluation.voc import VocEvaluator
+from detector.structures import Batch, Detections
+
+STEPS = 1752
+
+
+class Pool(nn.Module):
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], _sizes: Any) -> Tensor:
+        return roi_pool(features["0"], boxes, 7, 1 / 8)
+
+
+class Peer(nn.Module):
+    """The peer's network; in training it returns losses, in evaluation detections, as torchvision does."""
+
+    def __init__(self, weights: str, num_classes: int) -> None:
+        super().__init__()
+        network = squeezenet1_0()
+        network.load_state_dict(torch.load(weights, weights_only=True))
+        self.backbone = network.features[:11]  # through fire8, without the pooling after it
+        self.heads = RoIHeads(
+            Pool(),
+            TwoMLPHead(512 * 49, 1024),
+            FastRCNNPredictor(1024, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=64,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=0.05,
+            nms_thresh=0.3,
+            detections_per_img=100,
+        )
+
+    def forward(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        features = {"0": self.backbone(batch.images) * 0.01}
+        sizes = [meta.input_size for meta in batch.metas]
+        targets = [{"boxes": found.boxes, "labels": found.labels} for found in batch.targets]
+        result: tuple[list[dict[str, Tensor]], dict[str, Tensor]] = self.heads(
+            features, batch.rois_per_image, sizes, targets if self.training else None
+        )
+        return result
+
+
+@dataclass
+class Setting:
+    config: Config
+    train_batches: Iterator[Batch]
+    test_set: Any
+    source: parts.StoredProposals
+
+
+def setting() -> Setting:
+    config = load_config("configs/bccd_squeezenet.yaml")
+    test_set = open_test_set(config, config.data.test_split)
+    dataset = parts.load_split(config, config.data.train_split, test_set.classes, training=True)
+    store = parts.open_proposals(config, dataset.records)
+    source = parts.StoredProposals(store, config.proposals.top_k_test, config.proposals.min_size)
+    return Setting(config, parts.training_batches(config, dataset.records, store, 0), test_set, source)
+
+
+def peer_step(peer: Peer, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    losses = peer(batch)[1]
+    optimizer.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+
+
+def make_peer(here: Setting) -> tuple[Peer, torch.optim.SGD]:
+    torch.manual_seed(0)
+    peer = Peer(str(here.config.model.backbone.weights), len(here.test_set.classes))
+    return peer, torch.optim.SGD(peer.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-4)
+
+
+def train_peer() -> dict[str, Any]:
+    """Train the peer as the docstring says and score it on the test split."""
+    here = setting()
+    peer, optimizer = make_peer(here)
+    peer.train()
+    started = time.perf_counter()
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.005 * (0.1 if step >= 0.75 * STEPS else 1.0)
+        peer_step(peer, optimizer, next(here.train_batches))
+        if step % 100 == 99:
+            print(f"step {step + 1}: {(time.perf_counter() - started) / (step + 1):.3f} s a step", flush=True)
+    trained = time.perf_counter() - started
+    peer.eval()
+    evaluator = VocEvaluator(here.test_set.records, here.test_set.classes)
+    for view in parts.inference_views(here.config, here.test_set.records, here.source):
+        with torch.inference_mode():
+            found = peer(view[0])[0][0]
+        detections = Detections(boxes=found["boxes"], scores=found["scores"], labels=found["labels"])
+        evaluator.update([view[0].metas[0].image_id], [detections])
+    tested = time.perf_counter() - started - trained
+    return {
+        **evaluator.compute(),
+        "seconds_per_step": trained / STEPS,
+        "seconds_per_image": tested / len(here.test_set.records),
+    }
+
+
+def compare(rounds: int) -> dict[str, Any]:
+    """Time a training step and a test image of both, in turns, and return seconds and ratios."""
+    here = setting()
+    peer, peer_optimizer = make_peer(here)
+    config = here.config
+    ours = model_parts.build_model(config, len(here.test_set.classes))
+    sampler = model_parts.build_roi_sampler(config, ours.box_coder)
+    loss = model_parts.build_loss(config)
+    settings = config.train
+    optimizer = build_sgd(
+        ours,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        bias_lr_factor=settings.bias_lr_factor,
+        bias_decay=settings.bias_decay,
+    )
+
+    def our_step(batch: Batch) -> None:
+        sampled = sampler(batch)
+        losses = loss(ours(batch.images, sampled.rois), sampled)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        if settings.clip_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(ours.parameters(), settings.clip_gradient_norm)
+        optimizer.step()
+
+    postprocess = model_parts.build_postprocess(config, ours.box_coder)
+    views = [view for view, _ in zip(image_views(here), range(rounds), strict=False)]
+    batches = [next(here.train_batches) for _ in range(rounds)]
+    peer.train(), ours.train()
+    steps = in_turns(batches, our_step, lambda batch: peer_step(peer, peer_optimizer, batch))
+    peer.eval(), ours.eval()
+
+    def peer_test(view: list[Batch]) -> None:
+        with torch.inference_mode():
+            peer(view[0])
+
+    tests = in_turns(views, lambda view: detect(ours, view, postprocess), peer_test)
+    return {"training step": steps, "test image": tests, "threads": torch.get_num_threads()}
+
+
+def image_views(here: Setting) -> Iterator[list[Batch]]:
+    return parts.inference_views(here.config, here.test_set.records, here.source)
+
+
+def in_turns(items: list[Any], ours: Callable[[Any], Any], peer: Callable[[Any], Any]) -> dict[str, float]:
+    """Run both on every item, changing who goes first; the first item warms up."""
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number, item in enumerate(items):
+        order = [("ours", ours), ("peer", peer)]
+        for name, call in order if number % 2 else reversed(order):
+            started = time.perf_counter()
+            call(item)
+            seconds[name].append(time.perf_counter() - started)
+    ratios = [peer / our for our, peer in zip(seconds["ours"][1:], seconds["peer"][1:], strict=True)]
+    return {
+        "ours_median_s": statistics.median(seconds["ours"][1:]),
+        "peer_median_s": statistics.median(seconds["peer"][1:]),
+        "peer_over_ours_median": statistics.median(ratios),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("time", "train"))
+    parser.add_argument("--rounds", type=int, default=25, help="items timed in each of the two (default 25)")
+    arguments = parser.parse_args()
+    figures = train_peer() if arguments.what == "train" else compare(arguments.rounds)
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
