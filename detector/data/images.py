@@ -11,10 +11,8 @@ from detector.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-# How a complete file of each kind ends. A decoder fills what is missing of a truncated file with grey and
-# only warns, so the end is looked for here.
-_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
-_TAIL_BYTES = 1 << 16
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -43,15 +41,28 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
-    image = cv2.imdecode(data, flags) if data.size else None
+    try:
+        image = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error as error:  # more pixels than OpenCV is willing to decode, for instance
+        raise InputError(f"{path}: OpenCV does not decode this image: {error.err}") from None
     if image is None:
         raise InputError(f"{path}: not a readable image; replace the file or leave its id out of the split")
     return image
 
 
 def _refuse_truncated(path: Path, data: bytes) -> None:
-    for start, end in _ENDS.items():
-        if data.startswith(start) and end not in data[-_TAIL_BYTES:]:
-            raise InputError(
-                f"{path}: the image is truncated; replace the file or leave its id out of the split"
-            )
+    # A decoder fills what is missing with grey and only warns, so the end is looked for here.
+    jpeg_cut = data.startswith(_JPEG_START) and data.find(_JPEG_END, _first_scan(data)) < 0
+    png_cut = data.startswith(_PNG_START) and _PNG_END not in data
+    if jpeg_cut or png_cut:
+        raise InputError(f"{path}: the image is truncated; replace the file or leave its id out of the split")
+
+
+def _first_scan(data: bytes) -> int:
+    """Return where the pixels of a JPEG begin: behind the headers, one of which may hold a whole thumbnail
+    with an end mark of its own (ITU T.81, annex B)."""
+    at = len(_JPEG_START)
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        filled = data[at + 1] == 0xFF  # any number of FF may stand before a marker
+        at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at

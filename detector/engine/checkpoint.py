@@ -57,7 +57,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             "use an earlier step_N.pt of the run"
         ) from None
     needed = {"format", "step", "config", "classes", "model"}
-    if not isinstance(state, dict) or not needed <= set(state):
+    if not isinstance(state, dict) or not needed <= set(state) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of this project; it needs the keys {sorted(needed)}")
     if state["format"] != FORMAT:
         raise InputError(f"{path}: checkpoint format {state['format']}, this version reads format {FORMAT}")

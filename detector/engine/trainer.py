@@ -54,7 +54,7 @@ class Trainer:
     on_save: Callable[[Trainer], None] = lambda _: None
     on_evaluate: Callable[[Trainer], None] = lambda _: None
     _losses: list[dict[str, Tensor]] = field(default_factory=list)
-    _image_ids: list[str] = field(default_factory=list)
+    _image_ids: list[list[str]] = field(default_factory=list)
     _since: float = field(default_factory=time.perf_counter)
     _stop: int | None = None
 
@@ -88,15 +88,16 @@ class Trainer:
             if self._due(self.log_every):
                 self.on_record(self, self._record(rate))
             if self._due(self.evaluate_every):
+                self._refuse_non_finite()
                 self._unless_stopped(lambda: self.on_evaluate(self))
                 self.model.train()
                 self._since = time.perf_counter()
             if self._stop is not None:
                 break
             if self._due(self.checkpoint_every):
-                self.on_save(self)
+                self._save()
         if self._stop is not None:
-            self.on_save(self)
+            self._save()
             raise StopRequested(self._stop, self.step)
 
     def _unless_stopped(self, call: Callable[[], Result]) -> Result | None:
@@ -119,21 +120,36 @@ class Trainer:
     def _collect(self, losses: dict[str, Tensor], batch: Batch) -> None:
         # Kept as tensors until a record is due: reading them every step would stall a GPU.
         self._losses.append({name: loss.detach() for name, loss in losses.items()})
-        self._image_ids += [meta.image_id for meta in batch.metas]
+        self._image_ids.append([meta.image_id for meta in batch.metas])
+
+    def _save(self) -> None:
+        self._refuse_non_finite()
+        self.on_save(self)
+
+    def _refuse_non_finite(self) -> None:
+        """Refuse to go on, and to save, where a loss since the last record is not finite."""
+        if not self._losses:
+            return
+        finite = torch.stack([torch.stack(list(losses.values())) for losses in self._losses]).isfinite()
+        good = finite.all(dim=1).tolist()
+        if all(good):
+            return
+        first = good.index(False)
+        values = {name: float(loss) for name, loss in self._losses[first].items()}
+        raise InputError(
+            f"the loss is no longer finite at step {self.step - len(good) + first + 1}: {values}; the images "
+            f"were {', '.join(self._image_ids[first])}. Lower train.learning_rate, lengthen the warm-up, or "
+            "set train.clip_gradient_norm"
+        )
 
     def _record(self, rate: float) -> Record:
+        self._refuse_non_finite()
         means = {
             name: float(torch.stack([losses[name] for losses in self._losses]).mean())
             for name in self._losses[0]
         }
-        if not all(map(_finite, means.values())):
-            raise InputError(
-                f"the loss is no longer finite at step {self.step}: {means}; the images since the last "
-                f"record were {', '.join(self._image_ids)}. Lower train.learning_rate, lengthen the "
-                "warm-up, or set train.clip_gradient_norm"
-            )
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        images, steps = len(self._image_ids), len(self._losses)
+        images, steps = sum(map(len, self._image_ids)), len(self._losses)
         self._losses, self._image_ids, self._since = [], [], time.perf_counter()
         return {
             "step": self.step,
@@ -152,10 +168,6 @@ class Trainer:
 
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
 
 
 def training_state(trainer: Trainer) -> dict[str, Any]:

@@ -29,8 +29,9 @@ class RoISampler:
 
     A RoI is foreground where its best IoU is ``foreground_iou`` or more, background where it lies in
     ``background_iou`` = [low, high); missing foreground is filled with background, and where background
-    is short too the batch shrinks. On an image without objects every proposal counts as background: the
-    lower bound is there to find hard negatives near objects, and the release left such images out.
+    is short too the batch shrinks. On an image without objects, or with none but those left out (crowds,
+    and ``difficult`` ones where they are not used), every proposal counts as background: the lower bound
+    is there to find hard negatives near objects, and the release left such images out.
     Boxes with a side of no length cannot be regressed from and are never drawn.
     """
 
@@ -76,7 +77,9 @@ class RoISampler:
         overlap, match = match_proposals(rois, objects)
         foreground = self._draw(overlap >= self.foreground_iou, rois, self.foreground_count)
         background = self._draw(
-            self._is_background(rois, overlap, targets), rois, self.rois_per_image - len(foreground)
+            self._is_background(rois, overlap, bool(len(objects)), targets.boxes[targets.crowd]),
+            rois,
+            self.rois_per_image - len(foreground),
         )
         chosen = torch.cat((foreground, background))
         labels = torch.zeros(len(chosen), dtype=torch.int64)
@@ -91,12 +94,11 @@ class RoISampler:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["generator"])
 
-    def _is_background(self, rois: Tensor, overlap: Tensor, targets: Targets) -> Tensor:
+    def _is_background(self, rois: Tensor, overlap: Tensor, has_objects: bool, crowds: Tensor) -> Tensor:
         low, high = self.background_iou
         background = overlap < high
-        if len(targets):
+        if has_objects:
             background &= overlap >= low
-        crowds = targets.boxes[targets.crowd]
         if len(crowds):
             share = box_ops.intersection(rois, crowds) / box_ops.area(rois)[:, None].clamp(min=1e-6)
             background &= share.amax(dim=1) <= CROWD_OVERLAP

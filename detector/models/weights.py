@@ -76,7 +76,7 @@ def load_backbone(backbone: Backbone, state: dict[str, Tensor], source: str) -> 
 
 
 def load_head(layers: nn.Module, state: dict[str, Tensor], family: str, source: str) -> None:
-    """Copy fc6 and fc7 of a published VGG16 or AlexNet into ``layers``.
+    """Copy fc6 and, where ``layers`` has it, fc7 of a published VGG16 or AlexNet into ``layers``.
 
     The flattened order is the same, (channel, row, column), when the pool's output size is the
     published one: 7 for VGG16, 6 for AlexNet.
@@ -88,7 +88,7 @@ def load_head(layers: nn.Module, state: dict[str, Tensor], family: str, source: 
         f"{ours}.{kind}": state[f"{theirs}.{kind}"]
         for theirs, ours in _HEAD_KEYS[family].items()
         for kind in ("weight", "bias")
-        if f"{theirs}.{kind}" in state
+        if f"{theirs}.{kind}" in state and f"{ours}.{kind}" in wanted
     }
     _refuse_mismatch(wanted, found, source)
     layers.load_state_dict(found)
