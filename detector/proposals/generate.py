@@ -23,6 +23,7 @@ from detector.structures import ImageRecord, Proposals
 
 METHODS = ("dense", "selective_search")
 _SEGMENT_IMAGES = 256  # what a kill loses at most
+_MANY_SEGMENTS = 32  # from here on opening them costs more than reading
 
 ImageReader = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]
 Progress = Callable[[int, int], None]
@@ -67,6 +68,8 @@ def generate_store(
                 batch = {}
             if progress is not None:
                 progress(done, len(todo))
+        if store.segment_count() > _MANY_SEGMENTS:
+            store.compact()
     if failures:
         raise InputError(
             f"{len(failures)} of {len(todo)} images got no proposals; the first: {failures[0]}. "

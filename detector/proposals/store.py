@@ -160,6 +160,10 @@ class ProposalStore:
             self._manifest = {**self._manifest, "notes": notes}
             save_manifest(self.path, self._manifest)
 
+    def segment_count(self) -> int:
+        """Return how many segments are in use; each open one costs a reader a file descriptor or two."""
+        return len(self._index.segments())
+
     def compact(self) -> None:
         """Rewrite the store without renewed entries, in the order of the ids, in few large segments."""
         with self.lock(wait=30.0):
