@@ -153,10 +153,13 @@ class ImageMeta:
 
     def to_input(self, boxes: Tensor) -> Tensor:
         """Carry ``boxes`` (P, 4) from original-image pixels to network-input pixels."""
-        moved = box_ops.scale(boxes, self.scale)
+        return self.mirror(box_ops.scale(boxes, self.scale), self.input_size)
+
+    def mirror(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return ``boxes`` (..., 4) flipped as this view is, in a frame of ``size``; twice gives them back."""
         if self.flipped:
-            moved = box_ops.flip(moved, self.input_size[1])
-        return box_ops.flip_vertical(moved, self.input_size[0]) if self.flipped_vertically else moved
+            boxes = box_ops.flip(boxes, size[1])
+        return box_ops.flip_vertical(boxes, size[0]) if self.flipped_vertically else boxes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,10 +55,9 @@ class Postprocess:
         scores = self.scores(output.class_logits).float().cpu()
         if output.box_deltas is None:
             return proposals[:, None, :], scores
-        width = meta.original_size[1]
-        seen = box_ops.flip(proposals, width) if meta.flipped else proposals
+        seen = meta.mirror(proposals, meta.original_size)
         boxes = self.coder.decode(output.box_deltas.float().cpu(), seen)
-        return (box_ops.flip(boxes, width) if meta.flipped else boxes), scores
+        return meta.mirror(boxes, meta.original_size), scores
 
     def select(self, views: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Detections:
         """Return the detections from one or several decoded views of an image of ``size``."""

@@ -1,0 +1,26 @@
+"""What tests of several packages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+PROJECT = Path(__file__).parents[1]
+MakeBoxes = Callable[..., Tensor]
+
+
+@pytest.fixture
+def make_boxes() -> MakeBoxes:
+    """Return ``make(count, extent=100.0, seed=0)``: random boxes (count, 4) inside a square, sides over 1."""
+
+    def make(count: int, extent: float = 100.0, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        corner = torch.rand(count, 2, generator=generator) * (extent - 2)
+        side = 1 + torch.rand(count, 2, generator=generator) * (extent - corner - 1)
+        return torch.cat((corner, corner + side), dim=1).clamp(max=extent)
+
+    return make
