@@ -167,11 +167,14 @@ def compare(rounds: int) -> dict[str, Any]:
     steps = in_turns(batches, our_step, lambda batch: peer_step(peer, peer_optimizer, batch))
     peer.eval(), ours.eval()
 
+    def our_test(view: list[Batch]) -> None:
+        detect(ours, view, postprocess, refinements=config.test.refinements)
+
     def peer_test(view: list[Batch]) -> None:
         with torch.inference_mode():
             peer(view[0])
 
-    tests = in_turns(views, lambda view: detect(ours, view, postprocess), peer_test)
+    tests = in_turns(views, our_test, peer_test)
     return {"training step": steps, "test image": tests, "threads": torch.get_num_threads()}
 
 

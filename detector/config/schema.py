@@ -275,6 +275,9 @@ class TestConfig(Section):
     nms_threshold: Fraction = 0.3
     max_detections: Count = 100
     """Detections kept of an image, all classes together."""
+    refinements: int = Field(default=0, ge=0)
+    """How often detections are pooled and classified again from their own boxes (iterative localisation);
+    costs little, since the features are there. The paper does not do it."""
     precision: Literal["float32", "bfloat16"] = "float32"
 
 

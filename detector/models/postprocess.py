@@ -18,6 +18,10 @@ def softmax_scores(class_logits: Tensor) -> Tensor:
     return torch.softmax(class_logits.float(), dim=1)
 
 
+CANDIDATE_NMS = 0.5
+"""Suppression of candidates that are looked at again: loose, since their boxes still move."""
+
+
 class Postprocess:
     """Turns the output for one image into its detections, in original-image pixels.
 
@@ -25,6 +29,10 @@ class Postprocess:
     thinned by greedy non-maximum suppression at IoU above ``nms_threshold``; then the best
     ``max_detections`` of all classes together stay. (The release suppressed at IoU equal to the
     threshold too, and capped before suppression.)
+
+    For iterative localisation (Gidaris and Komodakis, "Object detection via a multi-region and semantic
+    segmentation-aware CNN model", 2015, section 5) ``candidates`` gives boxes that the network then sees as
+    proposals, and ``refine`` what it says of them.
     """
 
     def __init__(
@@ -46,6 +54,37 @@ class Postprocess:
         """Return the detections of one image for its P ``proposals`` (P, 4), original-image pixels."""
         return self.select([self.decode(output, proposals, meta)], meta.original_size)
 
+    def candidates(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> Detections:
+        """Return up to twice ``max_detections`` loosely thinned detections, to be refined."""
+        views = [self.decode(output, proposals, meta)]
+        return self.select(views, meta.original_size, CANDIDATE_NMS, 2 * self.max_detections)
+
+    def refine(self, output: HeadOutput, candidates: Detections, meta: ImageMeta) -> Detections:
+        """Return ``candidates`` with the box and score that a second look at them gives for their class.
+
+        ``output`` is the network's for the candidates' boxes as RoIs. Nothing is suppressed.
+        """
+        boxes, scores = self.decode(output, candidates.boxes, meta)
+        rows = torch.arange(len(candidates))
+        columns = candidates.labels.clamp(max=boxes.shape[1] - 1)
+        return Detections(
+            boxes=box_ops.clip(boxes[rows, columns], meta.original_size),
+            scores=scores[rows, candidates.labels],
+            labels=candidates.labels,
+        )
+
+    def finish(self, refined: Detections) -> Detections:
+        """Threshold, thin and cap refined candidates as ``select`` does decoded proposals."""
+        labels = refined.labels.unique().tolist()
+        chosen = [refined.labels == label for label in labels]
+        return self._best(
+            [
+                self._one_class(refined.boxes[mine], refined.scores[mine], label, self.nms_threshold)
+                for label, mine in zip(labels, chosen, strict=True)
+            ],
+            self.max_detections,
+        )
+
     def decode(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> tuple[Tensor, Tensor]:
         """Return boxes (P, K+1, 4) or (P, 1, 4) and scores (P, K+1), on the CPU, unflipped.
 
@@ -59,23 +98,39 @@ class Postprocess:
         boxes = self.coder.decode(output.box_deltas.float().cpu(), seen)
         return meta.mirror(boxes, meta.original_size), scores
 
-    def select(self, views: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Detections:
+    def select(
+        self,
+        views: Sequence[tuple[Tensor, Tensor]],
+        size: tuple[int, int],
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections:
         """Return the detections from one or several decoded views of an image of ``size``."""
+        nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
         boxes = torch.cat([view[0] for view in views])
         scores = torch.cat([view[1] for view in views])
         boxes = box_ops.clip(boxes, size)
         found = [
-            self._one_class(boxes[:, min(label, boxes.shape[1] - 1)], scores[:, label], label)
+            self._one_class(boxes[:, min(label, boxes.shape[1] - 1)], scores[:, label], label, nms_threshold)
             for label in range(1, scores.shape[1])
         ]
-        kept_boxes, kept_scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        order = torch.sort(kept_scores, descending=True, stable=True).indices[: self.max_detections]
-        return Detections(boxes=kept_boxes[order], scores=kept_scores[order], labels=labels[order])
+        return self._best(found, max_detections or self.max_detections)
 
-    def _one_class(self, boxes: Tensor, scores: Tensor, label: int) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def _best(found: Sequence[tuple[Tensor, Tensor, Tensor]], count: int) -> Detections:
+        """Return the ``count`` best of all classes by falling score, equal scores in class order."""
+        if not found:
+            return Detections.empty()
+        boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        order = torch.sort(scores, descending=True, stable=True).indices[:count]
+        return Detections(boxes=boxes[order], scores=scores[order], labels=labels[order])
+
+    def _one_class(
+        self, boxes: Tensor, scores: Tensor, label: int, nms_threshold: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         # A class of its own suppression, not one call with shifted boxes: the shift costs float32 digits.
         valid = (scores > self.score_threshold) & torch.isfinite(boxes).all(dim=1)
         valid &= box_ops.area(boxes) > 0
         boxes, scores = boxes[valid], scores[valid]
-        keep = nms(boxes, scores, self.nms_threshold)
+        keep = nms(boxes, scores, nms_threshold)
         return boxes[keep], scores[keep], torch.full((len(keep),), label, dtype=torch.int64)

@@ -19,10 +19,19 @@ from detector.errors import InputError
 Load = Callable[..., Config]
 
 
-@pytest.mark.parametrize("scales", ["[96]", "[64,96,140]"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_demo_and_evaluation_agree_bit_for_bit(tiny: Load, tmp_path: Path, scales: str, workers: int) -> None:
-    config = tiny(f"data.workers={workers}", f"test.scales={scales}", "test.score_threshold=0.1")
+@pytest.mark.parametrize(
+    ("scales", "workers", "refinements"),
+    [("[96]", 0, 0), ("[96]", 1, 1), ("[64,96,140]", 1, 0), ("[64,96]", 0, 2)],
+)
+def test_demo_and_evaluation_agree_bit_for_bit(
+    tiny: Load, tmp_path: Path, scales: str, workers: int, refinements: int
+) -> None:
+    config = tiny(
+        f"data.workers={workers}",
+        f"test.scales={scales}",
+        f"test.refinements={refinements}",
+        "test.score_threshold=0.1",
+    )
     test_set = open_test_set(config, "test")
     model = build_model(config, len(test_set.classes)).eval()
     evaluation = evaluate(config, model, test_set)

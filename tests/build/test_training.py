@@ -31,7 +31,8 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> Evaluation:
 def final_state(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
     state = load_checkpoint(folder / "checkpoints" / f"step_{step}.pt")
     momentum = {
-        f"momentum.{number}": entry["momentum_buffer"] for number, entry in state["optimizer"]["state"].items()
+        f"momentum.{number}": entry["momentum_buffer"]
+        for number, entry in state["optimizer"]["state"].items()
     }
     return {**state["model"], **momentum}
 

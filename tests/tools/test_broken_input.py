@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from detector.build.training import TrainingRun
 from detector.config import load_config
 from detector.data.generated import generate_voc
 from tests.build.conftest import TINY
-from tests.tools.conftest import PROJECT, Tool
+from tests.tools.conftest import PROJECT, Result, Tool
 
 Write = Callable[..., Path]
 
@@ -48,10 +51,10 @@ def checkpoint(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path / "trained" / "checkpoints" / "step_1.pt"
 
 
-def refused(result: object, *words: str) -> None:
-    status, output, text = result.returncode, result.stdout, result.stderr  # type: ignore[attr-defined]
-    assert status == 2, text
-    assert output == ""
+def refused(result: Result, *words: str) -> None:
+    text = result.stderr
+    assert result.returncode == 2, text
+    assert result.stdout == ""
     assert "Traceback" not in text
     line = text.strip().splitlines()[-1]
     assert line.startswith("error: "), text
@@ -111,27 +114,26 @@ def test_a_run_is_never_mixed_with_another(tool: Tool, config: Path, checkpoint:
     assert checkpoint.read_bytes() == before
 
 
-def test_a_full_disk_while_saving(tool: Tool, config: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_full_disk_while_saving(config: Path, checkpoint: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands in for the full disk: the write fails in the middle."""
-    import subprocess
-    import sys
-
     folder = checkpoint.parent.parent
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
-        f"sys.argv = ['train.py', '--config', {str(config)!r}, '--output', {str(folder)!r}, '--resume', "
-        "'train.steps=2']; sys.path.insert(0, sys.argv[0]);"
-        f"import runpy; runpy.run_path({str(PROJECT / 'tools' / 'train.py')!r}, run_name='__main__')"
-    )
-    result = subprocess.run(
+    arguments = ["--config", str(config), "--output", str(folder), "--resume", "train.steps=2"]
+    arguments.append("data.workers=0")  # workers hand images over in files of their own
+    code = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+sys.argv = ["train.py", *{arguments!r}]
+runpy.run_path({str(PROJECT / "tools" / "train.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    refused(result, "step_2.pt", "cannot write the checkpoint")
+    refused(Result(done.returncode, done.stdout, done.stderr), "step_2.pt", "cannot write the checkpoint")
     assert {path.name for path in checkpoint.parent.iterdir()} == {"best.pt", "step_1.pt"}
