@@ -52,22 +52,12 @@ def generate_store(
     """
     parameters = full_parameters(method, parameters or {})
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
+    if not stale_records(records, store):
+        return store
     with store.lock():
         store.reload()
-        todo = stale_records(records, store)
-        job = _Job(method, parameters, read_image)
-        failures: list[str] = []
-        batch: dict[str, Entry] = {}
-        for done, result in enumerate(_run(job, todo, workers), 1):
-            if isinstance(result.outcome, Entry):
-                batch[result.image_id] = result.outcome
-            else:
-                failures.append(result.outcome)
-            if len(batch) >= _SEGMENT_IMAGES or done == len(todo):
-                store.append(batch)
-                batch = {}
-            if progress is not None:
-                progress(done, len(todo))
+        todo = stale_records(records, store)  # again: another process may have done some until now
+        failures = _fill(store, _Job(method, parameters, read_image), todo, workers, progress)
         if store.segment_count() > _MANY_SEGMENTS:
             store.compact()
     if failures:
@@ -159,6 +149,25 @@ class _Job(NamedTuple):
             case _:
                 function = _load_function(self.method)
                 return _call(function, self.method, self.read_image(path, size), self.parameters, path)
+
+
+def _fill(
+    store: ProposalStore, job: _Job, records: list[ImageRecord], workers: int, progress: Progress | None
+) -> list[str]:
+    """Do ``records``, store what is done every few hundred images, and return what went wrong."""
+    failures: list[str] = []
+    batch: dict[str, Entry] = {}
+    for done, result in enumerate(_run(job, records, workers), 1):
+        if isinstance(result.outcome, Entry):
+            batch[result.image_id] = result.outcome
+        else:
+            failures.append(result.outcome)
+        if len(batch) >= _SEGMENT_IMAGES or done == len(records):
+            store.append(batch)
+            batch = {}
+        if progress is not None:
+            progress(done, len(records))
+    return failures
 
 
 def _with_defaults(method: str, defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

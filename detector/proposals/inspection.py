@@ -12,7 +12,7 @@ import numpy as np
 from detector.errors import InputError
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import RawImage
-from detector.proposals.readers.pickle_machine import read_pickle
+from detector.proposals.readers.safe_pickle import read_pickle
 from detector.proposals.store import ProposalStore
 
 

@@ -14,36 +14,25 @@ killed in between leaves the store as it was. Readers need no lock. A split only
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from detector.errors import InputError
 from detector.proposals.durable import make_folder
-from detector.proposals.index import Index, Row, check_image_id
+from detector.proposals.entries import Entry, check_entry, checksum_of, rows_of, write_entries
+from detector.proposals.index import Index, Row
 from detector.proposals.locking import writer_lock
 from detector.proposals.manifest import differences, load_manifest, make_manifest, save_manifest
-from detector.proposals.segments import FloatArray, SegmentMaps, remove_segments, write_segment
+from detector.proposals.segments import SegmentMaps, remove_segments, write_segment
 from detector.structures import Proposals
 
 _LOCK = "writer.lock"
 _COMPACT_BOXES = 1 << 24  # 256 MiB of boxes a segment
-
-
-class Entry(NamedTuple):
-    """What is stored of one image: its proposals, the hash of its file, its (height, width).
-
-    ``content_hash`` is None and ``size`` (0, 0) where they are not known.
-    """
-
-    proposals: Proposals
-    content_hash: str | None = None
-    size: tuple[int, int] = (0, 0)
 
 
 class ProposalStore:
@@ -69,12 +58,8 @@ class ProposalStore:
         """
         folder = Path(path)
         wanted = make_manifest(generator, parameters)
-        make_folder(folder)
-        with writer_lock(folder / _LOCK, wait=30.0):
-            if not (folder / "manifest.json").exists():
-                _check_unused(folder)
-                Index.empty().save(folder / "index.npy")
-                save_manifest(folder, wanted)
+        if not (folder / "manifest.json").exists():
+            _initialise(folder, wanted)
         found = load_manifest(folder)
         if difference := differences(found, wanted):
             raise InputError(
@@ -145,12 +130,12 @@ class ProposalStore:
         if not entries:
             return
         for image_id, entry in entries.items():
-            _check_entry(self.path, image_id, entry)
+            check_entry(self.path, image_id, entry)
         with self.lock(wait=30.0):
             index = Index.load(self.path / "index.npy")
             number = max(index.segments(), default=0) + 1
-            _write_entries(self.path, number, list(entries.values()))
-            index = index.merged(_rows(number, entries))
+            write_entries(self.path, number, list(entries.values()))
+            index = index.merged(rows_of(number, entries))
             index.save(self.path / "index.npy")
             self._index = index
 
@@ -182,7 +167,7 @@ class ProposalStore:
         for row in self._index.rows():
             proposals = self[row.image_id]
             scores = None if proposals.scores is None else proposals.scores.numpy()
-            if _checksum(proposals.boxes.numpy(), scores) != row.checksum:
+            if checksum_of(proposals.boxes.numpy(), scores) != row.checksum:
                 raise InputError(
                     f"{self.path}: the boxes of image {row.image_id!r} are damaged; make it anew"
                 )
@@ -230,6 +215,16 @@ class ProposalStore:
         )
 
 
+def _initialise(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Make an empty store; the manifest comes last, so that a folder with one is whole."""
+    make_folder(folder)
+    with writer_lock(folder / _LOCK, wait=30.0):
+        if not (folder / "manifest.json").exists():
+            _check_unused(folder)
+            Index.empty().save(folder / "index.npy")
+            save_manifest(folder, manifest)
+
+
 def _check_unused(folder: Path) -> None:
     ours = {_LOCK, "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours)
@@ -237,37 +232,6 @@ def _check_unused(folder: Path) -> None:
         raise InputError(
             f"{folder} is no proposal store and not empty (it holds {foreign[0]!r}); use another folder"
         )
-
-
-def _check_entry(path: Path, image_id: str, entry: Entry) -> None:
-    check_image_id(image_id, path)
-    finite = torch.isfinite(entry.proposals.boxes).all(dim=1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise InputError(f"{path}: box {row} of image {image_id!r} is not finite; leave it out")
-
-
-def _write_entries(folder: Path, number: int, entries: list[Entry]) -> None:
-    proposals = [entry.proposals for entry in entries]
-    scores = (
-        torch.zeros(len(item)).numpy() if item.scores is None else item.scores.numpy() for item in proposals
-    )
-    any_scored = any(item.scores is not None for item in proposals)
-    total = sum(len(item) for item in proposals)
-    write_segment(
-        folder, number, (item.boxes.numpy() for item in proposals), scores if any_scored else None, total
-    )
-
-
-def _rows(number: int, entries: Mapping[str, Entry]) -> Iterator[Row]:
-    offset = 0
-    for image_id, (proposals, content_hash, size) in entries.items():
-        scores = None if proposals.scores is None else proposals.scores.numpy()
-        checksum = _checksum(proposals.boxes.numpy(), scores)
-        yield Row(
-            image_id, number, offset, len(proposals), scores is not None, size, checksum, content_hash or ""
-        )
-        offset += len(proposals)
 
 
 def _groups(rows: Iterable[Row], most_boxes: int) -> Iterator[list[Row]]:
@@ -288,8 +252,3 @@ def _moved(number: int, rows: list[Row]) -> Iterator[Row]:
     for row in rows:
         yield row._replace(segment=number, offset=offset)
         offset += row.boxes
-
-
-def _checksum(boxes: FloatArray, scores: FloatArray | None) -> int:
-    checksum = zlib.crc32(np.ascontiguousarray(boxes).data)
-    return checksum if scores is None else zlib.crc32(np.ascontiguousarray(scores).data, checksum)

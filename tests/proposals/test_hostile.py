@@ -20,7 +20,7 @@ import scipy.io
 
 from detector.errors import InputError
 from detector.proposals.readers import FORMATS, read_images
-from detector.proposals.readers.pickle_machine import read_pickle
+from detector.proposals.readers.safe_pickle import read_pickle
 from tests.proposals.formats import (
     make_boxes,
     make_records,

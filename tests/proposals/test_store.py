@@ -275,7 +275,7 @@ for number in range(len(store), 10**6):
     boxes = torch.full((number % 50 + 1, 4), float(number))
     store.append({f"{number:06d}": Entry(Proposals(boxes=boxes, scores=boxes[:, 0]))})
     print(number, flush=True)
-    if number % 7 == 6:
+    if number % 3 == 2:
         store.compact()
 """
 
@@ -293,7 +293,7 @@ def test_kill_at_any_moment_loses_nothing_that_was_finished(tmp_path: Path) -> N
         )
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-        for _ in range(rng.integers(1, 9)):
+        for _ in range(rng.integers(1, 6)):
             finished = int(writer.stdout.readline()) + 1
         time.sleep(rng.uniform(0, 0.02))
         writer.send_signal(signal.SIGKILL)

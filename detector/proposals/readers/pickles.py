@@ -10,8 +10,8 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.proposals.readers.arrays import Position, RawImage, image_place, raw_image
-from detector.proposals.readers.pickle_machine import read_pickle
 from detector.proposals.readers.pickled_arrays import PickledFields, as_array, as_items
+from detector.proposals.readers.safe_pickle import read_pickle
 
 # detectron2's BoxMode
 _BOX_MODES = {0: "xyxy", 1: "xywh"}
