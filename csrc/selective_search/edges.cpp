@@ -5,6 +5,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "blur.h"
 #include "simd.h"
 
@@ -17,23 +21,29 @@ constexpr int kBucketShift = 16;
 constexpr size_t kBuckets = 0x4400;
 constexpr size_t kSmallBucket = 48;
 
-// sqrt of the squared distance of `from[c][x]` and `to[c][x]`, as float bits.
+// Replaces squares by their roots. std::sqrt would not vectorise: it sets errno for negative arguments.
+void square_roots(float* values, int count) {
+  int i = 0;
+#if defined(__SSE2__)
+  for (; i + 4 <= count; i += 4) _mm_storeu_ps(values + i, _mm_sqrt_ps(_mm_loadu_ps(values + i)));
+#endif
+  for (; i < count; ++i) values[i] = std::sqrt(values[i]);
+}
+
+// The squared distances of `from[c][x]` and `to[c][x]`.
 SELECTIVE_SEARCH_CLONES
-void distances(const float* const* from, const float* const* to, int channels, int copies, int count,
-               uint32_t* __restrict out) {
+void squared_distances(const float* const* from, const float* const* to, int channels, int copies, int count,
+                       float* __restrict out) {
   if (channels == 3) {
     for (int x = 0; x < count; ++x) {
       const float r = from[0][x] - to[0][x], g = from[1][x] - to[1][x], b = from[2][x] - to[2][x];
-      const float weight = std::sqrt(r * r + g * g + b * b);
-      std::memcpy(out + x, &weight, sizeof weight);
+      out[x] = r * r + g * g + b * b;
     }
     return;
   }
   for (int x = 0; x < count; ++x) {
-    const float d = from[0][x] - to[0][x];
-    const float square = d * d;
-    const float weight = std::sqrt(copies == 3 ? square + square + square : square);
-    std::memcpy(out + x, &weight, sizeof weight);
+    const float difference = from[0][x] - to[0][x], square = difference * difference;
+    out[x] = copies == 3 ? square + square + square : square;
   }
 }
 
@@ -43,7 +53,7 @@ class WeightRows {
   WeightRows(const Planes& planes, float sigma)
       : planes_(planes), rows_(planes, sigma), weights_(4 * static_cast<size_t>(planes.width)) {}
 
-  // Calls visit(pixel * 4 + direction, weight bits) for every edge in raster order.
+  // Calls visit(pixel * 4 + direction, weight's bits) for every edge in raster order.
   template <class Visit>
   void for_each(Visit visit) {
     const int width = planes_.width, height = planes_.height;
@@ -53,16 +63,22 @@ class WeightRows {
       const uint32_t first = static_cast<uint32_t>(y) * width * 4;
       for (int x = 0; x + 1 < width; ++x) {
         const uint32_t edge = first + 4 * x;
-        visit(edge, row(0)[x]);
-        if (down) visit(edge + 1, row(1)[x]), visit(edge + 2, row(2)[x]);
-        if (up) visit(edge + 3, row(3)[x]);
+        visit(edge, bits(0, x));
+        if (down) visit(edge + 1, bits(1, x)), visit(edge + 2, bits(2, x));
+        if (up) visit(edge + 3, bits(3, x));
       }
-      if (down) visit(first + 4 * (width - 1) + 1, row(1)[width - 1]);
+      if (down) visit(first + 4 * (width - 1) + 1, bits(1, width - 1));
     }
   }
 
  private:
-  uint32_t* row(int direction) { return weights_.data() + static_cast<size_t>(direction) * planes_.width; }
+  float* row(int direction) { return weights_.data() + static_cast<size_t>(direction) * planes_.width; }
+
+  uint32_t bits(int direction, int x) {
+    uint32_t value;
+    std::memcpy(&value, row(direction) + x, sizeof value);
+    return value;
+  }
 
   void compute(int y) {
     const int width = planes_.width, last = planes_.height - 1;
@@ -76,17 +92,16 @@ class WeightRows {
       above_right[c] = rows_.row(std::max(y - 1, 0), c) + 1;
     }
     const int channels = planes_.channels, copies = planes_.copies;
-    distances(here, right, channels, copies, width - 1, row(0));
-    if (y < last) {
-      distances(here, below, channels, copies, width, row(1));
-      distances(here, below_right, channels, copies, width - 1, row(2));
-    }
-    if (y > 0) distances(here, above_right, channels, copies, width - 1, row(3));
+    squared_distances(here, right, channels, copies, width - 1, row(0));
+    squared_distances(here, below, channels, copies, width, row(1));
+    squared_distances(here, below_right, channels, copies, width - 1, row(2));
+    squared_distances(here, above_right, channels, copies, width - 1, row(3));
+    for (int direction : {0, 1, 2, 3}) square_roots(row(direction), direction == 1 ? width : width - 1);
   }
 
   const Planes& planes_;
   SmoothedRows rows_;
-  Buffer<uint32_t> weights_;
+  Buffer<float> weights_;
 };
 
 // Sorts a bucket by the weight's low 16 bits, two stable passes of 8 bits.

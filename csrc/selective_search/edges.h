@@ -11,7 +11,13 @@ using Edge = uint64_t;
 
 // Directions in the reference's order: right, down, down and right, up and right.
 inline uint32_t edge_pixel(Edge edge) { return static_cast<uint32_t>(edge) >> 2; }
-inline uint32_t edge_direction(Edge edge) { return static_cast<uint32_t>(edge) & 3; }
+
+// From an edge's pixel to its other end.
+inline int32_t edge_offset(Edge edge, int32_t width) {
+  const int32_t direction = static_cast<int32_t>(edge & 3);
+  const int32_t right = direction != 1, down = (direction != 0) - 2 * (direction == 3);
+  return right + down * width;
+}
 
 // Fills `edges` with the 8-connected graph of `planes` smoothed by `sigma`, ascending. The weight of an edge
 // is the Euclidean distance of the two smoothed colours, in 0..255 units, float32.

@@ -136,7 +136,10 @@ Tensor segment(const Tensor& image, int64_t color_space, double sigma, double k,
   Buffer<int32_t> labels;
   convert(bounded_view(image), checked<ColorSpace>(color_space, kColorSpaceCount), planes);
   sorted_edges(planes, static_cast<float>(sigma), edges);
-  Segmenter().segment(edges, planes.height, planes.width, static_cast<float>(k), static_cast<int>(min_size), labels);
+  const float scale = static_cast<float>(k);
+  Forest start;
+  start_segmentation(edges, planes.height, planes.width, scale, start);
+  Segmenter().segment(edges, start, planes.height, planes.width, scale, static_cast<int>(min_size), labels);
   return copy_of(image, {planes.height, planes.width}, ScalarType::Int, labels.data());
 }
 

@@ -21,6 +21,12 @@ struct Prepared {
   Buffer<TextureCell> cells;
   int texture_channels = 0;
   Buffer<Edge> edges;
+  Forest start;
+
+  void release_graph() {
+    edges.release();
+    start = {};
+  }
 };
 
 // One thread's working arrays.
@@ -44,6 +50,8 @@ void prepare(const RgbView& image, ColorSpace space, const SearchConfig& config,
     }
   }
   sorted_edges(planes, config.sigma, prepared.edges);
+  const float smallest_k = *std::min_element(config.scales.begin(), config.scales.end());
+  start_segmentation(prepared.edges, planes.height, planes.width, smallest_k, prepared.start);
 }
 
 // Hands out the (colour, scale) jobs of one image to threads.
@@ -138,12 +146,12 @@ class Search {
   void process(const Job& job, Workspace& workspace) {
     Prepared& prepared = *job.color->prepared;
     const Planes& planes = prepared.planes;
-    const int count = workspace.segmenter.segment(prepared.edges, planes.height, planes.width,
-                                                  config_.scales[job.scale], config_.min_sizes[job.scale],
-                                                  workspace.labels);
+    const int count =
+        workspace.segmenter.segment(prepared.edges, prepared.start, planes.height, planes.width,
+                                    config_.scales[job.scale], config_.min_sizes[job.scale], workspace.labels);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (++job.color->segmented == scale_order_.size()) prepared.edges.release();
+      if (++job.color->segmented == scale_order_.size()) prepared.release_graph();
     }
     measure_regions(planes, prepared.cells.data(), prepared.texture_channels, workspace.labels.data(), count,
                     workspace.regions);
