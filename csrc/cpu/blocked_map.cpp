@@ -16,6 +16,7 @@ struct Copy {
   int64_t cell_stride;
   int64_t channels;
   int64_t width;
+  size_t block;
   Compute<scalar_t>* to;
 };
 
@@ -96,7 +97,7 @@ BlockedMap<Compute<scalar_t>> blocked(const Tensor& features) {
     if (last && std::is_same_v<scalar_t, M> && valid == width) {
       result.blocks.push_back({reinterpret_cast<const M*>(from), image_stride, cell_stride, first, valid, width == kWide});
     } else {
-      copies.push_back({from, channel_stride, cell_stride, valid, width, nullptr});
+      copies.push_back({from, channel_stride, cell_stride, valid, width, result.blocks.size(), nullptr});
       result.blocks.push_back({nullptr, cells * width, width, first, valid, width == kWide});
       copied += images * cells * width;
     }
@@ -107,11 +108,9 @@ BlockedMap<Compute<scalar_t>> blocked(const Tensor& features) {
   result.copy = torch::stable::new_empty(
       features, {copied}, std::is_same_v<M, double> ? ScalarType::Double : ScalarType::Float);
   M* to = static_cast<M*>(result.copy.data_ptr());
-  size_t next = 0;
-  for (Block<M>& block : result.blocks) {
-    if (block.data != nullptr) continue;
-    block.data = copies[next++].to = to;
-    to += images * cells * block.cell_stride;
+  for (Copy<scalar_t>& copy : copies) {
+    result.blocks[copy.block].data = copy.to = to;
+    to += images * cells * copy.width;
   }
   const int64_t parts = (cells + kTaskCells - 1) / kTaskCells;
   torch::stable::parallel_for(0, copies.size() * images * parts, 1, [&](int64_t begin, int64_t end) {

@@ -223,10 +223,11 @@ def test_nothing_to_pool(shape: tuple[int, int, int, int]) -> None:
     assert not features.grad.any()
 
 
-def test_a_map_without_cells_gives_zeros() -> None:
-    features = torch.randn(1, 2, 0, 6, requires_grad=True)
+@pytest.mark.parametrize("channels", [2, 16, 64, 83])
+def test_a_map_without_cells_gives_zeros(channels: int) -> None:
+    features = torch.randn(1, channels, 0, 6, requires_grad=True)
     pooled = roi_pool(features, torch.tensor([[0.0, 0, 0, 5, 5]]), 2, 1.0)
-    assert torch.equal(pooled, torch.zeros(1, 2, 2, 2))
+    assert torch.equal(pooled, torch.zeros(1, channels, 2, 2))
     pooled.sum().backward()
 
 

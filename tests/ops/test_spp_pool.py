@@ -71,8 +71,8 @@ def test_maximum_leaves_negative_numbers_alone() -> None:
 
 
 # Boxes half-open in pixels; cells (left, right), both in, on a map of 40 columns at stride 16. Worked out by
-# hand from the rule in spp_pool's docstring: `paper` has centre 0 and shrink 8, where the rule is floor(x / S)
-# + 1, ceil(x / S) - 1 on the first and last pixel; `zf5` has centre 20 and shrink 6.5; `vgg` centre 7.5 and shrink 8.
+# hand from the rule in spp_pool's docstring: `paper` has centre 0 and shrink 8, where it is floor(x / S) + 1
+# and ceil(x / S) - 1 on the first and last pixel; `zf5` centre 20 and shrink 6.5; `vgg` centre 7.5, shrink 8.
 GOLDEN = {
     # x1, x2: paper, zf5, vgg
     (0, 224): ((1, 13), (0, 12), (0, 13)),
