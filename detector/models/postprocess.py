@@ -13,13 +13,13 @@ from detector.models.box_coder import BoxCoder
 from detector.structures import Detections, HeadOutput, ImageMeta
 
 
+CANDIDATE_NMS = 0.5
+"""Suppression of candidates that are looked at again: loose, since their boxes still move."""
+
+
 def softmax_scores(class_logits: Tensor) -> Tensor:
     """Return class probabilities (R, K+1), float32."""
     return torch.softmax(class_logits.float(), dim=1)
-
-
-CANDIDATE_NMS = 0.5
-"""Suppression of candidates that are looked at again: loose, since their boxes still move."""
 
 
 class Postprocess:
@@ -31,7 +31,7 @@ class Postprocess:
     threshold too, and capped before suppression.)
 
     For iterative localisation (Gidaris and Komodakis, "Object detection via a multi-region and semantic
-    segmentation-aware CNN model", 2015, section 5) ``candidates`` gives boxes that the network then sees as
+    segmentation-aware CNN model", 2015) ``candidates`` gives boxes that the network then sees as
     proposals, and ``refine`` what it says of them.
     """
 
