@@ -12,7 +12,6 @@ from detector import boxes as box_ops
 from detector.models.box_coder import BoxCoder
 from detector.structures import Detections, HeadOutput, ImageMeta
 
-
 CANDIDATE_NMS = 0.5
 """Suppression of candidates that are looked at again: loose, since their boxes still move."""
 
