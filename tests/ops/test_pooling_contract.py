@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from rois import random_rois
 from torch import Tensor, nn
 
 from detector.ops import RoIPool, SpatialPyramidPool, roi_pool, spp_pool
+from tests.ops.rois import random_rois
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rois import random_rois
 from torch import Tensor
 
 from detector.ops import roi_pool, spp_pool
+from tests.ops.rois import random_rois
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rois import random_rois
 from torch import Tensor
 
 from detector.ops import RoIPool, roi_pool
+from tests.ops import reference
+from tests.ops.rois import random_rois
 
 FLOATS = [torch.float32, torch.float64]
 HALVES = [torch.float16, torch.bfloat16]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rois import random_rois
 from torch import Tensor, nn
 
 from detector.ops import SpatialPyramidPool, roi_pool, spp_pool, whole_map_rois
+from tests.ops import reference
+from tests.ops.rois import random_rois
 
 LEVELS = (6, 3, 2, 1)
 
