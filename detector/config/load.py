@@ -21,6 +21,8 @@ from detector.errors import InputError, nearest
 
 MAX_BYTES = 1 << 20
 """A config is a page of text; anything larger is not one."""
+MAX_ERRORS = 20
+"""As many mistakes are shown at a time."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -45,7 +47,11 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(_with_tuples(values))
     except ValidationError as error:
-        raise InputError("\n".join(_explain(source, item) for item in error.errors())) from None
+        found = error.errors()
+        lines = [_explain(source, item) for item in found[:MAX_ERRORS]]
+        if len(found) > MAX_ERRORS:
+            lines.append(f"{source}: and {len(found) - MAX_ERRORS} more")
+        raise InputError("\n".join(lines)) from None
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""YAML files, ``_base_``, overrides; files that are broken or meant to harm."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from detector.config import Config, load_config
+from detector.config.load import MAX_BYTES
+from detector.errors import InputError
+from tests.conftest import PROJECT
+
+QUICKSTART = PROJECT / "configs" / "quickstart.yaml"
+
+
+def load(*overrides: str) -> Config:
+    return load_config(QUICKSTART, overrides)
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_overrides_take_yaml_values() -> None:
+    config = load(
+        "train.learning_rate=1e-3",
+        "train.weight_decay=5E-04",
+        "test.scales=[480,600]",
+        "train.evaluate_every=null",
+        "train.schedule.milestones=[0.5, 1e-0]",
+        "data.classes=[cat, 'no']",
+        "model.backbone.freeze=all",
+        "train.group_by_aspect=false",
+        "train.clip_gradient_norm=",
+    )
+    assert config.train.learning_rate == 1e-3
+    assert config.train.weight_decay == 5e-4
+    assert config.test.scales == (480, 600)
+    assert config.train.evaluate_every is None
+    assert config.train.schedule.milestones == (0.5, 1.0)
+    assert config.data.classes == ("cat", "no")
+    assert config.model.backbone.freeze == "all"
+    assert config.train.group_by_aspect is False
+    assert config.train.clip_gradient_norm is None
+
+
+def test_later_overrides_win_and_leave_the_rest() -> None:
+    config = load("train.steps=5", "train.steps=6", "train={flip: 0.25}")
+    assert (config.train.steps, config.train.flip) == (6, 0.25)
+    assert config.train.images_per_batch == load().train.images_per_batch
+
+
+def test_another_source_of_proposals_replaces_the_inherited_one() -> None:
+    config = load("proposals={file: a.npz, format: npz}")
+    assert (config.proposals.file, config.proposals.method) == ("a.npz", None)
+    assert config.proposals.top_k_train == load().proposals.top_k_train
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().train.steps = 3  # type: ignore[misc]
+
+
+def test_bases_are_merged_in_order_and_the_file_wins(tmp_path: Path) -> None:
+    start = write(tmp_path / "start.yaml", QUICKSTART.read_text())
+    write(tmp_path / "deep" / "a.yaml", f"_base_: ../{start.name}\nseed: 1\ntrain: {{flip: 0.1, steps: 3}}\n")
+    write(tmp_path / "deep" / "b.yaml", "seed: 2\ntrain: {flip: 0.2}\n")
+    top = write(tmp_path / "top.yaml", "_base_: [deep/a.yaml, deep/b.yaml]\ntrain: {log_every: 9}\n")
+    config = load_config(top)
+    assert (config.seed, config.train.flip, config.train.steps, config.train.log_every) == (2, 0.2, 3, 9)
+
+
+def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "_base_: b.yaml")
+    write(tmp_path / "b.yaml", "_base_: sub/../a.yaml")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(InputError, match="leads back to this file; remove the circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_base_: missing.yaml", r"missing\.yaml: no such config file"),
+        ("_base_: 3", "_base_ must be a path or a list of paths, not 3"),
+        ("_base_: [a, 3]", "_base_ must be a path or a list of paths"),
+        ("- a\n- b", "a config is a mapping of names to values"),
+        ("just text", "a config is a mapping of names to values"),
+        ("1: 2", "a config is a mapping of names to values"),
+        ("seed: 1\nseed: 2", "key 'seed' twice"),
+        ("train:\n  steps: 1\n  steps: 2", "key 'steps' twice"),
+        ("seed: &a 1\nother: *a", r"aliases \(\*name\) are not allowed"),
+        ("seed: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("seed: !mine 3", "could not determine a constructor"),
+        ("seed: [1", "not readable as YAML"),
+        ("seed: 'a\0b'", "not readable as YAML"),
+        ("? [a]\n: b", "not readable as YAML"),
+        ("seed: 2020-13-45", "not readable as YAML: month must be in 1..12"),
+        ("seed: !!int many", "not readable as YAML"),
+        ("seed: !!bool perhaps", "not readable as YAML"),
+        ("seed: !!timestamp never", "not readable as YAML"),
+        (f"seed: {'1' * 6000}", "not readable as YAML"),
+        ("seed: " + "[" * 20_000, "nested too deeply"),
+    ],
+)
+def test_broken_and_hostile_files_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "broken.yaml", text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(path)
+    assert str(tmp_path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["[1", "2020-13-45", "!!int x", "*a", "!!python/name:os.system", "a: 1: 2"])
+def test_hostile_override_values_are_refused(value: str) -> None:
+    with pytest.raises(InputError, match="the value is not readable as YAML"):
+        load(f"train.steps={value}")
+
+
+def test_files_that_cannot_be_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(InputError, match="not readable as YAML"):
+        load_config(tmp_path / "binary.yaml")
+    with pytest.raises(InputError, match="no such config file"):
+        load_config(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "secret.yaml", "seed: 1")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read any file, so modes would not do
+    with pytest.raises(InputError, match="cannot read the config: Permission denied"):
+        load_config(path)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.yaml"
+    with path.open("wb") as file:
+        file.truncate(10 * 2**30)  # ten sparse GiB
+    with pytest.raises(InputError, match=f"larger than {MAX_BYTES} bytes"):
+        load_config(path)
+
+
+def test_many_keys_take_no_quadratic_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "many.yaml", "".join(f"k{number}:\n" for number in range(15_000)))
+    start = time.process_time()
+    with pytest.raises(InputError, match="and 14984 more"):
+        load_config(path)
+    assert time.process_time() - start < 20
