@@ -1,0 +1,175 @@
+"""Reading image files: whole, the right way up and of the annotated size, or one clear error."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detector.data.images import read_image
+from detector.errors import InputError
+
+Array = np.ndarray
+
+
+def picture(height: int, width: int) -> Array:
+    """Left half red, right half blue, RGB: tells channel order, mirroring and rotation apart."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2, 0] = 250
+    image[:, width // 2 :, 2] = 250
+    image[: height // 4, :, 1] = 200
+    return image
+
+
+def encode(image: Array, suffix: str = ".jpg") -> bytes:
+    return cv2.imencode(suffix, image[:, :, ::-1])[1].tobytes()
+
+
+def with_segment(jpeg: bytes, marker: int, payload: bytes) -> bytes:
+    """Put an application segment right behind the start of ``jpeg``."""
+    return jpeg[:2] + bytes((0xFF, marker)) + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    tag = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 1) + tag + struct.pack(">I", 0)
+    return with_segment(jpeg, 0xE1, b"Exif\0\0" + tiff)
+
+
+def with_thumbnail(jpeg: bytes) -> bytes:
+    return with_segment(jpeg, 0xE1, b"Exif\0\0" + encode(picture(40, 60)))
+
+
+def close(found: Array, expected: Array) -> bool:
+    return found.shape == expected.shape and float(np.abs(found.astype(int) - expected).mean()) < 6
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_reads_rgb_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(encode(picture(64, 48), suffix))
+    image = read_image(path, (64, 48))
+    assert image.dtype == np.uint8
+    assert image.flags["C_CONTIGUOUS"]
+    assert close(image, picture(64, 48))
+
+
+def test_grey_transparent_and_sixteen_bit_files_become_rgb(tmp_path: Path) -> None:
+    grey = np.full((10, 12), 77, np.uint8)
+    for name, pixels in {
+        "grey": grey,
+        "alpha": np.dstack([grey] * 4),
+        "deep": (grey.astype(np.uint16) << 8),
+    }.items():
+        path = tmp_path / f"{name}.png"
+        assert cv2.imwrite(str(path), pixels)
+        assert (read_image(path) == 77).all()
+        assert read_image(path).shape == (10, 12, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_orientation_is_applied_unless_the_annotation_disagrees(
+    tmp_path: Path, orientation: int
+) -> None:
+    stored = picture(64, 96)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored),
+    }[orientation]
+    path = tmp_path / "camera.jpg"
+    path.write_bytes(with_orientation(encode(stored), orientation))
+    assert close(read_image(path), upright)
+    assert close(read_image(path, upright.shape[:2]), upright)
+    if orientation >= 5:  # turned by 90 degrees: the size says how the annotator saw it
+        assert close(read_image(path, (64, 96)), stored)
+
+
+def test_another_size_than_annotated_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encode(picture(64, 48)))
+    with pytest.raises(InputError, match=r"a\.jpg: the image is 48x64 pixels, its annotation says 64x48"):
+        read_image(path, (48, 64))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    whole = encode(noise, suffix)
+    path = tmp_path / f"cut{suffix}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match=r"cut\..*(truncated|not a readable image)"):
+        read_image(path)
+
+
+def test_a_thumbnail_in_the_header_does_not_hide_a_cut(tmp_path: Path) -> None:
+    whole = with_thumbnail(encode(picture(200, 300)))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    assert close(read_image(path), picture(200, 300))
+    path.write_bytes(whole[: int(len(whole) * 0.9)])
+    with pytest.raises(InputError, match="truncated"):
+        read_image(path)
+
+
+def test_bytes_behind_the_end_of_the_image_do_no_harm(tmp_path: Path) -> None:
+    for suffix in (".jpg", ".png"):  # phones append a film, for instance
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(encode(picture(64, 48), suffix) + bytes(200_000))
+        assert close(read_image(path), picture(64, 48))
+
+
+def test_fill_bytes_before_a_marker_are_allowed(tmp_path: Path) -> None:
+    jpeg = encode(picture(64, 48))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg[:2] + b"\xff\xff\xff" + jpeg[2:])
+    assert close(read_image(path), picture(64, 48))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it has ``width`` x ``height`` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(100))), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable image"),
+        (b"no image at all", "not a readable image"),
+        (b"\xff\xd8", "truncated"),
+        (b"\xff\xd8\xff\xd9", "truncated|not a readable image"),
+        (b"\xff\xd8\xff\xe1\xff\xff", "truncated"),
+        (b"\x89PNG\r\n\x1a\n", "truncated"),
+        (bomb(60_000, 60_000), "OpenCV does not decode this image"),
+        (bomb(300, 300), "not a readable image"),
+    ],
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "odd.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.jpg: cannot read the image: No such file"):
+        read_image(tmp_path / "gone.jpg")
+    with pytest.raises(InputError, match="cannot read the image: Is a directory"):
+        read_image(tmp_path)
