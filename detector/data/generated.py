@@ -18,7 +18,8 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
-from detector.data.scenes import CLASSES, Scene, draw_scene
+from detector.data.scenes import Scene, draw_scene
+from detector.data.shapes import CLASSES
 from detector.errors import InputError
 
 MANIFEST = "generated.json"

@@ -17,7 +17,8 @@ from matplotlib.path import Path as Polygon
 from detector import boxes as box_ops
 from detector.data import generated
 from detector.data.generated import MANIFEST, ensure_generated, generate_voc
-from detector.data.scenes import CLASSES, Scene, Shape, draw_scene
+from detector.data.scenes import Scene, draw_scene
+from detector.data.shapes import CLASSES, Shape
 from detector.data.voc import load_voc
 from detector.errors import InputError
 
