@@ -1,7 +1,7 @@
 // Selective search without torch, for a build with AddressSanitizer and UndefinedBehaviorSanitizer:
 //
-//     c++ -std=c++20 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all
-//         csrc/selective_search/sanitizer/run.cpp $(ls csrc/selective_search/*.cpp | grep -v operators) -o run
+//     c++ -std=c++20 -O1 -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all
+//         csrc/selective_search/sanitizer/run.cpp -o run
 //     run HEIGHT WIDTH THREADS < IMAGE.rgb
 //
 // Reads raw RGB pixels, first searches many small images cut and stretched from them, then the image itself
@@ -12,8 +12,19 @@
 #include <cstdlib>
 #include <vector>
 
-#include "../resize.h"
-#include "../search.h"
+// The sources as one unit compile in half the time.
+#include "../blur.cpp"
+#include "../color.cpp"
+#include "../edges.cpp"
+#include "../grouping.cpp"
+#include "../ranking.cpp"
+#include "../recursive_gaussian.cpp"
+#include "../regions.cpp"
+#include "../resize.cpp"
+#include "../search.cpp"
+#include "../segmentation.cpp"
+#include "../similarity.cpp"
+#include "../texture.cpp"
 
 namespace {
 
