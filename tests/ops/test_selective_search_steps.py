@@ -121,7 +121,7 @@ def hierarchy(image: np.ndarray, space: str, k: float, name: str, all_channels: 
 @pytest.mark.parametrize("thirds", [True, False])
 @pytest.mark.parametrize(("space", "all_channels"), [("hsv", False), ("lab", True), ("intensity", False)])
 def test_grouping_equals_the_slow_one(name: str, thirds: bool, space: str, all_channels: bool) -> None:
-    for seed, image in enumerate((scene(26, 32, seed=3), noise(20, 18, seed=4))):
+    for seed, image in enumerate((scene(30, 40, seed=3), noise(24, 20, seed=4))):
         planes = reference.color_planes(image, space)
         labels = reference.segment(planes, copies(space), 0.8, 40.0 * 2**seed, 8)
         count = int(labels.max()) + 1
