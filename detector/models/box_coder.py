@@ -22,7 +22,7 @@ def box_deltas(proposals: Tensor, boxes: Tensor) -> Tensor:
     """Return the plain (dx, dy, dw, dh), (R, 4), that carry ``proposals`` (R, 4) to ``boxes`` (R, 4)."""
     size = proposals[:, 2:] - proposals[:, :2]
     target_size = boxes[:, 2:] - boxes[:, :2]
-    shift = (boxes[:, :2] + target_size / 2 - proposals[:, :2] - size / 2) / size
+    shift = (boxes[:, :2] - proposals[:, :2] + (target_size - size) / 2) / size  # exactly 0 for equal boxes
     return torch.cat((shift, torch.log(target_size / size)), dim=1)
 
 
@@ -70,10 +70,9 @@ class BoxCoder(nn.Module):
 
 def fixed_coder(num_classes: int, means: Iterable[float], deviations: Iterable[float]) -> BoxCoder:
     """Return a coder with one row of constants for all classes."""
-    rows = num_classes + 1
-    return BoxCoder(
-        torch.tensor([list(means)]).repeat(rows, 1), torch.tensor([list(deviations)]).repeat(rows, 1)
-    )
+    constants = torch.tensor([list(means), list(deviations)], dtype=torch.float32)
+    rows = constants[:, None].repeat(1, num_classes + 1, 1)
+    return BoxCoder(rows[0], rows[1])
 
 
 def measured_coder(

@@ -1,0 +1,87 @@
+"""The multi-task loss against the formula written out in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from detector.models.losses import DetectionLoss
+from detector.structures import HeadOutput, SampledRoIs
+
+
+def sampled(labels: list[int], seed: int = 0) -> SampledRoIs:
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.tensor(labels, dtype=torch.int64)
+    targets = torch.randn(len(labels), 4, generator=generator) * (found > 0)[:, None]
+    return SampledRoIs(rois=torch.zeros(len(labels), 5), labels=found, box_targets=targets)
+
+
+def output(count: int, num_classes: int, rows: int | None, seed: int = 1) -> HeadOutput:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, num_classes + 1, generator=generator) * 3
+    deltas = None if rows is None else torch.randn(count, rows, 4, generator=generator) * 2
+    return HeadOutput(logits.requires_grad_(), None if deltas is None else deltas.requires_grad_())
+
+
+def written_out(found: HeadOutput, wanted: SampledRoIs, weight: float, beta: float) -> tuple[float, float]:
+    """L = 1/R sum_i [ -log p_i(u_i) + weight * (u_i > 0) * sum_xywh smooth(t_i - v_i) ]."""
+    logits = found.class_logits.detach().numpy().astype(np.float64)
+    deltas = found.box_deltas.detach().numpy().astype(np.float64)
+    classes, boxes = 0.0, 0.0
+    for row, label in enumerate(wanted.labels.tolist()):
+        shifted = logits[row] - logits[row].max()
+        classes -= shifted[label] - np.log(np.exp(shifted).sum())
+        if label > 0:
+            own = deltas[row, label if deltas.shape[1] > 1 else 0]
+            for difference in np.abs(own - wanted.box_targets[row].numpy()):
+                boxes += 0.5 * difference**2 / beta if difference < beta else difference - 0.5 * beta
+    return classes / len(logits), weight * boxes / len(logits)
+
+
+@pytest.mark.parametrize("rows", [4, 1])
+@pytest.mark.parametrize(("weight", "beta"), [(1.0, 1.0), (2.5, 1 / 9)])
+def test_equals_the_formula(rows: int, weight: float, beta: float) -> None:
+    wanted, found = sampled([0, 2, 0, 1, 3, 3, 0, 0]), output(8, 3, rows)
+    losses = DetectionLoss(weight, beta)(found, wanted)
+    classes, boxes = written_out(found, wanted, weight, beta)
+    assert losses["loss_cls"].item() == pytest.approx(classes, rel=1e-5)
+    assert losses["loss_box"].item() == pytest.approx(boxes, rel=1e-5)
+
+
+def test_only_the_true_class_of_foreground_is_regressed() -> None:
+    wanted, found = sampled([0, 2, 0, 1]), output(4, 3, 4)
+    DetectionLoss()(found, wanted)["loss_box"].backward()
+    touched = found.box_deltas.grad.abs().sum(dim=2) > 0
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[1, 2] = expected[3, 1] = True
+    assert torch.equal(touched, expected)
+
+
+def test_background_alone_has_no_box_loss_but_a_gradient_of_zero() -> None:
+    wanted, found = sampled([0, 0]), output(2, 3, 4)
+    losses = DetectionLoss()(found, wanted)
+    sum(losses.values()).backward()
+    assert losses["loss_box"].item() == 0
+    assert not found.box_deltas.grad.any()
+    assert found.class_logits.grad.any()
+
+
+def test_no_rois_are_no_loss() -> None:
+    found = output(0, 3, 4)
+    losses = DetectionLoss()(found, sampled([]))
+    assert {name: loss.item() for name, loss in losses.items()} == {"loss_cls": 0.0, "loss_box": 0.0}
+    sum(losses.values()).backward()
+
+
+def test_without_box_deltas_there_is_one_loss() -> None:
+    assert set(DetectionLoss()(output(3, 2, None), sampled([0, 1, 2]))) == {"loss_cls"}
+
+
+def test_half_precision_output_is_summed_in_float32() -> None:
+    wanted, found = sampled([1, 0, 2] * 40), output(120, 3, 4)
+    half = HeadOutput(found.class_logits.bfloat16(), found.box_deltas.bfloat16())
+    losses, exact = DetectionLoss()(half, wanted), DetectionLoss()(found, wanted)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.02)

@@ -1,0 +1,161 @@
+"""Post-processing against a slow reference: decode, clip, threshold, suppress, cap."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.postprocess import Postprocess, softmax_scores
+from detector.structures import Detections, HeadOutput, ImageMeta
+from tests.conftest import MakeBoxes
+
+SIZE = (80, 120)
+META = ImageMeta(image_id="a", original_size=SIZE, input_size=(160, 240))
+K = 3
+
+
+def coder() -> BoxCoder:
+    torch.manual_seed(2)
+    return BoxCoder(torch.randn(K + 1, 4) * 0.05, 0.1 + torch.rand(K + 1, 4) * 0.1)
+
+
+def random_output(count: int, seed: int, rows: int = K + 1) -> HeadOutput:
+    generator = torch.Generator().manual_seed(seed)
+    return HeadOutput(
+        torch.randn(count, K + 1, generator=generator) * 2, torch.randn(count, rows, 4, generator=generator)
+    )
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def reference(boxes: Tensor, scores: Tensor, threshold: float, nms: float, cap: int) -> list[tuple]:
+    """Greedy suppression class by class, box by box; earlier proposals and classes win ties."""
+    found = []
+    for label in range(1, K + 1):
+        kept: list[list[float]] = []
+        for row in sorted(range(len(scores)), key=lambda row: -scores[row, label].item()):
+            score = scores[row, label].item()
+            x1, y1, x2, y2 = boxes[row, label if boxes.shape[1] > 1 else 0].tolist()
+            box = [min(max(x1, 0), 120), min(max(y1, 0), 80), min(max(x2, 0), 120), min(max(y2, 0), 80)]
+            if score <= threshold or box[2] <= box[0] or box[3] <= box[1]:
+                continue
+            if all(overlap(box, one) <= nms for one in kept):
+                kept.append(box)
+                found.append((score, label, box))
+    return sorted(found, key=lambda item: -item[0])[:cap]
+
+
+def assert_equal(found: Detections, expected: list[tuple]) -> None:
+    assert found.labels.tolist() == [label for _, label, _ in expected]
+    assert found.scores.tolist() == [score for score, _, _ in expected]
+    assert found.boxes.tolist() == [box for _, _, box in expected]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rows", [K + 1, 1])
+@pytest.mark.parametrize("cap", [7, 1000])
+def test_equals_the_slow_reference(make_boxes: MakeBoxes, seed: int, rows: int, cap: int) -> None:
+    constants = coder() if rows > 1 else fixed_coder(K, (0.0,) * 4, (0.1, 0.1, 0.2, 0.2))
+    output, proposals = random_output(60, seed, rows), make_boxes(60, 75.0, seed)
+    step = Postprocess(constants, score_threshold=0.1, nms_threshold=0.3, max_detections=cap)
+    expected = reference(
+        constants.decode(output.box_deltas, proposals), torch.softmax(output.class_logits, 1), 0.1, 0.3, cap
+    )
+    assert len(expected) > 5
+    assert_equal(step(output, proposals, META), expected)
+
+
+def certain(scores: list[float]) -> Tensor:
+    """Scores (R, K+1) that are given as they are; only class 1 has any."""
+    return torch.tensor([[0.0, score, 0.0, 0.0] for score in scores])
+
+
+def plain(**settings: float) -> Postprocess:
+    return Postprocess(coder(), scores=lambda logits: logits, **{"score_threshold": 0.05, **settings})
+
+
+def test_ties_go_to_the_earlier_proposal_and_the_lower_label() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    scores = certain([0.5, 0.5, 0.5])
+    scores[2, 3] = 0.5
+    found = plain()(HeadOutput(scores, None), boxes, META)
+    assert found.boxes.tolist() == [boxes[0].tolist(), boxes[2].tolist(), boxes[2].tolist()]
+    assert found.labels.tolist() == [1, 1, 3]
+
+
+def test_thresholds_are_exclusive_and_nms_keeps_an_iou_of_exactly_the_threshold() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 5.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0]])
+    found = plain(score_threshold=0.25, nms_threshold=0.5)(
+        HeadOutput(certain([0.75, 0.5, 0.25]), None), boxes, META
+    )
+    assert found.scores.tolist() == [0.75, 0.5]  # 0.25 is not above 0.25; IoU 0.5 is not above 0.5
+
+
+def test_classes_do_not_suppress_one_another() -> None:
+    scores = torch.tensor([[0.0, 0.9, 0.8, 0.7]])
+    found = plain()(HeadOutput(scores, None), torch.tensor([[5.0, 5.0, 30.0, 30.0]]), META)
+    assert found.labels.tolist() == [1, 2, 3]
+
+
+def test_boxes_are_clipped_and_those_outside_dropped() -> None:
+    boxes = torch.tensor([[-20.0, -5.0, 30.0, 200.0], [130.0, 10.0, 150.0, 30.0], [9.0, 9.0, 9.0, 20.0]])
+    found = plain()(HeadOutput(certain([0.9, 0.8, 0.7]), None), boxes, META)
+    assert found.boxes.tolist() == [[0.0, 0.0, 30.0, 80.0]]
+
+
+def test_what_is_not_finite_is_dropped() -> None:
+    output, bad = random_output(6, 0), float("nan")
+    output.box_deltas[0], output.box_deltas[1] = bad, float("inf")
+    output.class_logits[2] = bad
+    proposals = torch.tensor([[10.0 * step, 10.0, 10.0 * step + 9, 19.0] for step in range(6)])
+    found = Postprocess(coder(), score_threshold=0.0, nms_threshold=1.0)(output, proposals, META)
+    assert found.boxes.isfinite().all()
+    assert found.scores.isfinite().all()
+    assert len(found) == 3 * K
+
+
+def test_no_proposals_give_no_detections() -> None:
+    output = HeadOutput(torch.zeros(0, K + 1), torch.zeros(0, K + 1, 4))
+    assert len(plain()(output, torch.zeros(0, 4), META)) == 0
+
+
+@pytest.mark.parametrize(
+    "mirrored",
+    [{"flipped": True}, {"flipped_vertically": True}, {"flipped": True, "flipped_vertically": True}],
+)
+def test_a_flipped_view_gives_the_boxes_of_the_unflipped_one(make_boxes: MakeBoxes, mirrored: dict) -> None:
+    """A network that saw the mirror image answers with mirrored shifts."""
+    constants = fixed_coder(K, (0.0,) * 4, (0.1, 0.1, 0.2, 0.2))
+    output, proposals = random_output(30, 0), make_boxes(30, 75.0)
+    signs = torch.tensor(
+        [-1.0 if "flipped" in mirrored else 1.0, -1.0 if "flipped_vertically" in mirrored else 1.0, 1, 1]
+    )
+    seen = HeadOutput(output.class_logits, output.box_deltas * signs)
+    step = Postprocess(constants)
+    straight = step.decode(output, proposals, META)
+    found = step.decode(seen, proposals, dataclasses.replace(META, **mirrored))
+    torch.testing.assert_close(found[0], straight[0], rtol=1e-5, atol=1e-4)
+    assert torch.equal(found[1], straight[1])
+
+
+def test_several_views_are_suppressed_together(make_boxes: MakeBoxes) -> None:
+    output, proposals = random_output(40, 0), make_boxes(40, 75.0)
+    step = Postprocess(coder(), max_detections=1000)
+    view = step.decode(output, proposals, META)
+    alone, twice = step.select([view], SIZE), step.select([view, view], SIZE)
+    assert_equal(
+        twice, list(zip(alone.scores.tolist(), alone.labels.tolist(), alone.boxes.tolist(), strict=True))
+    )
+
+
+def test_scores_are_probabilities_in_float32() -> None:
+    scores = softmax_scores(torch.randn(5, 4).bfloat16())
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.sum(1), torch.ones(5))

@@ -1,0 +1,203 @@
+"""RoI sampling against the rules of Fast R-CNN, section 2.3, restated slowly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.roi_sampler import RoISampler, match_proposals
+from detector.structures import Batch, ImageMeta, Proposals, Targets
+from tests.conftest import MakeBoxes
+
+CODER = fixed_coder(3, (0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
+
+
+def slow_iou(a: list[float], b: list[float]) -> float:
+    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def roles(rois: Tensor, targets: Targets) -> tuple[dict[tuple, int], set[tuple]]:
+    """Return which boxes may be foreground, and with what label, and which may be background."""
+    foreground, background = {}, set()
+    for box in [*targets.boxes.tolist(), *rois.tolist()]:
+        overlaps = [slow_iou(box, one) for one in targets.boxes.tolist()]
+        best = max(overlaps)
+        if best >= 0.5:
+            foreground[tuple(box)] = int(targets.labels[overlaps.index(best)])
+        elif best >= 0.1:
+            background.add(tuple(box))
+    return foreground, background
+
+
+def crowded_scene(make_boxes: MakeBoxes, seed: int) -> tuple[Tensor, Targets]:
+    """Objects with many proposals near them and many elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    objects = 20 + make_boxes(3, seed=seed) * 0.6
+    near = objects.repeat(40, 1) + torch.randn(120, 4, generator=generator) * 4
+    near[:, 2:] = torch.maximum(near[:, 2:], near[:, :2] + 1)
+    labels = torch.randint(1, 4, (3,), generator=generator)
+    return torch.cat((near, make_boxes(200, seed=seed + 50))), Targets.make(objects, labels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_drawn_roi_follows_the_rules(make_boxes: MakeBoxes, seed: int) -> None:
+    rois, targets = crowded_scene(make_boxes, seed)
+    boxes, labels, box_targets = RoISampler(CODER, rois_per_image=128, seed=seed).sample_image(rois, targets)
+    foreground, background = roles(rois, targets)
+    drawn_foreground = int((labels > 0).sum())
+    assert drawn_foreground == min(32, len(foreground))
+    assert len(boxes) == drawn_foreground + min(128 - drawn_foreground, len(background))
+    for box, label, target in zip(boxes.tolist(), labels.tolist(), box_targets, strict=True):
+        if label:
+            assert foreground[tuple(box)] == label
+            overlaps = [slow_iou(box, one) for one in targets.boxes.tolist()]
+            matched = targets.boxes[overlaps.index(max(overlaps))][None]
+            expected = CODER.encode(torch.tensor([box]), matched, torch.tensor([label]))
+            assert torch.equal(target, expected[0])
+        else:
+            assert tuple(box) in background
+            assert not target.any()
+    assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)  # none twice
+
+
+def test_the_paper_draws_128_rois_of_two_images_at_most_32_foreground(make_boxes: MakeBoxes) -> None:
+    scenes = [crowded_scene(make_boxes, seed) for seed in (3, 4)]
+    batch = Batch(
+        images=torch.zeros(2, 3, 8, 8),
+        proposals=[Proposals(boxes=rois) for rois, _ in scenes],
+        rois_per_image=[rois for rois, _ in scenes],
+        targets=[targets for _, targets in scenes],
+        metas=[ImageMeta(image_id="a", original_size=(8, 8), input_size=(8, 8))] * 2,
+    )
+    sampled = RoISampler(CODER)(batch)
+    assert sampled.rois.shape == (128, 5)
+    assert sampled.rois[:, 0].tolist() == [0] * 64 + [1] * 64
+    assert [int((part > 0).sum()) for part in sampled.labels.split(64)] == [16, 16]
+
+
+def test_the_generators_state_restores_the_draw(make_boxes: MakeBoxes) -> None:
+    rois, targets = crowded_scene(make_boxes, 0)
+    sampler = RoISampler(CODER, seed=5)
+    sampler.sample_image(rois, targets)
+    state = sampler.state_dict()
+    expected = [sampler.sample_image(rois, targets)[0] for _ in range(3)]
+    other = RoISampler(CODER, seed=6)
+    assert not torch.equal(other.sample_image(rois, targets)[0], expected[0])
+    other.load_state_dict(state)
+    for boxes in expected:
+        assert torch.equal(other.sample_image(rois, targets)[0], boxes)
+
+
+def test_the_global_generator_is_left_alone(make_boxes: MakeBoxes) -> None:
+    before = torch.get_rng_state()
+    RoISampler(CODER).sample_image(*crowded_scene(make_boxes, 0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def one_object(**flags: bool) -> Targets:
+    given = {name: torch.tensor([value]) for name, value in flags.items()}
+    return Targets.make(torch.tensor([[10.0, 10.0, 50.0, 50.0]]), torch.tensor([2]), **given)
+
+
+ON_OBJECT, NEAR, FAR = [10.0, 10.0, 50.0, 48.0], [30.0, 10.0, 70.0, 50.0], [80.0, 80.0, 99.0, 99.0]
+
+
+def labels_of(sampler: RoISampler, boxes: list[list[float]], targets: Targets) -> dict[tuple, int]:
+    drawn, labels, _ = sampler.sample_image(torch.tensor(boxes).reshape(-1, 4), targets)
+    return {tuple(box): label for box, label in zip(drawn.tolist(), labels.tolist(), strict=True)}
+
+
+def test_overlap_bounds_and_ground_truth_among_the_proposals() -> None:
+    found = labels_of(RoISampler(CODER), [ON_OBJECT, NEAR, FAR], one_object())
+    assert found == {(10, 10, 50, 50): 2, tuple(ON_OBJECT): 2, tuple(NEAR): 0}  # FAR is below 0.1
+    without = RoISampler(CODER, add_targets=False, background_iou=(0.0, 0.5))
+    assert labels_of(without, [ON_OBJECT, NEAR, FAR], one_object()) == {
+        tuple(ON_OBJECT): 2,
+        tuple(NEAR): 0,
+        tuple(FAR): 0,
+    }
+
+
+def test_the_bounds_themselves_belong_to_foreground_and_to_background() -> None:
+    half, tenth = [10.0, 10.0, 50.0, 30.0], [10.0, 10.0, 50.0, 14.0]
+    assert slow_iou(half, [10, 10, 50, 50]) == 0.5
+    sampler = RoISampler(CODER, add_targets=False, background_iou=(0.25, 0.5))
+    quarter = [10.0, 10.0, 50.0, 20.0]
+    assert labels_of(sampler, [half, tenth, quarter], one_object()) == {tuple(half): 2, tuple(quarter): 0}
+
+
+def test_an_image_without_objects_gives_background_alone(make_boxes: MakeBoxes) -> None:
+    boxes, labels, targets = RoISampler(CODER, rois_per_image=8).sample_image(make_boxes(30), Targets.empty())
+    assert boxes.shape == targets.shape == (8, 4)
+    assert not labels.any()
+    assert not targets.any()
+
+
+def test_an_image_without_proposals_gives_its_objects_or_nothing() -> None:
+    assert labels_of(RoISampler(CODER), [], one_object()) == {(10, 10, 50, 50): 2}
+    assert labels_of(RoISampler(CODER), [], Targets.empty()) == {}
+    assert labels_of(RoISampler(CODER, add_targets=False), [], one_object()) == {}
+
+
+def test_without_foreground_background_fills_the_batch() -> None:
+    sampler = RoISampler(CODER, rois_per_image=4, add_targets=False)
+    shifted = [[30.0 + step, 10.0, 70.0 + step, 50.0] for step in range(6)]
+    drawn = labels_of(sampler, shifted, one_object())
+    assert list(drawn.values()) == [0] * 4
+
+
+def test_short_background_shrinks_the_batch() -> None:
+    sampler = RoISampler(CODER, rois_per_image=64, add_targets=False)
+    many_on_it = [[10.0, 10.0, 50.0, 48.0 - step / 4] for step in range(40)]
+    drawn = labels_of(sampler, [*many_on_it, NEAR], one_object())
+    assert sorted(drawn.values()) == [0] + [2] * 16
+
+
+def test_difficult_objects_train_as_in_the_paper_or_do_not_count() -> None:
+    difficult = one_object(difficult=True)
+    assert labels_of(RoISampler(CODER), [ON_OBJECT], difficult)[tuple(ON_OBJECT)] == 2
+    skipping = RoISampler(CODER, use_difficult=False)
+    assert labels_of(skipping, [ON_OBJECT, FAR], difficult) == {tuple(ON_OBJECT): 0, tuple(FAR): 0}
+
+
+def test_a_crowd_is_neither_object_nor_background() -> None:
+    crowd = one_object(crowd=True)
+    assert labels_of(RoISampler(CODER), [ON_OBJECT, NEAR, FAR], crowd) == {tuple(NEAR): 0, tuple(FAR): 0}
+    both = Targets.make(
+        torch.tensor([[10.0, 10.0, 50.0, 50.0], [60.0, 60.0, 99.0, 99.0]]),
+        torch.tensor([2, 3]),
+        crowd=torch.tensor([True, False]),
+    )
+    wide = RoISampler(CODER, background_iou=(0.0, 0.5), add_targets=False)
+    assert labels_of(wide, [ON_OBJECT, NEAR, [62.0, 60.0, 99.0, 99.0]], both) == {
+        tuple(NEAR): 0,
+        (62.0, 60.0, 99.0, 99.0): 3,
+    }
+
+
+def test_boxes_without_area_are_never_drawn() -> None:
+    flat = [[20.0, 20.0, 20.0, 40.0], [40.0, 40.0, 30.0, 45.0], [5.0, 5.0, 5.0, 5.0]]
+    assert labels_of(RoISampler(CODER), flat, Targets.empty()) == {}
+    _, _, targets = RoISampler(CODER).sample_image(torch.tensor([*flat, NEAR]), one_object())
+    assert targets.isfinite().all()
+
+
+def test_the_first_of_equal_objects_wins() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
+    overlap, match = match_proposals(boxes[:1], Targets.make(boxes, torch.tensor([3, 1])))
+    assert (overlap.item(), match.item()) == (1.0, 0)
+    overlap, match = match_proposals(boxes, Targets.empty())
+    assert (overlap.tolist(), match.tolist()) == ([0, 0], [0, 0])
+
+
+def test_targets_use_the_statistics_of_the_matched_class() -> None:
+    deviations = torch.ones(4, 4)
+    deviations[2] = 0.5
+    sampler = RoISampler(BoxCoder(torch.zeros(4, 4), deviations), add_targets=False)
+    _, _, halved = sampler.sample_image(torch.tensor([ON_OBJECT]), one_object())
+    plain = RoISampler(BoxCoder(torch.zeros(4, 4), torch.ones(4, 4)), add_targets=False)
+    assert torch.equal(halved, 2 * plain.sample_image(torch.tensor([ON_OBJECT]), one_object())[2])
