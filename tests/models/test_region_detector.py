@@ -1,0 +1,165 @@
+"""The network as a whole: pooling over levels, chunks, gradients, and the head's first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detector.models.backbones import Backbone, build_backbone
+from detector.models.box_coder import fixed_coder
+from detector.models.detector import RegionDetector
+from detector.models.heads import BoxHead, BoxPredictor, RoIPooling
+from detector.models.losses import DetectionLoss
+from detector.ops import roi_pool
+from detector.structures import Embedded, SampledRoIs
+from tests.conftest import MakeBoxes
+
+
+def build(
+    backbone: Backbone | None = None, hidden: Sequence[int] = (24, 16), class_agnostic: bool = False
+) -> RegionDetector:
+    torch.manual_seed(0)
+    backbone = backbone or build_backbone("small")
+    pool = RoIPooling(backbone.channels, 3, backbone.stride, backbone.center)
+    head = BoxHead(pool.out_features, hidden, dropout=0.5)
+    predictor = BoxPredictor(head.out_features, 4, class_agnostic)
+    return RegionDetector(backbone, pool, head, predictor, fixed_coder(4, (0,) * 4, (0.1, 0.1, 0.2, 0.2)))
+
+
+def rows(boxes: Tensor, image: int = 0) -> Tensor:
+    return torch.cat((torch.full((len(boxes), 1), float(image)), boxes), dim=1)
+
+
+def test_shapes_of_every_step(make_boxes: MakeBoxes) -> None:
+    model = build().eval()
+    levels = model.features(torch.randn(2, 3, 96, 128))
+    rois = torch.cat((rows(make_boxes(5, 90.0)), rows(make_boxes(2, 90.0), image=1)))
+    assert [level.shape for level in levels] == [(2, 96, 12, 16)]
+    embedded = model.embed(levels, rois)
+    assert isinstance(embedded, Embedded)
+    assert (embedded.pooled.shape, embedded.hidden.shape) == ((7, 96 * 9), (7, 16))
+    output = model.predict(levels, rois)
+    assert (output.class_logits.shape, output.box_deltas.shape) == ((7, 5), (7, 5, 4))
+    assert build(class_agnostic=True).eval().predict(levels, rois).box_deltas.shape == (7, 1, 4)
+    none = model.predict(levels, rois[:0])
+    assert (none.class_logits.shape, none.box_deltas.shape) == ((0, 5), (0, 5, 4))
+
+
+def test_forward_is_predict_on_features(make_boxes: MakeBoxes) -> None:
+    model, images, rois = build().eval(), torch.randn(1, 3, 64, 64), rows(make_boxes(9, 60.0))
+    with torch.inference_mode():
+        assert torch.equal(model(images, rois)[0], model.predict(model.features(images), rois)[0])
+
+
+def test_pooling_subtracts_the_centre_and_flattens_channel_row_column(make_boxes: MakeBoxes) -> None:
+    features, rois = torch.randn(1, 4, 12, 12), rows(make_boxes(20, 90.0))
+    shifted = rois - torch.tensor([0.0, 3.5, 3.5, 3.5, 3.5])
+    for center, seen in ((3.5, shifted), (0.0, rois)):
+        pooled = RoIPooling(4, 3, 8, center)([features], rois)
+        assert torch.equal(pooled, roi_pool(features, seen, 3, 1 / 8).reshape(20, 36))
+
+
+def test_several_levels_equal_calls_of_their_own(make_boxes: MakeBoxes) -> None:
+    pool = RoIPooling(4, 3, 8, 1.5)
+    levels = [torch.randn(2, 4, 6 + 5 * number, 9 + number) for number in range(3)]
+    rois = rows(make_boxes(40, 90.0), image=1)
+    roi_levels = torch.randint(3, (40,), generator=torch.Generator().manual_seed(0))
+    roi_levels[roi_levels == 1] = 2  # one level without any RoI
+    found = pool(levels, rois, roi_levels)
+    for number, level in enumerate(levels):
+        assert torch.equal(found[roi_levels == number], pool([level], rois[roi_levels == number]))
+
+
+def test_gradients_of_several_levels_reach_each(make_boxes: MakeBoxes) -> None:
+    levels = [torch.randn(1, 4, 12, 12, requires_grad=True) for _ in range(2)]
+    roi_levels = torch.tensor([0, 1, 0, 1])
+    RoIPooling(4, 3, 8)(levels, rows(make_boxes(4, 90.0)), roi_levels).sum().backward()
+    for number, level in enumerate(levels):
+        alone = level.detach().clone().requires_grad_()
+        own = rows(make_boxes(4, 90.0))[roi_levels == number]
+        RoIPooling(4, 3, 8)([alone], own).sum().backward()
+        assert level.grad.any()
+        torch.testing.assert_close(level.grad, alone.grad)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_chunks_pool_the_same_bits_and_predict_the_same_but_for_rounding(
+    make_boxes: MakeBoxes, class_agnostic: bool, several: bool
+) -> None:
+    """Pooling does not depend on chunks; matrix products of other sizes may round otherwise."""
+    model = build(class_agnostic=class_agnostic).eval()
+    rois = rows(make_boxes(100, 90.0))
+    roi_levels = torch.arange(100) % 2 if several else None
+    with torch.inference_mode():
+        levels = model.features(torch.randn(1, 3, 96, 96)) * (2 if several else 1)
+        pooled = model.embed(levels, rois, roi_levels).pooled
+        at_once = model.predict(levels, rois, roi_levels)
+        for chunk in (1, 7, 50, 99):
+            model.roi_chunk = chunk
+            for found, expected in zip(model.predict(levels, rois, roi_levels), at_once, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            part = None if roi_levels is None else roi_levels[:chunk]
+            assert torch.equal(model.embed(levels, rois[:chunk], part).pooled, pooled[:chunk])
+
+
+def test_training_is_never_in_chunks(make_boxes: MakeBoxes) -> None:
+    model = build().train()
+    model.roi_chunk = 2
+    calls: list[int] = []
+    model.box_head.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    model(torch.randn(1, 3, 64, 64), rows(make_boxes(9, 60.0)))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64), rows(make_boxes(5, 60.0)))
+    assert calls == [9, 2, 2, 1]
+
+
+def test_gradients_reach_the_backbone_through_roi_pooling(make_boxes: MakeBoxes) -> None:
+    torch.manual_seed(0)
+    model = build(build_backbone("small", freeze=1)).train()
+    rois = rows(make_boxes(16, 60.0))
+    wanted = SampledRoIs(rois=rois, labels=torch.arange(16) % 5, box_targets=torch.randn(16, 4))
+    sum(DetectionLoss()(model(torch.randn(1, 3, 64, 64), rois), wanted).values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+        else:
+            assert name.startswith("backbone.features.")
+            assert parameter.grad is None
+
+
+def test_the_whole_gradient_is_the_numerical_one(make_boxes: MakeBoxes) -> None:
+    model = build(hidden=(6,)).double().eval()
+    rois = rows(make_boxes(3, 30.0)).double()
+    start = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    direction = torch.randn_like(start)
+
+    def loss(step: Tensor) -> Tensor:
+        output = model(start + step * direction, rois)
+        return output.class_logits.square().sum() + output.box_deltas.sum()
+
+    assert torch.autograd.gradcheck(loss, torch.zeros((), dtype=torch.float64, requires_grad=True))
+
+
+def test_the_head_starts_as_in_the_paper() -> None:
+    torch.manual_seed(0)
+    predictor = BoxPredictor(2000, 20)
+    assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert predictor.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert not predictor.cls_score.bias.any()
+    assert not predictor.bbox_pred.bias.any()
+    names = set(build().state_dict())
+    expected = {"box_head.layers.fc6.weight", "box_head.layers.fc7.bias", "predictor.cls_score.weight"}
+    assert expected | {"predictor.bbox_pred.bias", "box_coder.means", "box_coder.deviations"} <= names
+
+
+def test_dropout_is_there_only_where_asked_for() -> None:
+    layers = [type(layer) for layer in BoxHead(4, [3, 2], dropout=0.5).layers]
+    assert layers == [nn.Linear, nn.ReLU, nn.Dropout] * 2
+    assert nn.Dropout not in [type(layer) for layer in BoxHead(4, [3, 2], dropout=0.0).layers]
+    assert BoxHead(4, [], dropout=0.5).out_features == 4
