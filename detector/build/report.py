@@ -40,10 +40,11 @@ def write_report(
     """Write ``metrics.json`` and ``run.png`` into a run's folder."""
     records = read_log(folder / "log.jsonl")
     shown = _examples(test_set, evaluation)
+    evaluations = _series(records, "evaluate", "voc")
     run_picture(
         folder / "run.png",
         losses=_series(records, "train", "loss"),
-        evaluations=_series(records, "evaluate", "voc"),
+        evaluations={name: course for name, course in evaluations.items() if len(course) > 1},
         pr_curves=evaluation.evaluator.precision_recall(),
         figures=figures,
         examples=shown,
