@@ -15,56 +15,67 @@ std::array<uint8_t, 256> color_bins() {
   return bins;
 }
 
-// Calls visit(label, y, begin, end) for each longest run of one label in a row.
-template <class Visit>
-void for_each_run(const int32_t* labels, int height, int width, Visit visit) {
+// Pixels begin..end-1 in raster order, in one row and of one label.
+struct Run {
+  int32_t label;
+  int32_t begin;
+  int32_t end;
+};
+
+std::vector<Run> find_runs(const int32_t* labels, int height, int width) {
+  std::vector<Run> runs;
   for (int y = 0; y < height; ++y) {
-    const int32_t* row = labels + static_cast<int64_t>(y) * width;
-    for (int begin = 0, end; begin < width; begin = end) {
-      for (end = begin + 1; end < width && row[end] == row[begin]; ++end) {
+    const int32_t row = y * width, row_end = row + width;
+    for (int32_t begin = row, end; begin < row_end; begin = end) {
+      for (end = begin + 1; end < row_end && labels[end] == labels[begin]; ++end) {
       }
-      visit(row[begin], y, begin, end);
+      runs.push_back({labels[begin], begin, end});
+    }
+  }
+  return runs;
+}
+
+void measure_boxes(const std::vector<Run>& runs, int height, int width, Regions& regions) {
+  regions.size.assign(regions.count, 0);
+  regions.box.assign(regions.count, {width, height, 0, 0});
+  for (const auto& [label, begin, end] : runs) {
+    const int y = begin / width, row = y * width;
+    regions.size[label] += end - begin;
+    regions.box[label] = enclose(regions.box[label], {begin - row, y, end - 1 - row, y});
+  }
+}
+
+void count_colors(const Planes& planes, const std::vector<Run>& runs, Regions& regions) {
+  static const std::array<uint8_t, 256> bins = color_bins();
+  const int length = regions.histogram_length();
+  for (int c = 0; c < planes.channels; ++c) {
+    const uint8_t* values = planes.channel(c);
+    for (const auto& [label, begin, end] : runs) {
+      uint32_t* histogram = regions.histograms.data() + static_cast<size_t>(label) * length + c * kColorBins;
+      for (int32_t p = begin; p < end; ++p) ++histogram[bins[values[p]]];
     }
   }
 }
 
-void measure_boxes(const int32_t* labels, int height, int width, Regions& regions) {
-  regions.size.assign(regions.count, 0);
-  regions.box.assign(regions.count, {width, height, 0, 0});
-  for_each_run(labels, height, width, [&](int label, int y, int begin, int end) {
-    regions.size[label] += end - begin;
-    regions.box[label] = enclose(regions.box[label], {begin, y, end - 1, y});
-  });
-}
-
-void count_colors(const Planes& planes, const int32_t* labels, Regions& regions) {
-  static const std::array<uint8_t, 256> bins = color_bins();
-  const int length = regions.histogram_length();
-  for_each_run(labels, planes.height, planes.width, [&](int label, int y, int begin, int end) {
-    uint32_t* histogram = regions.histograms.data() + static_cast<size_t>(label) * length;
-    const int64_t row = static_cast<int64_t>(y) * planes.width;
-    for (int c = 0; c < planes.channels; ++c, histogram += kColorBins) {
-      const uint8_t* values = planes.channel(c) + row;
-      for (int x = begin; x < end; ++x) ++histogram[bins[values[x]]];
-    }
-  });
-}
-
 // Adds the texture of one channel. A cell counts in one bin an axis and so in one of the axis' two maps; in
 // the other map it counts as no gradient, as every pixel counts once in every map.
-void count_texture(const Planes& planes, const TextureCell* cells, const int32_t* labels, int offset,
-                   Regions& regions) {
+//
+// Neighbouring pixels count in two tables: most fall into the same bin, and adding to a number that was
+// written just before waits for that write.
+void count_texture(const TextureCell* cells, const std::vector<Run>& runs, int offset, Regions& regions) {
   const int length = regions.histogram_length();
-  std::vector<uint32_t> counts(static_cast<size_t>(regions.count) * kTextureAxes * kSignedTextureBins);
-  for_each_run(labels, planes.height, planes.width, [&](int label, int y, int begin, int end) {
-    uint32_t* histogram = counts.data() + static_cast<size_t>(label) * kTextureAxes * kSignedTextureBins;
-    const TextureCell* row = cells + static_cast<int64_t>(y) * planes.width;
-    for (int x = begin; x < end; ++x) {
-      for (int axis = 0; axis < kTextureAxes; ++axis) ++histogram[axis * kSignedTextureBins + row[x].bin[axis]];
+  constexpr size_t table = kTextureAxes * kSignedTextureBins;
+  std::vector<uint32_t> counts(regions.count * 2 * table);
+  for (const auto& [label, begin, end] : runs) {
+    uint32_t* even = counts.data() + label * 2 * table;
+    for (int32_t p = begin; p < end; ++p) {
+      uint32_t* histogram = even + (p & 1) * table;
+      for (int axis = 0; axis < kTextureAxes; ++axis) ++histogram[axis * kSignedTextureBins + cells[p].bin[axis]];
     }
-  });
+  }
   for (int label = 0; label < regions.count; ++label) {
-    const uint32_t* from = counts.data() + static_cast<size_t>(label) * kTextureAxes * kSignedTextureBins;
+    uint32_t* from = counts.data() + label * 2 * table;
+    for (size_t i = 0; i < table; ++i) from[i] += from[table + i];
     uint32_t* to = regions.histograms.data() + static_cast<size_t>(label) * length + offset;
     for (int axis = 0; axis < kTextureAxes; ++axis, from += kSignedTextureBins, to += 2 * kTextureBins) {
       uint32_t* rising = to;
@@ -109,15 +120,16 @@ void measure_regions(const Planes& planes, const TextureCell* cells, int texture
   regions.count = count;
   regions.color_channels = planes.channels;
   regions.texture_channels = texture_channels;
-  measure_boxes(labels, planes.height, planes.width, regions);
+  const std::vector<Run> runs = find_runs(labels, planes.height, planes.width);
+  measure_boxes(runs, planes.height, planes.width, regions);
   regions.neighbours = find_neighbours(labels, planes.height, planes.width);
   if (texture_channels == 0) return;
   regions.histograms.resize(static_cast<size_t>(count) * regions.histogram_length());
   std::fill(regions.histograms.begin(), regions.histograms.end(), 0u);
-  count_colors(planes, labels, regions);
+  count_colors(planes, runs, regions);
   for (int c = 0; c < texture_channels; ++c) {
     const int offset = regions.color_length() + c * kTextureMaps * kTextureBins;
-    count_texture(planes, cells + c * planes.pixels(), labels, offset, regions);
+    count_texture(cells + c * planes.pixels(), runs, offset, regions);
   }
 }
 

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""Selective search beside OpenCV's: time, memory, and how many objects the proposals cover.
+
+opencv-contrib-python, which alone has selective search, installs the same ``cv2`` package as opencv-python,
+which this project needs; whichever comes second overwrites the first. So the peer runs in an interpreter of
+its own:
+
+    python3 -m venv /tmp/opencv-contrib
+    /tmp/opencv-contrib/bin/pip install opencv-contrib-python numpy
+
+    python benchmarks/selective_search.py speed --opencv /tmp/opencv-contrib/bin/python
+    python benchmarks/selective_search.py recall      boxes of both on BCCD, at equal numbers
+    python benchmarks/selective_search.py reference   against the boxes of the authors' code for 000004.jpg
+    python benchmarks/selective_search.py threads     two threads against one
+    python benchmarks/selective_search.py memory      peak memory by image size
+
+Times are seconds of one core; both programs are pinned to it and take turns image by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import scipy.io
+import torch
+from torch import Tensor
+
+from detector import boxes as box_ops
+from detector.data.voc import load_voc
+from detector.ops.selective_search import selective_search
+from detector.structures import ImageRecord
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+COUNTS = (500, 1000, 2000)
+SEEDS = range(5)
+
+#: What the peer's interpreter runs: a line "mode path" in, a line of JSON out.
+PEER = """
+import json, sys, time
+import cv2
+cv2.setNumThreads(1)
+for line in sys.stdin:
+    mode, path = line.rstrip("\\n").split(" ", 1)
+    image = cv2.imread(path)
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    wall, own = time.perf_counter(), time.process_time()
+    search.setBaseImage(image)
+    search.switchToSelectiveSearchFast() if mode == "opencv_fast" else search.switchToSelectiveSearchQuality()
+    boxes = search.process()
+    print(json.dumps([time.process_time() - own, time.perf_counter() - wall, len(boxes)]), flush=True)
+"""
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def bccd(count: int | None = None) -> list[Path]:
+    paths = sorted((DATA / "bccd" / "JPEGImages").glob("*.jpg"))
+    step = 1 if count is None else max(1, len(paths) // count)
+    return paths[::step][:count]
+
+
+def voc() -> list[Path]:
+    return sorted((DATA / "voc_demo").glob("*.jpg"))
+
+
+@contextmanager
+def peer(python: str, core: int) -> Iterator[Callable[[str, Path], float]]:
+    """Start the peer on ``core``; give a function from mode and image to its seconds of processor time."""
+    command = [python, "-c", PEER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        os.sched_setaffinity(process.pid, {core})
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(mode: str, path: Path) -> float:
+            process.stdin.write(f"{mode} {path}\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())[0]
+
+        yield ask
+        process.stdin.close()
+
+
+def own_seconds(mode: str, image: np.ndarray) -> float:
+    start = time.process_time()
+    selective_search(image, mode)
+    return time.process_time() - start
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Time both on one core, in turns; best of three each for every image."""
+    core = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    cases = [
+        ("opencv_fast", "BCCD", bccd(arguments.images)),
+        ("opencv_fast", "VOC", voc()),
+        ("opencv_quality", "VOC", voc()),
+    ]
+    print(
+        "| strategies | images | ours, ms | OpenCV, ms | ratio: median (lowest to highest) |\n|---|---|---|---|---|"
+    )
+    with peer(arguments.opencv, core) as ask:
+        for mode, name, paths in cases:
+            ours, theirs = [], []
+            for path in paths:
+                image = read_rgb(path)
+                turns = [(own_seconds(mode, image), ask(mode, path)) for _ in range(arguments.repeats)]
+                ours.append(min(turn[0] for turn in turns))
+                theirs.append(min(turn[1] for turn in turns))
+            ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+            print(
+                f"| {mode} | {name}, {len(paths)} | {1e3 * statistics.median(ours):.0f} "
+                f"| {1e3 * statistics.median(theirs):.0f} "
+                f"| {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |",
+                flush=True,
+            )
+    for mode in ("reference_single", "fast", "quality"):
+        best = [min(own_seconds(mode, read_rgb(path)) for _ in range(arguments.repeats)) for path in voc()]
+        print(f"| {mode} | VOC, {len(best)} | {1e3 * statistics.median(best):.0f} | | |", flush=True)
+
+
+def threads(arguments: argparse.Namespace) -> None:
+    """Wall time of one thread over that of two, in turns."""
+    for mode in ("fast", "quality"):
+        ratios = []
+        for path in voc():
+            image, times = read_rgb(path), {1: [], 2: []}
+            for _ in range(5 * arguments.repeats):
+                for count, found in times.items():
+                    start = time.perf_counter()
+                    selective_search(image, mode, num_threads=count)
+                    found.append(time.perf_counter() - start)
+            ratios.append(min(times[1]) / min(times[2]))
+        print(f"{mode}: two threads {statistics.median(ratios):.2f} times one ({ratios})")
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Peak memory of a fresh process for each size, over that of one that searches a small image."""
+    program = (
+        "import sys, cv2, resource\n"
+        "from dataclasses import replace\n"
+        "from detector.ops.selective_search import PRESETS, selective_search\n"
+        "size, mode = int(sys.argv[2]), replace(PRESETS[sys.argv[3]], max_pixels=None)\n"
+        "image = cv2.resize(cv2.imread(sys.argv[1]), (size, size))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "selective_search(image, mode)\n"
+        "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))\n"
+    )
+    for mode in ("fast", "quality"):
+        for size in (1000, 2000, 4000, 7000):
+            command = [sys.executable, "-c", program, str(voc()[0]), str(size), mode]
+            grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+            print(
+                f"{mode}, {size} x {size}: {grown / 2**20:.0f} MiB, {grown / size**2:.1f} bytes a pixel",
+                flush=True,
+            )
+
+
+def coverage(best: list[Tensor], labels: list[Tensor], classes: list[str]) -> list[str]:
+    """Return a table row's cells: recall at 0.5 and 0.7, MABO, best overlap of each class."""
+    overlaps, label = torch.cat(best), torch.cat(labels)
+    means = [float(overlaps[label == i + 1].mean()) for i in range(len(classes))]
+    recalls = [float((overlaps >= threshold).float().mean()) for threshold in (0.5, 0.7)]
+    return [f"{figure:.3f}" for figure in (*recalls, sum(means) / len(means), *means)]
+
+
+def best_overlaps(record: ImageRecord, boxes: Tensor, count: int) -> Tensor:
+    return box_ops.iou(record.targets.boxes, boxes[:count]).amax(dim=1)
+
+
+def recall(arguments: argparse.Namespace) -> None:
+    """Cover BCCD's objects with the first boxes of both, OpenCV's in random order, five seeds each."""
+    records, classes = [], []
+    for split in ("trainval", "test"):
+        data = load_voc(DATA / "bccd", split, min_box_size=2.0)
+        records += [record for record in data.records if len(record.targets)]
+        classes = list(data.classes)
+    given = np.load(DATA / "bccd_opencv_fast_proposals.npz", allow_pickle=False)
+    rows: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}
+    for record in records:
+        image = read_rgb(record.path)
+        theirs = torch.from_numpy(given[record.image_id])
+        for seed in SEEDS:
+            shuffled = theirs[torch.randperm(len(theirs), generator=torch.Generator().manual_seed(seed))]
+            lists = {"OpenCV, shuffled": shuffled, "OpenCV, as it came": theirs}
+            for mode in ("opencv_fast", "fast"):
+                lists[f"ours, {mode}"] = selective_search(image, mode, seed=seed).boxes
+            for name, boxes in lists.items():
+                for count in COUNTS:
+                    best, labels = rows.setdefault((name, count), ([], []))
+                    best.append(best_overlaps(record, boxes, count))
+                    labels.append(record.targets.labels)
+    print("| boxes | at most | recall 0.5 | recall 0.7 | MABO | " + " | ".join(classes) + " |")
+    print("|---" * (5 + len(classes)) + "|")
+    for (name, count), (best, labels) in sorted(rows.items(), key=lambda row: row[0][1]):
+        print(f"| {name} | {count} | " + " | ".join(coverage(best, labels, classes)) + " |")
+
+
+def objects_of(image_id: str) -> Tensor:
+    """Return the boxes (G, 4) of a VOC 2007 test image, half-open."""
+    with tarfile.open(DATA / "voc_eval" / "voc2007_test_annotations.tar.xz") as archive:
+        member = next(entry for entry in archive if entry.name.endswith(f"/{image_id}.xml"))
+        root = ElementTree.parse(archive.extractfile(member)).getroot()
+    corners = [
+        [float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")] for box in root.iter("bndbox")
+    ]
+    return torch.tensor(corners) - torch.tensor([1.0, 1.0, 0.0, 0.0])
+
+
+def reference(arguments: argparse.Namespace) -> None:
+    """Compare with the boxes that Fast R-CNN's demo ships for 000004.jpg (0-based, inclusive)."""
+    raw = scipy.io.loadmat(DATA / "voc_demo" / "proposals" / "000004_boxes.mat")["boxes"].astype(np.float32)
+    given = torch.from_numpy(raw) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    objects = objects_of("000004")
+    theirs = box_ops.iou(objects, given).amax(dim=1)
+    print(
+        f"given, {len(given)} boxes: mean best IoU {theirs.mean():.3f} {[round(v, 2) for v in theirs.tolist()]}"
+    )
+    image = read_rgb(DATA / "voc_demo" / "000004.jpg")
+    for mode in ("fast", "quality"):
+        for seed in SEEDS:
+            boxes = selective_search(image, mode, seed=seed, max_proposals=len(given)).boxes
+            ours = box_ops.iou(objects, boxes).amax(dim=1)
+            matched = (box_ops.iou(given, boxes).amax(dim=1) >= 0.8).float().mean()
+            print(
+                f"{mode}, seed {seed}, {len(boxes)} boxes: mean best IoU {ours.mean():.3f} "
+                f"{[round(v, 2) for v in ours.tolist()]}; {matched:.0%} of the given have a match at 0.8"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = {function.__name__: function for function in (speed, threads, memory, recall, reference)}
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--opencv", metavar="PYTHON", help="the interpreter that has opencv-contrib-python")
+    parser.add_argument("--images", type=int, help="how many images of BCCD to time (default: all 364)")
+    parser.add_argument("--repeats", type=int, default=3, help="times each image is searched (default 3)")
+    arguments = parser.parse_args()
+    if arguments.part == "speed" and arguments.opencv is None:
+        parser.error("speed needs --opencv PYTHON; see --help for how to make that environment")
+    torch.set_num_threads(1)
+    parts[arguments.part](arguments)
+
+
+if __name__ == "__main__":
+    main()
