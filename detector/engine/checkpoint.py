@@ -7,6 +7,7 @@ as nested dicts), ``classes``, ``model`` (state dict) and, for resuming, ``optim
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -34,10 +35,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot write the checkpoint: {reason}") from None
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):  # where the folder itself is the trouble there is no such file
+            temporary.unlink()
+        raise InputError(f"{path}: cannot write the checkpoint: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """Return the system's words: torch covers a full disk with an error about its own bookkeeping."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return (cause.strerror if cause else None) or str(error)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

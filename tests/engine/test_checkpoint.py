@@ -1,0 +1,152 @@
+"""Checkpoints are whole or absent, and only ours are read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detector.engine.checkpoint import (
+    load_checkpoint,
+    load_model_state,
+    numbered_checkpoints,
+    random_states,
+    save_checkpoint,
+    set_random_states,
+)
+from detector.errors import InputError
+from tests.conftest import PROJECT
+
+
+def state(step: int = 3, model: nn.Module | None = None) -> dict[str, Any]:
+    model = model or nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    return {
+        "step": step,
+        "config": {"train": {"steps": 5, "scales": [600]}},
+        "classes": ["cat", "dog"],
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": random_states(),
+        "best": {"metric": 0.5, "step": 2.0},
+    }
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    saved = state()
+    path = tmp_path / "checkpoints" / "step_3.pt"  # the folder is made
+    save_checkpoint(path, saved)
+    loaded = load_checkpoint(path)
+    for key in ("step", "config", "classes", "best"):
+        assert loaded[key] == saved[key]
+    assert all(torch.equal(loaded["model"][name], value) for name, value in saved["model"].items())
+    momentum = loaded["optimizer"]["state"][0]["momentum_buffer"]
+    assert torch.equal(momentum, saved["optimizer"]["state"][0]["momentum_buffer"])
+    assert [found.name for found in path.parent.iterdir()] == ["step_3.pt"]
+
+
+def test_random_states_repeat_what_followed() -> None:
+    saved = random_states()
+    first = torch.rand(5)
+    set_random_states(saved)
+    assert torch.equal(torch.rand(5), first)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "whole.pt", state())
+    whole = (tmp_path / "whole.pt").read_bytes()
+    for number, share in enumerate((0.0, 0.3, 0.9, 0.999)):
+        path = tmp_path / f"cut_{number}.pt"
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(InputError, match=rf"{path.name}: not readable as a checkpoint \(truncated"):
+            load_checkpoint(path)
+    torch.save(nn.Linear(2, 2), tmp_path / "object.pt")
+    with pytest.raises(InputError, match=r"object\.pt: not readable as a checkpoint"):
+        load_checkpoint(tmp_path / "object.pt")
+    for number, foreign in enumerate(
+        (
+            [1, 2],
+            nn.Linear(2, 2).state_dict(),
+            {"format": 1, "step": 0, "config": {}, "classes": [], "model": [1]},
+        )
+    ):
+        torch.save(foreign, tmp_path / f"foreign_{number}.pt")
+        with pytest.raises(InputError, match=rf"foreign_{number}\.pt: not a checkpoint of this project"):
+            load_checkpoint(tmp_path / f"foreign_{number}.pt")
+    torch.save({"format": 99, **state()}, tmp_path / "later.pt")
+    with pytest.raises(InputError, match="checkpoint format 99, this version reads format 1"):
+        load_checkpoint(tmp_path / "later.pt")
+    with pytest.raises(InputError, match=r"gone\.pt: no such checkpoint"):
+        load_checkpoint(tmp_path / "gone.pt")
+
+
+def test_another_architecture_is_named_tensor_by_tensor() -> None:
+    saved = {"model": nn.Linear(4, 2).state_dict()}
+    with pytest.raises(InputError, match=r"a\.pt: .*weight \(2, 4\) where \(3, 4\) is needed"):
+        load_model_state(nn.Linear(4, 3), saved, "a.pt")
+    with pytest.raises(InputError, match=r"missing 0\.weight; missing 0\.bias; unknown weight; unknown bias"):
+        load_model_state(nn.Sequential(nn.Linear(4, 2)), saved, "a.pt")
+    with pytest.raises(InputError, match="; and 2 more"):
+        load_model_state(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2)), saved, "a.pt")
+    model = nn.Linear(4, 2)
+    load_model_state(model, saved, "a.pt")
+    assert torch.equal(model.weight, saved["model"]["weight"])
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
+from detector.errors import InputError
+
+path = Path(sys.argv[1])
+kept = {"config": {}, "classes": [], "model": {"weight": torch.ones(1000)}}
+save_checkpoint(path, {"step": 1, **kept})
+for room in (0, 10_000, 2_000_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try:
+        save_checkpoint(path, {"step": 2, **kept, "more": torch.ones(1_000_000)})
+    except InputError as error:
+        print(error)
+    print(load_checkpoint(path)["step"], [found.name for found in path.parent.iterdir()])
+"""
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files fails the write as a full disk does, at the start or in the middle."""
+    path = tmp_path / "step_2.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6, done.stdout
+    for message, rest in zip(lines[::2], lines[1::2], strict=True):
+        assert message == f"{path}: cannot write the checkpoint: File too large"
+        assert rest == "1 ['step_2.pt']"
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(InputError, match="cannot write the checkpoint: File exists"):
+        save_checkpoint(tmp_path / "run" / "step_1.pt", state())
+
+
+def test_checkpoints_are_listed_by_number(tmp_path: Path) -> None:
+    for name in ("step_10.pt", "step_9.pt", "best.pt", "step_x.pt", "step_3.pt.tmp", ".step_4.pt.7.tmp"):
+        (tmp_path / name).touch()
+    assert [path.name for path in numbered_checkpoints(tmp_path)] == ["step_9.pt", "step_10.pt"]
+    assert numbered_checkpoints(tmp_path / "missing") == []

@@ -1,0 +1,140 @@
+"""The one path from samples to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from detector.engine.inference import choose_scales, detect
+from detector.structures import Batch, Detections, HeadOutput, ImageMeta, Proposals, Targets
+from tests.conftest import MakeBoxes
+
+SCALES = (480, 576, 688, 864, 1200)
+SHORTER = 375
+CROSSOVERS = (158.4, 132.4, 107.6, 80.3)
+"""Side of a square object, in pixels of an image whose shorter side is 375, where the next scale takes over;
+computed from the release's rule, area closest to 224 x 224."""
+
+
+def squares(sides: Sequence[float]) -> list[Tensor]:
+    """Return boxes with these sides in the input pixels of every scale."""
+    boxes = torch.tensor([[10.0, 20.0, 10.0 + side, 20.0 + side] for side in sides])
+    return [boxes * (scale / SHORTER) for scale in SCALES]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_scales_change_where_the_releases_rule_says(number: int) -> None:
+    _, levels = choose_scales(squares([CROSSOVERS[number] + 0.1, CROSSOVERS[number] - 0.1]))
+    assert levels is not None
+    assert levels.tolist() == [number, number + 1]
+
+
+def test_every_proposal_comes_at_its_own_scale() -> None:
+    by_scale = squares([300.0, 145.0, 120.0, 95.0, 20.0])
+    rois, levels = choose_scales(by_scale)
+    assert levels is not None
+    assert levels.tolist() == [0, 1, 2, 3, 4]
+    for row, level in enumerate(levels.tolist()):
+        assert torch.equal(rois[row], by_scale[level][row])
+
+
+def test_areas_count_and_not_sides() -> None:
+    wide = [torch.tensor([[0.0, 0.0, 448.0, 112.0]]) * factor for factor in (0.5, 1.0, 2.0)]
+    assert choose_scales(wide)[1].tolist() == [1]
+    assert choose_scales([wide[1], wide[1]])[1].tolist() == [0]  # the first of equals
+
+
+def test_one_scale_needs_no_choice(make_boxes: MakeBoxes) -> None:
+    boxes = make_boxes(5)
+    rois, levels = choose_scales([boxes])
+    assert torch.equal(rois, boxes)
+    assert levels is None
+
+
+def view(boxes: Tensor, factor: int) -> Batch:
+    size = (60 * factor, 80 * factor)
+    meta = ImageMeta(image_id="a", original_size=(60, 80), input_size=size)
+    return Batch(
+        images=torch.full((1, 3, *size), float(factor)),
+        proposals=[Proposals(boxes=boxes)],
+        rois_per_image=[meta.to_input(boxes)],
+        targets=[Targets.empty()],
+        metas=[meta],
+    )
+
+
+class Recorder:
+    """A network and a decoder that write down what they are given."""
+
+    def __init__(self) -> None:
+        self.looks: list[tuple[Tensor, Tensor | None]] = []
+        self.images: list[float] = []
+        self.decoded: list[tuple[str, Tensor]] = []
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        assert torch.is_inference_mode_enabled()
+        self.images.append(images[0, 0, 0, 0].item())
+        return [images]
+
+    def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
+        assert len(levels) == len(self.images)
+        self.looks.append((rois, roi_levels))
+        return HeadOutput(torch.zeros(len(rois), 2), None)
+
+    def __call__(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> Detections:
+        return self.candidates(output, proposals, meta)
+
+    def candidates(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> Detections:
+        self.decoded.append(("candidates", proposals))
+        return self.found(proposals)
+
+    def refine(self, output: HeadOutput, candidates: Detections, meta: ImageMeta) -> Detections:
+        self.decoded.append(("refine", candidates.boxes))
+        return self.found(candidates.boxes + 1)
+
+    def finish(self, refined: Detections) -> Detections:
+        self.decoded.append(("finish", refined.boxes))
+        return refined
+
+    @staticmethod
+    def found(boxes: Tensor) -> Detections:
+        ones = torch.ones(len(boxes))
+        return Detections(boxes=boxes, scores=ones, labels=ones.long())
+
+
+def test_proposals_are_seen_in_input_pixels_and_decoded_in_original_ones(make_boxes: MakeBoxes) -> None:
+    boxes, recorder = make_boxes(4, 60.0), Recorder()
+    found = detect(recorder, [view(boxes, 3)], recorder)
+    ((rois, levels),) = recorder.looks
+    assert levels is None
+    assert torch.equal(rois, torch.cat((torch.zeros(4, 1), boxes * 3), dim=1))
+    assert torch.equal(found.boxes, boxes)
+
+
+def test_several_scales_are_levels_of_one_prediction(make_boxes: MakeBoxes) -> None:
+    boxes, recorder = make_boxes(6, 60.0), Recorder()
+    detect(recorder, [view(boxes, factor) for factor in (1, 4, 8)], recorder)
+    assert recorder.images == [1.0, 4.0, 8.0]
+    ((rois, levels),) = recorder.looks
+    assert levels is not None
+    factors = torch.tensor([1.0, 4.0, 8.0])[levels]
+    assert torch.equal(rois[:, 1:], boxes * factors[:, None])
+
+
+def test_refinement_looks_again_without_new_features(make_boxes: MakeBoxes) -> None:
+    boxes, recorder = make_boxes(4, 60.0), Recorder()
+    found = detect(recorder, [view(boxes, 2)], recorder, refinements=2)
+    assert recorder.images == [2.0]
+    assert [name for name, _ in recorder.decoded] == ["candidates", "refine", "refine", "finish"]
+    for number, (rois, _) in enumerate(recorder.looks):
+        assert torch.equal(rois[:, 1:], (boxes + max(0, number - 1)) * 2)
+    assert torch.equal(found.boxes, boxes + 2)
+
+
+def test_an_image_without_proposals_has_no_detections() -> None:
+    recorder = Recorder()
+    assert len(detect(recorder, [view(torch.zeros(0, 4), 1)], recorder)) == 0
+    assert recorder.looks == []

@@ -1,0 +1,105 @@
+"""Schedules against closed formulas, and the solver's groups."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from detector.engine.optim import build_schedule, build_sgd, set_learning_rate
+
+
+def test_step_schedule_is_the_papers() -> None:
+    factor = build_schedule(40_000, kind="step", milestones=(0.75,), gamma=0.1)
+    assert [factor(step) for step in (0, 29_999)] == [1.0, 1.0]
+    assert [factor(step) for step in (30_000, 39_999)] == [0.1, 0.1]
+
+
+def test_every_milestone_multiplies() -> None:
+    factor = build_schedule(100, kind="step", milestones=(0.5, 0.5, 0.8), gamma=0.5)
+    assert [factor(step) for step in (49, 50, 79, 80)] == [1.0, 0.25, 0.25, 0.125]
+
+
+def test_cosine_falls_from_one_to_its_final_value() -> None:
+    factor = build_schedule(200, kind="cosine", final=0.1)
+    for step in range(0, 201, 7):
+        expected = 0.1 + 0.9 * (1 + math.cos(math.pi * step / 200)) / 2
+        assert factor(step) == pytest.approx(expected)
+    assert factor(0) == 1.0
+    assert factor(200) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine"])
+def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone(kind: str) -> None:
+    plain = build_schedule(1000, kind=kind, milestones=(0.9,))
+    warm = build_schedule(1000, kind=kind, milestones=(0.9,), warmup=0.05, warmup_start=0.2)
+    for step in range(50):
+        assert warm(step) == pytest.approx(plain(step) * (0.2 + 0.8 * step / 50))
+    assert all(warm(step) == plain(step) for step in range(50, 1000, 10))
+
+
+def test_a_schedule_stretches_with_its_steps() -> None:
+    settings = {"kind": "step", "milestones": (0.25, 0.5), "warmup": 0.1}
+    short, long = build_schedule(40, **settings), build_schedule(4000, **settings)
+    assert [short(step) for step in range(40)] == [long(100 * step) for step in range(40)]
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="schedule 'linear' is unknown; known: step, cosine"):
+        build_schedule(10, kind="linear")(0)
+
+
+def network() -> nn.Sequential:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    layers[0].requires_grad_(False)
+    return layers
+
+
+def sgd(model: nn.Module, *, bias_decay: bool = False) -> torch.optim.SGD:
+    return build_sgd(
+        model,
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        bias_lr_factor=2.0,
+        bias_decay=bias_decay,
+    )
+
+
+@pytest.mark.parametrize("bias_decay", [False, True])
+def test_biases_and_norms_have_their_own_rate_and_decay(bias_decay: bool) -> None:
+    model = network()
+    weights, biases = sgd(model, bias_decay=bias_decay).param_groups
+    assert [id(p) for p in weights["params"]] == [id(model[3].weight)]
+    assert [id(p) for p in biases["params"]] == [id(p) for p in (*model[1].parameters(), model[3].bias)]
+    assert (weights["lr"], biases["lr"]) == (0.01, 0.02)
+    assert (weights["weight_decay"], biases["weight_decay"]) == (5e-4, 5e-4 if bias_decay else 0.0)
+    assert weights["momentum"] == biases["momentum"] == 0.9
+
+
+def test_rates_follow_the_factor_in_every_group() -> None:
+    optimizer = sgd(network())
+    assert set_learning_rate(optimizer, 0.1) == pytest.approx(0.001)
+    assert set_learning_rate(optimizer, 0.5) == pytest.approx(0.005)  # from the initial rate, not the last
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.01])
+
+
+def test_a_step_is_that_of_the_formula() -> None:
+    """v = momentum * v + gradient + decay * w; w = w - rate * v."""
+    model = nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+        model.bias.fill_(3.0)
+    optimizer = sgd(model)
+    weight, bias, weight_speed, bias_speed = 2.0, 3.0, 0.0, 0.0
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.tensor([[5.0]])).sum().backward()  # gradients 5 and 1
+        optimizer.step()
+        weight_speed = 0.9 * weight_speed + 5 + 5e-4 * weight
+        bias_speed = 0.9 * bias_speed + 1
+        weight, bias = weight - 0.01 * weight_speed, bias - 0.02 * bias_speed
+    assert model.weight.item() == pytest.approx(weight, rel=1e-6)
+    assert model.bias.item() == pytest.approx(bias, rel=1e-6)
