@@ -156,7 +156,7 @@ class ImageMeta:
         return self.mirror(box_ops.scale(boxes, self.scale), self.input_size)
 
     def mirror(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return ``boxes`` (..., 4) flipped as this view is, in a frame of ``size``; twice gives them back."""
+        """Return ``boxes`` (..., 4) flipped as this view is, in a frame of ``size``; twice: as before."""
         if self.flipped:
             boxes = box_ops.flip(boxes, size[1])
         return box_ops.flip_vertical(boxes, size[0]) if self.flipped_vertically else boxes

@@ -237,7 +237,8 @@ class Region:
         rows, columns = np.nonzero(mask)
         self.box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
         self.color = [
-            np.bincount(np.floor(24.0 * plane[mask] / 255 + 0.5).astype(int), minlength=25) for plane in planes
+            np.bincount(np.floor(24.0 * plane[mask] / 255 + 0.5).astype(int), minlength=25)
+            for plane in planes
         ]
         self.texture = [
             np.bincount(bins[mask][:, m], minlength=10) for bins in textures for m in range(bins.shape[2])

@@ -54,7 +54,7 @@ def test_scoring_files_needs_no_images_and_no_library(tool: Tool, tmp_path: Path
     for image in (root / "JPEGImages").iterdir():
         image.unlink()
     (tmp_path / "dets").mkdir()
-    (tmp_path / "dets" / "comp4_det_test_disc.txt").write_text("")
+    (tmp_path / "dets" / "comp4_det_test_ring.txt").write_text("")
     result = tool("evaluate", "--detections", tmp_path / "dets", "--annotations", root, "--iou", "0.7")
     assert result.returncode == 0, result.stderr
     missing = tool("evaluate", "--detections", tmp_path / "none", "--annotations", root)
