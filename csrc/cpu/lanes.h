@@ -9,6 +9,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -63,6 +67,27 @@ DETECTOR_INLINE To reinterpret(From from) {
   To to;
   std::memcpy(&to, &from, sizeof(To));
   return to;
+}
+
+// Copies to memory that is written once and read much later: around the caches, where that can be had, so that
+// lines need not be read before they are overwritten.
+DETECTOR_INLINE void copy_past_caches(const void* from, int64_t bytes, void* to) {
+  const char* source = static_cast<const char*>(from);
+  char* target = static_cast<char*>(to);
+  int64_t done = 0;
+#if defined(__SSE2__)
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(__m128i) == 0)
+    for (; done + int64_t(sizeof(__m128i)) <= bytes; done += sizeof(__m128i))
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target + done), load<__m128i>(source + done));
+#endif
+  std::memcpy(target + done, source + done, bytes - done);
+}
+
+// Such copies become visible to other threads no later than this.
+DETECTOR_INLINE void order_copies() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 using Floats = Vector<float>;

@@ -1,14 +1,11 @@
 #include "cpu/pool.h"
 
 #include "cpu/blocked_map.h"
+#include "cpu/huge_pages.h"
 #include "cpu/lanes.h"
 #include "cpu/regions.h"
 
 #include <torch/headeronly/core/Dispatch_v2.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 
@@ -53,10 +50,14 @@ template <typename M, typename scalar_t>
 DETECTOR_INLINE void write_level(const M* values, const Shape& shape, M* scratch, scalar_t* to) {
   transpose(values, shape.bins, shape.width, shape.width, scratch, shape.bins);
   const int64_t count = shape.channels * shape.bins;
-  int64_t i = 0;
-  if constexpr (!std::is_integral_v<M>)
-    for (; i + kLanes <= count; i += kLanes) narrow(to + i, load<Vector<M>>(scratch + i));
-  for (; i < count; ++i) to[i] = static_cast<scalar_t>(scratch[i]);
+  scalar_t* narrowed = reinterpret_cast<scalar_t*>(scratch);  // in place: no number is overwritten before it is read
+  if constexpr (!std::is_same_v<M, scalar_t>) {
+    int64_t i = 0;
+    if constexpr (!std::is_integral_v<M>)
+      for (; i + kLanes <= count; i += kLanes) narrow(narrowed + i, load<Vector<M>>(scratch + i));
+    for (; i < count; ++i) store(narrowed + i, static_cast<scalar_t>(load<M>(scratch + i)));
+  }
+  copy_past_caches(narrowed, count * sizeof(scalar_t), to);
 }
 
 #define DETECTOR_WRITE(M, scalar_t)                                                                      \
@@ -118,7 +119,7 @@ DETECTOR_INLINE void reset(Cells<M, V>& best) {
 }
 
 template <Mode mode, typename M, int64_t V>
-DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, IndexOf<M> index) {
+DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, Vector<IndexOf<M>> index) {
   for (int64_t v = 0; v < V; ++v) {
     const Vector<M> value = load<Vector<M>>(cell + v * kLanes);
     if (mode == Mode::average) {
@@ -126,7 +127,7 @@ DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, IndexOf<M> index) {
     } else {
       const auto greater = value > best.value[v];
       best.value[v] = greater ? value : best.value[v];
-      if (mode == Mode::argmax) best.index[v] = greater ? Vector<IndexOf<M>>{} + index : best.index[v];
+      if (mode == Mode::argmax) best.index[v] = greater ? index : best.index[v];
     }
   }
 }
@@ -165,9 +166,12 @@ DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const 
     for (int64_t q = 0; q < level.width; ++q, ++bin) {
       Cells<M, V> best;
       reset<mode>(best);
-      for (int64_t y = rows[p].begin; y < rows[p].end; ++y)
-        for (int64_t x = columns[q].begin; x < columns[q].end; ++x)
-          take<mode>(best, image + (y * map_width + x) * cell_stride, static_cast<IndexOf<M>>(y * map_width + x));
+      for (int64_t y = rows[p].begin; y < rows[p].end; ++y) {
+        int64_t cell = y * map_width + columns[q].begin;
+        auto index = Vector<IndexOf<M>>{} + static_cast<IndexOf<M>>(cell);
+        for (int64_t x = columns[q].begin; x < columns[q].end; ++x, ++cell, index += 1)
+          take<mode>(best, image + cell * cell_stride, index);
+      }
       if (mode == Mode::average && !rows[p].empty() && !columns[q].empty()) {
         const M count = static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
         for (int64_t v = 0; v < V; ++v) best.value[v] /= count;
@@ -226,7 +230,7 @@ DETECTOR_INLINE void pool_roi(const Job<M>& job, int64_t roi, const Block<M>& bl
 
 // RoIs are taken a few at a time, each few through all blocks: their output and a block's part of the map
 // stay in cache together.
-constexpr int64_t kTile = 8;
+constexpr int64_t kTile = 32;
 
 template <Mode mode, typename M>
 DETECTOR_INLINE void pool_tasks(const Job<M>& job, int64_t begin, int64_t end) {
@@ -242,6 +246,7 @@ DETECTOR_INLINE void pool_tasks(const Job<M>& job, int64_t begin, int64_t end) {
     else
       pool_roi<mode, 1>(job, roi, block, scratch);
   }
+  order_copies();
 }
 
 #define DETECTOR_POOL(M)                                                              \
@@ -257,17 +262,6 @@ DETECTOR_INLINE void pool_tasks(const Job<M>& job, int64_t begin, int64_t end) {
 DETECTOR_POOL(float)
 DETECTOR_POOL(double)
 #undef DETECTOR_POOL
-
-// Fresh memory costs a page fault for every 4 KiB written; on huge pages a large output costs a quarter.
-void advise_huge_pages(const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = (begin + tensor.numel() * tensor.element_size()) / kHuge * kHuge;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 template <typename scalar_t>
 void run(const Pooling& pooling, const Tensor& features, const Regions& regions, const Tensor& pooled,

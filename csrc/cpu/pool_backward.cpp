@@ -1,3 +1,4 @@
+#include "cpu/huge_pages.h"
 #include "cpu/lanes.h"
 #include "cpu/pool.h"
 #include "cpu/regions.h"
@@ -24,13 +25,26 @@ struct Job {
   scalar_t* out;
 };
 
+// The next RoI's part of the output lies far off, and is too short for the processor to see it coming.
+template <typename scalar_t>
+void prefetch(const Job<scalar_t>& job, int64_t at, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(int32_t);
+  for (int64_t i = at; i < at + count; i += kLine) {
+    __builtin_prefetch(job.grad + i);
+    __builtin_prefetch(job.argmax + i);
+  }
+}
+
 // Sends every gradient of image `image` and the given channels to the cell its value came from.
 template <typename scalar_t>
 void scatter(const Job<scalar_t>& job, int64_t image, int64_t first, int64_t count, Compute<scalar_t>* sums) {
-  for (const int64_t roi : job.rois_of[image])
+  const std::vector<int64_t>& rois = job.rois_of[image];
+  const int64_t stride = job.pooling.bins * job.channels;  // of a RoI in the output
+  for (size_t i = 0; i < rois.size(); ++i)
     for (const Level& level : job.pooling.levels) {
-      const int64_t bins = level.height * level.width;
-      const int64_t at = (roi * job.pooling.bins + level.first_bin) * job.channels + first * bins;
+      const int64_t bins = level.height * level.width, offset = level.first_bin * job.channels + first * bins;
+      const int64_t at = rois[i] * stride + offset;
+      if (i + 1 < rois.size()) prefetch(job, rois[i + 1] * stride + offset, count * bins);
       for (int64_t c = 0; c < count; ++c) {
         const scalar_t* grad = job.grad + at + c * bins;
         const int32_t* cell = job.argmax + at + c * bins;
@@ -128,6 +142,7 @@ Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& r
 
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
   if (result.numel() == 0) return result;
+  advise_huge_pages(result);
   THO_DISPATCH_V2(
       grad.scalar_type(), "region pooling", AT_WRAP(([&] {
         const Job<scalar_t> job{

@@ -1,0 +1,109 @@
+"""Times detector.ops.roi_pool against torchvision's, in one process, alternating.
+
+    python benchmarks/roi_pool.py [--proposals data/bccd_opencv_fast_proposals.npz]
+
+Map (1, 512, 38, 50), float32, 7 x 7 bins. The limit printed at the end is what writing the output to fresh
+memory costs by itself on this machine, page faults included.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+from paired import compare, copy_bandwidth, fresh_memory, proposal_rois, uniform_rois
+from torch import Tensor
+from torchvision.ops import roi_pool as torchvision_roi_pool
+
+from detector.ops import roi_pool
+
+SIZE = (600, 800)  # of the image, pixels
+STRIDE = 16
+
+
+def inference(name: str, features: Tensor, rois: Tensor, rounds: int) -> None:
+    with torch.no_grad():
+        compare(
+            name,
+            lambda: roi_pool(features, rois, 7, 1 / STRIDE),
+            lambda: torchvision_roi_pool(features, rois, 7, 1 / STRIDE),
+            rounds,
+        )
+
+
+def training(label: str, features: Tensor, rois: Tensor, rounds: int) -> None:
+    features = features.detach().requires_grad_()
+    pooled = roi_pool(features, rois, 7, 1 / STRIDE)
+    expected = torchvision_roi_pool(features, rois, 7, 1 / STRIDE)
+    grad = torch.randn_like(pooled)
+    compare(
+        f"training forward, {label}",
+        lambda: roi_pool(features, rois, 7, 1 / STRIDE),
+        lambda: torchvision_roi_pool(features, rois, 7, 1 / STRIDE),
+        rounds,
+    )
+    compare(
+        f"training backward, {label}",
+        lambda: torch.autograd.grad(pooled, features, grad, retain_graph=True),
+        lambda: torch.autograd.grad(expected, features, grad, retain_graph=True),
+        rounds,
+    )
+
+
+def half(label: str, features: Tensor, rois: Tensor, rounds: int) -> None:
+    narrow = features.bfloat16()
+    with torch.no_grad():
+        compare(
+            f"bfloat16 inference, {label}; torchvision with casts",
+            lambda: roi_pool(narrow, rois, 7, 1 / STRIDE),
+            lambda: torchvision_roi_pool(narrow.float(), rois, 7, 1 / STRIDE).bfloat16(),
+            rounds,
+        )
+
+
+def chunks(features: Tensor, rois: Tensor) -> None:
+    """Pool and first linear layer, all RoIs at once against a chunk at a time: which chunk serves best."""
+    weight = torch.randn(1024, 512 * 49)
+
+    def head(chunk: int) -> None:
+        for part in rois.split(chunk):
+            torch.nn.functional.linear(roi_pool(features, part, 7, 1 / STRIDE).flatten(1), weight)
+
+    with torch.no_grad():
+        for chunk in (64, 128, 256, 512, 1024):
+            chunked, whole = partial(head, chunk), partial(head, len(rois))
+            compare(f"pool and fc6, chunks of {chunk} against one", chunked, whole, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--proposals", help=".npz of proposals; uniform boxes are timed in any case")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--chunks", action="store_true", help="measure chunk sizes of pool and head as well")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    kinds = {"uniform": uniform_rois}
+    if arguments.proposals:
+        kinds["proposals"] = lambda *options: proposal_rois(arguments.proposals, *options)
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        for kind, make in kinds.items():
+            label = f"{kind}, {threads} thread(s)"
+            features, rois = torch.randn(1, 512, 38, 50), make(2000, 1, SIZE)
+            inference(f"inference, 2000 RoIs, {label}", features, rois, arguments.rounds)
+            inference(f"inference, 128 RoIs, {label}", features, rois[:128], 4 * arguments.rounds)
+            half(f"2000 RoIs, {label}", features, rois, arguments.rounds)
+            pair = make(128, 2, SIZE)
+            training(f"128 RoIs on 2, {label}", torch.randn(2, 512, 38, 50), pair, 4 * arguments.rounds)
+        if arguments.chunks:
+            chunks(features, rois)
+        print(
+            f"{threads} thread(s): 201 MB of fresh memory {1e3 * fresh_memory(2000 * 512 * 49):.1f} ms,"
+            f" copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s"
+        )
+
+
+if __name__ == "__main__":
+    main()
