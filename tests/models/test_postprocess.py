@@ -159,3 +159,30 @@ def test_scores_are_probabilities_in_float32() -> None:
     scores = softmax_scores(torch.randn(5, 4).bfloat16())
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.sum(1), torch.ones(5))
+
+
+def test_refining_takes_the_box_and_score_of_the_candidates_own_class(make_boxes: MakeBoxes) -> None:
+    step = Postprocess(coder(), score_threshold=0.1, max_detections=4)
+    output, proposals = random_output(60, 0), make_boxes(60, 75.0)
+    candidates = step.candidates(output, proposals, META)
+    boxes, scores = step.decode(output, proposals, META)
+    assert_equal(candidates, reference(boxes, scores, 0.1, 0.5, 8))  # loose NMS, twice as many
+    second = random_output(len(candidates), 5)
+    refined = step.refine(second, candidates, META)
+    boxes, scores = step.decode(second, candidates.boxes, META)
+    assert torch.equal(refined.labels, candidates.labels)
+    for row, label in enumerate(candidates.labels.tolist()):
+        assert refined.scores[row] == scores[row, label]
+        x1, y1, x2, y2 = boxes[row, label].tolist()
+        clipped = [min(max(x1, 0), 120), min(max(y1, 0), 80), min(max(x2, 0), 120), min(max(y2, 0), 80)]
+        assert refined.boxes[row].tolist() == clipped
+
+
+def test_finishing_suppresses_and_caps_like_the_first_look(make_boxes: MakeBoxes) -> None:
+    output, proposals = random_output(60, 0), make_boxes(60, 75.0)
+    boxes, scores = plain().decode(HeadOutput(output.class_logits, None), proposals, META)
+    rows, labels = torch.nonzero(scores[:, 1:] > -9).unbind(1)
+    every = Detections(boxes=boxes[rows, 0], scores=scores[rows, labels + 1], labels=labels + 1)
+    found = plain(max_detections=9).finish(every)
+    assert_equal(found, reference(boxes, scores, 0.05, 0.3, 9))
+    assert len(plain().finish(Detections.empty())) == 0
