@@ -124,10 +124,10 @@ Tensor texture(const Tensor& plane) {
                   "plane must be a contiguous uint8 tensor of shape (H, W)");
   const int height = static_cast<int>(plane.size(0)), width = static_cast<int>(plane.size(1));
   STD_TORCH_CHECK(height > 0 && width > 0, "plane must not be empty");
-  Buffer<TextureCell> cells(static_cast<size_t>(plane.numel()));
+  Buffer<uint8_t> bins(static_cast<size_t>(kTextureAxes * plane.numel()));
   Buffer<double> scratch;
-  texture_cells(plane.const_data_ptr<uint8_t>(), height, width, scratch, cells.data());
-  return copy_of(plane, {height, width, kTextureAxes}, ScalarType::Byte, cells.data()->bin);
+  texture_bins(plane.const_data_ptr<uint8_t>(), height, width, scratch, bins.data());
+  return copy_of(plane, {kTextureAxes, height, width}, ScalarType::Byte, bins.data());
 }
 
 Tensor segment(const Tensor& image, int64_t color_space, double sigma, double k, int64_t min_size) {

@@ -57,12 +57,13 @@ void count_colors(const Planes& planes, const std::vector<Run>& runs, Regions& r
   }
 }
 
-// Adds the texture of one channel. A cell counts in one bin an axis and so in one of the axis' two maps; in
+// Adds the texture of one channel. A pixel counts in one bin an axis and so in one of the axis' two maps; in
 // the other map it counts as no gradient, as every pixel counts once in every map.
 //
 // Neighbouring pixels count in two tables: most fall into the same bin, and adding to a number that was
 // written just before waits for that write.
-void count_texture(const TextureCell* cells, const std::vector<Run>& runs, int offset, Regions& regions) {
+void count_texture(const uint8_t* texture, int64_t pixels, const std::vector<Run>& runs, int offset,
+                   Regions& regions) {
   const int length = regions.histogram_length();
   constexpr size_t table = kTextureAxes * kSignedTextureBins;
   std::vector<uint32_t> counts(regions.count * 2 * table);
@@ -70,7 +71,9 @@ void count_texture(const TextureCell* cells, const std::vector<Run>& runs, int o
     uint32_t* even = counts.data() + label * 2 * table;
     for (int32_t p = begin; p < end; ++p) {
       uint32_t* histogram = even + (p & 1) * table;
-      for (int axis = 0; axis < kTextureAxes; ++axis) ++histogram[axis * kSignedTextureBins + cells[p].bin[axis]];
+      for (int axis = 0; axis < kTextureAxes; ++axis) {
+        ++histogram[axis * kSignedTextureBins + texture[axis * pixels + p]];
+      }
     }
   }
   for (int label = 0; label < regions.count; ++label) {
@@ -115,7 +118,7 @@ std::vector<std::pair<int, int>> find_neighbours(const int32_t* labels, int heig
 
 }  // namespace
 
-void measure_regions(const Planes& planes, const TextureCell* cells, int texture_channels,
+void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels,
                      const int32_t* labels, int count, Regions& regions) {
   regions.count = count;
   regions.color_channels = planes.channels;
@@ -129,7 +132,7 @@ void measure_regions(const Planes& planes, const TextureCell* cells, int texture
   count_colors(planes, runs, regions);
   for (int c = 0; c < texture_channels; ++c) {
     const int offset = regions.color_length() + c * kTextureMaps * kTextureBins;
-    count_texture(cells + c * planes.pixels(), runs, offset, regions);
+    count_texture(texture + c * kTextureAxes * planes.pixels(), planes.pixels(), runs, offset, regions);
   }
 }
 

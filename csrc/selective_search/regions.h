@@ -41,9 +41,9 @@ struct Regions {
   int histogram_length() const { return color_length() + texture_length(); }
 };
 
-// Measures regions 0..count-1 of `labels`. `cells` holds `texture_channels` planes of texture, or none where
+// Measures regions 0..count-1 of `labels`. `texture` holds the bins of `texture_channels` channels, or none where
 // no similarity asks for histograms. Neighbours share a side of a pixel.
-void measure_regions(const Planes& planes, const TextureCell* cells, int texture_channels,
+void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels,
                      const int32_t* labels, int count, Regions& regions);
 
 }  // namespace detector::selective_search

@@ -18,7 +18,7 @@ namespace {
 // What the scales of one colour space share.
 struct Prepared {
   Planes planes;
-  Buffer<TextureCell> cells;
+  Buffer<uint8_t> texture;
   int texture_channels = 0;
   Buffer<Edge> edges;
   Forest start;
@@ -41,12 +41,12 @@ void prepare(const RgbView& image, ColorSpace space, const SearchConfig& config,
   const Planes& planes = prepared.planes;
   const bool textured = std::any_of(config.similarities.begin(), config.similarities.end(), uses_histograms);
   prepared.texture_channels = !textured ? 0 : config.all_texture_channels ? planes.channels : 1;
-  prepared.cells.resize(prepared.texture_channels * planes.pixels());
+  const int64_t plane = kTextureAxes * planes.pixels();
+  prepared.texture.resize(prepared.texture_channels * plane);
   {
     Buffer<double> scratch;  // gone before the edges, which are the largest array
     for (int c = 0; c < prepared.texture_channels; ++c) {
-      texture_cells(planes.channel(c), planes.height, planes.width, scratch,
-                    prepared.cells.data() + c * planes.pixels());
+      texture_bins(planes.channel(c), planes.height, planes.width, scratch, prepared.texture.data() + c * plane);
     }
   }
   sorted_edges(planes, config.sigma, prepared.edges);
@@ -153,7 +153,7 @@ class Search {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (++job.color->segmented == scale_order_.size()) prepared.release_graph();
     }
-    measure_regions(planes, prepared.cells.data(), prepared.texture_channels, workspace.labels.data(), count,
+    measure_regions(planes, prepared.texture.data(), prepared.texture_channels, workspace.labels.data(), count,
                     workspace.regions);
     {
       const std::lock_guard<std::mutex> lock(mutex_);

@@ -10,16 +10,12 @@ constexpr int kTextureBins = 10;                              // of each half-wa
 constexpr int kSignedTextureBins = 2 * kTextureBins - 1;      // both halves of an axis: -9..9
 constexpr int kTextureMaps = 2 * kTextureAxes;                // each axis gives a rising and a falling map
 
-// The quantised gradient of a pixel along each axis, 0..18; 9 is no gradient.
-struct TextureCell {
-  uint8_t bin[kTextureAxes];
-};
-
-// Fills `cells` with the gradients of one channel.
+// Fills `bins`, kTextureAxes planes of the channel's size, with the quantised gradient along each axis: 0..18,
+// where 9 is no gradient.
 //
 // Axis maps: Gaussian derivative, sigma 0.8, nine sampled taps, clamped borders. Diagonal maps: recursive
 // Gaussian (Young and van Vliet) and central differences, rotated by 45 and 135 degrees. A response g on
 // values in [0, 1] falls into bin round(9 |g| / 0.43), at most 9, of the map of its sign.
-void texture_cells(const uint8_t* channel, int height, int width, Buffer<double>& scratch, TextureCell* cells);
+void texture_bins(const uint8_t* channel, int height, int width, Buffer<double>& scratch, uint8_t* bins);
 
 }  // namespace detector::selective_search

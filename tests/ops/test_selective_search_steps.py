@@ -64,19 +64,18 @@ def test_known_colors() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (5, 13), (37, 29), (70, 33)])
 def test_texture_equals_numpy(size: tuple[int, int]) -> None:
     for image in (noise(*size)[..., 0], scene(*size)[..., 1]):
-        cells = STEPS.selective_search_texture(torch.from_numpy(image.copy())).numpy().astype(int) - 9
-        rising, falling = np.maximum(cells, 0), np.maximum(-cells, 0)
-        halves = np.stack([rising, falling], axis=3).reshape(*size, 8)
-        assert np.array_equal(halves, reference.texture_bins(image))
+        bins = STEPS.selective_search_texture(torch.from_numpy(image.copy())).numpy().astype(int) - 9
+        halves = np.stack([np.maximum(bins, 0), np.maximum(-bins, 0)], axis=1).reshape(8, *size)
+        assert np.array_equal(np.moveaxis(halves, 0, 2), reference.texture_bins(image))
 
 
 def test_texture_has_no_gradient_on_a_constant_and_the_full_one_on_a_step() -> None:
     step = np.zeros((20, 20), np.uint8)
     assert (STEPS.selective_search_texture(torch.from_numpy(step)) == 9).all()
     step[:, 10:] = 255
-    cells = STEPS.selective_search_texture(torch.from_numpy(step)).numpy().astype(int) - 9
-    assert cells[10, 9].tolist() == [9, 0, 5, 5]  # the axis' largest response; 0.26 along the diagonals
-    assert (cells[:, :4] == 0).all()
+    bins = STEPS.selective_search_texture(torch.from_numpy(step)).numpy().astype(int) - 9
+    assert bins[:, 10, 9].tolist() == [9, 0, 5, 5]  # the axis' largest response; 0.26 along the diagonals
+    assert (bins[:, :, :4] == 0).all()
 
 
 @pytest.mark.parametrize("space", ["hsv", "lab", "rgi", "h", "intensity", "rgb", "opencv_h"])
