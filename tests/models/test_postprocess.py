@@ -91,7 +91,7 @@ def test_ties_go_to_the_earlier_proposal_and_the_lower_label() -> None:
 
 
 def test_thresholds_are_exclusive_and_nms_keeps_an_iou_of_exactly_the_threshold() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 5.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0]])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 5.0, 10.0, 10.0], [50.0, 0.0, 60.0, 9.0]])
     found = plain(score_threshold=0.25, nms_threshold=0.5)(
         HeadOutput(certain([0.75, 0.5, 0.25]), None), boxes, META
     )
