@@ -1,0 +1,183 @@
+"""How a region is pooled: its window and bins on the image and on the feature map, and what comes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from detector.errors import InputError
+
+Span = tuple[int, int]  # cells: begin (in) to end (out)
+_DPI = 100
+_MARGIN = 2  # cells of the map shown around the windows
+_MOST_VALUES = 220  # cells whose values are written; on larger maps they could not be read
+_FRAME = 600  # milliseconds
+_COLOURS = colormaps["tab10"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledRegion:
+    """One way to pool: its name, the bins' rows and columns in cells, and the values (rows, columns)."""
+
+    name: str
+    rows: Sequence[Span]
+    columns: Sequence[Span]
+    values: np.ndarray
+
+    def bins(self) -> Iterable[tuple[int, int, Span, Span]]:
+        """Yield (row, column, cells down, cells across) of every bin that holds a cell."""
+        for row, down in enumerate(self.rows):
+            for column, across in enumerate(self.columns):
+                if down[0] < down[1] and across[0] < across[1]:
+                    yield row, column, down, across
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionView:
+    """What is pooled: the image (H, W, 3), one channel of its map (h, w), the region and the geometry.
+
+    ``box`` is (x1, y1, x2, y2) in pixels of ``image``; a cell is ``stride`` (vertical, horizontal) of these
+    pixels wide and the first one is centred on ``center``, likewise.
+    """
+
+    image: np.ndarray
+    plane: np.ndarray
+    box: tuple[float, float, float, float]
+    stride: tuple[float, float]
+    center: tuple[float, float]
+
+    def pixels(self, down: Span, across: Span) -> tuple[float, float, float, float]:
+        """Return the box (x1, y1, x2, y2) in pixels that cells ``down`` x ``across`` stand for."""
+        top, bottom = (self.center[0] + self.stride[0] * (cell - 0.5) for cell in down)
+        left, right = (self.center[1] + self.stride[1] * (cell - 0.5) for cell in across)
+        return left, top, right, bottom
+
+
+def draw_pooling(view: RegionView, regions: Sequence[PooledRegion], shown: int | None = None) -> np.ndarray:
+    """Draw each of ``regions`` in a column of its own; returns an image (H, W, 3) uint8.
+
+    From above: the image with the region (white, dashed) and the bins, the map with the bins, the pooled
+    values. ``shown`` lights only the first bins, row by row: a frame of an animation.
+    """
+    figure = Figure(figsize=(3.6 * len(regions), 9.6), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(3, len(regions), squeeze=False, height_ratios=(1.0, 1.15, 0.85))
+    for region, (on_image, on_map, values) in zip(regions, axes.T, strict=True):
+        last = len(region.rows) * len(region.columns) if shown is None else shown
+        _draw_image(on_image, view, region, last)
+        _draw_map(on_map, view, _crop(view, regions), region, last)
+        _draw_values(values, view, region, last)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]) -> None:
+    """Write a GIF that fills one bin after another; a half-written file is never left.
+
+    Raises InputError for another suffix or a place that cannot be written.
+    """
+    if path.suffix.lower() != ".gif":
+        raise InputError(f"{path}: animations are written as .gif, not {path.suffix!r}")
+    bins = max(len(region.rows) * len(region.columns) for region in regions)
+    first, *others = (Image.fromarray(draw_pooling(view, regions, shown)) for shown in range(1, bins + 1))
+    times = [_FRAME] * len(others) + [3 * _FRAME]
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            first.save(temporary, save_all=True, append_images=others, duration=times, loop=0)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: the animation cannot be written ({error})") from error
+
+
+def _crop(view: RegionView, regions: Sequence[PooledRegion]) -> tuple[int, int, int, int]:
+    """Return the part (top, bottom, left, right) of the map that shows every window."""
+    rows = [edge for region in regions for edges in region.rows for edge in edges]
+    columns = [edge for region in regions for edges in region.columns for edge in edges]
+    height, width = view.plane.shape
+    return (
+        max(min(rows) - _MARGIN, 0),
+        min(max(rows) + _MARGIN, height),
+        max(min(columns) - _MARGIN, 0),
+        min(max(columns) + _MARGIN, width),
+    )
+
+
+def _colour(region: PooledRegion, row: int, column: int) -> Any:
+    return _COLOURS((row * len(region.columns) + column) % _COLOURS.N)
+
+
+def _outline(axes: Axes, box: Sequence[float], **style: Any) -> None:
+    left, top, right, bottom = box
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
+
+
+def _draw_image(axes: Axes, view: RegionView, region: PooledRegion, last: int) -> None:
+    axes.imshow(view.image)
+    for row, column, down, across in region.bins():
+        if row * len(region.columns) + column < last:
+            style: dict[str, Any] = {
+                "facecolor": (*_colour(region, row, column)[:3], 0.3),
+                "edgecolor": "black",
+            }
+            _outline(axes, view.pixels(down, across), linewidth=0.8, **style)
+    _outline(axes, view.box, fill=False, edgecolor="white", linewidth=2, linestyle="--")
+    axes.set_title(region.name)
+    axes.set_axis_off()
+
+
+def _draw_map(
+    axes: Axes, view: RegionView, crop: tuple[int, int, int, int], region: PooledRegion, last: int
+) -> None:
+    top, bottom, left, right = crop
+    part = view.plane[top:bottom, left:right]
+    axes.imshow(part, cmap="gray", extent=(left, right, bottom, top))
+    if part.size <= _MOST_VALUES:
+        _write_values(axes, part, top, left, size=6.5)
+    count = len(region.rows) * len(region.columns)
+    for row, column, down, across in region.bins():
+        number = row * len(region.columns) + column
+        if number < last:
+            inset = 0.06 + 0.24 * number / count  # so that the rims of overlapping bins stay apart
+            box = (across[0] + inset, down[0] + inset, across[1] - inset, down[1] - inset)
+            width = 3.5 if number == last - 1 < count - 1 else 1.8
+            _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=width)
+    axes.set_xlabel(f"{len(region.rows)} x {len(region.columns)} bins on the map, in cells", fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def _write_values(axes: Axes, part: np.ndarray, top: int, left: int, size: float) -> None:
+    middle = (float(part.max()) + float(part.min())) / 2
+    for (y, x), value in np.ndenumerate(part):
+        colour = "black" if value > middle else "white"
+        place: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
+        axes.text(left + x + 0.5, top + y + 0.5, f"{value:.2g}", **place)
+
+
+def _draw_values(axes: Axes, view: RegionView, region: PooledRegion, last: int) -> None:
+    height, width = region.values.shape
+    shown = np.where(np.arange(region.values.size).reshape(height, width) < last, region.values, np.nan)
+    limits: dict[str, Any] = {"vmin": float(view.plane.min()), "vmax": float(view.plane.max())}
+    axes.imshow(shown, cmap="gray", extent=(0, width, height, 0), **limits)
+    middle = (limits["vmin"] + limits["vmax"]) / 2
+    for (row, column), value in np.ndenumerate(shown):
+        box = (column + 0.03, row + 0.03, column + 0.97, row + 0.97)
+        _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=3)
+        if not np.isnan(value):
+            colour = "black" if value > middle else "white"
+            axes.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=colour)
+    axes.set_axis_off()

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Draw how one region is pooled by Caffe's, the exact, the partition and SPP-net's rule, side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detector import cli
+from detector.errors import InputError
+from detector.progress import note
+
+
+def main() -> int:
+    arguments = parse()
+
+    from detector.build.pooling import pool_every_way
+    from detector.config import load_config
+    from detector.data.images import read_image
+    from detector.visualize import save_image
+    from detector.visualize.pooling import draw_pooling, save_animation
+
+    config = load_config(arguments.config, arguments.overrides)
+    image = read_image(Path(arguments.image))
+    view, regions, channel = pool_every_way(
+        config, image, tuple(arguments.roi), arguments.bins, arguments.channel
+    )
+    save_image(Path(arguments.output), draw_pooling(view, regions))
+    note(f"channel {channel} of the map; wrote {arguments.output}")
+    if arguments.animation:
+        save_animation(Path(arguments.animation), view, regions)
+        note(f"wrote {arguments.animation}")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "",
+        "python tools/draw_pooling.py photo.jpg --roi 48 240 195 371 --config configs/quickstart.yaml",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument(
+        "--roi",
+        required=True,
+        nargs=4,
+        type=float,
+        metavar=("X1", "Y1", "X2", "Y2"),
+        help="the region, half-open, in pixels of the image",
+    )
+    cli.add_config_arguments(parser)
+    parser.add_argument("--bins", type=int, default=3, help="bins a side, 1 to 8 (default 3)")
+    parser.add_argument(
+        "--channel", type=int, help="channel of the map (default: the strongest in the region)"
+    )
+    parser.add_argument(
+        "--output", default="pooling.png", metavar="FILE", help="picture (default pooling.png)"
+    )
+    parser.add_argument("--animation", metavar="FILE", help="a GIF that fills one bin after another")
+    arguments = parser.parse_intermixed_args()
+    if not 1 <= arguments.bins <= 8:
+        raise InputError(f"--bins {arguments.bins}: expected a whole number from 1 to 8")
+    return arguments
+
+
+if __name__ == "__main__":
+    cli.run(main)
