@@ -17,7 +17,8 @@ STABLE_TORCH_LIBRARY(detector, m) {
       "spp_pool(Tensor features, Tensor rois, int[] levels, float[] scale, float[] center, float[] shrink, "
       "int rule, int reduction, bool with_argmax) -> (Tensor pooled, Tensor argmax)");
   m.def(
-      "spp_pool_backward(Tensor grad, Tensor rois, Tensor argmax, int[] levels, float[] scale, float[] center, "
+      "spp_pool_backward(Tensor grad, Tensor rois, Tensor argmax, int[] levels, float[] scale, float[] "
+      "center, "
       "float[] shrink, int rule, int reduction, SymInt batch, SymInt channels, SymInt height, SymInt width) "
       "-> Tensor");
 }

@@ -8,7 +8,8 @@ namespace detector {
 
 inline Pooling roi_pooling(int64_t height, int64_t width, double scale, int64_t rule, int64_t map_height,
                            int64_t map_width) {
-  STD_TORCH_CHECK(rule >= 0 && rule <= static_cast<int64_t>(Rule::partition), "roi_pool: unknown rule ", rule);
+  STD_TORCH_CHECK(rule >= 0 && rule <= static_cast<int64_t>(Rule::partition), "roi_pool: unknown rule ",
+                  rule);
   Pooling pooling{
       "roi_pool",
       static_cast<Rule>(rule),
@@ -23,7 +24,8 @@ inline Pooling roi_pooling(int64_t height, int64_t width, double scale, int64_t 
 
 // What the backward pass of a maximum needs: the argmax says the rest.
 inline Pooling roi_pooling_backward(const Tensor& grad, int64_t map_height, int64_t map_width) {
-  STD_TORCH_CHECK(grad.dim() == 4, "roi_pool_backward: the gradient must have 4 dimensions, not ", grad.dim());
+  STD_TORCH_CHECK(grad.dim() == 4, "roi_pool_backward: the gradient must have 4 dimensions, not ",
+                  grad.dim());
   return roi_pooling(grad.size(2), grad.size(3), 1, static_cast<int64_t>(Rule::exact), map_height, map_width);
 }
 

@@ -36,7 +36,8 @@ struct Pooling {
   int64_t edges = 0;
 
   void add_level(int64_t height, int64_t width) {
-    STD_TORCH_CHECK(height > 0 && width > 0, name, ": a grid must have at least one bin, not ", height, " x ", width);
+    STD_TORCH_CHECK(height > 0 && width > 0, name, ": a grid must have at least one bin, not ", height, " x ",
+                    width);
     levels.push_back({height, width, bins, edges});
     bins += height * width;
     edges += height + width;
@@ -50,8 +51,9 @@ constexpr float kLowest = -FLT_MAX;
 inline void check_inputs(const char* name, const Tensor& features, const Tensor& rois) {
   STD_TORCH_CHECK(features.dim() == 4, name, ": features must have 4 dimensions, not ", features.dim());
   STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, name, ": rois must have shape (R, 5)");
-  STD_TORCH_CHECK(rois.get_device_index() == features.get_device_index() && rois.is_cpu() == features.is_cpu(), name,
-                  ": features and rois must be on one device");
+  STD_TORCH_CHECK(
+      rois.get_device_index() == features.get_device_index() && rois.is_cpu() == features.is_cpu(), name,
+      ": features and rois must be on one device");
   const ScalarType type = rois.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float ||
                       (type == ScalarType::Double && features.scalar_type() == ScalarType::Double),

@@ -5,7 +5,7 @@
 namespace detector {
 namespace {
 
-constexpr int64_t kCells = kLanes;       // cells transposed at a time
+constexpr int64_t kCells = kLanes;           // cells transposed at a time
 constexpr int64_t kTaskCells = 32 * kCells;  // cells a task copies
 
 // What to copy: channels of one image from `from` to `to`, where a cell's `width` channels lie side by side.
@@ -57,9 +57,9 @@ DETECTOR_INLINE void copy_cells(const Copy<scalar_t>& copy, int64_t begin, int64
   }
 }
 
-#define DETECTOR_COPY(scalar_t)                                                                     \
-  DETECTOR_CLONES void run(const Copy<scalar_t>& copy, int64_t begin, int64_t end) {                \
-    copy.channel_stride == 1 ? copy_cells(copy, begin, end) : copy_planes(copy, begin, end);        \
+#define DETECTOR_COPY(scalar_t)                                                              \
+  DETECTOR_CLONES void run(const Copy<scalar_t>& copy, int64_t begin, int64_t end) {         \
+    copy.channel_stride == 1 ? copy_cells(copy, begin, end) : copy_planes(copy, begin, end); \
   }
 DETECTOR_COPY(float)
 DETECTOR_COPY(double)
@@ -85,7 +85,8 @@ BlockedMap<Compute<scalar_t>> blocked(const Tensor& features) {
   const bool last = cells_lie_apart_evenly(features);
   const Tensor map = last ? features : torch::stable::contiguous(features);
   const int64_t images = map.size(0), channels = map.size(1), cells = map.size(2) * map.size(3);
-  const int64_t image_stride = map.stride(0), channel_stride = last ? 1 : cells, cell_stride = last ? map.stride(3) : 1;
+  const int64_t image_stride = map.stride(0), channel_stride = last ? 1 : cells,
+                cell_stride = last ? map.stride(3) : 1;
   const auto* data = static_cast<const scalar_t*>(map.data_ptr());
 
   BlockedMap<M> result;
@@ -95,7 +96,8 @@ BlockedMap<Compute<scalar_t>> blocked(const Tensor& features) {
     const int64_t valid = std::min(width, channels - first);
     const scalar_t* from = data + first * channel_stride;
     if (last && std::is_same_v<scalar_t, M> && valid == width) {
-      result.blocks.push_back({reinterpret_cast<const M*>(from), image_stride, cell_stride, first, valid, width == kWide});
+      result.blocks.push_back(
+          {reinterpret_cast<const M*>(from), image_stride, cell_stride, first, valid, width == kWide});
     } else {
       copies.push_back({from, channel_stride, cell_stride, valid, width, result.blocks.size(), nullptr});
       result.blocks.push_back({nullptr, cells * width, width, first, valid, width == kWide});
@@ -105,8 +107,8 @@ BlockedMap<Compute<scalar_t>> blocked(const Tensor& features) {
   }
   if (copies.empty()) return result;
 
-  result.copy = torch::stable::new_empty(
-      features, {copied}, std::is_same_v<M, double> ? ScalarType::Double : ScalarType::Float);
+  result.copy = torch::stable::new_empty(features, {copied},
+                                         std::is_same_v<M, double> ? ScalarType::Double : ScalarType::Float);
   M* to = static_cast<M*>(result.copy.data_ptr());
   for (Copy<scalar_t>& copy : copies) {
     result.blocks[copy.block].data = copy.to = to;

@@ -69,8 +69,8 @@ DETECTOR_INLINE To reinterpret(From from) {
   return to;
 }
 
-// Copies to memory that is written once and read much later: around the caches, where that can be had, so that
-// lines need not be read before they are overwritten.
+// Copies to memory that is written once and read much later: around the caches, where that can be had, so
+// that lines need not be read before they are overwritten.
 DETECTOR_INLINE void copy_past_caches(const void* from, int64_t bytes, void* to) {
   const char* source = static_cast<const char*>(from);
   char* target = static_cast<char*>(to);
@@ -96,9 +96,13 @@ using Shorts = Vector<uint16_t>;
 
 // widen: sixteen numbers in the type they are stored in, to the type of arithmetic. Exact.
 
-DETECTOR_INLINE Floats widen(const float* from) { return load<Floats>(from); }
+DETECTOR_INLINE Floats widen(const float* from) {
+  return load<Floats>(from);
+}
 
-DETECTOR_INLINE Vector<double> widen(const double* from) { return load<Vector<double>>(from); }
+DETECTOR_INLINE Vector<double> widen(const double* from) {
+  return load<Vector<double>>(from);
+}
 
 DETECTOR_INLINE Floats widen(const BFloat16* from) {
   return reinterpret<Floats>(__builtin_convertvector(load<Shorts>(from), Words) << 16);
@@ -111,15 +115,20 @@ DETECTOR_INLINE Floats widen(const Half* from) {
   const Words infinite = normal + (112u << 23);
   // Subnormals as an integer times 2^-24: no step of it is a subnormal float, which the processor may flush.
   const Floats small = __builtin_convertvector(reinterpret<Vector<int32_t>>(magnitude), Floats) * 0x1p-24f;
-  const Words bits = magnitude < 0x400u ? reinterpret<Words>(small) : (magnitude < 0x7c00u ? normal : infinite);
+  const Words bits =
+      magnitude < 0x400u ? reinterpret<Words>(small) : (magnitude < 0x7c00u ? normal : infinite);
   return reinterpret<Floats>(bits | sign);
 }
 
 // narrow: back to the stored type, to nearest even; a NaN stays a NaN.
 
-DETECTOR_INLINE void narrow(float* to, Floats value) { store(to, value); }
+DETECTOR_INLINE void narrow(float* to, Floats value) {
+  store(to, value);
+}
 
-DETECTOR_INLINE void narrow(double* to, Vector<double> value) { store(to, value); }
+DETECTOR_INLINE void narrow(double* to, Vector<double> value) {
+  store(to, value);
+}
 
 DETECTOR_INLINE void narrow(BFloat16* to, Floats value) {
   const Words bits = reinterpret<Words>(value);
@@ -160,7 +169,8 @@ DETECTOR_INLINE void transpose4(const T* from, int64_t from_stride, T* to, int64
   store(to + 3 * to_stride, DETECTOR_SHUFFLE(T, ab_high, cd_high, 2, 3, 6, 7));
 }
 
-// Writes the transpose of a rows x columns matrix; columns of `from` must be a multiple of four, rows need not.
+// Writes the transpose of a rows x columns matrix; columns of `from` must be a multiple of four, rows need
+// not.
 template <typename T>
 DETECTOR_INLINE void transpose(const T* from, int64_t rows, int64_t columns, int64_t from_stride, T* to,
                                int64_t to_stride) {
@@ -169,7 +179,8 @@ DETECTOR_INLINE void transpose(const T* from, int64_t rows, int64_t columns, int
     for (int64_t column = 0; column < columns; column += 4)
       transpose4(from + row * from_stride + column, from_stride, to + column * to_stride + row, to_stride);
   for (int64_t row = whole; row < rows; ++row)
-    for (int64_t column = 0; column < columns; ++column) to[column * to_stride + row] = from[row * from_stride + column];
+    for (int64_t column = 0; column < columns; ++column)
+      to[column * to_stride + row] = from[row * from_stride + column];
 }
 
 }  // namespace detector

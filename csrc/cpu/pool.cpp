@@ -3,6 +3,7 @@
 #include "cpu/blocked_map.h"
 #include "cpu/huge_pages.h"
 #include "cpu/lanes.h"
+#include "cpu/output.h"
 #include "cpu/regions.h"
 
 #include <torch/headeronly/core/Dispatch_v2.h>
@@ -29,56 +30,15 @@ std::vector<Step> plan(const Pooling& pooling) {
   std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) {
     return a.level.height * a.level.width > b.level.height * b.level.width;
   });
-  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe || pooling.rule == Rule::partition)
+  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe ||
+      pooling.rule == Rule::partition)
     return steps;
   for (size_t i = 0; i < steps.size(); ++i)
     for (size_t j = 0; j < i; ++j)
-      if (steps[j].level.height % steps[i].level.height == 0 && steps[j].level.width % steps[i].level.width == 0)
+      if (steps[j].level.height % steps[i].level.height == 0 &&
+          steps[j].level.width % steps[i].level.width == 0)
         steps[i].source = j;
   return steps;
-}
-
-// A level of one RoI and one block of channels, as it lies in Scratch: (bins, width), of which the first
-// `channels` are written as (channels, bins).
-struct Shape {
-  int64_t bins;
-  int64_t width;
-  int64_t channels;
-};
-
-template <typename M, typename scalar_t>
-DETECTOR_INLINE void write_level(const M* values, const Shape& shape, M* scratch, scalar_t* to) {
-  transpose(values, shape.bins, shape.width, shape.width, scratch, shape.bins);
-  const int64_t count = shape.channels * shape.bins;
-  scalar_t* narrowed = reinterpret_cast<scalar_t*>(scratch);  // in place: no number is overwritten before it is read
-  if constexpr (!std::is_same_v<M, scalar_t>) {
-    int64_t i = 0;
-    if constexpr (!std::is_integral_v<M>)
-      for (; i + kLanes <= count; i += kLanes) narrow(narrowed + i, load<Vector<M>>(scratch + i));
-    for (; i < count; ++i) store(narrowed + i, static_cast<scalar_t>(load<M>(scratch + i)));
-  }
-  copy_past_caches(narrowed, count * sizeof(scalar_t), to);
-}
-
-#define DETECTOR_WRITE(M, scalar_t)                                                                      \
-  DETECTOR_CLONES void write_values(const M* values, const Shape& shape, M* scratch, scalar_t* to) {     \
-    write_level(values, shape, scratch, to);                                                             \
-  }
-DETECTOR_WRITE(float, float)
-DETECTOR_WRITE(double, double)
-DETECTOR_WRITE(float, Half)
-DETECTOR_WRITE(float, BFloat16)
-DETECTOR_WRITE(int32_t, int32_t)
-DETECTOR_WRITE(int64_t, int32_t)
-#undef DETECTOR_WRITE
-
-// Writes at element `at` of the output, whatever its type.
-template <typename M>
-using Writer = void (*)(const M* values, const Shape& shape, M* scratch, void* pooled, int64_t at);
-
-template <typename scalar_t>
-void write_as(const Compute<scalar_t>* values, const Shape& shape, Compute<scalar_t>* scratch, void* pooled, int64_t at) {
-  write_values(values, shape, scratch, static_cast<scalar_t*>(pooled) + at);
 }
 
 template <typename M>
@@ -101,7 +61,10 @@ struct Scratch {
   std::vector<IndexOf<M>> indices, indices_out;
 
   Scratch(int64_t size, bool with_argmax)
-      : values(size), values_out(size), indices(with_argmax ? size : 0), indices_out(with_argmax ? size : 0) {}
+      : values(size),
+        values_out(size),
+        indices(with_argmax ? size : 0),
+        indices_out(with_argmax ? size : 0) {}
 };
 
 template <typename M, int64_t V>
@@ -173,7 +136,8 @@ DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const 
           take<mode>(best, image + cell * cell_stride, index);
       }
       if (mode == Mode::average && !rows[p].empty() && !columns[q].empty()) {
-        const M count = static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
+        const M count =
+            static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
         for (int64_t v = 0; v < V; ++v) best.value[v] /= count;
       }
       put<mode>(best, scratch, bin);
@@ -191,7 +155,8 @@ DETECTOR_INLINE void pool_from_level(const Level& level, const Level& source, Sc
       for (int64_t i = p * tall; i < (p + 1) * tall; ++i)
         for (int64_t j = q * wide; j < (q + 1) * wide; ++j) {
           const int64_t at = (source.first_bin + i * source.width + j) * V * kLanes;
-          take_bin<mode>(best, scratch.values.data() + at, mode == Mode::argmax ? scratch.indices.data() + at : nullptr);
+          take_bin<mode>(best, scratch.values.data() + at,
+                         mode == Mode::argmax ? scratch.indices.data() + at : nullptr);
         }
       put<mode>(best, scratch, bin);
     }
@@ -224,7 +189,8 @@ DETECTOR_INLINE void pool_roi(const Job<M>& job, int64_t roi, const Block<M>& bl
     const int64_t to = (roi * job.pooling.bins + level.first_bin) * job.channels + block.first_channel * bins;
     const Shape shape{bins, V * kLanes, block.channels};
     job.write(scratch.values.data() + from, shape, scratch.values_out.data(), job.pooled, to);
-    if (mode == Mode::argmax) write_values(scratch.indices.data() + from, shape, scratch.indices_out.data(), job.argmax + to);
+    if (mode == Mode::argmax)
+      write_values(scratch.indices.data() + from, shape, scratch.indices_out.data(), job.argmax + to);
   }
 }
 
@@ -249,15 +215,15 @@ DETECTOR_INLINE void pool_tasks(const Job<M>& job, int64_t begin, int64_t end) {
   order_copies();
 }
 
-#define DETECTOR_POOL(M)                                                              \
-  DETECTOR_CLONES void pool_max(const Job<M>& job, int64_t begin, int64_t end) {      \
-    pool_tasks<Mode::max>(job, begin, end);                                           \
-  }                                                                                   \
-  DETECTOR_CLONES void pool_argmax(const Job<M>& job, int64_t begin, int64_t end) {   \
-    pool_tasks<Mode::argmax>(job, begin, end);                                        \
-  }                                                                                   \
-  DETECTOR_CLONES void pool_average(const Job<M>& job, int64_t begin, int64_t end) {  \
-    pool_tasks<Mode::average>(job, begin, end);                                       \
+#define DETECTOR_POOL(M)                                                             \
+  DETECTOR_CLONES void pool_max(const Job<M>& job, int64_t begin, int64_t end) {     \
+    pool_tasks<Mode::max>(job, begin, end);                                          \
+  }                                                                                  \
+  DETECTOR_CLONES void pool_argmax(const Job<M>& job, int64_t begin, int64_t end) {  \
+    pool_tasks<Mode::argmax>(job, begin, end);                                       \
+  }                                                                                  \
+  DETECTOR_CLONES void pool_average(const Job<M>& job, int64_t begin, int64_t end) { \
+    pool_tasks<Mode::average>(job, begin, end);                                      \
   }
 DETECTOR_POOL(float)
 DETECTOR_POOL(double)

@@ -75,15 +75,18 @@ void scatter_tasks(const Job<scalar_t>& job, int64_t begin, int64_t end) {
   }
 }
 
-// Adds to the sums (plane, kLanes) what one level of one RoI gives: each bin's gradient, over its cells evenly.
+// Adds to the sums (plane, kLanes) what one level of one RoI gives: each bin's gradient, over its cells
+// evenly.
 template <typename M>
-DETECTOR_INLINE void spread(const Level& level, const Edge* edges, int64_t map_width, const M* grads, M* sums) {
+DETECTOR_INLINE void spread(const Level& level, const Edge* edges, int64_t map_width, const M* grads,
+                            M* sums) {
   const Edge* rows = edges + level.first_edge;
   const Edge* columns = rows + level.height;
   for (int64_t p = 0; p < level.height; ++p)
     for (int64_t q = 0; q < level.width; ++q) {
       if (rows[p].empty() || columns[q].empty()) continue;
-      const M cells = static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
+      const M cells =
+          static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
       const Vector<M> share = load<Vector<M>>(grads + (p * level.width + q) * kLanes) / cells;
       for (int64_t y = rows[p].begin; y < rows[p].end; ++y)
         for (int64_t x = columns[q].begin; x < columns[q].end; ++x) {
@@ -105,9 +108,11 @@ DETECTOR_INLINE void spread_tasks(const Job<scalar_t>& job, int64_t begin, int64
     for (const int64_t roi : job.rois_of[image])
       for (const Level& level : job.pooling.levels) {
         const int64_t bins = level.height * level.width;
-        const scalar_t* grad = job.grad + (roi * job.pooling.bins + level.first_bin) * job.channels + first * bins;
+        const scalar_t* grad =
+            job.grad + (roi * job.pooling.bins + level.first_bin) * job.channels + first * bins;
         for (int64_t c = 0; c < count; ++c)
-          for (int64_t bin = 0; bin < bins; ++bin) grads[bin * kLanes + c] = static_cast<M>(grad[c * bins + bin]);
+          for (int64_t bin = 0; bin < bins; ++bin)
+            grads[bin * kLanes + c] = static_cast<M>(grad[c * bins + bin]);
         spread(level, job.regions.of(roi), job.pooling.x.extent, grads.data(), sums.data());
       }
     scalar_t* out = job.out + (image * job.channels + first) * job.plane;
@@ -117,9 +122,9 @@ DETECTOR_INLINE void spread_tasks(const Job<scalar_t>& job, int64_t begin, int64
   }
 }
 
-#define DETECTOR_SPREAD(scalar_t)                                                                  \
-  DETECTOR_CLONES void spread_all(const Job<scalar_t>& job, int64_t begin, int64_t end) {          \
-    spread_tasks(job, begin, end);                                                                 \
+#define DETECTOR_SPREAD(scalar_t)                                                         \
+  DETECTOR_CLONES void spread_all(const Job<scalar_t>& job, int64_t begin, int64_t end) { \
+    spread_tasks(job, begin, end);                                                        \
   }
 DETECTOR_SPREAD(float)
 DETECTOR_SPREAD(double)
@@ -135,34 +140,36 @@ Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& r
   const Tensor grads = torch::stable::contiguous(grad), cells = torch::stable::contiguous(argmax);
   const bool average = pooling.reduction == Reduction::average;
   const int64_t count = rois.size(0);
-  STD_TORCH_CHECK(grads.numel() == count * channels * pooling.bins && (average || cells.numel() == grads.numel()),
-                  pooling.name, ": the gradient, the RoIs and the kept maxima do not belong together");
+  STD_TORCH_CHECK(
+      grads.numel() == count * channels * pooling.bins && (average || cells.numel() == grads.numel()),
+      pooling.name, ": the gradient, the RoIs and the kept maxima do not belong together");
   std::vector<std::vector<int64_t>> rois_of(batch);
   for (int64_t roi = 0; roi < count; ++roi) rois_of[regions.images[roi]].push_back(roi);
 
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
   if (result.numel() == 0) return result;
   advise_huge_pages(result);
-  THO_DISPATCH_V2(
-      grad.scalar_type(), "region pooling", AT_WRAP(([&] {
-        const Job<scalar_t> job{
-            pooling,
-            regions,
-            rois_of,
-            static_cast<const scalar_t*>(grads.data_ptr()),
-            average ? nullptr : static_cast<const int32_t*>(cells.data_ptr()),
-            channels,
-            pooling.y.extent * pooling.x.extent,
-            static_cast<scalar_t*>(result.data_ptr()),
-        };
-        const int64_t width = average ? kLanes : kChannels;
-        const int64_t work = width * (count * pooling.bins / batch + job.plane);  // additions a task makes, about
-        torch::stable::parallel_for(0, batch * ((channels + width - 1) / width), 1 + kWorthAThread / (1 + work),
-                                    [&](int64_t begin, int64_t end) {
-                                      average ? spread_all(job, begin, end) : scatter_tasks(job, begin, end);
-                                    });
-      })),
-      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  THO_DISPATCH_V2(grad.scalar_type(), "region pooling", AT_WRAP(([&] {
+                    const Job<scalar_t> job{
+                        pooling,
+                        regions,
+                        rois_of,
+                        static_cast<const scalar_t*>(grads.data_ptr()),
+                        average ? nullptr : static_cast<const int32_t*>(cells.data_ptr()),
+                        channels,
+                        pooling.y.extent * pooling.x.extent,
+                        static_cast<scalar_t*>(result.data_ptr()),
+                    };
+                    const int64_t width = average ? kLanes : kChannels;
+                    const int64_t work =
+                        width * (count * pooling.bins / batch + job.plane);  // additions a task makes, about
+                    torch::stable::parallel_for(
+                        0, batch * ((channels + width - 1) / width), 1 + kWorthAThread / (1 + work),
+                        [&](int64_t begin, int64_t end) {
+                          average ? spread_all(job, begin, end) : scatter_tasks(job, begin, end);
+                        });
+                  })),
+                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return result;
 }
 

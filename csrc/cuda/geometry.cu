@@ -19,9 +19,10 @@ __global__ void find_images(Rule rule, const T* rois, int64_t count, int64_t ima
 }  // namespace
 
 Geometry geometry_of(const Pooling& pooling) {
-  STD_TORCH_CHECK(pooling.levels.size() <= kMaxLevels, pooling.name, ": on CUDA a pyramid has at most ", kMaxLevels,
-                  " levels, not ", pooling.levels.size());
-  Geometry geometry{pooling.rule, pooling.y, pooling.x, {}, int64_t(pooling.levels.size()), pooling.bins, pooling.edges};
+  STD_TORCH_CHECK(pooling.levels.size() <= kMaxLevels, pooling.name, ": on CUDA a pyramid has at most ",
+                  kMaxLevels, " levels, not ", pooling.levels.size());
+  Geometry geometry{pooling.rule, pooling.y,    pooling.x, {}, int64_t(pooling.levels.size()),
+                    pooling.bins, pooling.edges};
   for (size_t i = 0; i < pooling.levels.size(); ++i) geometry.levels[i] = pooling.levels[i];
   return geometry;
 }

@@ -13,10 +13,10 @@ namespace {
 enum class Mode { max, argmax, average };
 
 constexpr int64_t kThreads = 256;
-constexpr int64_t kPerLane = 2;                    // channels a lane holds, a warp's width apart
-constexpr int64_t kChannels = kPerLane * kWarp;    // channels of a block
-constexpr int64_t kRow = kChannels + 1;            // a tile's row, padded: its columns lie in different banks
-constexpr int64_t kMaxEdges = 1024;                // that fit beside the tile in 48 KiB of shared memory
+constexpr int64_t kPerLane = 2;                  // channels a lane holds, a warp's width apart
+constexpr int64_t kChannels = kPerLane * kWarp;  // channels of a block
+constexpr int64_t kRow = kChannels + 1;          // a tile's row, padded: its columns lie in different banks
+constexpr int64_t kMaxEdges = 1024;              // that fit beside the tile in 48 KiB of shared memory
 
 // Bins held in shared memory at a time.
 template <typename M>
@@ -37,8 +37,8 @@ struct Job {
 
 // One bin of all the block's channels, by one warp.
 template <typename scalar_t, Mode mode>
-__device__ void pool_bin(const Job<scalar_t>& job, const scalar_t* image, Edge row, Edge column, int64_t channels,
-                         Compute<scalar_t>* values, int32_t* indices) {
+__device__ void pool_bin(const Job<scalar_t>& job, const scalar_t* image, Edge row, Edge column,
+                         int64_t channels, Compute<scalar_t>* values, int32_t* indices) {
   using M = Compute<scalar_t>;
   const int lane = threadIdx.x % kWarp;
   M best[kPerLane];
@@ -75,9 +75,9 @@ __device__ const Level& level_of(const Geometry& geometry, int64_t bin) {
 
 // Writes the bins first .. last of a level: threads run over bins, the innermost axis of the output.
 template <typename scalar_t, Mode mode>
-__device__ void write_level(const Job<scalar_t>& job, const Level& level, int64_t first, int64_t last, int64_t roi,
-                            int64_t first_channel, int64_t channels, const Compute<scalar_t>* values,
-                            const int32_t* indices) {
+__device__ void write_level(const Job<scalar_t>& job, const Level& level, int64_t first, int64_t last,
+                            int64_t roi, int64_t first_channel, int64_t channels,
+                            const Compute<scalar_t>* values, const int32_t* indices) {
   const int64_t bins = level.height * level.width, count = last - first;
   const int64_t out = (roi * job.geometry.bins + level.first_bin) * job.channels + first_channel * bins;
   for (int64_t i = threadIdx.x; i < channels * count; i += blockDim.x) {
@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
   for (int64_t l = 0; l < geometry.level_count; ++l) {
     const Level& level = geometry.levels[l];
     for (int64_t i = threadIdx.x; i < level.height + level.width; i += blockDim.x)
-      edges[level.first_edge + i] = image_index < 0 ? Edge{0, 0} : edge_of(geometry, level, job.rois + 5 * roi, i);
+      edges[level.first_edge + i] =
+          image_index < 0 ? Edge{0, 0} : edge_of(geometry, level, job.rois + 5 * roi, i);
   }
   __syncthreads();
   const scalar_t* image = job.map + (image_index < 0 ? 0 : image_index) * job.image_stride + first_channel;
@@ -112,8 +113,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
       const Level& level = level_of(geometry, bin);
       const int64_t at = bin - level.first_bin, tile = (bin - begin) * kRow;
       const Edge* rows = edges + level.first_edge;
-      pool_bin<scalar_t, mode>(job, image, rows[at / level.width], rows[level.height + at % level.width], channels,
-                               values + tile, indices + (mode == Mode::argmax ? tile : 0));
+      pool_bin<scalar_t, mode>(job, image, rows[at / level.width], rows[level.height + at % level.width],
+                               channels, values + tile, indices + (mode == Mode::argmax ? tile : 0));
     }
     __syncthreads();
     for (int64_t l = 0; l < geometry.level_count; ++l) {
@@ -130,8 +131,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ 
 }
 
 template <typename scalar_t>
-void run(const Pooling& pooling, const Tensor& map, const Tensor& rois, const Tensor& images, const Tensor& pooled,
-         const Tensor& argmax, bool with_argmax) {
+void run(const Pooling& pooling, const Tensor& map, const Tensor& rois, const Tensor& images,
+         const Tensor& pooled, const Tensor& argmax, bool with_argmax) {
   const Job<scalar_t> job{
       geometry_of(pooling),
       static_cast<const scalar_t*>(map.data_ptr()),
@@ -158,7 +159,8 @@ void run(const Pooling& pooling, const Tensor& map, const Tensor& rois, const Te
 // The map with the channels of a cell side by side: itself where they are so already, else one copy.
 Tensor channels_last(const Tensor& features) {
   const bool already = features.stride(1) == 1 && features.stride(2) == features.stride(3) * features.size(3);
-  return already ? features : torch::stable::contiguous(features, torch::headeronly::MemoryFormat::ChannelsLast);
+  return already ? features
+                 : torch::stable::contiguous(features, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// A warp takes one channel of one image, or a part of its cells, and adds up in shared memory. It walks RoIs and
-// bins in order; where several of its lanes meet in one cell they take turns. So no sum depends on timing.
+// A warp takes one channel of one image, or a part of its cells, and adds up in shared memory. It walks RoIs
+// and bins in order; where several of its lanes meet in one cell they take turns. So no sum depends on
+// timing.
 
 #include "cuda/pool.h"
 
@@ -76,7 +77,8 @@ __device__ void spread_roi(const Job<scalar_t>& job, int64_t roi, int64_t channe
       const int64_t width = column.end - column.begin, cells = (row.end - row.begin) * width;
       const M share = static_cast<M>(job.grad[at + bin]) / static_cast<M>(cells);
       for (int64_t i = threadIdx.x % kWarp; i < cells; i += kWarp) {
-        const int64_t cell = (row.begin + i / width) * job.geometry.x.extent + column.begin + i % width - first_cell;
+        const int64_t cell =
+            (row.begin + i / width) * job.geometry.x.extent + column.begin + i % width - first_cell;
         if (cell >= 0 && cell < job.tile) sums[cell] += share;
       }
       __syncwarp();
@@ -91,7 +93,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(const __grid_co
   const int64_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   M* sums = reinterpret_cast<M*>(shared) + warp * job.tile;
   const int64_t task = blockIdx.x * kWarps + warp;
-  if (task >= job.batch * job.channels * job.tile_count) return;  // whole warps: no barrier of a block follows
+  if (task >= job.batch * job.channels * job.tile_count)
+    return;  // whole warps: no barrier of a block follows
   const int64_t part = task % job.tile_count, channel = task / job.tile_count % job.channels;
   const int64_t image = task / job.tile_count / job.channels, first_cell = part * job.tile;
 
@@ -101,17 +104,19 @@ __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(const __grid_co
     const bool ours = begin + lane < job.roi_count && job.images[begin + lane] == image;
     for (unsigned left = __ballot_sync(kAll, ours); left != 0; left &= left - 1) {
       const int64_t roi = begin + __ffs(left) - 1;
-      average ? spread_roi(job, roi, channel, first_cell, sums) : scatter_roi(job, roi, channel, first_cell, sums);
+      average ? spread_roi(job, roi, channel, first_cell, sums)
+              : scatter_roi(job, roi, channel, first_cell, sums);
     }
   }
   __syncwarp();
   scalar_t* out = job.out + (image * job.channels + channel) * job.plane + first_cell;
-  for (int64_t i = lane; i < min(job.tile, job.plane - first_cell); i += kWarp) out[i] = static_cast<scalar_t>(sums[i]);
+  for (int64_t i = lane; i < min(job.tile, job.plane - first_cell); i += kWarp)
+    out[i] = static_cast<scalar_t>(sums[i]);
 }
 
 template <typename scalar_t>
-void run(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& images, const Tensor& argmax,
-         const Tensor& result) {
+void run(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& images,
+         const Tensor& argmax, const Tensor& result) {
   const bool average = pooling.reduction == Reduction::average;
   const int64_t plane = pooling.y.extent * pooling.x.extent;
   const int64_t fits = kSharedBytes / kWarps / int64_t(sizeof(Compute<scalar_t>));

@@ -8,9 +8,10 @@ namespace {
 
 using Numbers = std::vector<double>;
 
-std::tuple<Tensor, Tensor> spp_pool(const Tensor& features, const Tensor& rois, const std::vector<int64_t>& levels,
-                                    const Numbers& scale, const Numbers& center, const Numbers& shrink,
-                                    int64_t rule, int64_t reduction, bool with_argmax) {
+std::tuple<Tensor, Tensor> spp_pool(const Tensor& features, const Tensor& rois,
+                                    const std::vector<int64_t>& levels, const Numbers& scale,
+                                    const Numbers& center, const Numbers& shrink, int64_t rule,
+                                    int64_t reduction, bool with_argmax) {
   check_inputs("spp_pool", features, rois);
   const Pooling pooling =
       spp_pooling(levels, scale, center, shrink, rule, reduction, features.size(2), features.size(3));
@@ -19,8 +20,8 @@ std::tuple<Tensor, Tensor> spp_pool(const Tensor& features, const Tensor& rois, 
 
 Tensor spp_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& argmax,
                          const std::vector<int64_t>& levels, const Numbers& scale, const Numbers& center,
-                         const Numbers& shrink, int64_t rule, int64_t reduction, int64_t batch, int64_t channels,
-                         int64_t height, int64_t width) {
+                         const Numbers& shrink, int64_t rule, int64_t reduction, int64_t batch,
+                         int64_t channels, int64_t height, int64_t width) {
   const Pooling pooling = spp_pooling(levels, scale, center, shrink, rule, reduction, height, width);
   return pool_backward(pooling, grad, rois, argmax, batch, channels);
 }
