@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
         help="replace config values",
     )
     cli.add_device_argument(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.proposals:
         kind = "store" if Path(arguments.proposals).is_dir() else "npz"
         arguments.overrides += [f"proposals.file={arguments.proposals}", f"proposals.format={kind}"]

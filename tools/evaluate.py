@@ -21,6 +21,8 @@ def main() -> int:
     arguments = parse()
     figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
     Console().print(voc_table(figures))
+    if arguments.detections:
+        print(f"{arguments.metric}_mAP {figures[f'{arguments.metric}_mAP']:.6f}")
     if arguments.output:
         write_json(arguments.output, figures)
     return 0
@@ -83,14 +85,21 @@ def parse() -> argparse.Namespace:
         "--detections", metavar="DIR", help="score the comp4_det_SPLIT_CLASS.txt files in DIR"
     )
     parser.add_argument("--annotations", metavar="ROOT", help="folder with Annotations/ and ImageSets/")
-    parser.add_argument("--metric", choices=("voc07", "voc"), default="voc07", help="headline of the table")
+    parser.add_argument(
+        "--metric",
+        choices=("voc07", "voc"),
+        default="voc07",
+        help="mean printed below the table; both are in the JSON",
+    )
     parser.add_argument("--iou", type=float, default=0.5, help="IoU that counts as found (default 0.5)")
     cli.add_device_argument(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.detections and not arguments.annotations:
         raise InputError("--detections needs --annotations ROOT, the data set that they are scored against")
     if not arguments.detections and not (arguments.config and arguments.checkpoint):
         raise InputError("give --config and --checkpoint, or --detections and --annotations")
+    if arguments.output and Path(arguments.output).suffix != ".json":
+        raise InputError(f"--output {arguments.output}: name a .json file")
     if not 0 < arguments.iou <= 1:
         raise InputError(f"--iou {arguments.iou:g}: expected a number above 0 and at most 1")
     return arguments

@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--from", dest="source", metavar="FILE", help="convert this file")
     parser.add_argument("--format", default="npz", help="the file's format (default npz)")
     parser.add_argument("--output", metavar="STORE", help="the store's folder (default: in data/proposals/)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.method:
         arguments.overrides.append(f"proposals.method={arguments.method}")
     if arguments.config is None and not (arguments.source and arguments.output):

@@ -71,12 +71,11 @@ def parse() -> argparse.Namespace:
     )
     cli.add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's last step_N.pt")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete the run in the folder and start over"
-    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the folder's last step_N.pt")
+    again.add_argument("--overwrite", action="store_true", help="delete the run in the folder and start over")
     cli.add_device_argument(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,10 @@ def method_parameters(config: Config) -> dict[str, Any]:
 def proposals_folder(config: Config) -> Path:
     """Return where stores that the tools make lie: by data set, the quick start's inside its own folder."""
     root = Path(config.data.root)
-    return root / "proposals" if config.data.generate is not None else PROPOSALS_FOLDER / root.resolve().name
+    if config.data.generate is not None:
+        return root / "proposals"
+    place = hashlib.blake2b(str(root.resolve()).encode(), digest_size=4).hexdigest()
+    return PROPOSALS_FOLDER / f"{root.resolve().name}_{place}"  # two data sets may have one name
 
 
 def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> list[ImageRecord]:

@@ -56,6 +56,7 @@ def run_demo(
     Proposals come from the config's file, by the images' stems, or are made on the spot by its method.
     """
     records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
+    refuse_overwriting(records, folder)
     postprocess = build_postprocess(config, model.box_coder)
     precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
     results: list[dict[str, Any]] = []
@@ -71,6 +72,15 @@ def run_demo(
             drawn += int((found.scores >= score_threshold).sum())
     write_json(folder / "detections.json", {"classes": list(classes), "images": results})
     return drawn
+
+
+def refuse_overwriting(records: Sequence[ImageRecord], folder: Path) -> None:
+    """Raise InputError where a drawn picture would take the place of one of the images."""
+    inputs = {record.path.resolve() for record in records}
+    for record in records:
+        drawn = (folder / f"{record.image_id}.jpg").resolve()
+        if drawn in inputs:
+            raise InputError(f"{drawn}: the picture would overwrite this image; give another --output folder")
 
 
 def record_of(path: Path, image_id: str) -> ImageRecord:

@@ -22,7 +22,10 @@ from detector.engine.optim import build_schedule, build_sgd
 from detector.engine.run_log import RunLog
 from detector.engine.trainer import Record, Trainer, training_state
 from detector.errors import InputError
+from detector.files import write_text
 from detector.models.box_coder import BoxCoder, measured_coder
+from detector.models.detector import RegionDetector
+from detector.models.roi_sampler import trained_objects
 from detector.progress import TrainingProgress, note
 from detector.proposals.store import ProposalStore
 from detector.structures import Batch, ImageRecord
@@ -43,20 +46,15 @@ class TrainingRun:
         self.evaluation: Evaluation | None = None
         self.best: dict[str, float] = {}
         start = state["step"] if state else 0
-        self.test_set = open_test_set(config, config.train.evaluate_split or config.data.test_split)
+        split = config.train.evaluate_split or config.data.test_split
+        self.test_set = open_test_set(config, split, state["classes"] if state else None)
         records, store = self._training_data()
-        classes = self.test_set.classes
         coder = None
         if state is None and config.model.box.normalize == "dataset":
             coder = self._measure_targets(records, store)
-        self.model = model_parts.build_model(config, len(classes), coder)
-        if state is None and config.train.initial_weights is not None:
-            source = checkpoints.load_checkpoint(config.train.initial_weights)
-            checkpoints.load_model_state(self.model, source, config.train.initial_weights)
+        self.model = self._build_model(coder, state)
         self.roi_sampler = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
-        if state is not None:
-            checkpoints.load_model_state(self.model, state, str(folder))
         self.model.to(device)
         self.trainer = self._build_trainer(records, store, start)
         if state is not None:
@@ -64,7 +62,7 @@ class TrainingRun:
         self.log = RunLog(folder, start)
         if state is None:
             self.log.write("data", {"step": 0, "images": len(records), "dropped_boxes": self.dropped})
-        _write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def run(self) -> Evaluation:
         """Train to the end and return the last evaluation."""
@@ -89,14 +87,36 @@ class TrainingRun:
         )
         store = data_parts.open_proposals(config, dataset.records)
         records = data_parts.with_proposals(config, dataset.records, store)
+        if not sum(len(record.targets) for record in records):
+            raise InputError(
+                f"{config.data.root}: nothing to train on in {split}: of {len(dataset.records)} images, "
+                f"{len(records)} have proposals in {store.path} and none of these has an object that may be "
+                f"trained on; boxes dropped: {faults or 'none'}"
+            )
         data_parts.report_recall(records, store, config, split)
         return records, store
+
+    def _build_model(self, coder: BoxCoder | None, state: dict[str, Any] | None) -> RegionDetector:
+        """Return the network with the weights of the resumed run, of another checkpoint, or published."""
+        config, count = self.config, len(self.test_set.classes)
+        torch.manual_seed(config.seed)
+        if state is not None:
+            return model_parts.restore_model(config, state, str(self.folder))
+        if config.train.initial_weights is None:
+            return model_parts.build_model(config, count, coder)
+        source = checkpoints.load_checkpoint(config.train.initial_weights)
+        return model_parts.restore_model(config, source, config.train.initial_weights)
 
     def _measure_targets(self, records: list[ImageRecord], store: ProposalStore) -> BoxCoder:
         source = data_parts.StoredProposals(
             store, self.config.proposals.top_k_train, self.config.proposals.min_size
         )
-        images = ((source(record).boxes, record.targets.boxes, record.targets.labels) for record in records)
+        difficult = self.config.data.difficult == "train"
+        objects = (trained_objects(record.targets, use_difficult=difficult) for record in records)
+        images = (
+            (source(record).boxes, targets.boxes, targets.labels)
+            for record, targets in zip(records, objects, strict=True)
+        )
         threshold = self.config.train.sampling.foreground_iou
         return measured_coder(images, len(self.test_set.classes), threshold)
 
@@ -127,6 +147,7 @@ class TrainingRun:
             on_record=self._record,
             on_save=self._save,
             on_evaluate=self._evaluate,
+            on_stop=lambda: note("stopping after this step; once more to stop at once"),
         )
 
     def _training_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -196,6 +217,7 @@ class TrainingRun:
             group["initial_lr"] = rate  # the config's, which the user may have changed
         self.roi_sampler.load_state_dict(state["sampler"])
         self.best = dict(state["best"])
+        self.trainer.evaluated = state["evaluated"]
         checkpoints.set_random_states(state["random"])
 
 
@@ -207,7 +229,10 @@ def find_state(config: Config, folder: Path) -> dict[str, Any] | None:
     """
     found = checkpoints.numbered_checkpoints(folder / "checkpoints")
     if not found:
+        note(f"{folder}: no checkpoint to go on from, starting at step 0")
         return None
+    for unfinished in (folder / "checkpoints").glob(".*.tmp"):
+        unfinished.unlink()  # a run killed while it saved leaves one
     state = checkpoints.load_checkpoint(found[-1])
     before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
@@ -235,9 +260,3 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= _flat(value, f"{prefix}.{key}" if prefix else key)
     return found
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

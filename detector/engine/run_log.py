@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,37 @@ class RunLog:
         try:
             self._replace(kept)
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise InputError(f"{folder}: cannot write the run's log: {error.strerror}") from None
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add a line ``{"kind": kind, ...}``; numbers also go to TensorBoard as ``kind/name``."""
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if name != "step" and isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, int(values["step"]))
+        with self._errors():
+            self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, int(values["step"]))
 
     def images(self, name: str, images: list[np.ndarray], step: int) -> None:
         """Add drawn images, each (H, W, 3) uint8 RGB, to TensorBoard."""
-        for number, image in enumerate(images):
-            self._board.add_image(f"{name}/{number}", image, step, dataformats="HWC")
+        with self._errors():
+            for number, image in enumerate(images):
+                self._board.add_image(f"{name}/{number}", image, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with self._errors():
+            self._file.close()
+            self._board.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what the disk refuses, also late from TensorBoard's thread, into one clear error."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.path.parent}: cannot write the run's log: {error.strerror}") from None
 
     def _replace(self, records: list[dict[str, Any]]) -> None:
         temporary = self.path.with_suffix(".tmp")

@@ -33,9 +33,10 @@ class Trainer:
     """Trains ``model`` from ``step`` to ``steps``; a step is a completed optimizer step.
 
     ``batches`` goes on where the run stands; ``training_step`` returns named scalar losses, whose sum is
-    minimised; ``sampler_state`` returns what of its randomness a checkpoint has to hold.
+    minimised; ``evaluated`` is the last step that was evaluated.
     The hooks are called after a step, with the trainer: ``on_record`` with the mean losses since the last
-    record, ``on_save`` when a checkpoint is due, ``on_evaluate`` when an evaluation is.
+    record, ``on_save`` when a checkpoint is due, ``on_evaluate`` when an evaluation is; ``on_stop`` when
+    a signal has come, whose second coming stops at once.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Trainer:
     training_step: Callable[[Batch], dict[str, Tensor]]
     steps: int
     step: int = 0
+    evaluated: int = 0
     log_every: int = 20
     checkpoint_every: int = 1000
     evaluate_every: int | None = None
@@ -53,6 +55,7 @@ class Trainer:
     on_record: Callable[[Trainer, Record], None] = lambda _, __: None
     on_save: Callable[[Trainer], None] = lambda _: None
     on_evaluate: Callable[[Trainer], None] = lambda _: None
+    on_stop: Callable[[], None] = lambda: None
     _losses: list[dict[str, Tensor]] = field(default_factory=list)
     _image_ids: list[list[str]] = field(default_factory=list)
     _since: float = field(default_factory=time.perf_counter)
@@ -75,6 +78,9 @@ class Trainer:
     def _loop(self) -> None:
         self.model.train()
         self._since = time.perf_counter()
+        if self.step and self._due(self.evaluate_every) and self.evaluated != self.step:
+            self._evaluate()  # the run was stopped before it could
+            self._save()
         while self.step < self.steps:
             rate = set_learning_rate(self.optimizer, self.schedule(self.step))
             batch = self._unless_stopped(lambda: next(self.batches))
@@ -87,15 +93,14 @@ class Trainer:
             self.on_step(self)
             if self._due(self.log_every):
                 self.on_record(self, self._record(rate))
+            if self._due(self.checkpoint_every):
+                self._save()  # before the evaluation, which may fail and must not take the training with it
             if self._due(self.evaluate_every):
-                self._refuse_non_finite()
-                self._unless_stopped(lambda: self.on_evaluate(self))
-                self.model.train()
-                self._since = time.perf_counter()
+                self._evaluate()
+                if self._due(self.checkpoint_every) and self.evaluated == self.step:
+                    self._save()
             if self._stop is not None:
                 break
-            if self._due(self.checkpoint_every):
-                self._save()
         if self._stop is not None:
             self._save()
             raise StopRequested(self._stop, self.step)
@@ -121,6 +126,18 @@ class Trainer:
         # Kept as tensors until a record is due: reading them every step would stall a GPU.
         self._losses.append({name: loss.detach() for name, loss in losses.items()})
         self._image_ids.append([meta.image_id for meta in batch.metas])
+
+    def _evaluate(self) -> None:
+        self._refuse_non_finite()
+
+        def evaluate() -> bool:
+            self.on_evaluate(self)
+            return True
+
+        if self._unless_stopped(evaluate):
+            self.evaluated = self.step
+        self.model.train()
+        self._since = time.perf_counter()
 
     def _save(self) -> None:
         self._refuse_non_finite()
@@ -164,7 +181,10 @@ class Trainer:
         return self.step == self.steps or (every is not None and self.step % every == 0)
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._stop is not None:
+            raise KeyboardInterrupt  # asked twice: stop here, the last checkpoint is there
         self._stop = number
+        self.on_stop()
 
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -174,6 +194,7 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
     """Return the part of a checkpoint that the loop owns: step, weights and optimizer."""
     return {
         "step": trainer.step,
+        "evaluated": trainer.evaluated,
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
     }

@@ -24,6 +24,12 @@ def match_proposals(proposals: Tensor, targets: Targets) -> tuple[Tensor, Tensor
     return overlap, match
 
 
+def trained_objects(targets: Targets, *, use_difficult: bool) -> Targets:
+    """Return the objects that training aims at: no crowd regions, ``difficult`` ones if wanted."""
+    left_out = targets.crowd if use_difficult else targets.crowd | targets.difficult
+    return targets.select(~left_out)
+
+
 class RoISampler:
     """Draws ``rois_per_image`` RoIs of each image, at most ``foreground_fraction`` of them foreground.
 
@@ -69,9 +75,7 @@ class RoISampler:
 
     def sample_image(self, rois: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
         """Return drawn boxes (r, 4), labels (r,) and box targets (r, 4) of one image."""
-        objects = targets.select(~targets.crowd)
-        if not self.use_difficult:
-            objects = objects.select(~objects.difficult)
+        objects = trained_objects(targets, use_difficult=self.use_difficult)
         if self.add_targets:
             rois = torch.cat((objects.boxes, rois))
         overlap, match = match_proposals(rois, objects)

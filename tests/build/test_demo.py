@@ -76,3 +76,14 @@ def test_places_are_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no image in"):
         find_images([tmp_path / "empty"])
+
+
+def test_pictures_never_overwrite_the_images(tiny: Load, tmp_path: Path) -> None:
+    test_set = open_test_set(tiny(), "test")
+    config = tiny()
+    model = build_model(config, len(test_set.classes)).eval()
+    path = test_set.records[0].path
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="would overwrite this image"):
+        run_demo(config, model, test_set.classes, [path], path.parent, "cpu", score_threshold=0.5)
+    assert path.read_bytes() == before

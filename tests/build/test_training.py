@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,3 +173,27 @@ def test_measured_box_targets_are_saved_with_the_weights(tiny: Load, tmp_path: P
     assert means.shape == deviations.shape == (6, 4)
     assert torch.all(means[:, 0].abs() < 1e-6)  # the set is taken with its mirror images
     assert torch.all((deviations > 0.02) & (deviations < 0.5))
+
+
+def test_a_failing_evaluation_takes_no_training_with_it(tiny: Load, tmp_path: Path, tiny_root: Path) -> None:
+    copy = Path(shutil.copytree(tiny_root, tmp_path / "copy"))
+    config = tiny(f"data.root={copy}", "train.steps=4")
+    train(config, tmp_path / "whole")
+    image = next((copy / "JPEGImages").glob((copy / "ImageSets/Main/test.txt").read_text().split()[0] + ".*"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:800])
+    with pytest.raises(InputError, match="truncated"):
+        train(config, tmp_path / "run")
+    image.write_bytes(whole)
+    evaluation = train(config, tmp_path / "run", resume=True)
+    assert_identical(final_state(tmp_path / "whole", 4), final_state(tmp_path / "run", 4))
+    assert names(tmp_path / "run") == {"best.pt", "step_4.pt"}
+    evaluated = [
+        record for record in read_log(tmp_path / "run" / "log.jsonl") if record["kind"] == "evaluate"
+    ]
+    assert [record["voc_mAP"] for record in evaluated] == [evaluation.figures["voc_mAP"]]
+
+
+def test_nothing_to_train_on_is_one_clear_error(tiny: Load, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing to train on in trainval.*under 5000 px"):
+        train(tiny("data.min_box_size=5000"), tmp_path / "run")
