@@ -111,9 +111,8 @@ def speed(arguments: argparse.Namespace) -> None:
         ("opencv_fast", "VOC", voc()),
         ("opencv_quality", "VOC", voc()),
     ]
-    print(
-        "| strategies | images | ours, ms | OpenCV, ms | ratio: median (lowest to highest) |\n|---|---|---|---|---|"
-    )
+    print("| strategies | images | ours, ms | OpenCV, ms | ratio: median (lowest to highest) |")
+    print("|---" * 5 + "|")
     with peer(arguments.opencv, core) as ask:
         for mode, name, paths in cases:
             ours, theirs = [], []
@@ -184,31 +183,40 @@ def best_overlaps(record: ImageRecord, boxes: Tensor, count: int) -> Tensor:
 
 
 def recall(arguments: argparse.Namespace) -> None:
-    """Cover BCCD's objects with the first boxes of both, OpenCV's in random order, five seeds each."""
+    """Cover BCCD's objects with the first boxes of both, OpenCV's in random order, five seeds each.
+
+    Where one has fewer boxes for an image than asked, the other is cut to as many.
+    """
     records, classes = [], []
     for split in ("trainval", "test"):
         data = load_voc(DATA / "bccd", split, min_box_size=2.0)
         records += [record for record in data.records if len(record.targets)]
         classes = list(data.classes)
     given = np.load(DATA / "bccd_opencv_fast_proposals.npz", allow_pickle=False)
-    rows: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}
+    rows: dict[tuple[str, int], tuple[list[Tensor], list[Tensor], list[int]]] = {}
     for record in records:
         image = read_rgb(record.path)
         theirs = torch.from_numpy(given[record.image_id])
         for seed in SEEDS:
             shuffled = theirs[torch.randperm(len(theirs), generator=torch.Generator().manual_seed(seed))]
-            lists = {"OpenCV, shuffled": shuffled, "OpenCV, as it came": theirs}
-            for mode in ("opencv_fast", "fast"):
-                lists[f"ours, {mode}"] = selective_search(image, mode, seed=seed).boxes
-            for name, boxes in lists.items():
+            own = selective_search(image, "opencv_fast", seed=seed).boxes
+            equal = {"OpenCV, shuffled": shuffled, "OpenCV, as it came": theirs, "ours, opencv_fast": own}
+            lists = [(name, boxes, min(len(theirs), len(own))) for name, boxes in equal.items()]
+            lists.append(("ours, fast", selective_search(image, "fast", seed=seed).boxes, max(COUNTS)))
+            for name, boxes, limit in lists:
                 for count in COUNTS:
-                    best, labels = rows.setdefault((name, count), ([], []))
-                    best.append(best_overlaps(record, boxes, count))
+                    best, labels, used = rows.setdefault((name, count), ([], [], []))
+                    best.append(best_overlaps(record, boxes, min(count, limit)))
                     labels.append(record.targets.labels)
-    print("| boxes | at most | recall 0.5 | recall 0.7 | MABO | " + " | ".join(classes) + " |")
-    print("|---" * (5 + len(classes)) + "|")
-    for (name, count), (best, labels) in sorted(rows.items(), key=lambda row: row[0][1]):
-        print(f"| {name} | {count} | " + " | ".join(coverage(best, labels, classes)) + " |")
+                    used.append(min(count, limit, len(boxes)))
+    print("| boxes | at most | used | recall 0.5 | recall 0.7 | MABO | " + " | ".join(classes) + " |")
+    print("|---" * (6 + len(classes)) + "|")
+    for (name, count), (best, labels, used) in sorted(rows.items(), key=lambda row: row[0][1]):
+        print(
+            f"| {name} | {count} | {statistics.mean(used):.0f} | "
+            + " | ".join(coverage(best, labels, classes))
+            + " |"
+        )
 
 
 def objects_of(image_id: str) -> Tensor:
@@ -228,9 +236,8 @@ def reference(arguments: argparse.Namespace) -> None:
     given = torch.from_numpy(raw) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     objects = objects_of("000004")
     theirs = box_ops.iou(objects, given).amax(dim=1)
-    print(
-        f"given, {len(given)} boxes: mean best IoU {theirs.mean():.3f} {[round(v, 2) for v in theirs.tolist()]}"
-    )
+    rounded = [round(v, 2) for v in theirs.tolist()]
+    print(f"given, {len(given)} boxes: mean best IoU {theirs.mean():.3f} {rounded}")
     image = read_rgb(DATA / "voc_demo" / "000004.jpg")
     for mode in ("fast", "quality"):
         for seed in SEEDS:

@@ -64,3 +64,18 @@ def test_numbers_and_images_go_to_tensorboard(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing: cannot write the run's log: No such file"):
         RunLog(tmp_path / "missing")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_disk_that_fills_up_during_the_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunLog(tmp_path)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(log, "_file", full)
+        with pytest.raises(InputError, match="cannot write the run's log: No space left on device"):
+            log.write("train", {"step": 1, "loss": 0.5})
+        monkeypatch.undo()
+        log.close()
+        with pytest.raises(OSError, match="No space left"):
+            full.close()  # what was buffered is still refused

@@ -79,16 +79,18 @@ def test_hooks_come_at_their_steps_and_all_at_the_last() -> None:
     make_trainer(toy, events, log_every=3, checkpoint_every=4, evaluate_every=6).run()
     assert happened(events, "step") == list(range(1, 11))
     assert happened(events, "record") == [3, 6, 9, 10]
-    assert happened(events, "save") == [4, 8, 10]
+    assert happened(events, "save") == [4, 8, 10, 10]
     assert happened(events, "evaluate") == [6, 10]
-    assert [event[0] for event in events][-4:] == ["step", "record", "evaluate", "save"]
+    # Saved before the evaluation, which may fail, and after it, with what it found.
+    assert [event[0] for event in events][-5:] == ["step", "record", "save", "evaluate", "save"]
     assert toy.modes == [True] * 10  # evaluation's mode does not stay
 
 
 def test_without_an_interval_evaluation_is_at_the_end_alone() -> None:
     events: Events = []
     make_trainer(Toy(), events).run()
-    assert happened(events, "evaluate") == happened(events, "save") == happened(events, "record") == [10]
+    assert happened(events, "evaluate") == happened(events, "record") == [10]
+    assert happened(events, "save") == [10, 10]
 
 
 def test_records_hold_the_means_since_the_last_and_the_rate() -> None:
@@ -138,8 +140,27 @@ def test_a_run_goes_on_from_its_step() -> None:
 
 def test_a_finished_run_does_nothing() -> None:
     events: Events = []
-    make_trainer(Toy(), events, step=10).run()
+    make_trainer(Toy(), events, step=10, evaluated=10).run()
     assert events == []
+
+
+@pytest.mark.parametrize(("step", "expected"), [(10, [10]), (6, [6, 10]), (5, [6, 10])])
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(step: int, expected: list[int]) -> None:
+    events: Events = []
+    make_trainer(Toy(), events, step=step, evaluated=3, evaluate_every=6).run()
+    assert happened(events, "evaluate") == expected
+    if step == 6:
+        assert events[:2] == [("evaluate", 6), ("save", 6)]
+
+
+def test_a_failing_evaluation_comes_after_the_checkpoint() -> None:
+    def fail(_: Trainer) -> None:
+        raise InputError("a test image is gone")
+
+    events: Events = []
+    with pytest.raises(InputError, match="a test image is gone"):
+        make_trainer(Toy(), events, on_evaluate=fail).run()
+    assert happened(events, "save") == [10]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -154,6 +175,23 @@ def test_a_signal_finishes_the_step_and_saves(number: signal.Signals) -> None:
     assert happened(events, "step") == [1, 2, 3, 4]
     assert happened(events, "save") == [4]  # once
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    events: Events = []
+    toy = Toy()
+
+    def signals(step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    toy.before = signals
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(toy, events, on_stop=lambda: events.append(("stop", 3))).run()
+    assert happened(events, "step") == [1, 2, 3]
+    assert happened(events, "stop") == [3]  # told once
+    assert happened(events, "save") == []
 
 
 def test_a_signal_that_takes_the_workers_too_still_saves() -> None:
