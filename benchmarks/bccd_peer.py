@@ -26,8 +26,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_pool
 
-from detector.build import data as parts
+from detector.build import data as data_parts
 from detector.build import model as model_parts
+from detector.build import proposals as proposal_parts
 from detector.build.evaluation import open_test_set
 from detector.config import Config, load_config
 from detector.engine.inference import detect
@@ -80,16 +81,16 @@ class Setting:
     config: Config
     train_batches: Iterator[Batch]
     test_set: Any
-    source: parts.StoredProposals
+    source: proposal_parts.StoredProposals
 
 
 def setting() -> Setting:
     config = load_config("configs/bccd_squeezenet.yaml")
     test_set = open_test_set(config, config.data.test_split)
-    dataset = parts.load_split(config, config.data.train_split, test_set.classes, training=True)
-    store = parts.open_proposals(config, dataset.records)
-    source = parts.StoredProposals(store, config.proposals.top_k_test, config.proposals.min_size)
-    return Setting(config, parts.training_batches(config, dataset.records, store, 0), test_set, source)
+    dataset = data_parts.load_split(config, config.data.train_split, test_set.classes, training=True)
+    store = proposal_parts.open_proposals(config, dataset.records)
+    source = proposal_parts.StoredProposals(store, config.proposals.top_k_test, config.proposals.min_size)
+    return Setting(config, data_parts.training_batches(config, dataset.records, store, 0), test_set, source)
 
 
 def peer_step(peer: Peer, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
@@ -120,7 +121,7 @@ def train_peer() -> dict[str, Any]:
     trained = time.perf_counter() - started
     peer.eval()
     evaluator = VocEvaluator(here.test_set.records, here.test_set.classes)
-    for view in parts.inference_views(here.config, here.test_set.records, here.source):
+    for view in data_parts.inference_views(here.config, here.test_set.records, here.source):
         with torch.inference_mode():
             found = peer(view[0])[0][0]
         detections = Detections(boxes=found["boxes"], scores=found["scores"], labels=found["labels"])
@@ -179,7 +180,7 @@ def compare(rounds: int) -> dict[str, Any]:
 
 
 def image_views(here: Setting) -> Iterator[list[Batch]]:
-    return parts.inference_views(here.config, here.test_set.records, here.source)
+    return data_parts.inference_views(here.config, here.test_set.records, here.source)
 
 
 def in_turns(items: list[Any], ours: Callable[[Any], Any], peer: Callable[[Any], Any]) -> dict[str, float]:

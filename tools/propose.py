@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from detector import cli
-from detector.build import data as parts
+from detector.build import data as data_parts
+from detector.build import proposals as proposal_parts
 from detector.config import load_config
 from detector.errors import InputError
 from detector.progress import note
@@ -29,10 +30,12 @@ def main() -> int:
 def for_config(arguments: argparse.Namespace) -> ProposalStore:
     """Make or convert the proposals of a config's splits and say how much of the objects they cover."""
     config = load_config(arguments.config, arguments.overrides)
-    parts.ensure_data(config)
-    classes = parts.class_names(config)
+    data_parts.ensure_data(config)
+    classes = data_parts.class_names(config)
     splits = arguments.split or list(dict.fromkeys((config.data.train_split, config.data.test_split)))
-    by_split = {split: parts.load_split(config, split, classes, training=False).records for split in splits}
+    by_split = {
+        split: data_parts.load_split(config, split, classes, training=False).records for split in splits
+    }
     records = list({record.image_id: record for found in by_split.values() for record in found}.values())
     target = Path(arguments.output) if arguments.output else None
     if arguments.source:
@@ -40,12 +43,12 @@ def for_config(arguments: argparse.Namespace) -> ProposalStore:
             raise InputError("--from needs --output STORE")
         store = convert(arguments.source, arguments.format, target, records=records)
     elif config.proposals.method is not None:
-        store = parts.make_proposals(config, records, target)
+        store = proposal_parts.make_proposals(config, records, target)
     else:
-        store = parts.open_proposals(config, records)
+        store = proposal_parts.open_proposals(config, records)
     for split, found in by_split.items():
         known = [record for record in found if record.image_id in store]
-        parts.report_recall(known, store, config, split)
+        proposal_parts.report_recall(known, store, config, split)
         if len(known) < len(found):
             note(f"warning: {len(found) - len(known)} of {len(found)} images of {split} have no proposals")
     return store

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from detector.build.data import StoredProposals, inference_views, make_proposals, open_proposals
+from detector.build.data import inference_views
 from detector.build.model import build_postprocess
+from detector.build.proposals import StoredProposals, make_proposals, open_proposals
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.engine.inference import detect

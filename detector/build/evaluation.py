@@ -10,17 +10,9 @@ from typing import Any
 
 import torch
 
-from detector.build.data import (
-    StoredProposals,
-    class_names,
-    ensure_data,
-    inference_views,
-    load_split,
-    open_proposals,
-    report_recall,
-    with_proposals,
-)
+from detector.build.data import class_names, ensure_data, inference_views, load_split
 from detector.build.model import build_postprocess
+from detector.build.proposals import StoredProposals, open_proposals, report_recall, with_proposals
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.inference import detect

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detector.build import data as data_parts
 from detector.build import model as model_parts
+from detector.build import proposals as proposal_parts
 from detector.build.evaluation import Evaluation, evaluate, headline, open_test_set
 from detector.config import Config
 from detector.data.images import read_image
@@ -85,15 +86,15 @@ class TrainingRun:
             f"{split}: {len(dataset.records)} images, {objects} objects of {len(dataset.classes)} classes; "
             f"boxes dropped or clipped: {faults or 'none'}"
         )
-        store = data_parts.open_proposals(config, dataset.records)
-        records = data_parts.with_proposals(config, dataset.records, store)
+        store = proposal_parts.open_proposals(config, dataset.records)
+        records = proposal_parts.with_proposals(config, dataset.records, store)
         if not sum(len(record.targets) for record in records):
             raise InputError(
                 f"{config.data.root}: nothing to train on in {split}: of {len(dataset.records)} images, "
                 f"{len(records)} have proposals in {store.path} and none of these has an object that may be "
                 f"trained on; boxes dropped: {faults or 'none'}"
             )
-        data_parts.report_recall(records, store, config, split)
+        proposal_parts.report_recall(records, store, config, split)
         return records, store
 
     def _build_model(self, coder: BoxCoder | None, state: dict[str, Any] | None) -> RegionDetector:
@@ -108,7 +109,7 @@ class TrainingRun:
         return model_parts.restore_model(config, source, config.train.initial_weights)
 
     def _measure_targets(self, records: list[ImageRecord], store: ProposalStore) -> BoxCoder:
-        source = data_parts.StoredProposals(
+        source = proposal_parts.StoredProposals(
             store, self.config.proposals.top_k_train, self.config.proposals.min_size
         )
         difficult = self.config.data.difficult == "train"

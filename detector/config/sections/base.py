@@ -1,0 +1,19 @@
+"""What all sections of a config share: strictness, and the types of their numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Four = tuple[float, float, float, float]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, strict about names, no silent conversion of types, no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

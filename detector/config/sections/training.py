@@ -1,0 +1,107 @@
+"""How a network trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from detector.config.sections.base import Count, Fraction, Positive, Section
+
+
+class SamplingConfig(Section):
+    """Which RoIs a step trains on (paper, section 2.3)."""
+
+    rois_per_image: Count = 64
+    foreground_fraction: Fraction = 0.25
+    foreground_iou: Fraction = 0.5
+    background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
+    """Background RoIs have their best IoU in [low, high)."""
+    add_targets: bool = True
+    """Put the ground-truth boxes among the proposals."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SamplingConfig:
+        low, high = self.background_iou
+        if low >= high:
+            raise ValueError("train.sampling.background_iou must be [low, high) with low < high")
+        if high > self.foreground_iou:
+            raise ValueError("train.sampling.background_iou must end at or below foreground_iou")
+        return self
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run; points are fractions of ``train.steps``."""
+
+    kind: Literal["step", "cosine"] = "step"
+    milestones: tuple[Fraction, ...] = (0.75,)
+    """step: the rate is multiplied by ``gamma`` at each (paper: 30k of 40k steps)."""
+    gamma: Positive = 0.1
+    final: Fraction = 0.0
+    """cosine: the last rate as a fraction of ``learning_rate``."""
+    warmup: Fraction = 0.0
+    """Linear warm-up over this fraction of the run."""
+    warmup_start: Fraction = 0.1
+    """First rate of the warm-up as a fraction of ``learning_rate``."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScheduleConfig:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError("train.schedule.milestones must rise")
+        return self
+
+
+class TrainConfig(Section):
+    steps: Count
+    images_per_batch: Count = 2
+    scales: tuple[Count, ...] = Field(default=(600,), min_length=1)
+    """Shorter side of the input in pixels; one is drawn at random for each image."""
+    max_size: Count = 1000
+    """Cap on the longer side in pixels."""
+    scale_jitter: tuple[Positive, Positive] | None = None
+    """A further random factor on the size, drawn log-uniformly from [low, high]."""
+    flip: Fraction = 0.5
+    """Chance of a left-right flip."""
+    vertical_flip: Fraction = 0.0
+    """Chance of a top-bottom flip, for images without an upside: microscopy, aerial."""
+    group_by_aspect: bool = True
+    """Batch landscape with landscape and portrait with portrait, which saves padding."""
+    sampling: SamplingConfig = SamplingConfig()
+    learning_rate: Positive = 1e-3
+    bias_lr_factor: Positive = 2.0
+    """Rate of biases over that of weights (release: 2; the paper's text: 1)."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: float = Field(default=5e-4, ge=0.0)
+    bias_decay: bool = False
+    """Whether biases decay (release: no; the paper's text: yes)."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_gradient_norm: Positive | None = None
+    box_loss_weight: float = Field(default=1.0, ge=0.0)
+    smooth_l1_beta: Positive = 1.0
+    """Where smooth L1 turns from squared to linear (paper: 1)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """"bfloat16" runs the network under autocast; RoIs and losses stay float32."""
+    log_every: Count = 20
+    checkpoint_every: Count = 1000
+    keep_checkpoints: Count | None = None
+    """How many numbered checkpoints stay; None removes none."""
+    evaluate_every: Count | None = None
+    """None evaluates at the end alone."""
+    evaluate_split: str | None = None
+    """None is ``data.test_split``."""
+    draw_images: int = Field(default=4, ge=0)
+    """Images drawn into TensorBoard at each evaluation."""
+    initial_weights: str | None = None
+    """A checkpoint whose model is taken and nothing else."""
+
+    @model_validator(mode="after")
+    def _jitter_is_ordered(self) -> TrainConfig:
+        if self.scale_jitter is not None and self.scale_jitter[0] > self.scale_jitter[1]:
+            raise ValueError("train.scale_jitter must be [low, high] with low <= high")
+        return self
+
+
+class StageConfig(Section):
+    """One stage of a staged training; none is defined for ``task: detection``."""
+
+    name: str
