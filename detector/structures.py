@@ -91,6 +91,17 @@ class Targets:
         """Return the same objects at other ``boxes`` (G, 4); ``area`` stays the annotated one."""
         return replace(self, boxes=boxes)
 
+    def presence(self, num_classes: int) -> Tensor:
+        """Return (K,) int64, for each class 1 where it is there, -1 where not, 0 where only as difficult.
+
+        The numbers are those of VOC's own lists of a class (ImageSets/Main/CLASS_SPLIT.txt), where 0 counts
+        neither way. A crowd region counts as a difficult object.
+        """
+        found = torch.full((num_classes + 1,), -1, dtype=torch.int64)
+        found[self.labels] = 0
+        found[self.labels[~(self.difficult | self.crowd)]] = 1
+        return found[1:]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:

@@ -18,6 +18,8 @@ from detector.structures import ImageRecord, Proposals, Sample
 
 ProposalSource = Callable[[ImageRecord], Proposals]
 
+_SCALES = 1  # sets the stream of shared scales apart from the samples' own
+
 
 def make_sample(
     record: ImageRecord,
@@ -25,9 +27,10 @@ def make_sample(
     proposals: Proposals,
     transform: ImageTransform,
     rng: np.random.Generator | None = None,
+    scale_rng: np.random.Generator | None = None,
 ) -> Sample:
     """Bring one image and its boxes into network-input pixels; training, evaluation and demo alike."""
-    pixels, meta = transform(image, record.image_id, rng)
+    pixels, meta = transform(image, record.image_id, rng, scale_rng)
     return Sample(
         image=pixels,
         proposals=proposals,
@@ -41,15 +44,22 @@ class TrainingDataset(Dataset["Sample | InputError"]):
     """Samples by (index, draw): ``draw`` is the sample's number in the run and seeds its randomness.
 
     So a sample depends on nothing that a worker process remembers, and a resumed run draws the same.
+    With ``draws_per_scale`` that many samples in a row, those of a batch or an epoch, have one scale.
     """
 
     def __init__(
-        self, records: Sequence[ImageRecord], proposals: ProposalSource, transform: ImageTransform, seed: int
+        self,
+        records: Sequence[ImageRecord],
+        proposals: ProposalSource,
+        transform: ImageTransform,
+        seed: int,
+        draws_per_scale: int | None = None,
     ) -> None:
         self.records = records
         self.proposals = proposals
         self.transform = transform
         self.seed = seed
+        self.draws_per_scale = draws_per_scale
 
     def __len__(self) -> int:
         return len(self.records)
@@ -60,9 +70,16 @@ class TrainingDataset(Dataset["Sample | InputError"]):
         rng = np.random.default_rng((self.seed, draw))
         try:
             image = read_image(record.path, (record.height, record.width))
-            return make_sample(record, image, self.proposals(record), self.transform, rng)
+            return make_sample(
+                record, image, self.proposals(record), self.transform, rng, self._scale_rng(draw)
+            )
         except InputError as error:
             return error  # raised in the main process, where its message stays one clear line
+
+    def _scale_rng(self, draw: int) -> np.random.Generator | None:
+        if self.draws_per_scale is None:
+            return None
+        return np.random.default_rng((self.seed, draw // self.draws_per_scale, _SCALES))
 
 
 class InferenceDataset(Dataset["list[Sample] | InputError"]):

@@ -27,39 +27,62 @@ def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> t
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Resizes, may flip, and normalises; random choices come from the generator handed in.
+    """Resizes, may flip, and normalises; random choices come from the generators handed in.
 
-    With ``rng`` None (evaluation) the first of ``scales`` is taken and nothing is random.
+    ``resize`` "shorter" brings the shorter side to a scale, "square" both sides, whatever the proportions,
+    "none" keeps the image's own size; but for "square", ``max_size`` caps the longer side. With ``rng`` None
+    (evaluation) the first of ``scales`` is taken and nothing is random.
     """
 
     normalization: Normalization
     scales: tuple[int, ...]
     max_size: int
+    resize: str = "shorter"
     flip: float = 0.0
     vertical_flip: float = 0.0
     scale_jitter: tuple[float, float] | None = None
 
     def __call__(
-        self, image: np.ndarray, image_id: str, rng: np.random.Generator | None = None
+        self,
+        image: np.ndarray,
+        image_id: str,
+        rng: np.random.Generator | None = None,
+        scale_rng: np.random.Generator | None = None,
     ) -> tuple[Tensor, ImageMeta]:
-        """Turn ``image`` (H, W, 3) uint8 RGB into a tensor (3, h, w) float32 and its meta data."""
-        shorter, flipped, upside_down = float(self.scales[0]), False, False
+        """Turn ``image`` (H, W, 3) uint8 RGB into a tensor (3, h, w) float32 and its meta data.
+
+        ``scale_rng`` draws the scale in the place of ``rng``, for images that share theirs.
+        """
+        scale, flipped, upside_down = float(self.scales[0]), False, False
         if rng is not None:
-            shorter = float(self.scales[rng.integers(len(self.scales))])
-            if self.scale_jitter is not None:
-                low, high = np.log(self.scale_jitter)
-                shorter *= float(np.exp(rng.uniform(low, high)))
+            scale = self._draw_scale(scale_rng or rng)
             flipped = bool(rng.random() < self.flip)
             upside_down = bool(rng.random() < self.vertical_flip)
         height, width = image.shape[:2]
         meta = ImageMeta(
             image_id=image_id,
             original_size=(height, width),
-            input_size=input_size((height, width), shorter, self.max_size),
+            input_size=self._input_size((height, width), scale),
             flipped=flipped,
             flipped_vertically=upside_down,
         )
         return self._pixels(image, meta), meta
+
+    def _draw_scale(self, rng: np.random.Generator) -> float:
+        scale = float(self.scales[rng.integers(len(self.scales))])
+        if self.scale_jitter is not None:
+            low, high = np.log(self.scale_jitter)
+            scale *= float(np.exp(rng.uniform(low, high)))
+        return scale
+
+    def _input_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        match self.resize:
+            case "square":
+                return max(1, round(scale)), max(1, round(scale))
+            case "none":
+                return input_size(size, min(size), self.max_size)
+            case _:
+                return input_size(size, scale, self.max_size)
 
     def _pixels(self, image: np.ndarray, meta: ImageMeta) -> Tensor:
         if meta.input_size != meta.original_size:

@@ -1,11 +1,12 @@
 """Precision, recall and the two average precisions of PASCAL VOC, for one class.
 
-All functions take what `precision_recall` makes of the detections in order of falling score; those that
-count neither as right nor as wrong (their best object is ``difficult``) are already gone.
+All functions take what `precision_recall` makes of the detections (of the images, in classification) in order
+of falling score; those that count neither as right nor as wrong (``difficult``) are already gone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,12 @@ def area_ap(curve: PrecisionRecall) -> float:
         return float("nan")
     is_hit = np.diff(curve.hits, prepend=0) > 0
     return float(_envelope(curve.precision)[is_hit].sum() / curve.objects)
+
+
+def mean_ap(values: Sequence[float]) -> float:
+    """Return the mean over the classes that have an average precision; NaN where none has."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.evaluation.average_precision import PrecisionRecall, area_ap, eleven_point_ap, precision_recall
+from detector.evaluation.average_precision import (
+    PrecisionRecall,
+    area_ap,
+    eleven_point_ap,
+    mean_ap,
+    precision_recall,
+)
 from detector.structures import Detections, ImageRecord, Targets
 
 
@@ -129,8 +135,8 @@ class VocEvaluator:
             for label, (name, curve) in enumerate(self.precision_recall().items(), start=1)
         }
         return {
-            "voc07_mAP": _mean([figures["voc07_AP"] for figures in per_class.values()]),
-            "voc_mAP": _mean([figures["voc_AP"] for figures in per_class.values()]),
+            "voc07_mAP": mean_ap([figures["voc07_AP"] for figures in per_class.values()]),
+            "voc_mAP": mean_ap([figures["voc_AP"] for figures in per_class.values()]),
             "per_class": per_class,
         }
 
@@ -181,8 +187,3 @@ def _curve(matches: _Matches, label: int, objects: int) -> PrecisionRecall:
     is_hit = np.zeros(len(target), dtype=bool)
     is_hit[np.unique(target, return_index=True)[1]] = True
     return precision_recall(is_hit & (target >= 0), scores, objects)
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
