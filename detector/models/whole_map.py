@@ -17,8 +17,6 @@ from detector.models.backbones import Backbone
 from detector.ops.spp_pool import spp_pool, whole_map_rois
 from detector.structures import ImageMeta
 
-_SLIDING = {"max": functional.max_pool2d, "avg": functional.avg_pool2d}
-
 
 class WholeMapPool(nn.Module):
     """A region pool for RoIs in map cells, as ``whole_image_rois`` makes them.
@@ -59,7 +57,7 @@ class WholeMapPool(nn.Module):
 
     def _slide(self, features: Tensor, image: int, x1: int, y1: int, x2: int, y2: int) -> Tensor:
         part = features[image : image + 1, :, y1:y2, x1:x2]
-        pool = _SLIDING[self.reduction]
+        pool = functional.max_pool2d if self.reduction == "max" else functional.avg_pool2d
         rows = []
         for bins in self.levels:
             down, across = sliding_window(y2 - y1, bins), sliding_window(x2 - x1, bins)
@@ -81,9 +79,9 @@ def sliding_window(side: int, bins: int) -> tuple[int, int]:
     if found != bins:
         gives = f"{found} bins" if stride else "no bins"
         raise InputError(
-            f"model.pool.rule sliding: (a, n) = ({side}, {bins}): windows of ceil(a/n) = {window} cells every "
-            f"floor(a/n) = {stride} give {gives} instead of {bins}; set model.pool.rule to adaptive, or choose "
-            "a scale whose map has another side"
+            f"model.pool.rule sliding: (a, n) = ({side}, {bins}): windows of ceil(a/n) = {window} cells "
+            f"every floor(a/n) = {stride} give {gives} instead of {bins}; set model.pool.rule to adaptive, "
+            "or choose a scale whose map has another side"
         )
     return window, stride
 

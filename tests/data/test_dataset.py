@@ -98,3 +98,14 @@ def test_inference_gives_one_sample_a_scale_with_the_same_proposals(records: lis
     assert large.rois[0].tolist() == [0, 0, 115, 80]
     records[1].path.unlink()
     assert isinstance(dataset[1], InputError)
+
+
+def test_samples_share_a_scale_as_long_as_they_are_told(records: list[ImageRecord]) -> None:
+    dataset = TrainingDataset(records, proposals, RANDOM, seed=11, draws_per_scale=4)
+    scales = [dataset[(0, draw)].meta.input_size for draw in range(80)]
+    groups = [set(scales[start : start + 4]) for start in range(0, 80, 4)]
+    assert all(len(group) == 1 for group in groups)
+    assert len(set.union(*groups)) > 10  # and each group draws anew
+    assert scales[7::-1] == [dataset[(0, draw)].meta.input_size for draw in range(7, -1, -1)]
+    flips = {dataset[(0, draw)].meta.flipped for draw in range(4)}
+    assert flips == {True, False}

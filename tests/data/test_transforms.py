@@ -114,3 +114,31 @@ def test_random_choices_cover_what_they_should() -> None:
     assert sides.max() <= 80
     # A log-uniform factor on 20 or 40: the median of log2(side / 20) lies in the middle of -1 .. 2.
     assert abs(np.median(np.log2(sides / 20)) - 0.5) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("resize", "wanted"),
+    [("shorter", (48, 72)), ("square", (48, 48)), ("none", (40, 60))],
+)
+def test_resize_says_what_becomes_of_the_size(resize: str, wanted: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    transform = ImageTransform(normalization=RGB, scales=(48,), max_size=100, resize=resize)
+    pixels, meta = transform(image, "a")
+    assert meta.input_size == tuple(pixels.shape[1:]) == wanted
+
+
+def test_an_image_of_its_own_size_is_still_capped() -> None:
+    transform = ImageTransform(normalization=RGB, scales=(48,), max_size=100, resize="none")
+    assert transform(np.zeros((150, 200, 3), np.uint8), "a")[1].input_size == (75, 100)
+
+
+def test_a_generator_for_scales_decides_these_alone() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    transform = ImageTransform(
+        normalization=PLAIN, scales=(20, 40, 60), max_size=200, flip=0.5, scale_jitter=(0.8, 1.25)
+    )
+    draws = [
+        transform(image, "a", np.random.default_rng(draw), np.random.default_rng(9))[1] for draw in range(20)
+    ]
+    assert len({meta.input_size for meta in draws}) == 1
+    assert {meta.flipped for meta in draws} == {True, False}
