@@ -31,6 +31,7 @@ def ensure_data(config: Config) -> None:
             train_images=wanted.train_images,
             test_images=wanted.test_images,
             seed=wanted.seed,
+            kind=wanted.kind,
         )
 
 

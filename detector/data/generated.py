@@ -1,9 +1,9 @@
 """The quick start's data set: drawn instead of downloaded, written in VOC layout.
 
-`detector.data.scenes` says what the images show and how boxes and ``difficult`` are defined. Image i of a
-pool is drawn by a generator seeded with (seed, pool, i), so no image depends on another and the test
-images stay the same whatever the number of training images. One OpenCV version writes the same bytes for
-the same parameters.
+`detector.data.scenes` says what the images show and how boxes and ``difficult`` are defined,
+`detector.data.arrangements` the same for classes that differ by layout alone. Image i of a pool is drawn by
+a generator seeded with (seed, pool, i), so no image depends on another and the test images stay the same
+whatever the number of training images. One OpenCV version writes the same bytes for the same parameters.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
-from detector.data.scenes import Scene, draw_scene
+from detector.data.arrangements import ARRANGEMENTS, draw_arrangement
+from detector.data.scenes import SceneObject, draw_scene
 from detector.data.shapes import CLASSES
 from detector.errors import InputError
 
 MANIFEST = "generated.json"
 VERSION = 2  # raise it whenever the same parameters give other images
 
+_CLASSES = {"scenes": CLASSES, "arrangements": ARRANGEMENTS}
 _POOLS = ("trainval", "test")
 _VAL_EVERY = 6  # one image in six of the training pool is kept out for tuning
 _SMALLEST_SIDE = 64  # pixels; below, the smallest shapes do not fit
@@ -38,12 +40,13 @@ def ensure_generated(
     test_images: int = 80,
     image_size: tuple[int, int] = (120, 200),
     seed: int = 0,
+    kind: str = "scenes",
 ) -> None:
     """Make the data set where it is missing and leave a finished one alone; arguments as `generate_voc`.
 
     Raises InputError where ``root`` holds a data set with other parameters, or anything else.
     """
-    manifest = _manifest(train_images, test_images, image_size, seed)
+    manifest = _manifest(train_images, test_images, image_size, seed, kind)
     if not _holds(Path(root), manifest):
         _generate(Path(root), manifest)
 
@@ -55,6 +58,7 @@ def generate_voc(
     test_images: int = 80,
     image_size: tuple[int, int] = (120, 200),
     seed: int = 0,
+    kind: str = "scenes",
 ) -> None:
     """Write a new data set to ``root``, which must be missing or empty.
 
@@ -63,19 +67,24 @@ def generate_voc(
 
     ``train_images`` is the size of the training pool: trainval.txt lists all of it, val.txt every sixth
     image, train.txt the others. ``image_size`` is the range in pixels, both ends included, from which each
-    image's height and width are drawn.
+    image's height and width are drawn. ``kind`` is "scenes", whose classes are shapes, or "arrangements",
+    whose classes are ways in which two shapes stand to each other.
 
     Raises InputError for impossible parameters, a folder in use, or one that cannot be written.
     """
-    root, manifest = Path(root), _manifest(train_images, test_images, image_size, seed)
+    root, manifest = Path(root), _manifest(train_images, test_images, image_size, seed, kind)
     if _holds(root, manifest):
         raise InputError(f"{root}: the generated data set is already there; delete the folder to renew it")
     _generate(root, manifest)
 
 
-def _manifest(train_images: int, test_images: int, image_size: tuple[int, int], seed: int) -> dict[str, Any]:
+def _manifest(
+    train_images: int, test_images: int, image_size: tuple[int, int], seed: int, kind: str
+) -> dict[str, Any]:
     """Check the parameters and return everything that decides what the images show."""
     low, high = image_size
+    if kind not in _CLASSES:
+        raise InputError(f"kind: expected one of {', '.join(_CLASSES)}, not {kind!r}")
     if not _SMALLEST_SIDE <= low <= high:
         raise InputError(f"image_size: expected {_SMALLEST_SIDE} <= low <= high pixels, not {image_size}")
     for name, value in (("train_images", train_images), ("test_images", test_images), ("seed", seed)):
@@ -83,7 +92,7 @@ def _manifest(train_images: int, test_images: int, image_size: tuple[int, int], 
             raise InputError(f"{name}: expected 0 or more, not {value}")
     return {
         "version": VERSION,
-        "classes": list(CLASSES),
+        "classes": list(_CLASSES[kind]),
         "train_images": train_images,
         "test_images": test_images,
         "image_size": [low, high],
@@ -148,7 +157,7 @@ def _write(root: Path, manifest: dict[str, Any]) -> None:
             rng = np.random.default_rng([manifest["seed"], pool, index])
             low, high = manifest["image_size"]
             height, width = rng.integers(low, high + 1, 2).tolist()
-            _write_image(root, image_id, draw_scene(rng, (height, width)))
+            _write_image(root, image_id, *_draw(rng, (height, width), manifest["classes"]))
     trainval = pools["trainval"]
     pools["val"] = trainval[_VAL_EVERY - 1 :: _VAL_EVERY]
     pools["train"] = sorted(set(trainval) - set(pools["val"]))
@@ -157,25 +166,34 @@ def _write(root: Path, manifest: dict[str, Any]) -> None:
     _write_text(root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_image(root: Path, image_id: str, scene: Scene) -> None:
+def _draw(
+    rng: np.random.Generator, size: tuple[int, int], classes: list[str]
+) -> tuple[np.ndarray, list[SceneObject]]:
+    """Return an image (H, W, 3) uint8 RGB and its objects, all of the ``classes``."""
+    if classes == list(ARRANGEMENTS):
+        return draw_arrangement(rng, size)
+    scene = draw_scene(rng, size)
+    return scene.image, scene.objects()
+
+
+def _write_image(root: Path, image_id: str, image: np.ndarray, objects: list[SceneObject]) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), quality)
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
     (root / f"JPEGImages/{image_id}.jpg").write_bytes(encoded.tobytes())
-    _write_text(root / f"Annotations/{image_id}.xml", _annotation(image_id, scene))
+    _write_text(root / f"Annotations/{image_id}.xml", _annotation(image_id, image.shape, objects))
 
 
-def _annotation(image_id: str, scene: Scene) -> str:
-    """Return VOC's XML; its corners are 1-based and inclusive."""
-    height, width, depth = scene.image.shape
+def _annotation(image_id: str, shape: tuple[int, ...], objects: list[SceneObject]) -> str:
+    """Return VOC's XML for an image of ``shape``; its corners are 1-based and inclusive."""
+    height, width, depth = shape
     root = ElementTree.Element("annotation")
     _add(root, {"folder": "generated", "filename": f"{image_id}.jpg"})
     _add(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": depth})
     _add(root, {"segmented": 0})
-    for shape, difficult in zip(scene.shapes, scene.difficult(), strict=True):
-        x1, y1, x2, y2 = shape.box
+    for name, (x1, y1, x2, y2), truncated, difficult in objects:
         node = ElementTree.SubElement(root, "object")
-        flags = {"truncated": int(shape.truncated), "difficult": int(difficult)}
-        _add(node, {"name": shape.name, "pose": "Unspecified", **flags})
+        flags = {"truncated": int(truncated), "difficult": int(difficult)}
+        _add(node, {"name": name, "pose": "Unspecified", **flags})
         _add(ElementTree.SubElement(node, "bndbox"), {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2})
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"

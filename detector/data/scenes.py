@@ -12,7 +12,9 @@ to what lies behind it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,10 +26,19 @@ from detector.data.shapes import Shape, random_shape
 
 _MAX_OVERLAP = 0.3  # IoU of two boxes; more would make non-maximum suppression drop one of them
 _MIN_VISIBLE = 0.25  # part of a shape's area
-_MOSTLY_VISIBLE = 0.75  # what seven shapes in ten leave to be seen of the others
+MOSTLY_VISIBLE = 0.75  # what seven shapes in ten leave to be seen of the others
 _DIFFICULT_VISIBLE = 0.5
 _MIN_SIDE = 12  # pixels of a clipped box
 _CLEAR_CONTRAST = 70.0  # RGB distance to at least 4 in 5 of the pixels around
+
+
+class SceneObject(NamedTuple):
+    """What the annotation says of one object; the box (x1, y1, x2, y2) is half-open, in pixels."""
+
+    name: str
+    box: tuple[int, int, int, int]
+    truncated: bool
+    difficult: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,6 +58,13 @@ class Scene:
             for shape, part in zip(self.shapes, self.visible(), strict=True)
         ]
 
+    def objects(self) -> list[SceneObject]:
+        """Return every shape as an object of its class."""
+        return [
+            SceneObject(shape.name, shape.box, shape.truncated, difficult)
+            for shape, difficult in zip(self.shapes, self.difficult(), strict=True)
+        ]
+
 
 def _visible(shapes: list[Shape]) -> list[float]:
     parts: list[float] = []
@@ -58,7 +76,8 @@ def _visible(shapes: list[Shape]) -> list[float]:
     return parts[::-1]
 
 
-def _fits(shape: Shape, placed: list[Shape], least_visible: float) -> bool:
+def fits(shape: Shape, placed: list[Shape], least_visible: float) -> bool:
+    """Say whether ``shape`` may stand in front of ``placed``; ``least_visible`` is a part of an area."""
     x1, y1, x2, y2 = shape.box
     if min(x2 - x1, y2 - y1) < _MIN_SIDE:
         return False
@@ -70,15 +89,16 @@ def _fits(shape: Shape, placed: list[Shape], least_visible: float) -> bool:
     return min(_visible([*placed, shape])) >= least_visible
 
 
-def _random_shapes(rng: Generator, size: tuple[int, int]) -> list[Shape]:
+def random_shapes(rng: Generator, size: tuple[int, int]) -> list[Shape]:
+    """Return up to five shapes of any class, anywhere."""
     wanted = 0 if rng.random() < 0.06 else int(rng.integers(1, 6))
     placed: list[Shape] = []
     for _ in range(4 * wanted):  # tries; a crowded image may end with fewer shapes
         if len(placed) == wanted:
             break
         shape = random_shape(rng, size)
-        least_visible = _MIN_VISIBLE if rng.random() < 0.3 else _MOSTLY_VISIBLE
-        if _fits(shape, placed, least_visible):
+        least_visible = _MIN_VISIBLE if rng.random() < 0.3 else MOSTLY_VISIBLE
+        if fits(shape, placed, least_visible):
             placed.append(shape)
     return placed
 
@@ -155,9 +175,13 @@ def _paint(rng: Generator, image: np.ndarray, shape: Shape) -> None:
     canvas += coverage[..., None] * (fill - canvas)
 
 
-def draw_scene(rng: Generator, size: tuple[int, int]) -> Scene:
-    """Return a random scene of ``size`` (height, width) in pixels."""
-    image, shapes = _ground(rng, size), _random_shapes(rng, size)
+def draw_scene(
+    rng: Generator,
+    size: tuple[int, int],
+    place: Callable[[Generator, tuple[int, int]], list[Shape]] = random_shapes,
+) -> Scene:
+    """Return a random scene of ``size`` (height, width) in pixels; ``place`` chooses its shapes."""
+    image, shapes = _ground(rng, size), place(rng, size)
     for shape in shapes:
         _paint(rng, image, shape)
     image += rng.uniform(1, 6) * rng.standard_normal(image.shape, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -71,9 +72,9 @@ def _unit_outlines(name: str) -> list[np.ndarray]:
             return [np.concatenate([arm @ np.linalg.matrix_power(quarter, turns) for turns in range(4)])]
 
 
-def random_shape(rng: Generator, size: tuple[int, int]) -> Shape:
-    """Return a shape of any class somewhere in an image of ``size`` (height, width) in pixels."""
-    name = str(rng.choice(CLASSES))
+def random_shape(rng: Generator, size: tuple[int, int], names: Sequence[str] = CLASSES) -> Shape:
+    """Return a shape, one of ``names``, somewhere in an image of ``size`` (height, width) in pixels."""
+    name = str(rng.choice(names))
     diameter = np.exp(rng.uniform(np.log(30), np.log(min(100, 0.7 * min(size)))))
     aspect, angle = np.exp(rng.uniform(-0.3, 0.3)), rng.uniform(-0.3, 0.3)
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])

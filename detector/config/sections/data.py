@@ -12,6 +12,9 @@ from detector.config.sections.base import Count, Section, Seed
 class GenerateConfig(Section):
     """How to make the data set where ``data.root`` does not exist (quick start only)."""
 
+    kind: Literal["scenes", "arrangements"] = "scenes"
+    """"scenes" has shapes as classes; "arrangements" has ways in which two shapes stand to each other, which
+    only their layout tells apart (see ``train.flip``: a mirrored image is another class)."""
     train_images: Count = 240
     test_images: Count = 80
     seed: Seed = 0
