@@ -169,7 +169,9 @@ def compare(rounds: int) -> dict[str, Any]:
     peer.eval(), ours.eval()
 
     def our_test(view: list[Batch]) -> None:
-        detect(ours, view, postprocess, refinements=config.test.refinements)
+        detect(
+            ours, view, postprocess, refinements=config.test.refinements, scale_rule=config.test.scale_rule
+        )
 
     def peer_test(view: list[Batch]) -> None:
         with torch.inference_mode():

@@ -19,22 +19,17 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
 
-    from detector.build.evaluation import write_evaluation
-    from detector.build.report import finish_figures, print_figures, write_report
-    from detector.build.training import TrainingRun, find_state
+    from detector.build.training import find_state, start_run
 
     prepare_folder(folder, resume=arguments.resume, overwrite=arguments.overwrite)
     state = find_state(config, folder) if arguments.resume else None
     try:
-        run = TrainingRun(config, folder, cli.choose_device(arguments.device), state)
+        run = start_run(config, folder, cli.choose_device(arguments.device), state)
         evaluation = run.run()
     except StopRequested as stop:
         note(f"{stop}; go on with --resume")
         return stop.exit_status
-    write_evaluation(folder, run.test_set, evaluation)
-    figures = finish_figures(evaluation, cli.seconds(), run.memory)
-    write_report(config, folder, run.test_set, evaluation, figures)
-    print_figures(figures)
+    run.task.finish(folder, evaluation, cli.seconds(), run.memory)
     return 0
 
 

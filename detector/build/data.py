@@ -96,10 +96,15 @@ def training_batches(
 
 
 def inference_transforms(config: Config) -> list[ImageTransform]:
-    """Return one transform a test scale."""
-    normalization = build_normalization(config)
+    """Return one transform a view of a test image: every scale, and with ``test.flip`` its mirror image."""
     return [
-        ImageTransform(normalization=normalization, scales=(scale,), max_size=config.test.max_size)
+        ImageTransform(
+            normalization=build_normalization(config),
+            scales=(scale,),
+            max_size=config.test.max_size,
+            mirrored=mirrored,
+        )
+        for mirrored in ((False, True) if config.test.flip else (False,))
         for scale in config.test.scales
     ]
 
@@ -107,7 +112,7 @@ def inference_transforms(config: Config) -> list[ImageTransform]:
 def inference_views(
     config: Config, records: Sequence[ImageRecord], source: Callable[[ImageRecord], Proposals]
 ) -> Iterator[list[Batch]]:
-    """Return, image by image in order, one batch of one sample a test scale."""
+    """Return, image by image in order, one batch of one sample a view."""
     loader: DataLoader[list[Sample] | InputError] = DataLoader(
         InferenceDataset(records, source, inference_transforms(config)),
         batch_size=None,

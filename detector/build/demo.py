@@ -65,7 +65,9 @@ def run_demo(
     with demo_proposals(config, records) as source:
         views = inference_views(config, records, source)
         for record, image in zip(records, track(views, len(records), "detecting"), strict=True):
-            found = detect(model, image, postprocess, device, precision, config.test.refinements)
+            found = detect(
+                model, image, postprocess, device, precision, config.test.refinements, config.test.scale_rule
+            )
             pixels = read_image(record.path, (record.height, record.width))
             picture = f"{record.image_id}.jpg"
             save_image(folder / picture, draw_detections(pixels, found, classes, score_threshold))

@@ -88,7 +88,9 @@ def evaluate(
     views = inference_views(config, test_set.records, source)
     for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
         image_id = image[0].metas[0].image_id
-        detections[image_id] = detect(model, image, postprocess, device, precision, config.test.refinements)
+        detections[image_id] = detect(
+            model, image, postprocess, device, precision, config.test.refinements, config.test.scale_rule
+        )
         evaluator.update([image_id], [detections[image_id]])
         if memory is not None and len(detections) % 20 == 1:
             memory.sample()

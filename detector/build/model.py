@@ -8,14 +8,16 @@ import torch
 
 from detector.config import Config
 from detector.engine.checkpoint import load_model_state
+from detector.errors import InputError
 from detector.models import weights
 from detector.models.backbones import Backbone
 from detector.models.backbones import build_backbone as make_backbone
 from detector.models.box_coder import BoxCoder, fixed_coder
-from detector.models.detector import RegionDetector
-from detector.models.heads import BoxHead, BoxPredictor, RoIPooling
+from detector.models.detector import RegionDetector, RegionPool
+from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
-from detector.models.postprocess import Postprocess
+from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
+from detector.models.region_pools import PyramidPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.structures import Normalization
 
@@ -26,7 +28,7 @@ def build_backbone(config: Config) -> Backbone:
     return make_backbone(
         chosen.name,
         stage=chosen.stage,
-        freeze=chosen.freeze,
+        freeze="all" if config.train.trainable == "boxes" else chosen.freeze,
         feature_scale=chosen.feature_scale,
         reduce_channels=chosen.reduce_channels,
     )
@@ -63,15 +65,58 @@ def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> Re
 
 def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> RegionDetector:
     settings = config.model
-    if coder is None:
-        coder = fixed_coder(num_classes, settings.box.means, settings.box.deviations)
     backbone = build_backbone(config)
-    # RoI pooling takes cell k for centred at k * stride; +0.5 goes from pixel index to pixel centre.
-    center = backbone.center + 0.5 if settings.pool.center == "network" else 0.0
-    pool = RoIPooling(backbone.channels, settings.pool.output_size, backbone.stride, center)
+    pool = build_region_pool(config, backbone)
     head = BoxHead(pool.out_features, settings.head.hidden, settings.head.dropout)
-    predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic)
-    return RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
+    box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[settings.box.regression]
+    predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
+    coder = coder or build_fixed_coder(config, num_classes)
+    model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
+    if config.train.trainable == "boxes":
+        train_boxes_alone(model)
+    return model
+
+
+def build_fixed_coder(config: Config, num_classes: int) -> BoxCoder:
+    """Return the coder whose constants are known beforehand; ridge regression whitens by itself."""
+    if config.model.box.regression == "ridge":
+        return fixed_coder(num_classes, (0.0,) * 4, (1.0,) * 4)
+    return fixed_coder(num_classes, config.model.box.means, config.model.box.deviations)
+
+
+def measures_targets(config: Config) -> bool:
+    """Say whether the coder's constants have to be measured on the training set."""
+    return config.model.box.regression == "linear" and config.model.box.normalize == "dataset"
+
+
+def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
+    """Return what pools regions, with the centre that the config and the kind of pooling ask for."""
+    chosen = config.model.pool
+    match chosen.kind:
+        case "roi":
+            # RoI pooling takes cell k for centred at k * stride; +0.5 goes from pixel index to pixel centre.
+            center = backbone.center + 0.5 if chosen.center == "network" else 0.0
+            return RoIPooling(backbone.channels, chosen.output_size, backbone.stride, center)
+        case "spp":
+            return PyramidPooling(
+                backbone.channels,
+                chosen.levels,
+                backbone.stride,
+                reduction=chosen.reduction,
+                window=chosen.window,
+                center=0.0 if chosen.center == "caffe" or chosen.window == "roi" else backbone.center,
+                shrink=chosen.shrink,
+            )
+        case kind:
+            raise NotImplementedError(kind)
+
+
+def train_boxes_alone(model: RegionDetector) -> None:
+    """Let bbox_pred train and nothing else (stage-wise training: Fast R-CNN, section 5.1)."""
+    if model.predictor.bbox_pred is None:
+        raise InputError("train.trainable: boxes needs a box layer; set model.box.regression to linear")
+    model.requires_grad_(False)
+    model.predictor.bbox_pred.requires_grad_(True)
 
 
 def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
@@ -98,4 +143,6 @@ def build_postprocess(config: Config, coder: BoxCoder) -> Postprocess:
         score_threshold=config.test.score_threshold,
         nms_threshold=config.test.nms_threshold,
         max_detections=config.test.max_detections,
+        box_regression=config.test.box_regression,
+        scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,
     )

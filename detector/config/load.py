@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from detector.config.schema import Config
+from detector.config.sections.training import StageConfig
 from detector.errors import InputError, nearest
 
 MAX_BYTES = 1 << 20
@@ -45,13 +46,26 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
     """Check a mapping, for instance a config kept in a checkpoint; ``source`` is named in errors."""
     try:
-        return Config.model_validate(_with_tuples(values))
+        config = Config.model_validate(_with_tuples(values))
     except ValidationError as error:
         found = error.errors()
         lines = [_explain(source, item) for item in found[:MAX_ERRORS]]
         if len(found) > MAX_ERRORS:
             lines.append(f"{source}: and {len(found) - MAX_ERRORS} more")
         raise InputError("\n".join(lines)) from None
+    for stage in config.stages:
+        stage_config(config, stage, f"{source}: stages: {stage.name}")
+    return config
+
+
+def stage_config(config: Config, stage: StageConfig, source: str = "the config") -> Config:
+    """Return the config that one stage of a staged training runs with: its settings over the rest.
+
+    Raises:
+        InputError: settings that no config may have; ``source`` is named.
+    """
+    whole = config.model_dump(mode="json", exclude={"stages"})
+    return parse_config(_merge(whole, stage.settings), source)
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -128,6 +142,8 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[
         # Another source replaces the inherited one with its options; limits such as top-k are kept.
         source = {"file", "format", "method", "scales", "aspects", "stride_fraction"}
         base = {name: value for name, value in base.items() if name not in source}
+    if key == "pool" and "kind" in top:
+        base = {}  # another kind of pooling has other keys
     merged = dict(base)
     for name, value in top.items():
         both = isinstance(merged.get(name), dict) and isinstance(value, dict)

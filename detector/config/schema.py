@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import model_validator
 
 from detector.config.sections.base import Section, Seed
 from detector.config.sections.data import DataConfig
@@ -20,10 +20,33 @@ from detector.config.sections.training import StageConfig, TrainConfig
 
 class Config(Section):
     seed: Seed = 0
-    task: Literal["detection"] = "detection"
+    task: Literal["detection", "classification"] = "detection"
+    """"classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
     data: DataConfig
-    proposals: ProposalsConfig
+    proposals: ProposalsConfig = ProposalsConfig()
+    """Detection needs a ``file`` or a ``method``."""
     model: ModelConfig
     train: TrainConfig
     test: TestConfig = TestConfig()
-    stages: tuple[StageConfig, ...] = Field(default=(), max_length=0)
+    stages: tuple[StageConfig, ...] = ()
+    """A staged training; empty trains in one go."""
+
+    @model_validator(mode="after")
+    def _task_has_what_it_needs(self) -> Config:
+        if self.task == "detection":
+            if self.proposals.file is None and self.proposals.method is None:
+                raise ValueError("proposals needs either 'file' with 'format', or 'method'")
+            if self.model.pool.rule == "sliding":
+                raise ValueError("model.pool.rule: sliding is for whole images, task: classification")
+        elif self.model.pool.kind != "spp":
+            raise ValueError(
+                "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self) -> Config:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError("stages: each needs a name of its own, which names its folder")
+        return self

@@ -83,7 +83,7 @@ class TrainingDataset(Dataset["Sample | InputError"]):
 
 
 class InferenceDataset(Dataset["list[Sample] | InputError"]):
-    """One image at every test scale: a list of samples, the same proposals in each."""
+    """One image in every view, scales and mirror images: a list of samples, the same proposals in each."""
 
     def __init__(
         self,

@@ -31,7 +31,8 @@ class ImageTransform:
 
     ``resize`` "shorter" brings the shorter side to a scale, "square" both sides, whatever the proportions,
     "none" keeps the image's own size; but for "square", ``max_size`` caps the longer side. With ``rng`` None
-    (evaluation) the first of ``scales`` is taken and nothing is random.
+    (evaluation) the first of ``scales`` is taken, nothing is random, and the image is
+    mirrored where ``mirrored`` says so.
     """
 
     normalization: Normalization
@@ -41,6 +42,7 @@ class ImageTransform:
     flip: float = 0.0
     vertical_flip: float = 0.0
     scale_jitter: tuple[float, float] | None = None
+    mirrored: bool = False
 
     def __call__(
         self,
@@ -53,7 +55,7 @@ class ImageTransform:
 
         ``scale_rng`` draws the scale in the place of ``rng``, for images that share theirs.
         """
-        scale, flipped, upside_down = float(self.scales[0]), False, False
+        scale, flipped, upside_down = float(self.scales[0]), self.mirrored, False
         if rng is not None:
             scale = self._draw_scale(scale_rng or rng)
             flipped = bool(rng.random() < self.flip)

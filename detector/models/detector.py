@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from detector.models.backbones import Backbone
 from detector.models.box_coder import BoxCoder
-from detector.models.heads import BoxHead
+from detector.models.heads import BoxHead, BoxPredictor
 from detector.structures import Embedded, HeadOutput
 
 
 class RegionPool(Protocol):
-    """From feature levels and RoI rows to one row of pooled features a RoI."""
+    """From feature levels and RoI rows to one row of ``out_features`` pooled features a RoI."""
+
+    out_features: int
 
     def __call__(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> Tensor: ...
 
@@ -34,7 +36,7 @@ class RegionDetector(nn.Module):
         backbone: Backbone,
         region_pool: RegionPool,
         box_head: BoxHead,
-        predictor: nn.Module,
+        predictor: BoxPredictor,
         box_coder: BoxCoder,
         roi_chunk: int = 512,
     ) -> None:

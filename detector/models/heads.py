@@ -1,47 +1,13 @@
-"""The part of the network that works on RoIs: pooling, fc6 and fc7, cls_score and bbox_pred."""
+"""The part of the network that works on pooled regions: fc6 and fc7, cls_score and bbox_pred."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from detector.ops import roi_pool
 from detector.structures import Embedded
-
-
-class RoIPooling(nn.Module):
-    """RoI max pooling to ``output_size`` x ``output_size`` bins, over one level or several.
-
-    ``center`` is in network-input pixels and is subtracted from RoI coordinates before they are rounded
-    to cells; 0 is Caffe's rule. Rows are flattened in the order (channel, row, column), which Caffe's fc6
-    weights expect.
-    """
-
-    def __init__(self, channels: int, output_size: int, stride: int, center: float = 0.0) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.stride = stride
-        self.center = center
-        self.out_features = channels * output_size**2
-
-    def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
-        """Return (R, C * bins) for RoI rows (R, 5), each in pixels of its own level's input image."""
-        if self.center:
-            rois = torch.cat((rois[:, :1], rois[:, 1:] - self.center), dim=1)
-        if roi_levels is None:
-            return self._pool(levels[0], rois)
-        pooled = levels[0].new_zeros(len(rois), self.out_features)
-        for number, level in enumerate(levels):
-            here = torch.nonzero(roi_levels == number)[:, 0]
-            pooled = pooled.index_copy(0, here, self._pool(level, rois[here]))
-        return pooled
-
-    def _pool(self, features: Tensor, rois: Tensor) -> Tensor:
-        size = (self.output_size, self.output_size)
-        return roi_pool(features, rois, size, 1.0 / self.stride).flatten(1)
 
 
 class BoxHead(nn.Module):
@@ -69,22 +35,38 @@ class BoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """cls_score and bbox_pred on the hidden features.
+    """cls_score on the hidden features, and bbox_pred, which reads these or the pooled ones.
 
-    Weights start Gaussian with deviation 0.01 and 0.001, biases zero (paper, section 2.3).
+    ``box_features`` is the width of what bbox_pred reads: None takes the hidden features, a number the
+    pooled ones of that width (SPP-net's ridge regression), 0 has no box layer.
+    Weights start Gaussian with deviation 0.01 and 0.001, biases zero (Fast R-CNN, section 2.3).
     """
 
-    def __init__(self, in_features: int, num_classes: int, class_agnostic: bool = False) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        class_agnostic: bool = False,
+        box_features: int | None = None,
+    ) -> None:
         super().__init__()
         self.rows = 1 if class_agnostic else num_classes + 1
-        self.cls_score = nn.Linear(in_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_features, self.rows * 4)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        nn.init.zeros_(self.cls_score.bias)
-        nn.init.zeros_(self.bbox_pred.bias)
+        self.reads_pooled = bool(box_features)
+        self.cls_score = _linear(in_features, num_classes + 1, 0.01)
+        width = in_features if box_features is None else box_features
+        self.bbox_pred = _linear(width, self.rows * 4, 0.001) if width else None
 
-    def forward(self, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        """Return class logits (R, K+1) and box deltas (R, K+1, 4) or (R, 1, 4)."""
-        deltas = self.bbox_pred(embedded.hidden).view(-1, self.rows, 4)
-        return self.cls_score(embedded.hidden), deltas
+    def forward(self, embedded: Embedded) -> tuple[Tensor, Tensor | None]:
+        """Return class logits (R, K+1) and box deltas (R, K+1, 4), (R, 1, 4), or None."""
+        logits = self.cls_score(embedded.hidden)
+        if self.bbox_pred is None:
+            return logits, None
+        read = embedded.pooled if self.reads_pooled else embedded.hidden
+        return logits, self.bbox_pred(read).view(-1, self.rows, 4)
+
+
+def _linear(in_features: int, out_features: int, deviation: float) -> nn.Linear:
+    layer = nn.Linear(in_features, out_features)
+    nn.init.normal_(layer.weight, std=deviation)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -16,9 +16,18 @@ CANDIDATE_NMS = 0.5
 """Suppression of candidates that are looked at again: loose, since their boxes still move."""
 
 
+View = tuple[HeadOutput, ImageMeta]
+"""What the network says of one view of an image, and which view that is."""
+
+
 def softmax_scores(class_logits: Tensor) -> Tensor:
     """Return class probabilities (R, K+1), float32."""
     return torch.softmax(class_logits.float(), dim=1)
+
+
+def margin_scores(class_logits: Tensor) -> Tensor:
+    """Return the margins (R, K+1) of linear SVMs as they are, float32."""
+    return class_logits.float()
 
 
 class Postprocess:
@@ -29,6 +38,8 @@ class Postprocess:
     ``max_detections`` of all classes together stay. (The release suppressed at IoU equal to the
     threshold too, and capped before suppression.)
 
+    Several views of an image, mirrored or at other scales, are merged before suppression. Without
+    ``box_regression`` detections are proposals as they came.
     For iterative localisation (Gidaris and Komodakis, "Object detection via a multi-region and semantic
     segmentation-aware CNN model", 2015) ``candidates`` gives boxes that the network then sees as
     proposals, and ``refine`` what it says of them.
@@ -41,36 +52,47 @@ class Postprocess:
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
         max_detections: int = 100,
+        box_regression: bool = True,
         scores: Callable[[Tensor], Tensor] = softmax_scores,
     ) -> None:
         self.coder = coder
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
+        self.box_regression = box_regression
         self.scores = scores
 
-    def __call__(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> Detections:
-        """Return the detections of one image for its P ``proposals`` (P, 4), original-image pixels."""
-        return self.select([self.decode(output, proposals, meta)], meta.original_size)
+    def __call__(self, views: Sequence[View], proposals: Tensor) -> Detections:
+        """Return the detections of one image for its P ``proposals`` (P, 4), original-image pixels.
 
-    def candidates(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> Detections:
+        Each view is the network's output for all proposals, with the meta data of the view.
+        """
+        return self.select(self._decode(views, proposals), views[0][1].original_size)
+
+    def candidates(self, views: Sequence[View], proposals: Tensor) -> Detections:
         """Return up to twice ``max_detections`` loosely thinned detections, to be refined."""
-        views = [self.decode(output, proposals, meta)]
-        return self.select(views, meta.original_size, CANDIDATE_NMS, 2 * self.max_detections)
+        size = views[0][1].original_size
+        return self.select(self._decode(views, proposals), size, CANDIDATE_NMS, 2 * self.max_detections)
 
-    def refine(self, output: HeadOutput, candidates: Detections, meta: ImageMeta) -> Detections:
+    def refine(self, views: Sequence[View], candidates: Detections) -> Detections:
         """Return ``candidates`` with the box and score that a second look at them gives for their class.
 
-        ``output`` is the network's for the candidates' boxes as RoIs. Nothing is suppressed.
+        Each view is the network's output for the candidates' boxes as RoIs; of several the mean is taken.
+        Nothing is suppressed.
         """
-        boxes, scores = self.decode(output, candidates.boxes, meta)
-        rows = torch.arange(len(candidates))
-        columns = candidates.labels.clamp(max=boxes.shape[1] - 1)
-        return Detections(
-            boxes=box_ops.clip(boxes[rows, columns], meta.original_size),
-            scores=scores[rows, candidates.labels],
-            labels=candidates.labels,
-        )
+        decoded = self._decode(views, candidates.boxes)
+        seen = [self._own_class(boxes, scores, candidates.labels) for boxes, scores in decoded]
+        boxes, scores = (torch.stack(parts).mean(dim=0) for parts in zip(*seen, strict=True))
+        clipped = box_ops.clip(boxes, views[0][1].original_size)
+        return Detections(boxes=clipped, scores=scores, labels=candidates.labels)
+
+    def _decode(self, views: Sequence[View], proposals: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [self.decode(output, proposals, meta) for output, meta in views]
+
+    @staticmethod
+    def _own_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(len(labels))
+        return boxes[rows, labels.clamp(max=boxes.shape[1] - 1)], scores[rows, labels]
 
     def finish(self, refined: Detections) -> Detections:
         """Threshold, thin and cap refined candidates as ``select`` does decoded proposals."""
@@ -91,7 +113,7 @@ class Postprocess:
         are; only a mirrored view has to be mirrored back.
         """
         scores = self.scores(output.class_logits).float().cpu()
-        if output.box_deltas is None:
+        if output.box_deltas is None or not self.box_regression:
             return proposals[:, None, :], scores
         seen = meta.mirror(proposals, meta.original_size)
         boxes = self.coder.decode(output.box_deltas.float().cpu(), seen)

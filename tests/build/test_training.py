@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from detector.build.evaluation import Evaluation
-from detector.build.training import TrainingRun, find_state
+from detector.build.training import find_state, start_run
 from detector.config import Config
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.run_log import read_log
@@ -26,7 +26,9 @@ Load = Callable[..., Config]
 
 def train(config: Config, folder: Path, *, resume: bool = False) -> Evaluation:
     folder.mkdir(exist_ok=True)
-    return TrainingRun(config, folder, "cpu", find_state(config, folder) if resume else None).run()
+    state = find_state(config, folder) if resume else None
+    evaluation: Evaluation = start_run(config, folder, "cpu", state).run()
+    return evaluation
 
 
 def final_state(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
@@ -151,7 +153,7 @@ def test_resuming_refuses_another_model_and_tells_of_another_rate(
     config = tiny("train.steps=8", "train.learning_rate=0.5")
     state = find_state(config, folder)
     assert "train.learning_rate = '0.5' instead of '0.01'" in capsys.readouterr().err
-    run = TrainingRun(config, folder, "cpu", state)
+    run = start_run(config, folder, "cpu", state)
     assert [group["initial_lr"] for group in run.trainer.optimizer.param_groups] == [0.5, 1.0]
 
 
@@ -159,9 +161,9 @@ def test_initial_weights_take_the_model_alone(tiny: Load, tmp_path: Path) -> Non
     train(tiny("train.steps=4"), tmp_path / "first")
     checkpoint = tmp_path / "first" / "checkpoints" / "step_4.pt"
     (tmp_path / "second").mkdir()
-    run = TrainingRun(tiny(f"train.initial_weights={checkpoint}"), tmp_path / "second", "cpu")
+    run = start_run(tiny(f"train.initial_weights={checkpoint}"), tmp_path / "second", "cpu")
     saved = load_checkpoint(checkpoint)["model"]
-    assert all(torch.equal(value, saved[name]) for name, value in run.model.state_dict().items())
+    assert all(torch.equal(value, saved[name]) for name, value in run.task.model.state_dict().items())
     assert run.trainer.step == 0
     assert not run.trainer.optimizer.state
 

@@ -63,7 +63,7 @@ def test_a_mistake_is_named(mistake: str, message: str) -> None:
 
 
 def test_unknown_keys_come_with_the_valid_ones() -> None:
-    with pytest.raises(InputError, match="valid here: center, output_size") as caught:
+    with pytest.raises(InputError, match="valid here: center, context") as caught:
         load_config(QUICKSTART, ["model.pool.size=7"])
     assert str(caught.value).startswith(f"{QUICKSTART}: model.pool.size: unknown key")
 
@@ -85,7 +85,7 @@ def test_what_has_to_be_given_is_asked_for(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(InputError) as caught:
         load_config(path)
-    for key in ("data", "proposals", "model", "train"):
+    for key in ("data", "model", "train"):
         assert f"{path}: {key}: missing; it has to be given" in str(caught.value)
 
 

@@ -151,6 +151,6 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
 def test_many_keys_take_no_quadratic_time(tmp_path: Path) -> None:
     path = write(tmp_path / "many.yaml", "".join(f"k{number}:\n" for number in range(15_000)))
     start = time.process_time()
-    with pytest.raises(InputError, match="and 14984 more"):
+    with pytest.raises(InputError, match="and 14983 more"):
         load_config(path)
     assert time.process_time() - start < 20

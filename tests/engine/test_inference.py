@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.engine.inference import choose_scales, detect
+from detector.engine.inference import View, choose_scales, detect
 from detector.structures import Batch, Detections, HeadOutput, ImageMeta, Proposals, Targets
 from tests.conftest import MakeBoxes
 
@@ -84,14 +84,14 @@ class Recorder:
         self.looks.append((rois, roi_levels))
         return HeadOutput(torch.zeros(len(rois), 2), None)
 
-    def __call__(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> Detections:
-        return self.candidates(output, proposals, meta)
+    def __call__(self, views: Sequence[View], proposals: Tensor) -> Detections:
+        return self.candidates(views, proposals)
 
-    def candidates(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> Detections:
+    def candidates(self, views: Sequence[View], proposals: Tensor) -> Detections:
         self.decoded.append(("candidates", proposals))
         return self.found(proposals)
 
-    def refine(self, output: HeadOutput, candidates: Detections, meta: ImageMeta) -> Detections:
+    def refine(self, views: Sequence[View], candidates: Detections) -> Detections:
         self.decoded.append(("refine", candidates.boxes))
         return self.found(candidates.boxes + 1)
 

@@ -69,7 +69,7 @@ def test_equals_the_slow_reference(make_boxes: MakeBoxes, seed: int, rows: int, 
         constants.decode(output.box_deltas, proposals), torch.softmax(output.class_logits, 1), 0.1, 0.3, cap
     )
     assert len(expected) > 5
-    assert_equal(step(output, proposals, META), expected)
+    assert_equal(step([(output, META)], proposals), expected)
 
 
 def certain(scores: list[float]) -> Tensor:
@@ -85,7 +85,7 @@ def test_ties_go_to_the_earlier_proposal_and_the_lower_label() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
     scores = certain([0.5, 0.5, 0.5])
     scores[2, 3] = 0.5
-    found = plain()(HeadOutput(scores, None), boxes, META)
+    found = plain()([(HeadOutput(scores, None), META)], boxes)
     assert found.boxes.tolist() == [boxes[0].tolist(), boxes[2].tolist(), boxes[2].tolist()]
     assert found.labels.tolist() == [1, 1, 3]
 
@@ -93,20 +93,20 @@ def test_ties_go_to_the_earlier_proposal_and_the_lower_label() -> None:
 def test_thresholds_are_exclusive_and_nms_keeps_an_iou_of_exactly_the_threshold() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 5.0, 10.0, 10.0], [50.0, 0.0, 60.0, 9.0]])
     found = plain(score_threshold=0.25, nms_threshold=0.5)(
-        HeadOutput(certain([0.75, 0.5, 0.25]), None), boxes, META
+        [(HeadOutput(certain([0.75, 0.5, 0.25]), None), META)], boxes
     )
     assert found.scores.tolist() == [0.75, 0.5]  # 0.25 is not above 0.25; IoU 0.5 is not above 0.5
 
 
 def test_classes_do_not_suppress_one_another() -> None:
     scores = torch.tensor([[0.0, 0.9, 0.8, 0.7]])
-    found = plain()(HeadOutput(scores, None), torch.tensor([[5.0, 5.0, 30.0, 30.0]]), META)
+    found = plain()([(HeadOutput(scores, None), META)], torch.tensor([[5.0, 5.0, 30.0, 30.0]]))
     assert found.labels.tolist() == [1, 2, 3]
 
 
 def test_boxes_are_clipped_and_those_outside_dropped() -> None:
     boxes = torch.tensor([[-20.0, -5.0, 30.0, 200.0], [130.0, 10.0, 150.0, 30.0], [9.0, 9.0, 9.0, 20.0]])
-    found = plain()(HeadOutput(certain([0.9, 0.8, 0.7]), None), boxes, META)
+    found = plain()([(HeadOutput(certain([0.9, 0.8, 0.7]), None), META)], boxes)
     assert found.boxes.tolist() == [[0.0, 0.0, 30.0, 80.0]]
 
 
@@ -115,7 +115,7 @@ def test_what_is_not_finite_is_dropped() -> None:
     output.box_deltas[0], output.box_deltas[1] = bad, float("inf")
     output.class_logits[2] = bad
     proposals = torch.tensor([[10.0 * step, 10.0, 10.0 * step + 9, 19.0] for step in range(6)])
-    found = Postprocess(coder(), score_threshold=0.0, nms_threshold=1.0)(output, proposals, META)
+    found = Postprocess(coder(), score_threshold=0.0, nms_threshold=1.0)([(output, META)], proposals)
     assert found.boxes.isfinite().all()
     assert found.scores.isfinite().all()
     assert len(found) == 3 * K
@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_dropped() -> None:
 
 def test_no_proposals_give_no_detections() -> None:
     output = HeadOutput(torch.zeros(0, K + 1), torch.zeros(0, K + 1, 4))
-    assert len(plain()(output, torch.zeros(0, 4), META)) == 0
+    assert len(plain()([(output, META)], torch.zeros(0, 4))) == 0
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_scores_are_probabilities_in_float32() -> None:
 def test_refining_takes_the_box_and_score_of_the_candidates_own_class(make_boxes: MakeBoxes) -> None:
     step = Postprocess(coder(), score_threshold=0.1, max_detections=4)
     output, proposals = random_output(60, 0), make_boxes(60, 75.0)
-    candidates = step.candidates(output, proposals, META)
+    candidates = step.candidates([(output, META)], proposals)
     boxes, scores = step.decode(output, proposals, META)
     assert_equal(candidates, reference(boxes, scores, 0.1, 0.5, 8))  # loose NMS, twice as many
     second = random_output(len(candidates), 5)
-    refined = step.refine(second, candidates, META)
+    refined = step.refine([(second, META)], candidates)
     boxes, scores = step.decode(second, candidates.boxes, META)
     assert torch.equal(refined.labels, candidates.labels)
     for row, label in enumerate(candidates.labels.tolist()):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from detector.build.training import TrainingRun
+from detector.build.training import start_run
 from detector.config import load_config
 from detector.data.generated import generate_voc
 from tests.build.conftest import TINY
@@ -47,7 +47,7 @@ def config(root: Path, tmp_path: Path) -> Path:
 def checkpoint(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "trained").mkdir()
-    TrainingRun(load_config(config, ["train.steps=1"]), tmp_path / "trained", "cpu").run()
+    start_run(load_config(config, ["train.steps=1"]), tmp_path / "trained", "cpu").run()
     return tmp_path / "trained" / "checkpoints" / "step_1.pt"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detector.build.training import TrainingRun
+from detector.build.training import start_run
 from detector.config import load_config
 from detector.data.generated import generate_voc
 from tests.build.conftest import TINY
@@ -27,7 +27,7 @@ def test_a_checkpoint_and_its_result_files_score_the_same(
     values = {**TINY, "data": {**TINY["data"], "root": str(root)}}  # type: ignore[dict-item]
     config.write_text(yaml.safe_dump({**values, "test": {"scales": [96], "score_threshold": 0.0}}))
     (tmp_path / "run").mkdir()
-    TrainingRun(load_config(config, ["train.steps=20"]), tmp_path / "run", "cpu").run()
+    start_run(load_config(config, ["train.steps=20"]), tmp_path / "run", "cpu").run()
     checkpoint = tmp_path / "run" / "checkpoints" / "step_20.pt"
 
     output = tmp_path / "figures.json"

@@ -30,12 +30,50 @@ class BackboneConfig(Section):
     """Width of a 1x1 convolution after the features, which makes fc6 cheaper; None has none (paper)."""
 
 
+_POOL_KEYS = {
+    "roi": {"output_size", "center"},
+    "spp": {"levels", "reduction", "rule", "window", "center", "shrink"},
+    "warp": {"output_size", "crop_size", "context"},
+    "crop": {"output_size", "crop_size", "context"},
+}
+
+
 class PoolConfig(Section):
+    """What makes a fixed-length row of a region: RoI pooling, a spatial pyramid, or a crop of the image."""
+
+    kind: Literal["roi", "spp", "warp", "crop"] = "roi"
+    """"roi" is Fast R-CNN's pooling, "spp" SPP-net's pyramid. "warp" and "crop" are R-CNN's: each region is
+    cut out of the image, brought to ``crop_size``, and goes through the convolutions by itself."""
     output_size: Count = 7
-    """Bins a side (paper: 7 for VGG16, 6 for AlexNet)."""
-    center: Literal["caffe", "network"] = "caffe"
-    """"caffe" rounds x/stride as the release does; "network" first subtracts the receptive-field centre
-    of the first cell, so that a cell stands where its centre is."""
+    """roi: bins a side (paper: 7 for VGG16, 6 for AlexNet). warp, crop: cells a side to which the crop's
+    feature map is pooled before fc6."""
+    center: Literal["caffe", "network"] | None = None
+    """roi, spp: "caffe" takes cell k to stand at k * stride, as the release does; "network" at its
+    receptive field's centre. None is "caffe" for roi and "network" for spp, as both were published."""
+    levels: Annotated[tuple[Count, ...], Field(min_length=1)] = (6, 3, 2, 1)
+    """spp: bins a side of each level of the pyramid (SPP-net's release: 6, 3, 2, 1)."""
+    reduction: Literal["max", "avg"] = "max"
+    """spp: what is kept of a bin."""
+    rule: Literal["adaptive", "sliding"] = "adaptive"
+    """spp, whole images: "adaptive" bins fit any map; "sliding" has windows of ceil(a/n) cells every
+    floor(a/n), as the paper trains on a map of a x a cells."""
+    window: Literal["spp", "roi"] = "spp"
+    """spp, regions: the cells a box covers, by SPP-net's projection or as RoI pooling rounds."""
+    shrink: float | None = None
+    """spp: input pixels that the projection draws a box's edges inwards; None is half a stride."""
+    crop_size: Count = 224
+    """warp, crop: side of the network's input in pixels (R-CNN: 227)."""
+    context: int = Field(default=16, ge=0)
+    """warp, crop: pixels of ``crop_size`` that show what lies around the region, on each side (R-CNN)."""
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_kind(self) -> PoolConfig:
+        for name in sorted(self.model_fields_set - {"kind"} - _POOL_KEYS[self.kind]):
+            if getattr(self, name) != PoolConfig.model_fields[name].default:
+                raise ValueError(f"model.pool.{name} does not apply to model.pool.kind: {self.kind}")
+        if 2 * self.context >= self.crop_size:
+            raise ValueError("model.pool.context leaves nothing of model.pool.crop_size for the region")
+        return self
 
 
 class HeadConfig(Section):
@@ -46,10 +84,17 @@ class HeadConfig(Section):
     """Take fc6 and fc7 from the backbone's weights file (VGG16 and AlexNet)."""
     class_agnostic: bool = False
     """One box regressor for all classes instead of one a class."""
+    scores: Literal["softmax", "svm"] = "softmax"
+    """How cls_score's output is read: "softmax" as probabilities, "svm" as the margins of linear SVMs, as
+    the stage ``svm`` leaves them. Margins may be negative: mind ``test.score_threshold``."""
 
 
 class BoxConfig(Section):
-    """How box targets are standardised."""
+    """Whether and how boxes are regressed, and how their targets are standardised."""
+
+    regression: Literal["linear", "ridge", "none"] = "linear"
+    """"linear" is bbox_pred on fc7, trained with the network; "ridge" is SPP-net's, on the pooled features,
+    as the stage ``box_ridge`` leaves it; "none" has no box layer."""
 
     normalize: Literal["fixed", "dataset"] = "dataset"
     """"dataset" measures mean and deviation a class on the training set, as the release does;
@@ -74,6 +119,8 @@ class ModelConfig(Section):
                 "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
                 "file there, or set model.head.weights to false"
             )
+        if self.box.regression == "ridge" and self.head.class_agnostic:
+            raise ValueError("model.box.regression: ridge is one regression a class; unset class_agnostic")
         if self.head.class_agnostic and self.box.normalize == "dataset":
             raise ValueError(
                 "model.head.class_agnostic has one box regressor for all classes, model.box.normalize: "

@@ -32,7 +32,7 @@ class ProposalsConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ProposalsConfig:
-        if (self.file is None) == (self.method is None):
+        if self.file is not None and self.method is not None:
             raise ValueError("proposals needs either 'file' with 'format', or 'method', and not both")
         if (self.file is None) != (self.format is None):
             raise ValueError("proposals.file and proposals.format go together: give both or neither")

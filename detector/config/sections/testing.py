@@ -15,10 +15,18 @@ class TestConfig(Section):
     metric: Literal["voc07", "voc"] = "voc07"
     """The headline figure and the one that chooses the best checkpoint: 11-point or area AP."""
     scales: tuple[Count, ...] = Field(default=(600,), min_length=1)
-    """Shorter sides in pixels. With several, each proposal is scored at the scale that brings its area
-    closest to 224 x 224 (release)."""
+    """Shorter sides in pixels; ``scale_rule`` says how several are used."""
+    scale_rule: Literal["area", "side", "all"] = "area"
+    """With several scales, each proposal is scored at the one where its area comes closest to 224 x 224
+    ("area", Fast R-CNN's release and SPP-net's paper) or the square root of its area closest to 208 ("side",
+    SPP-net's release); "all" scores it at every scale and merges the results before suppression."""
+    flip: bool = False
+    """Score the mirrored image too and merge the results before suppression."""
+    box_regression: bool = True
+    """Whether boxes are moved as the network says, or stay the proposals."""
     max_size: Count = 1000
-    score_threshold: Fraction = 0.05
+    score_threshold: float = 0.05
+    """A probability, or the margin of an SVM."""
     nms_threshold: Fraction = 0.3
     max_detections: Count = 100
     """Detections kept of an image, all classes together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -89,6 +89,9 @@ class TrainConfig(Section):
     """None evaluates at the end alone."""
     evaluate_split: str | None = None
     """None is ``data.test_split``."""
+    trainable: Literal["all", "boxes"] = "all"
+    """"boxes" trains bbox_pred alone, as the second stage of stage-wise training does. Which convolutions
+    train is ``model.backbone.freeze``."""
     draw_images: int = Field(default=4, ge=0)
     """Images drawn into TensorBoard at each evaluation."""
     initial_weights: str | None = None
@@ -101,7 +104,53 @@ class TrainConfig(Section):
         return self
 
 
-class StageConfig(Section):
-    """One stage of a staged training; none is defined for ``task: detection``."""
+class SVMConfig(Section):
+    """Per-class linear SVMs with hard negative mining; defaults of SPP-net's release."""
 
-    name: str
+    features: Literal["fc7", "pooled"] = "fc7"
+    """What they are trained on: the head's last hidden features, or the pooled ones."""
+    c: Positive = 1e-3
+    positive_weight: Positive = 2.0
+    bias_multiplier: Positive = 10.0
+    feature_norm: Positive = 20.0
+    """Features are scaled to this mean norm."""
+    negative_iou: Fraction = 0.3
+    """Regions with a best IoU below this with every object of a class are its negatives."""
+    hard_score: float = -1.0001
+    """Negatives that score above this are added."""
+    evict_score: float = -1.2
+    """Negatives that score below this after a retraining are forgotten."""
+    retrain_after: Count = 2000
+    """A class is retrained once it has this many new negatives, and after the last image."""
+    negative_overlap: Fraction | None = None
+    """Drop a new negative that overlaps another by more than this (the paper: 0.7; release: not at all)."""
+    missing_positives: Literal["error", "never"] = "error"
+    """A class without a positive: an error, or a class that never fires."""
+
+
+class RidgeConfig(Section):
+    """Class-wise ridge regression of boxes on pooled features; defaults of SPP-net's release."""
+
+    penalty: Positive = 4000.0
+    """Lambda; the bias is penalised too."""
+    min_iou: Fraction = 0.5
+    """Regions with an IoU above this with an object of the class are its rows."""
+    max_rows: Count = 20000
+    """Rows of a class, drawn at random where there are more."""
+    whitening: Positive = 1e-3
+    """Added to the diagonal of the targets' covariance before it is inverted."""
+
+
+class StageConfig(Section):
+    """One stage of a staged training, which starts from the weights that the stage before it left.
+
+    "train" trains on images as a config without stages does; "fine_tune" trains the fully connected layers
+    on cached features; "svm" and "box_ridge" fit their layer on cached features.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    kind: Literal["train", "fine_tune", "svm", "box_ridge"]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the config for this stage, written as the config itself."""
+    svm: SVMConfig = SVMConfig()
+    ridge: RidgeConfig = RidgeConfig()

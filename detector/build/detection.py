@@ -1,0 +1,137 @@
+"""Training and scoring a region-based detector: the task behind ``task: detection``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.build import data as data_parts
+from detector.build import model as model_parts
+from detector.build import proposals as proposal_parts
+from detector.build.evaluation import Evaluation, evaluate, open_test_set, write_evaluation
+from detector.build.report import finish_figures, print_figures, write_report
+from detector.config import Config
+from detector.data.images import read_image
+from detector.engine import checkpoint as checkpoints
+from detector.engine.memory import PeakMemory
+from detector.errors import InputError
+from detector.models.box_coder import BoxCoder, measured_coder
+from detector.models.detector import RegionDetector
+from detector.models.roi_sampler import trained_objects
+from detector.progress import note
+from detector.proposals.store import ProposalStore
+from detector.structures import Batch, ImageRecord
+from detector.visualize import draw_detections
+
+
+class DetectionTask:
+    """Images with proposals, a ``RegionDetector``, the multi-task loss, and mAP."""
+
+    def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        """Read the data and build the network, with the weights of ``state`` where a run goes on."""
+        self.config = config
+        self.device = device
+        split = config.train.evaluate_split or config.data.test_split
+        self.test_set = open_test_set(config, split, state["classes"] if state else None)
+        self.classes = self.test_set.classes
+        self.records, self.store = self._training_data()
+        coder = None
+        if state is None and model_parts.measures_targets(config):
+            coder = self._measure_targets()
+        self.model = self._build_model(coder, state).to(device)
+        self.roi_sampler = model_parts.build_roi_sampler(config, self.model.box_coder)
+        self.loss = model_parts.build_loss(config)
+        if state is not None:
+            self.roi_sampler.load_state_dict(state["sampler"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the log should say of the data."""
+        return {"images": len(self.records), "dropped_boxes": self.dropped}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Return the endless training batches from step ``start`` on."""
+        return data_parts.training_batches(self.config, self.records, self.store, start)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of one batch."""
+        sampled = self.roi_sampler(batch).to(self.device)
+        batch = batch.to(self.device)
+        half = self.config.train.precision == "bfloat16"
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half):
+            output = self.model(batch.images, sampled.rois, sampled.roi_levels)
+        return self.loss(output, sampled)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs besides weights and optimizer."""
+        return {"sampler": self.roi_sampler.state_dict()}
+
+    def evaluate(self, memory: PeakMemory) -> Evaluation:
+        """Score the network on the split that the config names."""
+        return evaluate(self.config, self.model, self.test_set, self.device, memory)
+
+    def pictures(self, evaluation: Evaluation) -> list[np.ndarray]:
+        """Return a few images with what was found on them."""
+        return [
+            draw_detections(
+                read_image(record.path, (record.height, record.width)),
+                evaluation.detections[record.image_id],
+                self.classes,
+            )
+            for record in self.test_set.records[: self.config.train.draw_images]
+        ]
+
+    def finish(self, folder: Path, evaluation: Evaluation, seconds: float, memory: PeakMemory) -> None:
+        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures."""
+        write_evaluation(folder, self.test_set, evaluation)
+        figures = finish_figures(evaluation, seconds, memory)
+        write_report(self.config, folder, self.test_set, evaluation, figures)
+        print_figures(figures)
+
+    def _training_data(self) -> tuple[list[ImageRecord], ProposalStore]:
+        config, split = self.config, self.config.data.train_split
+        dataset = data_parts.load_split(config, split, self.classes, training=True)
+        self.dropped = dataset.dropped
+        faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
+        objects = sum(len(record.targets) for record in dataset.records)
+        note(
+            f"{split}: {len(dataset.records)} images, {objects} objects of {len(dataset.classes)} classes; "
+            f"boxes dropped or clipped: {faults or 'none'}"
+        )
+        store = proposal_parts.open_proposals(config, dataset.records)
+        records = proposal_parts.with_proposals(config, dataset.records, store)
+        if not sum(len(record.targets) for record in records):
+            raise InputError(
+                f"{config.data.root}: nothing to train on in {split}: of {len(dataset.records)} images, "
+                f"{len(records)} have proposals in {store.path} and none of these has an object that may be "
+                f"trained on; boxes dropped: {faults or 'none'}"
+            )
+        proposal_parts.report_recall(records, store, config, split)
+        return records, store
+
+    def _build_model(self, coder: BoxCoder | None, state: dict[str, Any] | None) -> RegionDetector:
+        """Return the network with the weights of the resumed run, of another checkpoint, or published."""
+        config, count = self.config, len(self.classes)
+        torch.manual_seed(config.seed)
+        if state is not None:
+            return model_parts.restore_model(config, state, "the run's checkpoint")
+        if config.train.initial_weights is None:
+            return model_parts.build_model(config, count, coder)
+        source = checkpoints.load_checkpoint(config.train.initial_weights)
+        return model_parts.restore_model(config, source, config.train.initial_weights)
+
+    def _measure_targets(self) -> BoxCoder:
+        source = proposal_parts.StoredProposals(
+            self.store, self.config.proposals.top_k_train, self.config.proposals.min_size
+        )
+        difficult = self.config.data.difficult == "train"
+        objects = (trained_objects(record.targets, use_difficult=difficult) for record in self.records)
+        images = (
+            (source(record).boxes, targets.boxes, targets.labels)
+            for record, targets in zip(self.records, objects, strict=True)
+        )
+        return measured_coder(images, len(self.classes), self.config.train.sampling.foreground_iou)

@@ -1,0 +1,42 @@
+"""What a run can train: each task is its data, its network, its losses and its score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from detector.build.detection import DetectionTask
+from detector.config import Config
+from detector.engine.memory import PeakMemory
+
+
+class Task(Protocol):
+    """What ``TrainingRun`` drives; it knows loops, logs and checkpoints, and nothing of boxes.
+
+    An evaluation has ``figures``, a dict for metrics.json; everything else about it is the task's own.
+    """
+
+    classes: tuple[str, ...]
+
+    @property
+    def model(self) -> nn.Module: ...
+    def facts(self) -> dict[str, Any]: ...
+    def batches(self, start: int) -> Iterator[Any]: ...
+    def step(self, batch: Any) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Any]: ...
+    def evaluate(self, memory: PeakMemory) -> Any: ...
+    def pictures(self, evaluation: Any) -> list[np.ndarray]: ...
+    def finish(self, folder: Path, evaluation: Any, seconds: float, memory: PeakMemory) -> None: ...
+
+
+def build_task(config: Config, device: str, state: dict[str, Any] | None = None) -> Task:
+    """Return the config's task, new or, with a checkpoint's ``state``, where that stands."""
+    match config.task:
+        case "detection":
+            return DetectionTask(config, device, state)
+        case task:
+            raise NotImplementedError(task)

@@ -1,0 +1,96 @@
+"""Region pools: from feature levels and RoI rows to one row of pooled features a RoI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detector.ops import roi_pool, spp_pool
+
+
+class LevelPool(nn.Module):
+    """A pool that works on one level at a time; several levels are pooled one after another.
+
+    A level is one feature map, or one scale of the image. Subclasses give ``out_features`` and ``pool``.
+    """
+
+    out_features: int
+
+    def pool(self, features: Tensor, rois: Tensor) -> Tensor:
+        """Return (R, D) for ``rois`` (R, 5) in input pixels of the image that ``features`` is made from."""
+        raise NotImplementedError
+
+    def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
+        """Return (R, D) for RoI rows (R, 5), each in pixels of its own level's input image."""
+        if roi_levels is None:
+            return self.pool(levels[0], rois)
+        pooled = levels[0].new_zeros(len(rois), self.out_features)
+        for number, level in enumerate(levels):
+            here = torch.nonzero(roi_levels == number)[:, 0]
+            pooled = pooled.index_copy(0, here, self.pool(level, rois[here]))
+        return pooled
+
+
+class RoIPooling(LevelPool):
+    """RoI max pooling to ``output_size`` x ``output_size`` bins (Fast R-CNN, section 2.1).
+
+    ``center`` is in network-input pixels and is subtracted from RoI coordinates before they are rounded
+    to cells; 0 is Caffe's rule. Rows are flattened in the order (channel, row, column), which Caffe's fc6
+    weights expect.
+    """
+
+    def __init__(self, channels: int, output_size: int, stride: int, center: float = 0.0) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.stride = stride
+        self.center = center
+        self.out_features = channels * output_size**2
+
+    def pool(self, features: Tensor, rois: Tensor) -> Tensor:
+        if self.center:
+            rois = torch.cat((rois[:, :1], rois[:, 1:] - self.center), dim=1)
+        size = (self.output_size, self.output_size)
+        return roi_pool(features, rois, size, 1.0 / self.stride).flatten(1)
+
+
+class PyramidPooling(LevelPool):
+    """A spatial pyramid over each region's window (SPP-net, sections 2.2 and 4.1, appendix A).
+
+    ``window`` "spp" projects boxes as SPP-net does, with the receptive-field ``center`` of the first cell in
+    0-based input pixels and ``shrink`` in input pixels (None: half a stride); "roi" rounds them as RoI
+    pooling does. Rows hold the levels in the order given, each flattened (channel, row, column).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        levels: Sequence[int],
+        stride: int,
+        *,
+        reduction: str = "max",
+        window: str = "spp",
+        center: float = 0.0,
+        shrink: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.stride = stride
+        self.reduction = reduction
+        self.window = window
+        self.center = center
+        self.shrink = shrink
+        self.out_features = channels * sum(level * level for level in levels)
+
+    def pool(self, features: Tensor, rois: Tensor) -> Tensor:
+        return spp_pool(
+            features,
+            rois,
+            self.levels,
+            1.0 / self.stride,
+            self.reduction,
+            self.window,
+            self.center,
+            self.shrink,
+        )
