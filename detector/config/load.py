@@ -71,7 +71,7 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
-    values = _read_yaml(path)
+    values = read_yaml(path)
     bases = values.pop("_base_", [])
     if isinstance(bases, str):
         bases = [bases]
@@ -83,7 +83,12 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(merged, values)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        InputError: missing, too large, or not a mapping of names.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     if path.stat().st_size > MAX_BYTES:
