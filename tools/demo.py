@@ -9,6 +9,7 @@ from pathlib import Path
 from detector import cli
 from detector.errors import InputError
 from detector.progress import note
+from detector.proposals.inspection import guess_format
 
 
 def main() -> int:
@@ -23,6 +24,10 @@ def main() -> int:
     checkpoint = load_checkpoint(arguments.checkpoint)
     values = override(checkpoint["config"], arguments.overrides)
     config = parse_config(values, source=arguments.checkpoint)
+    if config.proposals.method is None and not arguments.proposals:
+        note("the checkpoint's proposals are a file, of other images; making some by selective search")
+        values = override(values, ["proposals.method=selective_search"])
+        config = parse_config(values, source=arguments.checkpoint)
     device = cli.choose_device(arguments.device)
     model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
     images = find_images([Path(place) for place in arguments.images])
@@ -45,7 +50,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--proposals",
         metavar="PLACE",
-        help="a ProposalStore or .npz with boxes of these images, by file stem",
+        help="a ProposalStore or a proposal file with boxes of these images, by file stem (default: made by "
+        "the checkpoint's method, or by selective search)",
     )
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="draw detections from this score on (default 0.5)"
@@ -61,8 +67,9 @@ def parse() -> argparse.Namespace:
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.proposals:
-        kind = "store" if Path(arguments.proposals).is_dir() else "npz"
-        arguments.overrides += [f"proposals.file={arguments.proposals}", f"proposals.format={kind}"]
+        kind = guess_format(Path(arguments.proposals))
+        given = [f"proposals.file={arguments.proposals}", f"proposals.format={kind}"]
+        arguments.overrides = given + arguments.overrides
     if not 0 <= arguments.score_threshold <= 1:
         raise InputError(f"--score-threshold {arguments.score_threshold:g}: expected a number from 0 to 1")
     return arguments

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detector.build.model import build_normalization
-from detector.build.proposals import StoredProposals
+from detector.build.proposals import stored_proposals
 from detector.config import Config
 from detector.data.collate import collate, collate_or_error, raise_errors
 from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
@@ -76,7 +76,7 @@ def training_batches(
         vertical_flip=settings.vertical_flip,
         scale_jitter=settings.scale_jitter,
     )
-    source = StoredProposals(store, config.proposals.top_k_train, config.proposals.min_size)
+    source = stored_proposals(config, store, training=True)
     sampler = TrainingBatches(
         len(records),
         settings.images_per_batch,

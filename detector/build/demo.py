@@ -12,7 +12,12 @@ import torch
 
 from detector.build.data import inference_views
 from detector.build.model import build_postprocess
-from detector.build.proposals import StoredProposals, make_proposals, open_proposals
+from detector.build.proposals import (
+    StoredProposals,
+    convert_proposals,
+    make_proposals,
+    stored_proposals,
+)
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.engine.inference import detect
@@ -94,20 +99,23 @@ def record_of(path: Path, image_id: str) -> ImageRecord:
 
 @contextmanager
 def demo_proposals(config: Config, records: Sequence[ImageRecord]) -> Iterator[StoredProposals]:
-    """Give the images' proposals: from the config's file, or made on the spot into a passing store."""
-    limits = (config.proposals.top_k_test, config.proposals.min_size)
-    if config.proposals.method is not None:
-        with TemporaryDirectory() as folder:
-            yield StoredProposals(make_proposals(config, records, Path(folder, "store")), *limits)
-        return
-    store = open_proposals(config, records)
-    missing = [record for record in records if record.image_id not in store]
-    if missing:
-        raise InputError(
-            f"{store.path}: no proposals for {missing[0].path} (id {missing[0].image_id!r}); give a file "
-            "that has them with --proposals, or make them on the spot with --set proposals.method=dense"
-        )
-    yield StoredProposals(store, *limits)
+    """Give the images' proposals: from the config's file, or made on the spot, in a passing store.
+
+    Raises InputError for an image that the file does not have or that no proposals can be made for.
+    """
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "store")
+        if config.proposals.method is not None:
+            store = make_proposals(config, records, target)
+        else:
+            store = convert_proposals(config, records, target=target)
+        missing = [record for record in records if record.image_id not in store]
+        if missing and config.proposals.missing == "error":
+            raise InputError(
+                f"{store.path}: no proposals for {missing[0].path} (id {missing[0].image_id!r}); give a file "
+                "that has them with --proposals, or leave it out to have them made"
+            )
+        yield stored_proposals(config, store, training=False)
 
 
 def unique_stems(images: Sequence[Path]) -> list[str]:

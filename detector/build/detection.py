@@ -102,7 +102,7 @@ class DetectionTask:
             f"{split}: {len(dataset.records)} images, {objects} objects of {len(dataset.classes)} classes; "
             f"boxes dropped or clipped: {faults or 'none'}"
         )
-        store = proposal_parts.open_proposals(config, dataset.records)
+        store = proposal_parts.open_proposals(config, dataset.records, split)
         records = proposal_parts.with_proposals(config, dataset.records, store)
         if not sum(len(record.targets) for record in records):
             raise InputError(
@@ -125,9 +125,7 @@ class DetectionTask:
         return model_parts.restore_model(config, source, config.train.initial_weights)
 
     def _measure_targets(self) -> BoxCoder:
-        source = proposal_parts.StoredProposals(
-            self.store, self.config.proposals.top_k_train, self.config.proposals.min_size
-        )
+        source = proposal_parts.stored_proposals(self.config, self.store, training=True)
         difficult = self.config.data.difficult == "train"
         objects = (trained_objects(record.targets, use_difficult=difficult) for record in self.records)
         images = (

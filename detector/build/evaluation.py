@@ -12,7 +12,7 @@ import torch
 
 from detector.build.data import class_names, ensure_data, inference_views, load_split
 from detector.build.model import build_postprocess
-from detector.build.proposals import StoredProposals, open_proposals, report_recall, with_proposals
+from detector.build.proposals import open_proposals, report_recall, stored_proposals, with_proposals
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.inference import detect
@@ -65,7 +65,7 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
             f"{', '.join(classes)}; evaluate on data with the same classes"
         )
     records = load_split(config, split, found, training=False).records
-    store = open_proposals(config, records)
+    store = open_proposals(config, records, split)
     report_recall(with_proposals(config, records, store), store, config, split)
     return TestSet(split=split, records=records, store=store, classes=found)
 
@@ -78,7 +78,7 @@ def evaluate(
     memory: PeakMemory | None = None,
 ) -> Evaluation:
     """Run the network over a split and score it by the VOC rules at IoU 0.5."""
-    source = StoredProposals(test_set.store, config.proposals.top_k_test, config.proposals.min_size)
+    source = stored_proposals(config, test_set.store, training=False)
     postprocess = build_postprocess(config, model.box_coder)
     evaluator = VocEvaluator(test_set.records, test_set.classes)
     precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,86 +12,153 @@ from typing import Any
 import torch
 
 from detector.config import Config
+from detector.config.sections.proposals import ProposalsConfig
 from detector.data.images import read_image
 from detector.errors import InputError
 from detector.progress import note, progress_bar
-from detector.proposals.convert import convert, source_parameters
-from detector.proposals.generate import generate_store, store_name
+from detector.proposals.convert import convert
+from detector.proposals.generate import generate_store
+from detector.proposals.methods import store_name
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.recall import recall
+from detector.proposals.sources import conversion_name, record_digest, source_parameters
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord, Proposals
 
 PROPOSALS_FOLDER = Path("data/proposals")
 LOW_RECALL = 0.5
 """Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
+ALONE_PIXELS = 20_000_000
+"""Up to here in all, selective search takes this process less time than starting others."""
 
 
 @dataclass(frozen=True)
 class StoredProposals:
     """Looks an image's proposals up and filters them as the config says.
 
-    An image without an entry has none: ``with_proposals`` has said so, and evaluation leaves no image out.
+    An image without an entry has none, or with ``full_image`` one box, the whole image: ``with_proposals``
+    has said so, and evaluation leaves no image out.
     """
 
     store: ProposalStore
     top_k: int
     min_size: float
+    full_image: bool = False
 
     def __call__(self, record: ImageRecord) -> Proposals:
-        if record.image_id not in self.store:
-            return Proposals(boxes=torch.zeros(0, 4))
         size = (record.height, record.width)
+        if record.image_id not in self.store:
+            whole = torch.tensor([[0.0, 0.0, record.width, record.height]])
+            return Proposals(boxes=whole if self.full_image else torch.zeros(0, 4))
         found = self.store[record.image_id]
         return filter_proposals(found, size, min_size=self.min_size, top_k=self.top_k)
 
 
-def open_proposals(config: Config, records: Sequence[ImageRecord]) -> ProposalStore:
-    """Open the proposals of ``records``, converting or making first what is not there yet."""
+def stored_proposals(config: Config, store: ProposalStore, *, training: bool) -> StoredProposals:
+    """Return the look-up with the config's limits for training or for testing."""
     source = config.proposals
-    if source.method is not None:
+    top_k = source.top_k_train if training else source.top_k_test
+    return StoredProposals(store, top_k, source.min_size, source.missing == "full_image")
+
+
+def open_proposals(config: Config, records: Sequence[ImageRecord], split: str | None = None) -> ProposalStore:
+    """Open the proposals of ``records``, converting or making first what is not there yet.
+
+    ``split`` chooses where ``proposals.file`` names one file a split. Raises InputError for a file that
+    cannot be read or does not fit ``records``.
+    """
+    if config.proposals.method is not None:
         return make_proposals(config, records)
-    assert source.file is not None  # the schema allows one of the two
-    path = Path(source.file)
+    return convert_proposals(config, records, split)
+
+
+def convert_proposals(
+    config: Config, records: Sequence[ImageRecord], split: str | None = None, target: Path | None = None
+) -> ProposalStore:
+    """Convert the config's file, checked against ``records``, once; None is the usual folder."""
+    source = config.proposals
+    path = _file_of(config, split)
     if not path.exists():
         raise InputError(
             f"{path}: no such proposals; proposals.file names a file of format {source.format!r} with the "
             f"boxes of every image of {config.data.root}, or set proposals.method to make them"
         )
-    if source.format == "store":
+    if source.format is None or source.format == "store":
         return ProposalStore.open(path)
-    key = source_parameters(path, source.format or "")["source_blake2b"][:8]
-    target = PROPOSALS_FOLDER / f"{path.stem}_{key}"
-    if not target.exists():
+    options: dict[str, Any] = {"convention": source.convention, "faults": source.faults}
+    options |= {"missing": source.missing, "keep_others": False}
+    if target is None:
+        images = {"images": record_digest(records)}
+        name = conversion_name(source_parameters(path, source.format) | options | images)
+        target = PROPOSALS_FOLDER / name
+    fresh = not target.exists()
+    if fresh:
         note(f"converting {path} into the store {target}")
-    return convert(path, source.format or "", target)
+    store = convert(path, source.format, target, records=records, **options)
+    for found in store.notes if fresh else []:
+        note(found)
+    return store
 
 
 def make_proposals(
     config: Config, records: Sequence[ImageRecord], target: Path | None = None
 ) -> ProposalStore:
     """Make what the config's method has not made yet for ``records``; None is the usual folder."""
-    method = config.proposals.method
-    if method is None:
-        raise InputError("proposals.method is not set; name one to make proposals with")
-    parameters = method_parameters(config)
-    with progress_bar(f"{method} proposals") as advance:
-        return generate_store(
-            records,
-            target or proposals_folder(config) / store_name(method, parameters),
-            method=method,
-            read_image=read_image,
-            parameters=parameters,
-            progress=advance,
-        )
-
-
-def method_parameters(config: Config) -> dict[str, Any]:
-    """Return the parameters that the config gives to ``proposals.method``."""
     source = config.proposals
-    given = {"scales": source.scales, "aspects": source.aspects, "stride_fraction": source.stride_fraction}
+    if source.method is None:
+        raise InputError("proposals.method is not set; name one to make proposals with")
+    folder = target or proposals_folder(config) / store_name(source.method, method_parameters(source))
+    store, failures = generate(source, records, folder)
+    if failures and source.missing == "error":
+        first = next(iter(failures.values()))
+        raise InputError(
+            f"{len(failures)} of {len(records)} images got no proposals; the first: {first}. All others are "
+            "done and stay so; mend these, or set proposals.missing to skip or full_image"
+        )
+    return store
+
+
+def generate(
+    source: ProposalsConfig,
+    records: Sequence[ImageRecord],
+    folder: Path,
+    *,
+    workers: int | None = None,
+    time_limit: float | None = None,
+) -> tuple[ProposalStore, dict[str, str]]:
+    """Bring the store ``folder`` up to date with ``records``; return it and what failed, by image id.
+
+    ``workers`` None takes every core where that is worth starting processes.
+    """
+    assert source.method is not None  # the callers' condition
+    if workers is None:
+        pixels = sum(record.height * record.width for record in records)
+        alone = source.method == "dense" or pixels < ALONE_PIXELS
+        workers = 0 if alone else len(os.sched_getaffinity(0))
+    failures: dict[str, str] = {}
+    with progress_bar(f"{source.method} proposals") as advance:
+        store = generate_store(
+            records,
+            folder,
+            method=source.method,
+            read_image=read_image,
+            parameters=method_parameters(source),
+            workers=workers,
+            time_limit=time_limit,
+            progress=advance,
+            on_failure=failures.__setitem__,
+        )
+    return store, failures
+
+
+def method_parameters(source: ProposalsConfig) -> dict[str, Any]:
+    """Return the parameters that the config gives to ``proposals.method``."""
+    names = ("scales", "aspects", "stride_fraction", "mode", "seed", "width", "max_proposals")
+    given = {name: getattr(source, name) for name in names} | source.options
     return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value is not None or name in source.options
     }
 
 
@@ -104,17 +172,23 @@ def proposals_folder(config: Config) -> Path:
 
 
 def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
-    """Return the ``records`` that have proposals; what happens to others is ``proposals.missing``."""
+    """Return the ``records`` that may be trained on; what happens without proposals is in the config."""
+    source = config.proposals
     missing = [record.image_id for record in records if record.image_id not in store]
-    if missing and config.proposals.missing == "error":
+    if not missing:
+        return list(records)
+    # What a conversion left out because of faults is no surprise; what is not in the file it has refused.
+    converted = source.format not in (None, "store")
+    if source.missing == "error" and not (converted and source.faults == "skip"):
         raise InputError(
             f"{store.path}: no proposals for {len(missing)} of {len(records)} images, the first is "
-            f"{missing[0]!r}; add them, or set proposals.missing to skip"
+            f"{missing[0]!r}; add them, or set proposals.missing to skip or full_image"
         )
-    if missing:
-        note(
-            f"{len(missing)} images have no proposals, such as {missing[0]!r}: not trained on, nothing found"
-        )
+    which = f"{len(missing)} images have no proposals, such as {missing[0]!r}"
+    if source.missing == "full_image":
+        note(f"{which}: each is given one box, the whole image")
+        return list(records)
+    note(f"{which}: not trained on, nothing found")
     return [record for record in records if record.image_id in store]
 
 
@@ -122,7 +196,7 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
     """Print the line that says whether these proposals can work, and a warning if they cannot."""
     training = split == config.data.train_split
     limit = config.proposals.top_k_train if training else config.proposals.top_k_test
-    figures = recall(records, store, limit=limit)
+    figures = recall([record for record in records if record.image_id in store], store, limit=limit)
     note(
         f"proposals for {split}: {figures['proposals_per_image']:.0f} an image, recall "
         f"{figures['recall_0.5']:.3f} at IoU 0.5, {figures['recall_0.7']:.3f} at IoU 0.7"
@@ -132,3 +206,13 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
             f"warning: {store.path} covers only {figures['recall_0.5']:.0%} of the objects at IoU 0.5; are "
             "the boxes x1, y1, x2, y2 in pixels of these images?"
         )
+
+
+def _file_of(config: Config, split: str | None) -> Path:
+    found = config.proposals.file
+    assert found is not None  # the schema allows a file or a method
+    if isinstance(found, str):
+        return Path(found)
+    if split is None or split not in found:
+        raise InputError(f"proposals.file has no file for the split {split!r}; it has {', '.join(found)}")
+    return Path(found[split])

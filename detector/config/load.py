@@ -145,8 +145,8 @@ _Loader.add_implicit_resolver(
 def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
     if key == "proposals" and {"file", "method"} & set(top):
         # Another source replaces the inherited one with its options; limits such as top-k are kept.
-        source = {"file", "format", "method", "scales", "aspects", "stride_fraction"}
-        base = {name: value for name, value in base.items() if name not in source}
+        limits = {"top_k_train", "top_k_test", "min_size", "missing", "faults"}
+        base = {name: value for name, value in base.items() if name in limits}
     if key == "pool" and "kind" in top:
         base = {}  # another kind of pooling has other keys
     merged = dict(base)

@@ -26,7 +26,7 @@ from detector.proposals.matching import IdMatcher
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import Position, RawImage, make_proposals
-from detector.proposals.sources import source_parameters
+from detector.proposals.sources import record_digest, source_parameters
 from detector.proposals.store import Entry, ProposalStore
 from detector.structures import ImageRecord, Proposals
 
@@ -46,6 +46,8 @@ def convert(
     records: Sequence[ImageRecord] | None = None,
     convention: str | None = None,
     faults: str = "error",
+    missing: str | None = None,
+    keep_others: bool = True,
     top_k: int | None = None,
     min_size: float = 0.0,
     deduplicate: bool = False,
@@ -61,9 +63,12 @@ def convert(
             order. They give the sizes that boxes are checked against and tell the convention of ``auto``.
         convention: a name from `detector.proposals.conventions.CONVENTIONS`, ``"auto"``, or None for what
             is usual in the format.
-        faults: what to do with an image of ``records`` that is missing in the file, has no boxes, numbers
-            that are not finite, or boxes that do not fit it: ``"error"``, ``"skip"`` (it is not in the
-            store) or ``"full_image"`` (one box, the whole image).
+        faults: what to do with an image that has no boxes, numbers that are not finite, or boxes that do
+            not fit it: ``"error"``, ``"skip"`` (it is not in the store) or ``"full_image"`` (one box, the
+            whole image).
+        missing: the same for an image of ``records`` that is not in the file; None is as ``faults``.
+        keep_others: whether images of the file that are not in ``records`` go into the store too, unchecked
+            against any size.
         top_k, min_size, deduplicate: applied as in `detector.proposals.prepare.filter_proposals`, to images
             whose size is known; by default everything is kept as it came.
         progress: called with the number of images done.
@@ -72,12 +77,14 @@ def convert(
         InputError: a source that cannot be read, an image with a fault under ``"error"``, a convention that
             cannot be told, or a store at ``store_path`` of another source or with other arguments.
     """
-    if faults not in FAULT_POLICIES:
-        raise InputError(f"faults is {faults!r}; use one of {', '.join(FAULT_POLICIES)}")
+    missing = faults if missing is None else missing
+    for name, policy in (("faults", faults), ("missing", missing)):
+        if policy not in FAULT_POLICIES:
+            raise InputError(f"{name} is {policy!r}; use one of {', '.join(FAULT_POLICIES)}")
     source, target = Path(source), Path(store_path)
-    options: dict[str, Any] = {"convention": convention, "faults": faults, "top_k": top_k}
-    options |= {"min_size": min_size, "deduplicate": deduplicate}
-    parameters = source_parameters(source, file_format) | options
+    options: dict[str, Any] = {"convention": convention, "faults": faults, "missing": missing}
+    options |= {"keep_others": keep_others, "top_k": top_k, "min_size": min_size, "deduplicate": deduplicate}
+    parameters = source_parameters(source, file_format) | options | {"images": record_digest(records or ())}
     if target.exists():
         return ProposalStore.create(target, generator="converted", parameters=parameters)
     make_folder(target.parent)
@@ -87,7 +94,7 @@ def convert(
             shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
             store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
             images = read_images(source, file_format)
-            work = _Conversion(source, records or (), convention, faults)
+            work = _Conversion(source, records or (), convention, faults, missing, keep_others)
             try:
                 for entries in _batches(work.entries(images), top_k, min_size, deduplicate):
                     store.append(entries)
@@ -106,7 +113,13 @@ class _Conversion:
     """One run through a source: which image is which, in which convention, and what is wrong with it."""
 
     def __init__(
-        self, source: Path, records: Sequence[ImageRecord], convention: str | None, faults: str
+        self,
+        source: Path,
+        records: Sequence[ImageRecord],
+        convention: str | None,
+        faults: str,
+        missing: str,
+        keep_others: bool,
     ) -> None:
         self._source = source
         self._records = {record.image_id: record for record in records}
@@ -114,9 +127,12 @@ class _Conversion:
         self._matcher = IdMatcher(self._ids)
         self._convention = convention
         self._faults = faults
+        self._absent = missing
+        self._keep_others = keep_others
         self._seen: set[str] = set()
         self._foreign = 0
-        self._faulty: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
+        self._whole: dict[str, str] = {}
         self._evidence = ""
 
     def entries(self, images: Iterator[RawImage]) -> Iterator[tuple[str, Entry]]:
@@ -124,6 +140,8 @@ class _Conversion:
         for image in self._with_convention(images):
             image_id = self._identify(image.key)
             record = self._records.get(image_id)
+            if record is None and not self._keep_others:
+                continue
             size = (0, 0) if record is None else (record.height, record.width)
             boxes = find_convention(image.convention).to_half_open(image.boxes)
             fault = find_fault(boxes, image.scores, size, image.convention)
@@ -131,7 +149,7 @@ class _Conversion:
                 where = f"{self._source}, image {image_id!r}"
                 yield image_id, Entry(make_proposals(boxes, image.scores, where), size=size)
             else:
-                yield from self._replace(image_id, fault, record)
+                yield from self._replace(image_id, fault, record, self._faults)
         yield from self._missing()
 
     def notes(self) -> list[str]:
@@ -139,10 +157,11 @@ class _Conversion:
         notes = [self._evidence] if self._evidence else []
         if self._foreign:
             notes.append(f"{self._foreign} images of the file are not in the data set")
-        if self._faulty:
-            what = "left out" if self._faults == "skip" else "given one box, the whole image"
-            first = "; ".join(f"{key}: {fault}" for key, fault in list(self._faulty.items())[:5])
-            notes.append(f"{len(self._faulty)} images {what}: {first}")
+        outcomes = {"left out": self._left_out, "given one box, the whole image": self._whole}
+        for what, images in outcomes.items():
+            if images:
+                first = "; ".join(f"{key}: {fault}" for key, fault in list(images.items())[:5])
+                notes.append(f"{len(images)} images {what}: {first}")
         return notes
 
     def _with_convention(self, images: Iterator[RawImage]) -> Iterator[RawImage]:
@@ -191,27 +210,32 @@ class _Conversion:
         self._seen.add(image_id)
         return image_id
 
-    def _replace(self, image_id: str, fault: str, record: ImageRecord | None) -> Iterator[tuple[str, Entry]]:
-        if self._faults == "error" or (record is None and self._faults == "full_image"):
+    def _replace(
+        self, image_id: str, fault: str, record: ImageRecord | None, policy: str
+    ) -> Iterator[tuple[str, Entry]]:
+        if policy == "error" or (record is None and policy == "full_image"):
             raise InputError(
                 f"{self._source}, image {image_id!r}: {fault}; mend the file, give another convention, or "
-                "set what to do with such images to skip or full_image"
+                "set what to do with such images (proposals.faults) to skip or full_image"
             )
-        self._faulty[image_id] = fault
-        if record is not None and self._faults == "full_image":
-            box = torch.tensor([[0, 0, record.width, record.height]], dtype=torch.float32)
-            yield image_id, Entry(Proposals(boxes=box), size=(record.height, record.width))
+        if record is None or policy == "skip":
+            self._left_out[image_id] = fault
+            return
+        self._whole[image_id] = fault
+        box = torch.tensor([[0, 0, record.width, record.height]], dtype=torch.float32)
+        yield image_id, Entry(Proposals(boxes=box), size=(record.height, record.width))
 
     def _missing(self) -> Iterator[tuple[str, Entry]]:
         missing = [image_id for image_id in self._records if image_id not in self._seen]
-        if missing and (self._faults == "error" or len(missing) == len(self._records)):
+        if missing and (self._absent == "error" or len(missing) == len(self._records)):
             example = f", which has {sorted(self._seen)[0]!r}" if self._seen else ", which is empty"
             raise InputError(
                 f"{len(missing)} of {len(self._records)} images of the data set, first {missing[0]!r}, are "
-                f"not in {self._source}{example}; is it of another split?"
+                f"not in {self._source}{example}; is it of another split? What to do with such images is "
+                "proposals.missing"
             )
         for image_id in missing:
-            yield from self._replace(image_id, "not in the file", self._records[image_id])
+            yield from self._replace(image_id, "not in the file", self._records[image_id], self._absent)
 
 
 def find_fault(

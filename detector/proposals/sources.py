@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
+from detector.structures import ImageRecord
 
 
 def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
@@ -23,6 +25,14 @@ def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read the proposals {source}: {error.strerror}") from error
     return {"format": file_format, "source": source.name, "source_blake2b": digest}
+
+
+def record_digest(records: Iterable[ImageRecord]) -> str:
+    """Return a hash of the ids and sizes of ``records``, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for record in records:
+        digest.update(f"{record.image_id}\n{record.height} {record.width}\n".encode())
+    return digest.hexdigest()
 
 
 def conversion_name(parameters: dict[str, Any]) -> str:

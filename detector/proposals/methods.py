@@ -1,0 +1,152 @@
+"""The methods that make proposals: their parameters, their names, and one call for one image."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.errors import InputError, nearest
+from detector.proposals.dense import ASPECTS, SCALES, STRIDE_FRACTION, dense_proposals
+from detector.proposals.readers.arrays import make_proposals
+from detector.structures import Proposals
+
+METHODS = ("dense", "selective_search")
+
+ImageReader = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]
+
+
+def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``parameters`` with the method's defaults filled in, as the manifest and the name hold them.
+
+    ``"dense"`` has the arguments of `dense_proposals`; ``"selective_search"`` has ``mode``, ``seed`` and
+    ``max_proposals`` and every field of ``SelectiveSearchConfig``, by default the mode's;
+    ``"module:function"`` has what it is given. Raises InputError for another method, a parameter that it
+    does not have, or a value that it cannot take.
+    """
+    match method:
+        case "dense":
+            defaults: dict[str, Any] = {
+                "scales": list(SCALES),
+                "aspects": list(ASPECTS),
+                "stride_fraction": STRIDE_FRACTION,
+                "max_proposals": None,
+            }
+            return _with_defaults(method, defaults, parameters)
+        case "selective_search":
+            return _search_parameters(parameters)
+        case _ if ":" in method:
+            return dict(parameters)
+        case _:
+            raise InputError(
+                f"proposal method {method!r} is unknown{nearest(method, METHODS)}; use one of "
+                f"{', '.join(METHODS)}, or module:function for a function of yours"
+            )
+
+
+def store_name(method: str, parameters: Mapping[str, Any] | None = None) -> str:
+    """Return a folder name for the method with these parameters: readable, and another for any other set."""
+    text = json.dumps([method, full_parameters(method, parameters or {})], sort_keys=True)
+    readable = "".join(letter if letter.isalnum() else "_" for letter in method)
+    return f"{readable}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def propose(
+    method: str, parameters: Mapping[str, Any], path: Path, size: tuple[int, int], read_image: ImageReader
+) -> Proposals:
+    """Return what the method makes of the image at ``path`` of ``size`` (height, width), as it comes.
+
+    ``parameters`` are full; ``read_image`` decodes a file of the given size. Raises InputError for an image
+    that cannot be read and for a function that fails or gives no boxes.
+    """
+    match method:
+        case "dense":
+            return dense_proposals(size, **parameters)
+        case "selective_search":
+            return _search(read_image(path, size), parameters)
+        case _:
+            function = load_function(method)
+            return _call(function, method, read_image(path, size), parameters, path)
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Return the function ``module:function``; InputError where there is none."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"proposal method {name!r} cannot be loaded: {error}") from error
+    if not callable(function):
+        raise InputError(f"proposal method {name!r} is no function")
+    return function
+
+
+def _with_defaults(method: str, defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name not in defaults:
+            raise InputError(
+                f"proposal method {method!r} has no parameter {name!r}{nearest(name, defaults)}; "
+                f"it has {', '.join(defaults)}"
+            )
+    return defaults | dict(given)
+
+
+def _search_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of selective search, checked by its own configuration."""
+    from detector.ops.selective_search import SelectiveSearchConfig, as_config
+
+    mode = given.get("mode", "fast")
+    of_call = {"mode": mode, "seed": 0, "max_proposals": None}
+    parameters = _with_defaults("selective_search", of_call | asdict(as_config(mode)), given)
+    try:
+        SelectiveSearchConfig(**_search_fields(parameters))
+    except TypeError as error:
+        raise InputError(
+            f"proposal method 'selective_search': a parameter of a wrong type ({error})"
+        ) from None
+    parameters["scales"] = [float(scale) for scale in parameters["scales"]]  # 50 and 50.0 are one store
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
+
+
+def _search_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    from detector.ops.selective_search import SelectiveSearchConfig
+
+    names = (field.name for field in fields(SelectiveSearchConfig))
+    return {
+        name: tuple(parameters[name]) if isinstance(parameters[name], list) else parameters[name]
+        for name in names
+    }
+
+
+def _search(image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Proposals:
+    # Imported here: nothing else of this package needs the compiled library.
+    from detector.ops.selective_search import SelectiveSearchConfig, selective_search
+
+    config = SelectiveSearchConfig(**_search_fields(parameters))
+    found = selective_search(image, config, parameters["seed"], parameters["max_proposals"])
+    return Proposals(boxes=found.boxes, scores=found.scores)
+
+
+def _call(
+    function: Callable[..., Any],
+    name: str,
+    image: NDArray[np.uint8],
+    parameters: Mapping[str, Any],
+    path: Path,
+) -> Proposals:
+    try:
+        found = function(image, **parameters)
+    except Exception as error:
+        raise InputError(f"{name} fails on {path}: {type(error).__name__}: {error}") from error
+    boxes, scores = found if isinstance(found, tuple) else (found, None)
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) if np.size(boxes) == 0 else np.asarray(boxes)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or (scores is not None and np.shape(scores) != (len(boxes),)):
+        raise InputError(f"{name} gave boxes of shape {boxes.shape} for {path}; (P, 4) is wanted")
+    return make_proposals(boxes, None if scores is None else np.asarray(scores), f"{name} on {path}")
