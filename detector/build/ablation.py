@@ -98,9 +98,10 @@ def write_results(path: Path, found: dict[str, Any]) -> None:
 def ablation_table(found: dict[str, Any]) -> Table:
     """Return the table of ``results``: ours as fractions of one in percent, as the paper prints them."""
     models = list(dict.fromkeys(model for row in found["runs"] for model in row["paper"]))
-    table = Table(title=f"{found['title']}: mAP in percent")
+    caption = f"{', '.join(models)}: the paper's models on its data" if models else None
+    table = Table(title=f"{found['title']}: mAP in percent", caption=caption)
     table.add_column("run", no_wrap=True)
-    for column in ("11-point", "area", "seconds", *(f"paper {model}" for model in models)):
+    for column in ("11-point", "area", "seconds", *models):
         table.add_column(column, justify="right")
     asked = None
     for row in found["runs"]:

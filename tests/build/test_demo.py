@@ -20,17 +20,24 @@ Load = Callable[..., Config]
 
 
 @pytest.mark.parametrize(
-    ("scales", "workers", "refinements"),
-    [("[96]", 0, 0), ("[96]", 1, 1), ("[64,96,140]", 1, 0), ("[64,96]", 0, 2)],
+    ("scales", "workers", "refinements", "views"),
+    [
+        ("[96]", 0, 0, []),
+        ("[96]", 1, 1, ["test.flip=true"]),
+        ("[64,96,140]", 1, 0, ["test.scale_rule=side"]),
+        ("[64,96]", 0, 2, []),
+        ("[64,96]", 0, 0, ["test.flip=true", "test.scale_rule=all"]),
+    ],
 )
 def test_demo_and_evaluation_agree_bit_for_bit(
-    tiny: Load, tmp_path: Path, scales: str, workers: int, refinements: int
+    tiny: Load, tmp_path: Path, scales: str, workers: int, refinements: int, views: list[str]
 ) -> None:
     config = tiny(
         f"data.workers={workers}",
         f"test.scales={scales}",
         f"test.refinements={refinements}",
         "test.score_threshold=0.1",
+        *views,
     )
     test_set = open_test_set(config, "test")
     model = build_model(config, len(test_set.classes)).eval()

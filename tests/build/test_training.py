@@ -168,6 +168,29 @@ def test_initial_weights_take_the_model_alone(tiny: Load, tmp_path: Path) -> Non
     assert not run.trainer.optimizer.state
 
 
+def test_the_second_stage_of_stage_wise_training_moves_the_box_layer_alone(
+    tiny: Load, tmp_path: Path
+) -> None:
+    train(tiny("train.steps=4"), tmp_path / "first")
+    checkpoint = tmp_path / "first" / "checkpoints" / "step_4.pt"
+    settings = ("train.steps=4", "train.trainable=boxes", f"train.initial_weights={checkpoint}")
+    train(tiny(*settings), tmp_path / "second")
+    before = load_checkpoint(checkpoint)["model"]
+    after = load_checkpoint(tmp_path / "second" / "checkpoints" / "step_4.pt")["model"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"predictor.bbox_pred.weight", "predictor.bbox_pred.bias"}
+
+
+@pytest.mark.parametrize("pool", ["{kind: spp, levels: [3, 1]}", "{kind: spp, window: roi, reduction: avg}"])
+def test_a_pyramid_trains_end_to_end(tiny: Load, tmp_path: Path, pool: str) -> None:
+    config = tiny(f"model.pool={pool}", "train.steps=2")
+    train(config, tmp_path / "run")
+    run = start_run(config, tmp_path / "run", "cpu")
+    before = run.task.model.state_dict()["backbone.features.0.weight"]
+    after = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_2.pt")["model"]
+    assert not torch.equal(before, after["backbone.features.0.weight"])  # gradients passed the pyramid
+
+
 def test_measured_box_targets_are_saved_with_the_weights(tiny: Load, tmp_path: Path) -> None:
     train(tiny("train.steps=1", "model.box.normalize=dataset"), tmp_path / "run")
     state = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_1.pt")["model"]

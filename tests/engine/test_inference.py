@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,15 @@ def test_every_proposal_comes_at_its_own_scale() -> None:
     assert levels.tolist() == [0, 1, 2, 3, 4]
     for row, level in enumerate(levels.tolist()):
         assert torch.equal(rois[row], by_scale[level][row])
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_linear_rule_changes_scales_where_spp_nets_code_does(number: int) -> None:
+    """|s - 208 * shorter side / sqrt(area)| is smallest; crossovers at a shorter side of 375 pixels."""
+    crossover = (147.7, 123.4, 100.5, 75.6)[number]
+    _, levels = choose_scales(squares([crossover + 0.2, crossover - 0.2]), rule="side")
+    assert levels is not None
+    assert levels.tolist() == [number, number + 1]
 
 
 def test_areas_count_and_not_sides() -> None:
@@ -80,7 +90,7 @@ class Recorder:
         return [images]
 
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
-        assert len(levels) == len(self.images)
+        assert 1 <= len(levels) <= len(self.images)
         self.looks.append((rois, roi_levels))
         return HeadOutput(torch.zeros(len(rois), 2), None)
 
@@ -122,6 +132,31 @@ def test_several_scales_are_levels_of_one_prediction(make_boxes: MakeBoxes) -> N
     assert levels is not None
     factors = torch.tensor([1.0, 4.0, 8.0])[levels]
     assert torch.equal(rois[:, 1:], boxes * factors[:, None])
+
+
+def test_mirrored_views_and_rule_all_are_looks_of_their_own(make_boxes: MakeBoxes) -> None:
+    boxes = make_boxes(6, 60.0)
+    views = [view(boxes, factor) for factor in (1, 4)]
+    views += [mirror(straight) for straight in views]
+    by_rule = {}
+    for rule in ("area", "all"):
+        recorder = Recorder()
+        detect(recorder, views, recorder, scale_rule=rule)
+        assert recorder.images == [1.0, 4.0, 1.0, 4.0]  # the backbone sees each view once
+        assert [step for step, _ in recorder.decoded] == ["candidates"]  # and all are merged in one go
+        by_rule[rule] = recorder.looks
+    assert len(by_rule["area"]) == 2
+    assert all(levels is not None for _, levels in by_rule["area"])
+    (straight, _), (mirrored, _) = by_rule["area"]
+    widths = 80 * (straight[:, 3] - straight[:, 1]) / (boxes[:, 2] - boxes[:, 0])
+    torch.testing.assert_close(mirrored[:, 1], widths - straight[:, 3])
+    assert [levels for _, levels in by_rule["all"]] == [None] * 4
+    assert torch.equal(by_rule["all"][1][0][:, 1:], boxes * 4)
+
+
+def mirror(straight: Batch) -> Batch:
+    meta = replace(straight.metas[0], flipped=True)
+    return replace(straight, metas=[meta], rois_per_image=[meta.to_input(straight.proposals[0].boxes)])
 
 
 def test_refinement_looks_again_without_new_features(make_boxes: MakeBoxes) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detector.models.box_coder import BoxCoder, fixed_coder
-from detector.models.postprocess import Postprocess, softmax_scores
+from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
 from detector.structures import Detections, HeadOutput, ImageMeta
 from tests.conftest import MakeBoxes
 
@@ -153,6 +153,36 @@ def test_several_views_are_suppressed_together(make_boxes: MakeBoxes) -> None:
     assert_equal(
         twice, list(zip(alone.scores.tolist(), alone.labels.tolist(), alone.boxes.tolist(), strict=True))
     )
+
+
+def test_views_are_merged_before_suppression(make_boxes: MakeBoxes) -> None:
+    """A mirrored look that says the same changes nothing; one that says more adds it."""
+    output, proposals = random_output(40, 0), make_boxes(40, 75.0)
+    step = Postprocess(coder(), max_detections=1000)
+    alone = step([(output, META)], proposals)
+    twice = step([(output, META), (output, META)], proposals)
+    assert_equal(
+        twice, list(zip(alone.scores.tolist(), alone.labels.tolist(), alone.boxes.tolist(), strict=True))
+    )
+    other = step([(output, META), (random_output(40, 1), META)], proposals)
+    assert other.scores.max() >= alone.scores.max()
+    assert len(other) > len(alone)
+
+
+def test_without_box_regression_detections_are_proposals(make_boxes: MakeBoxes) -> None:
+    output, proposals = random_output(40, 0), make_boxes(40, 75.0)
+    found = Postprocess(coder(), box_regression=False)([(output, META)], proposals)
+    expected = Postprocess(coder())([(output._replace(box_deltas=None), META)], proposals)
+    assert len(found) > 0
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_margins_are_scores_as_they_are() -> None:
+    output = HeadOutput(torch.tensor([[0.0, -1.25, 2.0, -3.0]]), None)
+    box = torch.tensor([[5.0, 5.0, 30.0, 30.0]])
+    found = Postprocess(coder(), score_threshold=-1.5, scores=margin_scores)([(output, META)], box)
+    assert (found.scores.tolist(), found.labels.tolist()) == ([2.0, -1.25], [2, 1])
 
 
 def test_scores_are_probabilities_in_float32() -> None:

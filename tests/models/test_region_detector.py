@@ -160,6 +160,16 @@ def test_the_head_starts_as_in_the_paper() -> None:
     assert expected | {"predictor.bbox_pred.bias", "box_coder.means", "box_coder.deviations"} <= names
 
 
+def test_the_box_layer_reads_hidden_or_pooled_features_or_is_not_there() -> None:
+    embedded = Embedded(torch.randn(3, 10), torch.randn(3, 6))
+    linear, ridge = BoxPredictor(6, 4), BoxPredictor(6, 4, box_features=10)
+    for predictor, read in ((linear, embedded.hidden), (ridge, embedded.pooled)):
+        logits, deltas = predictor(embedded)
+        assert torch.equal(logits, predictor.cls_score(embedded.hidden))
+        assert torch.equal(deltas, predictor.bbox_pred(read).view(3, 5, 4))
+    assert BoxPredictor(6, 4, box_features=0)(embedded)[1] is None
+
+
 def test_dropout_is_there_only_where_asked_for() -> None:
     layers = [type(layer) for layer in BoxHead(4, [3, 2], dropout=0.5).layers]
     assert layers == [nn.Linear, nn.ReLU, nn.Dropout] * 2
