@@ -90,7 +90,7 @@ def setting() -> Setting:
     dataset = data_parts.load_split(config, config.data.train_split, test_set.classes, training=True)
     store = proposal_parts.open_proposals(config, dataset.records)
     source = proposal_parts.StoredProposals(store, config.proposals.top_k_test, config.proposals.min_size)
-    return Setting(config, data_parts.training_batches(config, dataset.records, store, 0), test_set, source)
+    return Setting(config, data_parts.training_batches(config, dataset.records, source, 0), test_set, source)
 
 
 def peer_step(peer: Peer, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Detect objects in your own images with a trained checkpoint: drawn images and one JSON."""
+"""Detect objects, or name classes, in your own images with a trained checkpoint: pictures and one JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def main() -> int:
     arguments = parse()
 
     from detector.build.demo import find_images, run_demo
+    from detector.build.demo_classes import run_class_demo
     from detector.build.model import restore_model
     from detector.config import parse_config
     from detector.config.load import override
@@ -24,7 +25,10 @@ def main() -> int:
     checkpoint = load_checkpoint(arguments.checkpoint)
     values = override(checkpoint["config"], arguments.overrides)
     config = parse_config(values, source=arguments.checkpoint)
-    if config.proposals.method is None and not arguments.proposals:
+    classifies = config.task == "classification"
+    if classifies and arguments.proposals:
+        raise InputError(f"--proposals: {arguments.checkpoint} classifies whole images and takes none")
+    if config.proposals.method is None and not arguments.proposals and not classifies:
         note("the checkpoint's proposals are a file, of other images; making some by selective search")
         values = override(values, ["proposals.method=selective_search"])
         config = parse_config(values, source=arguments.checkpoint)
@@ -32,8 +36,13 @@ def main() -> int:
     model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
     images = find_images([Path(place) for place in arguments.images])
     folder = Path(arguments.output)
-    found = run_demo(config, model, checkpoint["classes"], images, folder, device, arguments.score_threshold)
-    note(f"{found} detections in {len(images)} images; wrote {folder / 'detections.json'} and the pictures")
+    run, what, file = (
+        (run_class_demo, "classes named", "classes.json")
+        if classifies
+        else (run_demo, "detections", "detections.json")
+    )
+    found = run(config, model, checkpoint["classes"], images, folder, device, arguments.score_threshold)
+    note(f"{found} {what} in {len(images)} images; wrote {folder / file} and the pictures")
     return 0
 
 
@@ -54,7 +63,10 @@ def parse() -> argparse.Namespace:
         "the checkpoint's method, or by selective search)",
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.5, help="draw detections from this score on (default 0.5)"
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        help="draw detections, or name classes, from this score on (default 0.5)",
     )
     parser.add_argument(
         "--set",

@@ -30,21 +30,15 @@ def main() -> int:
 
 def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the network over the split; result files and pictures go beside the output, or into the run."""
-    from detector.build.evaluation import evaluate, open_test_set, write_evaluation
-    from detector.build.model import restore_model
-    from detector.build.report import finish_figures
+    from detector.build.scoring import score_checkpoint as score
     from detector.engine.checkpoint import load_checkpoint
-    from detector.engine.memory import PeakMemory
 
     config = load_config(arguments.config, arguments.overrides)
     checkpoint = load_checkpoint(arguments.checkpoint)
+    split = arguments.split or config.data.test_split
     device = cli.choose_device(arguments.device)
-    model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
-    test_set = open_test_set(config, arguments.split or config.data.test_split, checkpoint["classes"])
-    memory = PeakMemory()
-    evaluation = evaluate(config, model, test_set, device, memory)
-    write_evaluation(results_folder(arguments, test_set.split), test_set, evaluation)
-    return {**finish_figures(evaluation, cli.seconds(), memory), "step": checkpoint["step"]}
+    figures = score(config, checkpoint, arguments.checkpoint, split, results_folder(arguments, split), device)
+    return {**figures, "seconds": round(cli.seconds(), 1), "step": checkpoint["step"]}
 
 
 def results_folder(arguments: argparse.Namespace, split: str) -> Path:

@@ -53,7 +53,7 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete what a run leaves, and nothing else that may lie in the folder."""
-    for name in ("checkpoints", "tensorboard", "results", "detections"):
+    for name in ("checkpoints", "tensorboard", "results", "detections", "classified"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("log.jsonl", "config.yaml", "metrics.json", "run.png"):
         (folder / name).unlink(missing_ok=True)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from detector.build.model import build_normalization
-from detector.build.proposals import stored_proposals
 from detector.config import Config
 from detector.data.collate import collate, collate_or_error, raise_errors
-from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
+from detector.data.dataset import InferenceDataset, ProposalSource, TrainingDataset, quiet_worker
 from detector.data.generated import ensure_generated
 from detector.data.samplers import TrainingBatches, aspect_groups
 from detector.data.transforms import ImageTransform
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
 from detector.errors import InputError
-from detector.proposals.store import ProposalStore
-from detector.structures import Batch, ImageRecord, Proposals, Sample
+from detector.structures import Batch, ImageRecord, Sample
 
 
 def ensure_data(config: Config) -> None:
@@ -64,19 +62,19 @@ def load_split(config: Config, split: str, classes: Sequence[str], *, training: 
 
 
 def training_batches(
-    config: Config, records: Sequence[ImageRecord], store: ProposalStore, start_step: int
+    config: Config, records: Sequence[ImageRecord], source: ProposalSource, start_step: int
 ) -> Iterator[Batch]:
-    """Return the endless training batches from ``start_step`` on."""
+    """Return the endless training batches from ``start_step`` on; ``source`` gives their proposals."""
     settings = config.train
     transform = ImageTransform(
         normalization=build_normalization(config),
         scales=settings.scales,
         max_size=settings.max_size,
+        resize=settings.resize,
         flip=settings.flip,
         vertical_flip=settings.vertical_flip,
         scale_jitter=settings.scale_jitter,
     )
-    source = stored_proposals(config, store, training=True)
     sampler = TrainingBatches(
         len(records),
         settings.images_per_batch,
@@ -85,7 +83,7 @@ def training_batches(
         start_step=start_step,
     )
     loader: DataLoader[Sample | InputError] = DataLoader(
-        TrainingDataset(records, source, transform, config.seed),
+        TrainingDataset(records, source, transform, config.seed, _draws_per_scale(config, sampler)),
         batch_sampler=sampler,
         collate_fn=collate_or_error,
         num_workers=config.data.workers,
@@ -95,6 +93,17 @@ def training_batches(
     return raise_errors(loader)
 
 
+def _draws_per_scale(config: Config, sampler: TrainingBatches) -> int | None:
+    """Return how many samples in a row share a scale, None where each has its own."""
+    match config.train.scale_per:
+        case "image":
+            return None
+        case "batch":
+            return sampler.batch_size
+        case "epoch":
+            return sampler.batch_size * len(sampler.epoch(0))
+
+
 def inference_transforms(config: Config) -> list[ImageTransform]:
     """Return one transform a view of a test image: every scale, and with ``test.flip`` its mirror image."""
     return [
@@ -102,15 +111,16 @@ def inference_transforms(config: Config) -> list[ImageTransform]:
             normalization=build_normalization(config),
             scales=(scale,),
             max_size=config.test.max_size,
+            resize=config.test.resize,
             mirrored=mirrored,
         )
         for mirrored in ((False, True) if config.test.flip else (False,))
-        for scale in config.test.scales
+        for scale in (config.test.scales[:1] if config.test.resize == "none" else config.test.scales)
     ]
 
 
 def inference_views(
-    config: Config, records: Sequence[ImageRecord], source: Callable[[ImageRecord], Proposals]
+    config: Config, records: Sequence[ImageRecord], source: ProposalSource
 ) -> Iterator[list[Batch]]:
     """Return, image by image in order, one batch of one sample a view."""
     loader: DataLoader[list[Sample] | InputError] = DataLoader(

@@ -55,7 +55,8 @@ class DetectionTask:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Return the endless training batches from step ``start`` on."""
-        return data_parts.training_batches(self.config, self.records, self.store, start)
+        source = proposal_parts.stored_proposals(self.config, self.store, training=True)
+        return data_parts.training_batches(self.config, self.records, source, start)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""
@@ -88,7 +89,7 @@ class DetectionTask:
     def finish(self, folder: Path, evaluation: Evaluation, seconds: float, memory: PeakMemory) -> None:
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures."""
         write_evaluation(folder, self.test_set, evaluation)
-        figures = finish_figures(evaluation, seconds, memory)
+        figures = finish_figures(evaluation.figures, seconds, memory)
         write_report(self.config, folder, self.test_set, evaluation, figures)
         print_figures(figures)
 

@@ -58,16 +58,22 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
         InputError: anything missing, or classes that differ.
     """
     ensure_data(config)
+    found = known_classes(config, classes)
+    records = load_split(config, split, found, training=False).records
+    store = open_proposals(config, records, split)
+    report_recall(with_proposals(config, records, store), store, config, split)
+    return TestSet(split=split, records=records, store=store, classes=found)
+
+
+def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the data set's class names; ``classes``, a checkpoint's, must be the same (InputError)."""
     found = class_names(config)
     if classes is not None and tuple(classes) != found:
         raise InputError(
             f"{config.data.root}: its classes are {', '.join(found)}, the checkpoint's are "
             f"{', '.join(classes)}; evaluate on data with the same classes"
         )
-    records = load_split(config, split, found, training=False).records
-    store = open_proposals(config, records, split)
-    report_recall(with_proposals(config, records, store), store, config, split)
-    return TestSet(split=split, records=records, store=store, classes=found)
+    return found
 
 
 def evaluate(

@@ -19,6 +19,7 @@ from detector.models.losses import DetectionLoss
 from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
 from detector.models.region_pools import PyramidPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
+from detector.models.whole_map import WholeMapPool
 from detector.structures import Normalization
 
 
@@ -68,7 +69,8 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     backbone = build_backbone(config)
     pool = build_region_pool(config, backbone)
     head = BoxHead(pool.out_features, settings.head.hidden, settings.head.dropout)
-    box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[settings.box.regression]
+    boxes = "none" if config.task == "classification" else settings.box.regression
+    box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[boxes]
     predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
     coder = coder or build_fixed_coder(config, num_classes)
     model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
@@ -97,6 +99,8 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
             # RoI pooling takes cell k for centred at k * stride; +0.5 goes from pixel index to pixel centre.
             center = backbone.center + 0.5 if chosen.center == "network" else 0.0
             return RoIPooling(backbone.channels, chosen.output_size, backbone.stride, center)
+        case "spp" if config.task == "classification":
+            return WholeMapPool(backbone.channels, chosen.levels, chosen.reduction, chosen.rule)
         case "spp":
             return PyramidPooling(
                 backbone.channels,

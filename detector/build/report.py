@@ -16,6 +16,8 @@ from detector.evaluation.report import voc_table, write_json
 from detector.progress import note
 from detector.visualize import run_picture
 
+Course = list[tuple[float, float]]  # (step, value)
+
 EXAMPLES = 8
 """Images on the picture, each with its detections and its ground truth."""
 
@@ -25,10 +27,10 @@ def print_figures(figures: dict[str, Any]) -> None:
     Console().print(voc_table(figures))
 
 
-def finish_figures(evaluation: Evaluation, seconds: float, memory: PeakMemory) -> dict[str, Any]:
-    """Return the figures of metrics.json: the evaluation's, the time taken and the memory needed."""
+def finish_figures(figures: dict[str, Any], seconds: float, memory: PeakMemory) -> dict[str, Any]:
+    """Return the figures of metrics.json: an evaluation's, the time taken and the memory needed."""
     return {
-        **evaluation.figures,
+        **figures,
         "seconds": round(seconds, 1),
         "peak_rss_mib": round(memory.mib(), 1),
     }
@@ -38,13 +40,12 @@ def write_report(
     config: Config, folder: Path, test_set: TestSet, evaluation: Evaluation, figures: dict[str, Any]
 ) -> None:
     """Write ``metrics.json`` and ``run.png`` into a run's folder."""
-    records = read_log(folder / "log.jsonl")
+    losses, evaluations = run_series(folder)
     shown = _examples(test_set, evaluation)
-    evaluations = _series(records, "evaluate", "voc")
     run_picture(
         folder / "run.png",
-        losses=_series(records, "train", "loss"),
-        evaluations={name: course for name, course in evaluations.items() if len(course) > 1},
+        losses=losses,
+        evaluations=evaluations,
         pr_curves=evaluation.evaluator.precision_recall(),
         figures=figures,
         examples=shown,
@@ -55,7 +56,15 @@ def write_report(
     note(f"wrote {folder / 'metrics.json'} and {folder / 'run.png'}")
 
 
-def _series(records: list[dict[str, Any]], kind: str, start: str) -> dict[str, list[tuple[float, float]]]:
+def run_series(folder: Path) -> tuple[dict[str, Course], dict[str, Course]]:
+    """Return the course of a run's losses, and of its figures where it was evaluated more than once."""
+    records = read_log(folder / "log.jsonl")
+    evaluations = _series(records, "evaluate", "voc")
+    several = {name: course for name, course in evaluations.items() if len(course) > 1}
+    return _series(records, "train", "loss"), several
+
+
+def _series(records: list[dict[str, Any]], kind: str, start: str) -> dict[str, Course]:
     """Return each figure whose name begins with ``start`` as (step, value) pairs."""
     chosen = [record for record in records if record["kind"] == kind]
     names = {name: None for record in chosen for name in record if name.startswith(start)}

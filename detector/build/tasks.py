@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from detector.build.classification import ClassificationTask
 from detector.build.detection import DetectionTask
 from detector.config import Config
 from detector.engine.memory import PeakMemory
@@ -38,5 +39,5 @@ def build_task(config: Config, device: str, state: dict[str, Any] | None = None)
     match config.task:
         case "detection":
             return DetectionTask(config, device, state)
-        case task:
-            raise NotImplementedError(task)
+        case "classification":
+            return ClassificationTask(config, device, state)

@@ -15,14 +15,17 @@ from detector.files import write_text
 
 
 def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") -> Table:
-    """Return the table of what `VocEvaluator.compute` returns: a row a class, then the means."""
+    """Return the table of what `VocEvaluator.compute` or `ClassificationEvaluator.compute` returns: a row a
+    class, then the means."""
     table = Table(title=title, show_footer=True)
     table.add_column("class", footer="mean")
     table.add_column("11-point AP", footer=_figure(figures["voc07_mAP"]), justify="right")
     table.add_column("area AP", footer=_figure(figures["voc_mAP"]), justify="right")
-    counts = ("objects", "difficult", "detections")
+    rows = figures["per_class"].values()
+    known = ("objects", "images", "difficult", "detections")
+    counts = [count for count in known if all(count in row for row in rows)]
     for count in counts:
-        total = sum(row[count] for row in figures["per_class"].values())
+        total = sum(row[count] for row in rows)
         table.add_column(count, footer=str(total), justify="right")
     for name, row in figures["per_class"].items():
         cells = [_figure(row["voc07_AP"]), _figure(row["voc_AP"]), *(str(row[count]) for count in counts)]

@@ -53,9 +53,29 @@ def result_file(folder: Path, split: str, name: str) -> Path:
 
     Raises InputError for a class that cannot be part of a file name.
     """
+    return _class_file(folder, f"comp4_det_{split}", name)
+
+
+def write_class_scores(
+    folder: Path, scores: Mapping[str, Tensor], classes: Sequence[str], split: str = "test"
+) -> list[Path]:
+    """Write the kit's files of the classification task ("comp2"), ``FOLDER/comp2_cls_<split>_<class>.txt``.
+
+    ``scores`` holds the K classes' scores (K,) by image id; a line is ``image_id score``, every image in
+    every file, in the order of ``scores``. Raises InputError if the folder cannot be written.
+    """
+    paths = []
+    for number, name in enumerate(classes):
+        paths.append(_class_file(folder, f"comp2_cls_{split}", name))
+        lines = (f"{image_id} {row.numpy()[number]!s}\n" for image_id, row in scores.items())
+        write_text(paths[-1], "".join(lines))
+    return paths
+
+
+def _class_file(folder: Path, start: str, name: str) -> Path:
     if "/" in name or "\0" in name:
         raise InputError(f"class {name!r} cannot be part of a result file's name; rename the class")
-    return folder / f"comp4_det_{split}_{name}.txt"
+    return folder / f"{start}_{name}.txt"
 
 
 def write_result_files(

@@ -57,6 +57,27 @@ def run_picture(
 
     Raises InputError where ``path`` cannot be written.
     """
+    plots = charts(
+        losses=losses,
+        pr_curves=pr_curves,
+        figures=figures,
+        classes=classes,
+        title=title,
+        evaluations=evaluations,
+    )
+    save_image(path, np.vstack((plots, example_grid(examples, classes, plots.shape[1]))))
+
+
+def charts(
+    *,
+    losses: Mapping[str, Series],
+    pr_curves: Mapping[str, Curve],
+    figures: Mapping[str, Any],
+    classes: Sequence[str],
+    title: str,
+    evaluations: Mapping[str, Series] | None = None,
+) -> np.ndarray:
+    """Return the upper part of the page, (h, w, 3) uint8 RGB; arguments as `run_picture`."""
     evaluated = {name: series for name, series in (evaluations or {}).items() if len(series)}
     figure = Figure(figsize=(_WIDTH / _DPI, 5.6), dpi=_DPI, facecolor="white")
     figure.text(0.012, 0.955, title, fontsize=17, weight="bold", va="center")
@@ -70,8 +91,7 @@ def run_picture(
     _plot_precision_recall(figure.add_subplot(panels[-1]), pr_curves, _class_ap(figures), classes)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    charts = np.asarray(canvas.buffer_rgba())[..., :3]
-    save_image(path, np.vstack((charts, example_grid(examples, classes, charts.shape[1]))))
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _summary(figures: Mapping[str, Any]) -> str:

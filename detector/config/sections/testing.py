@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from detector.config.sections.base import Count, Fraction, Section
+from detector.config.sections.base import Count, Fraction, Resize, Section
 
 
 class TestConfig(Section):
@@ -24,6 +24,8 @@ class TestConfig(Section):
     """Score the mirrored image too and merge the results before suppression."""
     box_regression: bool = True
     """Whether boxes are moved as the network says, or stay the proposals."""
+    resize: Resize = "shorter"
+    """As ``train.resize``; with "none" the scales are not used."""
     max_size: Count = 1000
     score_threshold: float = 0.05
     """A probability, or the margin of an SVM."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from detector.config.sections.base import Count, Fraction, Positive, Section
+from detector.config.sections.base import Count, Fraction, Positive, Resize, Section
 
 
 class SamplingConfig(Section):
@@ -55,9 +55,16 @@ class TrainConfig(Section):
     steps: Count
     images_per_batch: Count = 2
     scales: tuple[Count, ...] = Field(default=(600,), min_length=1)
-    """Shorter side of the input in pixels; one is drawn at random for each image."""
+    """Sides of the input in pixels, the shorter one by ``resize``; one is drawn at random for each image,
+    or as ``scale_per`` says."""
+    scale_per: Literal["image", "batch", "epoch"] = "image"
+    """What shares a scale and a jitter: nothing, the images of a batch, or those of an epoch, as SPP-net
+    was trained (180 in one epoch, 224 in the next)."""
+    resize: Resize = "shorter"
+    """"shorter" brings the shorter side to the scale; "square" both sides, whatever the proportions; "none"
+    leaves the image its own size, and the scales unused."""
     max_size: Count = 1000
-    """Cap on the longer side in pixels."""
+    """Cap on the longer side in pixels, but for "square"."""
     scale_jitter: tuple[Positive, Positive] | None = None
     """A further random factor on the size, drawn log-uniformly from [low, high]."""
     flip: Fraction = 0.5

@@ -1,0 +1,106 @@
+"""Training and scoring a classifier of whole images (SPP-net): the task behind ``task: classification``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.build import data as data_parts
+from detector.build import model as model_parts
+from detector.build.classification_report import scores_picture, write_classes, write_classifier_report
+from detector.build.classified import Classified, LabelledImages, classify_images, no_proposals, open_images
+from detector.build.report import finish_figures, print_figures
+from detector.config import Config
+from detector.engine import checkpoint as checkpoints
+from detector.engine.memory import PeakMemory
+from detector.errors import InputError
+from detector.models.detector import RegionDetector
+from detector.models.multi_label import multi_label_loss
+from detector.models.whole_map import whole_image_rois
+from detector.progress import note
+from detector.structures import Batch, ImageRecord
+
+
+class ClassificationTask:
+    """Images with the classes on them, a ``RegionDetector`` that pools whole maps, and mAP of the classes.
+
+    What is on an image is taken from its objects as annotated, faulty boxes included: no box is used.
+    """
+
+    def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        """Read the data and build the network, with the weights of ``state`` where a run goes on."""
+        self.config = config
+        self.device = device
+        split = config.train.evaluate_split or config.data.test_split
+        self.test_set: LabelledImages = open_images(config, split, state["classes"] if state else None)
+        self.classes = self.test_set.classes
+        self.records = self._training_data()
+        self.model = self._build_model(state).to(device)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the log should say of the data."""
+        return {"images": len(self.records)}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Return the endless training batches from step ``start`` on."""
+        return data_parts.training_batches(self.config, self.records, no_proposals, start)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of one batch."""
+        presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
+        rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device)
+        images = batch.to(self.device).images
+        half = self.config.train.precision == "bfloat16"
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half):
+            output = self.model(images, rois)
+        return multi_label_loss(output, presence.to(self.device))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs besides weights and optimizer: nothing, the step says the rest."""
+        return {}
+
+    def evaluate(self, memory: PeakMemory) -> Classified:
+        """Score the network on the split that the config names."""
+        return classify_images(self.config, self.model, self.test_set, self.device, memory)
+
+    def pictures(self, evaluation: Classified) -> list[np.ndarray]:
+        """Return a few images with their classes' scores."""
+        shown = self.test_set.records[: self.config.train.draw_images]
+        return [scores_picture(record, evaluation.scores[record.image_id], self.classes) for record in shown]
+
+    def finish(self, folder: Path, evaluation: Classified, seconds: float, memory: PeakMemory) -> None:
+        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures."""
+        write_classes(folder, self.test_set, evaluation)
+        figures = finish_figures(evaluation.figures, seconds, memory)
+        write_classifier_report(self.config, folder, self.test_set, evaluation, figures)
+        print_figures(figures)
+
+    def _training_data(self) -> list[ImageRecord]:
+        config, split = self.config, self.config.data.train_split
+        records = data_parts.load_split(config, split, self.classes, training=False).records
+        presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
+        counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
+        shown = ", ".join(f"{name} on {count}" for name, count in counts.items())
+        note(f"{split}: {len(records)} images; {shown}")
+        if not any(counts.values()):
+            raise InputError(f"{config.data.root}: nothing to train on in {split}: no image shows a class")
+        for name, count in counts.items():
+            if count == 0:
+                note(f"warning: no image of {split} shows {name!r}: it will be learnt as never there")
+        return records
+
+    def _build_model(self, state: dict[str, Any] | None) -> RegionDetector:
+        """Return the network with the weights of the resumed run, of another checkpoint, or published."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        if state is not None:
+            return model_parts.restore_model(config, state, "the run's checkpoint")
+        if config.train.initial_weights is None:
+            return model_parts.build_model(config, len(self.classes))
+        source = checkpoints.load_checkpoint(config.train.initial_weights)
+        return model_parts.restore_model(config, source, config.train.initial_weights)

@@ -1,0 +1,93 @@
+"""Scoring a classifier of whole images on a split of the config's data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detector.build.data import ensure_data, inference_views, load_split
+from detector.build.evaluation import known_classes
+from detector.config import Config
+from detector.engine.classify import classify
+from detector.engine.memory import PeakMemory
+from detector.evaluation.classification import ClassificationEvaluator
+from detector.models.detector import RegionDetector
+from detector.models.multi_label import class_scores
+from detector.models.whole_map import whole_image_rois
+from detector.progress import track
+from detector.structures import Batch, ImageRecord, Proposals
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """A split ready to be scored: records as annotated, and the class names."""
+
+    split: str
+    records: list[ImageRecord]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """The outcome: figures for metrics.json, the evaluator with its curves, scores (K,) by image id."""
+
+    figures: dict[str, Any]
+    evaluator: ClassificationEvaluator
+    scores: dict[str, Tensor]
+
+
+def no_proposals(_record: ImageRecord) -> Proposals:
+    """Return no boxes: a whole image needs none."""
+    return Proposals(boxes=torch.zeros(0, 4))
+
+
+def open_images(config: Config, split: str, classes: Sequence[str] | None = None) -> LabelledImages:
+    """Read a split; ``classes``, a checkpoint's, must be those of the data set.
+
+    Raises:
+        InputError: anything missing, or classes that differ.
+    """
+    ensure_data(config)
+    found = known_classes(config, classes)
+    records = load_split(config, split, found, training=False).records
+    return LabelledImages(split=split, records=records, classes=found)
+
+
+def classify_view(config: Config, model: RegionDetector, views: Sequence[Batch], device: str) -> Tensor:
+    """Return the scores (K,) of one image, given as one batch of one sample a view."""
+    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    with_rois = [(view, whole_image_rois(model.backbone, view.metas)) for view in views]
+    return classify(model, with_rois, class_scores, device, precision)
+
+
+def classify_images(
+    config: Config,
+    model: RegionDetector,
+    images: LabelledImages,
+    device: str = "cpu",
+    memory: PeakMemory | None = None,
+) -> Classified:
+    """Run the network over whole images of any size and score it by the VOC rules for classification."""
+    evaluator = ClassificationEvaluator(images.records, images.classes)
+    scores: dict[str, Tensor] = {}
+    model.eval()
+    started = time.perf_counter()
+    all_views = inference_views(config, images.records, no_proposals)
+    for views in track(all_views, len(images.records), f"testing on {images.split}"):
+        image_id = views[0].metas[0].image_id
+        scores[image_id] = classify_view(config, model, views, device)
+        evaluator.update([image_id], scores[image_id][None])
+        if memory is not None and len(scores) % 20 == 1:
+            memory.sample()
+    figures = {
+        **evaluator.compute(),
+        "split": images.split,
+        "images": len(images.records),
+        "seconds_per_image": (time.perf_counter() - started) / len(images.records),
+    }
+    return Classified(figures=figures, evaluator=evaluator, scores=scores)

@@ -1,0 +1,36 @@
+"""A checkpoint scored on a split: what ``tools/evaluate.py`` does for each task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detector.build.classification_report import write_classes
+from detector.build.classified import classify_images, open_images
+from detector.build.evaluation import evaluate, open_test_set, write_evaluation
+from detector.build.model import restore_model
+from detector.config import Config
+from detector.engine.memory import PeakMemory
+
+
+def score_checkpoint(
+    config: Config, checkpoint: dict[str, Any], source: str, split: str, folder: Path, device: str
+) -> dict[str, Any]:
+    """Return the figures of a checkpoint read from ``source``; write result files and pictures to ``folder``.
+
+    Raises:
+        InputError: a checkpoint of another network, task or classes than the config's, or missing data.
+    """
+    model = restore_model(config, checkpoint, source).to(device)
+    memory = PeakMemory()
+    if config.task == "classification":
+        images = open_images(config, split, checkpoint["classes"])
+        classified = classify_images(config, model, images, device, memory)
+        write_classes(folder, images, classified)
+        figures = classified.figures
+    else:
+        test_set = open_test_set(config, split, checkpoint["classes"])
+        evaluation = evaluate(config, model, test_set, device, memory)
+        write_evaluation(folder, test_set, evaluation)
+        figures = evaluation.figures
+    return {**figures, "peak_rss_mib": round(memory.mib(), 1)}
