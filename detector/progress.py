@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -18,6 +19,8 @@ from rich.progress import (
 )
 
 Item = TypeVar("Item")
+
+_EVERY = 30.0
 
 console = Console(stderr=True)
 """Progress and notes go to standard error; results alone go to standard output."""
@@ -42,13 +45,33 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function to call with items done and items in all; it moves a bar where there is a terminal."""
+    """Give a function to call with items done and items in all; it moves a bar where there is a terminal.
+
+    Elsewhere it prints a line now and then, so that a log shows how far a long job is.
+    """
     if not console.is_terminal:
-        yield lambda _done, _total: None
+        yield _Lines(description).advance
         return
     with _bar() as bar:
         task = bar.add_task(description, total=None, figures="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """A line every ``_EVERY`` seconds: items done, items a second, time left."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._started = self._said = time.monotonic()
+
+    def advance(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said < _EVERY:
+            return
+        self._said = now
+        rate = done / (now - self._started)
+        left = (total - done) / rate / 60
+        note(f"{self._description}: {done} of {total}, {rate:.3g} a second, {left:.1f} min left")
 
 
 class TrainingProgress:

@@ -1,76 +1,157 @@
 #!/usr/bin/env python3
-"""Make proposals for a data set, or convert a file of them, into a ProposalStore."""
+"""Make proposals for a data set or a folder of images, convert a file of them, or look into one.
+
+They go into a ProposalStore, which a config can name as proposals.file with format: store; what the
+config's own method makes lies where training looks for it. A job that was stopped goes on where it was. An
+image that fails or takes over --time-limit is named, has no proposals, is tried again by the next run, and
+makes the exit status 1; what training does about it is proposals.missing in the config."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from detector import cli
-from detector.build import data as data_parts
+from detector.build import proposal_jobs as jobs
 from detector.build import proposals as proposal_parts
-from detector.config import load_config
+from detector.config import Config, load_config
 from detector.errors import InputError
-from detector.progress import note
-from detector.proposals.convert import convert
-from detector.proposals.store import ProposalStore
+from detector.progress import note, progress_bar
+from detector.proposals.convert import FAULT_POLICIES, convert
+from detector.proposals.inspection import describe, guess_format, inspect
+from detector.proposals.merge import merge_stores
+from detector.proposals.readers import FORMATS
+
+EXAMPLE = """python tools/propose.py --config configs/quickstart.yaml
+  python tools/propose.py --images photos/ --output photos_store proposals.mode=quality
+  python tools/propose.py --inspect voc_2007_test.mat
+  python tools/propose.py --from voc_2007_test.mat --format mat --config configs/mine.yaml --split test \\
+      --output voc_2007_test_store
+  python tools/propose.py --config configs/mine.yaml --shard 2/8 --output part_2
+  python tools/propose.py --merge part_1 part_2 --output whole"""
 
 
 def main() -> int:
     arguments = parse()
-    if arguments.config is None:
-        store = convert(arguments.source, arguments.format, arguments.output)
-    else:
-        store = for_config(arguments)
-    note(f"{store.path}: {len(store)} images")
-    print(store.path)
-    return 0
-
-
-def for_config(arguments: argparse.Namespace) -> ProposalStore:
-    """Make or convert the proposals of a config's splits and say how much of the objects they cover."""
-    config = load_config(arguments.config, arguments.overrides)
-    data_parts.ensure_data(config)
-    classes = data_parts.class_names(config)
-    splits = arguments.split or list(dict.fromkeys((config.data.train_split, config.data.test_split)))
-    by_split = {
-        split: data_parts.load_split(config, split, classes, training=False).records for split in splits
-    }
-    records = list({record.image_id: record for found in by_split.values() for record in found}.values())
+    if arguments.inspect:
+        found = inspect(arguments.inspect, arguments.format)
+        print(json.dumps(found, indent=2) if arguments.json else "\n".join(describe(found)))
+        return 0
+    config = load_config(arguments.config, arguments.overrides) if arguments.config else None
+    splits = jobs.split_records(config, arguments.split) if config else {}
     target = Path(arguments.output) if arguments.output else None
-    if arguments.source:
-        if target is None:
-            raise InputError("--from needs --output STORE")
-        store = convert(arguments.source, arguments.format, target, records=records)
-    elif config.proposals.method is not None:
-        store = proposal_parts.make_proposals(config, records, target)
+    if arguments.merge:
+        reports = [(merge(arguments, config, target), splits)]
+    elif arguments.source:
+        reports = [(convert_file(arguments, config, splits), splits)]
+    elif config is not None and config.proposals.method is None:
+        reports = [
+            (jobs.Report(proposal_parts.open_proposals(config, records, split)), {split: records})
+            for split, records in splits.items()
+        ]
     else:
-        store = proposal_parts.open_proposals(config, records)
-    for split, found in by_split.items():
-        known = [record for record in found if record.image_id in store]
-        proposal_parts.report_recall(known, store, config, split)
-        if len(known) < len(found):
-            note(f"warning: {len(found) - len(known)} of {len(found)} images of {split} have no proposals")
-    return store
+        reports = [(generate(arguments, config, splits, target), splits)]
+    for report, covered in reports:
+        if config is not None:
+            jobs.report_splits(report, covered, config)
+        tell(report)
+    stores = [report.as_json() for report, _ in reports]
+    print(json.dumps({"stores": stores}, indent=2) if arguments.json else reports[0][0].store.path)
+    return 1 if any(report.failed for report, _ in reports) else 0
+
+
+def merge(arguments: argparse.Namespace, config: Config | None, target: Path | None) -> jobs.Report:
+    if target is None:
+        if config is None:
+            raise InputError("--merge needs --output STORE, or --config to put it where training looks")
+        target = jobs.default_folder(config)
+    with progress_bar("merging") as advance:
+        return jobs.Report(merge_stores(arguments.merge, target, progress=advance))
+
+
+def convert_file(arguments: argparse.Namespace, config: Config | None, splits: jobs.Splits) -> jobs.Report:
+    if not arguments.output:
+        raise InputError("--from needs --output STORE")
+    records = jobs.all_records(splits)
+    with progress_bar("converting") as advance:
+        store = convert(
+            arguments.source,
+            arguments.format or guess_format(Path(arguments.source)),
+            arguments.output,
+            records=records or None,
+            convention=arguments.convention or (config.proposals.convention if config else None),
+            faults=arguments.faults or (config.proposals.faults if config else "error"),
+            missing=arguments.missing or (config.proposals.missing if config else None),
+            top_k=arguments.top_k,
+            min_size=arguments.min_size,
+            deduplicate=arguments.deduplicate,
+            progress=lambda done: advance(done, max(done, len(records))),
+        )
+    return jobs.Report(store)
+
+
+def generate(
+    arguments: argparse.Namespace, config: Config | None, splits: jobs.Splits, target: Path | None
+) -> jobs.Report:
+    if config is not None:
+        records, settings = jobs.all_records(splits), config.proposals
+        target = target or arguments.shard.folder(jobs.default_folder(config))
+    elif arguments.images and target is not None:
+        records = jobs.folder_records(Path(arguments.images))
+        settings = jobs.folder_settings(arguments.overrides)
+    else:
+        raise InputError("give --config, --images FOLDER with --output STORE, --from, --inspect or --merge")
+    part = arguments.shard.of(records)
+    return jobs.Report(*proposal_parts.generate(settings, part, target, workers=arguments.workers))
+
+
+def tell(report: jobs.Report) -> None:
+    """Say what was found and what failed."""
+    for text in report.store.notes:
+        note(text)
+    for image_id, reason in report.failed.items():
+        note(f"no proposals for {image_id}: {reason}")
+    failed = f", {len(report.failed)} failed" if report.failed else ""
+    note(f"{report.store.path}: {len(report.store)} images{failed}")
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.make_parser(
-        __doc__ or "",
-        "python tools/propose.py --config configs/quickstart.yaml\n  "
-        "python tools/propose.py --from boxes.npz --format npz --output data/proposals/mine",
-    )
+    parser = cli.make_parser(__doc__ or "", EXAMPLE)
     cli.add_config_arguments(parser, required=False)
+    work = parser.add_mutually_exclusive_group()
+    work.add_argument("--images", metavar="FOLDER", help="make them for all images in it and below")
+    work.add_argument("--from", dest="source", metavar="FILE", help="convert this file or folder")
+    work.add_argument("--inspect", metavar="FILE", help="say what this file or store seems to be")
+    work.add_argument("--merge", metavar="STORE", nargs="+", help="put stores of one method together")
+    parser.add_argument(
+        "--output", metavar="STORE", help="the store's folder (default: where training looks)"
+    )
     parser.add_argument("--split", action="append", help="a split (default: the config's training and test)")
-    parser.add_argument("--method", help="instead of the config's: dense")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="convert this file")
-    parser.add_argument("--format", default="npz", help="the file's format (default npz)")
-    parser.add_argument("--output", metavar="STORE", help="the store's folder (default: in data/proposals/)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the store's path")
+    making = parser.add_argument_group("making proposals")
+    making.add_argument("--method", help="dense, selective_search or module:function (default: the config's)")
+    making.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    making.add_argument("--time-limit", type=float, metavar="SECONDS", help="what an image may take")
+    making.add_argument(
+        "--shard", default="1/1", metavar="i/n", help="only part i of n, into a store of its own"
+    )
+    reading = parser.add_argument_group("converting a file")
+    reading.add_argument("--format", choices=[*FORMATS, "store"], help="default: by the file's name")
+    reading.add_argument("--convention", help="how a box is written, or auto; see data/README.md")
+    reading.add_argument("--faults", choices=FAULT_POLICIES, help="images with faulty boxes (default error)")
+    reading.add_argument("--missing", choices=FAULT_POLICIES, help="images not in the file (default error)")
+    reading.add_argument("--top-k", type=int, metavar="N", help="keep the best N of each image")
+    reading.add_argument("--min-size", type=float, default=0.0, metavar="PIXELS", help="drop smaller boxes")
+    reading.add_argument("--deduplicate", action="store_true", help="of equal boxes keep the best")
     arguments = parser.parse_intermixed_args()
+    arguments.shard = jobs.parse_shard(arguments.shard)
+    if arguments.workers is not None and arguments.workers < 0:
+        raise InputError(f"--workers {arguments.workers}: expected 0, for none but this process, or more")
     if arguments.method:
         arguments.overrides.append(f"proposals.method={arguments.method}")
-    if arguments.config is None and not (arguments.source and arguments.output):
-        raise InputError("give --config, or --from FILE with --output STORE")
+    if arguments.time_limit is not None:
+        arguments.overrides.append(f"proposals.time_limit={arguments.time_limit}")
     return arguments
 
 

@@ -30,6 +30,8 @@ LOW_RECALL = 0.5
 """Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
 ALONE_PIXELS = 20_000_000
 """Up to here in all, selective search takes this process less time than starting others."""
+UNKNOWN_PIXELS = 500_000
+"""What an image of unknown size is taken for."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,6 @@ def generate(
     folder: Path,
     *,
     workers: int | None = None,
-    time_limit: float | None = None,
 ) -> tuple[ProposalStore, dict[str, str]]:
     """Bring the store ``folder`` up to date with ``records``; return it and what failed, by image id.
 
@@ -132,7 +133,7 @@ def generate(
     """
     assert source.method is not None  # the callers' condition
     if workers is None:
-        pixels = sum(record.height * record.width for record in records)
+        pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
         alone = source.method == "dense" or pixels < ALONE_PIXELS
         workers = 0 if alone else len(os.sched_getaffinity(0))
     failures: dict[str, str] = {}
@@ -144,7 +145,7 @@ def generate(
             read_image=read_image,
             parameters=method_parameters(source),
             workers=workers,
-            time_limit=time_limit,
+            time_limit=source.time_limit,
             progress=advance,
             on_failure=failures.__setitem__,
         )

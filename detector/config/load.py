@@ -11,14 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from detector.config.schema import Config
+from detector.config.sections.base import Section
+from detector.config.sections.proposals import ProposalsConfig
 from detector.config.sections.training import StageConfig
 from detector.errors import InputError, nearest
+
+Checked = TypeVar("Checked", bound=Section)
 
 MAX_BYTES = 1 << 20
 """A config is a page of text; anything larger is not one."""
@@ -45,17 +49,30 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
     """Check a mapping, for instance a config kept in a checkpoint; ``source`` is named in errors."""
+    config = _checked(Config, values, source)
+    for stage in config.stages:
+        stage_config(config, stage, f"{source}: stages: {stage.name}")
+    return config
+
+
+class _ProposalsAlone(Section):
+    proposals: ProposalsConfig
+
+
+def parse_proposals(values: Mapping[str, Any], source: str) -> ProposalsConfig:
+    """Check a mapping with ``proposals`` alone, for tools that need no whole config."""
+    return _checked(_ProposalsAlone, values, source).proposals
+
+
+def _checked(section: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
     try:
-        config = Config.model_validate(_with_tuples(values))
+        return section.model_validate(_with_tuples(values))
     except ValidationError as error:
         found = error.errors()
         lines = [_explain(source, item) for item in found[:MAX_ERRORS]]
         if len(found) > MAX_ERRORS:
             lines.append(f"{source}: and {len(found) - MAX_ERRORS} more")
         raise InputError("\n".join(lines)) from None
-    for stage in config.stages:
-        stage_config(config, stage, f"{source}: stages: {stage.name}")
-    return config
 
 
 def stage_config(config: Config, stage: StageConfig, source: str = "the config") -> Config:

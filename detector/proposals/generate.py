@@ -37,13 +37,13 @@ def generate_store(
     """Bring the store at ``store_path`` up to date with ``records`` and open it.
 
     An image is done again only when its file's content has changed; what is done stays done, also when this
-    process is killed.
+    process is killed. A record of height and width 0 takes the size that its file has.
 
     Args:
         method: ``"dense"``, ``"selective_search"`` or ``"module:function"``, a function of yours from an
             image (H, W, 3) uint8 RGB and ``parameters`` as keywords to boxes (P, 4), or boxes and scores
             (P,).
-        read_image: decodes a file of the given (height, width).
+        read_image: decodes a file of the given (height, width), or None for whatever it has.
         workers: processes that share the work; 0: this one does it.
         time_limit: seconds an image may take. One that takes longer, or ends its process, fails; this needs
             a process, so that 0 workers are taken for 1.
@@ -128,11 +128,16 @@ class _Job(NamedTuple):
     def run(self, task: _Task) -> _Result:
         try:
             hashed = content_hash(_read_bytes(task.path))
-            found = propose(self.method, self.parameters, task.path, task.size, self.read_image)
+            size = task.size if all(task.size) else self._decoded_size(task.path)
+            found = propose(self.method, self.parameters, task.path, size, self.read_image)
         except InputError as error:
             return _Result(task.image_id, str(error))
-        entry = Entry(filter_proposals(found, task.size), hashed, task.size)
+        entry = Entry(filter_proposals(found, size), hashed, size)
         return _Result(task.image_id, encode_entry(task.image_id, entry))
+
+    def _decoded_size(self, path: Path) -> tuple[int, int]:
+        height, width = self.read_image(path, None).shape[:2]
+        return height, width
 
 
 def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float | None) -> Iterator[_Result]:

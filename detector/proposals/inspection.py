@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,26 @@ def inspect(source: Path | str, file_format: str | None = None) -> dict[str, Any
     store = ProposalStore.open(source)
     origin = {"generator": store.generator, "parameters": store.parameters, "notes": store.notes}
     return {"format": "store"} | origin | _describe(_stored_images(store))
+
+
+def describe(found: Mapping[str, Any]) -> list[str]:
+    """Return the lines that tell a person what `inspect` found."""
+    least, mean, most = found["boxes_per_image"]
+    ids = f", such as {', '.join(found['ids'])}" if found["ids"] else ", without names"
+    lines = [
+        f"format: {found['format']}",
+        f"images: {found['images']}{ids}",
+        f"boxes: {found['boxes']}, {least} to {most} an image, {mean:g} on average",
+    ]
+    for number, (low, high) in enumerate(found["columns"], 1):
+        lines.append(f"column {number}: {low:g} to {high:g}")
+    lines.append(
+        "scores: none" if found["scores"] is None else "scores: {:g} to {:g}".format(*found["scores"])
+    )
+    for name in ("generator", "parameters"):
+        if name in found:
+            lines.append(f"{name}: {found[name]}")
+    return lines + [f"note: {text}" for text in [*found.get("notes", []), *found["remarks"]]]
 
 
 def guess_format(source: Path) -> str:
@@ -90,9 +110,11 @@ class _Figures:
         self._most = np.maximum(self._most, boxes.max(axis=0, initial=-np.inf))
         self._whole &= bool((boxes == np.rint(boxes)).all())
         self._backward += int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum())
-        if image.scores is not None and len(image.scores):
-            low, high = float(np.min(image.scores)), float(np.max(image.scores))
-            self._scores = [min(self._scores[0], low), max(self._scores[1], high)]
+        if image.scores is not None:
+            scores = np.asarray(image.scores, np.float64)
+            scores = scores[np.isfinite(scores)]
+            self._scores[0] = min(self._scores[0], float(scores.min(initial=np.inf)))
+            self._scores[1] = max(self._scores[1], float(scores.max(initial=-np.inf)))
 
     def report(self) -> dict[str, Any]:
         images, boxes = len(self._counts), sum(self._counts)

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,8 @@ class Journal:
 def encode_entry(image_id: str, entry: Entry) -> bytes:
     """Return an image's record: length and checksum, a line of JSON, the bytes of boxes and scores."""
     boxes, scores = entry.proposals.boxes.numpy(), entry.proposals.scores
-    facts = {"id": image_id, "hash": entry.content_hash, "size": entry.size, "boxes": len(boxes)}
+    facts: dict[str, Any] = {"id": image_id, "hash": entry.content_hash, "size": entry.size}
+    facts |= {"boxes": len(boxes), "scored": scores is not None}
     payload = json.dumps(facts).encode() + b"\n" + boxes.tobytes()
     if scores is not None:
         payload += scores.numpy().tobytes()
@@ -84,7 +86,7 @@ def _decode(payload: bytes) -> tuple[str, Entry]:
     facts = json.loads(line)
     values = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
     count = facts["boxes"]
-    scores = values[4 * count :] if len(values) > 4 * count or count == 0 else None
+    scores = values[4 * count :] if facts["scored"] else None
     proposals = Proposals(boxes=values[: 4 * count].reshape(-1, 4), scores=scores)
     return facts["id"], Entry(proposals, facts["hash"], (facts["size"][0], facts["size"][1]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from detector.structures import Proposals
 
 METHODS = ("dense", "selective_search")
 
-ImageReader = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]
+ImageReader = Callable[[Path, tuple[int, int] | None], NDArray[np.uint8]]
 
 
 def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +78,13 @@ def propose(
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Return the function ``module:function``; InputError where there is none."""
+    """Return the function ``module:function``, also of a file in the working directory.
+
+    Raises InputError where there is none.
+    """
     module_name, _, function_name = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:

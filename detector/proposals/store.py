@@ -112,6 +112,11 @@ class ProposalStore:
         """Return the hash of the image file the boxes were made for, or None where it is not known."""
         return self._row(image_id).content_hash or None
 
+    def fingerprint(self, image_id: str) -> tuple[int, int, str]:
+        """Return what tells two entries apart: number and checksum of the boxes, hash of the image."""
+        row = self._row(image_id)
+        return row.boxes, row.checksum, row.content_hash
+
     def image_size(self, image_id: str) -> tuple[int, int] | None:
         """Return the image's (height, width), or None where it is not known."""
         size = self._row(image_id).size

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from detector.errors import InputError
+from detector.ops.selective_search import SelectiveSearchConfig, selective_search
 from detector.proposals.dense import dense_proposals
 from detector.proposals.generate import content_hash, generate_store
-from detector.proposals.journal import Journal
-from detector.proposals.methods import store_name
+from detector.proposals.methods import full_parameters, store_name
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord, Targets
 
 CORNERS = "tests.proposals.test_generate:bright_corner"
 
 
-def read_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_image(path: Path, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise InputError(f"{path}: not an image")
-    assert image.shape[:2] == size
+    assert size is None or image.shape[:2] == size
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
@@ -166,57 +167,135 @@ def test_a_long_job_ends_in_few_segments(tmp_path: Path, monkeypatch: pytest.Mon
 _JOB = """
 import sys
 from pathlib import Path
-from tests.proposals.test_generate import read_image, write_images
-from detector.proposals import generate
-generate._SEGMENT_IMAGES = 2
-records = write_images(Path(sys.argv[1]) / "images", 300)
-print("ready", flush=True)
-generate.generate_store(records, Path(sys.argv[1]) / "store", method="dense", read_image=read_image)
+from tests.proposals import test_generate as own
+if __name__ == "__main__":
+    records = own.write_images(Path(sys.argv[1]) / "images", 300)
+    print("ready", flush=True)
+    own.generate(records, Path(sys.argv[1]) / "store", method=sys.argv[2], workers=int(sys.argv[3]),
+                 parameters={"log": sys.argv[1] + "/log"})
 """
+LOGGED = "tests.proposals.test_generate:logged"
 
 
-def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
+def logged(image: NDArray[np.uint8], log: str) -> list[list[int]]:
+    """One box for an image, a letter in the log for each call."""
+    time.sleep(0.001)
+    with Path(log).open("ab") as file:
+        file.write(b".")
+    return [[0, 0, 30, 30 + int(image[0, 0, 0]) // 20]]
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(0, 3), (2, 2)])
+def test_a_job_killed_again_and_again_does_nothing_twice(tmp_path: Path, workers: int, kills: int) -> None:
+    """Killed by signal 9 a few times, at any moment; an image is lost only while it is being made."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", _JOB, str(tmp_path)]
-    job = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
-    )
-    assert job.stdout is not None
-    assert job.stdout.readline() == "ready\n"
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "store/segment_000006.boxes.npy").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    job.send_signal(signal.SIGKILL)
-    job.communicate()
-    before = ProposalStore.open(tmp_path / "store")
-    before.verify()
-    assert 10 <= len(before) < 300
-    kept = len(before)
-    with Journal(before.path) as journal:
-        kept += len(journal.entries().keys() - set(before.ids()))
+    (tmp_path / "job.py").write_text(_JOB)
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path), LOGGED, str(workers)]
+    log = tmp_path / "log"
+    log.touch()
+    rng = np.random.default_rng(workers)
+    for _ in range(kills):
+        done = log.stat().st_size
+        job = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+        )
+        assert job.stdout is not None
+        assert job.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 60
+        while log.stat().st_size < done + rng.integers(10, 60):
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        job.send_signal(signal.SIGKILL)
+        job.communicate()
+        ProposalStore.open(tmp_path / "store").verify()
 
+    time.sleep(0.1)  # workers of a killed job finish the image they have
+    kept = log.stat().st_size
+    records = write_images(tmp_path / "images", 300)
     todo: list[int] = []
     store = generate(
-        write_images(tmp_path / "images", 300),
+        records,
         tmp_path / "store",
-        method="dense",
+        method=LOGGED,
+        parameters={"log": str(log)},
         progress=lambda _, total: todo.append(total),
     )
-    assert todo == [300 - kept] * (300 - kept)
+    assert len(todo) < 300
+    assert log.stat().st_size <= 300 + kills * max(workers, 1)
+    assert log.stat().st_size == kept + todo[0]
     assert len(store) == 300
     store.verify()
+    for record in records:
+        assert torch.equal(store[record.image_id].boxes, torch.from_numpy(_logged_box(record)))
+    assert not (tmp_path / "store/unfinished.journal").exists()
+
+
+def _logged_box(record: ImageRecord) -> NDArray[np.float32]:
+    first = int(record.image_id) % 200 // 20
+    return np.float32([[0, 0, 30, min(30 + first, record.height)]])
+
+
+def slow_or_dying(image: NDArray[np.uint8]) -> list[list[int]]:
+    if image[0, 0, 0] == 1:
+        time.sleep(60)
+    if image[0, 0, 0] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [[0, 0, 5, 5]]
+
+
+def test_a_slow_image_and_one_that_crashes_are_named_and_the_others_done(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 5)
+    failures: dict[str, str] = {}
+    store = generate(
+        records,
+        tmp_path / "store",
+        method="tests.proposals.test_generate:slow_or_dying",
+        time_limit=1.0,
+        on_failure=failures.__setitem__,
+    )
+    assert store.ids() == ["0000", "0003", "0004"]
+    assert sorted(failures) == ["0001", "0002"]
+    assert failures["0001"].endswith("0001.png took over 1 seconds")
+    assert failures["0002"].endswith("0002.png ended its process (exit status -9)")
+
+
+def test_an_image_of_unknown_size_takes_that_of_its_file(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 2)
+    unknown = [replace(record, height=0, width=0) for record in records]
+    store = generate(unknown, tmp_path / "store", method="dense")
+    for record in records:
+        size = (record.height, record.width)
+        assert store.image_size(record.image_id) == size
+        assert torch.equal(store[record.image_id].boxes, dense_proposals(size).boxes)
 
 
 def test_selective_search(tmp_path: Path) -> None:
-    ops = pytest.importorskip("detector.ops", reason="the native library is not built")
-    if not callable(getattr(ops, "selective_search", None)):
-        pytest.skip("detector.ops has no selective_search yet")
     records = write_images(tmp_path / "images", 2)
     rng = np.random.default_rng(0)
     for record in records:
         cv2.imwrite(str(record.path), rng.integers(0, 255, (record.height, record.width, 3), np.uint8))
-    store = generate(records, tmp_path / "store", method="selective_search", parameters={"seed": 3})
-    assert json.loads((store.path / "manifest.json").read_text())["parameters"]["seed"] == 3
+    given = {"seed": 3, "scales": [50, 80], "min_side": 4, "max_proposals": 9}
+    store = generate(records, tmp_path / "store", method="selective_search", parameters=given)
+    manifest = json.loads((store.path / "manifest.json").read_text())["parameters"]
+    assert manifest["seed"] == 3
+    assert manifest["color_spaces"] == ["hsv", "lab"]  # the mode's own, named too
+    config = SelectiveSearchConfig(scales=(50.0, 80.0), min_side=4)
     for record in records:
-        assert len(store[record.image_id]) > 1
+        image = read_image(record.path, None)
+        wanted = selective_search(image, config, seed=3, max_proposals=9)
+        assert torch.equal(store[record.image_id].boxes, wanted.boxes)
+        assert torch.equal(store[record.image_id].scores, wanted.scores)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mode": "fats"}, "no selective search mode 'fats' .did you mean 'fast'"),
+        ({"min_sides": 3}, "no parameter 'min_sides'.*did you mean 'min_side'"),
+        ({"scales": ["a"]}, "a parameter of a wrong type"),
+        ({"color_spaces": ["hsx"]}, "color_spaces is 'hsx'"),
+    ],
+)
+def test_selective_search_parameters_are_checked(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        full_parameters("selective_search", given)

@@ -23,6 +23,7 @@ _OPTIONS = {
     "seed": ("selective_search",),
     "width": ("selective_search",),
     "options": ("selective_search", "function"),
+    "time_limit": ("selective_search", "function"),
 }
 
 
@@ -66,6 +67,8 @@ class ProposalsConfig(Section):
     where it is large."""
     max_proposals: Count | None = None
     """dense, selective_search: proposals made of each image, the best ranked; None makes all."""
+    time_limit: Positive | None = None
+    """selective_search, module:function: seconds an image may take; one that takes longer has no boxes."""
     options: dict[str, Any] = Field(default_factory=dict)
     """selective_search: fields of `detector.ops.selective_search.SelectiveSearchConfig` that replace the
     preset's, such as ``scales`` and ``min_side``; module:function: its keyword arguments."""
@@ -109,5 +112,6 @@ class ProposalsConfig(Section):
             ) from None
         for name, methods in _OPTIONS.items():
             if getattr(self, name) not in (None, {}) and kind not in methods:
-                raise ValueError(f"proposals.{name} only applies to proposals.method: {' or '.join(methods)}")
+                known = " or ".join(methods).replace("function", "module:function")
+                raise ValueError(f"proposals.{name} only applies to proposals.method: {known}")
         return self

@@ -1,0 +1,127 @@
+"""What tools/propose.py does: which images, which part of them, made or converted, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detector.build import data as data_parts
+from detector.build import proposals as proposal_parts
+from detector.config import Config
+from detector.config.load import override, parse_proposals
+from detector.config.sections.proposals import ProposalsConfig
+from detector.data.images import IMAGE_SUFFIXES
+from detector.errors import InputError
+from detector.progress import note
+from detector.proposals.methods import store_name
+from detector.proposals.recall import recall
+from detector.proposals.store import ProposalStore
+from detector.structures import ImageRecord, Targets
+
+Splits = dict[str, list[ImageRecord]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``number`` of ``total``, counted from 1: every ``total``-th image."""
+
+    number: int = 1
+    total: int = 1
+
+    def of(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        return list(records[self.number - 1 :: self.total])
+
+    def folder(self, folder: Path) -> Path:
+        """Return the folder of this part's own store; two machines never write one store."""
+        if self.total == 1:
+            return folder
+        return folder.with_name(f"{folder.name}_shard_{self.number}_of_{self.total}")
+
+
+@dataclass
+class Report:
+    """What came of a job: the store, the images without proposals and why, figures for each split."""
+
+    store: ProposalStore
+    failed: dict[str, str] = field(default_factory=dict)
+    recall: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "store": str(self.store.path),
+            "images": len(self.store),
+            "generator": self.store.generator,
+            "parameters": self.store.parameters,
+            "notes": self.store.notes,
+            "failed": self.failed,
+            "recall": self.recall,
+        }
+
+
+def parse_shard(text: str) -> Shard:
+    """Read ``"2/8"``. Raises InputError for anything else."""
+    number, slash, total = text.partition("/")
+    if slash and number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total):
+        return Shard(int(number), int(total))
+    raise InputError(f"--shard {text!r}: write it as i/n with i from 1 to n, for instance 2/8")
+
+
+def split_records(config: Config, splits: Sequence[str] | None) -> Splits:
+    """Read the images of ``splits``, by default of the config's training and test split."""
+    data_parts.ensure_data(config)
+    classes = data_parts.class_names(config)
+    names = splits or list(dict.fromkeys((config.data.train_split, config.data.test_split)))
+    return {name: data_parts.load_split(config, name, classes, training=False).records for name in names}
+
+
+def all_records(splits: Splits) -> list[ImageRecord]:
+    """Return every image of ``splits`` once."""
+    return list({record.image_id: record for found in splits.values() for record in found}.values())
+
+
+def folder_records(folder: Path) -> list[ImageRecord]:
+    """Return the images in ``folder`` and below; the id is the path inside it without the suffix.
+
+    Raises InputError where there is none, and where two would have one id.
+    """
+    paths: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            image_id = path.relative_to(folder).with_suffix("").as_posix()
+            if image_id in paths:
+                raise InputError(f"{path} and {paths[image_id]} would both be image {image_id!r}; rename one")
+            paths[image_id] = path
+    if not paths:
+        raise InputError(f"no image in {folder}; known: {', '.join(IMAGE_SUFFIXES)}")
+    return [
+        # Size 0 x 0: taken from the file when it is decoded.
+        ImageRecord(image_id=image_id, path=path, height=0, width=0, targets=Targets.empty())
+        for image_id, path in paths.items()
+    ]
+
+
+def folder_settings(overrides: Sequence[str]) -> ProposalsConfig:
+    """Return the proposal settings that ``proposals.key=value`` give, by default selective search."""
+    start: dict[str, Any] = {"proposals": {"method": "selective_search"}}
+    return parse_proposals(override(start, overrides), "the command line")
+
+
+def default_folder(config: Config) -> Path:
+    """Return where training with ``config`` looks for what its method makes."""
+    source = config.proposals
+    if source.method is None:
+        raise InputError("the config's proposals are a file; name the store with --output, or give --method")
+    folder = proposal_parts.proposals_folder(config)
+    return folder / store_name(source.method, proposal_parts.method_parameters(source))
+
+
+def report_splits(report: Report, splits: Splits, config: Config) -> None:
+    """Measure and print the recall of each split's images that have proposals."""
+    for split, records in splits.items():
+        known = [record for record in records if record.image_id in report.store]
+        proposal_parts.report_recall(known, report.store, config, split)
+        report.recall[split] = recall(known, report.store)
+        if len(known) < len(records):
+            note(f"{len(records) - len(known)} of {len(records)} images of {split} have no proposals")

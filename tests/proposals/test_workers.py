@@ -1,0 +1,54 @@
+"""Tasks in processes: answers, tasks that take too long, processes that die, errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from detector.proposals.workers import Lost, run_tasks
+
+
+def work(task: int | str) -> int:
+    match task:
+        case "sleep":
+            time.sleep(60)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "fail":
+            raise KeyError("sky")
+    return 10 * int(task)
+
+
+def test_every_task_is_answered_once() -> None:
+    tasks = list(range(20))
+    found = list(run_tasks(work, tasks, workers=2))
+    assert sorted(found) == [(task, 10 * task) for task in tasks]
+    assert list(run_tasks(work, [], workers=2)) == []
+
+
+def test_a_slow_task_and_a_dying_process_cost_themselves_alone() -> None:
+    begun = time.monotonic()
+    found = dict(run_tasks(work, [1, "sleep", 2, "die", 3, 4], workers=1, time_limit=1.0))
+    assert time.monotonic() - begun < 40
+    assert found.pop("sleep") == Lost("took over 1 seconds")
+    assert found.pop("die") == Lost("ended its process (exit status -9)")
+    assert found == {1: 10, 2: 20, 3: 30, 4: 40}
+
+
+def test_an_error_is_raised_here_with_its_place() -> None:
+    with pytest.raises(KeyError, match="sky") as caught:
+        list(run_tasks(work, [1, "fail"], workers=1))
+    assert 'raise KeyError("sky")' in caught.value.__notes__[0]
+
+
+def test_no_process_is_left_behind() -> None:
+    found = run_tasks(work, ["sleep", 1], workers=2)
+    assert next(found) == (1, 10)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = set(children.read_text().split())
+    found.close()
+    assert len(set(children.read_text().split()) & before) < len(before)
