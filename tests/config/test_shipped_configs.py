@@ -10,6 +10,7 @@ import torch
 from detector.build.model import build_model
 from detector.config import Config, load_config, parse_config
 from detector.engine.optim import build_schedule
+from detector.ops.spp_pool import whole_map_rois
 from tests.conftest import PROJECT
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
@@ -46,7 +47,10 @@ def test_builds(path: Path, num_classes: int) -> None:
         rois = torch.zeros(5, model.region_pool.out_features)
         hidden = model.box_head(rois)
     assert model.predictor.cls_score(hidden).shape == (5, num_classes + 1)
-    assert model.predictor.bbox_pred(hidden).shape == (5, (num_classes + 1) * 4)
+    if config.task == "classification":
+        assert model.predictor.bbox_pred is None
+    else:
+        assert model.predictor.bbox_pred(hidden).shape == (5, (num_classes + 1) * 4)
     assert model.box_coder.means.shape == (num_classes + 1, 4)
 
 
@@ -55,11 +59,16 @@ def test_runs_on_an_image(path: Path) -> None:
     config = load_config(path, [*WITHOUT_FILES, "model.head.hidden=[16]"])
     model = build_model(config, 3).eval()
     rois = torch.tensor([[0.0, 5.0, 5.0, 60.0, 80.0], [0.0, 0.0, 0.0, 128.0, 96.0]])
+    if config.task == "classification":  # in cells, whole numbers
+        rois = whole_map_rois([model.backbone.map_size((96, 128))]).expand(2, 5)
     with torch.inference_mode():
         output = model(torch.zeros(1, 3, 96, 128), rois)
     assert output.class_logits.shape == (2, 4)
-    assert output.box_deltas is not None
-    assert output.box_deltas.shape == (2, 4, 4)
+    if config.task == "classification":
+        assert output.box_deltas is None
+    else:
+        assert output.box_deltas is not None
+        assert output.box_deltas.shape == (2, 4, 4)
     assert output.class_logits.isfinite().all()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.errors import InputError
-from detector.evaluation.result_files import read_result_files, write_result_files
+from detector.evaluation.result_files import read_result_files, write_class_scores, write_result_files
 from detector.structures import Detections
 
 CLASSES = ["cat", "dog"]
@@ -126,3 +126,16 @@ def test_nothing_is_left_behind_where_nothing_can_be_written(tmp_path: Path) -> 
 def test_a_class_that_is_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'\.\./cat' cannot be part of"):
         write_result_files(tmp_path, {}, ["../cat"])
+
+
+def test_classification_files_have_every_image_and_every_digit(tmp_path: Path) -> None:
+    scores = {"000001": torch.tensor([0.1, 1e-9]), "my image": torch.tensor([1 / 3, 0.0])}
+    paths = write_class_scores(tmp_path / "new", scores, CLASSES, split="val")
+    assert [path.name for path in paths] == [f"comp2_cls_val_{name}.txt" for name in CLASSES]
+    for number, path in enumerate(paths):
+        rows = [line.rsplit(" ", 1) for line in path.read_text().splitlines()]
+        assert [image_id for image_id, _ in rows] == list(scores)
+        read = torch.tensor([float(score) for _, score in rows])
+        assert torch.equal(read, torch.stack([row[number] for row in scores.values()]))
+    with pytest.raises(InputError, match="a/b"):
+        write_class_scores(tmp_path, {}, ["a/b"])
