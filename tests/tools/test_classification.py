@@ -41,9 +41,7 @@ def test_a_classifier_trains_is_scored_and_names_classes(tool: Tool, tmp_path: P
     assert {"seconds", "peak_rss_mib", "step"} <= again.keys()
 
     images, drawn = tmp_path / "voc" / "JPEGImages", tmp_path / "drawn"
-    shown = tool(
-        "demo", "--checkpoint", checkpoint, images, "--output", drawn, "--score-threshold", "0"
-    )
+    shown = tool("demo", "--checkpoint", checkpoint, images, "--output", drawn, "--score-threshold", "0")
     assert shown.returncode == 0, shown.stderr
     assert all(f"{path}: " in shown.stderr for path in images.iterdir())
     assert len(json.loads((drawn / "classes.json").read_text())["images"]) == 7
