@@ -50,6 +50,30 @@ def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision 
     return table
 
 
+def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
+    """Return two tables of `detector.proposals.analysis.recall_report`: by number of proposals, by group."""
+    average = f"{report['proposals_per_image']:.0f} proposals an image, {report['images']} images"
+    by_number = Table(title=f"{name}: {average}")
+    for column in ("proposals", "recall 0.5", "recall 0.7", "recall 0.9", "average recall", "MABO"):
+        by_number.add_column(column, justify="right")
+    for place, count in enumerate(report["counts"]):
+        recall = [_at(report["recall"], place, threshold) for threshold in ("0.5", "0.7", "0.9")]
+        by_number.add_row(
+            str(count), *recall, _at(report["average_recall"], place), _at(report["MABO"], place)
+        )
+    by_group = Table(title=f"{name}: all proposals")
+    by_group.add_column("class or size")
+    for column in ("objects", "recall 0.5", "recall 0.7", "average recall", "mean best overlap"):
+        by_group.add_column(column, justify="right")
+    for kind in ("per_class", "per_size"):
+        for group, row in report[kind].items():
+            recall = [_at(row["recall"], -1, threshold) for threshold in ("0.5", "0.7")]
+            rest = (_at(row[key], -1) for key in ("average_recall", "mean_best_overlap"))
+            by_group.add_row(Text(group), str(row["objects"]), *recall, *rest)
+        by_group.add_section()
+    return [by_number, by_group]
+
+
 def write_json(path: Path | str, figures: Mapping[str, Any]) -> None:
     """Write ``figures`` as JSON with sorted keys; a number that is not finite becomes null.
 
@@ -61,6 +85,13 @@ def write_json(path: Path | str, figures: Mapping[str, Any]) -> None:
 
 def _figure(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _at(values: Any, place: int, key: str | None = None) -> str:
+    """Return one of a list of figures as text; "-" where there are no objects."""
+    if values is None:
+        return "-"
+    return _figure((values if key is None else values[key])[place])
 
 
 def _finite(value: Any) -> Any:

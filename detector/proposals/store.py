@@ -112,6 +112,10 @@ class ProposalStore:
         """Return the hash of the image file the boxes were made for, or None where it is not known."""
         return self._row(image_id).content_hash or None
 
+    def count(self, image_id: str) -> int:
+        """Return how many proposals the image has."""
+        return self._row(image_id).boxes
+
     def fingerprint(self, image_id: str) -> tuple[int, int, str]:
         """Return what tells two entries apart: number and checksum of the boxes, hash of the image."""
         row = self._row(image_id)

@@ -116,7 +116,7 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _style(axes: Axes, title: str, x: str) -> None:
+def style_axes(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title, loc="left", fontsize=12)
     axes.set_xlabel(x, fontsize=10, color=_GREY)
     axes.spines[["top", "right"]].set_visible(False)
@@ -129,19 +129,19 @@ def _say_empty(axes: Axes, text: str) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _line_colour(label: int) -> tuple[float, float, float]:
+def line_colour(label: int) -> tuple[float, float, float]:
     """Return the class's colour, darker than on images: the page is white."""
     red, green, blue = (0.85 * channel / 255 for channel in class_colour(label))
     return red, green, blue
 
 
 def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
-    _style(axes, "loss", "step")
+    style_axes(axes, "loss", "step")
     highest = 0.0
     for place, (name, series) in enumerate(losses.items()):
         steps, values = _finite(series)
         if len(steps):
-            colour = "0.15" if name == "loss" else _line_colour(place + 1)
+            colour = "0.15" if name == "loss" else line_colour(place + 1)
             smooth = _moving_average(values)
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9)
             axes.plot(steps, smooth, color=colour, linewidth=1.8, label=name)
@@ -154,10 +154,10 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
 
 
 def _plot_evaluations(axes: Axes, evaluations: Mapping[str, Series]) -> None:
-    _style(axes, "evaluation", "step")
+    style_axes(axes, "evaluation", "step")
     for place, (name, series) in enumerate(evaluations.items()):
         steps, values = _finite(series)
-        axes.plot(steps, values, color=_line_colour(7 - place % 7), marker="o", markersize=4, label=name)
+        axes.plot(steps, values, color=line_colour(7 - place % 7), marker="o", markersize=4, label=name)
     axes.set(xlim=(0, None), ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=9, loc="lower right")
 
@@ -166,14 +166,14 @@ def _plot_precision_recall(
     axes: Axes, curves: Mapping[str, Curve], ap: Mapping[str, float], classes: Sequence[str]
 ) -> None:
     """Draw precision against recall; the legend gives the 11-point AP, from the best class to the worst."""
-    _style(axes, "precision against recall", "recall")
+    style_axes(axes, "precision against recall", "recall")
     known = {name: ap.get(name, math.nan) for name in curves}
     ranked = sorted(known, key=lambda name: 1.0 if math.isnan(known[name]) else -known[name])
     half = _LEGEND_CLASSES // 2
     named = ranked if len(ranked) <= _LEGEND_CLASSES else ranked[:half] + ranked[-half:]
     for name in ranked:
         is_named = name in named
-        colour = _line_colour(classes.index(name) + 1) if is_named else "0.8"
+        colour = line_colour(classes.index(name) + 1) if is_named else "0.8"
         axes.plot(
             *_from_zero(curves[name]),
             color=colour,

@@ -1,0 +1,112 @@
+"""The picture of what proposals reach: several stores side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from detector.visualize.drawing import save_image
+from detector.visualize.page import line_colour, style_axes
+
+_DPI = 120
+_MOST_CLASSES = 20
+_STYLES = ("-", "--", ":", "-.")  # one an IoU threshold
+_SHOWN_THRESHOLDS = ("0.5", "0.7", "0.9")
+
+Reports = Mapping[str, Mapping[str, Any]]
+
+
+def recall_picture(path: Path, reports: Reports, title: str) -> None:
+    """Write the picture of `detector.proposals.analysis.recall_report` of each named store to ``path``.
+
+    Four panels: recall and average recall against the number of proposals, recall against IoU with all of
+    them, and the mean best overlap of each class and object size. Raises InputError where ``path`` cannot
+    be written.
+    """
+    figure = Figure(figsize=(15, 9.2), dpi=_DPI, facecolor="white")
+    figure.text(0.05, 0.965, title, fontsize=16, weight="bold", va="center")
+    panels = figure.add_gridspec(2, 2, left=0.05, right=0.98, bottom=0.08, top=0.9, wspace=0.12, hspace=0.32)
+    _plot_recall(figure.add_subplot(panels[0, 0]), reports)
+    _plot_average_recall(figure.add_subplot(panels[0, 1]), reports)
+    _plot_thresholds(figure.add_subplot(panels[1, 0]), reports)
+    _plot_groups(figure.add_subplot(panels[1, 1]), reports)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _plot_recall(axes: Axes, reports: Reports) -> None:
+    style_axes(axes, "recall", "proposals of each image")
+    for place, (name, report) in enumerate(reports.items(), 1):
+        for threshold, line in zip(_SHOWN_THRESHOLDS, _STYLES, strict=False):
+            values = _values(report, "recall", threshold)
+            label = f"{name}, IoU {threshold}"
+            axes.plot(report["counts"], values, line, color=line_colour(place), label=label, marker=".")
+    _count_axis(axes)
+
+
+def _plot_average_recall(axes: Axes, reports: Reports) -> None:
+    style_axes(axes, "average recall (IoU 0.5 to 0.95) and MABO", "proposals of each image")
+    for place, (name, report) in enumerate(reports.items(), 1):
+        colour = line_colour(place)
+        axes.plot(report["counts"], _values(report, "average_recall"), color=colour, label=name, marker=".")
+        axes.plot(report["counts"], _values(report, "MABO"), "--", color=colour, label=f"{name}, MABO")
+    _count_axis(axes)
+
+
+def _plot_thresholds(axes: Axes, reports: Reports) -> None:
+    style_axes(axes, "recall against IoU, all proposals", "IoU")
+    for place, (name, report) in enumerate(reports.items(), 1):
+        thresholds = [f"{threshold:g}" for threshold in report["iou_thresholds"]]
+        values = [_values(report, "recall", threshold)[-1] for threshold in thresholds]
+        label = f"{name}: {report['proposals_per_image']:.0f} an image"
+        axes.plot(report["iou_thresholds"], values, color=line_colour(place), label=label, marker=".")
+    axes.set(ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
+
+
+def _plot_groups(axes: Axes, reports: Reports) -> None:
+    """Bars of the mean best overlap with all proposals, a group a class (the most frequent) and a size."""
+    style_axes(axes, "mean best overlap, all proposals", "")
+    first = next(iter(reports.values()))
+    classes = sorted(first["per_class"], key=lambda name: -first["per_class"][name]["objects"])
+    rows = [("per_class", name) for name in classes[:_MOST_CLASSES]]
+    rows += [("per_size", name) for name in first["per_size"]]
+    width = 0.8 / len(reports)
+    for place, (name, report) in enumerate(reports.items()):
+        heights = [_last(report[kind][row]["mean_best_overlap"]) for kind, row in rows]
+        left = np.arange(len(rows)) + (place - (len(reports) - 1) / 2) * width
+        axes.bar(left, heights, width * 0.92, color=line_colour(place + 1), label=name)
+    slanted = len(rows) > 8
+    axes.set_xticks(
+        range(len(rows)),
+        [row for _, row in rows],
+        rotation=45 if slanted else 0,
+        ha="right" if slanted else "center",
+    )
+    axes.set(ylim=(0, 1.02))
+    # In the line of the title: inside, it would cover bars.
+    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=len(reports))
+
+
+def _values(report: Mapping[str, Any], *keys: str) -> Sequence[float]:
+    found: Any = report
+    for key in keys:
+        found = None if found is None else found[key]
+    return [np.nan] * len(report["counts"]) if found is None else found
+
+
+def _last(values: Sequence[float] | None) -> float:
+    return np.nan if values is None else values[-1]
+
+
+def _count_axis(axes: Axes) -> None:
+    axes.set(ylim=(0, 1.02), xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
