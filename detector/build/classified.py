@@ -54,7 +54,7 @@ def open_images(config: Config, split: str, classes: Sequence[str] | None = None
     """
     ensure_data(config)
     found = known_classes(config, classes)
-    records = load_split(config, split, found, training=False).records
+    records = load_split(config, split, found, training=False).records[: config.test.max_images]
     return LabelledImages(split=split, records=records, classes=found)
 
 

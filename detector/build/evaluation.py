@@ -52,14 +52,15 @@ class Evaluation:
 
 
 def open_test_set(config: Config, split: str, classes: Sequence[str] | None = None) -> TestSet:
-    """Read a split and its proposals; ``classes``, a checkpoint's, must be those of the data set.
+    """Read a split, or its first ``test.max_images``, and the proposals; ``classes``, a checkpoint's, must
+    be those of the data set.
 
     Raises:
         InputError: anything missing, or classes that differ.
     """
     ensure_data(config)
     found = known_classes(config, classes)
-    records = load_split(config, split, found, training=False).records
+    records = load_split(config, split, found, training=False).records[: config.test.max_images]
     store = open_proposals(config, records, split)
     report_recall(with_proposals(config, records, store), store, config, split)
     return TestSet(split=split, records=records, store=store, classes=found)

@@ -10,9 +10,10 @@ from detector.config import Config
 from detector.engine.checkpoint import load_model_state
 from detector.errors import InputError
 from detector.models import weights
-from detector.models.backbones import Backbone
+from detector.models.backbones import Backbone, identity_backbone
 from detector.models.backbones import build_backbone as make_backbone
 from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
@@ -51,7 +52,7 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
     chosen = config.model.backbone
     if chosen.weights is not None:
         state = weights.read_state_dict(chosen.weights)
-        weights.load_backbone(model.backbone, state, chosen.weights)
+        weights.load_backbone(convolutions(model), state, chosen.weights)
         if config.model.head.weights:
             weights.load_head(model.box_head.layers, state, chosen.name, chosen.weights)
     return model
@@ -64,6 +65,12 @@ def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> Re
     return model.eval()
 
 
+def convolutions(model: RegionDetector) -> Backbone:
+    """Return the network's convolutions: R-CNN's work on regions, all others on the image."""
+    pool = model.region_pool
+    return pool.convolutions if isinstance(pool, CropPooling) else model.backbone
+
+
 def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> RegionDetector:
     settings = config.model
     backbone = build_backbone(config)
@@ -73,6 +80,8 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[boxes]
     predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
     coder = coder or build_fixed_coder(config, num_classes)
+    if isinstance(pool, CropPooling):
+        backbone = identity_backbone()  # the convolutions are the pool's, one pass a region
     model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
     if config.train.trainable == "boxes":
         train_boxes_alone(model)
@@ -111,8 +120,14 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
                 center=0.0 if chosen.center == "caffe" or chosen.window == "roi" else backbone.center,
                 shrink=chosen.shrink,
             )
-        case kind:
-            raise NotImplementedError(kind)
+        case "warp" | "crop":
+            return CropPooling(
+                backbone,
+                chosen.output_size,
+                crop_size=chosen.crop_size,
+                context=chosen.context,
+                square=chosen.kind == "crop",
+            )
 
 
 def train_boxes_alone(model: RegionDetector) -> None:

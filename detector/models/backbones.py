@@ -113,6 +113,11 @@ def build_backbone(
     return Backbone(cut, kept, freeze=frozen, feature_scale=feature_scale, reduce_channels=reduce_channels)
 
 
+def identity_backbone() -> Backbone:
+    """Return a backbone without layers: its map is the image (3 channels, stride 1)."""
+    return Backbone(OrderedDict(), {})
+
+
 # Each stage and the number of children of ``features`` up to its end.
 _VGG16_STAGES = {"conv1": 4, "conv2": 9, "conv3": 16, "conv4": 23, "conv5": 30}
 _ALEXNET_STAGES = {"conv1": 2, "conv2": 5, "conv3": 8, "conv4": 10, "conv5": 12}

@@ -11,6 +11,7 @@ from detector.build.model import build_model
 from detector.config import Config, load_config, parse_config
 from detector.engine.optim import build_schedule
 from detector.ops.spp_pool import whole_map_rois
+from detector.structures import Embedded
 from tests.conftest import PROJECT
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
@@ -26,6 +27,9 @@ def test_the_promised_configs_are_there() -> None:
         "fast_rcnn_vgg16_voc07",
         "fast_rcnn_alexnet_voc07",
         "fast_rcnn_resnet50_voc0712",
+        "rcnn_quickstart",
+        "rcnn_bccd",
+        "rcnn_voc07",
     }
     assert promised <= {path.stem for path in CONFIGS}
 
@@ -45,12 +49,12 @@ def test_builds(path: Path, num_classes: int) -> None:
     with torch.device("meta"):  # shapes alone: VGG16's fc6 has 100 million weights
         model = build_model(config, num_classes)
         rois = torch.zeros(5, model.region_pool.out_features)
-        hidden = model.box_head(rois)
-    assert model.predictor.cls_score(hidden).shape == (5, num_classes + 1)
+        logits, deltas = model.predictor(Embedded(rois, model.box_head(rois)))
+    assert logits.shape == (5, num_classes + 1)
     if config.task == "classification":
-        assert model.predictor.bbox_pred is None
+        assert deltas is None
     else:
-        assert model.predictor.bbox_pred(hidden).shape == (5, (num_classes + 1) * 4)
+        assert deltas.shape == (5, num_classes + 1, 4)
     assert model.box_coder.means.shape == (num_classes + 1, 4)
 
 

@@ -32,6 +32,9 @@ class TestConfig(Section):
     nms_threshold: Fraction = 0.3
     max_detections: Count = 100
     """Detections kept of an image, all classes together."""
+    max_images: Count | None = None
+    """Score the first so many images of the split and no others, where a network is too slow for all; the
+    figures are then those of these images (``images`` in metrics.json). None scores all."""
     refinements: int = Field(default=0, ge=0)
     """How often detections are pooled and classified again from their own boxes (iterative localisation);
     costs little, since the features are there. The paper does not do it."""

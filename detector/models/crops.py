@@ -1,0 +1,101 @@
+"""R-CNN's regions: each is cut out of the image and goes through the convolutions by itself.
+
+The rule is that of "Rich feature hierarchies for accurate object detection and semantic segmentation"
+(Girshick et al., 2014), section 2.2 and appendix A: a crop of S x S pixels shows the region in its inner
+S - 2p, and around it p pixels of what surrounds the region in the image. "warp" stretches both axes to fit,
+"crop" takes the tightest square about the region, so that shapes stay as they are. What lies outside the
+image is the mean colour, 0 after normalisation. Sampling is bilinear at the crop's pixel centres without
+smoothing, as in the release, which also rounds the window to whole pixels; this one does not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d, grid_sample
+
+from detector.errors import InputError
+from detector.models.backbones import Backbone
+from detector.models.region_pools import LevelPool
+
+MIN_SIDE = 1.0
+"""Sides below one pixel are taken for one pixel about their middle (the release rounds them up to it)."""
+
+
+def region_windows(boxes: Tensor, crop_size: int, context: int, square: bool = False) -> Tensor:
+    """Return what a crop shows of the image, (R, 4), for ``boxes`` (R, 4), both in input pixels.
+
+    ``context`` is counted in pixels of the crop. ``square`` takes the tightest square about each box.
+    """
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=MIN_SIDE)
+    if square:
+        sides = sides.amax(dim=1, keepdim=True).expand(-1, 2)
+    half = sides / 2 * (crop_size / (crop_size - 2 * context))
+    return torch.cat((center - half, center + half), dim=1)
+
+
+def cut_windows(images: Tensor, windows: Tensor, numbers: Tensor, crop_size: int) -> Tensor:
+    """Return crops (R, C, S, S) of ``images`` (N, C, H, W), bilinear, zero where a window leaves its image.
+
+    ``windows`` (R, 4) are in pixels of the image, ``numbers`` (R,) say of which image.
+    """
+    crops = images.new_zeros(len(windows), images.shape[1], crop_size, crop_size)
+    crops = crops.contiguous(memory_format=torch.channels_last)
+    steps = (torch.arange(crop_size, device=windows.device, dtype=windows.dtype) + 0.5) / crop_size
+    extent = windows.new_tensor([images.shape[-1], images.shape[-2]])
+    corner, size = windows[:, None, :2], windows[:, None, 2:] - windows[:, None, :2]
+    points = (corner + steps[:, None] * size) / extent * 2 - 1  # (R, S, 2): x and y of each column and row
+    for number, image in enumerate(images):
+        here = torch.nonzero(numbers == number)[:, 0]
+        x, y = points[here].unbind(dim=2)
+        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)
+        cut = grid_sample(image[None], grid.flatten(0, 1)[None], "bilinear", "zeros", align_corners=False)
+        crops[here] = cut[0].unflatten(1, (len(here), crop_size)).transpose(0, 1)
+    return crops
+
+
+class CropPooling(LevelPool):
+    """Cuts each region out of the image and runs ``convolutions`` on it; the map is what is pooled.
+
+    It stands where the other pools stand, so its levels are images (N, 3, H, W) and the detector's backbone
+    is the identity. A crop's map is max-pooled to ``output_size`` cells a side and flattened (channel, row,
+    column), as RoI pooling's is. No gradient goes back to the image.
+
+    Raises:
+        InputError: crops too small for a single cell of the feature map.
+    """
+
+    def __init__(
+        self,
+        convolutions: Backbone,
+        output_size: int,
+        *,
+        crop_size: int = 224,
+        context: int = 16,
+        square: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(convolutions.map_size((crop_size, crop_size))) < 1:
+            raise InputError(
+                f"model.pool.crop_size {crop_size}: a crop is smaller than one cell of the feature map; "
+                "raise it"
+            )
+        self.convolutions = convolutions
+        self.output_size = output_size
+        self.crop_size = crop_size
+        self.context = context
+        self.square = square
+        self.out_features = convolutions.channels * output_size**2
+
+    @torch.no_grad()
+    def cut(self, images: Tensor, rois: Tensor) -> Tensor:
+        """Return the crops (R, 3, S, S) of RoI rows (R, 5), in the precision of the RoIs."""
+        windows = region_windows(rois[:, 1:], self.crop_size, self.context, self.square)
+        return cut_windows(images.to(rois.dtype), windows, rois[:, 0], self.crop_size)
+
+    def pool(self, features: Tensor, rois: Tensor) -> Tensor:
+        if not len(rois):  # batch statistics of nothing would be NaN
+            return features.new_zeros(0, self.out_features)
+        maps = self.convolutions(self.cut(features, rois))
+        return adaptive_max_pool2d(maps, self.output_size).flatten(1).to(features.dtype)
