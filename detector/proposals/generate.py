@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from detector.errors import InputError
 from detector.proposals.journal import Journal, decode_entry, encode_entry
-from detector.proposals.methods import ImageReader, full_parameters, propose
+from detector.proposals.methods import ImageReader, full_parameters, prepare, propose
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.store import Entry, ProposalStore
 from detector.proposals.workers import Lost, run_tasks
@@ -58,6 +58,7 @@ def generate_store(
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
     if not stale_records(records, store):
         return store
+    prepare(method)
     job = _Job(method, parameters, read_image)
     failures: dict[str, str] = {}
     with store.lock(), Journal(store.path) as journal:
@@ -125,6 +126,9 @@ class _Job(NamedTuple):
     parameters: dict[str, Any]
     read_image: ImageReader
 
+    def prepare(self) -> None:
+        prepare(self.method)
+
     def run(self, task: _Task) -> _Result:
         try:
             hashed = content_hash(_read_bytes(task.path))
@@ -146,7 +150,9 @@ def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float 
     if workers == 0:
         yield from map(job.run, tasks)
         return
-    for task, answer in run_tasks(job.run, tasks, workers=workers, time_limit=time_limit):
+    for task, answer in run_tasks(
+        job.run, tasks, workers=workers, time_limit=time_limit, prepare=job.prepare
+    ):
         if isinstance(answer, Lost):
             answer = _Result(task.image_id, f"{task.path} {answer.reason}")
         yield answer

@@ -59,6 +59,14 @@ def store_name(method: str, parameters: Mapping[str, Any] | None = None) -> str:
     return f"{readable}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
+def prepare(method: str) -> None:
+    """Load what the method needs, which may take longer than an image does; InputError if it cannot be."""
+    if method == "selective_search":
+        importlib.import_module("detector.ops")
+    elif method not in METHODS:
+        load_function(method)
+
+
 def propose(
     method: str, parameters: Mapping[str, Any], path: Path, size: tuple[int, int], read_image: ImageReader
 ) -> Proposals:

@@ -31,16 +31,18 @@ def run_tasks(
     *,
     workers: int,
     time_limit: float | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Task, Answer | Lost]]:
     """Yield each task with ``function`` of it as it is done, in ``workers`` processes.
 
     A task that takes over ``time_limit`` seconds, or whose process dies, is yielded as `Lost`; its process is
-    replaced. An exception of ``function`` is raised here. Function, tasks and answers travel as pickles.
+    replaced. An exception of ``function`` is raised here. ``prepare`` is called once in each process, before
+    its first task and outside the limit. Function, tasks and answers travel as pickles.
     """
     pool: list[_Worker[Task, Answer]] = []
     todo = iter(tasks)
     try:
-        pool = [_Worker(function, task) for _, task in zip(range(workers), todo, strict=False)]
+        pool = [_Worker(function, prepare, task) for _, task in zip(range(workers), todo, strict=False)]
         while pool:
             for worker in _ready(pool, time_limit):
                 outcome = worker.outcome(time_limit)
@@ -54,7 +56,7 @@ def run_tasks(
                     pool.remove(worker)
                 if following is not None:
                     if worker_lost:
-                        pool.append(_Worker(function, following))
+                        pool.append(_Worker(function, prepare, following))
                     else:
                         worker.give(following)
     finally:
@@ -65,11 +67,15 @@ def run_tasks(
 class _Worker(Generic[Task, Answer]):
     """One process and the task that it has."""
 
-    def __init__(self, function: Callable[[Task], Answer], task: Task) -> None:
+    def __init__(
+        self, function: Callable[[Task], Answer], prepare: Callable[[], None] | None, task: Task
+    ) -> None:
         # Fresh processes: forking one that has threads, as this one has, may leave locks held for ever.
         context = get_context("spawn")
         self.connection, far_end = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_serve, args=(function, far_end), daemon=True)
+        self._process: BaseProcess = context.Process(
+            target=_serve, args=(function, prepare, far_end), daemon=True
+        )
         self._process.start()
         far_end.close()
         self.task = task
@@ -128,9 +134,13 @@ def _ready(pool: list[_Worker[Task, Answer]], time_limit: float | None) -> list[
     ]
 
 
-def _serve(function: Callable[[Task], Answer], connection: Connection) -> None:
+def _serve(
+    function: Callable[[Task], Answer], prepare: Callable[[], None] | None, connection: Connection
+) -> None:
     """What a worker does: answer until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    if prepare is not None:
+        prepare()
     connection.send(("started", None))
     while True:
         try:

@@ -50,6 +50,13 @@ MISTAKES = [
     ("data.classes=[cat,cat]", r"data\.classes must name at least one class, and none twice"),
     ("proposals.file=x.npz", r"proposals\.file and proposals\.format go together"),
     ("proposals.method=null", r"proposals needs either 'file' with 'format', or 'method'"),
+    ("proposals.method=selective", r"method 'selective' is unknown \(did you mean 'selective_search'\?\)"),
+    ("proposals.method=':boxes'", r"method ':boxes' is unknown.*module:function"),
+    ("proposals.stride_fraction=0.5", r"stride_fraction only applies to proposals\.method: dense"),
+    ("proposals.options={when: 2020-01-01}", r"proposals\.options holds what is no number, text, list"),
+    ("proposals.convention=xyxy", r"convention only applies to a proposals\.file"),
+    ("proposals.missing=full", r"proposals\.missing = 'full': .*did you mean 'full_image'"),
+    ("proposals.time_limit=0", r"proposals\.time_limit = 0"),
     ("model.head.weights=true", r"model\.head\.weights takes fc6 and fc7 from model\.backbone\.weights"),
     ("model.head.class_agnostic=true", r"set model\.box\.normalize to fixed"),
 ]

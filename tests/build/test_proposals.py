@@ -1,0 +1,234 @@
+"""From a config to proposals: made, converted, checked against the data set, and the policies."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from numpy.typing import NDArray
+
+from detector.build.data import class_names, load_split
+from detector.build.proposals import make_proposals, open_proposals, stored_proposals, with_proposals
+from detector.config import Config
+from detector.errors import InputError
+from detector.ops import selective_search
+from detector.proposals.prepare import filter_proposals
+from detector.proposals.store import ProposalStore
+from detector.structures import ImageRecord, Proposals
+
+Load = Callable[..., Config]
+FloatArray = NDArray[np.float32]
+
+
+def split_of(config: Config, split: str) -> list[ImageRecord]:
+    return load_split(config, split, class_names(config), training=False).records
+
+
+def own_boxes(records: list[ImageRecord]) -> dict[str, FloatArray]:
+    """The objects of each image, some whole-numbered boxes and the image itself."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for record in records:
+        corners = rng.integers(0, 60, (20, 2))
+        small = np.concatenate((corners, corners + rng.integers(5, 36, (20, 2))), axis=1)
+        whole = [[0, 0, record.width, record.height]]
+        found[record.image_id] = np.concatenate((record.targets.boxes, whole, small)).astype(np.float32)
+    return found
+
+
+def write_npz(path: Path, boxes: dict[str, FloatArray]) -> Path:
+    np.savez(path, **boxes)
+    return path
+
+
+def test_selective_search_is_made_on_first_use_and_again_for_what_has_changed(
+    tiny: Load, tmp_path: Path
+) -> None:
+    config = tiny("proposals.method=selective_search", "proposals.seed=5", "proposals.options={min_side: 8}")
+    records = split_of(config, "test")
+    copies = []
+    for record in records:
+        copy = tmp_path / record.path.name
+        copy.write_bytes(record.path.read_bytes())
+        copies.append(
+            ImageRecord(
+                image_id=record.image_id,
+                path=copy,
+                height=record.height,
+                width=record.width,
+                targets=record.targets,
+            )
+        )
+    store = open_proposals(config, copies)
+    assert store.parameters["seed"] == 5
+    assert store.parameters["min_side"] == 8
+    made = {path.name: path.stat().st_mtime_ns for path in store.path.iterdir()}
+    open_proposals(config, copies)
+    assert {path.name: path.stat().st_mtime_ns for path in store.path.iterdir()} == made
+
+    before = {record.image_id: store[record.image_id].boxes for record in copies}
+    noise = np.random.default_rng(0).integers(0, 255, (copies[1].height, copies[1].width, 3), np.uint8)
+    cv2.imwrite(str(copies[1].path), noise)
+    again = open_proposals(config, copies)
+    assert again.path == store.path
+    for place, record in enumerate(copies):
+        assert torch.equal(again[record.image_id].boxes, before[record.image_id]) == (place != 1)
+    other = open_proposals(tiny("proposals.method=selective_search", "proposals.seed=6"), copies)
+    assert other.path != store.path
+
+
+def test_the_ops_own_boxes_come_out(tiny: Load) -> None:
+    config = tiny(
+        "proposals.method=selective_search", "proposals.mode=reference_single", "proposals.width=200"
+    )
+    record = split_of(config, "test")[0]
+    store = open_proposals(config, [record])
+    assert store.parameters["width"] == 200
+    plain = open_proposals(tiny("proposals.method=selective_search"), [record])
+    image = cv2.imread(str(record.path))[:, :, ::-1]
+    found = selective_search(np.ascontiguousarray(image))
+    wanted = filter_proposals(
+        Proposals(boxes=found.boxes, scores=found.scores), (record.height, record.width)
+    )
+    assert torch.equal(plain[record.image_id].boxes, wanted.boxes)
+    assert len(store[record.image_id]) != len(wanted)
+
+
+def quarters(image: NDArray[np.uint8], slow: str = "", part: int = 2) -> FloatArray:
+    """A function of the user: the image's left upper part; image ``slow`` takes for ever."""
+    if slow and image[:, :, 0].sum() == int(slow):
+        time.sleep(60)
+    height, width = image.shape[:2]
+    return np.float32([[0, 0, width / part, height / part]])
+
+
+def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load) -> None:
+    function = "proposals.method=tests.build.test_proposals:quarters"
+    config = tiny(function, "proposals.options={part: 4}")
+    records = split_of(config, "test")
+    store = open_proposals(config, records)
+    assert store[records[0].image_id].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
+
+    red = int(cv2.imread(str(records[2].path))[:, :, 2].sum())
+    slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=1")
+    with pytest.raises(InputError, match=rf"1 of 4 images .*{records[2].path.name} took over"):
+        open_proposals(tiny(*slow), records)
+    skip = tiny(*slow, "proposals.missing=skip")
+    store = open_proposals(skip, records)
+    kept = with_proposals(skip, records, store)
+    assert [record.image_id for record in kept] == [records[i].image_id for i in (0, 1, 3)]
+
+
+@pytest.mark.parametrize("axes", ["xyxy", "yxyx"])
+def test_matlab_boxes_are_told_by_the_annotations(tiny: Load, tmp_path: Path, axes: str) -> None:
+    records = split_of(tiny(), "trainval")
+    boxes = own_boxes(records)
+    order = [0, 1, 2, 3] if axes == "xyxy" else [1, 0, 3, 2]
+    cells, names = np.empty((1, len(boxes)), object), np.empty((len(boxes), 1), object)
+    for place, (key, rows) in enumerate(boxes.items()):
+        cells[0, place], names[place, 0] = (np.rint(rows) + np.float32([1, 1, 0, 0]))[:, order], key
+    scipy.io.savemat(tmp_path / "boxes.mat", {"boxes": cells, "images": names})
+    store = open_proposals(tiny(f"proposals.file={tmp_path}/boxes.mat", "proposals.format=mat"), records)
+    assert f"box convention {axes}_inclusive_1, told from 8 images" in store.notes[0]
+    for key, rows in boxes.items():
+        assert np.array_equal(store[key].boxes, np.rint(rows))
+
+
+def test_each_split_may_have_a_file_of_its_own(tiny: Load, tmp_path: Path) -> None:
+    """Lists without names, as mmdetection writes them, go by the order of one split."""
+    splits = {split: split_of(tiny(), split) for split in ("trainval", "test")}
+    for split, records in splits.items():
+        (tmp_path / f"{split}.pkl").write_bytes(pickle.dumps(list(own_boxes(records).values())))
+    files = ", ".join(f"{split}: {tmp_path}/{split}.pkl" for split in splits)
+    config = tiny(f"proposals.file={{{files}}}", "proposals.format=mmdetection")
+    for split, records in splits.items():
+        store = open_proposals(config, records, split)
+        assert store.ids() == sorted(record.image_id for record in records)
+    with pytest.raises(InputError, match=r"no file for the split 'val'; it has trainval, test"):
+        open_proposals(config, records, "val")
+
+
+def test_one_file_for_all_splits_gives_each_its_own_images(tiny: Load, tmp_path: Path) -> None:
+    splits = {split: split_of(tiny(), split) for split in ("trainval", "test")}
+    everything = {key: rows for records in splits.values() for key, rows in own_boxes(records).items()}
+    path = write_npz(tmp_path / "all.npz", {str(int(key)): rows for key, rows in everything.items()})
+    config = tiny(f"proposals.file={path}", "proposals.format=npz")
+    for split, records in splits.items():
+        store = open_proposals(config, records, split)
+        assert store.ids() == sorted(record.image_id for record in records)
+
+
+class TestPolicies:
+    @pytest.fixture
+    def records(self, tiny: Load) -> list[ImageRecord]:
+        return split_of(tiny(), "trainval")
+
+    def config(self, tiny: Load, path: Path, *overrides: str) -> Config:
+        return tiny(f"proposals.file={path}", "proposals.format=npz", *overrides)
+
+    def test_an_image_that_is_not_in_the_file(
+        self, tiny: Load, tmp_path: Path, records: list[ImageRecord]
+    ) -> None:
+        boxes = own_boxes(records)
+        gone = records[3]
+        del boxes[gone.image_id]
+        path = write_npz(tmp_path / "boxes.npz", boxes)
+        with pytest.raises(InputError, match=rf"1 of 8 images .*first '{gone.image_id}'.*proposals\.missing"):
+            open_proposals(self.config(tiny, path), records)
+
+        skip = self.config(tiny, path, "proposals.missing=skip")
+        store = open_proposals(skip, records)
+        assert gone not in with_proposals(skip, records, store)
+        assert len(stored_proposals(skip, store, training=False)(gone)) == 0
+
+        whole = self.config(tiny, path, "proposals.missing=full_image")
+        store = open_proposals(whole, records)
+        assert with_proposals(whole, records, store) == records
+        found = stored_proposals(whole, store, training=True)(gone)
+        assert found.boxes.tolist() == [[0, 0, gone.width, gone.height]]
+
+    @pytest.mark.parametrize("fault", ["outside", "nan", "none"])
+    def test_an_image_with_faulty_boxes(
+        self, tiny: Load, tmp_path: Path, records: list[ImageRecord], fault: str
+    ) -> None:
+        boxes, bad = own_boxes(records), records[5]
+        if fault == "outside":
+            boxes[bad.image_id] += 70
+        elif fault == "nan":
+            boxes[bad.image_id][2, 1] = np.nan
+        else:
+            boxes[bad.image_id] = boxes[bad.image_id][:0]
+        path = write_npz(tmp_path / "boxes.npz", boxes)
+        said = {"outside": "leave the image", "nan": "row 2 is not finite", "none": "it has no boxes"}[fault]
+        with pytest.raises(InputError, match=rf"image '{bad.image_id}': .*{said}.*proposals\.faults"):
+            open_proposals(self.config(tiny, path), records)
+
+        skip = self.config(tiny, path, "proposals.faults=skip")
+        store = open_proposals(skip, records)
+        kept = with_proposals(skip, records, store)
+        assert [record for record in records if record not in kept] == [bad]
+        whole = self.config(tiny, path, "proposals.faults=full_image")
+        store = open_proposals(whole, records)
+        assert store[bad.image_id].boxes.tolist() == [[0, 0, bad.width, bad.height]]
+
+    def test_an_image_that_a_store_does_not_have(
+        self, tiny: Load, tmp_path: Path, records: list[ImageRecord]
+    ) -> None:
+        made = make_proposals(tiny(), records[:5], tmp_path / "store")
+        assert len(made) == 5
+        base = (f"proposals.file={made.path}", "proposals.format=store")
+        with pytest.raises(InputError, match=r"no proposals for 3 of 8 images.*skip or full_image"):
+            with_proposals(tiny(*base), records, open_proposals(tiny(*base), records))
+        whole = tiny(*base, "proposals.missing=full_image")
+        store = open_proposals(whole, records)
+        assert isinstance(store, ProposalStore)
+        assert with_proposals(whole, records, store) == records
+        found = stored_proposals(whole, store, training=True)(records[7])
+        assert found.boxes.tolist() == [[0, 0, records[7].width, records[7].height]]
