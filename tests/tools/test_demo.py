@@ -1,0 +1,75 @@
+"""The demo on anybody's images: proposals made on the spot, or looked up in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detector.data.generated import generate_voc
+from tests.tools.conftest import Tool
+
+CONFIG = """
+data: {root: voc, workers: 0}
+proposals: {file: boxes.npz, format: npz}
+model: {backbone: {name: small}, head: {hidden: [16]}, pool: {output_size: 2}}
+train: {steps: 1, scales: [96]}
+test: {scales: [96], score_threshold: 0.0, nms_threshold: 1.0, max_detections: 10000}
+"""
+
+
+@pytest.fixture
+def checkpoint(tool: Tool, tmp_path: Path) -> Path:
+    """Of a network trained on somebody's proposal file."""
+    generate_voc(tmp_path / "voc", train_images=2, test_images=2, image_size=(96, 128), seed=1)
+    ids = [path.stem for path in (tmp_path / "voc/Annotations").glob("*.xml")]
+    boxes = np.float32([[0, 0, 60, 50], [20, 20, 90, 90]])
+    np.savez(tmp_path / "boxes.npz", **dict.fromkeys(ids, boxes))
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    result = tool("train", "--config", "mine.yaml", "--output", "run", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "run/checkpoints/best.pt"
+
+
+def proposals_of_each(folder: Path) -> list[float]:
+    """How many proposals each image had: with a score threshold of 0 each is found once for every class."""
+    found = json.loads((folder / "detections.json").read_text())
+    return [len(image["detections"]) / len(found["classes"]) for image in found["images"]]
+
+
+def test_images_of_any_folder_need_no_store(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in (tmp_path / "voc/JPEGImages").iterdir():
+        (photos / f"my {path.name}").write_bytes(path.read_bytes())
+    (tmp_path / "boxes.npz").unlink()
+    stores = set((tmp_path / "data/proposals").iterdir())
+    arguments = ("--checkpoint", checkpoint, photos, "--output", "out", "--device", "cpu")
+    result = tool("demo", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "making some by selective search" in result.stderr
+    found = proposals_of_each(tmp_path / "out")
+    assert len(found) == 4
+    assert all(count > 2 for count in found)
+    assert set((tmp_path / "data/proposals").iterdir()) == stores  # nothing is left but what was asked for
+
+    result = tool("demo", *arguments, "--set", "proposals.method=dense", "--set", "proposals.max_proposals=1")
+    assert result.returncode == 0, result.stderr
+    assert proposals_of_each(tmp_path / "out") == [1, 1, 1, 1]
+
+
+def test_a_file_is_looked_up_by_stem(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
+    image = next((tmp_path / "voc/JPEGImages").iterdir())
+    (tmp_path / "text").mkdir()
+    (tmp_path / f"text/{image.stem}.txt").write_text("3 4 50 60\n")
+    arguments = ("--checkpoint", checkpoint, image, "--output", "out", "--device", "cpu")
+    result = tool("demo", *arguments, "--proposals", "text")
+    assert result.returncode == 0, result.stderr
+    assert proposals_of_each(tmp_path / "out") == [1]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/000999.txt").write_text("3 4 50 60\n")
+    result = tool("demo", *arguments, "--proposals", "other")
+    assert result.returncode == 2
+    assert f"first '{image.stem}', are not in other" in result.stderr
