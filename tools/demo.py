@@ -28,7 +28,8 @@ def main() -> int:
     classifies = config.task == "classification"
     if classifies and arguments.proposals:
         raise InputError(f"--proposals: {arguments.checkpoint} classifies whole images and takes none")
-    if config.proposals.method is None and not arguments.proposals and not classifies:
+    named = any(text.startswith("proposals.file=") for text in arguments.overrides)
+    if config.proposals.file is not None and not named:
         note("the checkpoint's proposals are a file, of other images; making some by selective search")
         values = override(values, ["proposals.method=selective_search"])
         config = parse_config(values, source=arguments.checkpoint)

@@ -211,7 +211,8 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
 
 def _file_of(config: Config, split: str | None) -> Path:
     found = config.proposals.file
-    assert found is not None  # the schema allows a file or a method
+    if found is None:
+        raise InputError("the config names no proposals: set proposals.method, or proposals.file and format")
     if isinstance(found, str):
         return Path(found)
     if split is None or split not in found:
