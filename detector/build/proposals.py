@@ -30,6 +30,8 @@ LOW_RECALL = 0.5
 """Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
 ALONE_PIXELS = 20_000_000
 """Up to here in all, selective search takes this process less time than starting others."""
+WAIT_SECONDS = 24 * 3600.0
+"""For another process with the same task: the other ranks of a training, or a second run."""
 UNKNOWN_PIXELS = 500_000
 """What an image of unknown size is taken for."""
 
@@ -148,6 +150,8 @@ def generate(
             time_limit=source.time_limit,
             progress=advance,
             on_failure=failures.__setitem__,
+            wait=WAIT_SECONDS,
+            on_wait=lambda: note(f"waiting for another process that makes {folder}"),
         )
     return store, failures
 

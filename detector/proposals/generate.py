@@ -33,6 +33,8 @@ def generate_store(
     time_limit: float | None = None,
     progress: Progress | None = None,
     on_failure: Callable[[str, str], None] | None = None,
+    wait: float = 0.0,
+    on_wait: Callable[[], None] | None = None,
 ) -> ProposalStore:
     """Bring the store at ``store_path`` up to date with ``records`` and open it.
 
@@ -50,9 +52,10 @@ def generate_store(
         progress: called with images done and images to do.
         on_failure: called with an image's id and what is wrong with it, at most once an image. Such an
             image has no entry and is tried again the next time.
+        wait, on_wait: seconds to wait for another process that makes this store, and what to call once then.
 
-    Raises InputError where the store was made with other parameters, where another process writes it, and,
-    without ``on_failure`` and after all other images are done, for images that failed.
+    Raises InputError where the store was made with other parameters, where another process goes on writing
+    it, and, without ``on_failure`` and after all other images are done, for images that failed.
     """
     parameters = full_parameters(method, parameters or {})
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
@@ -61,7 +64,7 @@ def generate_store(
     prepare(method)
     job = _Job(method, parameters, read_image)
     failures: dict[str, str] = {}
-    with store.lock(), Journal(store.path) as journal:
+    with store.lock(wait, on_wait), Journal(store.path) as journal:
         store.append(journal.entries())
         journal.clear()
         store.reload()

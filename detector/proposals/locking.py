@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from detector.errors import InputError
 
 
 @contextmanager
-def writer_lock(path: Path, wait: float) -> Iterator[None]:
+def writer_lock(path: Path, wait: float, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file ``path`` inside the block; InputError if it is not free for ``wait`` seconds.
 
-    The system gives the lock back when the process ends, however it ends.
+    ``on_wait`` is called once, where it is not free at once. The system gives the lock back when the process
+    ends, however it ends.
     """
     try:
         file = path.open("ab")
@@ -26,6 +27,9 @@ def writer_lock(path: Path, wait: float) -> Iterator[None]:
         while not _try_lock(file.fileno()):
             if time.monotonic() >= deadline:
                 raise InputError(f"another process is writing {path.parent}; wait for it to end")
+            if on_wait is not None:
+                on_wait()
+                on_wait = None
             time.sleep(0.02)
         yield
 

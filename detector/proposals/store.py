@@ -182,12 +182,16 @@ class ProposalStore:
                 )
 
     @contextmanager
-    def lock(self, wait: float = 0.0) -> Iterator[None]:
-        """Be the only writer of this store inside the block; InputError if another process stays it."""
+    def lock(self, wait: float = 0.0, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Be the only writer of this store inside the block.
+
+        ``on_wait`` is called once, where another process is. Raises InputError where it still is after
+        ``wait`` seconds.
+        """
         if self._locked:
             yield
             return
-        with writer_lock(self.path / _LOCK, wait):
+        with writer_lock(self.path / _LOCK, wait, on_wait):
             self._locked = True
             try:
                 yield

@@ -270,6 +270,35 @@ def test_a_slow_image_and_one_that_crashes_are_named_and_the_others_done(tmp_pat
     assert failures["0002"].endswith("0002.png ended its process (exit status -9)")
 
 
+def test_two_jobs_of_one_store_share_the_work(tmp_path: Path) -> None:
+    """As the ranks of a training do: one works, the others wait and find everything there."""
+    root = Path(__file__).parents[2]
+    (tmp_path / "job.py").write_text(_JOB)
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path), LOGGED, "0"]
+    (tmp_path / "log").touch()
+    job = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    deadline = time.monotonic() + 60
+    while (tmp_path / "log").stat().st_size < 10:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    waited: list[bool] = []
+    records = write_images(tmp_path / "others", 300)
+    store = generate(
+        records,
+        tmp_path / "store",
+        method=LOGGED,
+        parameters={"log": str(tmp_path / "log")},
+        wait=60.0,
+        on_wait=lambda: waited.append(True),
+    )
+    assert waited == [True]
+    assert job.wait(timeout=60) == 0
+    assert (tmp_path / "log").stat().st_size == 300
+    assert len(store) == 300
+
+
 def test_an_image_of_unknown_size_takes_that_of_its_file(tmp_path: Path) -> None:
     records = write_images(tmp_path / "images", 2)
     unknown = [replace(record, height=0, width=0) for record in records]
