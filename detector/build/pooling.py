@@ -74,6 +74,7 @@ def pool_every_way(
         InputError: a box without area or outside the image, or a channel the backbone does not have.
     """
     _check_box(box, image.shape[:2])
+    torch.manual_seed(config.seed)  # without a weights file the filters are random, and the same every time
     backbone = build_backbone(config).eval()
     chosen = config.model.backbone
     if chosen.weights is not None:

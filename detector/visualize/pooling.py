@@ -22,6 +22,7 @@ Span = tuple[int, int]  # cells: begin (in) to end (out)
 _DPI = 100
 _MARGIN = 2  # cells of the map shown around the windows
 _MOST_VALUES = 220  # cells whose values are written; on larger maps they could not be read
+_PALETTE = 64  # colours of a frame
 _FRAME = 600  # milliseconds
 _COLOURS = colormaps["tab10"]
 
@@ -90,7 +91,7 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
     if path.suffix.lower() != ".gif":
         raise InputError(f"{path}: animations are written as .gif, not {path.suffix!r}")
     bins = max(len(region.rows) * len(region.columns) for region in regions)
-    first, *others = (Image.fromarray(draw_pooling(view, regions, shown)) for shown in range(1, bins + 1))
+    first, *others = (_frame(draw_pooling(view, regions, shown)) for shown in range(1, bins + 1))
     times = [_FRAME] * len(others) + [3 * _FRAME]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
     try:
@@ -102,6 +103,12 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: the animation cannot be written ({error})") from error
+
+
+def _frame(picture: np.ndarray) -> Image.Image:
+    """Return a frame of half the size in few colours, undithered: a tenth of the bytes, as legible."""
+    whole = Image.fromarray(picture)
+    return whole.reduce(2).quantize(_PALETTE, dither=Image.Dither.NONE)
 
 
 def _crop(view: RegionView, regions: Sequence[PooledRegion]) -> tuple[int, int, int, int]:
