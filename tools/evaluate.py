@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score a checkpoint on a split of its data set, or VOC result files that exist already."""
+"""Score a checkpoint on a split of its data set, or result files that exist already."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from rich.console import Console
 from detector import cli
 from detector.config import load_config
 from detector.errors import InputError
-from detector.evaluation.report import voc_table, write_json
+from detector.evaluation.report import coco_table, voc_table, write_json
 
 
 def main() -> int:
     logging.basicConfig(format="warning: %(message)s")
     arguments = parse()
     figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
-    Console().print(voc_table(figures))
+    Console().print(coco_table(figures) if "AP" in figures else voc_table(figures))
     if arguments.detections:
-        print(f"{arguments.metric}_mAP {figures[f'{arguments.metric}_mAP']:.6f}")
+        name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
+        print(f"{name} {figures[name]:.6f}")
     if arguments.output:
         write_json(arguments.output, figures)
     return 0
@@ -33,7 +34,8 @@ def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     from detector.build.scoring import score_checkpoint as score
     from detector.engine.checkpoint import load_checkpoint
 
-    config = load_config(arguments.config, arguments.overrides)
+    metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
+    config = load_config(arguments.config, [*arguments.overrides, *metric])
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
     device = cli.choose_device(arguments.device)
@@ -51,16 +53,14 @@ def results_folder(arguments: argparse.Namespace, split: str) -> Path:
 
 def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
     """Score result files by the annotations alone: no image, network or compiled library is needed."""
-    from detector.data.voc import find_classes, load_voc
-    from detector.evaluation.score_files import score_result_files
+    from detector.build.file_scoring import check_places, score_detections
 
-    classes = find_classes(arguments.annotations)
+    detections, annotations = Path(arguments.detections), Path(arguments.annotations)
+    check_places(detections, annotations)
     split = arguments.split or "test"
-    records = load_voc(
-        arguments.annotations, split, classes=classes, invalid_boxes=None, require_images=False
-    ).records
-    evaluator = score_result_files(arguments.detections, records, classes, split, arguments.iou)
-    figures = evaluator.compute()
+    figures = score_detections(detections, annotations, arguments.metric, split, arguments.iou)
+    if arguments.metric == "coco":
+        return figures
     return {**figures, "metric": arguments.metric, "iou_threshold": arguments.iou, "split": split}
 
 
@@ -69,29 +69,37 @@ def parse() -> argparse.Namespace:
         __doc__ or "",
         "python tools/evaluate.py --config configs/quickstart.yaml "
         "--checkpoint runs/quickstart/checkpoints/best.pt\n  "
-        "python tools/evaluate.py --detections results/ --annotations data/VOC2007 --metric voc07",
+        "python tools/evaluate.py --detections results/ --annotations data/VOC2007 --metric voc07\n  "
+        "python tools/evaluate.py --detections results.json --annotations instances.json --metric coco",
     )
     cli.add_config_arguments(parser, required=False)
     parser.add_argument("--checkpoint", metavar="FILE", help="a step_N.pt or best.pt of tools/train.py")
     parser.add_argument("--split", help="split to score (default: the config's test split, or test)")
     parser.add_argument("--output", metavar="FILE.json", help="write the figures there")
     parser.add_argument(
-        "--detections", metavar="DIR", help="score the comp4_det_SPLIT_CLASS.txt files in DIR"
+        "--detections",
+        metavar="PLACE",
+        help="score the comp4_det_SPLIT_CLASS.txt files in this folder, or this COCO results.json",
     )
-    parser.add_argument("--annotations", metavar="ROOT", help="folder with Annotations/ and ImageSets/")
+    parser.add_argument(
+        "--annotations",
+        metavar="PLACE",
+        help="what they are scored against: a root in VOC layout, or a COCO instances.json",
+    )
     parser.add_argument(
         "--metric",
-        choices=("voc07", "voc"),
-        default="voc07",
-        help="mean printed below the table; both are in the JSON",
+        choices=("voc07", "voc", "coco"),
+        help="11-point or area AP at one IoU, or COCO's twelve figures (default: voc07, or the config's)",
     )
     parser.add_argument("--iou", type=float, default=0.5, help="IoU that counts as found (default 0.5)")
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.detections and not arguments.annotations:
-        raise InputError("--detections needs --annotations ROOT, the data set that they are scored against")
+        raise InputError("--detections needs --annotations, the data set that they are scored against")
     if not arguments.detections and not (arguments.config and arguments.checkpoint):
         raise InputError("give --config and --checkpoint, or --detections and --annotations")
+    if arguments.detections:
+        arguments.metric = arguments.metric or "voc07"
     if arguments.output and Path(arguments.output).suffix != ".json":
         raise InputError(f"--output {arguments.output}: name a .json file")
     if not 0 < arguments.iou <= 1:

@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader
 
 from detector.build.model import build_normalization
 from detector.config import Config
+from detector.data.choice import Choice, by_ratio, in_turn, read_left_out, without
+from detector.data.coco import CocoDataset, category_names, load_coco
+from detector.data.coco_json import read_coco
 from detector.data.collate import collate, collate_or_error, raise_errors
 from detector.data.dataset import InferenceDataset, ProposalSource, TrainingDataset, quiet_worker
 from detector.data.generated import ensure_generated
@@ -34,31 +37,75 @@ def ensure_data(config: Config) -> None:
 
 
 def class_names(config: Config) -> tuple[str, ...]:
-    """Return the K class names: those of the config, or those found in all annotations."""
+    """Return the K class names: those of the config, or those found in the data set.
+
+    VOC: all names in the annotations, sorted. COCO: the training split's categories by rising id.
+    """
     match config.data.classes:
+        case None if config.data.format == "coco":
+            return tuple(
+                category_names(read_coco(annotation_place(config, config.data.train_split))).values()
+            )
         case None:
-            return find_classes(config.data.root, config.data.annotations)
+            splits = (config.data.train_split, config.data.test_split)
+            folders = dict.fromkeys(_for_split(config.data.annotations, split) for split in splits)
+            found = (find_classes(config.data.root, folder, _kept(config)) for folder in folders)
+            return tuple(sorted(set().union(*found)))
         case "voc":
             return VOC_CLASSES
         case names:
             return names
 
 
-def load_split(config: Config, split: str, classes: Sequence[str], *, training: bool) -> VocDataset:
+def load_split(
+    config: Config, split: str, classes: Sequence[str], *, training: bool
+) -> VocDataset | CocoDataset:
     """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not."""
-    dataset = load_voc(
+    policy = config.data.invalid_boxes if training else None
+    size, choose = config.data.min_box_size, split_choice(config, split)
+    images = _for_split(config.data.images, split)
+    if config.data.format == "coco":
+        return load_coco(
+            annotation_place(config, split),
+            Path(config.data.root) / images,
+            choose=choose,
+            classes=classes,
+            invalid_boxes=policy,
+            min_box_size=size,
+        )
+    return load_voc(
         config.data.root,
         split,
-        annotations=config.data.annotations,
-        images=config.data.images,
-        splits=config.data.splits,
+        annotations=_for_split(config.data.annotations, split),
+        images=images,
+        splits=None if config.data.split_ratio else config.data.splits,
+        choose=choose,
         classes=classes,
-        invalid_boxes=config.data.invalid_boxes if training else None,
-        min_box_size=config.data.min_box_size,
+        invalid_boxes=policy,
+        min_box_size=size,
     )
-    if not dataset.records:
-        raise InputError(f"{config.data.root}: the split {split!r} names no image")
-    return dataset
+
+
+def annotation_place(config: Config, split: str) -> Path:
+    """Return a split's JSON file (COCO) or folder of XML files (VOC)."""
+    return Path(config.data.root) / _for_split(config.data.annotations, split)
+
+
+def split_choice(config: Config, split: str) -> Choice:
+    """Return which of the ids that the annotations or the split file name belong to ``split``."""
+    ratio = config.data.split_ratio
+    divided = [by_ratio(split, ratio, config.data.split_seed)] if ratio else []
+    return in_turn([*divided, _kept(config)])
+
+
+def _kept(config: Config) -> Choice:
+    """Return the choice of all images but those of ``data.leave_out``."""
+    listed = config.data.leave_out
+    return without(read_left_out(Path(listed)) if listed else set())
+
+
+def _for_split(name: str, split: str) -> str:
+    return name.replace("{split}", split)
 
 
 def training_batches(

@@ -6,15 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detector.build.data import class_names, ensure_data, inference_views, load_split
+from detector.build.data import annotation_place, class_names, ensure_data, inference_views, load_split
 from detector.build.model import build_postprocess
 from detector.build.proposals import open_proposals, report_recall, stored_proposals, with_proposals
 from detector.config import Config
+from detector.data.coco import CocoDataset
+from detector.data.coco_json import read_coco
 from detector.data.images import read_image
+from detector.data.voc import VocDataset
 from detector.engine.inference import detect
 from detector.engine.memory import PeakMemory
 from detector.errors import InputError
@@ -26,6 +29,11 @@ from detector.proposals.store import ProposalStore
 from detector.structures import Detections, ImageRecord
 from detector.visualize import draw_detections, save_image
 
+if TYPE_CHECKING:
+    from detector.evaluation.coco import CocoEvaluator
+
+COURSE = ("voc07_mAP", "voc_mAP", "AP", "AP50")
+"""Figures whose course over a run is logged and drawn, those of them that an evaluation has."""
 DRAWN = 16
 """How many of a split's images are drawn with their detections."""
 
@@ -40,11 +48,13 @@ class TestSet:
     records: list[ImageRecord]
     store: ProposalStore
     classes: tuple[str, ...]
+    coco: CocoEvaluator | None = None
+    """Scores by COCO's rules too, where ``test.metric`` asks for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The outcome: figures for metrics.json, the evaluator with its curves, detections by image id."""
+    """The outcome: figures for metrics.json, VOC's evaluator with its curves, detections by image id."""
 
     figures: dict[str, Any]
     evaluator: VocEvaluator
@@ -60,10 +70,22 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
     """
     ensure_data(config)
     found = known_classes(config, classes)
-    records = load_split(config, split, found, training=False).records[: config.test.max_images]
+    dataset = load_split(config, split, found, training=False)
+    records = dataset.records[: config.test.max_images]
     store = open_proposals(config, records, split)
     report_recall(with_proposals(config, records, store), store, config, split)
-    return TestSet(split=split, records=records, store=store, classes=found)
+    coco = coco_evaluator(config, split, dataset) if config.test.metric == "coco" else None
+    return TestSet(split=split, records=records, store=store, classes=found, coco=coco)
+
+
+def coco_evaluator(config: Config, split: str, dataset: VocDataset | CocoDataset) -> CocoEvaluator:
+    """Return COCO's evaluator for a split of either format; of a COCO file its own numbers are used."""
+    from detector.evaluation.coco import CocoEvaluator
+
+    if isinstance(dataset, CocoDataset):
+        truth = read_coco(annotation_place(config, split))
+        return CocoEvaluator(truth, dataset.classes, dataset.image_ids)
+    return CocoEvaluator.from_records(dataset.records, dataset.classes)
 
 
 def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -84,7 +106,7 @@ def evaluate(
     device: str = "cpu",
     memory: PeakMemory | None = None,
 ) -> Evaluation:
-    """Run the network over a split and score it by the VOC rules at IoU 0.5."""
+    """Run the network over a split and score it by the VOC rules at IoU 0.5, and by COCO's if asked for."""
     source = stored_proposals(config, test_set.store, training=False)
     postprocess = build_postprocess(config, model.box_coder)
     evaluator = VocEvaluator(test_set.records, test_set.classes)
@@ -103,7 +125,7 @@ def evaluate(
             memory.sample()
     seconds = time.perf_counter() - started
     figures = {
-        **evaluator.compute(),
+        **_all_figures(evaluator, test_set.coco, detections),
         "split": test_set.split,
         "images": len(test_set.records),
         "seconds_per_image": seconds / len(test_set.records),
@@ -111,17 +133,36 @@ def evaluate(
     return Evaluation(figures=figures, evaluator=evaluator, detections=detections)
 
 
+def _all_figures(
+    voc: VocEvaluator, coco: CocoEvaluator | None, detections: dict[str, Detections]
+) -> dict[str, Any]:
+    """Return VOC's figures and, with ``coco``, COCO's beside them, in each class's row as well."""
+    figures: dict[str, Any] = voc.compute()
+    if coco is None:
+        return figures
+    coco.reset()  # one evaluator serves all evaluations of a run
+    coco.update(list(detections), list(detections.values()))
+    more: dict[str, Any] = coco.compute()
+    rows = {name: {**more["per_class"][name], **row} for name, row in figures["per_class"].items()}
+    return {**more, **figures, "per_class": rows}
+
+
 def headline(config: Config, figures: dict[str, Any]) -> float:
     """Return the figure that chooses the best checkpoint."""
-    return float(figures["voc07_mAP" if config.test.metric == "voc07" else "voc_mAP"])
+    return float(figures[{"voc07": "voc07_mAP", "voc": "voc_mAP", "coco": "AP"}[config.test.metric]])
 
 
 def write_evaluation(folder: Path, test_set: TestSet, evaluation: Evaluation) -> None:
-    """Write VOC result files to ``folder/results`` and drawn images to ``folder/detections``."""
+    """Write VOC result files to ``folder/results`` and drawn images to ``folder/detections``.
+
+    With COCO's evaluator also ``results/coco_SPLIT.json``, as COCO's server takes it.
+    """
     write_result_files(folder / "results", evaluation.detections, test_set.classes, test_set.split)
+    if test_set.coco is not None:
+        test_set.coco.write_results(folder / "results" / f"coco_{test_set.split}.json")
     for record in test_set.records[:DRAWN]:
         found = evaluation.detections[record.image_id]
         image = read_image(record.path, (record.height, record.width))
         name = f"{record.image_id.replace('/', '_')}.jpg"
         save_image(folder / "detections" / name, draw_detections(image, found, test_set.classes))
-    note(f"wrote VOC result files to {folder / 'results'} and pictures to {folder / 'detections'}")
+    note(f"wrote result files to {folder / 'results'} and pictures to {folder / 'detections'}")

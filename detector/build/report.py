@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
-from detector.build.evaluation import Evaluation, TestSet
+from detector.build.evaluation import COURSE, Evaluation, TestSet
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.memory import PeakMemory
 from detector.engine.run_log import read_log
-from detector.evaluation.report import voc_table, write_json
+from detector.evaluation.report import coco_table, voc_table, write_json
 from detector.progress import note
 from detector.visualize import run_picture
 
@@ -23,8 +23,8 @@ EXAMPLES = 8
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """Print the table of AP per class to standard output."""
-    Console().print(voc_table(figures))
+    """Print the table of AP per class, or COCO's tables where its figures are there, to standard output."""
+    Console().print(coco_table(figures) if "AP" in figures else voc_table(figures))
 
 
 def finish_figures(figures: dict[str, Any], seconds: float, memory: PeakMemory) -> dict[str, Any]:
@@ -59,15 +59,15 @@ def write_report(
 def run_series(folder: Path) -> tuple[dict[str, Course], dict[str, Course]]:
     """Return the course of a run's losses, and of its figures where it was evaluated more than once."""
     records = read_log(folder / "log.jsonl")
-    evaluations = _series(records, "evaluate", "voc")
+    evaluations = _series(records, "evaluate", COURSE)
     several = {name: course for name, course in evaluations.items() if len(course) > 1}
-    return _series(records, "train", "loss"), several
+    return _series(records, "train", ("loss",)), several
 
 
-def _series(records: list[dict[str, Any]], kind: str, start: str) -> dict[str, Course]:
-    """Return each figure whose name begins with ``start`` as (step, value) pairs."""
+def _series(records: list[dict[str, Any]], kind: str, starts: tuple[str, ...]) -> dict[str, Course]:
+    """Return each figure whose name begins with one of ``starts`` as (step, value) pairs."""
     chosen = [record for record in records if record["kind"] == kind]
-    names = {name: None for record in chosen for name in record if name.startswith(start)}
+    names = {name: None for record in chosen for name in record if name.startswith(starts)}
     return {name: [(record["step"], record[name]) for record in chosen if name in record] for name in names}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from detector.build.evaluation import headline
+from detector.build.evaluation import COURSE, headline
 from detector.build.tasks import Task, build_task
 from detector.config import Config
 from detector.engine import checkpoint as checkpoints
@@ -19,9 +19,6 @@ from detector.engine.trainer import Record, Trainer, training_state
 from detector.errors import InputError
 from detector.files import write_text
 from detector.progress import TrainingProgress, note
-
-COURSE = ("voc07_mAP", "voc_mAP")
-"""Figures of an evaluation whose course over a run is logged."""
 
 
 class TrainingRun:

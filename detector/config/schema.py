@@ -38,6 +38,8 @@ class Config(Section):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")
             if self.model.pool.rule == "sliding":
                 raise ValueError("model.pool.rule: sliding is for whole images, task: classification")
+        elif self.test.metric == "coco":
+            raise ValueError("test.metric: coco scores boxes; task: classification has voc07 and voc")
         elif self.model.pool.kind != "spp":
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"

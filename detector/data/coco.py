@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detector.data.choice import Choice
 from detector.data.coco_json import CocoData, Entry, read_coco
 from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
 from detector.errors import InputError
@@ -31,6 +32,7 @@ def load_coco(
     annotation_file: Path | str,
     image_folder: Path | str,
     *,
+    choose: Choice | None = None,
     classes: Sequence[str] | None = None,
     invalid_boxes: InvalidBoxes | None = "drop",
     min_box_size: float = 2.0,
@@ -38,6 +40,7 @@ def load_coco(
 ) -> CocoDataset:
     """Read all images of an annotation file, in its order, those without objects included.
 
+    ``choose`` picks some of them by the records' ids, None takes all.
     A record's id is COCO's id as text, or the id that the image had in VOC layout where
     `detector.data.convert` made the file. ``iscrowd`` becomes ``Targets.crowd``, ``area`` the annotated
     area. ``classes`` None means all categories by id. ``invalid_boxes`` and ``min_box_size`` are those of
@@ -58,8 +61,15 @@ def load_coco(
     classes = tuple(names.values()) if classes is None else tuple(classes)
     build_targets = TargetBuilder(classes, invalid_boxes, min_box_size)
     annotations = _by_image(data)
+    entries = {record_id(entry): entry for entry in data["images"]}
+    if len(entries) < len(data["images"]):
+        raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
+    chosen = list(choose(list(entries))) if choose else list(entries)
+    if not chosen:
+        raise InputError(f"{path}: all {len(entries)} images are left out; keep at least one")
     records = []
-    for entry in data["images"]:
+    for image_id in chosen:
+        entry = entries[image_id]
         image = folder / entry["file_name"]
         if require_images and not image.is_file():
             raise InputError(f"{path}: image {entry['id']} is missing: expected {image}")
@@ -67,11 +77,9 @@ def load_coco(
         objects = _objects(annotations[entry["id"]], names, path)
         targets = build_targets(objects, size)
         records.append(
-            ImageRecord(image_id=record_id(entry), path=image, height=size[0], width=size[1], targets=targets)
+            ImageRecord(image_id=image_id, path=image, height=size[0], width=size[1], targets=targets)
         )
-    image_ids = {record_id(entry): entry["id"] for entry in data["images"]}
-    if len(image_ids) < len(records):
-        raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
+    image_ids = {image_id: entries[image_id]["id"] for image_id in chosen}
     return CocoDataset(
         records=records, classes=classes, dropped=dict(build_targets.counts), image_ids=image_ids
     )

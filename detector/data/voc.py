@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detector.data.choice import Choice
 from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
 from detector.data.voc_split import find_image, read_split, resolve_folder
 from detector.data.voc_xml import VocAnnotation, read_annotation
@@ -41,14 +42,16 @@ def load_voc(
     *,
     annotations: str = "Annotations",
     images: str = "JPEGImages",
-    splits: str = "ImageSets/Main",
+    splits: str | None = "ImageSets/Main",
+    choose: Choice | None = None,
     classes: Sequence[str] | None = None,
     invalid_boxes: InvalidBoxes | None = "drop",
     min_box_size: float = 2.0,
     require_images: bool = True,
 ) -> VocDataset:
-    """Read the images that ``ROOT/<splits>/<split>.txt`` names.
+    """Read the images that ``ROOT/<splits>/<split>.txt`` names, all annotated ones if ``splits`` is None.
 
+    ``choose`` picks some of these ids, None takes all.
     ``classes`` None means the names in the split's annotations, sorted. ``invalid_boxes`` and
     ``min_box_size`` are those of `detector.data.objects.TargetBuilder`; None, for evaluation, keeps every
     object exactly as annotated.
@@ -64,7 +67,7 @@ def load_voc(
     root = Path(root)
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
-    ids, split_file = read_split(root, splits, split, annotation_folder)
+    ids, split_file = split_ids(root, splits, split, annotation_folder, choose)
     parsed = [read_annotation(annotation_path(annotation_folder, image_id, split_file)) for image_id in ids]
     if classes is None:
         classes = sorted({thing.name for annotation in parsed for thing in annotation.objects})
@@ -80,16 +83,41 @@ def load_voc(
     return VocDataset(records=records, classes=tuple(classes), dropped=dict(build_targets.counts))
 
 
-def find_classes(root: Path | str, annotations: str = "Annotations") -> tuple[str, ...]:
+def find_classes(
+    root: Path | str, annotations: str = "Annotations", choose: Choice | None = None
+) -> tuple[str, ...]:
     """Return the sorted class names of all annotation files, whatever split they belong to.
+
+    ``choose`` picks some of the files by their ids, None takes all.
 
     Raises InputError for a missing folder, a malformed annotation, or a folder without annotations.
     """
     folder = resolve_folder(Path(root), annotations, "one XML file an image")
-    paths = [path for path in sorted(folder.rglob("*.xml")) if not path.name.startswith(".")]
+    ids = annotated_ids(folder)
+    paths = [folder / f"{image_id}.xml" for image_id in (choose(ids) if choose else ids)]
+    return tuple(sorted({thing.name for path in paths for thing in read_annotation(path).objects}))
+
+
+def split_ids(
+    root: Path, splits: str | None, split: str, annotation_folder: Path, choose: Choice | None = None
+) -> tuple[list[str], Path]:
+    """Return the ids of a split, and the file or folder that names them, as `load_voc` reads them."""
+    if splits is None:
+        ids, source = annotated_ids(annotation_folder), annotation_folder
+    else:
+        ids, source = read_split(root, splits, split, annotation_folder)
+    chosen = list(choose(ids)) if choose else ids
+    if not chosen:
+        raise InputError(f"{source}: all {len(ids)} images of {split!r} are left out; keep at least one")
+    return chosen, source
+
+
+def annotated_ids(folder: Path) -> list[str]:
+    """Return the ids of all annotation files below ``folder``, sorted. Raises InputError for none."""
+    paths = [path for path in folder.rglob("*.xml") if not path.name.startswith(".")]
     if not paths:
         raise InputError(f"{folder}: no annotation file (*.xml) in this folder")
-    return tuple(sorted({thing.name for path in paths for thing in read_annotation(path).objects}))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
 
 
 def annotation_path(folder: Path, image_id: str, split_file: Path) -> Path:

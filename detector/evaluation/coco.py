@@ -20,12 +20,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.evaluation.coco_results import Result, read_coco_results, to_results, write_coco_results
+from detector.evaluation.report import COCO_FIGURES
 from detector.structures import Detections, ImageRecord
 
 GroundTruth = Mapping[str, Sequence[Mapping[str, Any]]]
-
-# In the order of pycocotools' summary.
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 class CocoEvaluator:
@@ -84,14 +82,14 @@ class CocoEvaluator:
             self._results[result["image_id"]].append(result)
 
     def compute(self) -> dict[str, object]:
-        """Return the twelve figures, as `FIGURES` names them, and ``per_class``.
+        """Return the twelve figures, as `COCO_FIGURES` names them, and ``per_class``.
 
         ``per_class[name]`` has ``AP``, ``AP50``, and the numbers of ``objects`` (ignored ones included), of
         ``ignored`` ones and of ``detections``. A figure without an object that counts is NaN.
         """
         evaluation = self._evaluate()
         figures: dict[str, object] = {
-            name: _or_nan(figure) for name, figure in zip(FIGURES, evaluation.stats, strict=True)
+            name: _or_nan(figure) for name, figure in zip(COCO_FIGURES, evaluation.stats, strict=True)
         }
         objects, ignored, found = self._counts()
         # (IoU thresholds, recall points, classes, areas: all first, detections an image: 100 last)

@@ -13,6 +13,9 @@ from rich.text import Text
 
 from detector.files import write_text
 
+# In the order of pycocotools' summary.
+COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
 
 def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") -> Table:
     """Return the table of what `VocEvaluator.compute` or `ClassificationEvaluator.compute` returns: a row a
@@ -44,9 +47,8 @@ def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision 
         cells = [_figure(row["AP"]), _figure(row["AP50"]), *(str(row[count]) for count in counts)]
         table.add_row(Text(name), *cells)
     table.add_section()
-    for name, value in figures.items():
-        if name != "per_class":
-            table.add_row(name, _figure(value))
+    for name in COCO_FIGURES:
+        table.add_row(name, _figure(figures[name]))
     return table
 
 

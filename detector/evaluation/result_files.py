@@ -56,6 +56,12 @@ def result_file(folder: Path, split: str, name: str) -> Path:
     return _class_file(folder, f"comp4_det_{split}", name)
 
 
+def result_classes(folder: Path, split: str) -> set[str]:
+    """Return the classes whose result files of ``split`` are in ``folder``."""
+    start = result_file(folder, split, "").stem
+    return {path.stem.removeprefix(start) for path in folder.glob("*.txt") if path.stem.startswith(start)}
+
+
 def write_class_scores(
     folder: Path, scores: Mapping[str, Tensor], classes: Sequence[str], split: str = "test"
 ) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detector.errors import InputError
-from detector.evaluation.result_files import read_result_files, result_file
+from detector.evaluation.result_files import FileDetections, read_result_files, result_file
 from detector.evaluation.voc import VocEvaluator
 from detector.structures import ImageRecord
 
@@ -29,13 +29,22 @@ def score_result_files(
     Raises:
         InputError: no result file at all, or a malformed one (see `read_result_files`).
     """
-    folder = Path(folder)
-    _check_files(folder, classes, split)
     evaluator = VocEvaluator(records, classes, iou_threshold)
-    found = read_result_files(folder, [record.image_id for record in records], classes, split)
+    found = read_checked_files(Path(folder), [record.image_id for record in records], classes, split)
     for image_id, (boxes, scores, labels, lines) in found.items():
         evaluator.add(image_id, boxes, scores, labels, order=lines)
     return evaluator
+
+
+def read_checked_files(
+    folder: Path, image_ids: Sequence[str], classes: Sequence[str], split: str = "test"
+) -> dict[str, FileDetections]:
+    """Return what `read_result_files` does, after a look at which files there are.
+
+    Warns of classes without a file and of files without a class. Raises InputError as `score_result_files`.
+    """
+    _check_files(folder, classes, split)
+    return read_result_files(folder, image_ids, classes, split)
 
 
 def _check_files(folder: Path, classes: Sequence[str], split: str) -> None:

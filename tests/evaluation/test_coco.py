@@ -17,7 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from detector.errors import InputError
-from detector.evaluation.coco import FIGURES, CocoEvaluator, score_coco_results
+from detector.evaluation.coco import CocoEvaluator, score_coco_results
+from detector.evaluation.report import COCO_FIGURES as FIGURES
 from detector.evaluation.report import coco_table
 from detector.structures import Detections, Evaluator, ImageRecord, Targets
 

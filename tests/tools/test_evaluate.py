@@ -10,9 +10,11 @@ import yaml
 
 from detector.build.training import start_run
 from detector.config import load_config
+from detector.data.convert import voc_to_coco
 from detector.data.generated import generate_voc
+from detector.evaluation.report import COCO_FIGURES
 from tests.build.conftest import TINY
-from tests.tools.conftest import Tool
+from tests.tools.conftest import PROJECT, Tool
 
 KEYS = {"voc07_mAP", "voc_mAP", "per_class", "seconds", "peak_rss_mib"}
 
@@ -46,6 +48,40 @@ def test_a_checkpoint_and_its_result_files_score_the_same(
     assert scored.returncode == 0, scored.stderr
     for key in ("voc07_mAP", "voc_mAP", "per_class"):
         assert json.loads(again.read_text())[key] == figures[key]
+
+    result = tool("evaluate", "--config", config, "--checkpoint", checkpoint, "--metric", "coco",
+                  "--output", output)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(output.read_text())
+    assert figures["voc_mAP"] == json.loads(again.read_text())["voc_mAP"]
+    instances = tmp_path / "instances.json"
+    voc_to_coco(root, "test", instances)
+    results = files / "coco_test.json"
+    for detections in (files, results):  # every pair of files says the same
+        for truth in (root, instances):
+            for metric, keys in (("coco", COCO_FIGURES), ("voc", ("voc07_mAP", "voc_mAP"))):
+                scored = tool("evaluate", "--detections", detections, "--annotations", truth,
+                              "--metric", metric, "--output", again)  # fmt: skip
+                assert scored.returncode == 0, scored.stderr
+                read = json.loads(again.read_text())
+                assert {key: read[key] for key in keys} == pytest.approx({key: figures[key] for key in keys})
+
+
+def test_the_demo_of_the_coco_api_from_the_command_line(tool: Tool, tmp_path: Path) -> None:
+    folder = PROJECT / "data" / "coco_eval"
+    if not folder.is_dir():
+        pytest.skip("data/coco_eval is not there")
+    output = tmp_path / "figures.json"
+    result = tool("evaluate", "--detections", folder / "instances_val2014_fakebbox100_results.json",
+                  "--annotations", folder / "instances_val2014_100.json", "--metric", "coco",
+                  "--output", output)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("AP 0.504581\n")
+    figures = json.loads(output.read_text())
+    assert set(figures) == {*COCO_FIGURES, "per_class"}
+    assert figures["AP"] == pytest.approx(0.504580698725, abs=1e-9)
+    assert figures["ARl"] == pytest.approx(0.564290598291, abs=1e-9)
+    assert len(figures["per_class"]) == 80
 
 
 def test_scoring_files_needs_no_images_and_no_library(tool: Tool, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from detector.config.sections.base import Count, Fraction, Resize, Section
 class TestConfig(Section):
     __test__ = False  # not a test class, whatever its name
 
-    metric: Literal["voc07", "voc"] = "voc07"
-    """The headline figure and the one that chooses the best checkpoint: 11-point or area AP."""
+    metric: Literal["voc07", "voc", "coco"] = "voc07"
+    """The headline figure and the one that chooses the best checkpoint: VOC's 11-point or area AP, or
+    COCO's AP. With "coco" its twelve figures are computed as well, for data of either format."""
     scales: tuple[Count, ...] = Field(default=(600,), min_length=1)
     """Shorter sides in pixels; ``scale_rule`` says how several are used."""
     scale_rule: Literal["area", "side", "all"] = "area"
