@@ -28,6 +28,8 @@ from detector.structures import ImageRecord, Proposals
 PROPOSALS_FOLDER = Path("data/proposals")
 LOW_RECALL = 0.5
 """Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
+LOST_RECALL = 0.05
+"""Taking only the best of each image costs a good ranking less than this."""
 ALONE_PIXELS = 20_000_000
 """Up to here in all, selective search takes this process less time than starting others."""
 WAIT_SECONDS = 24 * 3600.0
@@ -200,16 +202,32 @@ def with_proposals(config: Config, records: Sequence[ImageRecord], store: Propos
 def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: Config, split: str) -> None:
     """Print the line that says whether these proposals can work, and a warning if they cannot."""
     training = split == config.data.train_split
-    limit = config.proposals.top_k_train if training else config.proposals.top_k_test
-    figures = recall([record for record in records if record.image_id in store], store, limit=limit)
+    key = "top_k_train" if training else "top_k_test"
+    limit = getattr(config.proposals, key)
+    known = [record for record in records if record.image_id in store]
+    figures = recall(known, store, limit=limit)
     note(
         f"proposals for {split}: {figures['proposals_per_image']:.0f} an image, recall "
         f"{figures['recall_0.5']:.3f} at IoU 0.5, {figures['recall_0.7']:.3f} at IoU 0.7"
     )
+    if any(store.count(record.image_id) > limit for record in known):
+        _warn_of_limit(known, store, figures["recall_0.5"], f"proposals.{key}", limit)
     if figures["objects"] and figures["recall_0.5"] < LOW_RECALL:
         note(
             f"warning: {store.path} covers only {figures['recall_0.5']:.0%} of the objects at IoU 0.5; are "
             "the boxes x1, y1, x2, y2 in pixels of these images?"
+        )
+
+
+def _warn_of_limit(
+    records: Sequence[ImageRecord], store: ProposalStore, limited: float, key: str, limit: int
+) -> None:
+    """Say so where the first boxes of each image are no good choice, as in files that carry no rank."""
+    whole = recall(records, store)["recall_0.5"]
+    if whole - limited > LOST_RECALL:
+        note(
+            f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at IoU "
+            f"0.5, all of them {whole:.0%}; raise {key}, or give scores if their order means nothing"
         )
 
 

@@ -2,8 +2,8 @@
 
 ``_base_`` is a path, or a list of paths, relative to the file that names it; later ones win and the file
 itself wins over all. Mappings are merged key by key, except that a ``proposals`` mapping which names a
-``file`` or a ``method`` replaces the inherited source. An override is ``section.key=value`` with a YAML
-value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
+``file`` or a ``method`` replaces the inherited source (another ``file`` keeps the ``format``). An override
+is ``section.key=value`` with a YAML value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
 """
 
 from __future__ import annotations
@@ -162,8 +162,10 @@ _Loader.add_implicit_resolver(
 def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
     if key == "proposals" and {"file", "method"} & set(top):
         # Another source replaces the inherited one with its options; limits such as top-k are kept.
-        limits = {"top_k_train", "top_k_test", "min_size", "missing", "faults"}
-        base = {name: value for name, value in base.items() if name in limits}
+        kept = {"top_k_train", "top_k_test", "min_size", "missing", "faults"}
+        if "method" not in top:
+            kept |= {"format", "convention"}  # another file of the same kind
+        base = {name: value for name, value in base.items() if name in kept}
     if key == "pool" and "kind" in top:
         base = {}  # another kind of pooling has other keys
     merged = dict(base)

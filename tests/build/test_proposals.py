@@ -15,7 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from detector.build.data import class_names, load_split
-from detector.build.proposals import make_proposals, open_proposals, stored_proposals, with_proposals
+from detector.build.proposals import (
+    make_proposals,
+    open_proposals,
+    report_recall,
+    stored_proposals,
+    with_proposals,
+)
 from detector.config import Config
 from detector.errors import InputError
 from detector.ops import selective_search
@@ -117,7 +123,7 @@ def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load
     assert store[records[0].image_id].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
 
     red = int(cv2.imread(str(records[3].path))[:, :, 2].sum())
-    slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=1")
+    slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=3")
     with pytest.raises(InputError, match=rf"1 of 4 images .*{records[3].path.name} took over"):
         open_proposals(tiny(*slow), records)
     skip = tiny(*slow, "proposals.missing=skip")
@@ -163,6 +169,21 @@ def test_one_file_for_all_splits_gives_each_its_own_images(tiny: Load, tmp_path:
     for split, records in splits.items():
         store = open_proposals(config, records, split)
         assert store.ids() == sorted(record.image_id for record in records)
+
+
+def test_a_limit_that_cuts_the_good_boxes_off_is_warned_of(
+    tiny: Load, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Files that carry no rank may have their good boxes last, as the one of fast-rcnn's demo has."""
+    records = split_of(tiny(), "trainval")
+    boxes = {key: rows[::-1] for key, rows in own_boxes(records).items()}
+    path = write_npz(tmp_path / "boxes.npz", boxes)
+    for top_k, warned in ((10, True), (100, False)):
+        config = tiny(f"proposals.file={path}", "proposals.format=npz", f"proposals.top_k_train={top_k}")
+        report_recall(records, open_proposals(config, records), config, "trainval")
+        said = " ".join(capfd.readouterr().err.split())
+        assert ("warning: the first 10 proposals" in said) == warned
+        assert ("all of them 100%; raise proposals.top_k_train" in said) == warned
 
 
 class TestPolicies:

@@ -154,3 +154,13 @@ def test_many_keys_take_no_quadratic_time(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="and 14983 more"):
         load_config(path)
     assert time.process_time() - start < 20
+
+
+def test_another_file_keeps_the_format_and_another_method_does_not() -> None:
+    bccd = PROJECT / "configs" / "bccd_squeezenet.yaml"
+    found = load_config(bccd, ["proposals.file=mine.npz"]).proposals
+    assert (found.file, found.format) == ("mine.npz", "npz")
+    found = load_config(bccd, ["proposals.file=mine.mat", "proposals.format=mat"]).proposals
+    assert (found.file, found.format) == ("mine.mat", "mat")
+    found = load_config(bccd, ["proposals.method=selective_search"]).proposals
+    assert (found.file, found.format, found.top_k_train) == (None, None, 2000)
