@@ -16,7 +16,6 @@ from detector.build.classification_report import scores_picture, write_classes, 
 from detector.build.classified import Classified, LabelledImages, classify_images, no_proposals, open_images
 from detector.build.report import finish_figures, print_figures
 from detector.config import Config
-from detector.engine import checkpoint as checkpoints
 from detector.engine.memory import PeakMemory
 from detector.errors import InputError
 from detector.models.detector import RegionDetector
@@ -96,11 +95,7 @@ class ClassificationTask:
 
     def _build_model(self, state: dict[str, Any] | None) -> RegionDetector:
         """Return the network with the weights of the resumed run, of another checkpoint, or published."""
-        config = self.config
-        torch.manual_seed(config.seed)
+        torch.manual_seed(self.config.seed)
         if state is not None:
-            return model_parts.restore_model(config, state, "the run's checkpoint")
-        if config.train.initial_weights is None:
-            return model_parts.build_model(config, len(self.classes))
-        source = checkpoints.load_checkpoint(config.train.initial_weights)
-        return model_parts.restore_model(config, source, config.train.initial_weights)
+            return model_parts.restore_model(self.config, state, "the run's checkpoint")
+        return model_parts.initial_model(self.config, self.classes)

@@ -17,7 +17,6 @@ from detector.build.evaluation import Evaluation, evaluate, open_test_set, write
 from detector.build.report import finish_figures, print_figures, write_report
 from detector.config import Config
 from detector.data.images import read_image
-from detector.engine import checkpoint as checkpoints
 from detector.engine.memory import PeakMemory
 from detector.errors import InputError
 from detector.models.box_coder import BoxCoder, measured_coder
@@ -116,14 +115,10 @@ class DetectionTask:
 
     def _build_model(self, coder: BoxCoder | None, state: dict[str, Any] | None) -> RegionDetector:
         """Return the network with the weights of the resumed run, of another checkpoint, or published."""
-        config, count = self.config, len(self.classes)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(self.config.seed)
         if state is not None:
-            return model_parts.restore_model(config, state, "the run's checkpoint")
-        if config.train.initial_weights is None:
-            return model_parts.build_model(config, count, coder)
-        source = checkpoints.load_checkpoint(config.train.initial_weights)
-        return model_parts.restore_model(config, source, config.train.initial_weights)
+            return model_parts.restore_model(self.config, state, "the run's checkpoint")
+        return model_parts.initial_model(self.config, self.classes, coder)
 
     def _measure_targets(self) -> BoxCoder:
         source = proposal_parts.stored_proposals(self.config, self.store, training=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from detector.build.weights import load_initial, load_published
 from detector.config import Config
 from detector.engine.checkpoint import load_model_state
 from detector.errors import InputError
@@ -49,12 +51,19 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
     """
     torch.manual_seed(config.seed)
     model = _random_model(config, num_classes, coder)
-    chosen = config.model.backbone
-    if chosen.weights is not None:
-        state = weights.read_state_dict(chosen.weights)
-        weights.load_backbone(convolutions(model), state, chosen.weights)
-        if config.model.head.weights:
-            weights.load_head(model.box_head.layers, state, chosen.name, chosen.weights)
+    if config.model.backbone.weights is not None:
+        head = model.box_head.layers if config.model.head.weights else None
+        load_published(config, convolutions(model), head)
+    return model
+
+
+def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None = None) -> RegionDetector:
+    """Return the network that a run begins with: another run's weights, published ones, or random ones."""
+    if config.train.initial_weights is None:
+        return build_model(config, len(classes), coder)
+    torch.manual_seed(config.seed)
+    model = _random_model(config, len(classes), coder)
+    load_initial(config, model, classes)
     return model
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from detector.build.data import inference_transforms
 from detector.build.model import build_backbone
+from detector.build.weights import load_published
 from detector.config import Config
 from detector.errors import InputError
-from detector.models import weights
 from detector.models.backbones import Backbone
 from detector.ops import roi_pool, spp_pool
 from detector.visualize.pooling import PooledRegion, RegionView, Span
@@ -76,9 +76,8 @@ def pool_every_way(
     _check_box(box, image.shape[:2])
     torch.manual_seed(config.seed)  # without a weights file the filters are random, and the same every time
     backbone = build_backbone(config).eval()
-    chosen = config.model.backbone
-    if chosen.weights is not None:
-        weights.load_backbone(backbone, weights.read_state_dict(chosen.weights), chosen.weights)
+    if config.model.backbone.weights is not None:
+        load_published(config, backbone)
     pixels, meta = inference_transforms(config)[0](image, "image")
     with torch.no_grad():
         features = backbone(pixels[None])

@@ -118,9 +118,20 @@ def identity_backbone() -> Backbone:
     return Backbone(OrderedDict(), {})
 
 
+def whole_network(name: str) -> dict[str, Tensor]:
+    """Return the state dict of all of a network's convolutions, uncut, ``features.`` before each name.
+
+    The tensors have shapes and no values.
+    """
+    with torch.device("meta"):
+        layers = nn.Sequential(_family(name)[0])
+    return {f"features.{key}": tensor for key, tensor in layers.state_dict().items()}
+
+
 # Each stage and the number of children of ``features`` up to its end.
 _VGG16_STAGES = {"conv1": 4, "conv2": 9, "conv3": 16, "conv4": 23, "conv5": 30}
 _ALEXNET_STAGES = {"conv1": 2, "conv2": 5, "conv3": 8, "conv4": 10, "conv5": 12}
+_CAFFENET_STAGES = {"conv1": 2, "conv2": 6, "conv3": 10, "conv4": 12, "conv5": 14}
 _SQUEEZENET_STAGES = {"conv1": 2, "fire2": 4, "fire3": 5, "fire4": 6, "fire5": 8}
 _SQUEEZENET_STAGES |= {"fire6": 9, "fire7": 10, "fire8": 11, "fire9": 13}
 _RESNET_STAGES = {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8}
@@ -134,6 +145,8 @@ def _family(name: str) -> tuple[OrderedDict[str, nn.Module], dict[str, int], str
             return _numbered(vgg.make_layers(vgg.cfgs["D"])), _VGG16_STAGES, "conv5"
         case "alexnet":
             return _numbered(alexnet().features), _ALEXNET_STAGES, "conv5"
+        case "caffenet":
+            return _caffenet(), _CAFFENET_STAGES, "conv5"
         case "squeezenet1_0":
             return _numbered(squeezenet1_0().features), _SQUEEZENET_STAGES, "fire9"
         case "resnet18":
@@ -143,7 +156,7 @@ def _family(name: str) -> tuple[OrderedDict[str, nn.Module], dict[str, int], str
         case "small":
             return _small(), _SMALL_STAGES, "conv4"
         case _:
-            known = ["vgg16", "alexnet", "squeezenet1_0", "resnet18", "resnet50", "small"]
+            known = ["vgg16", "alexnet", "caffenet", "squeezenet1_0", "resnet18", "resnet50", "small"]
             raise InputError(
                 f"model.backbone.name {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}"
             )
@@ -158,6 +171,21 @@ def _resnet(make: Callable[..., nn.Module]) -> OrderedDict[str, nn.Module]:
     network = make(norm_layer=FrozenBatchNorm2d)
     kept = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     return OrderedDict((name, getattr(network, name)) for name in kept)
+
+
+def _caffenet() -> OrderedDict[str, nn.Module]:
+    """Caffe's AlexNet, model S of the paper, with the padding of Fast R-CNN's release and Caffe's names."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    convolutions = [(3, 96, 11, 1), (96, 256, 5, 2), (256, 384, 3, 1), (384, 384, 3, 2), (384, 256, 3, 2)]
+    for number, (before, width, kernel, groups) in enumerate(convolutions, start=1):
+        if number in (2, 3):
+            layers[f"pool{number - 1}"] = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+            layers[f"norm{number - 1}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+        layers[f"conv{number}"] = nn.Conv2d(
+            before, width, kernel, stride=4 if number == 1 else 1, padding=kernel // 2, groups=groups
+        )
+        layers[f"relu{number}"] = nn.ReLU(inplace=True)
+    return layers
 
 
 def _small() -> OrderedDict[str, nn.Module]:

@@ -1,21 +1,17 @@
-"""Published weights: which tensors of a state dict go where, and what input they expect."""
+"""Weights files: read without running code from them, and what input the weights in them expect."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector.errors import InputError
-from detector.models.backbones import Backbone
 from detector.structures import Normalization
 
-# The classifier's fully connected layers in torchvision's VGG16 and AlexNet, which become fc6 and fc7.
-_HEAD_KEYS = {
-    "vgg16": {"classifier.0": "fc6", "classifier.3": "fc7"},
-    "alexnet": {"classifier.1": "fc6", "classifier.4": "fc7"},
-}
+MAX_TENSORS = 100_000
+"""More names than this are refused: the largest published networks have some thousands."""
 
 
 def normalization(convention: str, pixel_mean: tuple[float, float, float] | None = None) -> Normalization:
@@ -43,7 +39,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict without unpickling code.
 
     Raises:
-        InputError: missing, unreadable, or holding something other than named tensors.
+        InputError: missing, unreadable, or holding something other than named, finite, plain tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,57 +52,28 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds for damaged files
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: not readable as a state dict of tensors: {first}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict):
         raise InputError(f"{path}: a weights file holds a state dict, names to tensors, and nothing else")
+    _check_tensors(state, path)
     return state
 
 
-def load_backbone(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Copy a published network's tensors into ``backbone``.
-
-    ``state`` may hold more (the classifier, later stages); it must hold every tensor of the backbone.
-
-    Raises:
-        InputError: naming missing tensors and those of another shape.
-    """
-    wanted = backbone.features.state_dict()
-    found = {name: state[key] for name in wanted if (key := _published_name(name, state)) is not None}
-    _refuse_mismatch(wanted, found, source)
-    backbone.features.load_state_dict(found)
-
-
-def load_head(layers: nn.Module, state: dict[str, Tensor], family: str, source: str) -> None:
-    """Copy fc6 and, where ``layers`` has it, fc7 of a published VGG16 or AlexNet into ``layers``.
-
-    The flattened order is the same, (channel, row, column), when the pool's output size is the
-    published one: 7 for VGG16, 6 for AlexNet.
-    """
-    if family not in _HEAD_KEYS:
-        raise InputError(f"model.head.weights: {family} has no fc6 and fc7; set it to false")
-    wanted = layers.state_dict()
-    found = {
-        f"{ours}.{kind}": state[f"{theirs}.{kind}"]
-        for theirs, ours in _HEAD_KEYS[family].items()
-        for kind in ("weight", "bias")
-        if f"{theirs}.{kind}" in state and f"{ours}.{kind}" in wanted
-    }
-    _refuse_mismatch(wanted, found, source)
-    layers.load_state_dict(found)
-
-
-def _published_name(name: str, state: dict[str, Tensor]) -> str | None:
-    """VGG, AlexNet and SqueezeNet say ``features.0.weight`` for our ``0.weight``; ResNet has no prefix."""
-    return next((key for key in (f"features.{name}", name) if key in state), None)
-
-
-def _refuse_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:
-    missing = [name for name in wanted if name not in found]
-    other = [
-        f"{name} {tuple(found[name].shape)} where {tuple(wanted[name].shape)} is needed"
-        for name in found
-        if name in wanted and found[name].shape != wanted[name].shape
-    ]
-    if missing or other:
-        problems = [f"missing {name}" for name in missing] + other
-        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise InputError(f"{source}: does not fit the configured network: {listed}")
+def _check_tensors(state: dict[object, object], path: Path) -> None:
+    if {"format", "step", "config", "model"} <= set(state):
+        raise InputError(
+            f"{path}: a checkpoint of this project, not a published network: name it in train.initial_weights"
+        )
+    if len(state) > MAX_TENSORS:
+        raise InputError(f"{path}: {len(state)} tensors; a weights file over {MAX_TENSORS} is refused")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: a weights file holds a state dict, names to tensors, and nothing else; "
+                f"{name!r:.80} is a {type(value).__name__}: save the state dict alone"
+            )
+        if not name.isprintable() or len(name) > 300:
+            raise InputError(f"{path}: {name!r:.80} is not a tensor's name; the file is damaged")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise InputError(f"{path}: {name} is sparse, quantized or without values; save plain tensors")
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name} has NaN or infinite values; the file is damaged")

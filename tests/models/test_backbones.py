@@ -16,6 +16,7 @@ from detector.models.backbones import Backbone, build_backbone
 STAGES = {
     "vgg16": ["conv1", "conv2", "conv3", "conv4", "conv5"],
     "alexnet": ["conv1", "conv2", "conv3", "conv4", "conv5"],
+    "caffenet": ["conv1", "conv2", "conv3", "conv4", "conv5"],
     "squeezenet1_0": ["conv1", "fire2", "fire3", "fire4", "fire5", "fire6", "fire7", "fire8", "fire9"],
     "resnet18": ["conv1", "layer1", "layer2", "layer3", "layer4"],
     "resnet50": ["conv1", "layer1", "layer2", "layer3", "layer4"],
@@ -24,6 +25,7 @@ STAGES = {
 DEFAULTS = {
     "vgg16": ("conv5", 512, 16, 7.5),
     "alexnet": ("conv5", 256, 16, 15.0),
+    "caffenet": ("conv5", 256, 16, 0.0),
     "squeezenet1_0": ("fire9", 512, 16, 17.0),
     "resnet18": ("layer3", 256, 16, 0.0),
     "resnet50": ("layer3", 1024, 16, 0.0),
@@ -89,7 +91,7 @@ def as_column(backbone: Backbone) -> nn.Sequential:
                         module.kernel_size, module.stride, module.padding, ceil_mode=module.ceil_mode
                     )
                 ]
-            case nn.ReLU() | nn.BatchNorm2d() | FrozenBatchNorm2d() | nn.Identity():
+            case nn.ReLU() | nn.LocalResponseNorm() | nn.BatchNorm2d() | FrozenBatchNorm2d() | nn.Identity():
                 return []
             case BasicBlock():
                 return layers(module.conv1) + layers(module.conv2)

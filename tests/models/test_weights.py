@@ -1,118 +1,36 @@
-"""Published weights: torchvision's layouts, both input conventions, and files that do not fit."""
+"""Weights files: conventions of their input, and files that are no weights or hostile ones."""
 
 from __future__ import annotations
 
+import pickle
+import struct
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torchvision import models
+from torch import nn
 
-from detector.data.transforms import ImageTransform
 from detector.errors import InputError
-from detector.models.backbones import build_backbone
-from detector.models.heads import BoxHead
-from detector.models.weights import load_backbone, load_head, normalization, read_state_dict
-from tests.conftest import PROJECT
-
-WEIGHTS = PROJECT / "data" / "weights"
+from detector.models.weights import MAX_TENSORS, normalization, read_state_dict
 
 
-def published(name: str) -> nn.Module:
-    """A network of torchvision's with random weights, standing for the published one."""
-    torch.manual_seed(3)
-    network: nn.Module = getattr(models, name)()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # statistics that differ from those of a fresh network
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return network.eval()
+def test_conventions() -> None:
+    rgb, bgr = normalization("torchvision"), normalization("caffe")
+    assert (rgb.maximum, rgb.bgr, rgb.mean) == (255.0, False, (0.485, 0.456, 0.406))
+    assert (bgr.maximum, bgr.bgr, bgr.mean) == (1.0, True, (102.9801, 115.9465, 122.7717))
+    assert normalization("caffe", (104.0, 117.0, 123.0)).mean == (104.0, 117.0, 123.0)
+    with pytest.raises(InputError, match="convention 'darknet' is unknown"):
+        normalization("darknet")
 
 
-def published_features(name: str, network: nn.Module, images: Tensor) -> Tensor:
-    if name == "resnet18":
-        stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
-        return network.layer3(network.layer2(network.layer1(stem)))
-    layers = list(network.features)
-    return nn.Sequential(*layers[:-1] if name == "alexnet" else layers)(images)  # without the last pool
-
-
-@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_0", "resnet18"])
-def test_features_are_those_of_torchvisions_network(tmp_path: Path, name: str) -> None:
-    network = published(name)
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    backbone = build_backbone(name).eval()
-    load_backbone(backbone, read_state_dict(tmp_path / "weights.pth"), "weights.pth")
-    images = torch.randn(1, 3, 96, 128)
-    with torch.inference_mode():
-        torch.testing.assert_close(backbone(images), published_features(name, network, images))
-
-
-def test_a_bare_stack_of_layers_loads_too() -> None:
-    network = published("alexnet")
-    backbone = build_backbone("alexnet", stage="conv2")
-    load_backbone(backbone, network.features.state_dict(), "bare")
-    assert torch.equal(backbone.features[3].weight, network.features[3].weight)
-
-
-def test_vgg16_takes_torchvisions_names() -> None:
-    with torch.device("meta"):
-        theirs, ours = models.vgg16().state_dict(), build_backbone("vgg16").features.state_dict()
-        head = BoxHead(512 * 49, [4096, 4096]).layers.state_dict()
-    assert {f"features.{name}": value.shape for name, value in ours.items()} == {
-        name: value.shape for name, value in theirs.items() if name.startswith("features.")
-    }
-    for theirs_name, ours_name in (("classifier.0", "fc6"), ("classifier.3", "fc7")):
-        for kind in ("weight", "bias"):
-            assert theirs[f"{theirs_name}.{kind}"].shape == head[f"{ours_name}.{kind}"].shape
-
-
-def test_alexnets_fc6_and_fc7_compute_what_they_did() -> None:
-    network = published("alexnet")
-    head = BoxHead(256 * 36, [4096, 4096]).eval()
-    load_head(head.layers, network.state_dict(), "alexnet", "weights.pth")
-    pooled = torch.rand(2, 256, 6, 6)
-    with torch.inference_mode():
-        expected = network.classifier[:-1](pooled.flatten(1))  # all but the layer of 1000 classes
-        torch.testing.assert_close(head(pooled.flatten(1)), expected)
-
-
-def test_a_head_of_one_layer_takes_fc6_alone() -> None:
-    state = {
-        "classifier.1.weight": torch.rand(8, 4),
-        "classifier.1.bias": torch.rand(8),
-        "classifier.4.weight": torch.rand(6, 8),
-        "classifier.4.bias": torch.rand(6),
-    }
-    head = BoxHead(4, [8])
-    load_head(head.layers, state, "alexnet", "weights.pth")
-    assert torch.equal(head.layers.fc6.weight, state["classifier.1.weight"])
-    with pytest.raises(InputError, match=r"w\.pth: does not fit .*missing fc8\.weight; missing fc8\.bias"):
-        load_head(BoxHead(4, [8, 6, 5]).layers, state, "alexnet", "w.pth")
-    with pytest.raises(InputError, match=r"fc6\.weight \(8, 4\) where \(8, 9\) is needed"):
-        load_head(BoxHead(9, [8]).layers, state, "alexnet", "w.pth")
-    with pytest.raises(
-        InputError, match=r"model\.head\.weights: resnet18 has no fc6 and fc7; set it to false"
-    ):
-        load_head(head.layers, state, "resnet18", "w.pth")
-
-
-def test_what_does_not_fit_is_named_and_nothing_is_loaded() -> None:
-    state = published("resnet18").state_dict()
-    state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
-    del state["bn1.running_mean"]
-    backbone = build_backbone("resnet18")
-    before = backbone.features.conv1.weight.clone()
-    with pytest.raises(InputError) as caught:
-        load_backbone(backbone, state, "bad.pth")
-    assert str(caught.value) == (
-        "bad.pth: does not fit the configured network: missing bn1.running_mean; "
-        "layer1.0.conv1.weight (64, 64, 1, 1) where (64, 64, 3, 3) is needed"
-    )
-    assert torch.equal(backbone.features.conv1.weight, before)
-    with pytest.raises(InputError, match=r"and [0-9]+ more"):
-        load_backbone(backbone, published("alexnet").state_dict(), "alexnet.pth")
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_both_forms_of_file_are_read(tmp_path: Path, zipped: bool) -> None:
+    state = {"conv1.weight": torch.rand(2, 3), "conv1.bias": nn.Parameter(torch.rand(2))}
+    torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+    found = read_state_dict(tmp_path / "weights.pth")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
@@ -133,32 +51,57 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
             read_state_dict(tmp_path / f"{number}.pth")
 
 
-def test_conventions() -> None:
-    rgb, bgr = normalization("torchvision"), normalization("caffe")
-    assert (rgb.maximum, rgb.bgr, rgb.mean) == (255.0, False, (0.485, 0.456, 0.406))
-    assert (bgr.maximum, bgr.bgr, bgr.mean) == (1.0, True, (102.9801, 115.9465, 122.7717))
-    assert normalization("caffe", (104.0, 117.0, 123.0)).mean == (104.0, 117.0, 123.0)
-    with pytest.raises(InputError, match="convention 'darknet' is unknown"):
-        normalization("darknet")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.tensor([1.0, torch.nan])}, "a has NaN or infinite values"),
+        ({"a": torch.eye(3).to_sparse()}, "a is sparse, quantized or without values"),
+        ({"a": torch.zeros(3, device="meta")}, "a is sparse, quantized or without values"),
+        ({"\x1b[2J": torch.zeros(1)}, "is not a tensor's name"),
+        ({"a" * 301: torch.zeros(1)}, "is not a tensor's name"),
+        (dict.fromkeys(map(str, range(MAX_TENSORS + 1)), torch.zeros(1)), f"over {MAX_TENSORS} is refused"),
+        (
+            {"format": 1, "step": 3, "config": {}, "classes": [], "model": {}},
+            r"a checkpoint of this project.*name it in train\.initial_weights",
+        ),
+    ],
+    ids=["nan", "sparse", "meta", "escape", "long", "many", "checkpoint"],
+)
+def test_tensors_that_would_mislead_are_refused(tmp_path: Path, content: dict, message: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about sparse layouts
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(InputError, match=message):
+            read_state_dict(tmp_path / "odd.pth")
 
 
-def test_both_squeezenet_files_give_the_same_features() -> None:
-    """The files hold one network; each gets its own input, so that features must agree."""
-    found = {}
-    for convention, name, mean in (
-        ("torchvision", "squeezenet1_0-dc_tvnorm-fba6d0e6.pth", None),
-        ("caffe", "squeezenet1_0-dc-71925592.pth", (104.0, 117.0, 123.0)),
-    ):
-        path = WEIGHTS / name
-        if not path.exists():
-            pytest.skip(f"{path.relative_to(PROJECT)} is not there")
-        backbone = build_backbone("squeezenet1_0").eval()
-        load_backbone(backbone, read_state_dict(path), name)
-        transform = ImageTransform(normalization=normalization(convention, mean), scales=(128,), max_size=999)
-        image = torch.randint(0, 256, (128, 160, 3), generator=torch.Generator().manual_seed(0))
-        pixels, _ = transform(image.to(torch.uint8).numpy(), "noise")
-        with torch.inference_mode():
-            found[convention] = backbone(pixels[None])
-    largest = found["caffe"].abs().max()
-    assert largest > 10  # the network does answer
-    assert (found["torchvision"] - found["caffe"]).abs().max() < 1e-4 * largest
+class Bomb:
+    """A pickle that would make a file if it were loaded by pickle's own rules."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_with_code_does_not_run(tmp_path: Path) -> None:
+    trap = tmp_path / "ran"
+    torch.save({"a": Bomb(trap)}, tmp_path / "zip.pth")
+    torch.save({"a": Bomb(trap)}, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Bomb(trap), protocol=2))
+    for name in ("zip", "legacy", "bare"):
+        with pytest.raises(InputError, match="not readable as a state dict"):
+            read_state_dict(tmp_path / f"{name}.pth")
+    assert not trap.exists()
+
+
+def test_a_tensor_that_claims_more_than_its_file_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "huge.pth"
+    torch.save({"a": torch.zeros(70000)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    size = b"J" + struct.pack("<i", 70000)  # pickle's 32-bit integer: the storage's length and the shape
+    assert size in content
+    path.write_bytes(content.replace(size, b"J" + struct.pack("<i", 2**31 - 1)))
+    with pytest.raises(InputError, match="not readable as a state dict"):
+        read_state_dict(path)

@@ -12,11 +12,13 @@ from detector.config.sections.base import Count, Four, Positive, Section
 class BackboneConfig(Section):
     """The convolutions, up to which stage, and where their weights come from."""
 
-    name: Literal["vgg16", "alexnet", "resnet18", "resnet50", "squeezenet1_0", "small"]
+    name: Literal["vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0", "small"]
     stage: str | None = None
     """The last stage that is kept; None is the last convolution stage (ResNet: C4)."""
     weights: str | None = None
-    """A state dict file; None starts from random weights."""
+    """A state dict file under torchvision's, timm's or Caffe's names; None starts from random weights."""
+    allow_partial: bool = False
+    """Take what fits of a weights file that does not fit in whole, and begin the rest at random."""
     convention: Literal["torchvision", "caffe"] = "torchvision"
     """What input the weights expect: RGB in [0, 1] with mean and deviation, or BGR in 0..255 minus a
     mean (102.9801, 115.9465, 122.7717, as the release)."""
@@ -81,7 +83,7 @@ class HeadConfig(Section):
     """Widths of fc6, fc7, ..."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     weights: bool = False
-    """Take fc6 and fc7 from the backbone's weights file (VGG16 and AlexNet)."""
+    """Take fc6 and fc7 from the backbone's weights file (VGG16, AlexNet and CaffeNet)."""
     class_agnostic: bool = False
     """One box regressor for all classes instead of one a class."""
     scores: Literal["softmax", "svm"] = "softmax"

@@ -102,7 +102,10 @@ class TrainConfig(Section):
     draw_images: int = Field(default=4, ge=0)
     """Images drawn into TensorBoard at each evaluation."""
     initial_weights: str | None = None
-    """A checkpoint whose model is taken and nothing else."""
+    """A checkpoint whose weights are taken and nothing else. cls_score, bbox_pred and the constants of the
+    box targets begin anew where the classes or the task differ."""
+    allow_partial: bool = False
+    """Take what fits of ``initial_weights`` that do not fit in whole, and begin the rest at random."""
 
     @model_validator(mode="after")
     def _jitter_is_ordered(self) -> TrainConfig:

@@ -1,0 +1,83 @@
+"""The names that others gave to the layers of our backbones in the weights they published.
+
+torchvision: ``features.N`` or ResNet's names, and ``classifier.N``. timm: the same for the convolutions of
+ResNet and VGG, whose fully connected layers are the convolutions ``pre_logits.fc1`` and ``fc2``. Files
+converted from Caffe have Caffe's names (``conv1_1``, ``fc6``), or torchvision's before it moved VGG's dropout
+layers, with fc6 and fc7 at ``classifier.1`` and ``classifier.4``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from detector.models.backbones import whole_network
+
+FEATURES, HEAD = "backbone.features.", "box_head.layers."
+
+_VGG16_CONVOLUTIONS = {
+    "conv1_1": "0", "conv1_2": "2", "conv2_1": "5", "conv2_2": "7",
+    "conv3_1": "10", "conv3_2": "12", "conv3_3": "14",
+    "conv4_1": "17", "conv4_2": "19", "conv4_3": "21",
+    "conv5_1": "24", "conv5_2": "26", "conv5_3": "28",
+}  # fmt: skip
+_FULLY_CONNECTED = {
+    "vgg16": {"classifier.0": "fc6", "classifier.1": "fc6", "pre_logits.fc1": "fc6", "fc6": "fc6"}
+    | {"classifier.3": "fc7", "classifier.4": "fc7", "pre_logits.fc2": "fc7", "fc7": "fc7"},
+    "alexnet": {"classifier.1": "fc6", "classifier.4": "fc7"},
+    "caffenet": {"fc6": "fc6", "fc7": "fc7"},
+}
+_CLASSIFIERS = ("classifier.6", "head.fc", "fc8", "fc", "classifier.1")
+"""The layers of the 1000 classes of ImageNet; none of the backbones has a use for them."""
+
+
+def has_fully_connected(family: str) -> bool:
+    """Say whether the published network has an fc6 and fc7 that a box head can begin with."""
+    return family in _FULLY_CONNECTED
+
+
+def our_names(
+    family: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Return a published ``state`` under this project's names, and which of these are spare.
+
+    Spare are the parts of the published network that ``wanted``, a state dict under our names, leaves out:
+    stages after the cut, fully connected layers, the classifier. A name that no publisher of ``family`` uses
+    stays as it is. Tensors come in the shape that is wanted where that only takes dropping dimensions of one
+    (Caffe's first files have four dimensions throughout) or flattening a convolution over the whole map,
+    whose order (channel, row, column) is that of fully connected weights.
+    """
+    network = {f"backbone.{name}": tensor for name, tensor in whole_network(family).items()}
+    layers = _layers(family, network)
+    named: dict[str, Tensor] = {}
+    spare: set[str] = set()
+    for key, tensor in state.items():
+        layer, _, kind = key.rpartition(".")
+        name = f"{layers[layer]}.{kind}" if layer in layers else key
+        if name in named:  # two of the file's layers for one of ours: neither name hides the other
+            name = key
+        named[name] = _reshaped(tensor, wanted[name]) if name in wanted else tensor
+        counter = kind == "num_batches_tracked"  # batch norms are frozen here, and count nothing
+        known = name in network or name.startswith(HEAD) or layer in _CLASSIFIERS or counter
+        if known and name not in wanted:
+            spare.add(name)
+    return named, spare
+
+
+def _layers(family: str, network: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every published layer's name to ours."""
+    ours = {name.rpartition(".")[0] for name in network}
+    layers = {layer.removeprefix(FEATURES): layer for layer in ours}
+    layers |= {f"features.{layer.removeprefix(FEATURES)}": layer for layer in ours}
+    if family == "vgg16":
+        layers |= {caffe: f"{FEATURES}{number}" for caffe, number in _VGG16_CONVOLUTIONS.items()}
+    return layers | {theirs: f"{HEAD}{name}" for theirs, name in _FULLY_CONNECTED.get(family, {}).items()}
+
+
+def _reshaped(tensor: Tensor, wanted: Tensor) -> Tensor:
+    if tensor.shape == wanted.shape or tensor.numel() != wanted.numel():
+        return tensor
+    squeezed = [side for side in tensor.shape if side != 1] == [side for side in wanted.shape if side != 1]
+    flattened = tensor.dim() == 4 and wanted.dim() == 2 and tensor.shape[0] == wanted.shape[0]
+    return tensor.reshape(wanted.shape) if squeezed or flattened else tensor
