@@ -13,14 +13,10 @@ import json
 from pathlib import Path
 
 from detector import cli
-from detector.build import proposal_jobs as jobs
-from detector.build import proposals as proposal_parts
-from detector.config import Config, load_config
+from detector.config import load_config
 from detector.errors import InputError
-from detector.progress import note, progress_bar
-from detector.proposals.convert import FAULT_POLICIES, convert
-from detector.proposals.inspection import describe, guess_format, inspect
-from detector.proposals.merge import merge_stores
+from detector.proposals.convert import FAULT_POLICIES
+from detector.proposals.inspection import describe, inspect
 from detector.proposals.readers import FORMATS
 
 EXAMPLE = """python tools/propose.py --config configs/quickstart.yaml
@@ -38,82 +34,37 @@ def main() -> int:
         found = inspect(arguments.inspect, arguments.format)
         print(json.dumps(found, indent=2) if arguments.json else "\n".join(describe(found)))
         return 0
+
+    from detector.build import proposal_jobs as jobs  # heavy, and the workers import this file too
+
+    shard = jobs.parse_shard(arguments.shard)
     config = load_config(arguments.config, arguments.overrides) if arguments.config else None
     splits = jobs.split_records(config, arguments.split) if config else {}
     target = Path(arguments.output) if arguments.output else None
     if arguments.merge:
-        reports = [(merge(arguments, config, target), splits)]
+        reports = [(jobs.merge(arguments.merge, target, config), splits)]
     elif arguments.source:
-        reports = [(convert_file(arguments, config, splits), splits)]
-    elif config is not None and config.proposals.method is None:
-        reports = [
-            (jobs.Report(proposal_parts.open_proposals(config, records, split)), {split: records})
-            for split, records in splits.items()
-        ]
+        options = {name: getattr(arguments, name) for name in ("convention", "faults", "missing")}
+        options |= {"top_k": arguments.top_k, "min_size": arguments.min_size}
+        options |= {"deduplicate": arguments.deduplicate}
+        report = jobs.convert_file(arguments.source, arguments.format, target, config, splits, options)
+        reports = [(report, splits)]
+    elif config is None:
+        report = jobs.generate_for_folder(
+            arguments.images, arguments.overrides, target, shard, arguments.workers
+        )
+        reports = [(report, splits)]
+    elif config.proposals.method is None:
+        reports = [jobs.open_split(config, split, records) for split, records in splits.items()]
     else:
-        reports = [(generate(arguments, config, splits, target), splits)]
+        reports = [(jobs.generate_for_config(config, splits, target, shard, arguments.workers), splits)]
     for report, covered in reports:
         if config is not None:
             jobs.report_splits(report, covered, config)
-        tell(report)
+        jobs.tell(report)
     stores = [report.as_json() for report, _ in reports]
     print(json.dumps({"stores": stores}, indent=2) if arguments.json else reports[0][0].store.path)
     return 1 if any(report.failed for report, _ in reports) else 0
-
-
-def merge(arguments: argparse.Namespace, config: Config | None, target: Path | None) -> jobs.Report:
-    if target is None:
-        if config is None:
-            raise InputError("--merge needs --output STORE, or --config to put it where training looks")
-        target = jobs.default_folder(config)
-    with progress_bar("merging") as advance:
-        return jobs.Report(merge_stores(arguments.merge, target, progress=advance))
-
-
-def convert_file(arguments: argparse.Namespace, config: Config | None, splits: jobs.Splits) -> jobs.Report:
-    if not arguments.output:
-        raise InputError("--from needs --output STORE")
-    records = jobs.all_records(splits)
-    with progress_bar("converting") as advance:
-        store = convert(
-            arguments.source,
-            arguments.format or guess_format(Path(arguments.source)),
-            arguments.output,
-            records=records or None,
-            convention=arguments.convention or (config.proposals.convention if config else None),
-            faults=arguments.faults or (config.proposals.faults if config else "error"),
-            missing=arguments.missing or (config.proposals.missing if config else None),
-            top_k=arguments.top_k,
-            min_size=arguments.min_size,
-            deduplicate=arguments.deduplicate,
-            progress=lambda done: advance(done, max(done, len(records))),
-        )
-    return jobs.Report(store)
-
-
-def generate(
-    arguments: argparse.Namespace, config: Config | None, splits: jobs.Splits, target: Path | None
-) -> jobs.Report:
-    if config is not None:
-        records, settings = jobs.all_records(splits), config.proposals
-        target = target or arguments.shard.folder(jobs.default_folder(config))
-    elif arguments.images and target is not None:
-        records = jobs.folder_records(Path(arguments.images))
-        settings = jobs.folder_settings(arguments.overrides)
-    else:
-        raise InputError("give --config, --images FOLDER with --output STORE, --from, --inspect or --merge")
-    part = arguments.shard.of(records)
-    return jobs.Report(*proposal_parts.generate(settings, part, target, workers=arguments.workers))
-
-
-def tell(report: jobs.Report) -> None:
-    """Say what was found and what failed."""
-    for text in report.store.notes:
-        note(text)
-    for image_id, reason in report.failed.items():
-        note(f"no proposals for {image_id}: {reason}")
-    failed = f", {len(report.failed)} failed" if report.failed else ""
-    note(f"{report.store.path}: {len(report.store)} images{failed}")
 
 
 def parse() -> argparse.Namespace:
@@ -145,7 +96,6 @@ def parse() -> argparse.Namespace:
     reading.add_argument("--min-size", type=float, default=0.0, metavar="PIXELS", help="drop smaller boxes")
     reading.add_argument("--deduplicate", action="store_true", help="of equal boxes keep the best")
     arguments = parser.parse_intermixed_args()
-    arguments.shard = jobs.parse_shard(arguments.shard)
     if arguments.workers is not None and arguments.workers < 0:
         raise InputError(f"--workers {arguments.workers}: expected 0, for none but this process, or more")
     if arguments.method:

@@ -14,7 +14,10 @@ from detector.config.load import override, parse_proposals
 from detector.config.sections.proposals import ProposalsConfig
 from detector.data.images import IMAGE_SUFFIXES
 from detector.errors import InputError
-from detector.progress import note
+from detector.progress import note, progress_bar
+from detector.proposals.convert import convert
+from detector.proposals.inspection import guess_format
+from detector.proposals.merge import merge_stores
 from detector.proposals.methods import store_name
 from detector.proposals.recall import recall
 from detector.proposals.store import ProposalStore
@@ -115,6 +118,80 @@ def default_folder(config: Config) -> Path:
         raise InputError("the config's proposals are a file; name the store with --output, or give --method")
     folder = proposal_parts.proposals_folder(config)
     return folder / store_name(source.method, proposal_parts.method_parameters(source))
+
+
+def generate_for_config(
+    config: Config, splits: Splits, target: Path | None, shard: Shard, workers: int | None
+) -> Report:
+    """Make the proposals of ``splits``; ``target`` None is where training looks, or a place for the part."""
+    folder = target or shard.folder(default_folder(config))
+    part = shard.of(all_records(splits))
+    return Report(*proposal_parts.generate(config.proposals, part, folder, workers=workers))
+
+
+def generate_for_folder(
+    images: str | None, overrides: Sequence[str], target: Path | None, shard: Shard, workers: int | None
+) -> Report:
+    """Make the proposals of a plain folder of images with the settings ``proposals.key=value``."""
+    if images is None or target is None:
+        raise InputError("give --config, --images FOLDER with --output STORE, --from, --inspect or --merge")
+    part = shard.of(folder_records(Path(images)))
+    return Report(*proposal_parts.generate(folder_settings(overrides), part, target, workers=workers))
+
+
+def open_split(config: Config, split: str, records: list[ImageRecord]) -> tuple[Report, Splits]:
+    """Open or convert what the config's file has for a split, as training does."""
+    return Report(proposal_parts.open_proposals(config, records, split)), {split: records}
+
+
+def convert_file(
+    source: str,
+    file_format: str | None,
+    target: Path | None,
+    config: Config | None,
+    splits: Splits,
+    options: dict[str, Any],
+) -> Report:
+    """Convert a file, checked against ``splits``; where an option of `convert` is None the config rules."""
+    if target is None:
+        raise InputError("--from needs --output STORE")
+    records = all_records(splits)
+    settings = {"convention": None, "faults": "error", "missing": None}
+    if config is not None:
+        settings = {name: getattr(config.proposals, name) for name in settings}
+    options = settings | {name: value for name, value in options.items() if value is not None}
+    file_format = file_format or guess_format(Path(source))
+    with progress_bar("converting") as advance:
+        return Report(
+            convert(
+                source,
+                file_format,
+                target,
+                records=records or None,
+                progress=lambda done: advance(done, max(done, len(records))),
+                **options,
+            )
+        )
+
+
+def merge(sources: Sequence[str], target: Path | None, config: Config | None) -> Report:
+    """Merge stores into ``target``, or where training with the config looks."""
+    if target is None:
+        if config is None:
+            raise InputError("--merge needs --output STORE, or --config to put it where training looks")
+        target = default_folder(config)
+    with progress_bar("merging") as advance:
+        return Report(merge_stores(sources, target, progress=advance))
+
+
+def tell(report: Report) -> None:
+    """Say what was found and what failed."""
+    for text in report.store.notes:
+        note(text)
+    for image_id, reason in report.failed.items():
+        note(f"no proposals for {image_id}: {reason}")
+    failed = f", {len(report.failed)} failed" if report.failed else ""
+    note(f"{report.store.path}: {len(report.store)} images{failed}")
 
 
 def report_splits(report: Report, splits: Splits, config: Config) -> None:

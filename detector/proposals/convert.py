@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from detector.errors import InputError
 from detector.proposals.conventions import (
@@ -21,6 +20,7 @@ from detector.proposals.conventions import (
     find_convention,
 )
 from detector.proposals.durable import make_folder
+from detector.proposals.faults import find_fault
 from detector.proposals.locking import writer_lock
 from detector.proposals.matching import IdMatcher
 from detector.proposals.prepare import filter_proposals
@@ -33,8 +33,6 @@ from detector.structures import ImageRecord, Proposals
 _SEGMENT_BOXES = 1 << 20  # 16 MiB of boxes in memory
 _SAMPLED_IMAGES = 100
 _MAX_LOOKED_AT = 1000
-# Boxes that leave their image by over a pixel, or have no inside: a few are noise, more are a convention.
-_TOLERATED_FAULTS = 0.01
 FAULT_POLICIES = ("error", "skip", "full_image")
 
 
@@ -236,31 +234,6 @@ class _Conversion:
             )
         for image_id in missing:
             yield from self._replace(image_id, "not in the file", self._records[image_id], self._absent)
-
-
-def find_fault(
-    boxes: NDArray[np.float64], scores: NDArray[np.float64] | None, size: tuple[int, int], convention: str
-) -> str | None:
-    """Say what is wrong with the half-open ``boxes`` (P, 4) of an image of ``size``, (0, 0) if unknown."""
-    if len(boxes) == 0:
-        return "it has no boxes"
-    finite = np.isfinite(boxes).all(axis=1) & (True if scores is None else np.isfinite(scores))
-    if not finite.all():
-        row = int((~finite).argmax())
-        return f"row {row} is not finite: {boxes[row].tolist()}"
-    hollow = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-    if hollow.mean() > _TOLERATED_FAULTS:
-        row = int(hollow.argmax())
-        return f"{hollow.mean():.0%} of its boxes, read as {convention}, end before they begin (row {row})"
-    if all(size):
-        outside = (boxes < -1).any(axis=1) | (boxes[:, 2:] > np.array(size[::-1]) + 1).any(axis=1)
-        if outside.mean() > _TOLERATED_FAULTS:
-            row = int(outside.argmax())
-            return (
-                f"{outside.mean():.0%} of its boxes, read as {convention}, leave the image of {size[1]} x "
-                f"{size[0]} pixels, such as row {row}: {boxes[row].tolist()}"
-            )
-    return None
 
 
 def _corner_conventions() -> list[str]:
