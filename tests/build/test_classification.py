@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -22,7 +27,8 @@ from detector.config import Config
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.memory import PeakMemory
 from detector.errors import InputError
-from tests.build.test_training import assert_identical, final_state
+from tests.build.test_training import assert_identical, final_state, wait_for
+from tests.conftest import PROJECT
 
 Load = Callable[..., Config]
 CLASSIFIER = (
@@ -54,6 +60,25 @@ def test_resumed_equals_uninterrupted(tiny: Load, tmp_path: Path, scale_per: str
         assert_identical(final_state(tmp_path / "whole"), final_state(folder))
         assert again.figures["voc07_mAP"] == whole.figures["voc07_mAP"]
         assert all(torch.equal(again.scores[image_id], whole.scores[image_id]) for image_id in whole.scores)
+
+
+def test_killed_three_times_it_ends_as_if_it_never_was(tiny: Load, tiny_config: Path, tmp_path: Path) -> None:
+    few = [*CLASSIFIER, "train.scale_per=epoch", "train.steps=45", "train.checkpoint_every=3"]
+    config, folder, rng = tiny(*few), tmp_path / "killed", random.Random(5)
+    command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config), *few]
+    environment = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    for moment in (3, 12, 24):
+        process = subprocess.Popen(
+            [*command, "--output", str(folder), "--resume"], env=environment, stderr=subprocess.DEVNULL
+        )
+        wait_for(folder / "checkpoints" / f"step_{moment}.pt", process)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    again = classify(config, folder, resume=True)
+    whole = classify(config, tmp_path / "whole")
+    assert_identical(final_state(tmp_path / "whole", 45), final_state(folder, 45))
+    assert again.figures["per_class"] == whole.figures["per_class"]
 
 
 def shorter_sides(config: Config, steps: int, start: int = 0) -> list[list[int]]:
