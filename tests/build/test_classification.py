@@ -220,3 +220,31 @@ def test_an_image_below_one_cell_is_named(tiny: Load) -> None:
     images = open_images(config, "test")
     with pytest.raises(InputError, match=r"image '000009': .* less than one cell"):
         classify_images(config, build_model(config, 5), images)
+
+
+def test_a_detector_starts_from_the_classifiers_convolutions_and_fc_layers(
+    tiny: Load, tmp_path: Path
+) -> None:
+    """SPP-net's transfer: backbone, fc6 and fc7 are taken over, what belongs to the task begins anew."""
+    pool = "model.pool={kind: spp, levels: [1, 2, 4]}"
+    classify(tiny(*CLASSIFIER), tmp_path / "classifier")
+    checkpoint = tmp_path / "classifier" / "checkpoints" / "step_12.pt"
+    config = tiny(pool, "model.box.normalize=dataset", f"train.initial_weights={checkpoint}", "train.steps=2")
+    fresh = start_run(tiny(pool, "model.box.normalize=dataset"), tmp_path, "cpu").task.model.state_dict()
+    detector = start_run(config, tmp_path, "cpu").task.model.state_dict()
+    trained = load_checkpoint(checkpoint)["model"]
+    for name, tensor in detector.items():
+        source = fresh if name.startswith(("predictor.", "box_coder.")) else trained
+        assert torch.equal(tensor, source[name]), name
+    assert not torch.equal(fresh["box_head.layers.fc6.weight"], trained["box_head.layers.fc6.weight"])
+    (tmp_path / "detector").mkdir()
+    evaluation = start_run(config, tmp_path / "detector", "cpu").run()
+    assert 0.0 <= evaluation.figures["voc07_mAP"] <= 1.0
+
+
+def test_a_classifier_of_another_pyramid_does_not_fit(tiny: Load, tmp_path: Path) -> None:
+    classify(tiny(*CLASSIFIER, "train.steps=1"), tmp_path / "classifier")
+    checkpoint = tmp_path / "classifier" / "checkpoints" / "step_1.pt"
+    config = tiny("model.pool={kind: spp, levels: [3, 1]}", f"train.initial_weights={checkpoint}")
+    with pytest.raises(InputError, match=r"step_1\.pt.*box_head\.layers\.fc6\.weight"):
+        start_run(config, tmp_path, "cpu")
