@@ -48,8 +48,8 @@ def class_names(config: Config) -> tuple[str, ...]:
             )
         case None:
             splits = (config.data.train_split, config.data.test_split)
-            folders = dict.fromkeys(_for_split(config.data.annotations, split) for split in splits)
-            found = (find_classes(config.data.root, folder, _kept(config)) for folder in folders)
+            folders = dict.fromkeys(for_split(config.data.annotations, split) for split in splits)
+            found = (find_classes(config.data.root, folder, kept_images(config)) for folder in folders)
             return tuple(sorted(set().union(*found)))
         case "voc":
             return VOC_CLASSES
@@ -63,7 +63,7 @@ def load_split(
     """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not."""
     policy = config.data.invalid_boxes if training else None
     size, choose = config.data.min_box_size, split_choice(config, split)
-    images = _for_split(config.data.images, split)
+    images = for_split(config.data.images, split)
     if config.data.format == "coco":
         return load_coco(
             annotation_place(config, split),
@@ -76,7 +76,7 @@ def load_split(
     return load_voc(
         config.data.root,
         split,
-        annotations=_for_split(config.data.annotations, split),
+        annotations=for_split(config.data.annotations, split),
         images=images,
         splits=None if config.data.split_ratio else config.data.splits,
         choose=choose,
@@ -88,23 +88,23 @@ def load_split(
 
 def annotation_place(config: Config, split: str) -> Path:
     """Return a split's JSON file (COCO) or folder of XML files (VOC)."""
-    return Path(config.data.root) / _for_split(config.data.annotations, split)
+    return Path(config.data.root) / for_split(config.data.annotations, split)
 
 
 def split_choice(config: Config, split: str) -> Choice:
     """Return which of the ids that the annotations or the split file name belong to ``split``."""
     ratio = config.data.split_ratio
     divided = [by_ratio(split, ratio, config.data.split_seed)] if ratio else []
-    return in_turn([*divided, _kept(config)])
+    return in_turn([*divided, kept_images(config)])
 
 
-def _kept(config: Config) -> Choice:
+def kept_images(config: Config) -> Choice:
     """Return the choice of all images but those of ``data.leave_out``."""
     listed = config.data.leave_out
     return without(read_left_out(Path(listed)) if listed else set())
 
 
-def _for_split(name: str, split: str) -> str:
+def for_split(name: str, split: str) -> str:
     return name.replace("{split}", split)
 
 

@@ -60,7 +60,7 @@ def load_coco(
     names = category_names(data)
     classes = tuple(names.values()) if classes is None else tuple(classes)
     build_targets = TargetBuilder(classes, invalid_boxes, min_box_size)
-    annotations = _by_image(data)
+    annotations = annotations_by_image(data)
     entries = {record_id(entry): entry for entry in data["images"]}
     if len(entries) < len(data["images"]):
         raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
@@ -74,7 +74,7 @@ def load_coco(
         if require_images and not image.is_file():
             raise InputError(f"{path}: image {entry['id']} is missing: expected {image}")
         size = _size(entry, image, path, required=require_images or invalid_boxes is not None)
-        objects = _objects(annotations[entry["id"]], names, path)
+        objects = annotated_objects(annotations[entry["id"]], names, path)
         targets = build_targets(objects, size)
         records.append(
             ImageRecord(image_id=image_id, path=image, height=size[0], width=size[1], targets=targets)
@@ -95,7 +95,7 @@ def record_id(entry: Entry) -> str:
     return str(entry.get("voc_id", entry["id"]))
 
 
-def _by_image(data: CocoData) -> defaultdict[int, list[tuple[int, Entry]]]:
+def annotations_by_image(data: CocoData) -> defaultdict[int, list[tuple[int, Entry]]]:
     """Return the annotations of each image with their places in the file."""
     annotations: defaultdict[int, list[tuple[int, Entry]]] = defaultdict(list)
     for number, entry in enumerate(data["annotations"]):
@@ -115,9 +115,10 @@ def _size(entry: Entry, image: Path, path: Path, required: bool) -> tuple[int, i
     return height, width
 
 
-def _objects(
+def annotated_objects(
     annotations: list[tuple[int, Entry]], names: Mapping[int, str], path: Path
 ) -> Iterator[AnnotatedObject]:
+    """Yield one image's ``annotations``, as `annotations_by_image` gives them, with their boxes half-open."""
     for number, entry in annotations:
         x, y, width, height = entry["bbox"]
         difficult = bool(entry.get("difficult", 0))

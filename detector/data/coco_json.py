@@ -21,8 +21,10 @@ CocoData = dict[str, list[Entry]]
 SECTIONS = ("images", "categories", "annotations")
 
 
-def read_coco(path: Path | str) -> CocoData:
+def read_coco(path: Path | str, on_fault: Callable[[InputError], None] | None = None) -> CocoData:
     """Read ``images``, ``categories`` and ``annotations``; other sections are left out.
+
+    With ``on_fault`` a faulty entry is handed to it and left out, and the rest is read.
 
     Raises:
         InputError: not readable or not of the format, an id or a category's name twice, an id that nothing
@@ -33,38 +35,66 @@ def read_coco(path: Path | str) -> CocoData:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a COCO annotation file, an object with {', '.join(SECTIONS)}")
-    data: CocoData = {}
-    for section in SECTIONS:
-        entries = content.get(section)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise InputError(
-                f"{path}: {section!r} is missing or no list of objects; expected a COCO annotation file"
-            )
-        data[section] = entries
-    image_ids = _check(data["images"], f"{path}: images", _check_image)
-    category_ids = _check(data["categories"], f"{path}: categories", _check_category)
+    data = {section: _section(content, section, path) for section in SECTIONS}
+    checks = {"images": _WithOwnId(_check_image), "categories": _WithOwnId(_check_category)}
+    for section, check in checks.items():
+        data[section] = _sound(data[section], f"{path}: {section}", check, on_fault)
     _refuse_twins(data["categories"], path)
-    for number, entry in enumerate(data["annotations"]):
-        place = f"{path}: annotations[{number}]"
+    known = {section: {entry["id"] for entry in data[section]} for section in checks}
+
+    def check_annotation(entry: Entry, place: str) -> None:
         _check_annotation(entry, place)
-        _check_reference(entry, "image_id", image_ids, "images", place)
-        _check_reference(entry, "category_id", category_ids, "categories", place)
+        _check_reference(entry, "image_id", known["images"], "images", place)
+        _check_reference(entry, "category_id", known["categories"], "categories", place)
+
+    data["annotations"] = _sound(data["annotations"], f"{path}: annotations", check_annotation, on_fault)
     return data
 
 
-def _check(entries: list[Entry], place: str, check: Callable[[Entry, str], None]) -> set[int]:
-    """Check all entries and return their ids, which must differ."""
-    seen: dict[int, int] = {}
+def _section(content: dict[str, Any], section: str, path: Path) -> list[Entry]:
+    entries = content.get(section)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(
+            f"{path}: {section!r} is missing or no list of objects; expected a COCO annotation file"
+        )
+    return entries
+
+
+def _sound(
+    entries: list[Entry],
+    place: str,
+    check: Callable[[Entry, str], None],
+    on_fault: Callable[[InputError], None] | None,
+) -> list[Entry]:
+    """Return the entries that pass ``check``."""
+    kept = []
     for number, entry in enumerate(entries):
-        here = f"{place}[{number}]"
+        try:
+            check(entry, f"{place}[{number}]")
+        except InputError as error:
+            if on_fault is None:
+                raise
+            on_fault(error)
+        else:
+            kept.append(entry)
+    return kept
+
+
+class _WithOwnId:
+    """Checks that each entry has an id of its own, and whatever ``check`` does."""
+
+    def __init__(self, check: Callable[[Entry, str], None]) -> None:
+        self.check = check
+        self.seen: dict[int, str] = {}
+
+    def __call__(self, entry: Entry, place: str) -> None:
         identity = entry.get("id")
         if not isinstance(identity, int) or isinstance(identity, bool):
-            raise InputError(f"{here}: id is {_short(identity)}; expected a whole number")
-        if identity in seen:
-            raise InputError(f"{here}: id {identity} is also that of entry {seen[identity]}; ids must differ")
-        seen[identity] = number
-        check(entry, here)
-    return set(seen)
+            raise InputError(f"{place}: id is {_short(identity)}; expected a whole number")
+        if identity in self.seen:
+            raise InputError(f"{place}: id {identity} is also that of {self.seen[identity]}; ids must differ")
+        self.seen[identity] = place.rpartition(" ")[2]
+        self.check(entry, place)
 
 
 def _check_image(entry: Entry, place: str) -> None:

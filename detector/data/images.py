@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from detector.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+# Pillow's names of what OpenCV decodes too.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+_ORIENTATION = 0x0112  # EXIF 2.3, table 4
+_REPLACE = "replace the file or leave its id out of the split"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
+
+
+MAX_PIXELS = 2**27
+"""Larger images (134 million pixels, 0.4 GB decoded) are refused: a small file can claim to hold them."""
+
+
+class TruncatedImage(InputError):
+    """An image file that ends too early."""
+
+
+class WrongImageSize(InputError):
+    """An image of another size than its annotation says."""
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -22,22 +40,54 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     applied, unless the annotated size says that the annotator saw the image without it.
 
     Raises:
-        InputError: no such file, not an image, truncated, or of another size than annotated.
+        InputError: no such file, not an image, one of over `MAX_PIXELS`, truncated (`TruncatedImage`), or
+            of another size than annotated (`WrongImageSize`).
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
     _refuse_truncated(path, data.tobytes())
+    _refuse_bomb(path)
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if size is not None and image.shape[:2] != size:
         image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image.shape[:2] != size:
-            raise InputError(
+            raise WrongImageSize(
                 f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
                 f"{size[1]}x{size[0]}; correct the annotation's <size> or put back the right image"
             )
     return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def read_header(path: Path) -> tuple[tuple[int, int], int]:
+    """Return the (height, width) that an image file is stored with and its EXIF orientation, 1 to 8.
+
+    Nothing is decoded. Orientation 1, also where none is written, is upright; from 5 on sides are swapped.
+
+    Raises InputError for a file that is no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own about large images and odd headers
+            with Image.open(path, formats=_FORMATS) as image:
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                height, width = image.height, image.width
+    except Image.DecompressionBombError:
+        raise InputError(_bomb(path, "")) from None
+    except Exception as error:  # Pillow lets many kinds out of a damaged header
+        raise InputError(f"{path}: not a readable image ({type(error).__name__}); {_REPLACE}") from None
+    return (height, width), orientation if orientation in range(1, 9) else 1
+
+
+def _refuse_bomb(path: Path) -> None:
+    (height, width), _ = read_header(path)
+    if height * width > MAX_PIXELS:
+        raise InputError(_bomb(path, f" ({width}x{height})"))
+
+
+def _bomb(path: Path, size: str) -> str:
+    return f"{path}: more than {MAX_PIXELS} pixels{size}, which is refused; cut the image into tiles"
 
 
 def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
@@ -46,7 +96,7 @@ def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
     except cv2.error as error:  # more pixels than OpenCV is willing to decode, for instance
         raise InputError(f"{path}: OpenCV does not decode this image: {error.err}") from None
     if image is None:
-        raise InputError(f"{path}: not a readable image; replace the file or leave its id out of the split")
+        raise InputError(f"{path}: not a readable image; {_REPLACE}")
     return image
 
 
@@ -55,7 +105,7 @@ def _refuse_truncated(path: Path, data: bytes) -> None:
     jpeg_cut = data.startswith(_JPEG_START) and data.find(_JPEG_END, _first_scan(data)) < 0
     png_cut = data.startswith(_PNG_START) and _PNG_END not in data
     if jpeg_cut or png_cut:
-        raise InputError(f"{path}: the image is truncated; replace the file or leave its id out of the split")
+        raise TruncatedImage(f"{path}: the image is truncated; {_REPLACE}")
 
 
 def _first_scan(data: bytes) -> int:

@@ -95,7 +95,7 @@ class TargetBuilder:
         if self.invalid_boxes is None:
             return thing.box
         clipped = _clip(thing.box, size)
-        fault = self._fault(thing.box, clipped)
+        fault = box_fault(thing.box, size, self.min_box_size, may_clip=self.invalid_boxes == "clip")
         if fault is None:
             self.counts.update(["clipped"] if clipped != thing.box else [])
             return clipped
@@ -108,16 +108,23 @@ class TargetBuilder:
         self.counts[fault] += 1
         return None
 
-    def _fault(self, box: Box, clipped: Box) -> str | None:
-        if box[2] < box[0] or box[3] < box[1]:
-            return "swapped"
-        gone = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
-        far = max(abs(before - after) for before, after in zip(box, clipped, strict=True)) > _TOLERANCE
-        if (gone and clipped != box) or (far and self.invalid_boxes != "clip"):
-            return "outside"
-        if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < self.min_box_size:
-            return f"under {self.min_box_size:g} px"
-        return None
+
+def box_fault(box: Box, size: tuple[int, int], min_box_size: float, may_clip: bool = False) -> str | None:
+    """Return what is wrong with ``box`` on an image of ``size`` (height, width), None if it can be used.
+
+    "swapped", "outside" (by more than one pixel, or with ``may_clip`` wholly) or "under 2 px", the number
+    being ``min_box_size``; see `TargetBuilder`.
+    """
+    if box[2] < box[0] or box[3] < box[1]:
+        return "swapped"
+    clipped = _clip(box, size)
+    gone = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
+    far = max(abs(before - after) for before, after in zip(box, clipped, strict=True)) > _TOLERANCE
+    if (gone and clipped != box) or (far and not may_clip):
+        return "outside"
+    if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < min_box_size:
+        return f"under {min_box_size:g} px"
+    return None
 
 
 def _clip(box: Box, size: tuple[int, int]) -> Box:

@@ -76,7 +76,7 @@ def load_voc(
     for image_id, annotation in zip(ids, parsed, strict=True):
         path = find_image(image_folder, image_id, split_file if require_images else None)
         size = annotation.size or image_size(path, annotation, require_images or invalid_boxes is not None)
-        targets = build_targets(_objects(annotation), size)
+        targets = build_targets(annotated_objects(annotation), size)
         records.append(
             ImageRecord(image_id=image_id, path=path, height=size[0], width=size[1], targets=targets)
         )
@@ -145,7 +145,8 @@ def image_size(image: Path, annotation: VocAnnotation, required: bool) -> tuple[
     return height, width
 
 
-def _objects(annotation: VocAnnotation) -> Iterator[AnnotatedObject]:
+def annotated_objects(annotation: VocAnnotation) -> Iterator[AnnotatedObject]:
+    """Yield the objects of one file with their boxes half-open."""
     for number, thing in enumerate(annotation.objects, start=1):
         xmin, ymin, xmax, ymax = thing.box
         yield AnnotatedObject(

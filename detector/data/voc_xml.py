@@ -8,6 +8,8 @@ so files of other tools with missing, additional or differently ordered elements
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -51,13 +53,32 @@ def read_annotation(path: Path) -> VocAnnotation:
     return to_annotation(parse_xml(path), path)
 
 
-def to_annotation(root: Element, path: Path) -> VocAnnotation:
-    """Return what the outer element of the file at ``path`` says. Raises InputError as `read_annotation`."""
+def to_annotation(
+    root: Element, path: Path, on_fault: Callable[[InputError], None] | None = None
+) -> VocAnnotation:
+    """Return what the outer element of the file at ``path`` says. Raises InputError as `read_annotation`.
+
+    With ``on_fault`` a faulty object or size is handed to it and left out, and the rest is read.
+    """
     if root.tag != "annotation":
         raise InputError(f"{path}: not a VOC annotation: the outer element is <{root.tag}>, not <annotation>")
-    elements = root.findall("object")
-    objects = [_read_object(element, f"{path}: object {n}") for n, element in enumerate(elements, start=1)]
-    return VocAnnotation(path=path, size=_read_size(root, path), objects=objects)
+    objects, size = [], None
+    for number, element in enumerate(root.findall("object"), start=1):
+        with _faults_to(on_fault):
+            objects.append(_read_object(element, f"{path}: object {number}"))
+    with _faults_to(on_fault):
+        size = _read_size(root, path)
+    return VocAnnotation(path=path, size=size, objects=objects)
+
+
+@contextmanager
+def _faults_to(on_fault: Callable[[InputError], None] | None) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        if on_fault is None:
+            raise
+        on_fault(error)
 
 
 def parse_xml(path: Path) -> Element:

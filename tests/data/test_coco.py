@@ -107,7 +107,7 @@ def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
         ({**DATA, "images": []}, "image_id is 12, which is no id in 'images'"),
         ({**DATA, "images": [], "annotations": []}, "'images' is empty"),
         (changed("images", 1, id="12"), r"images\[1\]: id is '12'; expected a whole number"),
-        (changed("images", 1, id=907), r"images\[1\]: id 907 is also that of entry 0"),
+        (changed("images", 1, id=907), r"images\[1\]: id 907 is also that of images\[0\]"),
         (changed("images", 1, file_name="../a.png"), r"images\[1\]: file_name '\.\./a\.png' leads out"),
         (changed("images", 1, file_name="/etc/passwd"), "leads out of the data root"),
         (changed("images", 1, file_name="\ud800"), "leads out of the data root or is no file name"),

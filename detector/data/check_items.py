@@ -1,0 +1,87 @@
+"""The images that a check has to look at: of split files, folders and COCO files, whatever their faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from detector.data.check import Item, Problem
+from detector.data.choice import Choice
+from detector.data.coco import annotated_objects, annotations_by_image, category_names, record_id
+from detector.data.coco_json import read_coco
+from detector.data.voc import annotated_ids, split_ids
+from detector.data.voc_split import find_image, resolve_folder
+from detector.errors import InputError
+
+Found = tuple[list[Item], list[Problem]]
+
+
+def voc_items(
+    root: Path,
+    annotations: str,
+    images: str,
+    splits: str | None,
+    choices: Mapping[str, Choice],
+    kept: Choice | None,
+) -> Found:
+    """Return the images of the splits that ``choices`` names, as `detector.data.voc.load_voc` reads them.
+
+    With ``kept`` the annotations that no split names are there as well, of the ids that it keeps.
+    """
+    problems: list[Problem] = []
+    members: dict[str, list[str]] = {}
+    try:
+        folder = resolve_folder(root, annotations, "one XML file an image")
+    except InputError as error:
+        return [], [_whole(root / annotations, error)]
+    for split, choose in choices.items():
+        try:
+            for image_id in split_ids(root, splits, split, folder, choose)[0]:
+                members.setdefault(image_id, []).append(split)
+        except InputError as error:
+            problems.append(_whole(folder if splits is None else root / splits / f"{split}.txt", error))
+    for image_id in kept(annotated_ids(folder)) if kept else ():
+        members.setdefault(image_id, [])
+    items = [
+        Item(
+            image_id=image_id,
+            splits=tuple(of),
+            file=folder / f"{image_id}.xml",
+            image=find_image(root / images, image_id, None),
+        )
+        for image_id, of in members.items()
+    ]
+    return items, problems
+
+
+def coco_items(path: Path, image_folder: Path, split: str, choose: Choice) -> Found:
+    """Return the images of one split in a COCO file, and the faulty entries as problems."""
+    problems: list[Problem] = []
+    try:
+        data = read_coco(path, lambda error: problems.append(_whole(path, error)))
+        entries = {record_id(entry): entry for entry in data["images"]}
+        chosen = choose(list(entries))
+    except InputError as error:
+        return [], [*problems, _whole(path, error)]
+    names, annotations = category_names(data), annotations_by_image(data)
+    items = []
+    for image_id in chosen:
+        entry = entries[image_id]
+        size = int(entry.get("height", 0)), int(entry.get("width", 0))
+        items.append(
+            Item(
+                image_id=image_id,
+                splits=(split,),
+                file=path,
+                image=image_folder / entry["file_name"],
+                size=size if all(size) else None,
+                objects=tuple(annotated_objects(annotations[entry["id"]], names, path)),
+            )
+        )
+    return items, problems
+
+
+def _whole(path: Path, error: InputError) -> Problem:
+    """Return an error that no single image is to blame for."""
+    message = str(error).removeprefix(f"{path}: ")
+    return Problem(kind="annotations", file=str(path), message=message, stops=True)

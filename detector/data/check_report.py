@@ -1,0 +1,133 @@
+"""What a check of a data set found, for people (lines), for programs (JSON) and for the config (fix list)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from detector.data.check import Checked, Problem, count_kinds
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """All problems, and all images with the objects that can be used. ``splits`` are those looked at."""
+
+    splits: tuple[str, ...]
+    train_split: str
+    problems: list[Problem]
+    checked: list[Checked]
+
+    @property
+    def would_start(self) -> bool:
+        """Whether training with this config would start and reach its end, as far as the data go."""
+        return not any(problem.stops for problem in self.problems)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return problems, counts and statistics; boxes are measured in pixels of the original images."""
+        return {
+            "would_start": self.would_start,
+            "problems": [asdict(problem) for problem in self.problems],
+            "problem_counts": count_kinds(self.problems),
+            "splits": {split: self._counts(split) for split in self.splits},
+            "boxes": self._statistics(),
+        }
+
+    def in_splits(self) -> list[Checked]:
+        """Return the images that some split names."""
+        return [one for one in self.checked if one.item.splits]
+
+    def _counts(self, split: str) -> dict[str, Any]:
+        images = [one for one in self.checked if split in one.item.splits]
+        classes = Counter(name for one in images for name, _, _ in one.objects)
+        return {
+            "images": len(images),
+            "images_without_objects": sum(not one.objects for one in images),
+            "objects": sum(classes.values()),
+            "per_class": dict(sorted(classes.items())),
+        }
+
+    def _statistics(self) -> dict[str, dict[str, float]]:
+        images = self.in_splits()
+        sides = np.array([(w, h) for one in images for _, w, h in one.objects]).reshape(-1, 2)
+        width, height = sides[:, 0], sides[:, 1]
+        columns = {
+            "width": width,
+            "height": height,
+            "size": np.sqrt(width * height),
+            "aspect": width / np.maximum(height, 1e-9),
+            "objects_per_image": np.array([len(one.objects) for one in images], dtype=float),
+        }
+        return {name: _percentiles(values) for name, values in columns.items()}
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    if not len(values):
+        return {}
+    numbers = np.percentile(values, PERCENTILES).tolist()
+    return {f"p{percent}": number for percent, number in zip(PERCENTILES, numbers, strict=True)}
+
+
+def summarise(
+    checked: Sequence[Checked], others: Iterable[Problem], splits: Sequence[str], train_split: str
+) -> CheckReport:
+    """Add up what was found image by image; ``others`` are problems of no single image."""
+    problems = [*others, *(problem for one in checked for problem in one.problems)]
+    problems += _in_two_splits(checked, splits)
+    trained = [one for one in checked if train_split in one.item.splits]
+    if trained and not any(one.objects for one in trained):
+        message = f"none of the {len(trained)} images of {train_split} has an object that can be trained on"
+        problems.append(Problem(kind="nothing to train on", file=train_split, message=message, stops=True))
+    return CheckReport(
+        splits=tuple(splits), train_split=train_split, problems=problems, checked=list(checked)
+    )
+
+
+def _in_two_splits(checked: Sequence[Checked], splits: Sequence[str]) -> Iterable[Problem]:
+    """Yield a problem for each image of two splits; one for two splits that are the same."""
+    members = {split: {one.item.image_id for one in checked if split in one.item.splits} for split in splits}
+    files = {one.item.image_id: str(one.item.file) for one in checked}
+    for first, second in combinations(splits, 2):
+        both = members[first] & members[second]
+        if both and members[first] == members[second]:
+            message = f"{first} and {second} are the same {len(both)} images: figures would say nothing"
+            yield Problem(kind="in two splits", file=first, message=message, splits=(first, second))
+            continue
+        for image_id in sorted(both):
+            message = f"image id {image_id!r} is in {first} and in {second}"
+            yield Problem(
+                kind="in two splits", file=files[image_id], message=message, image_id=image_id,
+                splits=(first, second),
+            )  # fmt: skip
+
+
+def problem_line(problem: Problem) -> str:
+    """Return a problem as one whole line."""
+    place = ": ".join(filter(None, (problem.file, problem.object)))
+    mark = "stops training" if problem.stops else "warning"
+    text = " ".join(problem.message.split())
+    return f"{place}: {problem.kind}: {text} [{mark}]"
+
+
+def fix_list(report: CheckReport) -> str:
+    """Return a list for ``data.leave_out``: images that stop training as ids, those of which an object is
+    left out anyway as comments."""
+    lines = ["# For data.leave_out: one image id a line; lines that begin with # are comments."]
+    by_image: dict[str, list[Problem]] = {}
+    for problem in report.problems:
+        if problem.image_id is not None and (problem.stops or problem.unusable):
+            by_image.setdefault(problem.image_id, []).append(problem)
+    for image_id, problems in sorted(by_image.items()):
+        kinds = ", ".join(dict.fromkeys(problem.kind for problem in problems))
+        if any(problem.stops for problem in problems):
+            lines += [f"# {kinds}:", image_id]
+        else:
+            lines += [f"# {kinds}; only the object is left out. To leave out the image too, remove the mark:"]
+            lines += [f"#{image_id}"]
+    return "\n".join(lines) + "\n"

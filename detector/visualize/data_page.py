@@ -1,0 +1,109 @@
+"""One page about a data set: its classes, the sizes and shapes of its objects, and how many an image has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from detector.visualize.drawing import save_image
+
+_BLUE = "#4477aa"
+_GREY = "0.45"
+_MOST_CLASSES = 30
+
+
+def data_picture(
+    path: Path,
+    *,
+    classes: Mapping[str, int],
+    sides: np.ndarray,
+    objects_per_image: np.ndarray,
+    title: str,
+    summary: str,
+) -> None:
+    """Write the page to ``path`` (.png or .jpg).
+
+    ``classes`` counts objects by class; ``sides`` (G, 2) are widths and heights in pixels of the original
+    images; ``objects_per_image`` (N,). Any of them may be empty. Raises InputError where ``path`` cannot be
+    written.
+    """
+    figure = Figure(figsize=(13, 7.5), dpi=110, facecolor="white")
+    figure.text(0.03, 0.955, title, fontsize=16, weight="bold", va="center")
+    figure.text(0.03, 0.91, summary, fontsize=10.5, color=_GREY, va="center")
+    panels = figure.subplots(
+        2,
+        2,
+        gridspec_kw={
+            "left": 0.12,
+            "right": 0.97,
+            "bottom": 0.08,
+            "top": 0.83,
+            "hspace": 0.42,
+            "wspace": 0.22,
+        },
+    )
+    _plot_classes(panels[0, 0], classes)
+    sides = np.maximum(sides.reshape(-1, 2), 1e-3)
+    _histogram(
+        panels[0, 1], np.sqrt(sides.prod(axis=1)), "size of objects", "square root of the area, pixels"
+    )
+    _histogram(panels[1, 0], sides[:, 0] / sides[:, 1], "shape of objects", "width / height")
+    _plot_counts(panels[1, 1], objects_per_image)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.set_xlabel(x, fontsize=10, color=_GREY)
+    axes.set_ylabel(y, fontsize=10, color=_GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=_GREY)
+
+
+def _plot_classes(axes: Axes, classes: Mapping[str, int]) -> None:
+    most = sorted(classes.items(), key=lambda item: item[1])[-_MOST_CLASSES:]
+    left_out = len(classes) - len(most)
+    _style(
+        axes,
+        "objects of a class" + (f" (the {left_out} rarest not shown)" if left_out else ""),
+        "objects",
+        "",
+    )
+    names = [name if len(name) <= 18 else f"{name[:17]}…" for name, _ in most]
+    axes.barh(range(len(most)), [count for _, count in most], color=_BLUE)
+    axes.set_yticks(range(len(most)), names, fontsize=9 if len(most) <= 12 else 6)
+    axes.grid(axis="y", visible=False)
+
+
+def _histogram(axes: Axes, values: np.ndarray, title: str, x: str) -> None:
+    """Draw a histogram over a logarithmic axis with its median."""
+    _style(axes, title, x, "objects")
+    if not len(values):
+        return
+    low, high = values.min(), max(values.max(), values.min() * 1.01)
+    axes.hist(values, bins=np.geomspace(low, high, 41).tolist(), color=_BLUE)
+    axes.set_xscale("log")
+    median = float(np.median(values))
+    axes.axvline(median, color="0.15", linewidth=1.2, linestyle="--", label=f"median {median:.3g}")
+    axes.legend(frameon=False, fontsize=9)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _plot_counts(axes: Axes, counts: np.ndarray) -> None:
+    _style(axes, "objects an image", "objects", "images")
+    if len(counts):
+        highest = int(counts.max())
+        step = max(1, -(-(highest + 1) // 60))
+        axes.hist(counts, bins=np.arange(-0.5, highest + step + 0.5, step).tolist(), color=_BLUE)

@@ -1,0 +1,237 @@
+"""tools/check_data.py: every planted fault is found, named by file and object, and mended by the fix list."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from detector.build.training import start_run
+from detector.config import load_config
+from detector.data.convert import voc_to_coco
+from detector.data.generated import generate_voc
+from tests.build.conftest import TINY
+from tests.tools.conftest import PROJECT, Result, Tool
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("original") / "voc"
+    generate_voc(root, train_images=12, test_images=4, image_size=(96, 112), seed=2)
+    return root
+
+
+@pytest.fixture
+def root(original: Path, tmp_path: Path) -> Path:
+    """A copy of the data set that a test may damage."""
+    return Path(shutil.copytree(original, tmp_path / "voc"))
+
+
+def write_config(path: Path, root: Path, **data: object) -> Path:
+    values = {**TINY, "data": {**TINY["data"], "root": str(root), **data}}  # type: ignore[dict-item]
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def problems(tmp_path: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads((tmp_path / "found.json").read_text())["problems"]
+    return found
+
+
+def check(tool: Tool, config: Path, *more: object) -> Result:
+    return tool("check_data", "--config", config, "--output", "found.json", *more)
+
+
+def test_a_sound_data_set(tool: Tool, root: Path, tmp_path: Path) -> None:
+    result = check(tool, write_config(tmp_path / "c.yaml", root))
+    assert result.returncode == 0, result.stderr
+    assert "problems: none\ntraining would start" in result.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["would_start"] is True
+    assert {split: counts["images"] for split, counts in found["splits"].items()} == {
+        "trainval": 12,
+        "test": 4,
+    }
+    objects = sum(path.read_text().count("<object>") for path in (root / "Annotations").iterdir())
+    assert sum(counts["objects"] for counts in found["splits"].values()) == objects
+    assert found["boxes"]["width"]["p0"] <= found["boxes"]["width"]["p50"] <= found["boxes"]["width"]["p100"]
+    picture = cv2.imread(str(tmp_path / "found.png"))
+    assert picture.shape[1] > 1000
+    assert picture.std() > 10
+
+
+def with_object(annotation: Path, name: str, *corners: int) -> None:
+    tags = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+    thing = f"<object><name>{name}</name><bndbox>{box}</bndbox></object></annotation>"
+    annotation.write_text(annotation.read_text().replace("</annotation>", thing))
+
+
+def planted(root: Path) -> dict[str, tuple[str, bool]]:
+    """Damage an image a kind of fault; return the kind and whether it stops training, by image id."""
+    ids = (root / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    annotation = {image_id: root / "Annotations" / f"{image_id}.xml" for image_id in ids}
+    image = {image_id: next((root / "JPEGImages").glob(f"{image_id}.*")) for image_id in ids}
+    with_object(annotation[ids[0]], "ring", 50, 20, 40, 30)
+    with_object(annotation[ids[1]], "ring", 50, 20, 50, 20)
+    with_object(annotation[ids[2]], "ring", 50, 20, 300, 60)
+    with_object(annotation[ids[3]], "rnig", 50, 20, 60, 30)
+    for _ in range(2):
+        with_object(annotation[ids[4]], "ring", 3, 4, 60, 70)
+    Image.new("RGB", (50, 40)).save(image[ids[5]])
+    image[ids[6]].write_bytes(b"this is no picture")
+    image[ids[7]].write_bytes(image[ids[7]].read_bytes()[:-500])
+    image[ids[8]].unlink()
+    pixels = np.asarray(Image.open(image[ids[9]]))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(image[ids[9]], exif=exif)
+    annotation[ids[10]].write_text("<annotation><object><name>ring</name></object></annotation>")
+    with (root / "ImageSets" / "Main" / "test.txt").open("a") as file:
+        file.write(f"{ids[11]}\n")
+    kinds = {
+        "swapped": False, "under 2 px": False, "outside": False, "unknown class": True,
+        "duplicate object": False,
+        "image size": True, "unreadable image": True, "truncated image": True, "missing image": True,
+        "EXIF rotation": False, "annotation": True, "in two splits": False,
+    }  # fmt: skip
+    return dict(zip(ids, kinds.items(), strict=True))
+
+
+def test_every_planted_fault_is_found_and_the_fix_list_mends_it(
+    tool: Tool, root: Path, tmp_path: Path
+) -> None:
+    faults = planted(root)
+    names = ["disc", "ring", "square", "triangle", "cross"]
+    config = write_config(tmp_path / "c.yaml", root, classes=names)
+    result = check(tool, config, "--fix-list", "out.txt")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    found = problems(tmp_path)
+    assert {one["image_id"]: (one["kind"], one["stops"]) for one in found} == faults
+    assert len(found) == len(faults)
+    lines = result.stdout.splitlines()
+    for one in found:
+        assert [one["file"], True] == [one["file"], Path(str(one["file"])).is_absolute()]
+        line = next(
+            text for text in lines if text.startswith(f"{one['file']}: ") and str(one["kind"]) in text
+        )
+        assert str(one["message"]) in line, "nothing is shortened"
+    objects = {one["kind"]: one["object"] for one in found if one["object"]}
+    assert set(objects) == {
+        "swapped",
+        "under 2 px",
+        "outside",
+        "unknown class",
+        "duplicate object",
+        "annotation",
+    }
+    assert all(str(place).startswith("object ") for place in objects.values())
+
+    out = (tmp_path / "out.txt").read_text()
+    ids = [line for line in out.splitlines() if line and not line.startswith("#")]
+    assert ids == sorted(image_id for image_id, (_, stops) in faults.items() if stops)
+    assert check(tool, config, "data.leave_out=out.txt").returncode == 0
+    assert {one["kind"] for one in problems(tmp_path)} == {
+        kind for kind, stops in faults.values() if not stops
+    }
+    (tmp_path / "run").mkdir()
+    start_run(load_config(config, ["data.leave_out=out.txt", "train.steps=6"]), tmp_path / "run", "cpu").run()
+
+
+def test_invalid_boxes_stop_training_where_the_config_says_error(
+    tool: Tool, root: Path, tmp_path: Path
+) -> None:
+    image_id = (root / "ImageSets" / "Main" / "trainval.txt").read_text().split()[0]
+    with_object(root / "Annotations" / f"{image_id}.xml", "ring", 50, 20, 50, 20)
+    config = write_config(tmp_path / "c.yaml", root)
+    assert check(tool, config).returncode == 0
+    assert check(tool, config, "data.invalid_boxes=error").returncode == 1
+
+
+def test_without_images_only_annotations_are_read(tool: Tool, root: Path, tmp_path: Path) -> None:
+    shutil.rmtree(root / "JPEGImages")
+    config = write_config(tmp_path / "c.yaml", root)
+    assert check(tool, config, "--no-images").returncode == 0
+    assert check(tool, config).returncode == 1
+    assert {one["kind"] for one in problems(tmp_path)} == {"missing image"}
+
+
+def test_an_annotation_of_no_split_counts_where_classes_are_found(
+    tool: Tool, root: Path, tmp_path: Path
+) -> None:
+    (root / "Annotations" / "stray.xml").write_text("<annotation><object></annotation>")
+    config = write_config(tmp_path / "c.yaml", root)
+    assert check(tool, config, "--fix-list", "out.txt").returncode == 1
+    assert [(one["kind"], one["image_id"]) for one in problems(tmp_path)] == [("annotation", "stray")]
+    assert check(tool, config, "data.leave_out=out.txt").returncode == 0
+    assert check(tool, config, "data.classes=[ring, disc, square, triangle, cross]").returncode == 0
+
+
+def test_splits_that_are_missing_or_the_same(tool: Tool, root: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", root)
+    result = check(tool, config, "data.test_split=tset")
+    assert result.returncode == 1
+    assert "did you mean 'test'?" in result.stdout
+    assert check(tool, config, "data.splits=null").returncode == 0
+    assert [one["kind"] for one in problems(tmp_path)] == ["in two splits"]
+
+
+def test_a_coco_data_set(tool: Tool, root: Path, tmp_path: Path) -> None:
+    for split in ("trainval", "test"):
+        voc_to_coco(root, split, root / "annotations" / f"instances_{split}.json")
+    config = write_config(tmp_path / "c.yaml", root, format="coco", images="JPEGImages")
+    assert check(tool, config).returncode == 0
+    assert problems(tmp_path) == []
+    path = root / "annotations" / "instances_trainval.json"
+    data = json.loads(path.read_text())
+    first, second, third = data["annotations"][:3]
+    first["bbox"][2] = 1
+    second["bbox"] = [1, 2, 3]
+    third["category_id"] = 77
+    path.write_text(json.dumps(data))
+    assert check(tool, config).returncode == 1
+    found = {(one["kind"], str(one["message"])[:14], one["object"]) for one in problems(tmp_path)}
+    place = f"annotations[0], image {first['image_id']}"
+    assert {kind for kind, _, _ in found} == {"under 2 px", "annotations"}
+    assert ("annotations", "annotations[1]", None) in found
+    assert ("annotations", "annotations[2]", None) in found
+    assert [thing for kind, _, thing in found if kind == "under 2 px"] == [place]
+
+
+def test_bccd_has_two_boxes_of_one_pixel(tool: Tool, tmp_path: Path) -> None:
+    root = PROJECT / "data" / "bccd"
+    if not root.is_dir():
+        pytest.skip("data/bccd is not there")
+    config = write_config(tmp_path / "c.yaml", root)
+    result = check(tool, config, "--no-images")
+    assert result.returncode == 0
+    found = problems(tmp_path)
+    assert [(one["image_id"], one["kind"]) for one in found] == [
+        ("BloodImage_00338", "under 2 px"),
+        ("BloodImage_00343", "under 2 px"),
+    ]
+    assert "504, 337, 504, 337" in str(found[0]["message"])
+
+
+def test_all_annotations_of_voc_2007_test(tool: Tool, tmp_path: Path) -> None:
+    archive = PROJECT / "data" / "voc_eval" / "voc2007_test_annotations.tar.xz"
+    if not archive.is_file():
+        pytest.skip("data/voc_eval is not there")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    root = next(tmp_path.rglob("Annotations")).parent
+    config = write_config(tmp_path / "c.yaml", root, classes="voc", train_split="test")
+    result = check(tool, config, "--no-images", "--split", "test")
+    assert result.returncode == 0, result.stdout[-2000:]
+    counts = json.loads((tmp_path / "found.json").read_text())["splits"]["test"]
+    assert counts["images"] == 4952
+    unusable = sum(1 for one in problems(tmp_path) if one["unusable"])
+    assert counts["objects"] + unusable == 14976

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Look at a config's whole data set before training: every fault with its file and object, and statistics.
+
+The exit status is 1 if training would not start, or would end with an error later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from detector import cli
+from detector.build.checking import check_data, checked_splits
+from detector.config import load_config
+from detector.data.check_report import CheckReport, fix_list, problem_line
+from detector.errors import InputError
+from detector.evaluation.report import write_json
+from detector.files import write_text
+from detector.progress import note
+from detector.visualize.data_page import data_picture
+
+
+def main() -> int:
+    arguments = parse()
+    config = load_config(arguments.config, arguments.overrides)
+    splits = arguments.split or checked_splits(config)
+    report = check_data(config, splits, images=not arguments.no_images)
+    show(report)
+    output = Path(arguments.output or f"runs/check/{Path(arguments.config).stem}.json")
+    write_json(output, report.as_json())
+    picture = output.with_suffix(".png")
+    draw(report, picture, config.data.root)
+    note(f"wrote {output} and {picture}")
+    if arguments.fix_list:
+        write_text(Path(arguments.fix_list), fix_list(report))
+        note(f"wrote {arguments.fix_list}; use it with data.leave_out={arguments.fix_list}")
+    return 0 if report.would_start else 1
+
+
+def show(report: CheckReport) -> None:
+    """Print all problems, as a table on a terminal and whole lines elsewhere, then the counts."""
+    if sys.stdout.isatty() and report.problems:
+        table = Table("file", "object", "problem", "what", title="Problems", show_lines=False)
+        for problem in report.problems:
+            cells = (problem.file, problem.object or "", problem.kind, problem.message)
+            table.add_row(
+                *(Text(cell, overflow="fold") for cell in cells), style="red" if problem.stops else ""
+            )
+        Console().print(table)
+    else:
+        for problem in report.problems:
+            print(problem_line(problem))
+    print(summary(report))
+
+
+def summary(report: CheckReport) -> str:
+    """Return the counts in a few lines."""
+    found = report.as_json()
+    lines = [
+        f"{split}: {counts['images']} images, {counts['images_without_objects']} of them without objects, "
+        f"{counts['objects']} objects of {len(counts['per_class'])} classes"
+        for split, counts in found["splits"].items()
+    ]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["problem_counts"].items())
+    lines.append(f"problems: {kinds or 'none'}")
+    lines.append("training would start" if report.would_start else "training would not start, or would fail")
+    return "\n".join(lines)
+
+
+def draw(report: CheckReport, path: Path, root: str) -> None:
+    """Write the page of statistics to ``path``."""
+    images = report.in_splits()
+    objects = [thing for one in images for thing in one.objects]
+    data_picture(
+        path,
+        classes=Counter(name for name, _, _ in objects),
+        sides=np.array([(width, height) for _, width, height in objects]),
+        objects_per_image=np.array([len(one.objects) for one in images]),
+        title=f"{Path(root).name}: {', '.join(report.splits)}",
+        summary=f"{len(images)} images, {len(objects)} objects; {summary(report).splitlines()[-2]}",
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "",
+        "python tools/check_data.py --config configs/bccd_squeezenet.yaml --fix-list leave_out.txt\n  "
+        "python tools/check_data.py --config configs/mine.yaml data.leave_out=leave_out.txt",
+    )
+    cli.add_config_arguments(parser)
+    parser.add_argument("--split", action="append", help="a split (default: the config's training and test)")
+    parser.add_argument("--no-images", action="store_true", help="look at the annotations alone")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.json",
+        help="problems and statistics, with a picture beside it, FILE.png (default: in runs/check/)",
+    )
+    parser.add_argument(
+        "--fix-list", metavar="FILE", help="write the ids of images to leave out, for data.leave_out"
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.output and Path(arguments.output).suffix != ".json":
+        raise InputError(f"--output {arguments.output}: name a .json file")
+    return arguments
+
+
+if __name__ == "__main__":
+    cli.run(main)
