@@ -128,4 +128,9 @@ class DetectionTask:
             (source(record).boxes, targets.boxes, targets.labels)
             for record, targets in zip(self.records, objects, strict=True)
         )
-        return measured_coder(images, len(self.classes), self.config.train.sampling.foreground_iou)
+        return measured_coder(
+            images,
+            len(self.classes),
+            self.config.train.sampling.foreground_iou,
+            class_agnostic=self.config.model.head.class_agnostic,
+        )

@@ -45,13 +45,9 @@ class BoxCoder(nn.Module):
 
     def encode(self, proposals: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Return standardised targets (R, 4); rows labelled 0 are zero."""
-        foreground = labels > 0
-        targets = torch.zeros_like(proposals)
         means, deviations = self.means.to(proposals.device), self.deviations.to(proposals.device)
-        known = labels[foreground]
-        deltas = box_deltas(proposals[foreground], boxes[foreground])
-        targets[foreground] = (deltas - means[known]) / deviations[known]
-        return targets
+        targets = (box_deltas(proposals, boxes) - means[labels]) / deviations[labels]
+        return torch.where(labels[:, None] > 0, targets, torch.zeros_like(targets))  # no index, so no wait
 
     def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
         """Return boxes (R, K+1, 4) in the proposals' frame for network output ``deltas``.
@@ -76,13 +72,18 @@ def fixed_coder(num_classes: int, means: Iterable[float], deviations: Iterable[f
 
 
 def measured_coder(
-    images: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, iou_threshold: float
+    images: Iterable[tuple[Tensor, Tensor, Tensor]],
+    num_classes: int,
+    iou_threshold: float,
+    *,
+    class_agnostic: bool = False,
 ) -> BoxCoder:
     """Return a coder with mean and deviation a class over a training set, as the release measures them.
 
     ``images`` yields (proposals (P, 4), boxes (G, 4), labels (G,)) an image; every proposal whose best
     IoU is ``iou_threshold`` or more counts, the objects themselves included. The set is taken with its
-    mirror images, so the mean of dx is zero. A class without any such proposal takes the mean over all.
+    mirror images, so the mean of dx is zero. A class without any such proposal takes the mean over all,
+    and with ``class_agnostic`` every class does, since one regressor has one scale.
     """
     count = torch.zeros(num_classes + 1, 1, dtype=torch.float64)
     total = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
@@ -104,7 +105,7 @@ def measured_coder(
     everything = count.sum()
     if everything == 0:
         raise ValueError("no proposal reaches the foreground threshold; box targets cannot be measured")
-    seen = count > 0
+    seen = (count > 0) & (not class_agnostic)
     means = torch.where(seen, total / count.clamp(min=1), total.sum(0) / everything)
     moments = torch.where(seen, squares / count.clamp(min=1), squares.sum(0) / everything)
     deviations = (moments - means**2).clamp(min=0).sqrt().clamp(min=1e-3)

@@ -53,7 +53,8 @@ class RoISampler:
         use_difficult: bool = True,
         seed: int = 0,
     ) -> None:
-        self.coder = coder
+        # RoIs are drawn on the CPU; constants that follow the network to a GPU would be waited for there.
+        self.coder = BoxCoder(coder.means.cpu(), coder.deviations.cpu())
         self.rois_per_image = rois_per_image
         self.foreground_count = round(rois_per_image * foreground_fraction)
         self.foreground_iou = foreground_iou

@@ -200,6 +200,13 @@ def test_measured_box_targets_are_saved_with_the_weights(tiny: Load, tmp_path: P
     assert torch.all((deviations > 0.02) & (deviations < 0.5))
 
 
+def test_a_regressor_for_all_classes_is_measured_and_trained(tiny: Load, tmp_path: Path) -> None:
+    train(tiny("train.steps=2", "model.head.class_agnostic=true"), tmp_path / "run")
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_2.pt")["model"]
+    assert state["predictor.bbox_pred.weight"].shape == (4, 32)
+    assert (state["box_coder.deviations"] == state["box_coder.deviations"][:1]).all()
+
+
 def test_a_failing_evaluation_takes_no_training_with_it(tiny: Load, tmp_path: Path, tiny_root: Path) -> None:
     copy = Path(shutil.copytree(tiny_root, tmp_path / "copy"))
     config = tiny(f"data.root={copy}", "train.steps=4")

@@ -58,7 +58,6 @@ MISTAKES = [
     ("proposals.missing=full", r"proposals\.missing = 'full': .*did you mean 'full_image'"),
     ("proposals.time_limit=0", r"proposals\.time_limit = 0"),
     ("model.head.weights=true", r"model\.head\.weights takes fc6 and fc7 from model\.backbone\.weights"),
-    ("model.head.class_agnostic=true", r"set model\.box\.normalize to fixed"),
 ]
 
 

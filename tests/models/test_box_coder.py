@@ -58,6 +58,15 @@ def test_background_has_no_targets_whatever_its_match(make_boxes: MakeBoxes) -> 
     assert targets[1].any()
 
 
+def test_background_without_extent_leaves_no_trace(make_boxes: MakeBoxes) -> None:
+    """Background rows are encoded with the others and then blanked: 0 / 0 must not come through."""
+    proposals, boxes = torch.zeros(2, 4), make_boxes(2)
+    proposals[1] = boxes[1]
+    targets = random_coder(1).encode(proposals, boxes, torch.tensor([0, 1]))
+    assert not targets[0].any()
+    assert targets.isfinite().all()
+
+
 def test_a_wild_network_cannot_overflow(make_boxes: MakeBoxes) -> None:
     boxes = fixed_coder(1, (0, 0, 0, 0), DEVIATIONS).decode(torch.full((5, 2, 4), 1e6), make_boxes(5))
     assert boxes.isfinite().all()
@@ -143,6 +152,16 @@ def test_a_class_without_proposals_takes_the_statistics_of_all(make_boxes: MakeB
     coder = measured_coder([*images, empty], num_classes=3, iou_threshold=0.5)
     assert torch.equal(coder.means[3], coder.means[1])
     assert torch.equal(coder.deviations[2], coder.deviations[1])
+
+
+def test_one_regressor_for_all_classes_has_one_scale(make_boxes: MakeBoxes) -> None:
+    images = images_of(make_boxes, 4, classes=2)
+    coder = measured_coder(images, num_classes=2, iou_threshold=0.5, class_agnostic=True)
+    as_one = [(proposals, boxes, torch.ones_like(labels)) for proposals, boxes, labels in images]
+    mean, deviation = numpy_statistics(as_one, 1, 0.5)
+    for row in range(3):
+        np.testing.assert_allclose(coder.means[row].numpy(), mean, atol=2e-5)
+        np.testing.assert_allclose(coder.deviations[row].numpy(), deviation, rtol=2e-3)
 
 
 def test_degenerate_proposals_do_not_spoil_the_statistics(make_boxes: MakeBoxes) -> None:

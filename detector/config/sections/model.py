@@ -99,8 +99,8 @@ class BoxConfig(Section):
     as the stage ``box_ridge`` leaves it; "none" has no box layer."""
 
     normalize: Literal["fixed", "dataset"] = "dataset"
-    """"dataset" measures mean and deviation a class on the training set, as the release does;
-    "fixed" uses ``means`` and ``deviations`` for all classes."""
+    """"dataset" measures mean and deviation a class on the training set, as the release does, or over
+    all classes with ``head.class_agnostic``; "fixed" uses ``means`` and ``deviations`` for all classes."""
     means: Four = (0.0, 0.0, 0.0, 0.0)
     deviations: tuple[Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2)
 
@@ -123,9 +123,4 @@ class ModelConfig(Section):
             )
         if self.box.regression == "ridge" and self.head.class_agnostic:
             raise ValueError("model.box.regression: ridge is one regression a class; unset class_agnostic")
-        if self.head.class_agnostic and self.box.normalize == "dataset":
-            raise ValueError(
-                "model.head.class_agnostic has one box regressor for all classes, model.box.normalize: "
-                "dataset one scale a class; set model.box.normalize to fixed"
-            )
         return self
