@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+"""R-CNN, SPP-net and Fast R-CNN on the same image, proposals and backbone: what sharing convolutions saves.
+
+    python benchmarks/rcnn_vs_sppnet_vs_fast_rcnn.py --backbone vgg16 [--device cuda] [--output FILE.json]
+
+Random weights, one image of 375 x 500 pixels, 2000 uniform boxes, 20 classes, fc6 and fc7 of 4096. Timed are
+the network's parts alone: no proposals, no decoding of images, no suppression, which all three share.
+
+Test: R-CNN on crops of 224 x 224, SPP-net with the pyramid 6, 3, 2, 1 at one scale (688) and at five, Fast
+R-CNN with 7 x 7 bins at 600. A training step is 128 regions: R-CNN trains all layers on 128 crops; SPP-net
+its fully connected layers on maps computed before; Fast R-CNN all but two stages, on two images.
+
+The time of R-CNN's convolutions is proportional to its regions, so it is taken on --regions of them and
+scaled; that of its fully connected layers is taken on all. From these times follow those of whole trainings
+on VOC 2007 (5011 images) as published: R-CNN 70,000 steps and one pass over all proposals for its SVMs;
+SPP-net one pass over all images at five scales and 300,000 steps; Fast R-CNN 40,000 steps. SVMs and box
+regressors are left out, which is in R-CNN's and SPP-net's favour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detector.data.transforms import input_size
+from detector.engine.inference import Look
+from detector.evaluation.report import write_json
+from detector.models.backbones import build_backbone, identity_backbone
+from detector.models.box_coder import fixed_coder
+from detector.models.crops import CropPooling
+from detector.models.detector import RegionDetector
+from detector.models.heads import BoxHead, BoxPredictor
+from detector.models.losses import DetectionLoss
+from detector.models.region_pools import LevelPool, PyramidPooling, RoIPooling
+from detector.structures import Embedded, HeadOutput, ImageMeta, SampledRoIs
+
+SIZE = (375, 500)
+PROPOSALS = 2000
+CLASSES = 20
+FIVE_SCALES = (480, 576, 688, 864, 1200)
+STEP_REGIONS = 128
+CHUNK = 64  # crops at a time
+VOC07_IMAGES = 5011
+STEPS = {"R-CNN": 70_000, "SPP-net": 300_000, "Fast R-CNN": 40_000}
+PAPERS = {
+    "test, SPP-net, 1 scale": "102x (SPP-net, ZF-5)",
+    "test, SPP-net, 5 scales": "24x to 64x, 38x with the same net (SPP-net, ZF-5); 20x (Fast R-CNN, VGG16)",
+    "test, Fast R-CNN": "146x, with truncated SVD 213x (Fast R-CNN, VGG16)",
+    "training, SPP-net": "3.4x (Fast R-CNN, VGG16)",
+    "training, Fast R-CNN": "8.8x VGG16, 14.0x M, 18.3x S (Fast R-CNN)",
+}
+
+
+@dataclass
+class Pipeline:
+    """A network, the sizes it sees an image at, and how many times its convolutions ran on what."""
+
+    model: RegionDetector
+    convolutions: nn.Module
+    scales: tuple[int, ...]
+    passes: int = 0
+
+    def __post_init__(self) -> None:
+        self.convolutions.register_forward_hook(self._count)
+
+    def _count(self, _module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
+        self.passes += len(inputs[0])
+
+    def images(self, number: int, device: str) -> list[Tensor]:
+        """Return ``number`` random images at each scale."""
+        sizes = [self._size(scale) for scale in self.scales]
+        return [torch.randn(number, 3, *size, device=device) for size in sizes]
+
+    def metas(self) -> list[ImageMeta]:
+        sizes = [self._size(scale) for scale in self.scales]
+        return [ImageMeta(image_id="image", original_size=SIZE, input_size=size) for size in sizes]
+
+    @staticmethod
+    def _size(scale: int) -> tuple[int, int]:
+        return input_size(SIZE, scale, 2000)
+
+
+def build(name: str, backbone: str, scales: Sequence[int], device: str) -> Pipeline:
+    """Return the pipeline ``name`` with random weights."""
+    torch.manual_seed(0)
+    convolutions = build_backbone(backbone, freeze=2 if name == "Fast R-CNN" else 0)
+    channels, stride = convolutions.channels, convolutions.stride
+    image_backbone, pool = convolutions, LevelPool()
+    match name:
+        case "R-CNN":
+            image_backbone = identity_backbone()
+            pool = CropPooling(convolutions, 7, crop_size=224, context=16)
+        case "SPP-net":
+            pool = PyramidPooling(channels, (6, 3, 2, 1), stride, center=convolutions.center)
+        case "Fast R-CNN":
+            pool = RoIPooling(channels, 7, stride)
+    head = BoxHead(pool.out_features, (4096, 4096), 0.5)
+    coder = fixed_coder(CLASSES, (0.0,) * 4, (0.1, 0.1, 0.2, 0.2))
+    predictor = BoxPredictor(4096, CLASSES)
+    model = RegionDetector(image_backbone, pool, head, predictor, coder)
+    return Pipeline(model.to(device), convolutions, tuple(scales))
+
+
+def boxes(count: int) -> Tensor:
+    corners = torch.rand(count, 2, 2) * torch.tensor([SIZE[1], SIZE[0]])
+    return torch.cat((corners.amin(1), corners.amax(1)), dim=1)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a test image, its convolution passes, and seconds of a training step of 128 regions."""
+
+    test: float
+    passes: int
+    step: float
+    features: float
+    """Of one image at all scales: what SPP-net's cache costs an image."""
+
+
+class Stopwatch:
+    """Medians of ``rounds`` timings on ``device``, after one call that warms up."""
+
+    def __init__(self, rounds: int, device: str) -> None:
+        self.rounds = rounds
+        self.device = device
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        found = []
+        for _ in range(self.rounds + 1):
+            started = time.perf_counter()
+            call()
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize(self.device)
+            found.append(time.perf_counter() - started)
+        return statistics.median(found[1:])
+
+
+def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
+    """Time a network whose regions share the convolutions' maps."""
+    model, images, regions = pipeline.model.eval(), pipeline.images(1, seconds.device), boxes(PROPOSALS)
+
+    @torch.inference_mode()
+    def features() -> list[Tensor]:
+        return [level for image in images for level in model.features(image)]
+
+    @torch.inference_mode()
+    def detect() -> object:
+        return Look(features(), pipeline.metas()).predict(model, regions, "area", seconds.device)
+
+    alone, test = seconds(features), seconds(detect)
+    pipeline.passes = 0
+    detect()
+    return Times(test, pipeline.passes, time_shared_step(pipeline, seconds), alone)
+
+
+def time_shared_step(pipeline: Pipeline, seconds: Stopwatch) -> float:
+    """Return the seconds of a step on the regions of two images, at the middle one of several scales."""
+    model = pipeline.model.train()
+    images = pipeline.images(2, seconds.device)[len(pipeline.scales) // 2]
+    cached = None
+    if isinstance(model.region_pool, PyramidPooling):  # no gradient reaches SPP-net's convolutions
+        pipeline.convolutions.requires_grad_(False)
+        cached = [level.detach() for level in model.features(images)]
+    regions = boxes(STEP_REGIONS) * (images.shape[-1] / SIZE[1])
+    rois = torch.cat((torch.arange(STEP_REGIONS)[:, None] % 2, regions), dim=1).to(seconds.device)
+    return seconds(
+        learn(model, lambda: model.predict(cached or model.features(images), rois), seconds.device)
+    )
+
+
+def time_rcnn(pipeline: Pipeline, count: int, seconds: Stopwatch) -> Times:
+    """Time the convolutions on ``count`` regions, scaled to all, and the other layers on all."""
+    model, image = pipeline.model, pipeline.images(1, seconds.device)
+    pool, device = model.region_pool, seconds.device
+    rois = torch.cat((torch.zeros(count, 1), boxes(count)), dim=1).to(device)
+    pooled = torch.rand(PROPOSALS, pool.out_features, device=device)
+
+    @torch.inference_mode()
+    def crops() -> object:
+        return [pool(image, rois[start : start + CHUNK], None) for start in range(0, count, CHUNK)]
+
+    @torch.inference_mode()
+    def classify() -> object:
+        return model.predictor(Embedded(pooled, model.box_head(pooled)))
+
+    model.eval()
+    test = seconds(crops) * PROPOSALS / count + seconds(classify)
+    pipeline.passes = 0
+    crops()
+    passes = pipeline.passes * PROPOSALS // count
+    model.train()
+    trained = min(count, STEP_REGIONS)
+    step = seconds(lambda: pool(image, rois[:trained], None).sum().backward()) * STEP_REGIONS / trained
+
+    def head() -> HeadOutput:
+        few = pooled[:STEP_REGIONS]
+        return HeadOutput(*model.predictor(Embedded(few, model.box_head(few))))
+
+    step += seconds(learn(model, head, device))
+    return Times(test, passes, step, 0.0)
+
+
+def learn(model: RegionDetector, predict: Callable[[], HeadOutput], device: str) -> Callable[[], None]:
+    """Return a training step on what ``predict`` says of 128 regions."""
+    sampled = SampledRoIs(
+        rois=torch.zeros(STEP_REGIONS, 5),
+        labels=torch.arange(STEP_REGIONS) % (CLASSES + 1),
+        box_targets=torch.randn(STEP_REGIONS, 4),
+    ).to(device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, loss = torch.optim.SGD(trained, lr=1e-6, momentum=0.9), DetectionLoss()
+
+    def step() -> None:
+        losses = loss(predict(), sampled)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def ratios(times: dict[str, Times]) -> dict[str, float]:
+    """Return how many times faster than R-CNN each is: an image, a step, and a whole training."""
+    rcnn, spp, fast = times["R-CNN"], times["SPP-net, 5 scales"], times["Fast R-CNN"]
+    found = {f"test, {name}": rcnn.test / found.test for name, found in times.items() if found is not rcnn}
+    found |= {"step, SPP-net": rcnn.step / spp.step, "step, Fast R-CNN": rcnn.step / fast.step}
+    whole = STEPS["R-CNN"] * rcnn.step + VOC07_IMAGES * rcnn.test
+    staged = STEPS["SPP-net"] * spp.step + VOC07_IMAGES * spp.features
+    found |= {"training, SPP-net": whole / staged}
+    return found | {"training, Fast R-CNN": whole / (STEPS["Fast R-CNN"] * fast.step)}
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time all pipelines and print the table."""
+    pipelines = {
+        "R-CNN": ("R-CNN", (SIZE[0],)),
+        "SPP-net, 1 scale": ("SPP-net", (688,)),
+        "SPP-net, 5 scales": ("SPP-net", FIVE_SCALES),
+        "Fast R-CNN": ("Fast R-CNN", (600,)),
+    }
+    regions = min(arguments.regions or (PROPOSALS if arguments.device != "cpu" else 64), PROPOSALS)
+    print(f"{arguments.backbone}, {PROPOSALS} proposals; R-CNN timed on {regions} regions and scaled")
+    times, seconds = {}, Stopwatch(arguments.rounds, arguments.device)
+    for label, (name, scales) in pipelines.items():
+        pipeline = build(name, arguments.backbone, scales, arguments.device)
+        found = time_rcnn(pipeline, regions, seconds) if name == "R-CNN" else time_shared(pipeline, seconds)
+        times[label] = found
+        print(
+            f"{label:<18} test image {found.test:9.3f} s, {found.passes:5d} passes of the convolutions; "
+            f"training step {found.step:8.3f} s",
+            flush=True,
+        )
+    faster = ratios(times)
+    for label, ratio in faster.items():
+        print(f"{label:<24} {ratio:7.1f}x faster than R-CNN   paper: {PAPERS.get(label, 'not given')}")
+    figures = {label: asdict(found) for label, found in times.items()}
+    settings = {"backbone": arguments.backbone, "device": arguments.device, "rcnn_regions": regions}
+    return {**settings, "threads": torch.get_num_threads(), "seconds": figures, "faster_than_rcnn": faster}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", default="vgg16", help="a name of model.backbone (default vgg16)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--regions", type=int, help="R-CNN's regions (default: 64 on a CPU, all on a GPU)")
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each, their median counts")
+    parser.add_argument("--output", metavar="FILE.json", help="write the figures there")
+    arguments = parser.parse_args()
+    figures = run(arguments)
+    if arguments.output:
+        write_json(Path(arguments.output), figures)
+
+
+if __name__ == "__main__":
+    main()
