@@ -14,10 +14,12 @@ from detector.progress import note
 def main() -> int:
     arguments = parse()
 
+    from detector.build.crops import crop_every_way
     from detector.build.pooling import pool_every_way
     from detector.config import load_config
     from detector.data.images import read_image
     from detector.visualize import save_image
+    from detector.visualize.crops import draw_crops
     from detector.visualize.pooling import draw_pooling, save_animation
 
     config = load_config(arguments.config, arguments.overrides)
@@ -27,6 +29,11 @@ def main() -> int:
     )
     save_image(Path(arguments.output), draw_pooling(view, regions))
     note(f"channel {channel} of the map; wrote {arguments.output}")
+    if arguments.crops:
+        settings = config.model.pool
+        crops = crop_every_way(image, tuple(arguments.roi), settings.crop_size, settings.context)
+        save_image(Path(arguments.crops), draw_crops(image, tuple(arguments.roi), crops))
+        note(f"wrote {arguments.crops}")
     if arguments.animation:
         save_animation(Path(arguments.animation), view, regions)
         note(f"wrote {arguments.animation}")
@@ -55,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--output", default="pooling.png", metavar="FILE", help="picture (default pooling.png)"
     )
+    parser.add_argument("--crops", metavar="FILE", help="a picture of R-CNN's crops of the region, too")
     parser.add_argument("--animation", metavar="FILE", help="a GIF that fills one bin after another")
     arguments = parser.parse_intermixed_args()
     if not 1 <= arguments.bins <= 8:
