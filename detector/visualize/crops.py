@@ -39,7 +39,6 @@ def draw_crops(
     first, *others = figure.subplots(1, len(crops) + 1)
     first.imshow(image)
     first.set_title("the region and what each shows")
-    _outline(first, box, "white", "--")
     edges = [box]
     for axes, found, colour in zip(others, crops, _COLOURS, strict=False):
         _outline(first, found.window, colour, "-")
@@ -51,6 +50,7 @@ def draw_crops(
             axes, (found.context, found.context, size - found.context, size - found.context), "white", "--"
         )
         axes.axis("off")
+    _outline(first, box, "white", "--")
     x1, y1, x2, y2 = np.array(edges).T
     first.set_xlim(min(x1.min(), 0) - 2, max(x2.max(), image.shape[1]) + 2)
     first.set_ylim(max(y2.max(), image.shape[0]) + 2, min(y1.min(), 0) - 2)

@@ -17,7 +17,7 @@ from tests.tools.conftest import Tool
 
 PAGE = PROJECT / "docs" / "three_pipelines.md"
 TEXT = PAGE.read_text()
-COMMANDS = [shlex.split(line) for line in TEXT.splitlines() if line.startswith("    python ")]
+COMMANDS = [shlex.split(line) for line in TEXT.splitlines() if line.startswith("    python tools/")]
 SMALL = [
     "data.generate.train_images=6",
     "data.generate.test_images=3",
@@ -35,11 +35,11 @@ def test_every_command_runs_in_the_order_given(tool: Tool, tmp_path: Path) -> No
     for name, command in zip(names, COMMANDS, strict=True):
         arguments = [str(PROJECT / part) if part.startswith("configs/") else part for part in command[2:]]
         if name == "draw_pooling":
-            image = np.random.default_rng(0).integers(0, 255, (153, 189, 3), dtype=np.uint8)
+            image = np.random.default_rng(0).integers(0, 255, (190, 190, 3), dtype=np.uint8)
             save_image(tmp_path / arguments[0], image)
         found = tool(name, *arguments, *SMALL)
         assert found.returncode == 0, (command, found.stderr)
-    assert (tmp_path / "pooling.png").is_file()
+    assert all((tmp_path / name).is_file() for name in ("pooling.png", "crops.png"))
 
 
 def test_every_file_named_is_there() -> None:
