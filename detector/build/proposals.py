@@ -139,7 +139,7 @@ def generate(
     if workers is None:
         pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
         alone = source.method == "dense" or pixels < ALONE_PIXELS
-        workers = 0 if alone else len(os.sched_getaffinity(0))
+        workers = 0 if alone else _cores()
     failures: dict[str, str] = {}
     with progress_bar(f"{source.method} proposals") as advance:
         store = generate_store(
@@ -229,6 +229,11 @@ def _warn_of_limit(
             f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at IoU "
             f"0.5, all of them {whole:.0%}; raise {key}, or give scores if their order means nothing"
         )
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; not every system tells it apart from how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _file_of(config: Config, split: str | None) -> Path:

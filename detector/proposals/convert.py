@@ -154,7 +154,9 @@ class _Conversion:
         """Say in sentences what was found."""
         notes = [self._evidence] if self._evidence else []
         if self._foreign:
-            notes.append(f"{self._foreign} images of the file are not in the data set")
+            notes.append(
+                f"{self._foreign} images of the file are not among the {len(self._records)} it was read for"
+            )
         outcomes = {"left out": self._left_out, "given one box, the whole image": self._whole}
         for what, images in outcomes.items():
             if images:

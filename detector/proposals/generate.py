@@ -71,6 +71,11 @@ def generate_store(
         todo = stale_records(records, store)  # again: another process may have done some until now
         results = _run(job, todo, max(workers, 1) if time_limit else workers, time_limit)
         _fill(store, journal, _counted(results, len(todo), progress), failures)
+        # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
+        failed = [record for record in todo if record.image_id in failures]
+        outdated = [record.image_id for record in failed if _has_changed(record, store, unreadable=False)]
+        if outdated:
+            store.discard(outdated)
         if store.segment_count() > _MANY_SEGMENTS:
             store.compact()
     if on_failure is not None:
@@ -96,17 +101,23 @@ def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[
     """
 
     def is_stale(record: ImageRecord) -> bool:
-        known = store.content_hash(record.image_id) if record.image_id in store else None
-        try:
-            return known is None or known != content_hash(_read_bytes(record.path))
-        except InputError:
-            return True
+        return record.image_id not in store or _has_changed(record, store, unreadable=True)
 
     records = list(records)
     with ThreadPoolExecutor() as threads:  # reading and hashing leave the interpreter free
         return [
             record for record, stale in zip(records, threads.map(is_stale, records), strict=True) if stale
         ]
+
+
+def _has_changed(record: ImageRecord, store: ProposalStore, *, unreadable: bool) -> bool:
+    """Whether the store holds proposals for another content than the file has, or ``unreadable``."""
+    if record.image_id not in store:
+        return False
+    try:
+        return store.content_hash(record.image_id) != content_hash(_read_bytes(record.path))
+    except InputError:
+        return unreadable
 
 
 class _Task(NamedTuple):

@@ -81,6 +81,11 @@ class Index:
         last = np.append(table["id"][1:] != table["id"][:-1], True) if len(table) else slice(0)
         return Index(table[last])
 
+    def without(self, image_ids: Iterable[str]) -> Index:
+        """Return an index that lacks the rows of ``image_ids``."""
+        keys = [image_id.encode("utf-8", "surrogatepass") for image_id in image_ids]
+        return Index(self._table[~np.isin(self._keys, np.array(keys, dtype="S"))])
+
     def find(self, image_id: str) -> Row | None:
         """Return the row of ``image_id``, or None."""
         key = image_id.encode("utf-8", "surrogatepass")

@@ -148,6 +148,12 @@ class ProposalStore:
             index.save(self.path / "index.npy")
             self._index = index
 
+    def discard(self, image_ids: Iterable[str]) -> None:
+        """Forget the proposals of ``image_ids``."""
+        with self.lock(wait=30.0):
+            self._index = Index.load(self.path / "index.npy").without(image_ids)
+            self._index.save(self.path / "index.npy")
+
     def annotate(self, notes: list[str]) -> None:
         """Replace the notes in the manifest."""
         with self.lock(wait=30.0):

@@ -244,7 +244,7 @@ class TestFaults:
     ) -> None:
         store = convert(write_npz(tmp_path, boxes), "npz", tmp_path / "store", records=records[:2])
         assert store.ids() == IDS
-        assert store.notes == ["2 images of the file are not in the data set"]
+        assert store.notes == ["2 images of the file are not among the 2 it was read for"]
 
     def test_a_file_without_names_must_have_the_length_of_the_data_set(
         self, tmp_path: Path, records: list[ImageRecord], boxes: dict[str, FloatArray]

@@ -270,6 +270,21 @@ def test_a_slow_image_and_one_that_crashes_are_named_and_the_others_done(tmp_pat
     assert failures["0002"].endswith("0002.png ended its process (exit status -9)")
 
 
+def test_a_changed_image_that_fails_loses_its_old_boxes_and_one_out_of_reach_keeps_them(
+    tmp_path: Path,
+) -> None:
+    records = write_images(tmp_path / "images", 4)
+    generate(records, tmp_path / "store", method=CORNERS)
+    records[1].path.write_bytes(b"no image any more")
+    records[2].path.unlink()
+    failures: dict[str, str] = {}
+    store = generate(records, tmp_path / "store", method=CORNERS, on_failure=failures.__setitem__)
+    assert sorted(failures) == ["0001", "0002"]
+    assert store.ids() == ["0000", "0002", "0003"]
+    assert ProposalStore.open(store.path).ids() == store.ids()
+    store.verify()
+
+
 def test_two_jobs_of_one_store_share_the_work(tmp_path: Path) -> None:
     """As the ranks of a training do: one works, the others wait and find everything there."""
     root = Path(__file__).parents[2]
