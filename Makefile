@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test lint typecheck clean
+.PHONY: help install quickstart test sanitize lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ quickstart: install  ## generate data, train, score and draw: five minutes, resu
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest
+
+sanitize: install  ## run the operators' tests under AddressSanitizer and UBSan, in a build of its own
+	sh tests/ops/run_sanitized.sh $(BIN)/python
 
 lint: install  ## check style
 	$(BIN)/ruff check .
