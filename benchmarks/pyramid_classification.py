@@ -81,7 +81,7 @@ def main() -> None:
             results.setdefault(variant, []).append(score(config, folder))
             print(json.dumps({"variant": variant, "seed": seed, **results[variant][-1]}), flush=True)
     write_json(arguments.folder / "figures.json", results)
-    Console().print(table(results))
+    Console(width=140).print(table(results))
 
 
 if __name__ == "__main__":
