@@ -45,14 +45,23 @@ void measure_boxes(const std::vector<Run>& runs, int height, int width, Regions&
   }
 }
 
+// Neighbouring pixels count in two tables: most fall into the same bin, and adding to a number that was
+// written just before waits for that write.
 void count_colors(const Planes& planes, const std::vector<Run>& runs, Regions& regions) {
   static const std::array<uint8_t, 256> bins = color_bins();
   const int length = regions.histogram_length();
+  std::vector<uint32_t> counts(static_cast<size_t>(regions.count) * 2 * kColorBins);
   for (int c = 0; c < planes.channels; ++c) {
     const uint8_t* values = planes.channel(c);
-    for (const auto& [label, begin, end] : runs) {
-      uint32_t* histogram = regions.histograms.data() + static_cast<size_t>(label) * length + c * kColorBins;
-      for (int32_t p = begin; p < end; ++p) ++histogram[bins[values[p]]];
+    std::fill(counts.begin(), counts.end(), 0u);
+    for (const auto [label, begin, end] : runs) {
+      uint32_t* even = counts.data() + static_cast<size_t>(label) * 2 * kColorBins;
+      for (int32_t p = begin; p < end; ++p) ++even[(p & 1) * kColorBins + bins[values[p]]];
+    }
+    const uint32_t* from = counts.data();
+    for (int label = 0; label < regions.count; ++label, from += 2 * kColorBins) {
+      uint32_t* to = regions.histograms.data() + static_cast<size_t>(label) * length + c * kColorBins;
+      for (int bin = 0; bin < kColorBins; ++bin) to[bin] = from[bin] + from[kColorBins + bin];
     }
   }
 }
@@ -60,14 +69,13 @@ void count_colors(const Planes& planes, const std::vector<Run>& runs, Regions& r
 // Adds the texture of one channel. A pixel counts in one bin an axis and so in one of the axis' two maps; in
 // the other map it counts as no gradient, as every pixel counts once in every map.
 //
-// Neighbouring pixels count in two tables: most fall into the same bin, and adding to a number that was
-// written just before waits for that write.
+// Counts in two tables, as colours do.
 void count_texture(const uint8_t* texture, int64_t pixels, const std::vector<Run>& runs, int offset,
                    Regions& regions) {
   const int length = regions.histogram_length();
   constexpr size_t table = kTextureAxes * kSignedTextureBins;
   std::vector<uint32_t> counts(regions.count * 2 * table);
-  for (const auto& [label, begin, end] : runs) {
+  for (const auto [label, begin, end] : runs) {
     uint32_t* even = counts.data() + label * 2 * table;
     for (int32_t p = begin; p < end; ++p) {
       uint32_t* histogram = even + (p & 1) * table;
@@ -94,26 +102,42 @@ void count_texture(const uint8_t* texture, int64_t pixels, const std::vector<Run
   }
 }
 
-// Pairs of labels across a side of a pixel; a repetition of the pair before is left out at once.
-std::vector<std::pair<int, int>> find_neighbours(const int32_t* labels, int height, int width) {
-  std::vector<std::pair<int, int>> pairs;
-  std::pair<int, int> previous(-1, -1);
-  const auto add = [&](int a, int b) {
-    if (a == b) return;
-    const std::pair<int, int> pair = std::minmax(a, b);
-    if (pair == previous) return;
-    pairs.push_back(pair);
-    previous = pair;
-  };
-  for (int y = 0; y < height; ++y) {
-    const int32_t* row = labels + static_cast<int64_t>(y) * width;
-    for (int x = 0; x + 1 < width; ++x) add(row[x], row[x + 1]);
-    if (y + 1 == height) break;
-    for (int x = 0; x < width; ++x) add(row[x], row[x + width]);
+// Collects pairs of different labels; most repetitions are left out at once, by the larger label's last pair.
+class Pairs {
+ public:
+  explicit Pairs(int count) : latest_(count, -1) {}
+
+  void add(int a, int b) {
+    const auto [small, large] = std::minmax(a, b);
+    if (small == large || latest_[large] == small) return;
+    latest_[large] = small;
+    pairs_.push_back({small, large});
   }
-  std::sort(pairs.begin(), pairs.end());
-  pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
-  return pairs;
+
+  std::vector<std::pair<int, int>> sorted() && {
+    std::sort(pairs_.begin(), pairs_.end());
+    pairs_.erase(std::unique(pairs_.begin(), pairs_.end()), pairs_.end());
+    return std::move(pairs_);
+  }
+
+ private:
+  std::vector<int> latest_;
+  std::vector<std::pair<int, int>> pairs_;
+};
+
+// Pairs of labels across a side of a pixel: a run and the next in its row, a run and those it touches below.
+std::vector<std::pair<int, int>> find_neighbours(const std::vector<Run>& runs, int width, int count) {
+  Pairs pairs(count);
+  size_t below = 0;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const Run& run = runs[i];
+    if (i + 1 < runs.size() && run.end % width != 0) pairs.add(run.label, runs[i + 1].label);
+    while (below < runs.size() && runs[below].end <= run.begin + width) ++below;
+    for (size_t j = below; j < runs.size() && runs[j].begin < run.end + width; ++j) {
+      pairs.add(run.label, runs[j].label);
+    }
+  }
+  return std::move(pairs).sorted();
 }
 
 }  // namespace
@@ -125,7 +149,7 @@ void measure_regions(const Planes& planes, const uint8_t* texture, int texture_c
   regions.texture_channels = texture_channels;
   const std::vector<Run> runs = find_runs(labels, planes.height, planes.width);
   measure_boxes(runs, planes.height, planes.width, regions);
-  regions.neighbours = find_neighbours(labels, planes.height, planes.width);
+  regions.neighbours = find_neighbours(runs, planes.width, count);
   if (texture_channels == 0) return;
   regions.histograms.resize(static_cast<size_t>(count) * regions.histogram_length());
   std::fill(regions.histograms.begin(), regions.histograms.end(), 0u);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kBlock = 64;
 constexpr size_t kFlattenings = 6;  // of all trees in the first pass
-constexpr int kMaxSharedPixels = 1 << 24;
+constexpr int kMaxSharedPixels = 1 << 22;
 constexpr uint8_t kMayJoin = 1;
 constexpr uint8_t kRejected = 2;
 
