@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""Proposals of this project and of OpenCV's selective search for BCCD, in files of equal numbers, to train on.
+"""Proposals of ours and of OpenCV's selective search for BCCD, in files of equal numbers, to train on.
 
     python benchmarks/selective_search_training.py --output proposals
 
 writes proposals/ours.npz and proposals/opencv.npz. Every image has as many boxes in one as in the other: the
-smaller of the two methods' counts. OpenCV's boxes (its fast mode, data/bccd_opencv_fast_proposals.npz) come in
-no order of merit and are shuffled with a seed before they are cut; ours ("fast") are the best ranked. Then, for
-either file:
+smaller of the two methods' counts. OpenCV's boxes (its fast mode, data/bccd_opencv_fast_proposals.npz) come
+in no order of merit and are shuffled with a seed before they are cut; ours ("fast") are the best ranked.
+Then, for either file:
 
-    python tools/train.py --config configs/bccd_squeezenet.yaml --output runs/ours proposals.file=proposals/ours.npz
+    python tools/train.py --config configs/bccd_squeezenet.yaml --output runs/ours \\
+        proposals.file=proposals/ours.npz proposals.format=npz data.train_split=train data.test_split=val \\
+        train.steps=400 train.precision=bfloat16
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import cv2
@@ -36,7 +37,7 @@ def equal_numbers(image_id: str, theirs: np.ndarray, mode: str, seed: int) -> tu
 def save(path: Path, boxes: dict[str, np.ndarray]) -> None:
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **boxes)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def main() -> None:
