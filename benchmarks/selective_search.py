@@ -14,7 +14,8 @@ its own:
     python benchmarks/selective_search.py threads     two threads against one
     python benchmarks/selective_search.py memory      peak memory by image size
 
-Times are seconds of one core; both programs are pinned to it and take turns image by image.
+Times are seconds of one core, of processor and of the clock; both programs are pinned to it and take turns
+image by image. On a busy machine the processor's are the steadier.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import cv2
@@ -64,6 +66,13 @@ for line in sys.stdin:
 """
 
 
+class Seconds(NamedTuple):
+    """What one search took."""
+
+    processor: float
+    wall: float
+
+
 def read_rgb(path: Path) -> np.ndarray:
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
@@ -79,58 +88,72 @@ def voc() -> list[Path]:
 
 
 @contextmanager
-def peer(python: str, core: int) -> Iterator[Callable[[str, Path], float]]:
-    """Start the peer on ``core``; give a function from mode and image to its seconds of processor time."""
+def peer(python: str, core: int) -> Iterator[Callable[[str, Path], Seconds]]:
+    """Start the peer on ``core``; give a function from mode and image to its seconds."""
     command = [python, "-c", PEER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {core})
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def ask(mode: str, path: Path) -> float:
+        def ask(mode: str, path: Path) -> Seconds:
             process.stdin.write(f"{mode} {path}\n")
             process.stdin.flush()
-            return json.loads(process.stdout.readline())[0]
+            return Seconds(*json.loads(process.stdout.readline())[:2])
 
         yield ask
         process.stdin.close()
 
 
-def own_seconds(mode: str, image: np.ndarray) -> float:
-    start = time.process_time()
+def own_seconds(mode: str, image: np.ndarray) -> Seconds:
+    wall, own = time.perf_counter(), time.process_time()
     selective_search(image, mode)
-    return time.process_time() - start
+    return Seconds(time.process_time() - own, time.perf_counter() - wall)
+
+
+def fastest(turns: Iterable[Seconds]) -> Seconds:
+    return Seconds(*(min(column) for column in zip(*turns, strict=True)))
+
+
+def spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+
+
+def milliseconds(times: list[Seconds]) -> str:
+    processor, wall = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    return f"{processor:.0f}, {wall:.0f}"
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """Time both on one core, in turns; best of three each for every image."""
+    """Time both on one core, in turns; best of each for every image."""
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     cases = [
-        ("opencv_fast", "BCCD", bccd(arguments.images)),
         ("opencv_fast", "VOC", voc()),
         ("opencv_quality", "VOC", voc()),
+        ("opencv_fast", "BCCD", bccd(arguments.images)),
     ]
-    print("| strategies | images | ours, ms | OpenCV, ms | ratio: median (lowest to highest) |")
-    print("|---" * 5 + "|")
+    print("| strategies | images | ours, ms: processor, clock | OpenCV | ratio, processor | ratio, clock |")
+    print("|---" * 6 + "|")
+    for mode in ("reference_single", "reference_fast", "reference_quality"):
+        images = [read_rgb(path) for path in voc()]
+        best = [fastest(own_seconds(mode, image) for _ in range(arguments.repeats)) for image in images]
+        print(f"| {mode} | VOC, {len(best)} | {milliseconds(best)} | | | |", flush=True)
     with peer(arguments.opencv, core) as ask:
         for mode, name, paths in cases:
             ours, theirs = [], []
             for path in paths:
                 image = read_rgb(path)
                 turns = [(own_seconds(mode, image), ask(mode, path)) for _ in range(arguments.repeats)]
-                ours.append(min(turn[0] for turn in turns))
-                theirs.append(min(turn[1] for turn in turns))
-            ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+                ours.append(fastest(turn[0] for turn in turns))
+                theirs.append(fastest(turn[1] for turn in turns))
+            ratios = [[b / a for a, b in zip(*pair, strict=True)] for pair in zip(ours, theirs, strict=True)]
+            columns = [spread([float(ratio[i]) for ratio in ratios]) for i in (0, 1)]
             print(
-                f"| {mode} | {name}, {len(paths)} | {1e3 * statistics.median(ours):.0f} "
-                f"| {1e3 * statistics.median(theirs):.0f} "
-                f"| {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |",
+                f"| {mode} | {name}, {len(paths)} | {milliseconds(ours)} | {milliseconds(theirs)} "
+                f"| {columns[0]} | {columns[1]} |",
                 flush=True,
             )
-    for mode in ("reference_single", "fast", "quality"):
-        best = [min(own_seconds(mode, read_rgb(path)) for _ in range(arguments.repeats)) for path in voc()]
-        print(f"| {mode} | VOC, {len(best)} | {1e3 * statistics.median(best):.0f} | | |", flush=True)
 
 
 def threads(arguments: argparse.Namespace) -> None:
@@ -149,7 +172,7 @@ def threads(arguments: argparse.Namespace) -> None:
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Peak memory of a fresh process for each size, over that of one that searches a small image."""
+    """Peak memory of a fresh process for each size, over what it held before the search."""
     program = (
         "import sys, cv2, resource\n"
         "from dataclasses import replace\n"
@@ -157,17 +180,17 @@ def memory(arguments: argparse.Namespace) -> None:
         "size, mode = int(sys.argv[2]), replace(PRESETS[sys.argv[3]], max_pixels=None)\n"
         "image = cv2.resize(cv2.imread(sys.argv[1]), (size, size))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "selective_search(image, mode)\n"
+        "selective_search(image, mode, num_threads=int(sys.argv[4]))\n"
         "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))\n"
     )
-    for mode in ("fast", "quality"):
-        for size in (1000, 2000, 4000, 7000):
-            command = [sys.executable, "-c", program, str(voc()[0]), str(size), mode]
+    print("| strategies | threads | pixels | MiB | limit: 50 bytes a pixel and thread, and 100 MiB |")
+    print("|---" * 5 + "|")
+    for size in arguments.sides:
+        for mode, count in (("fast", 1), ("fast", 2), ("quality", 1)):
+            command = [sys.executable, "-c", program, str(voc()[0]), str(size), mode, str(count)]
             grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-            print(
-                f"{mode}, {size} x {size}: {grown / 2**20:.0f} MiB, {grown / size**2:.1f} bytes a pixel",
-                flush=True,
-            )
+            limit = 50 * count * size**2 / 2**20 + 100
+            print(f"| {mode} | {count} | {size} x {size} | {grown / 2**20:.0f} | {limit:.0f} |", flush=True)
 
 
 def coverage(best: list[Tensor], labels: list[Tensor], classes: list[str]) -> list[str]:
@@ -192,6 +215,8 @@ def recall(arguments: argparse.Namespace) -> None:
         data = load_voc(DATA / "bccd", split, min_box_size=2.0)
         records += [record for record in data.records if len(record.targets)]
         classes = list(data.classes)
+    if arguments.images is not None:
+        records = records[:: max(1, len(records) // arguments.images)][: arguments.images]
     given = np.load(DATA / "bccd_opencv_fast_proposals.npz", allow_pickle=False)
     rows: dict[tuple[str, int], tuple[list[Tensor], list[Tensor], list[int]]] = {}
     for record in records:
@@ -257,7 +282,14 @@ def main() -> None:
     parts = {function.__name__: function for function in (speed, threads, memory, recall, reference)}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--opencv", metavar="PYTHON", help="the interpreter that has opencv-contrib-python")
-    parser.add_argument("--images", type=int, help="how many images of BCCD to time (default: all 364)")
+    parser.add_argument("--images", type=int, help="how many images of BCCD, evenly spread (default: all 364)")
+    parser.add_argument(
+        "--sides",
+        type=int,
+        nargs="+",
+        default=[1000, 2000, 4000, 7000],
+        help="memory: of square images",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="times each image is searched (default 3)")
     arguments = parser.parse_args()
     if arguments.part == "speed" and arguments.opencv is None:
