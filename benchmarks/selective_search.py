@@ -282,7 +282,7 @@ def main() -> None:
     parts = {function.__name__: function for function in (speed, threads, memory, recall, reference)}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--opencv", metavar="PYTHON", help="the interpreter that has opencv-contrib-python")
-    parser.add_argument("--images", type=int, help="how many images of BCCD, evenly spread (default: all 364)")
+    parser.add_argument("--images", type=int, help="images of BCCD, evenly spread (default: all 364)")
     parser.add_argument(
         "--sides",
         type=int,
