@@ -30,6 +30,7 @@ RULES: dict[str, set[str]] = {
     "proposals": DATA_SIDE | {"ops"},
     "models": {"errors", "boxes", "structures", "ops"},
     "engine": {"errors", "structures"},
+    "stages": {"errors", "files", "structures"},
     "visualize": {"errors", "boxes", "structures"},
 }
 FREE = {"build"}

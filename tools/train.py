@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from detector import cli
-from detector.config import load_config
+from detector.config import Config, load_config
 from detector.engine.trainer import StopRequested
 from detector.errors import InputError
 from detector.progress import note
@@ -21,7 +21,11 @@ def main() -> int:
 
     from detector.build.training import find_state, start_run
 
-    prepare_folder(folder, resume=arguments.resume, overwrite=arguments.overwrite)
+    prepare_folder(folder, resume=arguments.resume or bool(arguments.stage), overwrite=arguments.overwrite)
+    if config.stages:
+        return train_stages(config, folder, arguments)
+    if arguments.stage:
+        raise InputError(f"--stage {arguments.stage}: {arguments.config} has no stages")
     state = find_state(config, folder) if arguments.resume else None
     try:
         run = start_run(config, folder, cli.choose_device(arguments.device), state)
@@ -33,9 +37,24 @@ def main() -> int:
     return 0
 
 
+def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
+    """Do the config's stages, or one of them, and score the detector that comes out."""
+    from detector.build.stages import StagedTraining
+
+    training = StagedTraining(config, folder, cli.choose_device(arguments.device))
+    try:
+        evaluation = training.run(arguments.stage)
+    except StopRequested as stop:
+        note(f"{stop} of its stage; go on with --resume")
+        return stop.exit_status
+    if evaluation is not None:
+        training.finish(evaluation, cli.seconds())
+    return 0
+
+
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Make the run's folder; never mix two runs in one."""
-    if (folder / "checkpoints").exists() or (folder / "log.jsonl").exists():
+    if any((folder / name).exists() for name in ("checkpoints", "log.jsonl", "stages")):
         if overwrite:
             remove_run(folder)
         elif not resume:
@@ -53,7 +72,7 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete what a run leaves, and nothing else that may lie in the folder."""
-    for name in ("checkpoints", "tensorboard", "results", "detections", "classified"):
+    for name in ("checkpoints", "tensorboard", "results", "detections", "classified", "stages", "cache"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("log.jsonl", "config.yaml", "metrics.json", "run.png"):
         (folder / name).unlink(missing_ok=True)
@@ -69,6 +88,9 @@ def parse() -> argparse.Namespace:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on from the folder's last step_N.pt")
     again.add_argument("--overwrite", action="store_true", help="delete the run in the folder and start over")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="of a staged config: do this stage alone, or go on with it"
+    )
     cli.add_device_argument(parser)
     return parser.parse_intermixed_args()
 

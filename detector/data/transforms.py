@@ -64,7 +64,7 @@ class ImageTransform:
         meta = ImageMeta(
             image_id=image_id,
             original_size=(height, width),
-            input_size=self._input_size((height, width), scale),
+            input_size=self.size_of((height, width), scale),
             flipped=flipped,
             flipped_vertically=upside_down,
         )
@@ -77,7 +77,9 @@ class ImageTransform:
             scale *= float(np.exp(rng.uniform(low, high)))
         return scale
 
-    def _input_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+    def size_of(self, size: tuple[int, int], scale: float | None = None) -> tuple[int, int]:
+        """Return the (height, width) of the input for an image of ``size``; None takes the first scale."""
+        scale = float(self.scales[0]) if scale is None else scale
         match self.resize:
             case "square":
                 return max(1, round(scale)), max(1, round(scale))

@@ -99,6 +99,8 @@ class TrainConfig(Section):
     trainable: Literal["all", "boxes"] = "all"
     """"boxes" trains bbox_pred alone, as the second stage of stage-wise training does. Which convolutions
     train is ``model.backbone.freeze``."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    """How stages that work on cached features keep them on the disk."""
     draw_images: int = Field(default=4, ge=0)
     """Images drawn into TensorBoard at each evaluation."""
     initial_weights: str | None = None

@@ -1,0 +1,191 @@
+"""A split's feature maps on the disk: every image once through the convolutions at every scale.
+
+Staged SPP-net looks at each image's features again and again, in fine-tuning, for the SVMs and for the box
+regression, while the convolutions stay as they are (He et al. 2014, section 4.2). So they run once.
+
+A cache is a folder of three files: ``maps.bin``, all maps one after another; ``done.bin``, one byte an image,
+set when its maps are on the disk; ``cache.json``, which says what the features were made with. A process
+killed at any moment loses the images whose byte is not set yet and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.errors import InputError
+from detector.files import read_json, write_text
+from detector.stages.cache_plan import CachePlan, StoredMap
+
+Progress = Callable[[int, int], None]
+FLUSH_EVERY = 16
+"""Images after which maps, and then their done bytes, are forced to the disk: what a crash loses at most."""
+
+
+class FeatureCache:
+    """A finished cache, opened for reading; any number of processes may share it.
+
+    Raises:
+        InputError: no cache, an unfinished one, or one made with other weights, scales or images.
+    """
+
+    def __init__(self, folder: Path, plan: CachePlan) -> None:
+        _check_manifest(folder, plan)
+        missing = _missing(folder, plan)
+        if missing:
+            raise InputError(
+                f"{folder}: the feature cache holds {len(plan.images) - len(missing)} of {len(plan.images)} "
+                "images; let the run that makes it finish"
+            )
+        self.folder = folder
+        self.plan = plan
+        self._index = {image.image_id: number for number, image in enumerate(plan.images)}
+        self._maps: np.memmap | None = None
+
+    def levels(self, image_id: str) -> list[Tensor]:
+        """Return the maps of one image, (1, C, h, w) float32 each, in the order of its views."""
+        if self._maps is None:
+            self._maps = np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
+        return [self._map(self._maps, stored) for stored in self.plan.maps[self._index[image_id]]]
+
+    def _map(self, maps: np.memmap, stored: StoredMap) -> Tensor:
+        size = prod(stored.shape) * self.plan.dtype.itemsize
+        values = maps[stored.offset : stored.offset + size].view(self.plan.dtype)
+        return torch.from_numpy(values.reshape(1, *stored.shape).astype(np.float32)).permute(0, 3, 1, 2)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_maps": None}  # a worker process opens the file itself
+
+
+def fill_cache(
+    folder: Path,
+    plan: CachePlan,
+    features: Callable[[Tensor], Tensor],
+    load: Callable[[Sequence[int]], Iterable[Sequence[Tensor]]],
+    progress: Progress = lambda _done, _total: None,
+) -> FeatureCache:
+    """Make what ``folder`` lacks of the cache that ``plan`` describes, and open it.
+
+    ``features`` maps a normalised image (1, 3, h, w) to its map (1, C, h, w); ``load`` takes numbers of
+    images in the plan and yields, in that order, each one's views as such images. ``progress`` is called
+    with images done and images in all.
+
+    Raises:
+        InputError: too little free disk (found out before any work), a folder that holds the cache of
+            something else, or a map that float16 cannot hold.
+    """
+    _prepare(folder, plan)
+    missing = _missing(folder, plan)
+    done = len(plan.images) - len(missing)
+    try:
+        with (folder / "maps.bin").open("r+b") as maps, (folder / "done.bin").open("r+b") as flags:
+            unflagged: list[int] = []
+            for number, views in zip(missing, load(missing), strict=True):
+                for place, view in enumerate(views):
+                    _write_map(maps, plan, number, place, features(view))
+                unflagged.append(number)
+                if len(unflagged) == FLUSH_EVERY or number == missing[-1]:
+                    _flag(maps, flags, unflagged)
+                    unflagged = []
+                done += 1
+                progress(done, len(plan.images))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write the feature cache: {error.strerror or error}") from None
+    return FeatureCache(folder, plan)
+
+
+def _write_map(maps: BinaryIO, plan: CachePlan, number: int, place: int, features: Tensor) -> None:
+    stored = plan.maps[number][place]
+    values = features[0].permute(1, 2, 0).float().cpu().numpy()
+    if values.shape != stored.shape:
+        raise ValueError(f"a feature map of shape {values.shape} where {stored.shape} was planned")
+    limit = float(np.finfo(plan.dtype).max)
+    if not np.abs(values).max() <= limit:
+        raise InputError(
+            f"image {plan.images[number].image_id}: its features reach {np.abs(values).max():g}, which "
+            f"{plan.dtype.name} cannot hold; cache in float32, or lower model.backbone.feature_scale"
+        )
+    maps.seek(stored.offset)
+    maps.write(values.astype(plan.dtype).tobytes())
+
+
+def _flag(maps: BinaryIO, flags: BinaryIO, numbers: Sequence[int]) -> None:
+    """Note the images as done: their maps reach the disk before the bytes that say so."""
+    maps.flush()
+    os.fsync(maps.fileno())
+    for number in numbers:
+        flags.seek(number)
+        flags.write(b"\1")
+    flags.flush()
+    os.fsync(flags.fileno())
+
+
+def _prepare(folder: Path, plan: CachePlan) -> None:
+    """Make the cache's files at their full size, or check those that are there."""
+    if (folder / "cache.json").exists():
+        _check_manifest(folder, plan)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_disk(folder, plan.bytes)
+        with (folder / "maps.bin").open("wb") as file:
+            if plan.bytes:
+                os.posix_fallocate(file.fileno(), 0, plan.bytes)  # so that the disk cannot fill up half-way
+        (folder / "done.bin").write_bytes(bytes(len(plan.images)))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make the feature cache: {error.strerror or error}") from None
+    write_text(folder / "cache.json", json.dumps(plan.manifest(), indent=1) + "\n")
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: the feature cache needs {_size(needed)} and the disk has {_size(free)} free; free "
+            "some, put the run on another disk, or take fewer scales or smaller ones"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _check_manifest(folder: Path, plan: CachePlan) -> None:
+    path = folder / "cache.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: holds no feature cache")
+    found = read_json(path)
+    parts = found.get("parts") if isinstance(found, dict) else None
+    if not isinstance(parts, dict):
+        raise InputError(f"{path}: not the record of a feature cache; delete the folder to make it anew")
+    if found == plan.manifest():
+        return
+    differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
+    raise InputError(
+        f"{folder}: the feature cache of something else: its {', '.join(differing) or 'format'} "
+        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; delete the folder to make it "
+        "anew, or use another"
+    )
+
+
+def _missing(folder: Path, plan: CachePlan) -> list[int]:
+    """Return the numbers of the images that are not done."""
+    try:
+        size, done = (folder / "maps.bin").stat().st_size, (folder / "done.bin").read_bytes()
+    except OSError as error:
+        raise InputError(f"{folder}: a damaged feature cache ({error.strerror}); delete the folder") from None
+    if size != plan.bytes or len(done) != len(plan.images):
+        raise InputError(
+            f"{folder}: a damaged feature cache: maps.bin has {size} bytes, {plan.bytes} are needed; delete "
+            "the folder to make it anew"
+        )
+    return [number for number, flag in enumerate(done) if flag != 1]

@@ -1,0 +1,206 @@
+"""Staged SPP-net: from nothing to a detector, the same whether or not it was killed on the way."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.build import stages as stages_module
+from detector.build.cached import open_cache
+from detector.build.data import class_names, load_split
+from detector.build.evaluation import evaluate, open_test_set
+from detector.build.model import build_model, restore_model
+from detector.build.stages import StagedTraining
+from detector.config import Config, load_config
+from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
+from detector.errors import InputError
+from tests.build.conftest import TINY
+
+SOFTMAX = {"head": {"scores": "softmax"}, "box": {"regression": "none"}}
+STAGED = {
+    "model": {
+        "backbone": {"name": "small"},
+        "pool": {"kind": "spp", "levels": [2, 1]},
+        "head": {"hidden": [16], "scores": "svm"},
+        "box": {"regression": "ridge"},
+    },
+    "test": {"scales": [64, 96], "max_size": 160, "score_threshold": -5.0},
+    "stages": [
+        {"name": "classify", "kind": "train", "settings": {"task": "classification", "model": SOFTMAX}},
+        {
+            "name": "fine_tune",
+            "kind": "fine_tune",
+            "settings": {"model": SOFTMAX, "test": {"score_threshold": 0.05}},
+        },
+        {
+            "name": "svm",
+            "kind": "svm",
+            "settings": {"model": {"box": {"regression": "none"}}},
+            "svm": {"c": 0.01, "missing_positives": "never", "retrain_after": 50},
+        },
+        {"name": "boxes", "kind": "box_ridge", "ridge": {"penalty": 10.0}},
+    ],
+}
+Staged = Callable[..., Config]
+
+
+@pytest.fixture
+def staged(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Staged:
+    monkeypatch.chdir(tmp_path)
+    data = {**TINY["data"], "root": str(tiny_root), "workers": 0}  # type: ignore[dict-item]
+    train = {**TINY["train"], "steps": 6, "checkpoint_every": 2, "draw_images": 0}  # type: ignore[dict-item]
+    path = tmp_path / "staged.yaml"
+    path.write_text(json.dumps({**TINY, "data": data, "train": train, **STAGED}))  # YAML, without aliases
+    return lambda *overrides: load_config(path, overrides)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_checkpoint(numbered_checkpoints(folder / "checkpoints")[-1])[
+        "model"
+    ]
+    return found
+
+
+def run_alone(config: Config, folder: Path) -> None:
+    torch.set_num_threads(1)
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("detector.build.svm_stage.SAVE_EVERY", 1)
+    monkey.setattr("detector.stages.feature_cache.FLUSH_EVERY", 1)
+    StagedTraining(config, folder, "cpu").run()
+    os._exit(0)
+
+
+def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
+    """Run in a forked process, which has everything imported already."""
+    folder.mkdir(exist_ok=True)
+    process = multiprocessing.get_context("fork").Process(target=run_alone, args=(config, folder))
+    process.start()
+    return process
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
+    staged: Staged, tmp_path: Path
+) -> None:
+    config, killed = staged(), tmp_path / "killed"
+    whole = start(config, tmp_path / "whole")
+    whole.join(300)
+    assert whole.exitcode == 0
+    draw = random.Random(0)
+    for number, stage in enumerate(config.stages, start=1):
+        name = f"{number:02d}_{stage.name}"
+        took = json.loads((tmp_path / "whole" / "stages" / name / "done.json").read_text())["seconds"]
+        for _ in range(3):
+            process = start(config, killed)
+            while process.is_alive() and not (killed / "stages" / name).is_dir():
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, max(took, 0.1)))
+            if process.is_alive():
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+            process.join(60)
+            assert process.exitcode in (0, -signal.SIGKILL)
+    last = start(config, killed)
+    last.join(300)
+    assert last.exitcode == 0
+    expected, found = weights(tmp_path / "whole"), weights(killed)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(staged: Staged, tmp_path: Path) -> None:
+    config, folder = staged(), tmp_path / "run"
+    folder.mkdir()
+    evaluation = StagedTraining(config, folder, "cpu").run()
+    assert evaluation is not None
+    final = numbered_checkpoints(folder / "checkpoints")
+    assert [path.name for path in final] == ["step_14.pt"]  # 6 + 6 steps of training, 2 fits
+    at = {
+        path.name[3:]: load_checkpoint(numbered_checkpoints(path / "checkpoints")[-1])["model"]
+        for path in sorted((folder / "stages").iterdir())
+    }
+    convolution, fc6, score = (
+        "backbone.features.0.weight",
+        "box_head.layers.fc6.weight",
+        "predictor.cls_score.weight",
+    )
+    assert len({tuple(state[convolution].flatten().tolist()) for state in at.values()}) == 1
+    assert not torch.equal(at["classify"][fc6], at["fine_tune"][fc6])
+    assert torch.equal(at["fine_tune"][fc6], at["svm"][fc6])
+    assert not torch.equal(at["fine_tune"][score], at["svm"][score])
+    assert torch.equal(at["svm"][score], at["boxes"][score])
+    assert at["boxes"]["predictor.bbox_pred.weight"].any()
+    model = restore_model(config, load_checkpoint(final[0]), "final")
+    again = evaluate(config, model, open_test_set(config, "test"))
+    assert again.figures["voc_mAP"] == evaluation.figures["voc_mAP"]
+
+
+def test_a_stage_is_called_alone_and_asks_for_those_before_it(staged: Staged, tmp_path: Path) -> None:
+    config, folder = staged(), tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(InputError, match="--stage svm: needs the stage classify"):
+        StagedTraining(config, folder, "cpu").run("svm")
+    with pytest.raises(InputError, match="--stage x: the config's stages are classify, fine_tune"):
+        StagedTraining(config, folder, "cpu").run("x")
+    assert StagedTraining(config, folder, "cpu").run("classify") is None
+    assert [path.name for path in (folder / "stages").iterdir()] == ["01_classify"]
+    assert not (folder / "checkpoints").exists()
+    with pytest.raises(InputError, match="done with another config"):
+        StagedTraining(staged("seed=8"), folder, "cpu").run()
+
+
+def test_each_image_goes_through_the_convolutions_once_a_scale(staged: Staged, tmp_path: Path) -> None:
+    config = staged()
+    classes = class_names(config)
+    records = load_split(config, "trainval", classes, training=True).records
+    model = build_model(config, len(classes))
+    calls: list[int] = []
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        open_cache(config, model, records, tmp_path / "cache", "cpu")
+        assert len(calls) == len(records) * 2
+    torch.nn.init.zeros_(next(model.backbone.parameters()))
+    open_cache(config, model, records, tmp_path / "cache", "cpu")  # other weights, another cache
+    assert len(calls) == len(records) * 4
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_one_image_is_enough_and_a_class_without_objects_is_named(
+    staged: Staged, tmp_path: Path, tiny_root: Path
+) -> None:
+    names = (tiny_root / "ImageSets/Main/trainval.txt").read_text().split()
+    (tmp_path / "one.txt").write_text(names[0])
+    (tmp_path / "test.txt").write_text(names[1])
+    one = ("data.train_split=one", f"data.splits={tmp_path}", "train.images_per_batch=1")
+    (tmp_path / "run").mkdir()
+    assert StagedTraining(staged(*one), tmp_path / "run", "cpu").run() is not None
+    strict = staged(*one)
+    svm = strict.stages[2].model_copy(
+        update={"svm": strict.stages[2].svm.model_copy(update={"missing_positives": "error"})}
+    )
+    strict = strict.model_copy(update={"stages": (*strict.stages[:2], svm)})
+    (tmp_path / "strict").mkdir()
+    with pytest.raises(InputError, match="no object to train the SVM of"):
+        StagedTraining(strict, tmp_path / "strict", "cpu").run()
+
+
+def test_too_little_disk_is_said_before_the_convolutions_run(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = staged()
+    config = config.model_copy(update={"stages": config.stages[:1] + config.stages[2:]})
+    (tmp_path / "run").mkdir()
+    StagedTraining(config, tmp_path / "run", "cpu").run("classify")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(InputError, match=r"needs .* and the disk has 0\.0 MiB free"):
+        StagedTraining(config, tmp_path / "run", "cpu").run()
+    assert stages_module.CACHE in {path.name for path in (tmp_path / "run").iterdir()}
