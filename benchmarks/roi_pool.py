@@ -9,6 +9,10 @@ memory costs by itself on this machine, page faults included.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
+import resource
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -62,18 +66,46 @@ def half(label: str, features: Tensor, rois: Tensor, rounds: int) -> None:
         )
 
 
-def chunks(features: Tensor, rois: Tensor) -> None:
-    """Pool and first linear layer, all RoIs at once against a chunk at a time: which chunk serves best."""
-    weight = torch.randn(1024, 512 * 49)
+def chunks(features: Tensor, rois: Tensor, hidden: int, rounds: int) -> None:
+    """Pool, fc6 and fc7 of all RoIs at once against a chunk at a time: what ``model.roi_chunk`` should be."""
+    head = torch.nn.Sequential(
+        torch.nn.Linear(512 * 49, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, hidden), torch.nn.ReLU()
+    )
 
-    def head(chunk: int) -> None:
-        for part in rois.split(chunk):
-            torch.nn.functional.linear(roi_pool(features, part, 7, 1 / STRIDE).flatten(1), weight)
+    def classify(chunk: int) -> Tensor:
+        parts = (roi_pool(features, part, 7, 1 / STRIDE).flatten(1) for part in rois.split(chunk))
+        return torch.cat([head(part) for part in parts])
 
     with torch.no_grad():
         for chunk in (64, 128, 256, 512, 1024):
-            chunked, whole = partial(head, chunk), partial(head, len(rois))
-            compare(f"pool and fc6, chunks of {chunk} against one", chunked, whole, 3)
+            name = f"pool, fc6, fc7 of {hidden}: chunks of {chunk} against all at once"
+            compare(name, partial(classify, chunk), partial(classify, len(rois)), rounds)
+
+
+def peak(function: Callable[[], object]) -> float:
+    """Return the MiB by which ``function`` raises the peak resident memory of a process of its own."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # the parent's threads do not come along
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        function()
+        os._exit(min((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 4096, 255))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * 4.0
+
+
+def memory(features: Tensor, rois: Tensor) -> None:
+    with torch.no_grad():
+        for name, pool in (("ours", roi_pool), ("theirs", torchvision_roi_pool)):
+            used = peak(partial(pool, features, rois, 7, 1 / STRIDE))
+            print(
+                f"peak memory of one inference call, {name}: {used:.0f} MiB (the map has 4, the output 191)"
+            )
+
+
+def small_pages() -> None:
+    """Keep this process from huge pages, whatever is advised (Linux: PR_SET_THP_DISABLE)."""
+    if ctypes.CDLL(None, use_errno=True).prctl(41, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "huge pages cannot be turned off here")
 
 
 def main() -> None:
@@ -81,24 +113,30 @@ def main() -> None:
     parser.add_argument("--proposals", help=".npz of proposals; uniform boxes are timed in any case")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--chunks", action="store_true", help="measure chunk sizes of pool and head as well")
+    parser.add_argument("--chunks", action="store_true", help="measure chunk sizes of pool and head instead")
+    parser.add_argument("--small-pages", action="store_true", help="do without huge pages")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    if arguments.small_pages:
+        small_pages()
     kinds = {"uniform": uniform_rois}
     if arguments.proposals:
         kinds["proposals"] = lambda *options: proposal_rois(arguments.proposals, *options)
+    memory(torch.randn(1, 512, 38, 50), uniform_rois(2000, 1, SIZE))
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for kind, make in kinds.items():
             label = f"{kind}, {threads} thread(s)"
             features, rois = torch.randn(1, 512, 38, 50), make(2000, 1, SIZE)
+            if arguments.chunks:
+                for hidden in (1024, 4096):
+                    chunks(features, rois, hidden, arguments.rounds)
+                continue
             inference(f"inference, 2000 RoIs, {label}", features, rois, arguments.rounds)
             inference(f"inference, 128 RoIs, {label}", features, rois[:128], 4 * arguments.rounds)
             half(f"2000 RoIs, {label}", features, rois, arguments.rounds)
             pair = make(128, 2, SIZE)
             training(f"128 RoIs on 2, {label}", torch.randn(2, 512, 38, 50), pair, 4 * arguments.rounds)
-        if arguments.chunks:
-            chunks(features, rois)
         print(
             f"{threads} thread(s): 201 MB of fresh memory {1e3 * fresh_memory(2000 * 512 * 49):.1f} ms,"
             f" copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s"

@@ -110,7 +110,7 @@ class ModelConfig(Section):
     pool: PoolConfig = PoolConfig()
     head: HeadConfig = HeadConfig()
     box: BoxConfig = BoxConfig()
-    roi_chunk: Count = 512
+    roi_chunk: Count = 1024
     """RoIs that inference pools and classifies at a time; bounds memory, changes results by no more than
     the last digits."""
 
