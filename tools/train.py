@@ -19,7 +19,8 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
 
-    from detector.build.training import find_state, start_run
+    from detector.build.tasks import build_task
+    from detector.build.training import TrainingRun, find_state
 
     prepare_folder(folder, resume=arguments.resume or bool(arguments.stage), overwrite=arguments.overwrite)
     if config.stages:
@@ -28,7 +29,10 @@ def main() -> int:
         raise InputError(f"--stage {arguments.stage}: {arguments.config} has no stages")
     state = find_state(config, folder) if arguments.resume else None
     try:
-        run = start_run(config, folder, cli.choose_device(arguments.device), state)
+        task = build_task(config, cli.choose_device(arguments.device), state)
+        if arguments.overwrite:
+            remove_run(folder)  # not before data and network have been found to be in order
+        run = TrainingRun(config, folder, task, state)
         evaluation = run.run()
     except StopRequested as stop:
         note(f"{stop}; go on with --resume")
@@ -39,8 +43,12 @@ def main() -> int:
 
 def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     """Do the config's stages, or one of them, and score the detector that comes out."""
+    from detector.build.proposal_jobs import split_records
     from detector.build.stages import StagedTraining
 
+    if arguments.overwrite:
+        split_records(config, None)  # faulty data end here, while the old run is still there
+        remove_run(folder)
     training = StagedTraining(config, folder, cli.choose_device(arguments.device))
     try:
         evaluation = training.run(arguments.stage)
@@ -54,14 +62,12 @@ def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) ->
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Make the run's folder; never mix two runs in one."""
-    if any((folder / name).exists() for name in ("checkpoints", "log.jsonl", "stages")):
-        if overwrite:
-            remove_run(folder)
-        elif not resume:
-            raise InputError(
-                f"{folder}: holds a run already; go on with --resume, start over with --overwrite, or give "
-                "another --output"
-            )
+    holds_run = any((folder / name).exists() for name in ("checkpoints", "log.jsonl", "stages"))
+    if holds_run and not (resume or overwrite):
+        raise InputError(
+            f"{folder}: holds a run already; go on with --resume, start over with --overwrite, or give "
+            "another --output"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.build.data import ensure_data, inference_views, load_split
+from detector.build.data import ensure_data, inference_views, load_split, naming
 from detector.build.evaluation import known_classes
 from detector.config import Config
 from detector.engine.classify import classify
@@ -61,8 +61,9 @@ def open_images(config: Config, split: str, classes: Sequence[str] | None = None
 def classify_view(config: Config, model: RegionDetector, views: Sequence[Batch], device: str) -> Tensor:
     """Return the scores (K,) of one image, given as one batch of one sample a view."""
     precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
-    with_rois = [(view, whole_image_rois(model.backbone, view.metas)) for view in views]
-    return classify(model, with_rois, class_scores, device, precision)
+    with naming(views[0].metas):
+        with_rois = [(view, whole_image_rois(model.backbone, view.metas)) for view in views]
+        return classify(model, with_rois, class_scores, device, precision)
 
 
 def classify_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from detector.data.samplers import TrainingBatches, aspect_groups
 from detector.data.transforms import ImageTransform
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
 from detector.errors import InputError
-from detector.structures import Batch, ImageRecord, Sample
+from detector.structures import Batch, ImageMeta, ImageRecord, Sample
 
 
 def ensure_data(config: Config) -> None:
@@ -178,6 +179,15 @@ def inference_views(
         generator=_own_generator(),
     )
     return ([collate([sample]) for sample in samples] for samples in raise_errors(loader))
+
+
+@contextmanager
+def naming(metas: Sequence[ImageMeta]) -> Iterator[None]:
+    """Add the images' ids to what the network says of its input, such as that it is too small."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{', '.join(meta.image_id for meta in metas)}: {error}") from None
 
 
 def _own_generator() -> torch.Generator:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from detector.build.data import inference_views
+from detector.build.data import inference_views, naming
 from detector.build.model import build_postprocess
 from detector.build.proposals import (
     StoredProposals,
@@ -70,9 +70,16 @@ def run_demo(
     with demo_proposals(config, records) as source:
         views = inference_views(config, records, source)
         for record, image in zip(records, track(views, len(records), "detecting"), strict=True):
-            found = detect(
-                model, image, postprocess, device, precision, config.test.refinements, config.test.scale_rule
-            )
+            with naming(image[0].metas):
+                found = detect(
+                    model,
+                    image,
+                    postprocess,
+                    device,
+                    precision,
+                    config.test.refinements,
+                    config.test.scale_rule,
+                )
             pixels = read_image(record.path, (record.height, record.width))
             picture = f"{record.image_id}.jpg"
             save_image(folder / picture, draw_detections(pixels, found, classes, score_threshold))

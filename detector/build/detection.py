@@ -62,7 +62,8 @@ class DetectionTask:
         sampled = self.roi_sampler(batch).to(self.device)
         batch = batch.to(self.device)
         half = self.config.train.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half):
+        autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half)
+        with autocast, data_parts.naming(batch.metas):
             output = self.model(batch.images, sampled.rois, sampled.roi_levels)
         return self.loss(output, sampled)
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detector.build.data import annotation_place, class_names, ensure_data, inference_views, load_split
+from detector.build.data import (
+    annotation_place,
+    class_names,
+    ensure_data,
+    inference_views,
+    load_split,
+    naming,
+)
 from detector.build.model import build_postprocess
 from detector.build.proposals import open_proposals, report_recall, stored_proposals, with_proposals
 from detector.config import Config
@@ -117,9 +124,10 @@ def evaluate(
     views = inference_views(config, test_set.records, source)
     for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
         image_id = image[0].metas[0].image_id
-        detections[image_id] = detect(
-            model, image, postprocess, device, precision, config.test.refinements, config.test.scale_rule
-        )
+        with naming(image[0].metas):
+            detections[image_id] = detect(
+                model, image, postprocess, device, precision, config.test.refinements, config.test.scale_rule
+            )
         evaluator.update([image_id], [detections[image_id]])
         if memory is not None and len(detections) % 20 == 1:
             memory.sample()

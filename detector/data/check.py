@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detector.data.images import TruncatedImage, WrongImageSize, read_header, read_image
+from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
 from detector.data.objects import AnnotatedObject, InvalidBoxes, box_fault
 from detector.data.voc import annotated_objects
 from detector.data.voc_xml import parse_xml, to_annotation
@@ -130,7 +130,7 @@ def _check_image(found: Checked, size: tuple[int, int] | None) -> tuple[int, int
         return None
     try:
         image = read_image(path, size)
-        stored, orientation = read_header(path)
+        stored, orientation = stored_view(path)
     except InputError as error:
         match error:
             case TruncatedImage():

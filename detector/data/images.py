@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -48,7 +50,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
     _refuse_truncated(path, data.tobytes())
-    _refuse_bomb(path)
+    with _header(path):
+        pass  # a size that is refused, before it is decoded
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if size is not None and image.shape[:2] != size:
         image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -60,30 +63,34 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
-def read_header(path: Path) -> tuple[tuple[int, int], int]:
+def stored_view(path: Path) -> tuple[tuple[int, int], int]:
     """Return the (height, width) that an image file is stored with and its EXIF orientation, 1 to 8.
 
-    Nothing is decoded. Orientation 1, also where none is written, is upright; from 5 on sides are swapped.
+    Orientation 1, also where none is written, is upright; from 5 on the sides are swapped.
 
-    Raises InputError for a file that is no image.
+    Raises InputError for a file that is no image, or one of over `MAX_PIXELS`.
     """
+    with _header(path) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)  # of a PNG this decodes the pixels
+        return (image.height, image.width), orientation if orientation in range(1, 9) else 1
+
+
+@contextmanager
+def _header(path: Path) -> Iterator[Image.Image]:
+    """Open an image without decoding it, so that its size can be refused first."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own about large images and odd headers
             with Image.open(path, formats=_FORMATS) as image:
-                orientation = image.getexif().get(_ORIENTATION, 1)
-                height, width = image.height, image.width
+                if image.height * image.width > MAX_PIXELS:
+                    raise InputError(_bomb(path, f" ({image.width}x{image.height})"))
+                yield image
+    except InputError:
+        raise
     except Image.DecompressionBombError:
         raise InputError(_bomb(path, "")) from None
     except Exception as error:  # Pillow lets many kinds out of a damaged header
         raise InputError(f"{path}: not a readable image ({type(error).__name__}); {_REPLACE}") from None
-    return (height, width), orientation if orientation in range(1, 9) else 1
-
-
-def _refuse_bomb(path: Path) -> None:
-    (height, width), _ = read_header(path)
-    if height * width > MAX_PIXELS:
-        raise InputError(_bomb(path, f" ({width}x{height})"))
 
 
 def _bomb(path: Path, size: str) -> str:

@@ -156,7 +156,8 @@ def bomb(width: int, height: int) -> bytes:
         (b"\xff\xd8\xff\xd9", "truncated|not a readable image"),
         (b"\xff\xd8\xff\xe1\xff\xff", "truncated"),
         (b"\x89PNG\r\n\x1a\n", "truncated"),
-        (bomb(60_000, 60_000), "OpenCV does not decode this image"),
+        (bomb(60_000, 60_000), r"more than 134217728 pixels.* cut the image into tiles"),
+        (bomb(12_000, 12_000), r"more than 134217728 pixels \(12000x12000\)"),
         (bomb(300, 300), "not a readable image"),
     ],
 )

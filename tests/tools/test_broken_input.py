@@ -114,6 +114,29 @@ def test_a_run_is_never_mixed_with_another(tool: Tool, config: Path, checkpoint:
     assert checkpoint.read_bytes() == before
 
 
+def test_starting_over_deletes_nothing_before_the_data_are_found_in_order(
+    tool: Tool, config: Path, checkpoint: Path, root: Path
+) -> None:
+    folder = checkpoint.parent.parent
+    before = checkpoint.read_bytes()
+    split = root / "ImageSets" / "Main" / "trainval.txt"
+    whole = split.read_text()
+    split.write_text(whole + "absent\n")
+    refused(tool("train", "--config", config, "--output", folder, "--overwrite"), "absent")
+    assert checkpoint.read_bytes() == before
+    split.write_text(whole)
+    result = tool("train", "--config", config, "--output", folder, "--overwrite", "train.steps=2")
+    assert result.returncode == 0, result.stderr
+    assert not checkpoint.exists()
+    assert (folder / "checkpoints" / "step_2.pt").is_file()
+
+
+def test_an_image_smaller_than_one_cell_is_named(tool: Tool, config: Path, tmp_path: Path) -> None:
+    tiny = ["train.scales=[4]", "train.scale_jitter=null", "test.scales=[4]", "data.workers=0"]
+    result = tool("train", "--config", config, "--output", tmp_path / "small", *tiny)
+    refused(result, "0000", "is smaller than one cell of the feature map; raise the scales")
+
+
 def test_a_full_disk_while_saving(config: Path, checkpoint: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands in for the full disk: the write fails in the middle."""
     folder = checkpoint.parent.parent

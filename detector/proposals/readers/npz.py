@@ -30,7 +30,7 @@ def read_npz(source: Path) -> Iterator[RawImage]:
                 where = image_place(source, key)
                 with archive.open(member) as file:
                     yield raw_image(key, read_array(file, member.file_size, where), "xyxy", where)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, UnicodeError, RuntimeError) as error:
         raise InputError(f"{source} is no readable .npz archive ({error})") from error
 
 
