@@ -10,12 +10,20 @@ from pathlib import Path
 
 import cv2
 
-from detector.build.data import annotation_place, ensure_data, for_split, kept_images, split_choice
+from detector.build.data import (
+    annotation_place,
+    class_names,
+    ensure_data,
+    for_split,
+    kept_images,
+    split_choice,
+)
 from detector.config import Config
 from detector.data.check import Problem, Rules, check_item
 from detector.data.check_items import Found, coco_items, voc_items
 from detector.data.check_report import CheckReport, summarise
 from detector.data.voc import VOC_CLASSES
+from detector.errors import InputError
 from detector.progress import track
 
 CHUNK = 16
@@ -75,6 +83,11 @@ def _find_items(config: Config, splits: Sequence[str]) -> Found:
 def _known_classes(config: Config) -> frozenset[str] | None:
     """Return the names that an object may have, None where any name becomes a class."""
     match config.data.classes:
+        case None if config.data.format == "coco":
+            try:
+                return frozenset(class_names(config))
+            except InputError:  # told as a problem of the file, where its images are looked for
+                return None
         case None:
             return None
         case "voc":

@@ -60,7 +60,11 @@ def coco_items(path: Path, image_folder: Path, split: str, choose: Choice) -> Fo
     try:
         data = read_coco(path, lambda error: problems.append(_whole(path, error)))
         entries = {record_id(entry): entry for entry in data["images"]}
+        if len(entries) < len(data["images"]):
+            raise InputError("two images have the same 'voc_id'; make them differ")
         chosen = choose(list(entries))
+        if not chosen:
+            raise InputError(f"no image is left of {split!r}; keep at least one")
     except InputError as error:
         return [], [*problems, _whole(path, error)]
     names, annotations = category_names(data), annotations_by_image(data)

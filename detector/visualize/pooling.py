@@ -91,7 +91,7 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
     if path.suffix.lower() != ".gif":
         raise InputError(f"{path}: animations are written as .gif, not {path.suffix!r}")
     bins = max(len(region.rows) * len(region.columns) for region in regions)
-    first, *others = (_frame(draw_pooling(view, regions, shown)) for shown in range(1, bins + 1))
+    first, *others = _frames([draw_pooling(view, regions, shown) for shown in range(1, bins + 1)])
     times = [_FRAME] * len(others) + [3 * _FRAME]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
     try:
@@ -105,10 +105,15 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
         raise InputError(f"{path}: the animation cannot be written ({error})") from error
 
 
-def _frame(picture: np.ndarray) -> Image.Image:
-    """Return a frame of half the size in few colours, undithered: a tenth of the bytes, as legible."""
-    whole = Image.fromarray(picture)
-    return whole.reduce(2).quantize(_PALETTE, dither=Image.Dither.NONE)
+def _frames(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
+    """Return frames of half the size in few colours, undithered: a tenth of the bytes, as legible.
+
+    All have the last one's colours, which has every bin. So what does not change between two frames is the
+    same number in both, and the file holds it once.
+    """
+    halves = [Image.fromarray(picture).reduce(2) for picture in pictures]
+    palette = halves[-1].quantize(_PALETTE)
+    return [half.quantize(palette=palette, dither=Image.Dither.NONE) for half in halves]
 
 
 def _crop(view: RegionView, regions: Sequence[PooledRegion]) -> tuple[int, int, int, int]:

@@ -235,3 +235,20 @@ def test_all_annotations_of_voc_2007_test(tool: Tool, tmp_path: Path) -> None:
     assert counts["images"] == 4952
     unusable = sum(1 for one in problems(tmp_path) if one["unusable"])
     assert counts["objects"] + unusable == 14976
+
+
+def test_a_coco_split_with_a_class_that_is_not_trained(tool: Tool, root: Path, tmp_path: Path) -> None:
+    for split in ("trainval", "test"):
+        data = voc_to_coco(root, split, path := root / "annotations" / f"instances_{split}.json")
+        if split == "test":
+            data["categories"][data["annotations"][0]["category_id"] - 1]["name"] = "stranger"
+            path.write_text(json.dumps(data))
+    config = write_config(
+        tmp_path / "c.yaml",
+        root,
+        format="coco",
+        images="JPEGImages",
+        annotations="annotations/instances_{split}.json",
+    )
+    assert check(tool, config).returncode == 1
+    assert {one["kind"] for one in problems(tmp_path)} == {"unknown class"}
