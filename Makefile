@@ -30,7 +30,7 @@ quickstart: install  ## generate data, train, score and draw: five minutes, resu
 	$(BIN)/python tools/train.py --config configs/quickstart.yaml --output runs/quickstart --overwrite
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 sanitize: install  ## run the operators' tests under AddressSanitizer and UBSan, in a build of its own
 	sh tests/ops/run_sanitized.sh $(BIN)/python

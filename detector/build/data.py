@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def for_split(name: str, split: str) -> str:
 
 def training_batches(
     config: Config, records: Sequence[ImageRecord], source: ProposalSource, start_step: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Return the endless training batches from ``start_step`` on; ``source`` gives their proposals."""
     settings = config.train
     transform = ImageTransform(

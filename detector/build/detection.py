@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class DetectionTask:
         """Return what the log should say of the data."""
         return {"images": len(self.records), "dropped_boxes": self.dropped}
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Generator[Batch, None, None]:
         """Return the endless training batches from step ``start`` on."""
         source = proposal_parts.stored_proposals(self.config, self.store, training=True)
         return data_parts.training_batches(self.config, self.records, source, start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class FineTuningTask(DetectionTask):
         self.cached = open_cache(config, self.model, self.records, cache_folder, device)
         self.source = proposal_parts.stored_proposals(config, self.store, training=True)
 
-    def batches(self, start: int) -> Iterator[CachedBatch]:  # type: ignore[override]
+    def batches(self, start: int) -> Generator[CachedBatch, None, None]:  # type: ignore[override]
         """Return the endless training batches from step ``start`` on."""
         order = TrainingBatches(
             len(self.records), self.config.train.images_per_batch, self.config.seed, start_step=start

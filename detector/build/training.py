@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ class TrainingRun:
 
     def run(self) -> Any:
         """Train to the end and return the last evaluation."""
-        with TrainingProgress(self.config.train.steps, self.trainer.step) as self.progress:
-            try:
-                self.trainer.run()
-            finally:
-                self.log.close()
+        with (
+            TrainingProgress(self.config.train.steps, self.trainer.step) as self.progress,
+            closing(self.log),
+            closing(self.trainer.batches),  # ends its worker processes, at once
+        ):
+            self.trainer.run()
         if self.evaluation is None:  # a finished run that was resumed
             self.evaluation = self.task.evaluate(self.memory)
         return self.evaluation

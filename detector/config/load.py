@@ -166,7 +166,7 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[
         if "method" not in top:
             kept |= {"format", "convention"}  # another file of the same kind
         base = {name: value for name, value in base.items() if name in kept}
-    if key == "pool" and "kind" in top:
+    if key == "pool" and "kind" in top and top["kind"] != base.get("kind", "roi"):
         base = {}  # another kind of pooling has other keys
     merged = dict(base)
     for name, value in top.items():

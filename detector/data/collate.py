@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -36,7 +36,7 @@ def collate_or_error(samples: Sequence[Sample | InputError]) -> Batch | InputErr
     return errors[0] if errors else collate(good)
 
 
-def raise_errors(items: Iterable[Item | InputError]) -> Iterator[Item]:
+def raise_errors(items: Iterable[Item | InputError]) -> Generator[Item, None, None]:
     """Pass on what a DataLoader yields and raise, here in the main process, what a worker refused."""
     for item in items:
         if isinstance(item, InputError):

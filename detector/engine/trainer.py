@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ class Trainer:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    batches: Iterator[Batch]
+    batches: Generator[Batch, None, None]
     training_step: Callable[[Batch], dict[str, Tensor]]
     steps: int
     step: int = 0

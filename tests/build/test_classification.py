@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -66,7 +67,7 @@ def test_killed_three_times_it_ends_as_if_it_never_was(tiny: Load, tiny_config: 
     few = [*CLASSIFIER, "train.scale_per=epoch", "train.steps=45", "train.checkpoint_every=3"]
     config, folder, rng = tiny(*few), tmp_path / "killed", random.Random(5)
     command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config), *few]
-    environment = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(tmp_path)}
     for moment in (3, 12, 24):
         process = subprocess.Popen(
             [*command, "--output", str(folder), "--resume"], env=environment, stderr=subprocess.DEVNULL

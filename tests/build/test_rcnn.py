@@ -60,7 +60,7 @@ def test_rcnn_runs_them_on_every_region_in_chunks(tiny: Load) -> None:
 
 @pytest.mark.parametrize("kind", ["warp", "crop"])
 def test_an_rcnn_trains_resumes_exactly_and_is_restored(tiny: Load, tmp_path: Path, kind: str) -> None:
-    config = tiny(*RCNN, f"model.pool.kind={kind}", "test.max_images=2")
+    config = tiny(f"model.pool.kind={kind}", *RCNN[1:], "test.max_images=2")
     for folder in (tmp_path / "whole", tmp_path / "stopped" / "checkpoints"):
         folder.mkdir(parents=True)
     evaluation = start_run(config, tmp_path / "whole", "cpu").run()

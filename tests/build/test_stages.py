@@ -71,23 +71,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def run_alone(config: Config, folder: Path) -> None:
-    torch.set_num_threads(1)
+    os.chdir(folder)
     monkey = pytest.MonkeyPatch()
     monkey.setattr("detector.build.svm_stage.SAVE_EVERY", 1)
     monkey.setattr("detector.stages.feature_cache.FLUSH_EVERY", 1)
     StagedTraining(config, folder, "cpu").run()
-    os._exit(0)
 
 
 def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
-    """Run in a forked process, which has everything imported already."""
+    """Run in a process forked off one that has everything imported and has computed nothing."""
     folder.mkdir(exist_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=run_alone, args=(config, folder))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["detector.build.stages"])
+    process = context.Process(target=run_alone, args=(config, folder))
     process.start()
     return process
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
     staged: Staged, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -56,6 +58,11 @@ def test_one_seed_gives_one_result_and_another_seed_another(tiny: Load, tmp_path
     assert not torch.equal(final_state(tmp_path / "first")[name], final_state(tmp_path / "third")[name])
 
 
+def test_a_finished_run_leaves_no_worker_behind(tiny: Load, tmp_path: Path) -> None:
+    train(tiny("data.workers=1"), tmp_path / "run")
+    assert multiprocessing.active_children() == []
+
+
 def test_resumed_from_any_checkpoint_equals_uninterrupted(tiny: Load, tmp_path: Path) -> None:
     config = tiny("train.evaluate_every=5")
     train(config, tmp_path / "whole")
@@ -75,7 +82,7 @@ def test_a_stopped_run_goes_on_exactly(
     tiny()  # changes into the test's own directory
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
     command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config)]
-    environment = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(tmp_path)}
     slow = ["train.steps=60", "train.checkpoint_every=5"]
     process = subprocess.Popen(
         [*command, "--output", str(folder), *slow], env=environment, stderr=subprocess.DEVNULL

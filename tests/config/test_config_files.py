@@ -60,6 +60,14 @@ def test_another_source_of_proposals_replaces_the_inherited_one() -> None:
     assert config.proposals.top_k_train == load().proposals.top_k_train
 
 
+def test_another_kind_of_pooling_replaces_the_inherited_one_and_the_same_kind_does_not() -> None:
+    smaller = ("model.pool.crop_size=96", "model.pool.context=8")
+    given = load_config(PROJECT / "configs/rcnn_quickstart.yaml", [*smaller, "model.pool.kind=warp"])
+    assert (given.model.pool.crop_size, given.model.pool.context) == (96, 8)
+    other = load_config(PROJECT / "configs/rcnn_quickstart.yaml", [*smaller, "model.pool.kind=crop"])
+    assert other.model.pool.crop_size != 96
+
+
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load().train.steps = 3  # type: ignore[misc]
