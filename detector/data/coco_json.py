@@ -19,6 +19,7 @@ Entry = dict[str, Any]
 CocoData = dict[str, list[Entry]]
 
 SECTIONS = ("images", "categories", "annotations")
+MAX_ID = 2**63  # pycocotools puts ids into NumPy arrays
 
 
 def read_coco(path: Path | str, on_fault: Callable[[InputError], None] | None = None) -> CocoData:
@@ -89,8 +90,8 @@ class _WithOwnId:
 
     def __call__(self, entry: Entry, place: str) -> None:
         identity = entry.get("id")
-        if not isinstance(identity, int) or isinstance(identity, bool):
-            raise InputError(f"{place}: id is {_short(identity)}; expected a whole number")
+        if not isinstance(identity, int) or isinstance(identity, bool) or abs(identity) >= MAX_ID:
+            raise InputError(f"{place}: id is {_short(identity)}; expected a whole number of 64 bits at most")
         if identity in self.seen:
             raise InputError(f"{place}: id {identity} is also that of {self.seen[identity]}; ids must differ")
         self.seen[identity] = place.rpartition(" ")[2]

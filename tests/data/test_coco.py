@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from detector.data.coco import CocoDataset, load_coco
+from detector.data.coco_json import read_coco
 from detector.errors import InputError
+from detector.evaluation.coco import score_coco_results
 
 COCO_EVAL = Path(__file__).parents[2] / "data" / "coco_eval" / "instances_val2014_100.json"
 
@@ -107,6 +110,8 @@ def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
         ({**DATA, "images": []}, "image_id is 12, which is no id in 'images'"),
         ({**DATA, "images": [], "annotations": []}, "'images' is empty"),
         (changed("images", 1, id="12"), r"images\[1\]: id is '12'; expected a whole number"),
+        (changed("images", 1, id=2**63), r"images\[1\]: id is 9223372036854775808; expected a whole number"),
+        (changed("categories", 1, id=-(10**30)), r"categories\[1\]: id is -1000"),
         (changed("images", 1, id=907), r"images\[1\]: id 907 is also that of images\[0\]"),
         (changed("images", 1, file_name="../a.png"), r"images\[1\]: file_name '\.\./a\.png' leads out"),
         (changed("images", 1, file_name="/etc/passwd"), "leads out of the data root"),
@@ -127,12 +132,50 @@ def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
         (changed("annotations", 1, area=-1), r"annotations\[1\]: area is -1"),
         (changed("annotations", 1, area="big"), r"annotations\[1\]: area is 'big'"),
     ],
-    ids=range(28),
+    ids=range(30),
 )
 def test_a_malformed_file_is_named(tmp_path: Path, data: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         load(tmp_path, data)
     assert str(error.value).startswith(str(tmp_path / "instances.json"))
+
+
+@pytest.mark.parametrize("far", [10**9, 10**18])
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [10**9, 10**9], "counts": [10**9] * 8},
+        {"size": [10**9, 10**9], "counts": "o" * 1000},
+        [[10**9, 0, 10**9, 10**9, 0, 10**9]],
+    ],
+)
+def test_huge_ids_and_masks_take_no_memory(tmp_path: Path, far: int, segmentation: Any) -> None:
+    """Nothing is indexed by an id, and no mask is ever drawn."""
+    data = copy.deepcopy(DATA)
+    for entry in data["images"]:
+        entry["id"] += far
+    for entry in data["categories"]:
+        entry["id"] += far
+    for number, entry in enumerate(data["annotations"]):
+        entry["id"] = far + number
+        entry["image_id"] += far
+        entry["category_id"] += far
+        entry["segmentation"] = segmentation
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(data))
+    results = [
+        {key: entry[key] for key in ("image_id", "category_id", "bbox")}
+        | {"score": 0.5, "segmentation": segmentation}
+        for entry in data["annotations"]
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    tracemalloc.start()
+    loaded = load_coco(file, tmp_path, require_images=False, invalid_boxes=None)
+    score_coco_results(tmp_path / "results.json", read_coco(file)).compute()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
+    assert [record.image_id for record in loaded.records] == [str(entry["id"]) for entry in data["images"]]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
