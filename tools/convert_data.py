@@ -35,9 +35,9 @@ def parse() -> argparse.Namespace:
         __doc__ or "", "tools/convert_data.py voc-to-coco data/bccd --split test --output bccd_test.json"
     )
     directions = parser.add_subparsers(dest="direction", required=True)
-    to_coco = directions.add_parser("voc-to-coco", help="one split of a VOC layout to a COCO file")
-    to_coco.add_argument("root", help="folder with Annotations/, ImageSets/Main/ and the images")
-    to_coco.add_argument("--split", required=True)
+    to_coco = directions.add_parser("voc-to-coco", help="a VOC layout, or one split of it, to a COCO file")
+    to_coco.add_argument("root", help="folder with Annotations/, the images and perhaps ImageSets/Main/")
+    to_coco.add_argument("--split", help="the split (default: every annotated image, without split files)")
     to_coco.add_argument("--output", required=True, help="the COCO file to write, .json")
     to_coco.add_argument("--annotations", default="Annotations", help="the annotation folder's name")
     to_coco.add_argument("--images", default="JPEGImages", help="the image folder's name")

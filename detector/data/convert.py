@@ -21,8 +21,8 @@ from xml.etree.ElementTree import Element
 
 from detector.data.coco import category_names
 from detector.data.coco_json import CocoData, Entry, read_coco
-from detector.data.voc import annotation_path, find_classes, image_size
-from detector.data.voc_split import find_image, read_split, resolve_folder
+from detector.data.voc import annotation_path, find_classes, image_size, split_ids
+from detector.data.voc_split import find_image, resolve_folder
 from detector.data.voc_xml import VocObject, parse_xml, to_annotation
 from detector.errors import InputError
 from detector.files import write_text
@@ -39,14 +39,14 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 def voc_to_coco(
     root: Path | str,
-    split: str,
+    split: str | None,
     output: Path | str,
     *,
     annotations: str = "Annotations",
     images: str = "JPEGImages",
     splits: str = "ImageSets/Main",
 ) -> CocoData:
-    """Write a split as COCO's format to ``output``, and return it.
+    """Write a split, or with None all annotated images, as COCO's format to ``output``, and return it.
 
     Categories are all class names of the annotation folder, sorted, with ids 1..K, so that the files of
     different splits agree. ``file_name`` is the image's path in the image folder. Objects stay as
@@ -56,7 +56,7 @@ def voc_to_coco(
     """
     root = Path(root)
     folder = resolve_folder(root, annotations, "one XML file an image")
-    ids, split_file = read_split(root, splits, split, folder)
+    ids, split_file = split_ids(root, splits if split else None, split or "all", folder)
     category_ids = {name: number for number, name in enumerate(find_classes(root, annotations), start=1)}
     data: CocoData = {
         "images": [],

@@ -206,6 +206,12 @@ def test_the_tool(
     assert convert("voc-to-coco", root, "--split", "test", "--output", tmp_path / "a.json") == 0
     assert convert("coco-to-voc", tmp_path / "a.json", "--split", "test", "--output", tmp_path / "back") == 0
     assert_same_annotations(root / "Annotations", tmp_path / "back" / "Annotations")
+    (root / "ImageSets").rename(root / "lists")
+    assert convert("voc-to-coco", root, "--output", tmp_path / "all.json") == 0
+    assert convert("coco-to-voc", tmp_path / "all.json", "--split", "all", "--output", tmp_path / "new") == 0
+    assert_same_annotations(root / "Annotations", tmp_path / "new" / "Annotations")
+    assert (tmp_path / "new" / "ImageSets" / "Main" / "all.txt").read_text() == "bare\nsub/full\n"
+    (root / "lists").rename(root / "ImageSets")
     assert convert("voc-to-coco", root, "--split", "tset", "--output", tmp_path / "b.json") == 2
     assert "did you mean 'test'" in capsys.readouterr().err
 
