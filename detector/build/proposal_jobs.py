@@ -168,6 +168,7 @@ def convert_file(
                 file_format,
                 target,
                 records=records or None,
+                one_split=len(splits) <= 1,
                 progress=lambda done: advance(done, max(done, len(records))),
                 **options,
             )

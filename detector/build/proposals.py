@@ -100,7 +100,8 @@ def convert_proposals(
     fresh = not target.exists()
     if fresh:
         note(f"converting {path} into the store {target}")
-    store = convert(path, source.format, target, records=records, **options)
+    one_split = not isinstance(source.file, str) or config.data.train_split == config.data.test_split
+    store = convert(path, source.format, target, records=records, one_split=one_split, **options)
     for found in store.notes if fresh else []:
         note(found)
     return store

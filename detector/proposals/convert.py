@@ -21,6 +21,7 @@ from detector.proposals.conventions import (
 )
 from detector.proposals.durable import make_folder
 from detector.proposals.faults import find_fault
+from detector.proposals.index import check_image_id
 from detector.proposals.locking import writer_lock
 from detector.proposals.matching import IdMatcher
 from detector.proposals.prepare import filter_proposals
@@ -46,6 +47,7 @@ def convert(
     faults: str = "error",
     missing: str | None = None,
     keep_others: bool = True,
+    one_split: bool = True,
     top_k: int | None = None,
     min_size: float = 0.0,
     deduplicate: bool = False,
@@ -67,6 +69,8 @@ def convert(
         missing: the same for an image of ``records`` that is not in the file; None is as ``faults``.
         keep_others: whether images of the file that are not in ``records`` go into the store too, unchecked
             against any size.
+        one_split: whether ``records`` are one split, in its order. A file that names no images is refused
+            otherwise: the order in which its images follow each other cannot be told.
         top_k, min_size, deduplicate: applied as in `detector.proposals.prepare.filter_proposals`, to images
             whose size is known; by default everything is kept as it came.
         progress: called with the number of images done.
@@ -92,7 +96,7 @@ def convert(
             shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
             store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
             images = read_images(source, file_format)
-            work = _Conversion(source, records or (), convention, faults, missing, keep_others)
+            work = _Conversion(source, records or (), convention, faults, missing, keep_others, one_split)
             try:
                 for entries in _batches(work.entries(images), top_k, min_size, deduplicate):
                     store.append(entries)
@@ -118,6 +122,7 @@ class _Conversion:
         faults: str,
         missing: str,
         keep_others: bool,
+        one_split: bool,
     ) -> None:
         self._source = source
         self._records = {record.image_id: record for record in records}
@@ -127,6 +132,7 @@ class _Conversion:
         self._faults = faults
         self._absent = missing
         self._keep_others = keep_others
+        self._one_split = one_split
         self._seen: set[str] = set()
         self._foreign = 0
         self._left_out: dict[str, str] = {}
@@ -194,6 +200,11 @@ class _Conversion:
         """Return the data set's id of the image that the file calls ``key``, or None."""
         if isinstance(key, str):
             return self._matcher.find(key)
+        if not self._one_split:
+            raise InputError(
+                f"{self._source} names no images, and several splits could be meant; give the one in whose "
+                "order it is (--split, or in a config a file a split)"
+            )
         if key.total != len(self._records):
             raise InputError(
                 f"{self._source} names no images and has {key.total}; the data set whose order it is in is "
@@ -205,6 +216,7 @@ class _Conversion:
         found = self._find(key)
         self._foreign += found is None and bool(self._records)
         image_id = found or str(key)
+        check_image_id(image_id, self._source)
         if image_id in self._seen:
             raise InputError(f"{self._source} has image {image_id!r} twice; keep one")
         self._seen.add(image_id)

@@ -123,7 +123,7 @@ def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load
     assert store[records[0].image_id].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
 
     red = int(cv2.imread(str(records[3].path))[:, :, 2].sum())
-    slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=3")
+    slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=1")
     with pytest.raises(InputError, match=rf"1 of 4 images .*{records[3].path.name} took over"):
         open_proposals(tiny(*slow), records)
     skip = tiny(*slow, "proposals.missing=skip")
@@ -159,6 +159,10 @@ def test_each_split_may_have_a_file_of_its_own(tiny: Load, tmp_path: Path) -> No
         assert store.ids() == sorted(record.image_id for record in records)
     with pytest.raises(InputError, match=r"no file for the split 'val'; it has trainval, test"):
         open_proposals(config, records, "val")
+    (tmp_path / "test.pkl").rename(tmp_path / "either.pkl")
+    either = tiny(f"proposals.file={tmp_path}/either.pkl", "proposals.format=mmdetection")
+    with pytest.raises(InputError, match="names no images, and several splits could be meant"):
+        open_proposals(either, records, "test")
 
 
 def test_one_file_for_all_splits_gives_each_its_own_images(tiny: Load, tmp_path: Path) -> None:

@@ -252,6 +252,8 @@ class TestFaults:
         source = write_mmdetection(tmp_path, boxes)
         with pytest.raises(InputError, match=r"names no images and has 4;.* has 3"):
             convert(source, "mmdetection", tmp_path / "store", records=records[:3])
+        with pytest.raises(InputError, match="names no images, and several splits could be meant"):
+            convert(source, "mmdetection", tmp_path / "store", records=records, one_split=False)
 
     def test_names(self, tmp_path: Path, boxes: dict[str, FloatArray]) -> None:
         source = write_npz(tmp_path, boxes)

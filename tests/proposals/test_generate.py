@@ -261,12 +261,12 @@ def test_a_slow_image_and_one_that_crashes_are_named_and_the_others_done(tmp_pat
         records,
         tmp_path / "store",
         method="tests.proposals.test_generate:slow_or_dying",
-        time_limit=3.0,
+        time_limit=1.0,
         on_failure=failures.__setitem__,
     )
     assert store.ids() == ["0000", "0003", "0004"]
     assert sorted(failures) == ["0001", "0002"]
-    assert failures["0001"].endswith("0001.png took over 3 seconds")
+    assert failures["0001"].endswith("0001.png took over 1 seconds")
     assert failures["0002"].endswith("0002.png ended its process (exit status -9)")
 
 
