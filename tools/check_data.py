@@ -49,7 +49,8 @@ def show(report: CheckReport) -> None:
     if sys.stdout.isatty() and report.problems:
         table = Table("file", "object", "problem", "what", title="Problems", show_lines=False)
         for problem in report.problems:
-            cells = (problem.file, problem.object or "", problem.kind, problem.message)
+            kind = f"{problem.kind} (stops training)" if problem.stops else problem.kind
+            cells = (problem.file, problem.object or "", kind, problem.message)
             table.add_row(
                 *(Text(cell, overflow="fold") for cell in cells), style="red" if problem.stops else ""
             )

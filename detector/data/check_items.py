@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from detector.data.check import Item, Problem
@@ -35,11 +35,13 @@ def voc_items(
     except InputError as error:
         return [], [_whole(root / annotations, error)]
     for split, choose in choices.items():
+        source = folder if splits is None else (root / splits).resolve() / f"{split}.txt"
+        on_fault = _into(problems, source)
         try:
-            for image_id in split_ids(root, splits, split, folder, choose)[0]:
+            for image_id in split_ids(root, splits, split, folder, choose, on_fault)[0]:
                 members.setdefault(image_id, []).append(split)
         except InputError as error:
-            problems.append(_whole(folder if splits is None else root / splits / f"{split}.txt", error))
+            on_fault(error)
     for image_id in kept(annotated_ids(folder)) if kept else ():
         members.setdefault(image_id, [])
     items = [
@@ -58,7 +60,7 @@ def coco_items(path: Path, image_folder: Path, split: str, choose: Choice) -> Fo
     """Return the images of one split in a COCO file, and the faulty entries as problems."""
     problems: list[Problem] = []
     try:
-        data = read_coco(path, lambda error: problems.append(_whole(path, error)))
+        data = read_coco(path, _into(problems, path))
         entries = {record_id(entry): entry for entry in data["images"]}
         if len(entries) < len(data["images"]):
             raise InputError("two images have the same 'voc_id'; make them differ")
@@ -83,6 +85,10 @@ def coco_items(path: Path, image_folder: Path, split: str, choose: Choice) -> Fo
             )
         )
     return items, problems
+
+
+def _into(problems: list[Problem], path: Path) -> Callable[[InputError], None]:
+    return lambda error: problems.append(_whole(path, error))
 
 
 def _whole(path: Path, error: InputError) -> Problem:

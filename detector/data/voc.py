@@ -7,7 +7,7 @@ So 1 is subtracted from xmin and ymin, and xmax and ymax stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,13 +99,21 @@ def find_classes(
 
 
 def split_ids(
-    root: Path, splits: str | None, split: str, annotation_folder: Path, choose: Choice | None = None
+    root: Path,
+    splits: str | None,
+    split: str,
+    annotation_folder: Path,
+    choose: Choice | None = None,
+    on_fault: Callable[[InputError], None] | None = None,
 ) -> tuple[list[str], Path]:
-    """Return the ids of a split, and the file or folder that names them, as `load_voc` reads them."""
+    """Return the ids of a split, and the file or folder that names them, as `load_voc` reads them.
+
+    ``on_fault`` is that of `detector.data.voc_split.read_split`.
+    """
     if splits is None:
         ids, source = annotated_ids(annotation_folder), annotation_folder
     else:
-        ids, source = read_split(root, splits, split, annotation_folder)
+        ids, source = read_split(root, splits, split, annotation_folder, on_fault)
     chosen = list(choose(ids)) if choose else ids
     if not chosen:
         raise InputError(f"{source}: all {len(ids)} images of {split!r} are left out; keep at least one")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from detector.data.voc_xml import faults_to
 from detector.errors import InputError, nearest
 
 # Tried in this order; the first is where an image is expected.
@@ -34,11 +36,18 @@ def resolve_folder(root: Path, name: str, content: str) -> Path:
     return folder.resolve()
 
 
-def read_split(root: Path, splits: str, split: str, annotation_folder: Path) -> tuple[list[str], Path]:
+def read_split(
+    root: Path,
+    splits: str,
+    split: str,
+    annotation_folder: Path,
+    on_fault: Callable[[InputError], None] | None = None,
+) -> tuple[list[str], Path]:
     """Return the ids of ``ROOT/<splits>/<split>.txt`` in its order, and that path.
 
     Blank lines, a byte-order mark, Windows line ends and the 1/-1/0 column of per-class lists are
-    understood; a line is taken whole where an annotation has just that name.
+    understood; a line is taken whole where an annotation has just that name. With ``on_fault`` a faulty
+    line is handed to it and left out, and the rest is read.
 
     Raises:
         InputError: no such split (the message lists those there are), an unreadable or empty one, an id
@@ -56,18 +65,23 @@ def read_split(root: Path, splits: str, split: str, annotation_folder: Path) -> 
         raise InputError(f"{path}: cannot read the split: {error}") from None
     seen: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
-        if not line:
-            continue
-        check_name(line, f"{path}: line {number}: image id", "an image's file name without its ending")
-        image_id = _image_id(line, annotation_folder)
-        if image_id in seen:
-            raise InputError(
-                f"{path}: line {number}: image id {image_id!r} is also on line {seen[image_id]}; remove one"
-            )
-        seen[image_id] = number
+        if line:
+            with faults_to(on_fault):
+                _add_line(seen, line, number, path, annotation_folder)
     if not seen:
         raise InputError(f"{path}: the split names no image; expected one image id a line")
     return list(seen), path
+
+
+def _add_line(seen: dict[str, int], line: str, number: int, path: Path, annotation_folder: Path) -> None:
+    """Add the id of a line to ``seen``, the line's number by the id."""
+    check_name(line, f"{path}: line {number}: image id", "an image's file name without its ending")
+    image_id = _image_id(line, annotation_folder)
+    if image_id in seen:
+        raise InputError(
+            f"{path}: line {number}: image id {image_id!r} is also on line {seen[image_id]}; remove one"
+        )
+    seen[image_id] = number
 
 
 def find_image(folder: Path, image_id: str, split_file: Path | None) -> Path:

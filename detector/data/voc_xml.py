@@ -64,15 +64,16 @@ def to_annotation(
         raise InputError(f"{path}: not a VOC annotation: the outer element is <{root.tag}>, not <annotation>")
     objects, size = [], None
     for number, element in enumerate(root.findall("object"), start=1):
-        with _faults_to(on_fault):
+        with faults_to(on_fault):
             objects.append(_read_object(element, f"{path}: object {number}"))
-    with _faults_to(on_fault):
+    with faults_to(on_fault):
         size = _read_size(root, path)
     return VocAnnotation(path=path, size=size, objects=objects)
 
 
 @contextmanager
-def _faults_to(on_fault: Callable[[InputError], None] | None) -> Iterator[None]:
+def faults_to(on_fault: Callable[[InputError], None] | None) -> Iterator[None]:
+    """Hand an InputError to ``on_fault`` and go on behind the block; None lets it through."""
     try:
         yield
     except InputError as error:

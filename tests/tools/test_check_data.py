@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from PIL import Image
 
 from detector.build.training import start_run
 from detector.config import load_config
+from detector.data.check import Problem
+from detector.data.check_report import summarise
 from detector.data.convert import voc_to_coco
 from detector.data.generated import generate_voc
 from tests.build.conftest import TINY
@@ -182,6 +186,37 @@ def test_splits_that_are_missing_or_the_same(tool: Tool, root: Path, tmp_path: P
     assert "did you mean 'test'?" in result.stdout
     assert check(tool, config, "data.splits=null").returncode == 0
     assert [one["kind"] for one in problems(tmp_path)] == ["in two splits"]
+
+
+def test_every_faulty_line_of_a_split_is_told_and_the_rest_is_looked_at(
+    tool: Tool, root: Path, tmp_path: Path
+) -> None:
+    split = root / "ImageSets" / "Main" / "trainval.txt"
+    ids = split.read_text().split()
+    split.write_text("\n".join(["../secret", *ids, ids[0], "/etc/passwd", "gone"]))
+    assert check(tool, write_config(tmp_path / "c.yaml", root)).returncode == 1
+    found = problems(tmp_path)
+    lines = [str(one["message"]) for one in found if one["kind"] == "annotations"]
+    assert [line.partition(": image id")[0] for line in lines] == ["line 1", "line 14", "line 15"]
+    assert {one["file"] for one in found if one["kind"] == "annotations"} == {str(split.resolve())}
+    assert [one["image_id"] for one in found if one["kind"] == "missing annotation"] == ["gone"]
+    assert json.loads((tmp_path / "found.json").read_text())["splits"]["trainval"]["images"] == len(ids) + 1
+
+
+def test_a_terminal_shows_a_table_that_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = runpy.run_path(str(PROJECT / "tools" / "check_data.py"))["show"]
+    fault = Problem(
+        kind="swapped", file="a/[b]/1.xml", object="object 1 (c)", message="box 5, 4, 3, 2", stops=True
+    )
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    show(summarise([], [fault], ["train"], "train"))
+    said = "".join(capsys.readouterr().out.split())
+    for column in ("a/[b]/1.xml", "object 1 (c)", "swapped (stops training)", "box 5, 4, 3, 2"):
+        assert all(word in said for word in column.split())
+    assert "…" not in said
 
 
 def test_a_coco_data_set(tool: Tool, root: Path, tmp_path: Path) -> None:
