@@ -11,6 +11,7 @@ import yaml
 
 from detector.build.evaluation import COURSE, headline
 from detector.build.tasks import Task, build_task
+from detector.build.weights import check_weights
 from detector.config import Config
 from detector.engine import checkpoint as checkpoints
 from detector.engine.memory import PeakMemory
@@ -133,6 +134,8 @@ class TrainingRun:
 
 def start_run(config: Config, folder: Path, device: str, state: dict[str, Any] | None = None) -> TrainingRun:
     """Read the data, build the network and return the run, new or where ``state`` stands."""
+    if state is None:
+        check_weights(config)
     return TrainingRun(config, folder, build_task(config, device, state), state)
 
 

@@ -22,6 +22,14 @@ from detector.progress import console, note
 _INPUT_KEYS = ("convention", "pixel_mean", "feature_scale")
 
 
+def check_weights(config: Config) -> None:
+    """Raise InputError for weights that cannot be read, before hours are spent on proposals."""
+    if config.train.initial_weights is not None:
+        load_checkpoint(config.train.initial_weights)
+    elif config.model.backbone.weights is not None:
+        read_state_dict(config.model.backbone.weights)
+
+
 def load_published(config: Config, backbone: Backbone, head: nn.Module | None = None) -> None:
     """Copy the file of ``model.backbone.weights`` into ``backbone`` and, with ``head``, into its fc6, fc7.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.structures import Normalization
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # torch's words for a name that a pickle would call
 
 MAX_TENSORS = 100_000
 """More names than this are refused: the largest published networks have some thousands."""
@@ -50,12 +54,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: not readable as a state dict of tensors: {first}") from None
+        raise InputError(f"{path}: not readable as a state dict of tensors: {_reason(error)}") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: a weights file holds a state dict, names to tensors, and nothing else")
     _check_tensors(state, path)
     return state
+
+
+def _reason(error: Exception) -> str:
+    """Return torch's reason in short, without its advice to run what the file holds."""
+    wanted = _GLOBAL.search(str(error))
+    if wanted is not None:
+        return f"it wants to run {wanted[1]}; save the network's state_dict() alone"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors; save the network's state_dict() alone"
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _check_tensors(state: dict[object, object], path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from detector.build.model import build_backbone, build_normalization, initial_model
+from detector.build.training import start_run
 from detector.build.weights import load_published
 from detector.config import Config
 from detector.data.transforms import ImageTransform
@@ -128,6 +129,18 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(
     assert torch.equal(after["features.conv1.weight"], state["conv1.weight"])
     for kept in ("features.bn1.weight", "features.layer1.0.conv1.weight"):
         assert torch.equal(after[kept], before[kept])
+
+
+@pytest.mark.parametrize("key", ["model.backbone.weights", "train.initial_weights"])
+def test_weights_that_cannot_be_read_stop_a_run_before_proposals_are_made(
+    tiny: Load, tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, message in (("gone.pth", "no such"), ("text.pth", "not readable")):
+        config = tiny("model.backbone.name=resnet18", f"{key}={tmp_path}/{name}")
+        with pytest.raises(InputError, match=message):
+            start_run(config, tmp_path / "run", "cpu")
+    assert not list(tmp_path.glob("**/dense_*"))
 
 
 def test_a_file_of_which_nothing_fits_is_refused_even_so(tiny: Load, tmp_path: Path) -> None:
