@@ -257,11 +257,24 @@ def test_json_longer_than_a_block(tmp_path: Path) -> None:
         ("1 2 3 4\n1 2 3 4 5\n", "line 2: 5 numbers"),
         ("1 2 x 4", "line 1: could not convert"),
         ("1 2 3 4 5 6", "line 1: 6 numbers"),
+        ("\n" * 64_000_000, "line 2000001: more than 2000000 lines are refused"),
+        ("1 " * 32_000_000, "line 1: a line of over 1000 letters"),
+        ("1" * 64_000_000, "line 1: a line of over 1000 letters"),
+        ("\n" * 64_000_001, "has over 64000000 bytes"),
     ],
+    ids=range(8),
 )
 def test_text_made_by_hand(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     refused(tmp_path, "text", message)
+
+
+def test_text_with_nothing_but_comments_has_no_boxes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("# none\n\n")
+    (tmp_path / "b.txt").write_text("\n# one\n1, 2,3 4 0.5 # good\n")
+    none, one = read_all(tmp_path, "text")
+    assert none.boxes.shape == (0, 4)
+    assert (one.boxes.tolist(), one.scores.tolist()) == ([[1, 2, 3, 4]], [0.5])
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
