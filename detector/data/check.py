@@ -126,7 +126,8 @@ def _check_image(found: Checked, size: tuple[int, int] | None) -> tuple[int, int
     """Look at the picture and return the size that training would see, None where it would see none."""
     path = found.item.image
     if not path.is_file():
-        found.add("missing image", path, "there is no such file (nor .jpeg, .png)", stops=True)
+        others = " (nor .jpeg, .png)" if found.item.objects is None else ""  # COCO names the whole file
+        found.add("missing image", path, f"there is no such file{others}", stops=True)
         return None
     try:
         image = read_image(path, size)

@@ -27,6 +27,10 @@ MAX_PIXELS = 2**27
 """Larger images (134 million pixels, 0.4 GB decoded) are refused: a small file can claim to hold them."""
 
 
+MAX_BYTES = 8 * MAX_PIXELS
+"""Larger files (1 GiB) are refused before they are read; three uncompressed channels of 16 bits take less."""
+
+
 class TruncatedImage(InputError):
     """An image file that ends too early."""
 
@@ -46,6 +50,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             of another size than annotated (`WrongImageSize`).
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None

@@ -169,6 +169,14 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, message: st
     assert str(path) in str(caught.value)
 
 
+def test_a_file_that_would_fill_the_memory_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.write(b"\xff\xd8")
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"sparse\.jpg: an image file of over 1073741824 bytes is refused"):
+        read_image(tmp_path / "sparse.jpg")
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.jpg: cannot read the image: No such file"):
         read_image(tmp_path / "gone.jpg")

@@ -231,11 +231,16 @@ def test_a_coco_data_set(tool: Tool, root: Path, tmp_path: Path) -> None:
     first["bbox"][2] = 1
     second["bbox"] = [1, 2, 3]
     third["category_id"] = 77
+    data["images"][5]["file_name"] = "gone.jpg"
     path.write_text(json.dumps(data))
     assert check(tool, config).returncode == 1
     found = {(one["kind"], str(one["message"])[:14], one["object"]) for one in problems(tmp_path)}
     place = f"annotations[0], image {first['image_id']}"
-    assert {kind for kind, _, _ in found} == {"under 2 px", "annotations"}
+    assert {kind for kind, _, _ in found} == {"under 2 px", "annotations", "missing image"}
+    assert ("missing image", "there is no su", None) in found
+    assert "png" not in next(
+        str(one["message"]) for one in problems(tmp_path) if one["kind"] == "missing image"
+    )
     assert ("annotations", "annotations[1]", None) in found
     assert ("annotations", "annotations[2]", None) in found
     assert [thing for kind, _, thing in found if kind == "under 2 px"] == [place]
