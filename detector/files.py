@@ -11,6 +11,8 @@ from detector.errors import InputError
 
 MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
 
+MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
+
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` through a temporary neighbour, making the folder if need be.
@@ -26,6 +28,19 @@ def write_text(path: Path, text: str) -> None:
         if temporary.is_file():
             temporary.unlink()
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+def read_short_text(path: Path, what: str) -> str:
+    """Return the text of ``path``, ``what`` for messages, without a byte-order mark.
+
+    Raises InputError for a file that cannot be read, is no UTF-8, or is over 64 MiB.
+    """
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise InputError(f"{path}: over {MAX_TEXT_BYTES} bytes, too large for {what}")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read {what}: {error}") from None
 
 
 def read_json(path: Path) -> Any:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from detector.errors import InputError, nearest
+from detector.files import read_short_text
 
 Choice = Callable[[Sequence[str]], Sequence[str]]
 """Takes the ids of all images that a source names and returns those to read, in the same order."""
-
-MAX_LIST_BYTES = 64 * 2**20
 
 
 def divide(ids: Sequence[str], ratio: Mapping[str, float], seed: int) -> dict[str, list[str]]:
@@ -76,10 +75,5 @@ def read_left_out(path: Path) -> set[str]:
 
     Raises InputError for a file that cannot be read or is over 64 MiB.
     """
-    try:
-        if path.stat().st_size > MAX_LIST_BYTES:
-            raise InputError(f"{path}: over {MAX_LIST_BYTES} bytes, too large for a list of image ids")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the list of images to leave out: {error}") from None
+    lines = read_short_text(path, "the list of images to leave out").splitlines()
     return {line.strip() for line in lines if line.strip() and not line.startswith("#")}

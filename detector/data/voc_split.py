@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from detector.data.voc_xml import faults_to
 from detector.errors import InputError, nearest
+from detector.files import read_short_text
 
 # Tried in this order; the first is where an image is expected.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -59,10 +60,7 @@ def read_split(
         found = _split_names(folder)
         there = f"splits there: {', '.join(found)}" if found else "the folder has no split (*.txt)"
         raise InputError(f"{path}: no such split{nearest(split, found)}; {there}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").replace("\t", " ").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the split: {error}") from None
+    lines = read_short_text(path, "the split").replace("\t", " ").split("\n")
     seen: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line:

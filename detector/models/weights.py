@@ -66,7 +66,7 @@ def _reason(error: Exception) -> str:
     wanted = _GLOBAL.search(str(error))
     if wanted is not None:
         return f"it wants to run {wanted[1]}; save the network's state_dict() alone"
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return "it is damaged, or holds more than tensors; save the network's state_dict() alone"
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 

@@ -135,6 +135,15 @@ def test_split_files_of_all_kinds(layout: Layout) -> None:
     assert [record.image_id for record in data.records] == ["000001", "000002", "photo 1", "sub/x", "üb"]
 
 
+def test_a_split_that_would_fill_the_memory_is_refused_unread(layout: Layout) -> None:
+    layout.annotate("000001")
+    layout.list("test", b"000001")
+    with (layout.root / "ImageSets" / "Main" / "test.txt").open("ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"test\.txt: over 67108864 bytes, too large for the split"):
+        load_voc(layout.root, "test", require_images=False)
+
+
 def test_other_folder_names(tmp_path: Path) -> None:
     for folder in ("annots", "images", "splits"):
         (tmp_path / folder).mkdir()

@@ -174,12 +174,14 @@ def test_mat_bombs_and_impostors(tmp_path: Path) -> None:
     assert source.stat().st_size < 1 << 20
     refused(source, "mat", "over 100 times its size")
     header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
-    head = struct.pack("<6I2i2I", 6, 8, 1, 0, 5, 8, 30_000, 30_000, 0x50001, 0)
+    head = struct.pack("<6I2i2I", 6, 8, 1, 0, 5, 8, 500, 400, 0x50001, 0)
     head = head[:-8] + struct.pack("<2I", 1, 5) + b"boxes".ljust(8, b"\0")
     source.write_bytes(header + struct.pack("<II", 14, 1 << 31) + head)
-    refused(source, "mat", "900000000 cells")
+    refused(source, "mat", "200000 cells, more than a file of its size needs")
     source.write_bytes(header + struct.pack("<II", 14, 1 << 31))
     refused(source, "mat", "no readable .mat file")
+    source.write_bytes(header + bytes(1 << 20))
+    refused(source, "mat", "an element of type 0 where a matrix belongs")
     source.write_bytes(b"MATLAB 7.3 MAT-file".ljust(128))
     refused(source, "mat", "save it with -v7")
     source.write_bytes(b"not MATLAB")

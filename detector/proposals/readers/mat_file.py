@@ -26,7 +26,8 @@ _NUMBER_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 
 _TEXT_TYPES = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _CELL, _CHAR, _FIRST_NUMBER, _LAST_NUMBER = 1, 4, 6, 15  # classes of matrices
 _COMPLEX = 0x0800
-_MAX_CELLS = 10_000_000
+# A cell with a box takes more than this even when compressed; empty ones compress a thousandfold.
+_CELLS_OF_ANY_FILE, _CELL_BYTES = 100_000, 8
 _MAX_CELL_BYTES = 48 * MAX_BOXES
 # Boxes compress to a tenth at best; a bomb shrinks a thousandfold.
 MAX_RATIO = 100
@@ -57,7 +58,9 @@ def read_variable(path: Path, name: str) -> Cells | Value | None:
             stream = _Stream(file, path) if kind == _COMPRESSED else file
             if kind == _COMPRESSED:
                 kind, length = _tag(_take(stream, 8), order)
-            if kind == _MATRIX and (head := _read_head(stream, order)).name == name:
+            if kind != _MATRIX:
+                raise ValueError(f"an element of type {kind} where a matrix belongs")
+            if (head := _read_head(stream, order)).name == name:
                 if head.kind == _CELL:
                     return Cells(path, stream, order, head)
                 return _value(stream, order, head)
@@ -73,8 +76,8 @@ class Cells:
         self._stream = stream
         self._order = order
         self._count = math.prod(head.shape)
-        if self._count > _MAX_CELLS:
-            raise ValueError(f"{self._count} cells")
+        if self._count > _CELLS_OF_ANY_FILE + path.stat().st_size // _CELL_BYTES:
+            raise ValueError(f"{self._count} cells, more than a file of its size needs")
 
     def __len__(self) -> int:
         return self._count
