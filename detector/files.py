@@ -10,7 +10,7 @@ from typing import Any
 from detector.errors import InputError
 
 MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
-
+MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of their text
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
 
 
@@ -46,14 +46,17 @@ def read_short_text(path: Path, what: str) -> str:
 def read_json(path: Path) -> Any:
     """Return what the JSON file holds.
 
-    Raises InputError for a file that cannot be read, is over 1 GiB, is nested too deep, or is not JSON
-    (NaN and Infinity, which Python's reader would let through, are not).
+    Raises InputError for a file that cannot be read, is over 1 GiB or has over 33 million objects and lists,
+    is nested too deep, or is not JSON (NaN and Infinity, which Python's reader would let through, are not).
     """
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise InputError(f"{path}: {size} bytes; JSON over {MAX_JSON_BYTES} bytes is refused")
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        content = path.read_bytes()
+        if content.count(b"{") + content.count(b"[") > MAX_JSON_CONTAINERS:
+            raise InputError(f"{path}: JSON with over {MAX_JSON_CONTAINERS} objects and lists is refused")
+        return json.loads(content, parse_constant=_refuse_constant)
     except OSError as error:
         raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
     except InputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,14 @@ def test_huge_ids_and_masks_take_no_memory(tmp_path: Path, far: int, segmentatio
     tracemalloc.stop()
     assert peak < 16 * 2**20
     assert [record.image_id for record in loaded.records] == [str(entry["id"]) for entry in data["images"]]
+
+
+def test_empty_objects_without_end_are_refused_unparsed(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"images": [' + b"{}," * 2**25 + b"{}]}")
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"a\.json: JSON with over 33554432 objects and lists is refused"):
+        read_coco(tmp_path / "a.json")
+    assert time.monotonic() - start < 5
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
