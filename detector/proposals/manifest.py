@@ -13,6 +13,8 @@ from detector.proposals.durable import replace_durably
 FORMAT = "detector proposal store"
 VERSION = 1
 BOX_CONVENTION = "x1, y1, x2, y2 float32 pixels half-open, original image"
+IMAGE_SIZES = "index.npy: height and width of each image, in pixels; 0 if unknown"
+CHECKSUM = "index.npy: CRC-32 of the bytes of each image's boxes, then of its scores"
 
 
 def make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +25,8 @@ def make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, An
         "generator": generator,
         "parameters": dict(parameters),
         "boxes": BOX_CONVENTION,
+        "image_sizes": IMAGE_SIZES,
+        "checksum": CHECKSUM,
         "notes": [],
     }
     return json.loads(json.dumps(manifest))
