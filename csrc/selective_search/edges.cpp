@@ -50,11 +50,12 @@ void squared_distances(const float* const* from, const float* const* to, int cha
   }
 }
 
-// Computes the weights of one row's four edge directions after another.
+// Computes the weights of one row's edges after another, direction by direction.
 class WeightRows {
  public:
-  WeightRows(const Planes& planes, float sigma)
-      : planes_(planes), rows_(planes, sigma), weights_(4 * static_cast<size_t>(planes.width)) {}
+  WeightRows(const Planes& planes, float sigma, Connectivity connectivity)
+      : planes_(planes), rows_(planes, sigma), weights_(4 * static_cast<size_t>(planes.width)),
+        diagonals_(connectivity == Connectivity::kEight) {}
 
   // Calls visit(pixel * 4 + direction, weight's bits) for every edge in raster order.
   template <class Visit>
@@ -67,8 +68,9 @@ class WeightRows {
       for (int x = 0; x + 1 < width; ++x) {
         const uint32_t edge = first + 4 * x;
         visit(edge, bits(0, x));
-        if (down) visit(edge + 1, bits(1, x)), visit(edge + 2, bits(2, x));
-        if (up) visit(edge + 3, bits(3, x));
+        if (down) visit(edge + 1, bits(1, x));
+        if (down && diagonals_) visit(edge + 2, bits(2, x));
+        if (up && diagonals_) visit(edge + 3, bits(3, x));
       }
       if (down) visit(first + 4 * (width - 1) + 1, bits(1, width - 1));
     }
@@ -97,14 +99,19 @@ class WeightRows {
     const int channels = planes_.channels, copies = planes_.copies;
     squared_distances(here, right, channels, copies, width - 1, row(0));
     squared_distances(here, below, channels, copies, width, row(1));
+    square_roots(row(0), width - 1);
+    square_roots(row(1), width);
+    if (!diagonals_) return;
     squared_distances(here, below_right, channels, copies, width - 1, row(2));
     squared_distances(here, above_right, channels, copies, width - 1, row(3));
-    for (int direction : {0, 1, 2, 3}) square_roots(row(direction), direction == 1 ? width : width - 1);
+    square_roots(row(2), width - 1);
+    square_roots(row(3), width - 1);
   }
 
   const Planes& planes_;
   SmoothedRows rows_;
   Buffer<float> weights_;
+  bool diagonals_;
 };
 
 inline size_t low_digit(Edge edge) { return (edge >> 32) & (kDigits - 1); }
@@ -140,15 +147,18 @@ void sort_bucket(Edge* edges, size_t count, Buffer<Edge>& scratch) {
 
 }  // namespace
 
-void sorted_edges(const Planes& planes, float sigma, Buffer<Edge>& edges) {
+void sorted_edges(const Planes& planes, float sigma, Connectivity connectivity, Buffer<Edge>& edges) {
   const int64_t width = planes.width, height = planes.height;
-  edges.resize(width * (height - 1) + (width - 1) * height + 2 * (width - 1) * (height - 1));
+  const int64_t diagonals = connectivity == Connectivity::kEight ? 2 * (width - 1) * (height - 1) : 0;
+  edges.resize(width * (height - 1) + (width - 1) * height + diagonals);
   std::vector<uint32_t> starts(kBuckets + 1);
-  WeightRows(planes, sigma).for_each([&](uint32_t, uint32_t weight) { ++starts[(weight >> kBucketShift) + 1]; });
+  WeightRows(planes, sigma, connectivity).for_each([&](uint32_t, uint32_t weight) {
+    ++starts[(weight >> kBucketShift) + 1];
+  });
   for (size_t i = 1; i <= kBuckets; ++i) starts[i] += starts[i - 1];
 
   std::vector<uint32_t> ends(starts.begin(), starts.end() - 1);
-  WeightRows(planes, sigma).for_each([&](uint32_t edge, uint32_t weight) {
+  WeightRows(planes, sigma, connectivity).for_each([&](uint32_t edge, uint32_t weight) {
     edges[ends[weight >> kBucketShift]++] = static_cast<Edge>(weight) << 32 | edge;
   });
   Buffer<Edge> scratch;

@@ -19,8 +19,11 @@ inline int32_t edge_offset(Edge edge, int32_t width) {
   return right + down * width;
 }
 
-// Fills `edges` with the 8-connected graph of `planes` smoothed by `sigma`, ascending. The weight of an edge
-// is the Euclidean distance of the two smoothed colours, in 0..255 units, float32.
-void sorted_edges(const Planes& planes, float sigma, Buffer<Edge>& edges);
+// The pixels that edges join: those that share a side (4) or also those that share a corner (8).
+enum class Connectivity : int { kFour = 4, kEight = 8 };
+
+// Fills `edges` with the graph of `planes` smoothed by `sigma`, ascending. The weight of an edge is the
+// Euclidean distance of the two smoothed colours, in 0..255 units, float32.
+void sorted_edges(const Planes& planes, float sigma, Connectivity connectivity, Buffer<Edge>& edges);
 
 }  // namespace detector::selective_search

@@ -41,6 +41,11 @@ Enum checked(int64_t value, int64_t count) {
   return static_cast<Enum>(value);
 }
 
+Connectivity checked_connectivity(int64_t value) {
+  STD_TORCH_CHECK(value == 4 || value == 8, "connectivity must be 4 or 8, not ", value);
+  return static_cast<Connectivity>(value);
+}
+
 template <class T>
 Tensor copy_of(const Tensor& like, std::vector<int64_t> shape, ScalarType type, const T* data) {
   Tensor out = torch::stable::new_empty(like, shape, type);
@@ -50,7 +55,8 @@ Tensor copy_of(const Tensor& like, std::vector<int64_t> shape, ScalarType type, 
 
 SearchConfig make_config(const std::vector<int64_t>& color_spaces, const std::vector<double>& scales,
                          const std::vector<int64_t>& min_sizes, const std::vector<int64_t>& similarities,
-                         double sigma, bool all_texture_channels, double pixels_per_size, int64_t num_threads) {
+                         double sigma, int64_t connectivity, bool diagonal_neighbours,
+                         bool all_texture_channels, double pixels_per_size, int64_t num_threads) {
   STD_TORCH_CHECK(scales.size() == min_sizes.size(), "scales and min_sizes differ in length");
   SearchConfig config;
   for (int64_t space : color_spaces) config.color_spaces.push_back(checked<ColorSpace>(space, kColorSpaceCount));
@@ -58,6 +64,8 @@ SearchConfig make_config(const std::vector<int64_t>& color_spaces, const std::ve
   config.scales.assign(scales.begin(), scales.end());
   config.min_sizes.assign(min_sizes.begin(), min_sizes.end());
   config.sigma = static_cast<float>(sigma);
+  config.connectivity = checked_connectivity(connectivity);
+  config.diagonal_neighbours = diagonal_neighbours;
   config.all_texture_channels = all_texture_channels;
   config.pixels_per_size = pixels_per_size;
   config.num_threads = static_cast<int>(num_threads);
@@ -79,12 +87,12 @@ Tensor to_tensor(const std::vector<Box>& boxes, const Tensor& like, double scale
 
 Tensor run(const Tensor& image, int64_t height, int64_t width, std::vector<int64_t> color_spaces,
            std::vector<double> scales, std::vector<int64_t> min_sizes, std::vector<int64_t> similarities,
-           double sigma, bool all_texture_channels, double pixels_per_size, int64_t min_side, int64_t seed,
-           int64_t max_proposals, int64_t num_threads) {
+           double sigma, int64_t connectivity, bool diagonal_neighbours, bool all_texture_channels,
+           double pixels_per_size, int64_t min_side, int64_t seed, int64_t max_proposals, int64_t num_threads) {
   const RgbView original = view(image);
   STD_TORCH_CHECK(height > 0 && width > 0 && height * width <= kMaxPixels, "bad working size");
-  const SearchConfig config = make_config(color_spaces, scales, min_sizes, similarities, sigma,
-                                          all_texture_channels, pixels_per_size, num_threads);
+  const SearchConfig config = make_config(color_spaces, scales, min_sizes, similarities, sigma, connectivity,
+                                          diagonal_neighbours, all_texture_channels, pixels_per_size, num_threads);
   Buffer<uint8_t> resized;
   RgbView working = original;
   if (height != original.height || width != original.width) {
@@ -99,10 +107,11 @@ Tensor run(const Tensor& image, int64_t height, int64_t width, std::vector<int64
 
 std::tuple<Tensor, Tensor> hierarchies(const Tensor& image, std::vector<int64_t> color_spaces,
                                        std::vector<double> scales, std::vector<int64_t> min_sizes,
-                                       std::vector<int64_t> similarities, double sigma,
-                                       bool all_texture_channels, double pixels_per_size, int64_t num_threads) {
-  const SearchConfig config = make_config(color_spaces, scales, min_sizes, similarities, sigma,
-                                          all_texture_channels, pixels_per_size, num_threads);
+                                       std::vector<int64_t> similarities, double sigma, int64_t connectivity,
+                                       bool diagonal_neighbours, bool all_texture_channels, double pixels_per_size,
+                                       int64_t num_threads) {
+  const SearchConfig config = make_config(color_spaces, scales, min_sizes, similarities, sigma, connectivity,
+                                          diagonal_neighbours, all_texture_channels, pixels_per_size, num_threads);
   std::vector<Box> boxes;
   std::vector<int64_t> priorities;
   for (const RankedBox& ranked : search(bounded_view(image), config)) {
@@ -130,12 +139,13 @@ Tensor texture(const Tensor& plane) {
   return copy_of(plane, {kTextureAxes, height, width}, ScalarType::Byte, bins.data());
 }
 
-Tensor segment(const Tensor& image, int64_t color_space, double sigma, double k, int64_t min_size) {
+Tensor segment(const Tensor& image, int64_t color_space, double sigma, double k, int64_t min_size,
+               int64_t connectivity) {
   Planes planes;
   Buffer<Edge> edges;
   Buffer<int32_t> labels;
   convert(bounded_view(image), checked<ColorSpace>(color_space, kColorSpaceCount), planes);
-  sorted_edges(planes, static_cast<float>(sigma), edges);
+  sorted_edges(planes, static_cast<float>(sigma), checked_connectivity(connectivity), edges);
   const float scale = static_cast<float>(k);
   Forest start;
   start_segmentation(edges, planes.height, planes.width, scale, start);
@@ -152,15 +162,18 @@ Tensor resize_image(const Tensor& image, int64_t height, int64_t width) {
 STABLE_TORCH_LIBRARY_FRAGMENT(detector, m) {
   m.def(
       "selective_search(Tensor image, int height, int width, int[] color_spaces, float[] scales, "
-      "int[] min_sizes, int[] similarities, float sigma, bool all_texture_channels, float pixels_per_size, "
-      "int min_side, int seed, int max_proposals, int num_threads) -> Tensor");
+      "int[] min_sizes, int[] similarities, float sigma, int connectivity, bool diagonal_neighbours, "
+      "bool all_texture_channels, float pixels_per_size, int min_side, int seed, int max_proposals, "
+      "int num_threads) -> Tensor");
   m.def(
       "selective_search_hierarchies(Tensor image, int[] color_spaces, float[] scales, int[] min_sizes, "
-      "int[] similarities, float sigma, bool all_texture_channels, float pixels_per_size, int num_threads) "
-      "-> (Tensor boxes, Tensor priorities)");
+      "int[] similarities, float sigma, int connectivity, bool diagonal_neighbours, bool all_texture_channels, "
+      "float pixels_per_size, int num_threads) -> (Tensor boxes, Tensor priorities)");
   m.def("selective_search_color_planes(Tensor image, int color_space) -> Tensor");
   m.def("selective_search_texture(Tensor plane) -> Tensor");
-  m.def("selective_search_segment(Tensor image, int color_space, float sigma, float k, int min_size) -> Tensor");
+  m.def(
+      "selective_search_segment(Tensor image, int color_space, float sigma, float k, int min_size, "
+      "int connectivity=8) -> Tensor");
   m.def("selective_search_resize(Tensor image, int height, int width) -> Tensor");
 }
 

@@ -126,14 +126,16 @@ class Pairs {
 };
 
 // Pairs of labels across a side of a pixel: a run and the next in its row, a run and those it touches below.
-std::vector<std::pair<int, int>> find_neighbours(const std::vector<Run>& runs, int width, int count) {
+// With `diagonal`, a run's last pixel also touches the one below and to its right.
+std::vector<std::pair<int, int>> find_neighbours(const std::vector<Run>& runs, int width, int count, bool diagonal) {
   Pairs pairs(count);
   size_t below = 0;
   for (size_t i = 0; i < runs.size(); ++i) {
     const Run& run = runs[i];
     if (i + 1 < runs.size() && run.end % width != 0) pairs.add(run.label, runs[i + 1].label);
     while (below < runs.size() && runs[below].end <= run.begin + width) ++below;
-    for (size_t j = below; j < runs.size() && runs[j].begin < run.end + width; ++j) {
+    const int32_t end_below = run.end + width + (diagonal && run.end % width != 0);
+    for (size_t j = below; j < runs.size() && runs[j].begin < end_below; ++j) {
       pairs.add(run.label, runs[j].label);
     }
   }
@@ -142,14 +144,14 @@ std::vector<std::pair<int, int>> find_neighbours(const std::vector<Run>& runs, i
 
 }  // namespace
 
-void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels,
+void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels, bool diagonal_neighbours,
                      const int32_t* labels, int count, Regions& regions) {
   regions.count = count;
   regions.color_channels = planes.channels;
   regions.texture_channels = texture_channels;
   const std::vector<Run> runs = find_runs(labels, planes.height, planes.width);
   measure_boxes(runs, planes.height, planes.width, regions);
-  regions.neighbours = find_neighbours(runs, planes.width, count);
+  regions.neighbours = find_neighbours(runs, planes.width, count, diagonal_neighbours);
   if (texture_channels == 0) return;
   regions.histograms.resize(static_cast<size_t>(count) * regions.histogram_length());
   std::fill(regions.histograms.begin(), regions.histograms.end(), 0u);

@@ -8,7 +8,6 @@
 #include <numeric>
 #include <thread>
 
-#include "edges.h"
 #include "grouping.h"
 #include "segmentation.h"
 
@@ -48,7 +47,7 @@ void prepare(const RgbView& image, ColorSpace space, const SearchConfig& config,
       texture_bins(planes.channel(c), planes.height, planes.width, scratch, prepared.texture.data() + c * plane);
     }
   }
-  sorted_edges(planes, config.sigma, prepared.edges);
+  sorted_edges(planes, config.sigma, config.connectivity, prepared.edges);
   const float smallest_k = *std::min_element(config.scales.begin(), config.scales.end());
   start_segmentation(prepared.edges, planes.height, planes.width, smallest_k, prepared.start);
 }
@@ -180,8 +179,8 @@ class Search {
       if (++job.color->segmented == scale_order_.size()) prepared.release_graph();
     }
     const auto regions = std::make_shared<Regions>();
-    measure_regions(planes, prepared.texture.data(), prepared.texture_channels, workspace.labels.data(), count,
-                    *regions);
+    measure_regions(planes, prepared.texture.data(), prepared.texture_channels,
+                    config_.diagonal_neighbours, workspace.labels.data(), count, *regions);
     std::vector<RankedBox>& initial = result(job, config_.similarities.size());
     for (const Box& box : regions->box) initial.push_back({box, count});
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "color.h"
+#include "edges.h"
 #include "ranking.h"
 #include "similarity.h"
 
@@ -15,6 +16,8 @@ struct SearchConfig {
   std::vector<int> min_sizes;  // of the segmentation, one a scale
   std::vector<Similarity> similarities;
   float sigma;
+  Connectivity connectivity;  // of the segmentation's graph
+  bool diagonal_neighbours;   // regions that touch down and right count as neighbours, as in OpenCV
   bool all_texture_channels;  // false: the first channel alone, as the authors' release does
   double pixels_per_size;     // 3 in the authors' release, 1 in the paper
   int num_threads;

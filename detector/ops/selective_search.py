@@ -57,6 +57,10 @@ class SelectiveSearchConfig:
         similarities: names from ``SIMILARITIES``.
         sigma: standard deviation in pixels of the smoothing before the segmentation.
         min_size: the segmentation's smallest region in pixels; None takes each scale's k, as the release.
+        connectivity: 8 joins each pixel with its eight neighbours in the segmentation's graph, as the release
+            does; 4 only with those that share a side, as OpenCV does, which leaves more and smaller regions.
+        diagonal_neighbours: True lets regions merge also where one touches the other only at a corner, down
+            and to the right, as OpenCV does; False, as the release, where they share a pixel's side.
         all_texture_channels: False takes the texture of the first channel alone, as the release does; the
             paper's text says every channel.
         size_in_thirds: True measures regions in thirds of pixels in the size and fill terms, as the release
@@ -72,6 +76,8 @@ class SelectiveSearchConfig:
     similarities: tuple[str, ...] = ("color_texture_size_fill", "texture_size_fill")
     sigma: float = 0.8
     min_size: int | None = None
+    connectivity: int = 8
+    diagonal_neighbours: bool = False
     all_texture_channels: bool = False
     size_in_thirds: bool = True
     min_side: int = 20
@@ -86,6 +92,7 @@ class SelectiveSearchConfig:
         _require(0 <= self.sigma <= 100, "sigma", self.sigma, "a number from 0 to 100")
         if self.min_size is not None:
             _require(0 <= self.min_size <= MAX_PIXELS, "min_size", self.min_size, "from 0 to 2^26, or None")
+        _require(self.connectivity in (4, 8), "connectivity", self.connectivity, "4 or 8")
         _require(0 <= self.min_side <= MAX_PIXELS, "min_side", self.min_side, "from 0 to 2^26")
         if self.width is not None:
             _require(0 < self.width <= MAX_PIXELS, "width", self.width, "from 1 to 2^26, or None")
@@ -122,6 +129,8 @@ class SelectiveSearchConfig:
             "min_sizes": [math.ceil(k) if self.min_size is None else self.min_size for k in self.scales],
             "similarities": [SIMILARITIES[name] for name in self.similarities],
             "sigma": float(self.sigma),
+            "connectivity": self.connectivity,
+            "diagonal_neighbours": self.diagonal_neighbours,
             "all_texture_channels": self.all_texture_channels,
             "pixels_per_size": 3.0 if self.size_in_thirds else 1.0,
         }
@@ -147,8 +156,9 @@ _QUALITY = SelectiveSearchConfig(
     similarities=_ALL_SIMILARITIES,
 )
 #: Configurations by name. ``reference_*``: the paper's table 4 with the release's constants; ``fast`` and
-#: ``quality`` are short for them. ``opencv_*``: OpenCV's colours, scales, smallest region, region sizes in
-#: pixels, texture of every channel and no smallest box, in this implementation.
+#: ``quality`` are short for them. ``opencv_*``: OpenCV's colours, scales, smallest region, graph of pixels,
+#: neighbours, region sizes in pixels, texture of every channel and no smallest box; the gradients behind the
+#: texture, histogram bins and order of the boxes stay the release's.
 PRESETS: Mapping[str, SelectiveSearchConfig] = MappingProxyType(
     {
         "fast": _FAST,
@@ -162,6 +172,8 @@ PRESETS: Mapping[str, SelectiveSearchConfig] = MappingProxyType(
             color_spaces=("opencv_hsv", "opencv_lab"),
             scales=(150.0, 300.0, 450.0),
             min_size=100,
+            connectivity=4,
+            diagonal_neighbours=True,
             all_texture_channels=True,
             size_in_thirds=False,
             min_side=0,
@@ -171,6 +183,8 @@ PRESETS: Mapping[str, SelectiveSearchConfig] = MappingProxyType(
             scales=(150.0, 300.0, 450.0, 600.0, 750.0),
             similarities=_ALL_SIMILARITIES,
             min_size=100,
+            connectivity=4,
+            diagonal_neighbours=True,
             all_texture_channels=True,
             size_in_thirds=False,
             min_side=0,

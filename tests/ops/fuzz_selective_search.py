@@ -62,6 +62,8 @@ def random_config(draw: random.Random) -> SelectiveSearchConfig:
         similarities=some(draw, list(SIMILARITIES)),
         sigma=draw.choice((0, 0.005, 0.5, 0.8, 3, 40)),
         min_size=draw.choice((None, 0, 1, 30, 10**6)),
+        connectivity=draw.choice((4, 8)),
+        diagonal_neighbours=draw.random() < 0.5,
         all_texture_channels=draw.random() < 0.5,
         size_in_thirds=draw.random() < 0.5,
         min_side=draw.choice((0, 1, 2, 20, 250)),

@@ -124,14 +124,17 @@ def smooth(plane: np.ndarray, sigma: float) -> np.ndarray:
     return out
 
 
-def segment(planes: np.ndarray, copies: int, sigma: float, k: float, min_size: int) -> np.ndarray:
+def segment(
+    planes: np.ndarray, copies: int, sigma: float, k: float, min_size: int, connectivity: int = 8
+) -> np.ndarray:
     """Return labels (H, W), 0..n-1 by first appearance. ``copies``: how often a plane counts in distances."""
+    steps = ((1, 0), (0, 1), (1, 1), (1, -1))[: connectivity // 2]
     smoothed = [smooth(plane, sigma) for plane in planes]
     height, width = planes.shape[1:]
     edges = []
     for y in range(height):
         for x in range(width):
-            for dx, dy in ((1, 0), (0, 1), (1, 1), (1, -1)):
+            for dx, dy in steps:
                 if x + dx < width and 0 <= y + dy < height:
                     total = np.float32(0)
                     for plane in smoothed * copies:
@@ -270,15 +273,21 @@ def similarity(a: Region, b: Region, name: str, pixels: int, pixels_per_size: fl
     return (_intersection(a.color, b.color, a.size, b.size) + texture + size + fill) / 4
 
 
-def _neighbours(labels: np.ndarray) -> list[tuple[int, int]]:
+def _neighbours(labels: np.ndarray, diagonal: bool = False) -> list[tuple[int, int]]:
     across = zip(labels[:, :-1].ravel(), labels[:, 1:].ravel(), strict=True)
     down = zip(labels[:-1].ravel(), labels[1:].ravel(), strict=True)
-    pairs = {(min(a, b), max(a, b)) for a, b in [*across, *down] if a != b}
+    corners = zip(labels[:-1, :-1].ravel(), labels[1:, 1:].ravel(), strict=True) if diagonal else ()
+    pairs = {(min(a, b), max(a, b)) for a, b in [*across, *down, *corners] if a != b}
     return sorted((int(a), int(b)) for a, b in pairs)
 
 
 def group(
-    labels: np.ndarray, planes: np.ndarray, all_channels: bool, name: str, pixels_per_size: float
+    labels: np.ndarray,
+    planes: np.ndarray,
+    all_channels: bool,
+    name: str,
+    pixels_per_size: float,
+    diagonal: bool = False,
 ) -> list[tuple[tuple[int, ...], int]]:
     """Return (box, priority) of the merged regions, first merge first.
 
@@ -292,7 +301,7 @@ def group(
     def compare(a: int, b: int) -> float:
         return similarity(regions[a], regions[b], name, pixels, pixels_per_size)
 
-    edges = [(compare(a, b), a, b) for a, b in _neighbours(labels)]
+    edges = [(compare(a, b), a, b) for a, b in _neighbours(labels, diagonal)]
     boxes = []
     for merged in range(count, 2 * count - 1):
         edges.sort(key=lambda edge: edge[0])

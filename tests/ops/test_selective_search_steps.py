@@ -84,11 +84,26 @@ def test_texture_has_no_gradient_on_a_constant_and_the_full_one_on_a_step() -> N
 )
 def test_segmentation_equals_the_plain_one(space: str, k: float, min_size: int, sigma: float) -> None:
     for image in (scene(17, 23, seed=1), noise(11, 13, seed=2)):
-        labels = STEPS.selective_search_segment(
-            torch.from_numpy(image), COLOR_SPACES[space], sigma, k, min_size
-        )
         planes = reference.color_planes(image, space)
-        assert np.array_equal(labels.numpy(), reference.segment(planes, copies(space), sigma, k, min_size))
+        for connectivity in (4, 8):
+            labels = STEPS.selective_search_segment(
+                torch.from_numpy(image), COLOR_SPACES[space], sigma, k, min_size, connectivity
+            )
+            expected = reference.segment(planes, copies(space), sigma, k, min_size, connectivity)
+            assert np.array_equal(labels.numpy(), expected)
+
+
+def test_four_connected_pixels_meet_at_their_sides_alone() -> None:
+    """A checkerboard unsmoothed: with 8 its colours are one region each, with 4 every pixel is one."""
+    board = (255 * (np.indices((6, 7)).sum(axis=0) % 2)).astype(np.uint8)
+    image = torch.from_numpy(board[..., None].repeat(3, axis=2))
+    regions = {
+        connectivity: int(
+            STEPS.selective_search_segment(image, COLOR_SPACES["rgb"], 0.0, 1.0, 1, connectivity).max() + 1
+        )
+        for connectivity in (4, 8)
+    }
+    assert regions == {4: 42, 8: 2}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -101,14 +116,26 @@ def test_segmentation_of_larger_images_equals_the_plain_one(seed: int) -> None:
     assert np.array_equal(labels, reference.segment(np.moveaxis(image, 2, 0), 1, 0.8, 60.0, 30))
 
 
-def hierarchy(image: np.ndarray, space: str, k: float, name: str, all_channels: bool, thirds: bool) -> list:
+def hierarchy(
+    image: np.ndarray,
+    space: str,
+    k: float,
+    name: str,
+    all_channels: bool,
+    thirds: bool,
+    connectivity: int = 8,
+    diagonal: bool = False,
+    sigma: float = 0.8,
+) -> list:
     boxes, priorities = STEPS.selective_search_hierarchies(
         torch.from_numpy(image),
         color_spaces=[COLOR_SPACES[space]],
         scales=[k],
         min_sizes=[8],
         similarities=[SIMILARITIES[name]],
-        sigma=0.8,
+        sigma=sigma,
+        connectivity=connectivity,
+        diagonal_neighbours=diagonal,
         all_texture_channels=all_channels,
         pixels_per_size=3.0 if thirds else 1.0,
         num_threads=1,
@@ -130,6 +157,32 @@ def test_grouping_equals_the_slow_one(name: str, thirds: bool, space: str, all_c
         assert found[: count - 1] == reference.group(labels, planes, all_channels, name, pixels_per_size)
         regions = [reference.Region(labels == i, planes, []) for i in range(count)]
         assert found[count - 1 :] == [(region.box, count) for region in regions]
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_grouping_with_opencv_graph_and_neighbours_equals_the_slow_one(name: str) -> None:
+    image = scene(30, 40, seed=3)
+    planes = reference.color_planes(image, "rgb")
+    labels = reference.segment(planes, 1, 0.8, 20.0, 8, connectivity=4)
+    found = hierarchy(image, "rgb", 20.0, name, True, False, connectivity=4, diagonal=True)
+    expected = reference.group(labels, planes, True, name, 1.0, diagonal=True)
+    assert len(expected) == labels.max() > 4
+    assert found[: len(expected)] == expected
+
+
+def test_diagonal_neighbours_merge_across_a_corner() -> None:
+    """Equal squares merge first with the switch, and only then; on the other diagonal they never do."""
+    for flip in (False, True):
+        values = np.array([[0, 120], [255, 0]], dtype=np.uint8)[:, :: -1 if flip else 1]
+        image = np.repeat(np.kron(values, np.ones((12, 12), np.uint8))[..., None], 3, axis=2)
+        first = {
+            diagonal: hierarchy(
+                image, "rgb", 20.0, "color_texture_size_fill", True, False, 4, diagonal, sigma=0.0
+            )[0][0]
+            for diagonal in (False, True)
+        }
+        assert first[False] != (0, 0, 24, 24)
+        assert (first[True] == (0, 0, 24, 24)) == (not flip)
 
 
 def test_of_equal_similarities_the_newest_wins() -> None:

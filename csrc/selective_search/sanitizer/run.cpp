@@ -37,6 +37,8 @@ SearchConfig everything(int threads) {
   config.scales = {20, 150};
   config.min_sizes = {20, 5};
   config.sigma = 0.8f;
+  config.connectivity = Connectivity::kEight;
+  config.diagonal_neighbours = true;
   config.all_texture_channels = true;
   config.pixels_per_size = 3;
   config.num_threads = threads;
