@@ -19,6 +19,7 @@ from detector.build.ablation import (
     AblationRun,
     Suite,
     ablation_table,
+    keep_studied,
     read_suite,
     results,
     write_results,
@@ -42,6 +43,7 @@ def main() -> int:
         run.name: write_run_config(suite, run, FRAGMENTS, studied, folder / "configs" / f"{run.name}.yaml")
         for run in suite.runs
     }
+    keep_studied(folder, studied, arguments.overrides)
     for number, run in enumerate(chosen, start=1):
         if (folder / run.name / "metrics.json").is_file():
             note(f"{run.name}: done before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,6 +79,23 @@ def write_run_config(suite: Suite, run: AblationRun, fragments: Path, studied: P
     write_text(target, yaml.safe_dump({"_base_": bases, **adapted}, sort_keys=False))
     load_config(target)  # a mistake shows now and not after the runs before it
     return target
+
+
+def keep_studied(folder: Path, studied: Path, overrides: Sequence[str]) -> None:
+    """Note in ``folder`` what its runs study, so that the finished ones are not taken for others.
+
+    Raises:
+        InputError: the folder's runs are of another config or other overrides; names a key.
+    """
+    path = folder / "studied.json"
+    now = load_config(studied, overrides).model_dump(mode="json", exclude={"data": {"workers"}})
+    if path.is_file() and (before := read_json(path)) != now:
+        differing = sorted(key for key in now if not isinstance(before, dict) or before.get(key) != now[key])
+        raise InputError(
+            f"{path}: the runs here were made with other values of {', '.join(differing)}; give another "
+            "--output, or delete the folder"
+        )
+    write_text(path, json.dumps(now, indent=1) + "\n")
 
 
 def results(suite: Suite, folder: Path) -> dict[str, Any]:

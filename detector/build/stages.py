@@ -96,12 +96,9 @@ class StagedTraining:
         config = self.config
         whole = config.model_dump(mode="json", exclude={"stages": True, "test": True, "data": {"workers"}})
         stages = [stage.model_dump(mode="json") for stage in config.stages[: number + 1]]
-        seen_at = [
-            *config.test.scales,
-            config.test.max_size,
-            config.test.scale_rule,
-        ]  # features are cached so
-        text = json.dumps([whole, stages, seen_at], sort_keys=True)
+        seen_at = {"resize", "scales", "max_size", "scale_rule"}  # features are cached and pooled so
+        views = config.test.model_dump(mode="json", include=seen_at)
+        text = json.dumps([whole, stages, views], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _finished(self, number: int) -> Done | None:
@@ -109,12 +106,16 @@ class StagedTraining:
         if not record.is_file():
             return None
         found = read_json(record)
-        if found.get("key") != self._key(number):
-            raise InputError(
-                f"{record}: this stage was done with another config; train into another folder, or "
-                "start over with --overwrite"
-            )
+        self._check_key(number, found, record)
         return Done(self._place(number) / found["checkpoint"], found["steps"])
+
+    def _check_key(self, number: int, found: Any, path: Path) -> None:
+        """Refuse what a stage left in ``path`` when another config made it."""
+        if not isinstance(found, dict) or found.get("key") != self._key(number):
+            raise InputError(
+                f"{path}: this stage was made with another config; train into another folder, or start "
+                "over with --overwrite"
+            )
 
     def _run_stage(self, number: int, stage: StageConfig, before: Done | None) -> Done:
         place = self._place(number)
@@ -127,7 +128,7 @@ class StagedTraining:
         if stage.kind in ("train", "fine_tune"):
             checkpoint, steps = self._train(config, stage, place)
         else:
-            checkpoint, steps = self._fit(config, stage, place, before), 1
+            checkpoint, steps = self._fit(config, number, place, before), 1
         steps += before.steps if before else 0
         record = {
             "key": self._key(number),
@@ -149,16 +150,17 @@ class StagedTraining:
         run.run()
         return checkpoints.numbered_checkpoints(place / "checkpoints")[-1], config.train.steps
 
-    def _fit(self, config: Config, stage: StageConfig, place: Path, before: Done | None) -> Path:
+    def _fit(self, config: Config, number: int, place: Path, before: Done | None) -> Path:
+        stage = self.config.stages[number]
         if before is None:
             raise InputError(f"stages: {stage.name}: a stage of kind {stage.kind} needs one before it")
         classes = known_classes(config)
         model = initial_model(config, classes)
         kept = place / "fit.pt"
-        state = torch.load(kept, weights_only=True) if kept.is_file() else None
+        state = self._unfinished_fit(kept, number)
 
         def save(fit: dict[str, Any]) -> None:
-            checkpoints.save_checkpoint(kept, fit)
+            checkpoints.save_checkpoint(kept, {**fit, "key": self._key(number)})
 
         cache = self.folder / CACHE
         if stage.kind == "svm":
@@ -169,6 +171,17 @@ class StagedTraining:
         checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
         kept.unlink(missing_ok=True)
         return target
+
+    def _unfinished_fit(self, path: Path, number: int) -> dict[str, Any] | None:
+        """Return what a fit that was stopped had kept, or None."""
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception:  # torch raises many kinds for damaged files
+            raise InputError(f"{path}: not readable; delete it, and the stage begins anew") from None
+        self._check_key(number, state, path)
+        return state
 
     def _score(self, last: Done) -> Evaluation:
         """Keep the finished detector as the run's checkpoint and score it."""

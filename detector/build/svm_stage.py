@@ -11,9 +11,9 @@ from detector.build.fitting import LayerFit
 from detector.config.sections.training import SVMConfig
 from detector.errors import InputError
 from detector.models.detector import RegionDetector
-from detector.progress import track
+from detector.progress import note, track
 from detector.stages.hard_negatives import HardNegativeMining, MiningSettings
-from detector.stages.svm import SVMSettings, fold_svms
+from detector.stages.svm import MAX_ITERATIONS, SVMSettings, fold_svms
 from detector.structures import ImageRecord
 
 SAVE_EVERY = 50
@@ -37,10 +37,11 @@ class SVMFit(LayerFit):
         if self.state is not None:
             mining.load_state_dict(self.state)
         for record in track(self.records[mining.images :], len(self.records) - mining.images, "SVMs"):
-            mining.add_image(*self._negatives(record, pooled))
+            last = mining.images == len(self.records) - 1
+            mining.add_image(*self._negatives(record, pooled), last=last)
             if mining.images % SAVE_EVERY == 0:
                 self.save(mining.state_dict())
-        mining.finish()
+        note_unconverged(mining)
         fold_svms(self.model.predictor.cls_score, mining.weights, mining.biases, factor)
 
     def _positives(self, pooled: bool) -> list[Tensor]:
@@ -79,6 +80,16 @@ def raise_unless_headless(model: RegionDetector) -> None:
     """SVMs on pooled features need a cls_score that reads them: a box head without layers."""
     if model.box_head.out_features != model.region_pool.out_features:
         raise InputError("svm.features: pooled needs model.head.hidden: [], so that cls_score reads them")
+
+
+def note_unconverged(mining: HardNegativeMining) -> None:
+    """Say which classes' SVMs the solver did not bring to an end; they are used as they are."""
+    names = [name for name, done in zip(mining.classes, mining.converged, strict=True) if not done]
+    if names:
+        note(
+            f"warning: the SVM of {', '.join(names)} did not converge in {MAX_ITERATIONS} passes: it is "
+            "close to the best one, not equal to it; a smaller svm.c converges sooner"
+        )
 
 
 def mining_settings(settings: SVMConfig) -> MiningSettings:

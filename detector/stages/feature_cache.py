@@ -136,6 +136,7 @@ def _prepare(folder: Path, plan: CachePlan) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "maps.bin").unlink(missing_ok=True)  # of a run killed right here, its space counts as free
         _check_disk(folder, plan.bytes)
         with (folder / "maps.bin").open("wb") as file:
             if plan.bytes:

@@ -47,7 +47,7 @@ class HardNegativeMining:
 
     ``positives`` holds one tensor (n, F) a class, the features of its objects. All features are multiplied
     by ``factor`` first. ``weights`` (K, F) and ``biases`` (K,) are the SVMs of the moment, for features so
-    multiplied.
+    multiplied. ``converged`` says of each class whether its last training came to an end.
 
     Raises:
         InputError: a class has no positive, and ``missing_positives`` is "error".
@@ -67,6 +67,7 @@ class HardNegativeMining:
         width = self.positives[0].shape[1]
         self.negatives = [torch.zeros(0, width) for _ in classes]
         self.added = [0] * len(classes)
+        self.converged = [True] * len(classes)
         self.images = 0
         self.weights = torch.zeros(len(classes), width)
         self.biases = torch.full((len(classes),), NEVER)
@@ -78,8 +79,10 @@ class HardNegativeMining:
                 "never fires"
             )
 
-    def add_image(self, features: Tensor, overlaps: Tensor, boxes: Tensor, windows: Tensor) -> None:
-        """Take one image's P regions.
+    def add_image(
+        self, features: Tensor, overlaps: Tensor, boxes: Tensor, windows: Tensor, *, last: bool = False
+    ) -> None:
+        """Take one image's P regions; with the ``last`` image every class is trained a last time.
 
         ``features`` (P, F); ``overlaps`` (P, K), each region's best IoU with an object of each class, 0
         without; ``boxes`` (P, 4) for overlaps among negatives; ``windows`` (P,) integers, equal where two
@@ -97,21 +100,16 @@ class HardNegativeMining:
             rows = self._distinct(torch.nonzero(wanted)[:, 0], scores[:, number], boxes, windows)
             self.negatives[number] = torch.cat((self.negatives[number], features[rows]))
             self.added[number] += len(rows)
-            if first or self.added[number] > self.settings.retrain_after:
+            if first or last or self.added[number] > self.settings.retrain_after:
                 self._train(number)
         self.images += 1
-
-    def finish(self) -> None:
-        """Train every class once more, with what the last images brought."""
-        for number, positives in enumerate(self.positives):
-            if len(positives):
-                self._train(number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes from image to image."""
         return {
             "images": self.images,
             "added": list(self.added),
+            "converged": list(self.converged),
             "negatives": list(self.negatives),
             "weights": self.weights,
             "biases": self.biases,
@@ -120,6 +118,7 @@ class HardNegativeMining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.images = state["images"]
         self.added = list(state["added"])
+        self.converged = list(state["converged"])
         self.negatives = list(state["negatives"])
         self.weights = state["weights"].clone()
         self.biases = state["biases"].clone()
@@ -145,7 +144,7 @@ class HardNegativeMining:
                 f"no region without {self.classes[number]} to train its SVM against; use proposals that "
                 "cover more than the objects, or more images"
             )
-        weights, bias = fit_svm(self.positives[number], negatives, self.settings.svm)
-        self.weights[number], self.biases[number] = weights, bias
-        self.negatives[number] = negatives[negatives @ weights + bias >= self.settings.evict_score]
+        svm = fit_svm(self.positives[number], negatives, self.settings.svm)
+        self.weights[number], self.biases[number], self.converged[number] = svm
+        self.negatives[number] = negatives[negatives @ svm.weights + svm.bias >= self.settings.evict_score]
         self.added[number] = 0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 MAX_ITERATIONS = 20_000
-"""Of the solver: enough to converge on features of norm 20 with C = 1e-3, in practice a few dozen."""
+"""Passes of the solver over the regions, twenty times liblinear's default. With features of norm 20 and
+C = 1e-3 a few dozen do; with a larger C on few features that the classes share no number may be enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,16 @@ class SVMSettings:
     seed: int = 0
 
 
-def fit_svm(positives: Tensor, negatives: Tensor, settings: SVMSettings) -> tuple[Tensor, float]:
-    """Return weights (F,) float32 and bias of the SVM between ``positives`` (P, F) and ``negatives`` (N, F).
+class FittedSVM(NamedTuple):
+    """Weights (F,) float32 and bias; ``converged`` is False where the solver ran out of passes."""
+
+    weights: Tensor
+    bias: float
+    converged: bool
+
+
+def fit_svm(positives: Tensor, negatives: Tensor, settings: SVMSettings) -> FittedSVM:
+    """Return the SVM between ``positives`` (P, F) and ``negatives`` (N, F).
 
     The solver's own order of visits is seeded, so equal arguments give equal results.
     """
@@ -39,8 +51,12 @@ def fit_svm(positives: Tensor, negatives: Tensor, settings: SVMSettings) -> tupl
         intercept_scaling=settings.bias_multiplier,
         random_state=settings.seed,
         max_iter=MAX_ITERATIONS,
-    ).fit(features, labels)
-    return torch.from_numpy(solver.coef_[0]).float(), float(solver.intercept_[0])
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said by the stage, once and with the class
+        solver.fit(features, labels)
+    weights = torch.from_numpy(solver.coef_[0]).float()
+    return FittedSVM(weights, float(solver.intercept_[0]), bool(np.max(solver.n_iter_) < MAX_ITERATIONS))
 
 
 def fold_svms(layer: nn.Linear, weights: Tensor, biases: Tensor, factor: float) -> None:

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from detector.build import stages as stages_module
-from detector.build.cached import open_cache
+from detector.build.cached import image_regions, open_cache
 from detector.build.data import class_names, load_split
 from detector.build.evaluation import evaluate, open_test_set
 from detector.build.model import build_model, restore_model
+from detector.build.ridge_stage import RidgeFit
 from detector.build.stages import StagedTraining
 from detector.config import Config, load_config
+from detector.config.sections.training import RidgeConfig
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.errors import InputError
 from tests.build.conftest import TINY
@@ -45,7 +47,7 @@ STAGED = {
             "name": "svm",
             "kind": "svm",
             "settings": {"model": {"box": {"regression": "none"}}},
-            "svm": {"c": 0.01, "missing_positives": "never", "retrain_after": 50},
+            "svm": {"missing_positives": "never", "retrain_after": 50},
         },
         {"name": "boxes", "kind": "box_ridge", "ridge": {"penalty": 10.0}},
     ],
@@ -154,7 +156,7 @@ def test_a_stage_is_called_alone_and_asks_for_those_before_it(staged: Staged, tm
     assert StagedTraining(config, folder, "cpu").run("classify") is None
     assert [path.name for path in (folder / "stages").iterdir()] == ["01_classify"]
     assert not (folder / "checkpoints").exists()
-    with pytest.raises(InputError, match="done with another config"):
+    with pytest.raises(InputError, match="made with another config"):
         StagedTraining(staged("seed=8"), folder, "cpu").run()
 
 
@@ -191,6 +193,85 @@ def test_one_image_is_enough_and_a_class_without_objects_is_named(
     (tmp_path / "strict").mkdir()
     with pytest.raises(InputError, match="no object to train the SVM of"):
         StagedTraining(strict, tmp_path / "strict", "cpu").run()
+
+
+@pytest.mark.parametrize("kind", ["svm", "box_ridge"])
+def test_what_a_stopped_fit_kept_is_refused_by_another_config(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    config, folder = staged(), tmp_path / "run"
+    number = [stage.kind for stage in config.stages].index(kind)
+    folder.mkdir()
+    for stage in config.stages[:number]:
+        StagedTraining(config, folder, "cpu").run(stage.name)
+
+    def stop(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    layer = {"svm": "svm_stage.fold_svms", "box_ridge": "ridge_stage.fold_ridge"}[kind]
+    with monkeypatch.context() as patched:
+        patched.setattr("detector.build.svm_stage.SAVE_EVERY", 1)
+        patched.setattr(f"detector.build.{layer}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            StagedTraining(config, folder, "cpu").run(config.stages[number].name)
+    changed = config.stages[number].model_copy(
+        update={
+            "svm": config.stages[number].svm.model_copy(update={"c": 1.0}),
+            "ridge": config.stages[number].ridge.model_copy(update={"penalty": 1.0}),
+        }
+    )
+    other = config.model_copy(update={"stages": (*config.stages[:number], changed)})
+    with pytest.raises(InputError, match=r"fit\.pt: this stage was made with another config"):
+        StagedTraining(other, folder, "cpu").run()
+    assert StagedTraining(config, folder, "cpu").run(config.stages[number].name) is None
+
+
+def test_features_are_scaled_and_rows_thinned_as_the_release_does(staged: Staged, tmp_path: Path) -> None:
+    """A mean norm over regions of the images; at most ``max_rows`` rows a class, drawn by the seed."""
+    config = staged()
+    classes = class_names(config)
+    model = build_model(config, len(classes))
+    fit = RidgeFit(config, model, classes, tmp_path / "cache", "cpu", lambda _: None, None)
+    norms = []
+    for record in fit.records:
+        regions = image_regions(record, fit.source, fit.objects(record).boxes)
+        norms.append(fit.embed(record, regions, pooled=True).norm(dim=1))
+    # At most 200 regions of an image are looked at, so the mean is that of a sample.
+    assert fit.mean_norm(pooled=True) == pytest.approx(float(torch.cat(norms).mean()), rel=0.05)
+    whole = fit._ridge_rows(RidgeConfig())
+    few = fit._ridge_rows(RidgeConfig(max_rows=3))
+    again = fit._ridge_rows(RidgeConfig(max_rows=3))
+    for label, rows in whole.items():
+        count = sum(len(boxes) for _, boxes, _ in rows)
+        assert sum(len(boxes) for _, boxes, _ in few[label]) == min(3, count)
+        for (record, boxes, deltas), (same, *others) in zip(few[label], again[label], strict=True):
+            assert record is same
+            assert torch.equal(boxes, others[0])
+            pairs = {tuple(row) for _, b, d in rows for row in torch.cat((b, d), dim=1).tolist()}
+            assert {tuple(row) for row in torch.cat((boxes, deltas), dim=1).tolist()} <= pairs
+    assert max(sum(len(boxes) for _, boxes, _ in rows) for rows in whole.values()) > 3
+
+
+def test_an_rcnn_in_stages(staged: Staged, tmp_path: Path) -> None:
+    """R-CNN's stages: fine-tuning on crops, SVMs on fc7, ridge regression on what the crops pool to."""
+    staged()
+    values = json.loads((tmp_path / "staged.yaml").read_text())
+    network, _, svm, boxes = values["stages"]
+    network["settings"] = {"model": SOFTMAX, "test": {"score_threshold": 0.05}}
+    values["stages"] = [network, svm, boxes]
+    values["model"]["pool"] = {"kind": "warp", "crop_size": 24, "context": 4, "output_size": 2}
+    values["proposals"] |= {"top_k_train": 30, "top_k_test": 30}
+    values["test"] |= {"resize": "none", "scales": [64]}
+    (tmp_path / "rcnn.yaml").write_text(json.dumps(values))
+    config = load_config(tmp_path / "rcnn.yaml")
+    (tmp_path / "run").mkdir()
+    assert StagedTraining(config, tmp_path / "run", "cpu").run() is not None
+    found = weights(tmp_path / "run")
+    assert found["predictor.bbox_pred.weight"].any()
+    assert not found["predictor.cls_score.weight"][0].any()  # SVMs leave the background no score
+    resized = config.model_copy(update={"test": config.test.model_copy(update={"resize": "shorter"})})
+    with pytest.raises(InputError, match="made with another config"):
+        StagedTraining(resized, tmp_path / "run", "cpu").run()
 
 
 def test_too_little_disk_is_said_before_the_convolutions_run(

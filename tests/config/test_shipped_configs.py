@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detector.build.model import build_model
-from detector.config import Config, load_config, parse_config
+from detector.config import Config, load_config, parse_config, stage_config
 from detector.engine.optim import build_schedule
 from detector.ops.spp_pool import whole_map_rois
 from detector.structures import Embedded
@@ -27,10 +27,9 @@ def test_the_promised_configs_are_there() -> None:
         "fast_rcnn_vgg16_voc07",
         "fast_rcnn_alexnet_voc07",
         "fast_rcnn_resnet50_voc0712",
-        "rcnn_quickstart",
-        "rcnn_bccd",
-        "rcnn_voc07",
     }
+    families = ("spp_classifier", "spp_net_staged", "spp_net_end_to_end", "rcnn")
+    promised |= {f"{family}_{data}" for family in families for data in ("quickstart", "bccd", "voc07")}
     assert promised <= {path.stem for path in CONFIGS}
 
 
@@ -40,6 +39,17 @@ def test_loads_and_survives_the_way_through_a_checkpoint(path: Path) -> None:
     assert parse_config(config.model_dump(mode="json"), "checkpoint") == config
     roots = [config.data.root, config.proposals.file, config.model.backbone.weights]
     assert all(root is None or root.startswith("data/") for root in roots)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if load_config(path).stages], ids=lambda p: p.stem)
+def test_every_stage_builds_its_network(path: Path) -> None:
+    config = load_config(path, WITHOUT_FILES)
+    for stage in config.stages:
+        with torch.device("meta"):
+            model = build_model(stage_config(config, stage), 20)
+        if stage.kind == "box_ridge":
+            assert model.predictor.bbox_pred is not None
+            assert model.predictor.reads_pooled
 
 
 @each_config

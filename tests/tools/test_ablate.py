@@ -39,6 +39,9 @@ def test_runs_once_and_tests_one_network_twice(tool: Tool, config: Path, tmp_pat
     assert again.stderr.count("done before") == 2
     assert trained.stat().st_mtime_ns == written
     assert "boxes_off_at_test" in again.stdout
+    other = tool("ablate", *arguments[:-1], "train.steps=3")
+    assert other.returncode == 2
+    assert "studied.json: the runs here were made with other values of train;" in other.stderr
 
 
 def test_mistakes_are_named(tool: Tool, config: Path) -> None:
