@@ -26,6 +26,7 @@ from detector.config.sections.training import RidgeConfig
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.errors import InputError
 from tests.build.conftest import TINY
+from tests.conftest import PROJECT
 
 SOFTMAX = {"head": {"scores": "softmax"}, "box": {"regression": "none"}}
 STAGED = {
@@ -84,20 +85,21 @@ def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
     """Run in a process forked off one that has everything imported and has computed nothing."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["detector.build.stages"])
+    context.set_forkserver_preload([__name__])  # found by PYTHONPATH, or every process imports torch anew
     process = context.Process(target=run_alone, args=(config, folder))
     process.start()
     return process
 
 
 def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
-    staged: Staged, tmp_path: Path
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     config, killed = staged(), tmp_path / "killed"
     whole = start(config, tmp_path / "whole")
     whole.join(300)
     assert whole.exitcode == 0
-    draw = random.Random(0)
+    draw, kills = random.Random(0), 0
     for number, stage in enumerate(config.stages, start=1):
         name = f"{number:02d}_{stage.name}"
         took = json.loads((tmp_path / "whole" / "stages" / name / "done.json").read_text())["seconds"]
@@ -111,6 +113,8 @@ def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
                 os.kill(process.pid, signal.SIGKILL)
             process.join(60)
             assert process.exitcode in (0, -signal.SIGKILL)
+            kills += process.exitcode != 0
+    assert kills >= len(config.stages)  # of three a stage; the last ones may come too late on a busy machine
     last = start(config, killed)
     last.join(300)
     assert last.exitcode == 0
