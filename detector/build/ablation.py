@@ -118,9 +118,9 @@ def ablation_table(found: dict[str, Any]) -> Table:
     models = list(dict.fromkeys(model for row in found["runs"] for model in row["paper"]))
     caption = f"{', '.join(models)}: the paper's models on its data" if models else None
     table = Table(title=f"{found['title']}: mAP in percent", caption=caption)
-    table.add_column("run", no_wrap=True)
+    table.add_column("run")
     for column in ("11-point", "area", "seconds", *models):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     asked = None
     for row in found["runs"]:
         ours = [_percent(row["voc07_mAP"]), _percent(row["voc_mAP"]), _shown(row["seconds"], 0)]
