@@ -39,11 +39,11 @@ def main() -> int:
     studied = Path(arguments.data)
     folder = Path(arguments.output or f"runs/{arguments.suite}_{studied.stem}")
     chosen = choose(suite, arguments.only)
+    keep_studied(suite, folder, studied, arguments.overrides)
     configs = {
         run.name: write_run_config(suite, run, FRAGMENTS, studied, folder / "configs" / f"{run.name}.yaml")
         for run in suite.runs
     }
-    keep_studied(folder, studied, arguments.overrides)
     for number, run in enumerate(chosen, start=1):
         if (folder / run.name / "metrics.json").is_file():
             note(f"{run.name}: done before")

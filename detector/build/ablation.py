@@ -81,7 +81,7 @@ def write_run_config(suite: Suite, run: AblationRun, fragments: Path, studied: P
     return target
 
 
-def keep_studied(folder: Path, studied: Path, overrides: Sequence[str]) -> None:
+def keep_studied(suite: Suite, folder: Path, studied: Path, overrides: Sequence[str]) -> None:
     """Note in ``folder`` what its runs study, so that the finished ones are not taken for others.
 
     Raises:
@@ -89,7 +89,8 @@ def keep_studied(folder: Path, studied: Path, overrides: Sequence[str]) -> None:
     """
     path = folder / "studied.json"
     now = load_config(studied, overrides).model_dump(mode="json", exclude={"data": {"workers"}})
-    if path.is_file() and (before := read_json(path)) != now:
+    begun = any((folder / run.name).is_dir() for run in suite.runs)
+    if begun and path.is_file() and (before := read_json(path)) != now:
         differing = sorted(key for key in now if not isinstance(before, dict) or before.get(key) != now[key])
         raise InputError(
             f"{path}: the runs here were made with other values of {', '.join(differing)}; give another "

@@ -9,11 +9,13 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from detector.boxes import iou
 from detector.build import stages as stages_module
 from detector.build.cached import image_regions, open_cache
 from detector.build.data import class_names, load_split
@@ -21,6 +23,7 @@ from detector.build.evaluation import evaluate, open_test_set
 from detector.build.model import build_model, restore_model
 from detector.build.ridge_stage import RidgeFit
 from detector.build.stages import StagedTraining
+from detector.build.svm_stage import SVMFit
 from detector.config import Config, load_config
 from detector.config.sections.training import RidgeConfig
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
@@ -254,6 +257,28 @@ def test_features_are_scaled_and_rows_thinned_as_the_release_does(staged: Staged
             pairs = {tuple(row) for _, b, d in rows for row in torch.cat((b, d), dim=1).tolist()}
             assert {tuple(row) for row in torch.cat((boxes, deltas), dim=1).tolist()} <= pairs
     assert max(sum(len(boxes) for _, boxes, _ in rows) for rows in whole.values()) > 3
+
+
+def test_a_region_on_a_difficult_object_is_no_negative(staged: Staged, tmp_path: Path) -> None:
+    """The object is no positive where the config skips difficult ones, and yet its class is there."""
+    config = staged("data.difficult=skip")
+    classes = class_names(config)
+    fit = SVMFit(
+        config, build_model(config, len(classes)), classes, tmp_path / "cache", "cpu", lambda _: None, None
+    )
+    record = fit.records[0]
+    targets = replace(record.targets, difficult=torch.ones(len(record.targets), dtype=torch.bool))
+    hidden = replace(record, targets=targets)
+    assert not len(fit.objects(hidden))
+    for pooled in (False, True):
+        features, overlaps, regions, windows = fit._negatives(hidden, pooled)
+        assert len(features) == len(regions) == len(windows)
+        expected = iou(regions, targets.boxes)
+        for number in range(len(classes)):
+            mine = targets.labels == number + 1
+            best = expected[:, mine].amax(dim=1) if mine.any() else torch.zeros(len(regions))
+            assert torch.equal(overlaps[:, number], best)
+    assert overlaps.amax() >= 0.3
 
 
 def test_an_rcnn_in_stages(staged: Staged, tmp_path: Path) -> None:

@@ -147,6 +147,21 @@ def test_too_little_disk_is_found_out_before_any_convolution(
     assert features.calls == 0
 
 
+def test_what_a_run_killed_at_its_very_start_left_counts_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "cache" / "maps.bin"
+    left.parent.mkdir()
+    left.write_bytes(bytes(100))
+
+    def usage(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=0 if left.exists() else plan().bytes)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert fill_cache(left.parent, plan(), Counter(), load).levels("i0")
+    assert left.stat().st_size == plan().bytes
+
+
 def test_images_smaller_than_a_cell_and_features_too_large_for_the_type_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="image i0: at 32x32 pixels it is smaller than one cell"):
         CachePlan(images(), {}, map_size=lambda size: (size[0] // 64, size[1] // 64), channels=3)
