@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the CPU library with AddressSanitizer and UndefinedBehaviorSanitizer in a folder of its own and runs
-# the tests of the operators on it. Usage, from the project's root: tests/ops/run_sanitized.sh [python]
+# the tests of the operators on it, and their fuzz scripts for a while. Usage, from the project's root: tests/ops/run_sanitized.sh [python]
 set -eu
 python=$(command -v "${1:-.venv/bin/python}")
 case $python in /*) ;; *) python=$PWD/$python ;; esac
@@ -13,6 +13,11 @@ cd "$copy"
 rm -f detector/*.so
 DETECTOR_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace
 # Leaks are not looked for: the interpreter never frees everything. The compiler's runtimes have to come first.
-LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)" \
-ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-  "$python" -m pytest -q tests/ops -p no:cacheprovider -k "not compiles and not exports"
+sanitized() {
+  LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=. \
+    "$python" "$@"
+}
+sanitized -m pytest -q tests/ops -p no:cacheprovider -k "not compiles and not exports"
+sanitized tests/ops/fuzz_pooling.py --calls 5000
+sanitized tests/ops/fuzz_selective_search.py --images 60
