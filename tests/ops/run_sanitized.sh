@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the CPU library with AddressSanitizer and UndefinedBehaviorSanitizer in a folder of its own and runs
-# the tests of the operators on it, and their fuzz scripts for a while. Usage, from the project's root: tests/ops/run_sanitized.sh [python]
+# Builds the CPU library with AddressSanitizer and UndefinedBehaviorSanitizer in a folder of its own and runs the
+# tests of the operators on it, and their fuzz scripts for a while.
+# Usage, from the project's root: tests/ops/run_sanitized.sh [python]
 set -eu
 python=$(command -v "${1:-.venv/bin/python}")
 case $python in /*) ;; *) python=$PWD/$python ;; esac
