@@ -83,17 +83,17 @@ register("roi_pool", _fake, _fake_backward)
 
 
 class RoIPool(nn.Module):
-    """:func:`roi_pool` for a map of one ``stride`` (input pixels per cell)."""
+    """:func:`roi_pool` with its settings, for maps of one scale. Raises what the function raises."""
 
-    def __init__(self, output_size: int | tuple[int, int], stride: float, bins: str = "caffe") -> None:
+    def __init__(self, output_size: int | tuple[int, int], spatial_scale: float, bins: str = "caffe") -> None:
         super().__init__()
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else output_size
-        self.stride = stride
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
         self.bins = bins
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """Return (R, C, h, w) from ``features`` (N, C, H, W) and ``rois`` (R, 5) in input pixels."""
-        return roi_pool(features, rois, self.output_size, 1.0 / self.stride, self.bins)
+        return roi_pool(features, rois, self.output_size, self.spatial_scale, self.bins)
 
     def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, stride={self.stride}, bins={self.bins!r}"
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, bins={self.bins!r}"

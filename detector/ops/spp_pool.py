@@ -126,12 +126,12 @@ register("spp_pool", _fake, _fake_backward)
 
 
 class SpatialPyramidPool(nn.Module):
-    """:func:`spp_pool` for a map of one ``stride``: input pixels per cell, or (vertical, horizontal)."""
+    """:func:`spp_pool` with its settings, for maps of one scale. Raises what the function raises."""
 
     def __init__(
         self,
         levels: Sequence[int] = (6, 3, 2, 1),
-        stride: Pair = 16,
+        spatial_scale: Pair = 1 / 16,
         reduction: str = "max",
         window: str = "roi",
         center: Pair = 0.0,
@@ -139,7 +139,7 @@ class SpatialPyramidPool(nn.Module):
     ) -> None:
         super().__init__()
         self.levels = tuple(levels)
-        self.stride = stride
+        self.spatial_scale = spatial_scale
         self.reduction = reduction
         self.window = window
         self.center = center
@@ -147,14 +147,19 @@ class SpatialPyramidPool(nn.Module):
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """Return (R, C * sum(l * l)) from ``features`` (N, C, H, W) and ``rois`` (R, 5)."""
-        vertical, horizontal = _pair(self.stride)
-        scale = (1.0 / vertical, 1.0 / horizontal)
         return spp_pool(
-            features, rois, self.levels, scale, self.reduction, self.window, self.center, self.shrink
+            features,
+            rois,
+            self.levels,
+            self.spatial_scale,
+            self.reduction,
+            self.window,
+            self.center,
+            self.shrink,
         )
 
     def extra_repr(self) -> str:
         return (
-            f"levels={self.levels}, stride={self.stride}, reduction={self.reduction!r},"
+            f"levels={self.levels}, spatial_scale={self.spatial_scale}, reduction={self.reduction!r},"
             f" window={self.window!r}, center={self.center}, shrink={self.shrink}"
         )

@@ -118,7 +118,7 @@ class Head(nn.Module):
 
 def heads() -> list[Head]:
     torch.manual_seed(0)
-    return [Head(RoIPool(3, 16), 36), Head(SpatialPyramidPool((2, 1), 16, window="spp"), 20)]
+    return [Head(RoIPool(3, 1 / 16), 36), Head(SpatialPyramidPool((2, 1), window="spp"), 20)]
 
 
 @pytest.mark.parametrize("head", heads(), ids=["roi", "spp"])

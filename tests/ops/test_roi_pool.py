@@ -250,6 +250,6 @@ def test_no_argmax_without_gradient() -> None:
 
 def test_module_is_the_function() -> None:
     features, rois = torch.randn(1, 2, 9, 9), random_rois(5, 1, (144, 144))
-    module = RoIPool((3, 4), stride=16, bins="exact")
+    module = RoIPool((3, 4), 1 / 16, bins="exact")
     assert torch.equal(module(features, rois), roi_pool(features, rois, (3, 4), 1 / 16, "exact"))
-    assert repr(module) == "RoIPool(output_size=(3, 4), stride=16, bins='exact')"
+    assert repr(module) == "RoIPool(output_size=(3, 4), spatial_scale=0.0625, bins='exact')"

@@ -211,10 +211,12 @@ def test_pairs_are_vertical_then_horizontal() -> None:
 
 def test_module_is_the_function() -> None:
     features, rois = torch.randn(1, 3, 12, 12), random_rois(5, 1, (96, 192))
-    module = SpatialPyramidPool((3, 1), stride=(8, 16), reduction="avg", window="spp", center=3.0, shrink=2.0)
+    module = SpatialPyramidPool(
+        (3, 1), (1 / 8, 1 / 16), reduction="avg", window="spp", center=3.0, shrink=2.0
+    )
     expected = spp_pool(features, rois, (3, 1), (1 / 8, 1 / 16), "avg", "spp", 3.0, 2.0)
     assert torch.equal(module(features, rois), expected)
-    assert "levels=(3, 1), stride=(8, 16), reduction='avg', window='spp'" in repr(module)
+    assert "levels=(3, 1), spatial_scale=(0.125, 0.0625), reduction='avg'" in repr(module)
 
 
 def test_wrong_options_name_the_right_ones() -> None:
