@@ -1,10 +1,25 @@
-// From an operator's arguments to a Pooling: the same for every backend.
+// The operators, the same for every backend: from their arguments to a Pooling, and on to the kernels.
 
 #pragma once
 
 #include "pooling.h"
 
+#include <tuple>
+
 namespace detector {
+
+// What a backend gives. Pools every RoI; both results have `shape`, whose elements are (R, then for each
+// level: C, height, width).
+std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
+                                torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax);
+
+// The gradient of the features, (batch, C, H, W), from that of the output. Sums run over RoIs and bins in
+// ascending order for every cell, so the bits are the same on every run, at any number of threads and on
+// every backend.
+Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
+                     int64_t batch, int64_t channels);
+
+using Numbers = std::vector<double>;
 
 inline Pooling roi_pooling(int64_t height, int64_t width, double scale, int64_t rule, int64_t map_height,
                            int64_t map_width) {
@@ -29,9 +44,9 @@ inline Pooling roi_pooling_backward(const Tensor& grad, int64_t map_height, int6
   return roi_pooling(grad.size(2), grad.size(3), 1, static_cast<int64_t>(Rule::exact), map_height, map_width);
 }
 
-inline Pooling spp_pooling(const std::vector<int64_t>& levels, const std::vector<double>& scale,
-                           const std::vector<double>& center, const std::vector<double>& shrink, int64_t rule,
-                           int64_t reduction, int64_t map_height, int64_t map_width) {
+inline Pooling spp_pooling(const std::vector<int64_t>& levels, const Numbers& scale, const Numbers& center,
+                           const Numbers& shrink, int64_t rule, int64_t reduction, int64_t map_height,
+                           int64_t map_width) {
   STD_TORCH_CHECK(scale.size() == 2 && center.size() == 2 && shrink.size() == 2,
                   "spp_pool: scale, center and shrink are pairs (y, x)");
   STD_TORCH_CHECK(rule >= static_cast<int64_t>(Rule::exact) && rule <= static_cast<int64_t>(Rule::cells),
@@ -47,6 +62,36 @@ inline Pooling spp_pooling(const std::vector<int64_t>& levels, const std::vector
   };
   for (const int64_t n : levels) pooling.add_level(n, n);
   return pooling;
+}
+
+inline std::tuple<Tensor, Tensor> roi_pool(const Tensor& features, const Tensor& rois, int64_t height,
+                                           int64_t width, double scale, int64_t rule, bool with_argmax) {
+  check_inputs("roi_pool", features, rois);
+  const Pooling pooling = roi_pooling(height, width, scale, rule, features.size(2), features.size(3));
+  return pool(pooling, features, rois, {rois.size(0), features.size(1), height, width}, with_argmax);
+}
+
+inline Tensor roi_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& argmax, int64_t batch,
+                                int64_t height, int64_t width) {
+  return pool_backward(roi_pooling_backward(grad, height, width), grad, rois, argmax, batch, grad.size(1));
+}
+
+inline std::tuple<Tensor, Tensor> spp_pool(const Tensor& features, const Tensor& rois,
+                                           const std::vector<int64_t>& levels, const Numbers& scale,
+                                           const Numbers& center, const Numbers& shrink, int64_t rule,
+                                           int64_t reduction, bool with_argmax) {
+  check_inputs("spp_pool", features, rois);
+  const Pooling pooling =
+      spp_pooling(levels, scale, center, shrink, rule, reduction, features.size(2), features.size(3));
+  return pool(pooling, features, rois, {rois.size(0), features.size(1) * pooling.bins}, with_argmax);
+}
+
+inline Tensor spp_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& argmax,
+                                const std::vector<int64_t>& levels, const Numbers& scale,
+                                const Numbers& center, const Numbers& shrink, int64_t rule, int64_t reduction,
+                                int64_t batch, int64_t channels, int64_t height, int64_t width) {
+  const Pooling pooling = spp_pooling(levels, scale, center, shrink, rule, reduction, height, width);
+  return pool_backward(pooling, grad, rois, argmax, batch, channels);
 }
 
 }  // namespace detector

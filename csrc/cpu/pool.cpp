@@ -1,10 +1,9 @@
-#include "cpu/pool.h"
-
 #include "cpu/blocked_map.h"
 #include "cpu/huge_pages.h"
 #include "cpu/lanes.h"
 #include "cpu/output.h"
 #include "cpu/regions.h"
+#include "operators.h"
 
 #include <torch/headeronly/core/Dispatch_v2.h>
 

@@ -1,7 +1,7 @@
 #include "cpu/huge_pages.h"
 #include "cpu/lanes.h"
-#include "cpu/pool.h"
 #include "cpu/regions.h"
+#include "operators.h"
 
 #include <torch/headeronly/core/Dispatch_v2.h>
 

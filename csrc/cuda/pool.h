@@ -1,12 +1,11 @@
-// The CUDA kernels behind roi_pool and spp_pool; the interface is cpu/pool.h's.
+// What the CUDA kernels behind roi_pool and spp_pool share.
 
 #pragma once
 
-#include "pooling.h"
+#include "operators.h"
 
 #include <cuda_runtime.h>
 
-#include <tuple>
 #include <type_traits>
 
 namespace detector {
@@ -41,14 +40,6 @@ Geometry geometry_of(const Pooling& pooling);
 Tensor images_of(const Pooling& pooling, const Tensor& rois, int64_t images);
 
 cudaStream_t current_stream(const Tensor& tensor);
-
-std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
-                                torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax);
-
-// For every cell the sums run over RoIs and bins in ascending order, as on the CPU: the bits are the same on
-// every run, and the same as the CPU's.
-Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
-                     int64_t batch, int64_t channels);
 
 // The bins of one axis of a level, computed by whoever asks.
 template <typename T>
