@@ -46,10 +46,11 @@ struct Bin {
 };
 
 // Converts a whole number; beyond +-2^31, where no map reaches, it stays there, so that sums cannot overflow.
+// NaN, which an infinite scale makes of 0, is taken for the lower limit.
 template <typename T>
 DETECTOR_HOST_DEVICE int64_t to_cell(T value) {
   constexpr T limit = T(2147483648.0);
-  return static_cast<int64_t>(value < -limit ? -limit : (value > limit ? limit : value));
+  return static_cast<int64_t>(value > limit ? limit : (value >= -limit ? value : -limit));
 }
 
 // floor(numerator / denominator) for a positive denominator.

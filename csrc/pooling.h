@@ -38,6 +38,8 @@ struct Pooling {
   void add_level(int64_t height, int64_t width) {
     STD_TORCH_CHECK(height > 0 && width > 0, name, ": a grid must have at least one bin, not ", height, " x ",
                     width);
+    STD_TORCH_CHECK(height <= INT32_MAX / width, name, ": a grid may have at most 2^31 - 1 bins, not ", height,
+                    " x ", width);
     levels.push_back({height, width, bins, edges});
     bins += height * width;
     edges += height + width;
@@ -48,18 +50,42 @@ struct Pooling {
 // too, as in torchvision.
 constexpr float kLowest = -FLT_MAX;
 
-inline void check_inputs(const char* name, const Tensor& features, const Tensor& rois) {
-  STD_TORCH_CHECK(features.dim() == 4, name, ": features must have 4 dimensions, not ", features.dim());
+inline bool on_one_device(const Tensor& a, const Tensor& b) {
+  return a.get_device_index() == b.get_device_index() && a.is_cpu() == b.is_cpu();
+}
+
+// `values` are the features or their gradient.
+inline void check_rois(const char* name, const Tensor& values, const Tensor& rois) {
   STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, name, ": rois must have shape (R, 5)");
-  STD_TORCH_CHECK(
-      rois.get_device_index() == features.get_device_index() && rois.is_cpu() == features.is_cpu(), name,
-      ": features and rois must be on one device");
+  STD_TORCH_CHECK(on_one_device(values, rois), name, ": features and rois must be on one device");
   const ScalarType type = rois.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float ||
-                      (type == ScalarType::Double && features.scalar_type() == ScalarType::Double),
+                      (type == ScalarType::Double && values.scalar_type() == ScalarType::Double),
                   name, ": rois must be float32, or float64 with float64 features");
-  STD_TORCH_CHECK(features.size(2) <= INT32_MAX / (features.size(3) > 0 ? features.size(3) : 1), name,
-                  ": a map may have at most 2^31 - 1 cells, not ", features.size(2), " x ", features.size(3));
+}
+
+inline void check_map(const char* name, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(height >= 0 && width >= 0 && height <= INT32_MAX / (width > 0 ? width : 1), name,
+                  ": a map may have at most 2^31 - 1 cells, not ", height, " x ", width);
+}
+
+inline void check_inputs(const char* name, const Tensor& features, const Tensor& rois) {
+  STD_TORCH_CHECK(features.dim() == 4, name, ": features must have 4 dimensions, not ", features.dim());
+  check_rois(name, features, rois);
+  check_map(name, features.size(2), features.size(3));
+}
+
+// What the backward operators take, from whoever calls them.
+inline void check_gradient(const Pooling& pooling, const Tensor& grad, const Tensor& rois,
+                           const Tensor& argmax, int64_t batch, int64_t channels) {
+  check_rois(pooling.name, grad, rois);
+  check_map(pooling.name, pooling.y.extent, pooling.x.extent);
+  STD_TORCH_CHECK(batch >= 0 && channels >= 0 && grad.numel() == rois.size(0) * channels * pooling.bins,
+                  pooling.name, ": the gradient, the RoIs and the map do not belong together");
+  if (pooling.reduction == Reduction::average) return;
+  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Int && argmax.numel() == grad.numel() &&
+                      on_one_device(grad, argmax),
+                  pooling.name, ": the gradient and the kept maxima do not belong together");
 }
 
 // Empty where no gradient is needed: nothing is computed or stored then.

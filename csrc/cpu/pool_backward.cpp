@@ -136,13 +136,11 @@ DETECTOR_SPREAD(BFloat16)
 
 Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
                      int64_t batch, int64_t channels) {
+  check_gradient(pooling, grad, rois, argmax, batch, channels);
   const Regions regions = read_regions(pooling, grad, rois, batch);
   const Tensor grads = torch::stable::contiguous(grad), cells = torch::stable::contiguous(argmax);
   const bool average = pooling.reduction == Reduction::average;
   const int64_t count = rois.size(0);
-  STD_TORCH_CHECK(
-      grads.numel() == count * channels * pooling.bins && (average || cells.numel() == grads.numel()),
-      pooling.name, ": the gradient, the RoIs and the kept maxima do not belong together");
   std::vector<std::vector<int64_t>> rois_of(batch);
   for (int64_t roi = 0; roi < count; ++roi) rois_of[regions.images[roi]].push_back(roi);
 

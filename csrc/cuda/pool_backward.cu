@@ -149,11 +149,9 @@ void run(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const T
 
 Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
                      int64_t batch, int64_t channels) {
+  check_gradient(pooling, grad, rois, argmax, batch, channels);
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const Tensor grads = torch::stable::contiguous(grad), cells = torch::stable::contiguous(argmax);
-  STD_TORCH_CHECK(grads.numel() == rois.size(0) * channels * pooling.bins &&
-                      (pooling.reduction == Reduction::average || cells.numel() == grads.numel()),
-                  pooling.name, ": the gradient, the RoIs and the kept maxima do not belong together");
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
   if (result.numel() == 0) return result;
   const Tensor boxes = index_rois(grad, rois);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ _RULES = {"caffe": 0, "exact": 1, "partition": 2}  # detector::Rule in csrc/bins
 def roi_pool(
     features: Tensor,
     rois: Tensor,
-    output_size: int | tuple[int, int],
+    output_size: int | Sequence[int],
     spatial_scale: float,
     bins: str = "caffe",
 ) -> Tensor:
@@ -38,7 +40,7 @@ def roi_pool(
 
     A bin without a cell on the map gives 0 and passes no gradient on. NaN is never a maximum: a bin of
     nothing else gives float32's lowest number. The gradient is the same, bit for bit, on every run and at any
-    number of threads.
+    number of threads; RoIs get none.
 
     Raises ValueError or TypeError for wrong shapes, types and devices, and on the CPU RuntimeError naming the
     row of ``rois`` that is not finite or whose batch index is outside the batch; on CUDA such a row gives
@@ -47,9 +49,13 @@ def roi_pool(
     check_inputs("roi_pool", features, rois)
     if bins not in _RULES:
         raise ValueError(f"roi_pool: bins must be one of {', '.join(_RULES)}, not {bins!r}")
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    size = tuple(output_size) if isinstance(output_size, Iterable) else (output_size, output_size)
+    if len(size) != 2:
+        raise ValueError(f"roi_pool: output_size must be one number or (height, width), not {output_size}")
+    if not abs(spatial_scale) < math.inf:
+        raise ValueError(f"roi_pool: spatial_scale must be finite, not {spatial_scale}")
     pooled, _ = torch.ops.detector.roi_pool(
-        features, rois, height, width, spatial_scale, _RULES[bins], needs_gradient(features)
+        features, rois.detach(), *size, spatial_scale, _RULES[bins], needs_gradient(features)
     )
     return pooled
 
@@ -85,7 +91,7 @@ register("roi_pool", _fake, _fake_backward)
 class RoIPool(nn.Module):
     """:func:`roi_pool` with its settings, for maps of one scale. Raises what the function raises."""
 
-    def __init__(self, output_size: int | tuple[int, int], spatial_scale: float, bins: str = "caffe") -> None:
+    def __init__(self, output_size: int | Sequence[int], spatial_scale: float, bins: str = "caffe") -> None:
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale

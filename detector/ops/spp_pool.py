@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,16 @@ from detector.ops._autograd import check_inputs, needs_gradient, register
 _RULES = {"roi": 1, "spp": 3, "cells": 4}  # detector::Rule in csrc/bins.h
 _REDUCTIONS = {"max": 0, "avg": 1}  # detector::Reduction in csrc/pooling.h
 
-Pair = float | tuple[float, float]
+Pair = float | Sequence[float]
 
 
-def _pair(value: Pair) -> list[float]:
-    return [float(value)] * 2 if isinstance(value, (int, float)) else [float(part) for part in value]
+def _pair(name: str, value: Pair) -> list[float]:
+    pair = [float(part) for part in value] if isinstance(value, Iterable) else [float(value)] * 2
+    if len(pair) != 2 or not all(abs(part) < math.inf for part in pair):
+        raise ValueError(
+            f"spp_pool: {name} must be one finite number or a pair (vertical, horizontal), not {value}"
+        )
+    return pair
 
 
 def spp_pool(
@@ -60,14 +66,18 @@ def spp_pool(
     for name, value, valid in (("reduction", reduction, _REDUCTIONS), ("window", window, _RULES)):
         if value not in valid:
             raise ValueError(f"spp_pool: {name} must be one of {', '.join(valid)}, not {value!r}")
-    scale = _pair(spatial_scale)
-    inside = [0.5 / part for part in scale] if shrink is None else _pair(shrink)
+    if len(levels) == 0:
+        raise ValueError("spp_pool: levels is empty; a pyramid has at least one")
+    scale = _pair("spatial_scale", spatial_scale)
+    if not all(part > 0 for part in scale):
+        raise ValueError(f"spp_pool: spatial_scale must be positive, not {spatial_scale}")
+    inside = [0.5 / part for part in scale] if shrink is None else _pair("shrink", shrink)
     pooled, _ = torch.ops.detector.spp_pool(
         features,
-        rois,
+        rois.detach(),
         list(levels),
         scale,
-        _pair(center),
+        _pair("center", center),
         inside,
         _RULES[window],
         _REDUCTIONS[reduction],

@@ -59,7 +59,7 @@ def one_call(draw: random.Random) -> bool:
     rois = random_rois(draw, len(features), torch.float64 if wide else torch.float32)
     if draw.random() < 0.5:
         features = features.detach().requires_grad_()
-    scale = draw.choice((1 / 16, 1.0, 0.3, 1e-6, 1e6))
+    scale = draw.choice((1 / 16, 1.0, 0.3, 1e-6, 1e6, 1e-310, 1e300))
     try:
         if draw.random() < 0.5:
             size = (draw.randint(1, 9), draw.randint(1, 9))
@@ -69,7 +69,9 @@ def one_call(draw: random.Random) -> bool:
             window = draw.choice(("roi", "spp", "cells"))
             whole = rois.round() if window == "cells" else rois
             reduction = draw.choice(("max", "avg"))
-            pooled = spp_pool(features, whole, levels, scale, reduction, window, draw.uniform(-30, 30))
+            center = draw.choice((0.0, draw.uniform(-30, 30), (-1e308, 1e308)))
+            shrink = draw.choice((None, draw.uniform(-30, 30), (1e308, 6.5)))
+            pooled = spp_pool(features, whole, levels, scale, reduction, window, center, shrink)
         if pooled.requires_grad:
             pooled.sum().backward()
     except RuntimeError as error:

@@ -226,11 +226,42 @@ def test_the_kernels_check_for_themselves() -> None:
     ):
         with pytest.raises(RuntimeError):
             call(*arguments)
-    pooled, argmax = call(features, rois, 2, 2, 1.0, 0, True)
-    with pytest.raises(RuntimeError, match="do not belong together"):
-        torch.ops.detector.roi_pool_backward(pooled, rois, argmax[:1], 2, 7, 9)
+    with pytest.raises(RuntimeError, match=r"at most 2\^31 - 1 bins, not 65536 x 32768"):
+        call(features, rois[:0], 65536, 32768, 1.0, 0, False)
+
+
+def test_the_backward_kernels_check_for_themselves() -> None:
+    features, rois = sample(3, 2)
+    pooled, argmax = torch.ops.detector.roi_pool(features, rois, 2, 2, 1.0, 0, True)
+    call = torch.ops.detector.roi_pool_backward
+    for arguments, message in (
+        ((pooled, rois, argmax[:1], 2, 7, 9), "kept maxima do not belong together"),
+        ((pooled, rois, argmax.to(torch.int8), 2, 7, 9), "kept maxima do not belong together"),
+        ((pooled, rois, argmax, -2, 7, 9), "do not belong together"),
+        ((pooled, rois[:1], argmax, 2, 7, 9), "do not belong together"),
+        ((pooled, rois[:, 0], argmax, 2, 7, 9), r"rois must have shape \(R, 5\)"),
+        ((pooled, rois.half(), argmax, 2, 7, 9), "rois must be float32"),
+        ((pooled, rois, argmax, 2, 2**20, 2**20), r"at most 2\^31 - 1 cells"),
+        ((pooled, rois, argmax, 2, -7, 9), r"at most 2\^31 - 1 cells, not -7 x 9"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(*arguments)
     wild = torch.full_like(argmax, 2**31 - 1)
-    assert not torch.ops.detector.roi_pool_backward(pooled, rois, wild, 2, 7, 9).any()
+    assert not call(pooled, rois, wild, 2, 7, 9).any()
+
+
+@each_pool
+def test_rois_get_no_gradient_and_need_none(pool: Pool) -> None:
+    """A learned box may be pooled, from features that learn and from frozen ones."""
+    features, rois = sample(3, 4)
+    rois.requires_grad_()
+    assert not pool(features, rois).requires_grad
+    learning = features.clone().requires_grad_()
+    (pool(learning, rois).sum() + rois.sum()).backward()
+    assert torch.equal(rois.grad, torch.ones_like(rois))
+    expected = features.clone().requires_grad_()
+    pool(expected, rois.detach()).sum().backward()
+    assert torch.equal(learning.grad, expected.grad)
 
 
 def test_unknown_bins_name_the_right_ones() -> None:

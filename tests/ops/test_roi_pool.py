@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -238,6 +241,42 @@ def test_coordinates_far_beyond_any_map() -> None:
     pooled = roi_pool(features, rois, 1, 1 / 16)
     assert torch.equal(pooled[0, :, 0, 0], features[0].amax(dim=(1, 2)))
     assert not pooled[1:].any()
+
+
+def test_elements_beyond_2_to_the_31() -> None:
+    """Two images too far apart for 32-bit indices, in memory that is mostly never touched."""
+    apart = 2**31
+    try:
+        memory = torch.empty(apart + 16 * 16)
+    except RuntimeError:
+        pytest.skip("this machine does not lend 8 GiB of addresses")
+    rois = torch.tensor([[1.0, 0, 0, 3, 3], [0, 1, 1, 2, 2]])
+    for channels, strides in ((16, (apart, 1, 64, 16)), (3, (apart, 16, 4, 1))):  # read in place; copied
+        features = memory.as_strided((2, channels, 4, 4), strides).normal_()
+        expected = torchvision.ops.roi_pool(features.clone(), rois, 2, 1.0)
+        assert same_bits(roi_pool(features, rois, 2, 1.0), expected)
+
+
+@pytest.mark.parametrize("size", [[3, 2], torch.Size((3, 2)), np.array([3, 2])])
+def test_any_pair_is_a_size(size: Sequence[int]) -> None:
+    features, rois = torch.randn(1, 2, 9, 9), random_rois(5, 1, (144, 144))
+    assert torch.equal(roi_pool(features, rois, size, 1 / 16), roi_pool(features, rois, (3, 2), 1 / 16))
+    one = np.int64(3)
+    assert torch.equal(roi_pool(features, rois, one, 1 / 16), roi_pool(features, rois, 3, 1 / 16))
+
+
+def test_sizes_and_scales_that_cannot_be() -> None:
+    features, rois = torch.randn(1, 2, 9, 9), random_rois(5, 1, (144, 144))
+    with pytest.raises(ValueError, match=r"one number or \(height, width\), not \(3, 2, 1\)"):
+        roi_pool(features, rois, (3, 2, 1), 1 / 16)
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"spatial_scale must be finite, not {scale}"):
+            roi_pool(features, rois, 3, scale)
+    # 0 x infinity, in float32: NaN counts as far outside, and nothing else is undefined.
+    assert roi_pool(features, torch.zeros(1, 5), 3, 1e300).shape == (1, 2, 3, 3)
+    for scale in (0.0, -1 / 16):  # torchvision takes them
+        expected = torchvision.ops.roi_pool(features, rois, 3, scale)
+        assert same_bits(roi_pool(features, rois, 3, scale), expected)
 
 
 def test_no_argmax_without_gradient() -> None:

@@ -227,5 +227,14 @@ def test_wrong_options_name_the_right_ones() -> None:
         spp_pool(features, rois, reduction="sum")
     with pytest.raises(RuntimeError, match="at least one bin, not 0 x 0"):
         spp_pool(features, rois, levels=(2, 0))
+    with pytest.raises(ValueError, match="levels is empty"):
+        spp_pool(features, rois, levels=())
+    for scale in (0, -1.0, (1 / 16, 0.0)):
+        with pytest.raises(ValueError, match="spatial_scale must be positive"):
+            spp_pool(features, rois, spatial_scale=scale)
+    for name in ("spatial_scale", "center", "shrink"):
+        for value in (float("nan"), (1.0, float("inf")), (1.0, 2.0, 3.0)):
+            with pytest.raises(ValueError, match=f"{name} must be one finite number or a pair"):
+                spp_pool(features, rois, window="spp", **{name: value})
     with pytest.raises(RuntimeError, match=r"row 0 of rois holds 0.5; with window=\"cells\""):
         spp_pool(features, torch.tensor([[0.0, 0.5, 0, 2, 2]]), window="cells")
