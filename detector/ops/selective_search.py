@@ -66,7 +66,8 @@ class SelectiveSearchConfig:
         size_in_thirds: True measures regions in thirds of pixels in the size and fill terms, as the release
             does; changes only the strategies with ``fill`` alone.
         min_side: boxes with a side under this many pixels are dropped (20 in R-CNN's wrapper).
-        width: search the image resized to this width (R-CNN's demo: 500), whatever its size.
+        width: search the image resized to this width (R-CNN's demo: 500), whatever its size, but enlarged to
+            no more than ``max_pixels``.
         max_pixels: without ``width``, images with more pixels are searched at this many and the boxes scaled
             back; None searches at full size, up to 2^26 pixels. ``min_side`` counts pixels searched.
     """
@@ -104,20 +105,16 @@ class SelectiveSearchConfig:
 
         Raises InputError where that is more than 2^26 pixels.
         """
-        height, width = size
+        working, limit = size, self.max_pixels
         if self.width is not None:
-            working = (max(1, math.ceil(height * self.width / width)), self.width)
-        elif self.max_pixels is not None and height * width > self.max_pixels:
-            scale = math.sqrt(self.max_pixels / (height * width))
-            short = max(1, int(min(height, width) * scale))
-            long = max(1, min(int(max(height, width) * scale), self.max_pixels // short))
-            working = (short, long) if height <= width else (long, short)
-        else:
-            working = (height, width)
+            working = (max(1, math.ceil(size[0] * self.width / size[1])), self.width)
+            limit = self.max_pixels if self.width > size[1] else None  # what was asked for, unless enlarged
+        if limit is not None and working[0] * working[1] > limit:
+            working = _shrunk(working, limit)
         if working[0] * working[1] > MAX_PIXELS:
             raise InputError(
-                f"An image of {height} x {width} pixels cannot be searched at {working[0]} x {working[1]}: "
-                f"the limit is {MAX_PIXELS} pixels. Set max_pixels or a smaller width."
+                f"An image of {size[0]} x {size[1]} pixels cannot be searched at {working[0]} x {working[1]}:"
+                f" the limit is {MAX_PIXELS} pixels. Set max_pixels or a smaller width."
             )
         return working
 
@@ -139,6 +136,14 @@ class SelectiveSearchConfig:
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise InputError(f"SelectiveSearchConfig.{name} is {value!r}; it must be {wanted}.")
+
+
+def _shrunk(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """Return ``size`` (height, width) scaled to at most ``pixels``, no side under 1."""
+    scale = math.sqrt(pixels / (size[0] * size[1]))
+    short = max(1, int(min(size) * scale))
+    long = max(1, min(int(max(size) * scale), pixels // short))
+    return (short, long) if size[0] <= size[1] else (long, short)
 
 
 def _check_names(field: str, names: tuple[str, ...], valid: Mapping[str, int]) -> None:

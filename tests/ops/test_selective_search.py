@@ -210,6 +210,8 @@ def test_working_sizes() -> None:
     assert SINGLE.working_size((1, 5_000_000)) == (1, 1_000_000)
     assert replace(SINGLE, width=500).working_size((375, 1000)) == (188, 500)
     assert replace(SINGLE, width=500).working_size((30, 100)) == (150, 500)
+    assert replace(SINGLE, width=2000).working_size((3000, 4000)) == (1500, 2000)  # smaller: as asked for
+    assert replace(SINGLE, width=333).working_size((3000, 1)) == (54772, 18)  # enlarged: to max_pixels
     assert replace(SINGLE, max_pixels=None).working_size((8192, 8192)) == (8192, 8192)
     with pytest.raises(InputError, match="Set max_pixels or a smaller width"):
         replace(SINGLE, max_pixels=None).working_size((8193, 8192))
