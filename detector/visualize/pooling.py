@@ -22,7 +22,7 @@ Span = tuple[int, int]  # cells: begin (in) to end (out)
 _DPI = 100
 _MARGIN = 2  # cells of the map shown around the windows
 _MOST_VALUES = 220  # cells whose values are written; on larger maps they could not be read
-_PALETTE = 64  # colours of a frame
+_PALETTE = 128  # colours of a frame
 _FRAME = 600  # milliseconds
 _COLOURS = colormaps["tab10"]
 
@@ -91,7 +91,7 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
     if path.suffix.lower() != ".gif":
         raise InputError(f"{path}: animations are written as .gif, not {path.suffix!r}")
     bins = max(len(region.rows) * len(region.columns) for region in regions)
-    first, *others = _frames([draw_pooling(view, regions, shown) for shown in range(1, bins + 1)])
+    first, *others = animation_frames([draw_pooling(view, regions, shown) for shown in range(1, bins + 1)])
     times = [_FRAME] * len(others) + [3 * _FRAME]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
     try:
@@ -105,14 +105,15 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
         raise InputError(f"{path}: the animation cannot be written ({error})") from error
 
 
-def _frames(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
+def animation_frames(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
     """Return frames of half the size in few colours, undithered: a tenth of the bytes, as legible.
 
     All have the last one's colours, which has every bin. So what does not change between two frames is the
-    same number in both, and the file holds it once.
+    same number in both, and the file holds it once. The octree keeps the bins' colours however few their
+    pixels; a median cut would spend them on a photograph.
     """
     halves = [Image.fromarray(picture).reduce(2) for picture in pictures]
-    palette = halves[-1].quantize(_PALETTE)
+    palette = halves[-1].quantize(_PALETTE, method=Image.Quantize.FASTOCTREE)
     return [half.quantize(palette=palette, dither=Image.Dither.NONE) for half in halves]
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 
 from detector.build.pooling import pool_every_way, pooled_region, pooling_rules
 from detector.config import load_config
 from detector.errors import InputError
-from detector.visualize.pooling import PooledRegion, RegionView, draw_pooling, save_animation
+from detector.visualize.pooling import (
+    PooledRegion,
+    RegionView,
+    animation_frames,
+    draw_pooling,
+    save_animation,
+)
 from tests.conftest import PROJECT
 from tests.ops import reference
 
@@ -85,6 +93,19 @@ def test_the_animation_has_a_frame_a_bin(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["pooling.gif"]
     with pytest.raises(InputError, match=r"written as \.gif, not '\.mp4'"):
         save_animation(tmp_path / "pooling.mp4", view(), [region("a")])
+
+
+def test_bins_keep_their_colours_in_an_animation_of_a_photograph() -> None:
+    """However many colours the image has, a frame's few include that of every bin's rim."""
+    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    photo = np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))
+    edges = [(1, 3), (2, 4), (3, 5)]
+    nine = PooledRegion(name="a", rows=edges, columns=edges, values=np.arange(9.0).reshape(3, 3))
+    (frame,) = animation_frames([draw_pooling(replace(view(), image=photo), [nine, nine])])
+    pixels = np.asarray(frame.convert("RGB")).reshape(-1, 3).astype(int)
+    values = pixels[len(pixels) * 3 // 4 :]  # the pooled values and their rims, far from the photograph
+    for rim in colormaps["tab10"].colors[:9]:
+        assert np.abs(values - np.multiply(rim, 255)).max(axis=1).min() < 24, rim
 
 
 def test_a_box_outside_the_image_or_an_absent_channel_is_refused() -> None:
