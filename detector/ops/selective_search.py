@@ -9,7 +9,7 @@ authors' release, which R-CNN, SPP-net and Fast R-CNN used.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -88,17 +88,18 @@ class SelectiveSearchConfig:
     def __post_init__(self) -> None:
         _check_names("color_spaces", self.color_spaces, COLOR_SPACES)
         _check_names("similarities", self.similarities, SIMILARITIES)
-        _require(len(self.scales) > 0, "scales", self.scales, "at least one number")
-        _require(all(0 <= k <= 1e9 for k in self.scales), "scales", self.scales, "numbers from 0 to 1e9")
-        _require(0 <= self.sigma <= 100, "sigma", self.sigma, "a number from 0 to 100")
-        if self.min_size is not None:
-            _require(0 <= self.min_size <= MAX_PIXELS, "min_size", self.min_size, "from 0 to 2^26, or None")
-        _require(self.connectivity in (4, 8), "connectivity", self.connectivity, "4 or 8")
-        _require(0 <= self.min_side <= MAX_PIXELS, "min_side", self.min_side, "from 0 to 2^26")
-        if self.width is not None:
-            _require(0 < self.width <= MAX_PIXELS, "width", self.width, "from 1 to 2^26, or None")
-        if self.max_pixels is not None:
-            _require(0 < self.max_pixels <= MAX_PIXELS, "max_pixels", self.max_pixels, "1 to 2^26, or None")
+        _require_list("scales", self.scales, "numbers from 0 to 1e9")
+        for k in self.scales:
+            _require(_is_number(k, 0, 1e9), "scales", k, "a number from 0 to 1e9")
+        _require(_is_number(self.sigma, 0, 100), "sigma", self.sigma, "a number from 0 to 100")
+        known = isinstance(self.connectivity, int) and self.connectivity in (4, 8)
+        _require(known, "connectivity", self.connectivity, "4 or 8")
+        for name, least in (("min_size", 0), ("min_side", 0), ("width", 1), ("max_pixels", 1)):
+            value, optional = getattr(self, name), name != "min_side"
+            wanted = f"a whole number from {least} to 2^26{', or None' if optional else ''}"
+            _require((optional and value is None) or _is_whole(value, least, MAX_PIXELS), name, value, wanted)
+        for name in ("diagonal_neighbours", "all_texture_channels", "size_in_thirds"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) at which an image of ``size`` (height, width) is searched.
@@ -123,7 +124,7 @@ class SelectiveSearchConfig:
         return {
             "color_spaces": [COLOR_SPACES[name] for name in self.color_spaces],
             "scales": [float(k) for k in self.scales],
-            "min_sizes": [math.ceil(k) if self.min_size is None else self.min_size for k in self.scales],
+            "min_sizes": [math.ceil(k) if self.min_size is None else int(self.min_size) for k in self.scales],
             "similarities": [SIMILARITIES[name] for name in self.similarities],
             "sigma": float(self.sigma),
             "connectivity": self.connectivity,
@@ -146,11 +147,27 @@ def _shrunk(size: tuple[int, int], pixels: int) -> tuple[int, int]:
     return (short, long) if size[0] <= size[1] else (long, short)
 
 
+def _require_list(name: str, value: object, of_what: str) -> None:
+    """Refuse what has no items, and a text, whose letters would be taken for them."""
+    holds = isinstance(value, Collection) and not isinstance(value, str) and len(value) > 0
+    _require(holds, name, value, f"a tuple of {of_what}")
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return bool(least <= value <= most)
+
+
+def _is_whole(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | np.integer) and _is_number(value, least, most)
+
+
 def _check_names(field: str, names: tuple[str, ...], valid: Mapping[str, int]) -> None:
-    _require(len(names) > 0, field, names, f"at least one of {', '.join(valid)}")
+    _require_list(field, names, f"names from {', '.join(valid)}")
     for name in names:
-        wanted = f"one of {', '.join(valid)}{nearest(name, valid)}"
-        _require(name in valid, field, name, wanted)
+        wanted = f"one of {', '.join(valid)}{nearest(str(name), valid)}"
+        _require(isinstance(name, str) and name in valid, field, name, wanted)
 
 
 _ALL_SIMILARITIES = tuple(SIMILARITIES)
@@ -204,7 +221,10 @@ def as_rgb(image: np.ndarray | Tensor) -> Tensor:
     Takes (H, W) or (H, W, 1) grey, which is repeated, (H, W, 3) RGB, and (H, W, 4), whose alpha is dropped.
     Raises InputError for anything else.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    tensor = image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        # Of an image that may not be written to, such as PIL's, torch would warn: take a copy.
+        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
         raise InputError(
@@ -225,9 +245,9 @@ def as_config(mode: str | SelectiveSearchConfig) -> SelectiveSearchConfig:
     """Return the preset called ``mode``, or ``mode`` itself. Raises InputError for an unknown name."""
     if isinstance(mode, SelectiveSearchConfig):
         return mode
-    if mode not in PRESETS:
+    if not isinstance(mode, str) or mode not in PRESETS:
         raise InputError(
-            f"There is no selective search mode {mode!r}{nearest(mode, PRESETS)}; "
+            f"There is no selective search mode {mode!r}{nearest(str(mode), PRESETS)}; "
             f"choose one of {', '.join(PRESETS)}, or give a SelectiveSearchConfig."
         )
     return PRESETS[mode]
@@ -260,17 +280,19 @@ def selective_search(
     Raises InputError for an image, mode or number that cannot be.
     """
     config, rgb = as_config(mode), as_rgb(image)
-    if max_proposals is not None and max_proposals < 0:
-        raise InputError(f"max_proposals is {max_proposals}; it must be 0 or more, or None for all.")
-    if num_threads < 1:
-        raise InputError(f"num_threads is {num_threads}; it must be 1 or more.")
+    if not _is_whole(seed, -math.inf, math.inf):
+        raise InputError(f"seed is {seed!r}; it must be a whole number.")
+    if max_proposals is not None and not _is_whole(max_proposals, 0, math.inf):
+        raise InputError(f"max_proposals is {max_proposals!r}; it must be 0 or more, or None for all.")
+    if not _is_whole(num_threads, 1, math.inf):
+        raise InputError(f"num_threads is {num_threads!r}; it must be 1 or more.")
     height, width = config.working_size((rgb.shape[0], rgb.shape[1]))
     boxes = torch.ops.detector.selective_search(
         rgb,
         height=height,
         width=width,
         min_side=config.min_side,
-        seed=(seed + 2**63) % 2**64 - 2**63,
+        seed=(int(seed) + 2**63) % 2**64 - 2**63,
         max_proposals=-1,
         num_threads=num_threads,
         **config._strategy_arguments(),

@@ -119,12 +119,7 @@ def _search_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     mode = given.get("mode", "fast")
     of_call = {"mode": mode, "seed": 0, "max_proposals": None}
     parameters = _with_defaults("selective_search", of_call | asdict(as_config(mode)), given)
-    try:
-        SelectiveSearchConfig(**_search_fields(parameters))
-    except TypeError as error:
-        raise InputError(
-            f"proposal method 'selective_search': a parameter of a wrong type ({error})"
-        ) from None
+    SelectiveSearchConfig(**_search_fields(parameters))  # refuses what cannot be
     parameters["scales"] = [float(scale) for scale in parameters["scales"]]  # 50 and 50.0 are one store
     return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
 

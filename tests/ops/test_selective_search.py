@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import detector.ops
 from detector.errors import InputError
 from detector.ops.selective_search import (
     COLOR_SPACES,
@@ -234,8 +235,14 @@ def test_the_interpreter_runs_on_meanwhile() -> None:
     ("arguments", "message"),
     [
         ({"mode": "fsat"}, "did you mean 'fast'"),
+        ({"mode": None}, "no selective search mode None"),
+        ({"mode": ["fast"]}, r"no selective search mode \['fast'\]"),
+        ({"seed": 1.5}, "seed is 1.5"),
         ({"max_proposals": -1}, "max_proposals is -1"),
+        ({"max_proposals": 2.5}, "max_proposals is 2.5"),
         ({"num_threads": 0}, "num_threads is 0"),
+        ({"num_threads": 2.0}, "num_threads is 2.0"),
+        ({"image": np.zeros((4, 4, 3), object)}, "not object"),
         ({"image": np.zeros((4, 4, 3), np.float32)}, "not float32"),
         ({"image": torch.zeros(4, 4, 3)}, "not torch.float32"),
         ({"image": [[1, 2], [3, 4]]}, "not list"),
@@ -254,10 +261,22 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
     [
         ("color_spaces", ("hsv", "lba")),
         ("color_spaces", ()),
+        ("color_spaces", "h"),  # a text, whose letters are names too
+        ("color_spaces", None),
+        ("similarities", (3,)),
         ("similarities", ("colour",)),
         ("scales", ()),
         ("scales", (float("nan"),)),
         ("scales", (-1.0,)),
+        ("scales", 50),
+        ("scales", ("a",)),
+        ("sigma", "0.8"),
+        ("min_size", 2.5),
+        ("min_side", 1.5),
+        ("min_side", None),
+        ("width", 500.0),
+        ("max_pixels", 1e6),
+        ("diagonal_neighbours", "no"),
         ("sigma", 101.0),
         ("min_size", -1),
         ("connectivity", 6),
@@ -269,6 +288,23 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
 def test_wrong_configurations_are_named(field: str, value: object) -> None:
     with pytest.raises(InputError, match=f"SelectiveSearchConfig.{field}"):
         replace(SINGLE, **{field: value})
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_may_not_be_written_and_numbers_of_numpy() -> None:
+    image = picture()
+    expected = selective_search(image, seed=3, max_proposals=9)
+    image.flags.writeable = False  # as PIL's arrays are
+    config = SelectiveSearchConfig(scales=np.array([50.0, 100.0]), min_side=np.int64(20), width=None)
+    found = selective_search(image, config, seed=np.int64(3), max_proposals=np.int32(9))
+    assert torch.equal(found.boxes, expected.boxes)
+    assert not image.flags.writeable
+
+
+def test_the_package_offers_all_that_a_call_needs() -> None:
+    assert detector.ops.selective_search is selective_search
+    assert detector.ops.SelectiveSearchConfig is SelectiveSearchConfig
+    assert detector.ops.SelectiveSearchResult is SelectiveSearchResult
 
 
 @settings(max_examples=60, deadline=None)

@@ -347,7 +347,8 @@ def test_selective_search(tmp_path: Path) -> None:
     [
         ({"mode": "fats"}, "no selective search mode 'fats' .did you mean 'fast'"),
         ({"min_sides": 3}, "no parameter 'min_sides'.*did you mean 'min_side'"),
-        ({"scales": ["a"]}, "a parameter of a wrong type"),
+        ({"scales": ["a"]}, "scales is 'a'"),
+        ({"min_side": 1.5}, "min_side is 1.5"),
         ({"color_spaces": ["hsx"]}, "color_spaces is 'hsx'"),
     ],
 )
