@@ -98,6 +98,13 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_intermixed_args()
     if arguments.workers is not None and arguments.workers < 0:
         raise InputError(f"--workers {arguments.workers}: expected 0, for none but this process, or more")
+    if arguments.images and (arguments.config or arguments.split):
+        raise InputError(
+            "--images is for a folder without a config: leave --config and --split out, and give settings "
+            "as proposals.key=value"
+        )
+    if arguments.split and not arguments.config:
+        raise InputError("--split needs --config, which says where the data set is")
     if arguments.method:
         arguments.overrides.append(f"proposals.method={arguments.method}")
     if arguments.time_limit is not None:

@@ -89,6 +89,8 @@ def folder_records(folder: Path) -> list[ImageRecord]:
 
     Raises InputError where there is none, and where two would have one id.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of images")
     paths: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
