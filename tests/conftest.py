@@ -12,10 +12,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 PROJECT = Path(__file__).parents[1]
 MakeBoxes = Callable[..., Tensor]
+
+# The same examples on every run; `pytest --hypothesis-profile=default` draws new ones.
+settings.register_profile("seeded", derandomize=True)
+settings.load_profile("seeded")
 
 
 @pytest.fixture

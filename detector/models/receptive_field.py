@@ -38,7 +38,8 @@ class Geometry:
             length = (-(-span // stride) if ceil_mode else span // stride) + 1
             if ceil_mode and (length - 1) * stride >= span + kernel - padding:
                 length -= 1  # torch drops a last window that would start in the padding on the right
-            length = max(length, 0)
+            if length <= 0:
+                return 0  # padding around no cell gives none
         return length
 
 

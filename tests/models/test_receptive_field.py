@@ -34,6 +34,11 @@ def test_size_is_what_a_run_gives(windows: list, length: int) -> None:
         assert layers(images).shape[-2:] == (found, found)
 
 
+def test_padding_around_no_cell_gives_none() -> None:
+    """The first window does not fit; what the second could make of its padding is not a map."""
+    assert geometry([nn.Conv2d(1, 1, 5), nn.Conv2d(1, 1, 4, padding=2)]).size(4) == 0
+
+
 def test_a_last_window_that_starts_in_the_padding_is_dropped() -> None:
     pool = nn.MaxPool2d(2, 2, 1, ceil_mode=True)
     for length in range(3, 12):
