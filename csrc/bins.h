@@ -46,7 +46,7 @@ struct Bin {
 };
 
 // Converts a whole number; beyond +-2^31, where no map reaches, it stays there, so that sums cannot overflow.
-// NaN, which an infinite scale makes of 0, is taken for the lower limit.
+// NaN, which a scale that overflows to infinity makes of 0, is taken for the lower limit.
 template <typename T>
 DETECTOR_HOST_DEVICE int64_t to_cell(T value) {
   constexpr T limit = T(2147483648.0);

@@ -14,8 +14,8 @@ std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, 
                                 torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax);
 
 // The gradient of the features, (batch, C, H, W), from that of the output. Sums run over RoIs and bins in
-// ascending order for every cell, so the bits are the same on every run, at any number of threads and on
-// every backend.
+// ascending order for every cell, so the bits are the same on every run and at any number of threads, and
+// those of another backend.
 Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
                      int64_t batch, int64_t channels);
 

@@ -42,9 +42,9 @@ def roi_pool(
     nothing else gives float32's lowest number. The gradient is the same, bit for bit, on every run and at any
     number of threads; RoIs get none.
 
-    Raises ValueError or TypeError for wrong shapes, types and devices, and on the CPU RuntimeError naming the
-    row of ``rois`` that is not finite or whose batch index is outside the batch; on CUDA such a row gives
-    zeros.
+    Raises ValueError or TypeError for wrong shapes, types, devices and scales, and on the CPU RuntimeError
+    naming the row of ``rois`` that is not finite or whose batch index is outside the batch; on CUDA such a
+    row gives zeros.
     """
     check_inputs("roi_pool", features, rois)
     if bins not in _RULES:

@@ -66,8 +66,8 @@ class SelectiveSearchConfig:
         size_in_thirds: True measures regions in thirds of pixels in the size and fill terms, as the release
             does; changes only the strategies with ``fill`` alone.
         min_side: boxes with a side under this many pixels are dropped (20 in R-CNN's wrapper).
-        width: search the image resized to this width (R-CNN's demo: 500), whatever its size, but enlarged to
-            no more than ``max_pixels``.
+        width: search the image resized to this width (R-CNN's demo: 500), whatever its size; but none is
+            enlarged to more than ``max_pixels``.
         max_pixels: without ``width``, images with more pixels are searched at this many and the boxes scaled
             back; None searches at full size, up to 2^26 pixels. ``min_side`` counts pixels searched.
     """
@@ -92,7 +92,7 @@ class SelectiveSearchConfig:
         for k in self.scales:
             _require(_is_number(k, 0, 1e9), "scales", k, "a number from 0 to 1e9")
         _require(_is_number(self.sigma, 0, 100), "sigma", self.sigma, "a number from 0 to 100")
-        known = isinstance(self.connectivity, int) and self.connectivity in (4, 8)
+        known = _is_whole(self.connectivity, 4, 8) and self.connectivity in (4, 8)
         _require(known, "connectivity", self.connectivity, "4 or 8")
         for name, least in (("min_size", 0), ("min_side", 0), ("width", 1), ("max_pixels", 1)):
             value, optional = getattr(self, name), name != "min_side"
@@ -106,10 +106,14 @@ class SelectiveSearchConfig:
 
         Raises InputError where that is more than 2^26 pixels.
         """
-        working, limit = size, self.max_pixels
+        working, limit = size, None if self.max_pixels is None else int(self.max_pixels)
         if self.width is not None:
-            working = (max(1, math.ceil(size[0] * self.width / size[1])), self.width)
-            limit = self.max_pixels if self.width > size[1] else None  # what was asked for, unless enlarged
+            width = int(self.width)  # numpy's small numbers would overflow
+            working = (max(1, math.ceil(size[0] * width / size[1])), width)
+            if width <= size[1]:
+                limit = None
+            elif limit is not None:
+                limit = max(limit, size[0] * size[1])  # not enlarged so far is not made smaller
         if limit is not None and working[0] * working[1] > limit:
             working = _shrunk(working, limit)
         if working[0] * working[1] > MAX_PIXELS:
@@ -127,7 +131,7 @@ class SelectiveSearchConfig:
             "min_sizes": [math.ceil(k) if self.min_size is None else int(self.min_size) for k in self.scales],
             "similarities": [SIMILARITIES[name] for name in self.similarities],
             "sigma": float(self.sigma),
-            "connectivity": self.connectivity,
+            "connectivity": int(self.connectivity),
             "diagonal_neighbours": self.diagonal_neighbours,
             "all_texture_channels": self.all_texture_channels,
             "pixels_per_size": 3.0 if self.size_in_thirds else 1.0,

@@ -59,8 +59,9 @@ def spp_pool(
     window smaller than the grid repeats cells. ``reduction`` is ``"max"``, which leaves negative numbers
     alone, or ``"avg"``, over the cells of the bin that lie on the map. A bin without one gives 0.
 
-    Types, gradients and errors are :func:`roi_pool`'s; on the CPU a fraction in a RoI of ``window="cells"``
-    is an error too.
+    Types, gradients and errors are :func:`roi_pool`'s. ValueError also for no level, for a number that is not
+    finite, and for a scale that is not positive; on the CPU a fraction in a RoI of ``window="cells"`` is a
+    RuntimeError too.
     """
     check_inputs("spp_pool", features, rois)
     for name, value, valid in (("reduction", reduction, _REDUCTIONS), ("window", window, _RULES)):

@@ -152,12 +152,14 @@ def test_inspecting_says_it_in_words_and_in_json(tool: Tool, config: Path, tmp_p
 
 
 def test_what_is_missing_on_the_command_line_is_said(tool: Tool, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
         ((), "give --config, --images FOLDER with --output STORE"),
         (("--images", tmp_path), "give --config, --images FOLDER with --output STORE"),
         (("--from", "x.npz"), "--from needs --output STORE"),
         (("--merge", "a", "b"), "--merge needs --output STORE"),
         (("--images", tmp_path / "none", "--output", "s"), "no such folder of images"),
+        (("--images", tmp_path / "empty", "--output", "s"), "no image in"),
         (("--images", tmp_path, "--output", "s", "--config", config), "leave --config"),
         (("--images", tmp_path, "--output", "s", "--split", "test"), "leave --config and --split out"),
         (("--from", "x.npz", "--output", "s", "--split", "test"), "--split needs --config"),
