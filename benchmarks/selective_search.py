@@ -42,7 +42,7 @@ from torch import Tensor
 
 from detector import boxes as box_ops
 from detector.data.voc import load_voc
-from detector.ops.selective_search import selective_search
+from detector.ops import selective_search
 from detector.structures import ImageRecord
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -176,7 +176,8 @@ def memory(arguments: argparse.Namespace) -> None:
     program = (
         "import sys, cv2, resource\n"
         "from dataclasses import replace\n"
-        "from detector.ops.selective_search import PRESETS, selective_search\n"
+        "from detector.ops import selective_search\n"
+        "from detector.ops.selective_search_config import PRESETS\n"
         "size, mode = int(sys.argv[2]), replace(PRESETS[sys.argv[3]], max_pixels=None)\n"
         "image = cv2.resize(cv2.imread(sys.argv[1]), (size, size))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

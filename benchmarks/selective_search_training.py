@@ -21,7 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from detector.ops.selective_search import PRESETS, selective_search
+from detector.ops import selective_search
+from detector.ops.selective_search_config import PRESETS
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 

@@ -2,7 +2,8 @@
 
 from detector.ops import _library  # noqa: F401  (registers the operators)
 from detector.ops.roi_pool import RoIPool, roi_pool
-from detector.ops.selective_search import SelectiveSearchConfig, SelectiveSearchResult, selective_search
+from detector.ops.selective_search import SelectiveSearchResult, selective_search
+from detector.ops.selective_search_config import SelectiveSearchConfig
 from detector.ops.spp_pool import SpatialPyramidPool, spp_pool, whole_map_rois
 
 __all__ = [

@@ -114,7 +114,7 @@ def _with_defaults(method: str, defaults: dict[str, Any], given: Mapping[str, An
 
 def _search_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of selective search, checked by its own configuration."""
-    from detector.ops.selective_search import SelectiveSearchConfig, as_config
+    from detector.ops.selective_search_config import SelectiveSearchConfig, as_config
 
     mode = given.get("mode", "fast")
     of_call = {"mode": mode, "seed": 0, "max_proposals": None}
@@ -125,7 +125,7 @@ def _search_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _search_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    from detector.ops.selective_search import SelectiveSearchConfig
+    from detector.ops.selective_search_config import SelectiveSearchConfig
 
     names = (field.name for field in fields(SelectiveSearchConfig))
     return {
@@ -136,7 +136,7 @@ def _search_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _search(image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Proposals:
     # Imported here: nothing else of this package needs the compiled library.
-    from detector.ops.selective_search import SelectiveSearchConfig, selective_search
+    from detector.ops import SelectiveSearchConfig, selective_search
 
     config = SelectiveSearchConfig(**_search_fields(parameters))
     found = selective_search(image, config, parameters["seed"], parameters["max_proposals"])

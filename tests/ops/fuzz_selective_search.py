@@ -15,13 +15,8 @@ import random
 import numpy as np
 import torch
 
-from detector.ops.selective_search import (
-    COLOR_SPACES,
-    SIMILARITIES,
-    SelectiveSearchConfig,
-    SelectiveSearchResult,
-    selective_search,
-)
+from detector.ops import SelectiveSearchConfig, SelectiveSearchResult, selective_search
+from detector.ops.selective_search_config import COLOR_SPACES, SIMILARITIES
 
 MAX_SIDE = 160
 EXTREME_SHAPES = ((1, 1), (1, 3000), (3000, 1), (2, 2), (7, 900), (900, 7))

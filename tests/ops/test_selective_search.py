@@ -20,14 +20,8 @@ from torch import Tensor
 
 import detector.ops
 from detector.errors import InputError
-from detector.ops.selective_search import (
-    COLOR_SPACES,
-    PRESETS,
-    SIMILARITIES,
-    SelectiveSearchConfig,
-    SelectiveSearchResult,
-    selective_search,
-)
+from detector.ops import SelectiveSearchConfig, SelectiveSearchResult, selective_search
+from detector.ops.selective_search_config import COLOR_SPACES, PRESETS, SIMILARITIES
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "selective_search"
 SINGLE = PRESETS["reference_single"]
@@ -116,7 +110,7 @@ def test_result_is_the_same_on_every_machine() -> None:
 def ranked_by_hand(image: np.ndarray, config: SelectiveSearchConfig, seed: int) -> list[tuple[float, ...]]:
     """Priority times SplitMix64's random number, ascending; small boxes and later copies dropped."""
     boxes, priorities = torch.ops.detector.selective_search_hierarchies(
-        torch.from_numpy(image), num_threads=1, **config._strategy_arguments()
+        torch.from_numpy(image), num_threads=1, **config.strategy_arguments()
     )
     state, keyed = seed % 2**64, []
     for priority in priorities.tolist():

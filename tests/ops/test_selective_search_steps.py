@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.ops.selective_search import COLOR_SPACES, SIMILARITIES
+from detector.ops.selective_search_config import COLOR_SPACES, SIMILARITIES
 from tests.ops import selective_search_reference as reference
 
 STEPS = torch.ops.detector

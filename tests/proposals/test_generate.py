@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from detector.errors import InputError
-from detector.ops.selective_search import SelectiveSearchConfig, selective_search
+from detector.ops import SelectiveSearchConfig, selective_search
 from detector.proposals.dense import dense_proposals
 from detector.proposals.generate import content_hash, generate_store
 from detector.proposals.methods import full_parameters, store_name

@@ -70,7 +70,7 @@ class ProposalsConfig(Section):
     time_limit: Positive | None = None
     """selective_search, module:function: seconds an image may take; one that takes longer has no boxes."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """selective_search: fields of `detector.ops.selective_search.SelectiveSearchConfig` that replace the
+    """selective_search: fields of `detector.ops.SelectiveSearchConfig` that replace the
     preset's, such as ``scales`` and ``min_side``; module:function: its keyword arguments. What changes here
     is made anew; a function whose code has changed is not noticed, so give it a version here."""
     top_k_train: Count = 2000
