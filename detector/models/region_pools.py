@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detector.ops import roi_pool, spp_pool
+from detector.ops import SpatialPyramidPool, roi_pool
 
 
 class LevelPool(nn.Module):
@@ -75,22 +75,9 @@ class PyramidPooling(LevelPool):
         shrink: float | None = None,
     ) -> None:
         super().__init__()
-        self.levels = tuple(levels)
-        self.stride = stride
-        self.reduction = reduction
-        self.window = window
-        self.center = center
-        self.shrink = shrink
+        self.pyramid = SpatialPyramidPool(levels, 1.0 / stride, reduction, window, center, shrink)
         self.out_features = channels * sum(level * level for level in levels)
 
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
-        return spp_pool(
-            features,
-            rois,
-            self.levels,
-            1.0 / self.stride,
-            self.reduction,
-            self.window,
-            self.center,
-            self.shrink,
-        )
+        pooled: Tensor = self.pyramid(features, rois)
+        return pooled
