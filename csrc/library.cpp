@@ -11,8 +11,8 @@ STABLE_TORCH_LIBRARY(detector, m) {
       "roi_pool(Tensor features, Tensor rois, SymInt height, SymInt width, float scale, int rule, "
       "bool with_argmax) -> (Tensor pooled, Tensor argmax)");
   m.def(
-      "roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, SymInt batch, SymInt height, SymInt width) "
-      "-> Tensor");
+      "roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, float scale, int rule, SymInt batch, "
+      "SymInt height, SymInt width) -> Tensor");
   m.def(
       "spp_pool(Tensor features, Tensor rois, int[] levels, float[] scale, float[] center, float[] shrink, "
       "int rule, int reduction, bool with_argmax) -> (Tensor pooled, Tensor argmax)");

@@ -8,8 +8,9 @@
 
 namespace detector {
 
-// What a backend gives. Pools every RoI; both results have `shape`, whose elements are (R, then for each
-// level: C, height, width).
+// What a backend gives. Pools every RoI; the result has `shape`, whose elements are (R, then for each level: C,
+// height, width). The second result says where the maxima came from, in a form that only the backend's
+// pool_backward reads; it is empty where it was not asked for.
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
                                 torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax);
 
@@ -35,13 +36,6 @@ inline Pooling roi_pooling(int64_t height, int64_t width, double scale, int64_t 
   };
   pooling.add_level(height, width);
   return pooling;
-}
-
-// What the backward pass of a maximum needs: the argmax says the rest.
-inline Pooling roi_pooling_backward(const Tensor& grad, int64_t map_height, int64_t map_width) {
-  STD_TORCH_CHECK(grad.dim() == 4, "roi_pool_backward: the gradient must have 4 dimensions, not ",
-                  grad.dim());
-  return roi_pooling(grad.size(2), grad.size(3), 1, static_cast<int64_t>(Rule::exact), map_height, map_width);
 }
 
 inline Pooling spp_pooling(const std::vector<int64_t>& levels, const Numbers& scale, const Numbers& center,
@@ -71,9 +65,12 @@ inline std::tuple<Tensor, Tensor> roi_pool(const Tensor& features, const Tensor&
   return pool(pooling, features, rois, {rois.size(0), features.size(1), height, width}, with_argmax);
 }
 
-inline Tensor roi_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& argmax, int64_t batch,
-                                int64_t height, int64_t width) {
-  return pool_backward(roi_pooling_backward(grad, height, width), grad, rois, argmax, batch, grad.size(1));
+inline Tensor roi_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& argmax, double scale,
+                                int64_t rule, int64_t batch, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(grad.dim() == 4, "roi_pool_backward: the gradient must have 4 dimensions, not ",
+                  grad.dim());
+  const Pooling pooling = roi_pooling(grad.size(2), grad.size(3), scale, rule, height, width);
+  return pool_backward(pooling, grad, rois, argmax, batch, grad.size(1));
 }
 
 inline std::tuple<Tensor, Tensor> spp_pool(const Tensor& features, const Tensor& rois,

@@ -76,28 +76,19 @@ inline void check_inputs(const char* name, const Tensor& features, const Tensor&
 }
 
 // What the backward operators take, from whoever calls them.
-inline void check_gradient(const Pooling& pooling, const Tensor& grad, const Tensor& rois,
-                           const Tensor& argmax, int64_t batch, int64_t channels) {
+inline void check_gradient(const Pooling& pooling, const Tensor& grad, const Tensor& rois, int64_t batch,
+                           int64_t channels) {
   check_rois(pooling.name, grad, rois);
   check_map(pooling.name, pooling.y.extent, pooling.x.extent);
   STD_TORCH_CHECK(batch >= 0 && channels >= 0 && grad.numel() == rois.size(0) * channels * pooling.bins,
                   pooling.name, ": the gradient, the RoIs and the map do not belong together");
-  if (pooling.reduction == Reduction::average) return;
-  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Int && argmax.numel() == grad.numel() &&
-                      on_one_device(grad, argmax),
-                  pooling.name, ": the gradient and the kept maxima do not belong together");
-}
-
-// Empty where no gradient is needed: nothing is computed or stored then.
-inline Tensor new_argmax(const Tensor& pooled, bool with_argmax) {
-  return with_argmax ? torch::stable::new_empty(pooled, pooled.sizes(), ScalarType::Int)
-                     : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
 }
 
 // The RoIs in the type of index arithmetic.
 inline Tensor index_rois(const Tensor& features, const Tensor& rois) {
-  const bool wide = features.scalar_type() == ScalarType::Double;
-  return torch::stable::contiguous(torch::stable::to(rois, wide ? ScalarType::Double : ScalarType::Float));
+  const ScalarType type = features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const Tensor same = rois.scalar_type() == type ? rois : torch::stable::to(rois, type);
+  return same.is_contiguous() ? same : torch::stable::contiguous(same);
 }
 
 }  // namespace detector

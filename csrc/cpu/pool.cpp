@@ -113,7 +113,7 @@ DETECTOR_INLINE void take_bin(Cells<M, V>& best, const M* values, const IndexOf<
 template <Mode mode, typename M, int64_t V>
 DETECTOR_INLINE void put(const Cells<M, V>& best, Scratch<M>& scratch, int64_t bin) {
   for (int64_t v = 0; v < V; ++v) {
-    store(scratch.values.data() + (bin * V + v) * kLanes, best.value[v]);
+    store(scratch.values.data() + (bin * V + v) * kLanes, best.value[v] + M(0));  // a zero is never -0
     if (mode == Mode::argmax) store(scratch.indices.data() + (bin * V + v) * kLanes, best.index[v]);
   }
 }
@@ -262,7 +262,8 @@ std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, 
   const Regions regions = read_regions(pooling, features, rois, features.size(0));
   with_argmax = with_argmax && pooling.reduction == Reduction::max;
   Tensor pooled = torch::stable::new_empty(features, shape);
-  Tensor argmax = new_argmax(pooled, with_argmax);
+  Tensor argmax = with_argmax ? torch::stable::new_empty(pooled, pooled.sizes(), ScalarType::Int)
+                              : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
   if (pooled.numel() == 0) return {pooled, argmax};
   advise_huge_pages(pooled);
   if (with_argmax) advise_huge_pages(argmax);

@@ -136,7 +136,11 @@ DETECTOR_SPREAD(BFloat16)
 
 Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
                      int64_t batch, int64_t channels) {
-  check_gradient(pooling, grad, rois, argmax, batch, channels);
+  check_gradient(pooling, grad, rois, batch, channels);
+  STD_TORCH_CHECK(pooling.reduction == Reduction::average ||
+                      (argmax.scalar_type() == ScalarType::Int && argmax.numel() == grad.numel() &&
+                       on_one_device(grad, argmax)),
+                  pooling.name, ": the gradient and the kept maxima do not belong together");
   const Regions regions = read_regions(pooling, grad, rois, batch);
   const Tensor grads = torch::stable::contiguous(grad), cells = torch::stable::contiguous(argmax);
   const bool average = pooling.reduction == Reduction::average;

@@ -1,166 +1,369 @@
-// A block takes one RoI and 64 channels. The map is channels-last, so a warp reads 32 channels of a cell at
-// once; bins gather in shared memory and leave it transposed, so that writes are whole lines as well.
+// A block takes one RoI and one group of channels, a warp one bin at a time. Maxima are taken over windows of 2 x 2
+// cells, four windows at a time. A level of a pyramid whose bins are unions of a finer level's bins is made of those.
+// Bins gather in a tile in shared memory in the order of the output, and leave it together.
 
-#include "cuda/pool.h"
+#include "cuda/packed_map.h"
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
+
+#include <algorithm>
+#include <vector>
 
 namespace detector {
 namespace {
 
 enum class Mode { max, argmax, average };
 
-constexpr int64_t kThreads = 256;
-constexpr int64_t kPerLane = 2;                  // channels a lane holds, a warp's width apart
-constexpr int64_t kChannels = kPerLane * kWarp;  // channels of a block
-constexpr int64_t kRow = kChannels + 1;          // a tile's row, padded: its columns lie in different banks
-constexpr int64_t kMaxEdges = 1024;              // that fit beside the tile in 48 KiB of shared memory
+constexpr int kMaxWarps = 16;
+constexpr int kFewWarps = 5;  // of a block, where many blocks share a multiprocessor
 
-// Bins held in shared memory at a time.
-template <typename M>
-constexpr int64_t kTileBins = 256 / sizeof(M);
-
-template <typename scalar_t>
-struct Job {
-  Geometry geometry;
-  const scalar_t* map;  // (N, H, W, C), images `image_stride` and cells `cell_stride` apart
-  int64_t image_stride;
-  int64_t cell_stride;
-  int64_t channels;
-  const Compute<scalar_t>* rois;
-  const int32_t* images;
-  scalar_t* pooled;
-  int32_t* argmax;
+// Where a level's bins come from: the map, or the bins of a finer level. A level of depth d is made of one of depth
+// d - 1; of the map itself are those of depth 0.
+struct Step {
+  int8_t source;
+  int8_t depth;
 };
 
-// One bin of all the block's channels, by one warp.
-template <typename scalar_t, Mode mode>
-__device__ void pool_bin(const Job<scalar_t>& job, const scalar_t* image, Edge row, Edge column,
-                         int64_t channels, Compute<scalar_t>* values, int32_t* indices) {
-  using M = Compute<scalar_t>;
-  const int lane = threadIdx.x % kWarp;
-  M best[kPerLane];
-  int32_t where[kPerLane];
-  for (int v = 0; v < kPerLane; ++v) best[v] = mode == Mode::average ? M(0) : M(kLowest), where[v] = -1;
-  for (int64_t y = row.begin; y < row.end; ++y)
-    for (int64_t x = column.begin; x < column.end; ++x) {
-      const int64_t cell = y * job.geometry.x.extent + x;
+template <typename scalar_t, typename place_t>
+struct Job {
+  Geometry geometry;
+  const Compute<scalar_t>* rois;
+  int64_t images;
+  const scalar_t* cells;  // (N, H, W, slots)
+  const scalar_t* windows;
+  const place_t* window_places;
+  int64_t image_stride;
+  int slots;
+  int channels;
+  int tile_bins;  // of a block
+  Step steps[kMaxLevels];
+  int depth;  // the largest of any level
+  scalar_t* pooled;
+  place_t* places;  // (R, bins, slots)
+};
+
+template <typename scalar_t>
+__device__ __forceinline__ void take(Channels<scalar_t>& best, const Channels<scalar_t>& value) {
 #pragma unroll
-      for (int v = 0; v < kPerLane; ++v) {
-        if (lane + v * kWarp >= channels) continue;
-        const M value = static_cast<M>(image[cell * job.cell_stride + lane + v * kWarp]);
-        if (mode == Mode::average) {
-          best[v] += value;
-        } else if (value > best[v]) {
-          best[v] = value;
-          where[v] = static_cast<int32_t>(cell);
+  for (int k = 0; k < kPack<scalar_t>; ++k) {
+    if constexpr (std::is_same_v<scalar_t, float>) {
+      best.at[k] = fmaxf(best.at[k], value.at[k]);
+    } else {
+      best.at[k] = value.at[k] > best.at[k] ? value.at[k] : best.at[k];
+    }
+  }
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define DETECTOR_TAKE_HALF(scalar_t, type)                                                          \
+  template <>                                                                                       \
+  __device__ __forceinline__ void take(Channels<scalar_t>& best, const Channels<scalar_t>& value) { \
+    auto* to = reinterpret_cast<unsigned*>(&best);                                                  \
+    const auto* from = reinterpret_cast<const unsigned*>(&value);                                   \
+    _Pragma("unroll") for (int k = 0; k < 4; ++k)                                                   \
+        asm("max." type " %0, %0, %1;" : "+r"(to[k]) : "r"(from[k]));                               \
+  }
+DETECTOR_TAKE_HALF(c10::Half, "f16x2")
+DETECTOR_TAKE_HALF(c10::BFloat16, "bf16x2")
+#undef DETECTOR_TAKE_HALF
+#endif
+
+// Maxima of a lane's channels and the first places in row-major order that hold them.
+template <typename scalar_t, typename place_t>
+struct Maxima {
+  using M = Compute<scalar_t>;
+  static constexpr int n = kPack<scalar_t>;
+  using Places = Pack<place_t, n>;
+  Channels<scalar_t> value;
+  uint32_t place[n];
+
+  __device__ __forceinline__ Maxima() {
+#pragma unroll
+    for (int k = 0; k < n; ++k) {
+      value.at[k] = static_cast<scalar_t>(kLowest);
+      place[k] = kNowhere<place_t>;
+    }
+  }
+
+  // Takes more values; for their places asks place_of(which of the values, which channel).
+  template <bool with_places, int count, typename F>
+  __device__ __forceinline__ void take_all(const Channels<scalar_t> (&values)[count], const F& place_of) {
+    const Channels<scalar_t> before = value;
+#pragma unroll
+    for (int i = 0; i < count; ++i) take<scalar_t>(value, values[i]);
+    if constexpr (with_places) {
+#pragma unroll
+      for (int k = 0; k < n; ++k) {
+        const M greatest = static_cast<M>(value.at[k]);
+        if (greatest > static_cast<M>(before.at[k])) place[k] = kNowhere<place_t>;
+#pragma unroll
+        for (int i = 0; i < count; ++i)
+          if (static_cast<M>(values[i].at[k]) == greatest) place[k] = min(place[k], uint32_t(place_of(i, k)));
+      }
+    }
+  }
+
+  // Only a value greater than the lowest has a place.
+  __device__ __forceinline__ Places places() const {
+    Places result;
+#pragma unroll
+    for (int k = 0; k < n; ++k)
+      result.at[k] = static_cast<M>(value.at[k]) > M(static_cast<scalar_t>(kLowest)) ? static_cast<place_t>(place[k])
+                                                                                     : kNowhere<place_t>;
+    return result;
+  }
+};
+
+// A lane's channels of the RoI's image. Offsets within an image fit into an int.
+template <typename scalar_t, typename place_t>
+struct Image {
+  const scalar_t* cells;
+  const scalar_t* windows;
+  const place_t* window_places;
+  int slots;
+  int line;  // elements of a row
+
+  template <bool with_places>
+  __device__ __forceinline__ Maxima<scalar_t, place_t> maxima(Edge row, Edge column) const {
+    using Places = Pack<place_t, kPack<scalar_t>>;
+    const bool windowed = windows != nullptr && row.end - row.begin > 1 && column.end - column.begin > 1;
+    const int step = windowed ? 2 : 1, last_y = row.end - step, last_x = column.end - step;
+    const scalar_t* map = windowed ? windows : cells;
+    Maxima<scalar_t, place_t> best;
+    for (int y = row.begin; y < row.end; y += 2 * step) {
+      const int ys[2] = {min(y, last_y), min(y + step, last_y)};
+      for (int x = column.begin; x < column.end; x += 2 * step) {
+        const int xs[2] = {min(x, last_x), min(x + step, last_x)};
+        int at[4];
+        Channels<scalar_t> values[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          at[i] = ys[i / 2] * line + xs[i % 2] * slots;
+          values[i] = load<Channels<scalar_t>>(map + at[i]);
+        }
+        if (with_places && windowed) {
+          Places places[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) places[i] = load<Places>(window_places + at[i]);
+          best.template take_all<with_places>(values, [&](int i, int k) { return places[i].at[k]; });
+        } else {
+          best.template take_all<with_places>(values,
+                                              [&](int i, int) { return place_at<place_t>(ys[i / 2], xs[i % 2]); });
         }
       }
     }
-  const bool empty = row.begin >= row.end || column.begin >= column.end;
-  const M count = static_cast<M>(int64_t(row.end - row.begin) * (column.end - column.begin));
-  for (int v = 0; v < kPerLane; ++v) {
-    values[lane + v * kWarp] = empty ? M(0) : (mode == Mode::average ? best[v] / count : best[v]);
-    if (mode == Mode::argmax) indices[lane + v * kWarp] = where[v];
+    return best;
   }
-}
 
-__device__ const Level& level_of(const Geometry& geometry, int64_t bin) {
-  int64_t level = 0;
-  while (level + 1 < geometry.level_count && geometry.levels[level + 1].first_bin <= bin) ++level;
-  return geometry.levels[level];
-}
-
-// Writes the bins first .. last of a level: threads run over bins, the innermost axis of the output.
-template <typename scalar_t, Mode mode>
-__device__ void write_level(const Job<scalar_t>& job, const Level& level, int64_t first, int64_t last,
-                            int64_t roi, int64_t first_channel, int64_t channels,
-                            const Compute<scalar_t>* values, const int32_t* indices) {
-  const int64_t bins = level.height * level.width, count = last - first;
-  const int64_t out = (roi * job.geometry.bins + level.first_bin) * job.channels + first_channel * bins;
-  for (int64_t i = threadIdx.x; i < channels * count; i += blockDim.x) {
-    const int64_t channel = i / count, bin = i % count;
-    const int64_t to = out + channel * bins + first - level.first_bin + bin;
-    job.pooled[to] = static_cast<scalar_t>(values[bin * kRow + channel]);
-    if (mode == Mode::argmax) job.argmax[to] = indices[bin * kRow + channel];
-  }
-}
-
-template <typename scalar_t, Mode mode>
-__global__ void __launch_bounds__(kThreads) pool_kernel(const __grid_constant__ Job<scalar_t> job) {
-  using M = Compute<scalar_t>;
-  __shared__ M values[kTileBins<M> * kRow];
-  __shared__ int32_t indices[mode == Mode::argmax ? kTileBins<M> * kRow : 1];
-  extern __shared__ Edge edges[];
-  const Geometry& geometry = job.geometry;
-  const int64_t roi = blockIdx.x, first_channel = blockIdx.y * kChannels;
-  const int64_t channels = min(kChannels, job.channels - first_channel);
-  const int32_t image_index = job.images[roi];
-
-  for (int64_t l = 0; l < geometry.level_count; ++l) {
-    const Level& level = geometry.levels[l];
-    for (int64_t i = threadIdx.x; i < level.height + level.width; i += blockDim.x)
-      edges[level.first_edge + i] =
-          image_index < 0 ? Edge{0, 0} : edge_of(geometry, level, job.rois + 5 * roi, i);
-  }
-  __syncthreads();
-  const scalar_t* image = job.map + (image_index < 0 ? 0 : image_index) * job.image_stride + first_channel;
-  for (int64_t begin = 0; begin < geometry.bins; begin += kTileBins<M>) {
-    const int64_t end = min(begin + kTileBins<M>, geometry.bins);
-    for (int64_t bin = begin + threadIdx.x / kWarp; bin < end; bin += kThreads / kWarp) {
-      const Level& level = level_of(geometry, bin);
-      const int64_t at = bin - level.first_bin, tile = (bin - begin) * kRow;
-      const Edge* rows = edges + level.first_edge;
-      pool_bin<scalar_t, mode>(job, image, rows[at / level.width], rows[level.height + at % level.width],
-                               channels, values + tile, indices + (mode == Mode::argmax ? tile : 0));
+  // Summed cell by cell in row-major order, as on the CPU.
+  __device__ __forceinline__ Channels<scalar_t> average(Edge row, Edge column) const {
+    using M = Compute<scalar_t>;
+    M sum[kPack<scalar_t>] = {};
+    for (int y = row.begin; y < row.end; ++y) {
+#pragma unroll 4
+      for (int x = column.begin; x < column.end; ++x) {
+        const auto value = load<Channels<scalar_t>>(cells + y * line + x * slots);
+#pragma unroll
+        for (int k = 0; k < kPack<scalar_t>; ++k) sum[k] += static_cast<M>(value.at[k]);
+      }
     }
-    __syncthreads();
-    for (int64_t l = 0; l < geometry.level_count; ++l) {
-      const Level& level = geometry.levels[l];
-      const int64_t first = max(begin, level.first_bin);
-      const int64_t last = min(end, level.first_bin + level.height * level.width);
-      if (first < last)
-        write_level<scalar_t, mode>(job, level, first, last, roi, first_channel, channels,
-                                    values + (first - begin) * kRow,
-                                    indices + (mode == Mode::argmax ? (first - begin) * kRow : 0));
-    }
-    __syncthreads();
+    const M count = static_cast<M>((row.end - row.begin) * (column.end - column.begin));
+    Channels<scalar_t> result;
+#pragma unroll
+    for (int k = 0; k < kPack<scalar_t>; ++k) result.at[k] = static_cast<scalar_t>(sum[k] / count);
+    return result;
   }
-}
+};
 
+// A lane's channels in a part of a tile: rows of the tile kWarp apart.
 template <typename scalar_t>
-void run(const Pooling& pooling, const Tensor& map, const Tensor& rois, const Tensor& images,
-         const Tensor& pooled, const Tensor& argmax, bool with_argmax) {
-  const Job<scalar_t> job{
-      geometry_of(pooling),
-      static_cast<const scalar_t*>(map.data_ptr()),
-      map.stride(0),
-      map.stride(3),
-      map.size(1),
-      static_cast<const Compute<scalar_t>*>(rois.data_ptr()),
-      static_cast<const int32_t*>(images.data_ptr()),
-      static_cast<scalar_t*>(pooled.data_ptr()),
-      with_argmax ? static_cast<int32_t*>(argmax.data_ptr()) : nullptr,
-  };
-  const dim3 grid(rois.size(0), (job.channels + kChannels - 1) / kChannels);
-  const size_t shared = pooling.edges * sizeof(Edge);
-  const cudaStream_t stream = current_stream(map);
-  if (pooling.reduction == Reduction::average)
-    pool_kernel<scalar_t, Mode::average><<<grid, kThreads, shared, stream>>>(job);
-  else if (with_argmax)
-    pool_kernel<scalar_t, Mode::argmax><<<grid, kThreads, shared, stream>>>(job);
-  else
-    pool_kernel<scalar_t, Mode::max><<<grid, kThreads, shared, stream>>>(job);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+struct Column {
+  scalar_t* first;
+  int step;
+
+  __device__ __forceinline__ Column(scalar_t* part, int row)
+      : first(part + threadIdx.x % kWarp * row), step(kWarp * row) {}
+  __device__ __forceinline__ void put(int bin, const Channels<scalar_t>& value) const {
+#pragma unroll
+    for (int k = 0; k < kPack<scalar_t>; ++k) first[bin + k * step] = value.at[k];
+  }
+  __device__ __forceinline__ Channels<scalar_t> get(int bin) const {
+    Channels<scalar_t> value;
+#pragma unroll
+    for (int k = 0; k < kPack<scalar_t>; ++k) value.at[k] = first[bin + k * step];
+    return value;
+  }
+};
+
+// Calls f(bin, its row p and column q in the grid) for the warp's bins among begin .. end of a level.
+template <typename F>
+__device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, int end, const F& f) {
+  const int width = static_cast<int>(level.width), warps = blockDim.x / kWarp;
+  int bin = begin + threadIdx.x / kWarp;
+  int p = bin / width, q = bin % width;
+  for (; bin < end; bin += warps) {
+    f(bin, p, q);
+    q += warps;
+    while (q >= width) q -= width, ++p;
+  }
 }
 
-// The map with the channels of a cell side by side: itself where they are so already, else one copy.
-Tensor channels_last(const Tensor& features) {
-  const bool already = features.stride(1) == 1 && features.stride(2) == features.stride(3) * features.size(3);
-  return already ? features
-                 : torch::stable::contiguous(features, torch::headeronly::MemoryFormat::ChannelsLast);
+template <typename scalar_t, Mode mode, typename place_t>
+__device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job, const Level& level, const Edge* edges,
+                                              const Image<scalar_t, place_t>& image, int begin, int end,
+                                              const Column<scalar_t>& column, place_t* places) {
+  const Edge* rows = edges + level.first_edge;
+  const Edge* columns = rows + level.height;
+  each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
+    const Edge y = rows[p], x = columns[q];
+    Channels<scalar_t> value;
+    if constexpr (mode == Mode::average) {
+      value = image.average(y, x);
+    } else {
+      const auto best = image.template maxima<mode == Mode::argmax>(y, x);
+      value = best.value;
+      if constexpr (mode == Mode::argmax) store(places + (level.first_bin + bin) * job.slots, best.places());
+    }
+    // Coarser levels are made of the maxima as they are.
+    column.put(bin - begin, job.depth == 0 && is_empty(y, x) ? Channels<scalar_t>{} : value);
+  });
+}
+
+template <typename scalar_t, Mode mode, typename place_t>
+__device__ __forceinline__ void pool_from_level(const Job<scalar_t, place_t>& job, const Level& level,
+                                                const Level& source, const Column<scalar_t>& from, int begin, int end,
+                                                const Column<scalar_t>& to, place_t* places) {
+  using Places = Pack<place_t, kPack<scalar_t>>;
+  const int tall = int(source.height) / int(level.height), wide = int(source.width) / int(level.width);
+  each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
+    Maxima<scalar_t, place_t> best;
+    for (int i = p * tall; i < (p + 1) * tall; ++i)
+#pragma unroll 3
+      for (int j = q * wide; j < (q + 1) * wide; ++j) {
+        const int at = i * int(source.width) + j;
+        const Channels<scalar_t> values[1] = {from.get(at)};
+        Places place{};
+        if constexpr (mode == Mode::argmax) place = load<Places>(places + (source.first_bin + at) * job.slots);
+        best.template take_all<mode == Mode::argmax>(values, [&](int, int k) { return place.at[k]; });
+      }
+    if constexpr (mode == Mode::argmax) store(places + (level.first_bin + bin) * job.slots, best.places());
+    to.put(bin, best.value);
+  });
+}
+
+template <typename scalar_t, Mode mode, typename place_t>
+__global__ void __launch_bounds__(kMaxWarps* kWarp) pool_kernel(const __grid_constant__ Job<scalar_t, place_t> job) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const Geometry& geometry = job.geometry;
+  Edge* edges = reinterpret_cast<Edge*>(shared);
+  scalar_t* tile = reinterpret_cast<scalar_t*>(shared + edge_bytes(geometry));
+  const int64_t roi = blockIdx.x;
+  const int group = blockIdx.y * kGroup<scalar_t>, lane = group + threadIdx.x % kWarp * kPack<scalar_t>;
+  const int first = blockIdx.z * job.tile_bins, last = min(first + job.tile_bins, geometry.bins);
+
+  const int64_t image = max(read_roi(geometry, job.rois + 5 * roi, job.images, edges), 0) * job.image_stride + lane;
+  const Image<scalar_t, place_t> map{job.cells + image, job.windows == nullptr ? nullptr : job.windows + image,
+                                     mode == Mode::argmax ? job.window_places + image : nullptr, job.slots,
+                                     static_cast<int>(geometry.x.extent) * job.slots};
+  place_t* places = mode == Mode::argmax ? job.places + roi * geometry.bins * job.slots + lane : nullptr;
+  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
+    if (mode != Mode::average && job.steps[l].depth > 0) return;
+    pool_from_map<scalar_t, mode>(job, geometry.levels[l], edges, map, begin, end,
+                                  Column<scalar_t>(tile + offset, row), places);
+  });
+  __syncthreads();
+  if constexpr (mode != Mode::average) {
+    for (int depth = 1; depth <= job.depth; ++depth) {  // then one tile holds all bins
+      for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
+        if (job.steps[l].depth != depth) return;
+        for_each_part<scalar_t>(geometry, first, last, [&](int source, int, int, int from, int from_row) {
+          if (source == job.steps[l].source)
+            pool_from_level<scalar_t, mode>(job, geometry.levels[l], geometry.levels[source],
+                                            Column<scalar_t>(tile + from, from_row), begin, end,
+                                            Column<scalar_t>(tile + offset, row), places);
+        });
+      });
+      __syncthreads();
+    }
+    if (job.depth > 0) {
+      for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
+        const Level& level = geometry.levels[l];
+        const Edge* rows = edges + level.first_edge;
+        each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
+          if (is_empty(rows[p], rows[level.height + q])) Column<scalar_t>(tile + offset, row).put(bin, {});
+        });
+      });
+      __syncthreads();
+    }
+  }
+  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
+    const Level& level = geometry.levels[l];
+    const int64_t count = level.height * level.width;
+    scalar_t* out = job.pooled + (roi * geometry.bins + level.first_bin) * job.channels + group * count + begin;
+    move_rows<true>(out, count, tile + offset, row, min(kGroup<scalar_t>, job.channels - group), end - begin);
+  });
+}
+
+// A level whose grid divides a finer one's is the maximum over that one's bins, as in the CPU's plan.
+template <typename scalar_t, typename place_t>
+void plan(const Pooling& pooling, Job<scalar_t, place_t>& job) {
+  const Geometry& geometry = job.geometry;
+  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe || pooling.rule == Rule::partition ||
+      geometry.bins > job.tile_bins)
+    return;
+  const auto bins = [&](int l) { return geometry.levels[l].height * geometry.levels[l].width; };
+  std::vector<int> order;
+  for (int l = 0; l < geometry.level_count; ++l) order.push_back(l);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return bins(a) > bins(b); });
+  for (size_t i = 0; i < order.size(); ++i)
+    for (size_t j = 0; j < i; ++j) {  // the coarsest that will do is the cheapest
+      const Level &level = geometry.levels[order[i]], &finer = geometry.levels[order[j]];
+      if (finer.height % level.height != 0 || finer.width % level.width != 0) continue;
+      job.steps[order[i]] = {int8_t(order[j]), int8_t(job.steps[order[j]].depth + 1)};
+    }
+  for (const Step& step : job.steps) job.depth = std::max(job.depth, int(step.depth));
+}
+
+template <typename scalar_t, Mode mode, typename place_t>
+void run(const Pooling& pooling, const Geometry& geometry, const Tensor& features, const Tensor& rois,
+         const Tensor& pooled, const Tensor& places) {
+  const int64_t count = rois.size(0), map_cells = pooling.y.extent * pooling.x.extent;
+  // To make a window costs about as much as to pool a bin.
+  const bool windows = mode != Mode::average && count * pooling.bins >= features.size(0) * map_cells;
+  const PackedMap map = pack_map(
+      pooling, features,
+      !windows ? Windows::none : (mode == Mode::argmax ? Windows::places : Windows::values));
+  const Split split = split_of<scalar_t>(geometry, count, map.slots);
+  Job<scalar_t, place_t> job{
+      geometry,
+      static_cast<const Compute<scalar_t>*>(rois.data_ptr()),
+      features.size(0),
+      static_cast<const scalar_t*>(map.cells),
+      static_cast<const scalar_t*>(map.windows),
+      static_cast<const place_t*>(map.places),
+      map_cells * map.slots,
+      map.slots,
+      static_cast<int>(features.size(1)),
+      split.tile_bins,
+      {},
+      0,
+      static_cast<scalar_t*>(pooled.data_ptr()),
+      mode == Mode::argmax ? static_cast<place_t*>(places.data_ptr()) : nullptr,
+  };
+  plan(pooling, job);
+  int widest = 0;  // bins that a block takes from the map, of one level
+  for (int l = 0; l < geometry.level_count; ++l)
+    if (job.steps[l].depth == 0)
+      widest = std::max(widest, std::min(split.tile_bins, int(geometry.levels[l].height * geometry.levels[l].width)));
+  // As many warps as share the bins evenly; where there are few blocks, more of them.
+  const int64_t blocks = int64_t(split.grid.x) * split.grid.y * split.grid.z;
+  const int most = blocks < 1024 ? kMaxWarps : kFewWarps, rounds = (widest + most - 1) / most;
+  const int warps = (widest + rounds - 1) / rounds;
+  pool_kernel<scalar_t, mode, place_t>
+      <<<split.grid, warps * kWarp, split.shared, current_stream(features)>>>(job);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace
@@ -168,19 +371,28 @@ Tensor channels_last(const Tensor& features) {
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
                                 torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  STD_TORCH_CHECK(pooling.edges <= kMaxEdges, pooling.name, ": on CUDA a RoI has at most ", kMaxEdges,
-                  " bin edges, not ", pooling.edges);
-  with_argmax = with_argmax && pooling.reduction == Reduction::max;
-  Tensor pooled = torch::stable::new_empty(features, shape);
-  Tensor argmax = new_argmax(pooled, with_argmax);
-  if (pooled.numel() == 0) return {pooled, argmax};
-  const Tensor boxes = index_rois(features, rois);
-  const Tensor images = images_of(pooling, boxes, features.size(0));
-  const Tensor map = channels_last(features);
-  THO_DISPATCH_V2(features.scalar_type(), "region pooling",
-                  AT_WRAP(([&] { run<scalar_t>(pooling, map, boxes, images, pooled, argmax, with_argmax); })),
+  const Geometry geometry = geometry_of(pooling);
+  const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
+  with_argmax = with_argmax && !average;
+  Tensor pooled = torch::stable::new_empty(features, shape), places;
+  THO_DISPATCH_V2(features.scalar_type(), "region pooling", AT_WRAP(([&] {
+                    const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
+                    const int64_t slots = slots_of<scalar_t>(features.size(1));
+                    places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
+                                         : torch::stable::new_empty(pooled, {0}, type);
+                    if (pooled.numel() == 0) return;
+                    const Tensor rows = index_rois(features, rois);
+                    if (average)
+                      run<scalar_t, Mode::average, uint16_t>(pooling, geometry, features, rows, pooled, places);
+                    else if (!with_argmax)
+                      run<scalar_t, Mode::max, uint16_t>(pooling, geometry, features, rows, pooled, places);
+                    else if (small)
+                      run<scalar_t, Mode::argmax, uint16_t>(pooling, geometry, features, rows, pooled, places);
+                    else
+                      run<scalar_t, Mode::argmax, uint32_t>(pooling, geometry, features, rows, pooled, places);
+                  })),
                   AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
-  return {pooled, argmax};
+  return {pooled, places};
 }
 
 }  // namespace detector

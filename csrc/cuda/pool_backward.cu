@@ -1,6 +1,6 @@
-// A warp takes one channel of one image, or a part of its cells, and adds up in shared memory. It walks RoIs
-// and bins in order; where several of its lanes meet in one cell they take turns. So no sum depends on
-// timing.
+// A block takes a tile of 2 x 8 cells and some channels, two per thread. It lists the bins that reach into the tile, RoI
+// by RoI in ascending order, and walks through the list; every thread adds to its own channels' cells. So the sum of a
+// cell has one order, that of the CPU, and no two threads meet in one.
 
 #include "cuda/pool.h"
 
@@ -11,153 +11,437 @@
 namespace detector {
 namespace {
 
-constexpr int64_t kWarps = 4;  // of a block; each has its own cells
-constexpr int64_t kSharedBytes = 48 << 10;
-constexpr unsigned kAll = 0xffffffffu;
+constexpr int kTileHeight = 2;  // powers of two
+constexpr int kTileWidth = 8;
+constexpr int kCells = kTileHeight * kTileWidth;
+constexpr int kThreads = 128;
+constexpr int kPerThread = 2;  // channels
+constexpr int kSlots = kThreads * kPerThread;
+constexpr int kList = 1024;  // bins listed at a time
+constexpr int kAhead = 8;    // bins whose gradients are loaded together
+constexpr int kTurnThreads = 256;
 
 template <typename scalar_t>
+struct TurnJob {
+  Geometry geometry;
+  const Compute<scalar_t>* rois;
+  int64_t images;
+  int slots;
+  int channels;
+  int tile_bins;
+  const scalar_t* grad;
+  void* turned;
+  Edge* edges;             // (R, geometry.edges)
+  int32_t* image_of_roi;  // (R,)
+};
+
+// Writes the gradient with the channels innermost, from (R, then for each level C, bins) to (R, bins, slots); of an
+// average each bin's share per cell, in the type of arithmetic. Also writes the RoIs' edges and images.
+template <typename scalar_t, bool average>
+__global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constant__ TurnJob<scalar_t> job) {
+  using Share = std::conditional_t<average, Compute<scalar_t>, scalar_t>;
+  extern __shared__ __align__(16) unsigned char shared[];
+  const Geometry& geometry = job.geometry;
+  Edge* edges = reinterpret_cast<Edge*>(shared);
+  scalar_t* tile = reinterpret_cast<scalar_t*>(shared + edge_bytes(geometry));
+  const int64_t roi = blockIdx.x;
+  const int group = blockIdx.y * kGroup<scalar_t>, channels = min(kGroup<scalar_t>, job.channels - group);
+  const int first = blockIdx.z * job.tile_bins, last = min(first + job.tile_bins, geometry.bins);
+  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
+    const Level& level = geometry.levels[l];
+    const int64_t count = level.height * level.width;
+    auto* from = const_cast<scalar_t*>(job.grad) + (roi * geometry.bins + level.first_bin) * job.channels;
+    move_rows<false>(from + group * count + begin, count, tile + offset, row, channels, end - begin);
+  });
+  const bool leads = blockIdx.y == 0 && blockIdx.z == 0;  // among the blocks of this RoI
+  if (average || leads) {
+    const int32_t image = read_roi(geometry, job.rois + 5 * roi, job.images, edges);
+    if (leads) {
+      for (int i = threadIdx.x; i < geometry.edges; i += kTurnThreads) job.edges[roi * geometry.edges + i] = edges[i];
+      if (threadIdx.x == 0) job.image_of_roi[roi] = image;
+    }
+  }
+  __syncthreads();
+  const int lane = threadIdx.x % kWarp;
+  auto* to = static_cast<Share*>(job.turned) + roi * geometry.bins * job.slots + group + lane * kPack<scalar_t>;
+  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
+    const Level& level = geometry.levels[l];
+    const Edge* rows = edges + level.first_edge;
+    for (int bin = begin + threadIdx.x / kWarp; bin < end; bin += kTurnThreads / kWarp) {
+      Pack<Share, kPack<scalar_t>> value{};
+#pragma unroll
+      for (int k = 0; k < kPack<scalar_t>; ++k)
+        if (lane + k * kWarp < channels)
+          value.at[k] = static_cast<Share>(tile[offset + (lane + k * kWarp) * row + bin - begin]);
+      if constexpr (average) {
+        const Edge y = rows[bin / level.width], x = rows[level.height + bin % level.width];
+        const auto cells = static_cast<Share>((y.end - y.begin) * (x.end - x.begin));
+#pragma unroll
+        for (int k = 0; k < kPack<scalar_t>; ++k) value.at[k] /= cells;
+      }
+      store(to + (level.first_bin + bin) * job.slots, value);
+    }
+  });
+}
+
+template <typename scalar_t, typename share_t, typename place_t>
 struct Job {
   Geometry geometry;
-  const scalar_t* grad;
-  const int32_t* argmax;
-  const Compute<scalar_t>* rois;
+  const share_t* shares;  // (R, bins, slots)
+  const place_t* places;  // likewise
+  const Edge* edges;
   const int32_t* images;
-  int64_t roi_count;
-  int64_t batch;
-  int64_t channels;
-  int64_t plane;       // cells
-  int64_t tile;        // cells a warp sums
-  int64_t tile_count;  // of a plane
+  int rois;
+  int channels;
+  int slots;
   scalar_t* out;
 };
 
-// Adds each lane's gradient to its cell of `sums`, lower lanes first; a cell outside [0, tile) is left out.
-template <typename M>
-__device__ void add_in_order(M* sums, int64_t tile, int64_t cell, M grad) {
-  const unsigned lane = threadIdx.x % kWarp;
-  const bool inside = cell >= 0 && cell < tile;
-  const unsigned same = __match_any_sync(kAll, inside ? static_cast<int>(cell) : -1 - static_cast<int>(lane));
-  const int turn = __popc(same & ((1u << lane) - 1));
-  for (int now = 0; __any_sync(kAll, inside && turn >= now); ++now) {
-    if (inside && turn == now) sums[cell] += grad;
-    __syncwarp();
-  }
-}
+struct Tile {
+  int y, x;
+};
 
-template <typename scalar_t>
-__device__ void scatter_roi(const Job<scalar_t>& job, int64_t roi, int64_t channel, int64_t first_cell,
-                            Compute<scalar_t>* sums) {
-  const int64_t lane = threadIdx.x % kWarp;
-  for (int64_t l = 0; l < job.geometry.level_count; ++l) {
-    const Level& level = job.geometry.levels[l];
-    const int64_t bins = level.height * level.width;
-    const int64_t at = (roi * job.geometry.bins + level.first_bin) * job.channels + channel * bins;
-    for (int64_t begin = 0; begin < bins; begin += kWarp) {
-      const bool mine = begin + lane < bins;
-      const int64_t cell = mine ? job.argmax[at + begin + lane] : -1;
-      const auto grad = static_cast<Compute<scalar_t>>(mine ? job.grad[at + begin + lane] : scalar_t(0));
-      add_in_order(sums, job.tile, cell < 0 ? -1 : cell - first_cell, grad);
-    }
-  }
-}
+// A run of neighbours [begin, end).
+struct Run {
+  int begin, end;
+  __device__ __forceinline__ int size() const { return max(end - begin, 0); }
+};
 
-template <typename scalar_t>
-__device__ void spread_roi(const Job<scalar_t>& job, int64_t roi, int64_t channel, int64_t first_cell,
-                           Compute<scalar_t>* sums) {
-  using M = Compute<scalar_t>;
-  const M* box = job.rois + 5 * roi;
-  for (int64_t l = 0; l < job.geometry.level_count; ++l) {
-    const Level& level = job.geometry.levels[l];
-    const int64_t bins = level.height * level.width;
-    const int64_t at = (roi * job.geometry.bins + level.first_bin) * job.channels + channel * bins;
-    for (int64_t bin = 0; bin < bins; ++bin) {
-      const Edge row = edge_of(job.geometry, level, box, bin / level.width);
-      const Edge column = edge_of(job.geometry, level, box, level.height + bin % level.width);
-      if (row.begin >= row.end || column.begin >= column.end) continue;
-      const int64_t width = column.end - column.begin, cells = (row.end - row.begin) * width;
-      const M share = static_cast<M>(job.grad[at + bin]) / static_cast<M>(cells);
-      for (int64_t i = threadIdx.x % kWarp; i < cells; i += kWarp) {
-        const int64_t cell =
-            (row.begin + i / width) * job.geometry.x.extent + column.begin + i % width - first_cell;
-        if (cell >= 0 && cell < job.tile) sums[cell] += share;
+// Which of n bins of an axis reach into cells begin .. end. Their edges ascend, so the bins are neighbours; some of
+// them may be empty.
+__device__ __forceinline__ Run reaching(const Edge* edges, int n, int begin, int end) {
+  constexpr int kTogether = 4;
+  Run run{n, 0};
+  for (int i = 0; i < n; i += kTogether) {
+    Edge some[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) some[j] = edges[min(i + j, n - 1)];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j)
+      if (some[j].begin < some[j].end && some[j].begin < end && some[j].end > begin) {
+        run.begin = min(run.begin, i + j);
+        run.end = min(i + j, n - 1) + 1;
       }
-      __syncwarp();
-    }
+  }
+  return run;
+}
+
+// Calls f(level, rows of its grid, columns of its grid) for the bins of a RoI that reach into a tile.
+template <typename F>
+__device__ __forceinline__ void each_level_in_tile(const Geometry& geometry, const Edge* edges, Tile tile, const F& f) {
+  for (int l = 0; l < geometry.level_count; ++l) {
+    const Level& level = geometry.levels[l];
+    const int height = static_cast<int>(level.height), width = static_cast<int>(level.width);
+    const Edge* rows = edges + level.first_edge;
+    const Edge* columns = rows + height;
+    if (rows[height - 1].end <= tile.y || rows[0].begin >= tile.y + kTileHeight) continue;
+    if (columns[width - 1].end <= tile.x || columns[0].begin >= tile.x + kTileWidth) continue;
+    f(level, reaching(rows, height, tile.y, tile.y + kTileHeight),
+      reaching(columns, width, tile.x, tile.x + kTileWidth));
   }
 }
 
-template <typename scalar_t, bool average>
-__global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(const __grid_constant__ Job<scalar_t> job) {
+// The cells of an axis of a tile that lie in a bin, one bit each.
+__device__ __forceinline__ unsigned cells_of(Edge edge, int begin, int size) {
+  const int first = max(edge.begin - begin, 0), last = min(edge.end - begin, size);
+  return first < last ? (1u << last) - (1u << first) : 0;
+}
+
+// A bin that reaches into a tile: its row of the shares, and the tile's cells in it, one bit each.
+struct Entry {
+  int32_t bin;
+  uint32_t cells;
+};
+
+__device__ __forceinline__ Entry entry_of(Tile tile, int bin, Edge row, Edge column) {
+  const unsigned columns = cells_of(column, tile.x, kTileWidth), rows = cells_of(row, tile.y, kTileHeight);
+  unsigned cells = 0;
+  for (int y = 0; y < kTileHeight; ++y)
+    if (rows >> y & 1) cells |= columns << y * kTileWidth;
+  return {bin, cells};
+}
+
+// The sum over the threads before this one, and over all.
+__device__ __forceinline__ int sum_before(int value, int* total) {
+  __shared__ int of_warp[kThreads / kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  int sum = value;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int below = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += below;
+  }
+  if (lane == kWarp - 1) of_warp[warp] = sum;
+  __syncthreads();
+  int before = sum - value;
+  *total = 0;
+  for (int w = 0; w < kThreads / kWarp; ++w) {
+    if (w < warp) before += of_warp[w];
+    *total += of_warp[w];
+  }
+  __syncthreads();
+  return before;
+}
+
+// Sums of a thread's channels in shared memory: each gradient goes to the cell that its maximum came from. What comes
+// from elsewhere goes to one cell more, so that all threads do the same.
+template <typename scalar_t, typename share_t, typename place_t>
+struct Scatter {
   using M = Compute<scalar_t>;
-  extern __shared__ unsigned char shared[];
-  const int64_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  M* sums = reinterpret_cast<M*>(shared) + warp * job.tile;
-  const int64_t task = blockIdx.x * kWarps + warp;
-  if (task >= job.batch * job.channels * job.tile_count)
-    return;  // whole warps: no barrier of a block follows
-  const int64_t part = task % job.tile_count, channel = task / job.tile_count % job.channels;
-  const int64_t image = task / job.tile_count / job.channels, first_cell = part * job.tile;
+  using Listed = int32_t;
+  using Places = Pack<place_t, kPerThread>;
+  using Shares = Pack<share_t, kPerThread>;
+  static constexpr size_t kShared = (kCells + 1) * kSlots * sizeof(M);
+  static constexpr place_t kInTile = place_at<place_t>(kTileHeight - 1, kTileWidth - 1);
 
-  for (int64_t i = lane; i < job.tile; i += kWarp) sums[i] = M(0);
-  __syncwarp();
-  for (int64_t begin = 0; begin < job.roi_count; begin += kWarp) {
-    const bool ours = begin + lane < job.roi_count && job.images[begin + lane] == image;
-    for (unsigned left = __ballot_sync(kAll, ours); left != 0; left &= left - 1) {
-      const int64_t roi = begin + __ffs(left) - 1;
-      average ? spread_roi(job, roi, channel, first_cell, sums)
-              : scatter_roi(job, roi, channel, first_cell, sums);
+  M* sums;  // (cell, channel of a thread, thread)
+  place_t origin;
+
+  __device__ __forceinline__ Scatter(unsigned char* shared, Tile tile)
+      : sums(reinterpret_cast<M*>(shared) + threadIdx.x), origin(place_at<place_t>(tile.y, tile.x)) {
+    for (int i = 0; i < (kCells + 1) * kPerThread; ++i) sums[i * kThreads] = M(0);
+  }
+
+  static __device__ __forceinline__ Listed entry(Tile, int bin, Edge, Edge) { return bin; }
+
+  // What kAhead listed bins give to the thread's channels.
+  struct Batch {
+    Places places[kAhead];
+    Shares shares[kAhead];
+
+    __device__ __forceinline__ void read(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int begin,
+                                         int count, int64_t slot) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int64_t at = int64_t(list[min(begin + i, count - 1)]) * job.slots + slot;
+        places[i] = load<Places>(job.places + at);
+        shares[i] = load<Shares>(job.shares + at);
+      }
+    }
+  };
+
+  __device__ __forceinline__ M* sum_of(place_t place, bool listed, int channel) const {
+    const bool here = listed && (place & static_cast<place_t>(~kInTile)) == origin;
+    const int cell = (place >> kPlaceBits<place_t>) % kTileHeight * kTileWidth + place % kTileWidth;
+    return sums + (here ? cell : kCells) * kSlots + channel * kThreads;
+  }
+
+  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int count,
+                                      int64_t slot) {
+    Batch now, next;
+    now.read(job, list, 0, count, slot);
+    for (int begin = 0; begin < count; begin += kAhead) {
+      next.read(job, list, begin + kAhead, count, slot);
+#pragma unroll
+      for (int i = 0; i < kAhead; i += 2) {  // two at a time, the second after the first
+        M *first[kPerThread], *second[kPerThread], before[kPerThread], after[kPerThread];
+#pragma unroll
+        for (int v = 0; v < kPerThread; ++v) {
+          first[v] = sum_of(now.places[i].at[v], begin + i < count, v);
+          second[v] = sum_of(now.places[i + 1].at[v], begin + i + 1 < count, v);
+          before[v] = *first[v];
+          after[v] = *second[v];
+        }
+#pragma unroll
+        for (int v = 0; v < kPerThread; ++v) {
+          before[v] += static_cast<M>(now.shares[i].at[v]);
+          after[v] = (first[v] == second[v] ? before[v] : after[v]) + static_cast<M>(now.shares[i + 1].at[v]);
+        }
+#pragma unroll
+        for (int v = 0; v < kPerThread; ++v) {
+          *first[v] = before[v];
+          *second[v] = after[v];
+        }
+      }
+      now = next;
     }
   }
-  __syncwarp();
-  scalar_t* out = job.out + (image * job.channels + channel) * job.plane + first_cell;
-  for (int64_t i = lane; i < min(job.tile, job.plane - first_cell); i += kWarp)
-    out[i] = static_cast<scalar_t>(sums[i]);
+
+  __device__ __forceinline__ void finish() const {}
+};
+
+// Sums of a thread's channels in registers: each bin gives its share to all of its cells.
+template <typename scalar_t, typename share_t, typename place_t>
+struct Spread {
+  using M = Compute<scalar_t>;
+  using Listed = Entry;
+  using Shares = Pack<share_t, kPerThread>;
+  static constexpr size_t kShared = kCells * kSlots * sizeof(M);
+
+  M* sums;
+  M sum[kCells][kPerThread];
+
+  __device__ __forceinline__ Spread(unsigned char* shared, Tile) : sums(reinterpret_cast<M*>(shared) + threadIdx.x) {
+#pragma unroll
+    for (int cell = 0; cell < kCells; ++cell)
+#pragma unroll
+      for (int v = 0; v < kPerThread; ++v) sum[cell][v] = M(0);
+  }
+
+  static __device__ __forceinline__ Listed entry(Tile tile, int bin, Edge row, Edge column) {
+    return entry_of(tile, bin, row, column);
+  }
+
+  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int count,
+                                      int64_t slot) {
+    for (int begin = 0; begin < count; begin += kAhead) {
+      Shares shares[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+        shares[i] = load<Shares>(job.shares + int64_t(list[min(begin + i, count - 1)].bin) * job.slots + slot);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const unsigned cells = begin + i < count ? list[begin + i].cells : 0;
+#pragma unroll
+        for (int cell = 0; cell < kCells; ++cell)
+          if (cells >> cell & 1)
+#pragma unroll
+            for (int v = 0; v < kPerThread; ++v) sum[cell][v] += shares[i].at[v];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish() const {
+#pragma unroll
+    for (int cell = 0; cell < kCells; ++cell)
+#pragma unroll
+      for (int v = 0; v < kPerThread; ++v) sums[cell * kSlots + v * kThreads] = sum[cell][v];
+  }
+};
+
+template <typename scalar_t, typename share_t, typename place_t, typename Sums>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Job<scalar_t, share_t, place_t> job) {
+  using M = Compute<scalar_t>;
+  using Listed = typename Sums::Listed;
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ Listed list[kList];
+  const Geometry& geometry = job.geometry;
+  const int height = static_cast<int>(geometry.y.extent), width = static_cast<int>(geometry.x.extent);
+  const int across = (width + kTileWidth - 1) / kTileWidth, down = (height + kTileHeight - 1) / kTileHeight;
+  const Tile tile{static_cast<int>(blockIdx.x / across % down) * kTileHeight,
+                  static_cast<int>(blockIdx.x % across) * kTileWidth};
+  const int image = blockIdx.x / across / down;
+  const int first_slot = blockIdx.y * kSlots, slot = first_slot + threadIdx.x * kPerThread;
+  Sums sums(shared, tile);
+  for (int first_roi = 0; first_roi < job.rois; first_roi += kThreads) {
+    const int roi = first_roi + threadIdx.x;
+    const Edge* edges = job.edges + int64_t(roi) * geometry.edges;
+    const bool mine = roi < job.rois && job.images[roi] == image;
+    int count = 0, total;
+    if (mine)
+      each_level_in_tile(geometry, edges, tile, [&](const Level&, Run p, Run q) { count += p.size() * q.size(); });
+    const int before = sum_before(count, &total);
+    for (int base = 0; base < total; base += kList) {
+      if (count > 0 && before < base + kList && before + count > base) {
+        int at = before - base;
+        each_level_in_tile(geometry, edges, tile, [&](const Level& level, Run rows, Run columns) {
+          const Edge* row_edges = edges + level.first_edge;
+          for (int p = rows.begin; p < rows.end; ++p)
+            for (int q = columns.begin; q < columns.end; ++q, ++at) {
+              if (at < 0 || at >= kList) continue;
+              const int bin = roi * geometry.bins + static_cast<int>(level.first_bin + p * level.width + q);
+              list[at] = Sums::entry(tile, bin, row_edges[p], row_edges[level.height + q]);
+            }
+        });
+      }
+      __syncthreads();
+      if (slot < job.slots) sums.add(job, list, min(total - base, kList), slot);
+      __syncthreads();
+    }
+  }
+  sums.finish();
+  __syncthreads();
+  const M* all = reinterpret_cast<const M*>(shared);
+  const int column = threadIdx.x % kTileWidth, x = tile.x + column;
+  if (x >= width) return;
+#pragma unroll 4
+  for (int s = threadIdx.x / kTileWidth; s < kSlots; s += kThreads / kTileWidth) {
+    const int channel = channel_of<scalar_t>(first_slot + s);
+    if (channel >= job.channels) continue;
+    const M* from = all + column * kSlots + s % kPerThread * kThreads + s / kPerThread;
+    scalar_t* to = job.out + ((int64_t(image) * job.channels + channel) * height + tile.y) * width + x;
+#pragma unroll
+    for (int row = 0; row < kTileHeight; ++row)
+      if (tile.y + row < height) to[row * width] = static_cast<scalar_t>(from[row * kTileWidth * kSlots]);
+  }
 }
 
-template <typename scalar_t>
-void run(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& images,
-         const Tensor& argmax, const Tensor& result) {
-  const bool average = pooling.reduction == Reduction::average;
-  const int64_t plane = pooling.y.extent * pooling.x.extent;
-  const int64_t fits = kSharedBytes / kWarps / int64_t(sizeof(Compute<scalar_t>));
-  const int64_t tile = plane < fits ? plane : fits;
-  const Job<scalar_t> job{
-      geometry_of(pooling),
-      static_cast<const scalar_t*>(grad.data_ptr()),
-      average ? nullptr : static_cast<const int32_t*>(argmax.data_ptr()),
-      static_cast<const Compute<scalar_t>*>(rois.data_ptr()),
-      static_cast<const int32_t*>(images.data_ptr()),
-      rois.size(0),
-      result.size(0),
-      result.size(1),
-      plane,
-      tile,
-      (plane + tile - 1) / tile,
+template <typename scalar_t, typename place_t, bool average>
+void run(const Geometry& geometry, const Tensor& grad, const Tensor& rois, const Tensor& places,
+         const Tensor& result) {
+  using Share = std::conditional_t<average, Compute<scalar_t>, scalar_t>;
+  using Sums = std::conditional_t<average, Spread<scalar_t, Share, place_t>, Scatter<scalar_t, Share, place_t>>;
+  const int64_t count = rois.size(0);
+  const int channels = static_cast<int>(result.size(1)), slots = slots_of<scalar_t>(channels);
+  const Tensor turned = torch::stable::new_empty(
+      grad, {count, geometry.bins, slots}, average ? rois.scalar_type() : grad.scalar_type());
+  const Tensor regions = torch::stable::new_empty(rois, {count * (2 * geometry.edges + 1)}, ScalarType::Int);
+  auto* edges = static_cast<Edge*>(regions.data_ptr());
+  auto* images = static_cast<int32_t*>(regions.data_ptr()) + 2 * count * geometry.edges;
+  const cudaStream_t stream = current_stream(result);
+  if (count > 0) {
+    const Split split = split_of<scalar_t>(geometry, count, slots);
+    const TurnJob<scalar_t> job{
+        geometry,
+        static_cast<const Compute<scalar_t>*>(rois.data_ptr()),
+        result.size(0),
+        slots,
+        channels,
+        split.tile_bins,
+        static_cast<const scalar_t*>(grad.data_ptr()),
+        turned.data_ptr(),
+        edges,
+        images,
+    };
+    turn_kernel<scalar_t, average><<<split.grid, kTurnThreads, split.shared, stream>>>(job);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  const Job<scalar_t, Share, place_t> job{
+      geometry,
+      static_cast<const Share*>(turned.data_ptr()),
+      average ? nullptr : static_cast<const place_t*>(places.data_ptr()),
+      edges,
+      images,
+      static_cast<int>(count),
+      channels,
+      slots,
       static_cast<scalar_t*>(result.data_ptr()),
   };
-  const int64_t blocks = (job.batch * job.channels * job.tile_count + kWarps - 1) / kWarps;
-  const size_t shared = kWarps * tile * sizeof(Compute<scalar_t>);
-  const cudaStream_t stream = current_stream(result);
-  if (average)
-    backward_kernel<scalar_t, true><<<blocks, kWarps * kWarp, shared, stream>>>(job);
-  else
-    backward_kernel<scalar_t, false><<<blocks, kWarps * kWarp, shared, stream>>>(job);
+  const int64_t tiles = result.size(0) * ((geometry.y.extent + kTileHeight - 1) / kTileHeight) *
+                        ((geometry.x.extent + kTileWidth - 1) / kTileWidth);
+  STD_TORCH_CHECK(tiles <= INT32_MAX, "region pooling: the features are too large for one call");
+  const dim3 grid(tiles, (slots + kSlots - 1) / kSlots);
+  backward_kernel<scalar_t, Share, place_t, Sums><<<grid, kThreads, Sums::kShared, stream>>>(job);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace
 
-Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
+Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& places,
                      int64_t batch, int64_t channels) {
-  check_gradient(pooling, grad, rois, argmax, batch, channels);
+  check_gradient(pooling, grad, rois, batch, channels);
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  const Tensor grads = torch::stable::contiguous(grad), cells = torch::stable::contiguous(argmax);
+  const Geometry geometry = geometry_of(pooling);
+  const int64_t count = rois.size(0);
+  STD_TORCH_CHECK(count * geometry.bins <= INT32_MAX, pooling.name,
+                  ": on CUDA all RoIs together have at most 2^31 - 1 bins, not ", count * geometry.bins);
+  const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
-  if (result.numel() == 0) return result;
-  const Tensor boxes = index_rois(grad, rois);
-  const Tensor images = images_of(pooling, boxes, batch);
-  THO_DISPATCH_V2(grad.scalar_type(), "region pooling",
-                  AT_WRAP(([&] { run<scalar_t>(pooling, grads, boxes, images, cells, result); })),
+  THO_DISPATCH_V2(grad.scalar_type(), "region pooling", AT_WRAP(([&] {
+                    STD_TORCH_CHECK(average || (places.scalar_type() == (small ? ScalarType::Short : ScalarType::Int) &&
+                                                places.numel() == count * geometry.bins * slots_of<scalar_t>(channels) &&
+                                                on_one_device(grad, places)),
+                                    pooling.name, ": the gradient and the kept maxima do not belong together");
+                    if (result.numel() == 0) return;
+                    const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(places);
+                    const Tensor rows = index_rois(grad, rois);
+                    if (average)
+                      run<scalar_t, uint16_t, true>(geometry, grads, rows, kept, result);
+                    else if (small)
+                      run<scalar_t, uint16_t, false>(geometry, grads, rows, kept, result);
+                    else
+                      run<scalar_t, uint32_t, false>(geometry, grads, rows, kept, result);
+                  })),
                   AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return result;
 }

@@ -38,6 +38,25 @@ def needs_gradient(features: Tensor) -> bool:
     return torch.is_grad_enabled() and features.requires_grad
 
 
+def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool) -> Tensor:
+    """Return what says where the maxima of ``pooled`` came from, without data, for fake kernels.
+
+    On the CPU that is the cell of each maximum, in the shape of ``pooled``. On CUDA it is the row and the
+    column, (R, bins, slots), where slots are channels rounded up to whole groups (see csrc/cuda/pool.h), in 16
+    bits together for maps of up to 255 cells a side.
+    """
+    cuda = features.device.type == "cuda"
+    small = cuda and features.shape[2] <= 255 and features.shape[3] <= 255
+    dtype = torch.int16 if small else torch.int32
+    if not keeps_argmax:
+        return features.new_empty((0,), dtype=dtype)
+    if not cuda:
+        return features.new_empty(pooled.shape, dtype=dtype)
+    group = 32 * 16 // features.element_size()
+    slots = (features.shape[1] + group - 1) // group * group
+    return features.new_empty((pooled.shape[0], bins, slots), dtype=dtype)
+
+
 def refuse(name: str) -> None:
     """Refuse in words: the second derivative of ``detector::name``, and ``torch.func.vmap`` over it."""
 

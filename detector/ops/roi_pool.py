@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detector.ops._autograd import check_inputs, needs_gradient, register
+from detector.ops._autograd import check_inputs, fake_argmax, needs_gradient, register
 
 _RULES = {"caffe": 0, "exact": 1, "partition": 2}  # detector::Rule in csrc/bins.h
 
@@ -63,24 +63,27 @@ def roi_pool(
 def _fake(
     features: Tensor, rois: Tensor, height: int, width: int, scale: float, rule: int, with_argmax: bool
 ) -> tuple[Tensor, Tensor]:
-    shape = (rois.shape[0], features.shape[1], height, width)
-    return features.new_empty(shape), features.new_empty(shape if with_argmax else (0,), dtype=torch.int32)
+    pooled = features.new_empty((rois.shape[0], features.shape[1], height, width))
+    return pooled, fake_argmax(features, pooled, height * width, with_argmax)
 
 
-def _fake_backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch: int, height: int, width: int) -> Tensor:
+def _fake_backward(
+    grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, rule: int, batch: int, height: int, width: int
+) -> Tensor:
     return grad.new_empty((batch, grad.shape[1], height, width))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     features, rois = inputs[:2]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else a gradient of zeros is made for the places
     ctx.save_for_backward(rois, output[1])
-    ctx.map_shape = (features.shape[0], *features.shape[2:])
+    ctx.geometry = (*inputs[4:6], features.shape[0], *features.shape[2:])
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     rois, argmax = ctx.saved_tensors
-    grad_features = torch.ops.detector.roi_pool_backward(grad, rois, argmax, *ctx.map_shape)
+    grad_features = torch.ops.detector.roi_pool_backward(grad, rois, argmax, *ctx.geometry)
     return grad_features, *(None,) * 6
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detector.ops._autograd import check_inputs, needs_gradient, register
+from detector.ops._autograd import check_inputs, fake_argmax, needs_gradient, register
 
 _RULES = {"roi": 1, "spp": 3, "cells": 4}  # detector::Rule in csrc/bins.h
 _REDUCTIONS = {"max": 0, "avg": 1}  # detector::Reduction in csrc/pooling.h
@@ -109,9 +109,9 @@ def _fake(
     reduction: int,
     with_argmax: bool,
 ) -> tuple[Tensor, Tensor]:
-    shape = (rois.shape[0], features.shape[1] * sum(level * level for level in levels))
-    keeps_argmax = with_argmax and reduction == _REDUCTIONS["max"]
-    return features.new_empty(shape), features.new_empty(shape if keeps_argmax else (0,), dtype=torch.int32)
+    bins = sum(level * level for level in levels)
+    pooled = features.new_empty((rois.shape[0], features.shape[1] * bins))
+    return pooled, fake_argmax(features, pooled, bins, with_argmax and reduction == _REDUCTIONS["max"])
 
 
 def _fake_backward(grad: Tensor, *arguments: Any) -> Tensor:
@@ -121,6 +121,7 @@ def _fake_backward(grad: Tensor, *arguments: Any) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     features, rois = inputs[:2]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else a gradient of zeros is made for the places
     ctx.save_for_backward(rois, output[1])
     ctx.geometry = inputs[2:8]
     ctx.map_shape = features.shape
