@@ -10,8 +10,8 @@ Geometry geometry_of(const Pooling& pooling) {
                   kMaxLevels, " levels, not ", pooling.levels.size());
   STD_TORCH_CHECK(pooling.edges <= kMaxEdges, pooling.name, ": on CUDA a RoI has at most ", kMaxEdges,
                   " bin edges, not ", pooling.edges);
-  STD_TORCH_CHECK(pooling.y.extent <= UINT16_MAX && pooling.x.extent <= UINT16_MAX, pooling.name,
-                  ": on CUDA a map has at most ", UINT16_MAX, " cells a side, not ", pooling.y.extent, " x ",
+  STD_TORCH_CHECK(pooling.y.extent <= INT16_MAX && pooling.x.extent <= INT16_MAX, pooling.name,
+                  ": on CUDA a map has at most ", INT16_MAX, " cells a side, not ", pooling.y.extent, " x ",
                   pooling.x.extent);
   Geometry geometry{pooling.rule,      pooling.y, pooling.x, {}, int(pooling.levels.size()), int(pooling.bins),
                     int(pooling.edges)};

@@ -12,7 +12,7 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kRows = 2;
 constexpr int kColumns = kWarp;
-constexpr int kTileCells = (kRows + 1) * (kColumns + 1);
+constexpr int kTile = (kRows + 1) * (kColumns + 1);  // cells
 
 // Slots of a lane: 4 bytes, or one double.
 template <typename scalar_t>
@@ -38,105 +38,131 @@ struct Job {
   place_t* places;
 };
 
-// The block's part of the map.
+// No zero is negative.
+template <typename scalar_t>
+__device__ __forceinline__ scalar_t positive_zero(scalar_t value) {
+  if constexpr (sizeof(scalar_t) == 2) {
+    if (value.x == 0x8000) value.x = 0;
+    return value;
+  } else {
+    return value + scalar_t(0);
+  }
+}
+
+// A column of two cells, then two columns: the maximum and the first place that holds it.
+template <typename M, typename place_t, bool with_places>
+struct Maximum {
+  M value;
+  uint32_t place;
+
+  __device__ __forceinline__ Maximum() : value(0), place(0) {}
+  __device__ __forceinline__ Maximum(M upper, M lower, int y, int x) : value(M(kLowest)), place(kNowhere<place_t>) {
+    const bool first = upper > value;
+    value = first ? upper : value;
+    const bool second = lower > value;
+    value = second ? lower : value;
+    if (with_places) place = second ? place_at<place_t>(y + 1, x) : (first ? place_at<place_t>(y, x) : place);
+  }
+
+  __device__ __forceinline__ void take(const Maximum& right) {
+    if (with_places) {
+      if (right.value > value || (right.value == value && right.place < place)) place = right.place;
+    }
+    value = right.value > value ? right.value : value;
+  }
+};
+
+// Where a block's part of the map begins.
 struct Part {
   int64_t image;
   int y, x, slot;
 };
 
+// Reads the block's cells and their neighbours. Beyond the map are its last row, column and channel again, which
+// change no maximum.
 template <typename scalar_t, typename place_t>
-__device__ __forceinline__ void read_cell(const Job<scalar_t, place_t>& job, const Part& part, int row, int column,
-                                          int which, scalar_t* tile) {
+__device__ __forceinline__ void read_tile(const Job<scalar_t, place_t>& job, const Part& part, scalar_t* tile) {
   constexpr int kLanes = kSlots<scalar_t> / kPack<scalar_t>;  // of the kernels that read the map
   const int within = part.slot % kGroup<scalar_t>;
-  const int pack = which / kLanes, lane = which % kLanes;  // so that `which` ascends with the channel
-  const int channel = part.slot - within + pack * kWarp + within / kPack<scalar_t> + lane;
-  const int y = part.y + row, x = part.x + column;
-  scalar_t value = scalar_t(0);
-  if (y < job.height && x < job.width && channel < job.channels) {
-    value = job.features[part.image * job.strides[0] + channel * job.strides[1] + y * job.strides[2] +
-                         x * job.strides[3]];
-    if (value == scalar_t(0)) value = scalar_t(0);  // not -0
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const scalar_t* image = job.features + part.image * job.strides[0];
+  // `which` of the part's channels ascends with the channel: pack by pack, and within a pack lane by lane.
+  const auto read = [&](int row, int column, int which) {
+    const int pack = which / kLanes, of_pack = which % kLanes;
+    const int channel = min(part.slot - within + pack * kWarp + within / kPack<scalar_t> + of_pack, job.channels - 1);
+    const int y = min(part.y + row, job.height - 1), x = min(part.x + column, job.width - 1);
+    tile[(row * (kColumns + 1) + column) * kCell<scalar_t> + of_pack * kPack<scalar_t> + pack] =
+        positive_zero(image[channel * job.strides[1] + y * job.strides[2] + x * job.strides[3]]);
+  };
+  if (job.strides[1] < job.strides[3]) {  // channels lie closer than cells
+#pragma unroll 4
+    for (int cell = warp; cell < kTile; cell += kWarps)
+#pragma unroll
+      for (int k = 0; k < kPerLane<scalar_t>; ++k)
+        read(cell / (kColumns + 1), cell % (kColumns + 1), lane + k * kWarp);
+  } else {
+#pragma unroll
+    for (int row = 0; row <= kRows; ++row)
+#pragma unroll
+      for (int i = 0; i < kSlots<scalar_t> / kWarps; ++i) read(row, lane, i * kWarps + warp);
+    for (int i = threadIdx.x; i < (kRows + 1) * kSlots<scalar_t>; i += kWarps * kWarp)
+      read(i % (kRows + 1), kColumns, i / (kRows + 1));
   }
-  tile[(row * (kColumns + 1) + column) * kCell<scalar_t> + lane * kPack<scalar_t> + pack] = value;
+  __syncthreads();
 }
 
-// A maximum and the first place that holds it.
-template <typename M, typename place_t>
-struct Maximum {
-  M value;
-  place_t place;
-
-  __device__ __forceinline__ void take(const Maximum& other) {
-    const bool first = other.value > value || (other.value == value && other.place < place);
-    value = first ? other.value : value;
-    place = first ? other.place : place;
-  }
-};
-
-template <typename scalar_t, typename place_t>
-__global__ void __launch_bounds__(kWarps* kWarp) pack_kernel(const __grid_constant__ Job<scalar_t, place_t> job) {
+// Writes a part of a row for each warp, from left to right: a column's maximum serves the windows on both sides of it.
+template <bool with_windows, bool with_places, typename scalar_t, typename place_t>
+__device__ __forceinline__ void write_tile(const Job<scalar_t, place_t>& job, const Part& part, const scalar_t* tile) {
   using M = Compute<scalar_t>;
   using Slots = Pack<scalar_t, kPerLane<scalar_t>>;
   using Places = Pack<place_t, kPerLane<scalar_t>>;
-  __shared__ __align__(16) scalar_t tile[kTileCells * kCell<scalar_t>];
-  const int down = (job.height + kRows - 1) / kRows;
-  const Part part{blockIdx.x / down, static_cast<int>(blockIdx.x % down) * kRows,
-                  static_cast<int>(blockIdx.y) * kColumns, static_cast<int>(blockIdx.z) * kSlots<scalar_t>};
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-
-  if (job.strides[1] < job.strides[3]) {  // channels lie closer than cells
-#pragma unroll 4
-    for (int cell = warp; cell < kTileCells; cell += kWarps)
-#pragma unroll
-      for (int k = 0; k < kPerLane<scalar_t>; ++k)
-        read_cell(job, part, cell / (kColumns + 1), cell % (kColumns + 1), lane + k * kWarp, tile);
-  } else {
-    constexpr int kLines = (kRows + 1) * kSlots<scalar_t>;
-#pragma unroll 12
-    for (int i = 0; i < kLines / kWarps; ++i) {
-      const int line = i * kWarps + warp;
-      read_cell(job, part, line % (kRows + 1), lane, line / (kRows + 1), tile);
-    }
-    if (threadIdx.x < kLines)
-      read_cell(job, part, threadIdx.x % (kRows + 1), kColumns, threadIdx.x / (kRows + 1), tile);
-  }
-  __syncthreads();
-
-  // A part of a row for each warp, from left to right: a column's maximum serves the windows on both sides of it.
   constexpr int kRun = kColumns * kRows / kWarps;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int row = warp / (kWarps / kRows), y = part.y + row, first = warp % (kWarps / kRows) * kRun;
   if (y >= job.height) return;
   const scalar_t* here = tile + (row * (kColumns + 1) + first) * kCell<scalar_t> + lane * kPerLane<scalar_t>;
   const int64_t to = ((part.image * job.height + y) * job.width + part.x + first) * job.slots + part.slot +
                      lane * kPerLane<scalar_t>;
-  Maximum<M, place_t> left[kPerLane<scalar_t>];
+  Maximum<M, place_t, with_places> left[kPerLane<scalar_t>];
 #pragma unroll
   for (int i = 0; i <= kRun; ++i) {
     const int x = part.x + first + i;
     const auto upper = load<Slots>(here + i * kCell<scalar_t>);
-    const auto lower = load<Slots>(here + (kColumns + 1 + i) * kCell<scalar_t>);
     if (i < kRun && x < job.width) store(job.cells + to + i * job.slots, upper);
-    if (job.windows == nullptr) continue;
-    Slots windows;
-    Places places;
+    if constexpr (with_windows) {
+      const auto lower = load<Slots>(here + (kColumns + 1 + i) * kCell<scalar_t>);
+      Slots windows;
+      Places places;
 #pragma unroll
-    for (int k = 0; k < kPerLane<scalar_t>; ++k) {
-      Maximum<M, place_t> right{static_cast<M>(static_cast<scalar_t>(kLowest)), kNowhere<place_t>};
-      if (x < job.width) {
-        const M a = static_cast<M>(upper.at[k]), b = static_cast<M>(lower.at[k]);
-        if (a > right.value) right = {a, place_at<place_t>(y, x)};
-        if (b > right.value && y + 1 < job.height) right = {b, place_at<place_t>(y + 1, x)};
+      for (int k = 0; k < kPerLane<scalar_t>; ++k) {
+        const Maximum<M, place_t, with_places> right(static_cast<M>(upper.at[k]), static_cast<M>(lower.at[k]), y, x);
+        if (i > 0) left[k].take(right);
+        windows.at[k] = static_cast<scalar_t>(left[k].value);
+        places.at[k] = static_cast<place_t>(left[k].place);
+        left[k] = right;
       }
-      if (i > 0) left[k].take(right);
-      windows.at[k] = static_cast<scalar_t>(left[k].value);
-      places.at[k] = left[k].place;
-      left[k] = right;
+      if (i > 0 && x <= job.width) {
+        store(job.windows + to + (i - 1) * job.slots, windows);
+        if constexpr (with_places) store(job.places + to + (i - 1) * job.slots, places);
+      }
     }
-    if (i == 0 || x > job.width) continue;
-    store(job.windows + to + (i - 1) * job.slots, windows);
-    if (job.places != nullptr) store(job.places + to + (i - 1) * job.slots, places);
   }
+}
+
+template <typename scalar_t, typename place_t>
+__global__ void __launch_bounds__(kWarps* kWarp) pack_kernel(const __grid_constant__ Job<scalar_t, place_t> job) {
+  __shared__ __align__(16) scalar_t tile[kTile * kCell<scalar_t>];
+  const int down = (job.height + kRows - 1) / kRows;
+  const Part part{blockIdx.x / down, static_cast<int>(blockIdx.x % down) * kRows,
+                  static_cast<int>(blockIdx.y) * kColumns, static_cast<int>(blockIdx.z) * kSlots<scalar_t>};
+  read_tile(job, part, tile);
+  if (job.windows == nullptr)
+    write_tile<false, false>(job, part, tile);
+  else if (job.places == nullptr)
+    write_tile<true, false>(job, part, tile);
+  else
+    write_tile<true, true>(job, part, tile);
 }
 
 template <typename scalar_t, typename place_t>

@@ -105,12 +105,12 @@ struct Maxima {
     }
   }
 
-  // Only a value greater than the lowest has a place.
+  // The places as they are kept; only a value greater than the lowest has one.
   __device__ __forceinline__ Places places() const {
     Places result;
 #pragma unroll
     for (int k = 0; k < n; ++k)
-      result.at[k] = static_cast<M>(value.at[k]) > M(static_cast<scalar_t>(kLowest)) ? static_cast<place_t>(place[k])
+      result.at[k] = static_cast<M>(value.at[k]) > M(static_cast<scalar_t>(kLowest)) ? by_tile(static_cast<place_t>(place[k]))
                                                                                      : kNowhere<place_t>;
     return result;
   }
@@ -246,7 +246,7 @@ __device__ __forceinline__ void pool_from_level(const Job<scalar_t, place_t>& jo
         const Channels<scalar_t> values[1] = {from.get(at)};
         Places place{};
         if constexpr (mode == Mode::argmax) place = load<Places>(places + (source.first_bin + at) * job.slots);
-        best.template take_all<mode == Mode::argmax>(values, [&](int, int k) { return place.at[k]; });
+        best.template take_all<mode == Mode::argmax>(values, [&](int, int k) { return by_row(place.at[k]); });
       }
     if constexpr (mode == Mode::argmax) store(places + (level.first_bin + bin) * job.slots, best.places());
     to.put(bin, best.value);

@@ -67,8 +67,30 @@ template <typename place_t>
 constexpr place_t kNowhere = static_cast<place_t>(~place_t(0));
 
 template <typename place_t>
-DETECTOR_HOST_DEVICE constexpr place_t place_at(int y, int x) {
-  return static_cast<place_t>(static_cast<place_t>(y) << kPlaceBits<place_t> | static_cast<place_t>(x));
+DETECTOR_HOST_DEVICE constexpr place_t place_at(unsigned y, unsigned x) {
+  return static_cast<place_t>(y << kPlaceBits<place_t> | x);
+}
+
+// The backward pass sums a tile of cells at a time. For it places are kept with their bits in another order: the
+// tile's row and column, then the cell within the tile.
+constexpr unsigned kTileHeight = 2;  // powers of two
+constexpr unsigned kTileWidth = 8;
+constexpr unsigned kTileCells = kTileHeight * kTileWidth;
+
+template <typename place_t>
+DETECTOR_HOST_DEVICE constexpr place_t by_tile(place_t place) {
+  const unsigned y = place >> kPlaceBits<place_t>, x = place & (1u << kPlaceBits<place_t>) - 1;
+  return static_cast<place_t>(y / kTileHeight * (kTileHeight << kPlaceBits<place_t>) + x / kTileWidth * kTileCells +
+                              y % kTileHeight * kTileWidth + x % kTileWidth);
+}
+
+// The inverse of by_tile.
+template <typename place_t>
+DETECTOR_HOST_DEVICE constexpr place_t by_row(place_t kept) {
+  constexpr unsigned kRowOfTiles = kTileHeight << kPlaceBits<place_t>;
+  const unsigned y = kept / kRowOfTiles * kTileHeight + kept % kTileCells / kTileWidth;
+  const unsigned x = kept % kRowOfTiles / kTileCells * kTileWidth + kept % kTileWidth;
+  return place_at<place_t>(y, x);
 }
 
 // Maps of up to 255 cells a side keep places in 16 bits.

@@ -11,9 +11,9 @@
 namespace detector {
 namespace {
 
-constexpr int kTileHeight = 2;  // powers of two
-constexpr int kTileWidth = 8;
-constexpr int kCells = kTileHeight * kTileWidth;
+constexpr int kHeight = kTileHeight;
+constexpr int kWidth = kTileWidth;
+constexpr int kCells = kTileCells;
 constexpr int kThreads = 128;
 constexpr int kPerThread = 2;  // channels
 constexpr int kSlots = kThreads * kPerThread;
@@ -134,10 +134,10 @@ __device__ __forceinline__ void each_level_in_tile(const Geometry& geometry, con
     const int height = static_cast<int>(level.height), width = static_cast<int>(level.width);
     const Edge* rows = edges + level.first_edge;
     const Edge* columns = rows + height;
-    if (rows[height - 1].end <= tile.y || rows[0].begin >= tile.y + kTileHeight) continue;
-    if (columns[width - 1].end <= tile.x || columns[0].begin >= tile.x + kTileWidth) continue;
-    f(level, reaching(rows, height, tile.y, tile.y + kTileHeight),
-      reaching(columns, width, tile.x, tile.x + kTileWidth));
+    if (rows[height - 1].end <= tile.y || rows[0].begin >= tile.y + kHeight) continue;
+    if (columns[width - 1].end <= tile.x || columns[0].begin >= tile.x + kWidth) continue;
+    f(level, reaching(rows, height, tile.y, tile.y + kHeight),
+      reaching(columns, width, tile.x, tile.x + kWidth));
   }
 }
 
@@ -154,10 +154,10 @@ struct Entry {
 };
 
 __device__ __forceinline__ Entry entry_of(Tile tile, int bin, Edge row, Edge column) {
-  const unsigned columns = cells_of(column, tile.x, kTileWidth), rows = cells_of(row, tile.y, kTileHeight);
+  const unsigned columns = cells_of(column, tile.x, kWidth), rows = cells_of(row, tile.y, kHeight);
   unsigned cells = 0;
-  for (int y = 0; y < kTileHeight; ++y)
-    if (rows >> y & 1) cells |= columns << y * kTileWidth;
+  for (int y = 0; y < kHeight; ++y)
+    if (rows >> y & 1) cells |= columns << y * kWidth;
   return {bin, cells};
 }
 
@@ -192,13 +192,12 @@ struct Scatter {
   using Places = Pack<place_t, kPerThread>;
   using Shares = Pack<share_t, kPerThread>;
   static constexpr size_t kShared = (kCells + 1) * kSlots * sizeof(M);
-  static constexpr place_t kInTile = place_at<place_t>(kTileHeight - 1, kTileWidth - 1);
 
-  M* sums;  // (cell, channel of a thread, thread)
-  place_t origin;
+  M* sums;         // (cell, channel of a thread, thread)
+  unsigned first;  // place in the tile
 
   __device__ __forceinline__ Scatter(unsigned char* shared, Tile tile)
-      : sums(reinterpret_cast<M*>(shared) + threadIdx.x), origin(place_at<place_t>(tile.y, tile.x)) {
+      : sums(reinterpret_cast<M*>(shared) + threadIdx.x), first(by_tile(place_at<place_t>(tile.y, tile.x))) {
     for (int i = 0; i < (kCells + 1) * kPerThread; ++i) sums[i * kThreads] = M(0);
   }
 
@@ -210,48 +209,34 @@ struct Scatter {
     Shares shares[kAhead];
 
     __device__ __forceinline__ void read(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int begin,
-                                         int count, int64_t slot) {
+                                         int count, int slot) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        const int64_t at = int64_t(list[min(begin + i, count - 1)]) * job.slots + slot;
-        places[i] = load<Places>(job.places + at);
-        shares[i] = load<Shares>(job.shares + at);
+        const int64_t bin = list[min(begin + i, count - 1)];
+        places[i] = load<Places>(job.places + slot + bin * job.slots);
+        shares[i] = load<Shares>(job.shares + slot + bin * job.slots);
       }
     }
   };
 
-  __device__ __forceinline__ M* sum_of(place_t place, bool listed, int channel) const {
-    const bool here = listed && (place & static_cast<place_t>(~kInTile)) == origin;
-    const int cell = (place >> kPlaceBits<place_t>) % kTileHeight * kTileWidth + place % kTileWidth;
-    return sums + (here ? cell : kCells) * kSlots + channel * kThreads;
-  }
-
   __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int count,
-                                      int64_t slot) {
+                                      int slot) {
     Batch now, next;
     now.read(job, list, 0, count, slot);
     for (int begin = 0; begin < count; begin += kAhead) {
       next.read(job, list, begin + kAhead, count, slot);
 #pragma unroll
-      for (int i = 0; i < kAhead; i += 2) {  // two at a time, the second after the first
-        M *first[kPerThread], *second[kPerThread], before[kPerThread], after[kPerThread];
+      for (int i = 0; i < kAhead; ++i) {
+        const unsigned from = begin + i < count ? first : first ^ 1u << 31;  // beyond every map
+        M* at[kPerThread];
+        M sum[kPerThread];
 #pragma unroll
         for (int v = 0; v < kPerThread; ++v) {
-          first[v] = sum_of(now.places[i].at[v], begin + i < count, v);
-          second[v] = sum_of(now.places[i + 1].at[v], begin + i + 1 < count, v);
-          before[v] = *first[v];
-          after[v] = *second[v];
+          at[v] = sums + min(now.places[i].at[v] ^ from, unsigned(kCells)) * kSlots + v * kThreads;
+          sum[v] = *at[v] + static_cast<M>(now.shares[i].at[v]);
         }
 #pragma unroll
-        for (int v = 0; v < kPerThread; ++v) {
-          before[v] += static_cast<M>(now.shares[i].at[v]);
-          after[v] = (first[v] == second[v] ? before[v] : after[v]) + static_cast<M>(now.shares[i + 1].at[v]);
-        }
-#pragma unroll
-        for (int v = 0; v < kPerThread; ++v) {
-          *first[v] = before[v];
-          *second[v] = after[v];
-        }
+        for (int v = 0; v < kPerThread; ++v) *at[v] = sum[v];
       }
       now = next;
     }
@@ -283,7 +268,7 @@ struct Spread {
   }
 
   __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int count,
-                                      int64_t slot) {
+                                      int slot) {
     for (int begin = 0; begin < count; begin += kAhead) {
       Shares shares[kAhead];
 #pragma unroll
@@ -317,9 +302,9 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   __shared__ Listed list[kList];
   const Geometry& geometry = job.geometry;
   const int height = static_cast<int>(geometry.y.extent), width = static_cast<int>(geometry.x.extent);
-  const int across = (width + kTileWidth - 1) / kTileWidth, down = (height + kTileHeight - 1) / kTileHeight;
-  const Tile tile{static_cast<int>(blockIdx.x / across % down) * kTileHeight,
-                  static_cast<int>(blockIdx.x % across) * kTileWidth};
+  const int across = (width + kWidth - 1) / kWidth, down = (height + kHeight - 1) / kHeight;
+  const Tile tile{static_cast<int>(blockIdx.x / across % down) * kHeight,
+                  static_cast<int>(blockIdx.x % across) * kWidth};
   const int image = blockIdx.x / across / down;
   const int first_slot = blockIdx.y * kSlots, slot = first_slot + threadIdx.x * kPerThread;
   Sums sums(shared, tile);
@@ -352,17 +337,17 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   sums.finish();
   __syncthreads();
   const M* all = reinterpret_cast<const M*>(shared);
-  const int column = threadIdx.x % kTileWidth, x = tile.x + column;
+  const int column = threadIdx.x % kWidth, x = tile.x + column;
   if (x >= width) return;
 #pragma unroll 4
-  for (int s = threadIdx.x / kTileWidth; s < kSlots; s += kThreads / kTileWidth) {
+  for (int s = threadIdx.x / kWidth; s < kSlots; s += kThreads / kWidth) {
     const int channel = channel_of<scalar_t>(first_slot + s);
     if (channel >= job.channels) continue;
     const M* from = all + column * kSlots + s % kPerThread * kThreads + s / kPerThread;
     scalar_t* to = job.out + ((int64_t(image) * job.channels + channel) * height + tile.y) * width + x;
 #pragma unroll
-    for (int row = 0; row < kTileHeight; ++row)
-      if (tile.y + row < height) to[row * width] = static_cast<scalar_t>(from[row * kTileWidth * kSlots]);
+    for (int row = 0; row < kHeight; ++row)
+      if (tile.y + row < height) to[row * width] = static_cast<scalar_t>(from[row * kWidth * kSlots]);
   }
 }
 
@@ -407,8 +392,8 @@ void run(const Geometry& geometry, const Tensor& grad, const Tensor& rois, const
       slots,
       static_cast<scalar_t*>(result.data_ptr()),
   };
-  const int64_t tiles = result.size(0) * ((geometry.y.extent + kTileHeight - 1) / kTileHeight) *
-                        ((geometry.x.extent + kTileWidth - 1) / kTileWidth);
+  const int64_t tiles = result.size(0) * ((geometry.y.extent + kHeight - 1) / kHeight) *
+                        ((geometry.x.extent + kWidth - 1) / kWidth);
   STD_TORCH_CHECK(tiles <= INT32_MAX, "region pooling: the features are too large for one call");
   const dim3 grid(tiles, (slots + kSlots - 1) / kSlots);
   backward_kernel<scalar_t, Share, place_t, Sums><<<grid, kThreads, Sums::kShared, stream>>>(job);
