@@ -22,7 +22,7 @@ def score_checkpoint(
         InputError: a checkpoint of another network, task or classes than the config's, or missing data.
     """
     model = restore_model(config, checkpoint, source).to(device)
-    memory = PeakMemory()
+    memory = PeakMemory(device)
     if config.task == "classification":
         images = open_images(config, split, checkpoint["classes"])
         classified = classify_images(config, model, images, device, memory)
@@ -33,4 +33,4 @@ def score_checkpoint(
         evaluation = evaluate(config, model, test_set, device, memory)
         write_evaluation(folder, test_set, evaluation)
         figures = evaluation.figures
-    return {**figures, "peak_rss_mib": round(memory.mib(), 1)}
+    return {**figures, **memory.figures()}

@@ -53,7 +53,7 @@ class StagedTraining:
         self.config = config
         self.folder = folder
         self.device = device
-        self.memory = PeakMemory()
+        self.memory = PeakMemory(device)
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def run(self, only: str | None = None) -> Evaluation | None:
