@@ -14,6 +14,7 @@ from detector.build.tasks import Task, build_task
 from detector.build.weights import check_weights
 from detector.config import Config
 from detector.engine import checkpoint as checkpoints
+from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
 from detector.engine.optim import build_schedule, build_sgd, load_optimizer_state
 from detector.engine.run_log import RunLog
@@ -46,6 +47,7 @@ class TrainingRun:
     def run(self) -> Any:
         """Train to the end and return the last evaluation."""
         with (
+            cuda_algorithms(self.task.device, deterministic=self.config.train.deterministic),
             TrainingProgress(self.config.train.steps, self.trainer.step) as self.progress,
             closing(self.log),
             closing(self.trainer.batches),  # ends its worker processes, at once
