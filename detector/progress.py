@@ -104,6 +104,8 @@ class TrainingProgress:
             f"loss {record['loss']:.4f}  {record['images_per_second']:.2f} img/s  "
             f"lr {record['learning_rate']:.2g}"
         )
+        if "peak_gpu_memory_mib" in record:
+            figures += f"  GPU {record['peak_gpu_memory_mib']:.0f} MiB"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)
         else:

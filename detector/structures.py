@@ -234,7 +234,7 @@ class SampledRoIs:
     """The RoIs of one training step and what each should become.
 
     rois (R, 5) in network-input pixels; labels (R,) 0..K; box_targets (R, 4), standardised by the
-    box coder, zero for background; roi_levels (R,) int64 or None for one level.
+    box coder, zero for background; roi_levels (R,) int64 or None for one level, always on the CPU.
     """
 
     rois: Tensor
@@ -251,12 +251,12 @@ class SampledRoIs:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
 
     def to(self, device: torch.device | str) -> SampledRoIs:
-        levels = None if self.roi_levels is None else self.roi_levels.to(device, non_blocking=True)
-        return SampledRoIs(
+        """Return the same on ``device``; levels stay on the CPU, where RoIs are put in their order."""
+        return replace(
+            self,
             rois=self.rois.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             box_targets=self.box_targets.to(device, non_blocking=True),
-            roi_levels=levels,
         )
 
 

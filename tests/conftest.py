@@ -9,6 +9,8 @@ from pathlib import Path
 # The networks here are tiny: on a busy machine two threads that wait for each other take many times as long
 # as one. Set before torch is imported; processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# cuBLAS reads this when a test first uses it on a GPU, which may be before the first deterministic run.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ class CachedFeatures:
 
     def __call__(self, record: ImageRecord) -> tuple[list[Tensor], list[ImageMeta]]:
         """Return the levels, (1, C, h, w) float32 each, and the meta data of their scales."""
-        levels = [level.to(self.device) for level in self.cache.levels(record.image_id)]
+        levels = [level.to(self.device, non_blocking=True) for level in self.cache.levels(record.image_id)]
         return levels, self.metas[record.image_id]
 
 
@@ -55,7 +55,7 @@ def open_cache(
     def load(numbers: Sequence[int]) -> Iterable[Sequence[Tensor]]:
         missing = [records[number] for number in numbers]
         views = inference_views(config, missing, _no_proposals) if missing else iter(())
-        return ([view.images.to(device) for view in image] for image in views)
+        return ([view.images.to(device, non_blocking=True) for view in image] for image in views)
 
     @torch.inference_mode()
     def features(image: Tensor) -> Tensor:
@@ -121,9 +121,9 @@ def embed_regions(
     Each box is pooled at the scale that ``rule`` chooses, as detection does.
     """
     rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in metas], rule)
-    rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1).to(levels[0].device)
+    rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1).to(levels[0].device, non_blocking=True)
     parts = [
-        model.embed(levels, rows[at], None if roi_levels is None else roi_levels[at].to(rows.device))
+        model.embed(levels, rows[at], None if roi_levels is None else roi_levels[at])
         for at in _chunks(len(rows), model.roi_chunk)
     ]
     return Embedded(

@@ -52,12 +52,12 @@ class ClassificationTask:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
-        rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device)
+        rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device, non_blocking=True)
         images = batch.to(self.device).images
         half = self.config.train.precision == "bfloat16"
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half):
             output = self.model(images, rois)
-        return multi_label_loss(output, presence.to(self.device))
+        return multi_label_loss(output, presence.to(self.device, non_blocking=True))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs besides weights and optimizer: nothing, the step says the rest."""

@@ -32,7 +32,7 @@ def finish_figures(figures: dict[str, Any], seconds: float, memory: PeakMemory) 
     return {
         **figures,
         "seconds": round(seconds, 1),
-        "peak_rss_mib": round(memory.mib(), 1),
+        **memory.figures(),
     }
 
 

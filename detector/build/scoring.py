@@ -10,6 +10,7 @@ from detector.build.classified import classify_images, open_images
 from detector.build.evaluation import evaluate, open_test_set, write_evaluation
 from detector.build.model import restore_model
 from detector.config import Config
+from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
 
 
@@ -22,15 +23,18 @@ def score_checkpoint(
         InputError: a checkpoint of another network, task or classes than the config's, or missing data.
     """
     model = restore_model(config, checkpoint, source).to(device)
-    memory = PeakMemory()
+    memory = PeakMemory(device)
+    algorithms = cuda_algorithms(device, deterministic=config.train.deterministic)  # those of training
     if config.task == "classification":
         images = open_images(config, split, checkpoint["classes"])
-        classified = classify_images(config, model, images, device, memory)
+        with algorithms:
+            classified = classify_images(config, model, images, device, memory)
         write_classes(folder, images, classified)
         figures = classified.figures
     else:
         test_set = open_test_set(config, split, checkpoint["classes"])
-        evaluation = evaluate(config, model, test_set, device, memory)
+        with algorithms:
+            evaluation = evaluate(config, model, test_set, device, memory)
         write_evaluation(folder, test_set, evaluation)
         figures = evaluation.figures
-    return {**figures, "peak_rss_mib": round(memory.mib(), 1)}
+    return {**figures, **memory.figures()}

@@ -27,6 +27,7 @@ from detector.build.training import TrainingRun, find_state
 from detector.config import Config, stage_config
 from detector.config.sections.training import StageConfig
 from detector.engine import checkpoint as checkpoints
+from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
 from detector.engine.run_log import read_log
 from detector.errors import InputError
@@ -53,7 +54,7 @@ class StagedTraining:
         self.config = config
         self.folder = folder
         self.device = device
-        self.memory = PeakMemory()
+        self.memory = PeakMemory(device)
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def run(self, only: str | None = None) -> Evaluation | None:
@@ -66,13 +67,17 @@ class StagedTraining:
         names = [stage.name for stage in self.config.stages]
         if only is not None and only not in names:
             raise InputError(f"--stage {only}: the config's stages are {', '.join(names)}")
+        with cuda_algorithms(self.device, deterministic=self.config.train.deterministic):
+            return self._run_stages(only)
+
+    def _run_stages(self, only: str | None) -> Evaluation | None:
         before: Done | None = None
         for number, stage in enumerate(self.config.stages):
             done = self._finished(number)
             if done is None:
                 if only not in (None, stage.name):
                     raise InputError(f"--stage {only}: needs the stage {stage.name}, which is not done yet")
-                note(f"stage {number + 1} of {len(names)}: {stage.name} ({stage.kind})")
+                note(f"stage {number + 1} of {len(self.config.stages)}: {stage.name} ({stage.kind})")
                 done = self._run_stage(number, stage, before)
             if only == stage.name:
                 note(f"stage {only} is done: {done.checkpoint}")
@@ -94,7 +99,13 @@ class StagedTraining:
     def _key(self, number: int) -> str:
         """Return a digest of what decides what a stage makes: the config but for tests, stages up to it."""
         config = self.config
-        whole = config.model_dump(mode="json", exclude={"stages": True, "test": True, "data": {"workers"}})
+        left_out: dict[str, Any] = {
+            "stages": True,
+            "test": True,
+            "data": {"workers"},
+            "train": {"deterministic"},
+        }
+        whole = config.model_dump(mode="json", exclude=left_out)
         stages = [stage.model_dump(mode="json") for stage in config.stages[: number + 1]]
         seen_at = {"resize", "scales", "max_size", "scale_rule"}  # features are cached and pooled so
         views = config.test.model_dump(mode="json", include=seen_at)

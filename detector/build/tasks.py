@@ -21,6 +21,7 @@ class Task(Protocol):
     An evaluation has ``figures``, a dict for metrics.json; everything else about it is the task's own.
     """
 
+    device: str
     classes: tuple[str, ...]
 
     @property

@@ -14,8 +14,9 @@ from detector.build.tasks import Task, build_task
 from detector.build.weights import check_weights
 from detector.config import Config
 from detector.engine import checkpoint as checkpoints
+from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
-from detector.engine.optim import build_schedule, build_sgd
+from detector.engine.optim import build_schedule, build_sgd, load_optimizer_state
 from detector.engine.run_log import RunLog
 from detector.engine.trainer import Record, Trainer, training_state
 from detector.errors import InputError
@@ -31,7 +32,7 @@ class TrainingRun:
         self.config = config
         self.folder = folder
         self.task = task
-        self.memory = PeakMemory()
+        self.memory = PeakMemory(task.device)
         self.evaluation: Any = None
         self.best: dict[str, float] = {}
         start = state["step"] if state else 0
@@ -46,13 +47,14 @@ class TrainingRun:
     def run(self) -> Any:
         """Train to the end and return the last evaluation."""
         with (
+            cuda_algorithms(self.task.device, deterministic=self.config.train.deterministic),
             TrainingProgress(self.config.train.steps, self.trainer.step) as self.progress,
             closing(self.log),
             closing(self.trainer.batches),  # ends its worker processes, at once
         ):
             self.trainer.run()
-        if self.evaluation is None:  # a finished run that was resumed
-            self.evaluation = self.task.evaluate(self.memory)
+            if self.evaluation is None:  # a finished run that was resumed
+                self.evaluation = self.task.evaluate(self.memory)
         return self.evaluation
 
     def _build_trainer(self, start: int) -> Trainer:
@@ -86,6 +88,7 @@ class TrainingRun:
 
     def _record(self, trainer: Trainer, record: Record) -> None:
         self.memory.sample()
+        record = {**record, **self.memory.gpu_figures()}
         self.log.write("train", record)
         self.progress.record(record)
 
@@ -122,11 +125,7 @@ class TrainingRun:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over everything but what the task has taken already."""
-        groups = self.trainer.optimizer.param_groups
-        rates = [group["initial_lr"] for group in groups]
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.trainer.optimizer.param_groups, rates, strict=True):
-            group["initial_lr"] = rate  # the config's, which the user may have changed
+        load_optimizer_state(self.trainer.optimizer, state["optimizer"])
         self.best = dict(state["best"])
         self.trainer.evaluated = state["evaluated"]
         checkpoints.set_random_states(state["random"])

@@ -98,16 +98,19 @@ def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> No
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of torch's global generators, as tensors."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """Return the states of torch's global generators, as tensors: the CPU's and, once in use, each GPU's."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # a CPU run touches no GPU
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put torch's global generators back where ``random_states`` found them."""
+    """Put torch's global generators back where ``random_states`` found them, those of GPUs by their number.
+
+    The machine may have more GPUs or fewer than the one before.
+    """
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, number)
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:

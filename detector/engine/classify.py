@@ -29,5 +29,6 @@ def classify(
     rows = []
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         for batch, rois in views:
-            rows.append(scores(model(batch.images.to(device), rois.to(device)))[0])
+            images, rows_of_image = (part.to(device, non_blocking=True) for part in (batch.images, rois))
+            rows.append(scores(model(images, rows_of_image))[0])
     return torch.stack(rows).mean(dim=0).cpu()

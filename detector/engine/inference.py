@@ -46,9 +46,8 @@ class Look:
     def predict(self, model: Network, boxes: Tensor, rule: str, device: torch.device | str) -> View:
         """Return what ``model`` says of ``boxes`` (P, 4), original-image pixels, each at its own scale."""
         rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
-        rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1).to(device)
-        chosen = None if roi_levels is None else roi_levels.to(device)
-        return model.predict(self.levels, rows, chosen), self.metas[0]
+        rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1).to(device, non_blocking=True)
+        return model.predict(self.levels, rows, roi_levels), self.metas[0]
 
 
 @torch.inference_mode()
@@ -89,7 +88,7 @@ def detect(
 
 def look_at(model: Network, views: Sequence[Batch], device: torch.device | str) -> Look:
     """Compute the features of an image at each of its scales, once."""
-    levels = [level for view in views for level in model.features(view.images.to(device))]
+    levels = [level for view in views for level in model.features(view.images.to(device, non_blocking=True))]
     return Look(levels, [view.metas[0] for view in views])
 
 

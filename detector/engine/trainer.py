@@ -128,7 +128,7 @@ class Trainer:
         self._image_ids.append([meta.image_id for meta in batch.metas])
 
     def _evaluate(self) -> None:
-        self._refuse_non_finite()
+        self._finite_losses()
 
         def evaluate() -> bool:
             self.on_evaluate(self)
@@ -140,19 +140,23 @@ class Trainer:
         self._since = time.perf_counter()
 
     def _save(self) -> None:
-        self._refuse_non_finite()
+        self._finite_losses()
         self.on_save(self)
 
-    def _refuse_non_finite(self) -> None:
-        """Refuse to go on, and to save, where a loss since the last record is not finite."""
+    def _finite_losses(self) -> dict[str, Tensor]:
+        """Return the losses since the last record, (n,) a name, on the CPU; a GPU is waited for once.
+
+        Refuses to go on, and to save, where one of them is not finite.
+        """
         if not self._losses:
-            return
-        finite = torch.stack([torch.stack(list(losses.values())) for losses in self._losses]).isfinite()
-        good = finite.all(dim=1).tolist()
+            return {}
+        names = list(self._losses[0])
+        table = torch.stack([torch.stack([losses[name] for losses in self._losses]) for name in names]).cpu()
+        good = table.isfinite().all(dim=0).tolist()
         if all(good):
-            return
+            return dict(zip(names, table, strict=True))
         first = good.index(False)
-        values = {name: float(loss) for name, loss in self._losses[first].items()}
+        values = dict(zip(names, table[:, first].tolist(), strict=True))
         raise InputError(
             f"the loss is no longer finite at step {self.step - len(good) + first + 1}: {values}; the images "
             f"were {', '.join(self._image_ids[first])}. Lower train.learning_rate, lengthen the warm-up, or "
@@ -160,11 +164,7 @@ class Trainer:
         )
 
     def _record(self, rate: float) -> Record:
-        self._refuse_non_finite()
-        means = {
-            name: float(torch.stack([losses[name] for losses in self._losses]).mean())
-            for name in self._losses[0]
-        }
+        means = {name: float(losses.mean()) for name, losses in self._finite_losses().items()}
         seconds = max(time.perf_counter() - self._since, 1e-9)
         images, steps = sum(map(len, self._image_ids)), len(self._losses)
         self._losses, self._image_ids, self._since = [], [], time.perf_counter()

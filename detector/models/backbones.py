@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models import alexnet, resnet, squeezenet1_0, vgg
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -78,6 +79,20 @@ class Backbone(nn.Module):
         scaled = images if self.feature_scale == 1.0 else images * self.feature_scale
         features: Tensor = self.reduce(scaled)
         return features
+
+
+class ChannelNorm(nn.LocalResponseNorm):
+    """Local response normalisation across channels, with a gradient that is the same on every run on CUDA.
+
+    torch takes the means over neighbouring channels with ``avg_pool3d``, whose gradient on CUDA adds in no
+    fixed order. ``avg_pool2d`` over (channel, cell) gives the same bits on the CPU and has a fixed order.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.mul(images).flatten(2)[:, None]
+        padded = functional.pad(rows, (0, 0, self.size // 2, (self.size - 1) // 2))
+        means = functional.avg_pool2d(padded, (self.size, 1), stride=1).view(images.shape)
+        return images / means.mul(self.alpha).add(self.k).pow(self.beta)
 
 
 def build_backbone(
@@ -180,7 +195,7 @@ def _caffenet() -> OrderedDict[str, nn.Module]:
     for number, (before, width, kernel, groups) in enumerate(convolutions, start=1):
         if number in (2, 3):
             layers[f"pool{number - 1}"] = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-            layers[f"norm{number - 1}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+            layers[f"norm{number - 1}"] = ChannelNorm(5, alpha=1e-4, beta=0.75)
         layers[f"conv{number}"] = nn.Conv2d(
             before, width, kernel, stride=4 if number == 1 else 1, padding=kernel // 2, groups=groups
         )

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d, grid_sample
+from torch.nn.functional import grid_sample
 
 from detector.errors import InputError
 from detector.models.backbones import Backbone
 from detector.models.region_pools import LevelPool
+from detector.ops.spp_pool import spp_pool, whole_map_rois
 
 MIN_SIDE = 1.0
 """Sides below one pixel are taken for one pixel about their middle (the release rounds them up to it)."""
@@ -38,18 +39,19 @@ def region_windows(boxes: Tensor, crop_size: int, context: int, square: bool = F
 def cut_windows(images: Tensor, windows: Tensor, numbers: Tensor, crop_size: int) -> Tensor:
     """Return crops (R, C, S, S) of ``images`` (N, C, H, W), bilinear, zero where a window leaves its image.
 
-    ``windows`` (R, 4) are in pixels of the image, ``numbers`` (R,) say of which image.
+    ``windows`` (R, 4) are in pixels of the image, ``numbers`` (R,) say of which image. With more images than
+    one a GPU is waited for once, to learn how many windows each of them has.
     """
     crops = images.new_zeros(len(windows), images.shape[1], crop_size, crop_size)
     crops = crops.contiguous(memory_format=torch.channels_last)
     steps = (torch.arange(crop_size, device=windows.device, dtype=windows.dtype) + 0.5) / crop_size
-    extent = windows.new_tensor([images.shape[-1], images.shape[-2]])
     corner, size = windows[:, None, :2], windows[:, None, 2:] - windows[:, None, :2]
-    points = (corner + steps[:, None] * size) / extent * 2 - 1  # (R, S, 2): x and y of each column and row
+    points = corner + steps[:, None] * size  # (R, S, 2): x and y of each column and row
+    x, y = points[..., 0] / images.shape[-1] * 2 - 1, points[..., 1] / images.shape[-2] * 2 - 1
+    owners = torch.zeros(len(windows)) if len(images) == 1 else numbers.cpu()
     for number, image in enumerate(images):
-        here = torch.nonzero(numbers == number)[:, 0]
-        x, y = points[here].unbind(dim=2)
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)
+        here = torch.nonzero(owners == number)[:, 0].to(windows.device, non_blocking=True)
+        grid = torch.stack(torch.broadcast_tensors(x[here, None, :], y[here, :, None]), dim=3)
         cut = grid_sample(image[None], grid.flatten(0, 1)[None], "bilinear", "zeros", align_corners=False)
         crops[here] = cut[0].unflatten(1, (len(here), crop_size)).transpose(0, 1)
     return crops
@@ -98,4 +100,6 @@ class CropPooling(LevelPool):
         if not len(rois):  # batch statistics of nothing would be NaN
             return features.new_zeros(0, self.out_features)
         maps = self.convolutions(self.cut(features, rois))
-        return adaptive_max_pool2d(maps, self.output_size).flatten(1).to(features.dtype)
+        # The pooling of adaptive_max_pool2d, whose gradient on CUDA has another order of additions each time.
+        whole = whole_map_rois([maps.shape[2:]] * len(maps)).to(maps.device, non_blocking=True)
+        return spp_pool(maps, whole, (self.output_size,), window="cells").to(features.dtype)

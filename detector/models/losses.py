@@ -31,9 +31,17 @@ class DetectionLoss:
         return losses
 
     def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
-        foreground = torch.nonzero(sampled.labels > 0)[:, 0]
-        row = sampled.labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
-        loss = functional.smooth_l1_loss(
-            deltas[foreground, row], sampled.box_targets[foreground], beta=self.beta, reduction="sum"
-        )
+        """Return the sum over the foreground, by masks: an index by mask would wait for the device.
+
+        What is masked out may be infinite or NaN; it adds neither to the sum nor to the gradient.
+        """
+        labels = sampled.labels[:, None]
+        foreground = labels > 0
+        if deltas.shape[1] > 1:
+            own = (labels == torch.arange(deltas.shape[1], device=labels.device)) & foreground
+            chosen = torch.where(own[..., None], deltas, 0.0).sum(dim=1)  # exact: all but one are zero
+        else:
+            chosen = torch.where(foreground, deltas[:, 0], 0.0)
+        targets = torch.where(foreground, sampled.box_targets, 0.0)
+        loss = functional.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="sum")
         return self.box_weight * loss

@@ -23,14 +23,20 @@ class LevelPool(nn.Module):
         raise NotImplementedError
 
     def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
-        """Return (R, D) for RoI rows (R, 5), each in pixels of its own level's input image."""
+        """Return (R, D) for RoI rows (R, 5), each in pixels of its own level's input image.
+
+        ``roi_levels`` (R,) belong on the CPU: RoIs are put in the order of their levels, and the number of
+        RoIs of each level has to be known before the device is asked for anything.
+        """
         if roi_levels is None:
             return self.pool(levels[0], rois)
-        pooled = levels[0].new_zeros(len(rois), self.out_features)
-        for number, level in enumerate(levels):
-            here = torch.nonzero(roi_levels == number)[:, 0]
-            pooled = pooled.index_copy(0, here, self.pool(level, rois[here]))
-        return pooled
+        roi_levels = roi_levels.cpu()
+        order = torch.sort(roi_levels, stable=True).indices
+        counts = torch.bincount(roi_levels, minlength=len(levels)).tolist()
+        back = torch.argsort(order).to(rois.device, non_blocking=True)
+        by_level = rois.index_select(0, order.to(rois.device, non_blocking=True)).split(counts)
+        pooled = [self.pool(level, rows) for level, rows in zip(levels, by_level, strict=True)]
+        return torch.cat(pooled).index_select(0, back)
 
 
 class RoIPooling(LevelPool):

@@ -69,15 +69,16 @@ def fold_ridge(
     """Put the regressions of some labels into ``bbox_pred`` (4 (K + 1), D); other labels leave boxes alone.
 
     ``means`` and ``deviations`` (K+1, 4) are the box coder's: what the layer says is multiplied and shifted
-    by them afterwards, so they are taken out here.
+    by them afterwards, so they are taken out here. The regressions are on the CPU; the layer and the coder
+    may be on another device, where the division is done.
     """
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_((-means / deviations).flatten())
         for label, (weights, bias) in fits.items():
             rows = slice(4 * label, 4 * label + 4)
-            layer.weight[rows] = weights / deviations[label][:, None]
-            layer.bias[rows] = (bias - means[label]) / deviations[label]
+            layer.weight[rows] = weights.to(means.device) / deviations[label][:, None]
+            layer.bias[rows] = (bias.to(means.device) - means[label]) / deviations[label]
 
 
 def _design(block: Tensor, factor: float) -> Matrix:

@@ -30,6 +30,7 @@ from detector.engine.memory import PeakMemory
 from detector.errors import InputError
 from tests.build.test_training import assert_identical, final_state, wait_for
 from tests.conftest import PROJECT
+from tests.devices import each_device
 
 Load = Callable[..., Config]
 CLASSIFIER = (
@@ -40,10 +41,10 @@ CLASSIFIER = (
 )
 
 
-def classify(config: Config, folder: Path, *, resume: bool = False) -> Classified:
+def classify(config: Config, folder: Path, device: str = "cpu", *, resume: bool = False) -> Classified:
     folder.mkdir(exist_ok=True)
     state = find_state(config, folder) if resume else None
-    found: Classified = start_run(config, folder, "cpu", state).run()
+    found: Classified = start_run(config, folder, device, state).run()
     return found
 
 
@@ -63,10 +64,14 @@ def test_resumed_equals_uninterrupted(tiny: Load, tmp_path: Path, scale_per: str
         assert all(torch.equal(again.scores[image_id], whole.scores[image_id]) for image_id in whole.scores)
 
 
-def test_killed_three_times_it_ends_as_if_it_never_was(tiny: Load, tiny_config: Path, tmp_path: Path) -> None:
+@each_device
+def test_killed_three_times_it_ends_as_if_it_never_was(
+    tiny: Load, tiny_config: Path, tmp_path: Path, device: str
+) -> None:
     few = [*CLASSIFIER, "train.scale_per=epoch", "train.steps=45", "train.checkpoint_every=3"]
     config, folder, rng = tiny(*few), tmp_path / "killed", random.Random(5)
     command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config), *few]
+    command += ["--device", device]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(tmp_path)}
     for moment in (3, 12, 24):
         process = subprocess.Popen(
@@ -76,8 +81,8 @@ def test_killed_three_times_it_ends_as_if_it_never_was(tiny: Load, tiny_config: 
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
         assert process.wait(60) == -signal.SIGKILL
-    again = classify(config, folder, resume=True)
-    whole = classify(config, tmp_path / "whole")
+    again = classify(config, folder, device, resume=True)
+    whole = classify(config, tmp_path / "whole", device)
     assert_identical(final_state(tmp_path / "whole", 45), final_state(folder, 45))
     assert again.figures["per_class"] == whole.figures["per_class"]
 

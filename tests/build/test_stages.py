@@ -24,12 +24,16 @@ from detector.build.model import build_model, restore_model
 from detector.build.ridge_stage import RidgeFit
 from detector.build.stages import StagedTraining
 from detector.build.svm_stage import SVMFit
+from detector.build.training import TrainingRun
 from detector.config import Config, load_config
 from detector.config.sections.training import RidgeConfig
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
+from detector.engine.determinism import cuda_algorithms
+from detector.engine.trainer import StopRequested, Trainer
 from detector.errors import InputError
 from tests.build.conftest import TINY
 from tests.conftest import PROJECT
+from tests.devices import each_device
 
 SOFTMAX = {"head": {"scores": "softmax"}, "box": {"regression": "none"}}
 STAGED = {
@@ -126,10 +130,37 @@ def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(staged: Staged, tmp_path: Path) -> None:
+@each_device
+def test_stopped_in_both_trainings_it_ends_with_the_same_detector(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    config, whole, stopped = staged(), tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    StagedTraining(config, whole, device).run()
+    record = TrainingRun._record
+
+    def stop(run: TrainingRun, trainer: Trainer, figures: dict[str, float]) -> None:
+        record(run, trainer, figures)
+        if trainer.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingRun, "_record", stop)
+    for _ in range(2):
+        with pytest.raises(StopRequested, match="after step 3"):
+            StagedTraining(config, stopped, device).run()
+    StagedTraining(config, stopped, device).run()
+    expected, found = weights(whole), weights(stopped)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+@each_device
+def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(
+    staged: Staged, tmp_path: Path, device: str
+) -> None:
     config, folder = staged(), tmp_path / "run"
     folder.mkdir()
-    evaluation = StagedTraining(config, folder, "cpu").run()
+    evaluation = StagedTraining(config, folder, device).run()
     assert evaluation is not None
     final = numbered_checkpoints(folder / "checkpoints")
     assert [path.name for path in final] == ["step_14.pt"]  # 6 + 6 steps of training, 2 fits
@@ -148,8 +179,9 @@ def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(staged: St
     assert not torch.equal(at["fine_tune"][score], at["svm"][score])
     assert torch.equal(at["svm"][score], at["boxes"][score])
     assert at["boxes"]["predictor.bbox_pred.weight"].any()
-    model = restore_model(config, load_checkpoint(final[0]), "final")
-    again = evaluate(config, model, open_test_set(config, "test"))
+    model = restore_model(config, load_checkpoint(final[0]), "final").to(device)
+    with cuda_algorithms(device, deterministic=True):
+        again = evaluate(config, model, open_test_set(config, "test"), device)
     assert again.figures["voc_mAP"] == evaluation.figures["voc_mAP"]
 
 

@@ -21,15 +21,16 @@ from detector.config import Config
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.run_log import read_log
 from detector.errors import InputError
+from tests.devices import each_device, on_cuda
 
 PROJECT = Path(__file__).parents[2]
 Load = Callable[..., Config]
 
 
-def train(config: Config, folder: Path, *, resume: bool = False) -> Evaluation:
+def train(config: Config, folder: Path, device: str = "cpu", *, resume: bool = False) -> Evaluation:
     folder.mkdir(exist_ok=True)
     state = find_state(config, folder) if resume else None
-    evaluation: Evaluation = start_run(config, folder, "cpu", state).run()
+    evaluation: Evaluation = start_run(config, folder, device, state).run()
     return evaluation
 
 
@@ -48,40 +49,106 @@ def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
     assert not different
 
 
-def test_one_seed_gives_one_result_and_another_seed_another(tiny: Load, tmp_path: Path) -> None:
-    first = train(tiny(), tmp_path / "first")
-    second = train(tiny("data.workers=0"), tmp_path / "second")
-    train(tiny("seed=4"), tmp_path / "third")
+@each_device
+def test_one_seed_gives_one_result_and_another_seed_another(tiny: Load, tmp_path: Path, device: str) -> None:
+    first = train(tiny(), tmp_path / "first", device)
+    second = train(tiny("data.workers=0"), tmp_path / "second", device)
+    train(tiny("seed=4"), tmp_path / "third", device)
     assert_identical(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
     assert first.figures["voc07_mAP"] == second.figures["voc07_mAP"]
     name = "predictor.cls_score.weight"
     assert not torch.equal(final_state(tmp_path / "first")[name], final_state(tmp_path / "third")[name])
 
 
-def test_a_finished_run_leaves_no_worker_behind(tiny: Load, tmp_path: Path) -> None:
-    train(tiny("data.workers=1"), tmp_path / "run")
-    assert multiprocessing.active_children() == []
+@each_device
+def test_a_finished_run_leaves_no_worker_behind(tiny: Load, tmp_path: Path, device: str) -> None:
+    before = multiprocessing.active_children()  # a worker of an earlier test may still be on its way out
+    train(tiny("data.workers=1"), tmp_path / "run", device)
+    left = [child for child in multiprocessing.active_children() if child not in before]
+    for child in left:  # torch waits five seconds for a worker to end, then asks it to and goes on
+        child.join(20)
+    assert not [child for child in left if child.is_alive()]
 
 
-def test_resumed_from_any_checkpoint_equals_uninterrupted(tiny: Load, tmp_path: Path) -> None:
+@each_device
+def test_resumed_from_any_checkpoint_equals_uninterrupted(tiny: Load, tmp_path: Path, device: str) -> None:
     config = tiny("train.evaluate_every=5")
-    train(config, tmp_path / "whole")
+    train(config, tmp_path / "whole", device)
     for step in (4, 8):
         folder = tmp_path / f"from_{step}"
         (folder / "checkpoints").mkdir(parents=True)
         kept = tmp_path / "whole" / "checkpoints" / f"step_{step}.pt"
         (folder / "checkpoints" / kept.name).write_bytes(kept.read_bytes())
-        train(config, folder, resume=True)
+        train(config, folder, device, resume=True)
         assert_identical(final_state(tmp_path / "whole"), final_state(folder))
 
 
+NETWORKS = {
+    "vgg16": ["model.backbone.name=vgg16", "model.backbone.freeze=2"],
+    "alexnet": ["model.backbone.name=alexnet", "train.clip_gradient_norm=5"],
+    "caffenet": ["model.backbone.name=caffenet"],
+    "squeezenet": ["model.backbone.name=squeezenet1_0"],
+    "resnet": ["model.backbone.name=resnet18", "model.backbone.freeze=0"],
+    "bfloat16": ["train.precision=bfloat16"],
+    "pyramid": ["model.pool={kind: spp, levels: [3, 2, 1]}"],
+    "average": ["model.pool={kind: spp, window: roi, reduction: avg}"],
+    "crops": ["model.pool={kind: warp, output_size: 3, crop_size: 44, context: 4}"],
+    "agnostic": ["model.head.class_agnostic=true"],
+    "classes": ["task=classification", "model.pool={kind: spp, levels: [1, 2, 4]}"],
+    "sliding": [
+        "task=classification",
+        "model.pool={kind: spp, levels: [1, 2, 4], rule: sliding}",
+        "train.scales=[96]",
+        "train.resize=square",
+        "train.scale_jitter=null",
+        "test.resize=square",
+    ],
+}
+
+
+@on_cuda
+@pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS.keys())
+def test_every_network_resumes_exactly_on_a_gpu(
+    tiny: Load, tmp_path: Path, device: str, settings: list[str]
+) -> None:
+    """With an operation that adds in no fixed order this fails in one of a few tries, not in each."""
+    config = tiny("train.steps=8", "train.checkpoint_every=4", "test.max_images=1", *settings)
+    train(config, tmp_path / "whole", device)
+    for number in range(2):
+        folder = tmp_path / f"resumed_{number}"
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(tmp_path / "whole" / "checkpoints" / "step_4.pt", folder / "checkpoints")
+        train(config, folder, device, resume=True)
+        assert_identical(final_state(tmp_path / "whole", 8), final_state(folder, 8))
+
+
+@on_cuda
+def test_a_run_moves_from_a_gpu_to_the_cpu_and_back(tiny: Load, tmp_path: Path, device: str) -> None:
+    for steps, place in ((4, device), (8, "cpu"), (12, device)):
+        train(tiny(f"train.steps={steps}"), tmp_path / "run", place, resume=True)
+    train(tiny(), tmp_path / "whole", device)
+    moved, whole = final_state(tmp_path / "run"), final_state(tmp_path / "whole")
+    assert all(value.isfinite().all() for value in moved.values())
+    assert moved.keys() == whole.keys()
+    records = [record for record in read_log(tmp_path / "run" / "log.jsonl") if record["kind"] == "train"]
+    assert ["peak_gpu_memory_mib" in record for record in records] == [True] * 4 + [False] * 4 + [True] * 4
+
+
+@on_cuda
+def test_a_run_without_determinism_trains_as_well(tiny: Load, tmp_path: Path, device: str) -> None:
+    train(tiny("train.deterministic=false"), tmp_path / "run", device)
+    assert all(value.isfinite().all() for value in final_state(tmp_path / "run").values())
+
+
+@each_device
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_exactly(
-    tiny: Load, tiny_config: Path, tmp_path: Path, number: signal.Signals
+    tiny: Load, tiny_config: Path, tmp_path: Path, number: signal.Signals, device: str
 ) -> None:
     tiny()  # changes into the test's own directory
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
     command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config)]
+    command += ["--device", device]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(tmp_path)}
     slow = ["train.steps=60", "train.checkpoint_every=5"]
     process = subprocess.Popen(
@@ -92,8 +159,8 @@ def test_a_stopped_run_goes_on_exactly(
     status = process.wait(60)
     assert status == (-9 if number == signal.SIGKILL else 128 + number)
     config = tiny(*slow)
-    train(config, folder, resume=True)
-    train(config, whole)
+    train(config, folder, device, resume=True)
+    train(config, whole, device)
     assert_identical(final_state(whole, 60), final_state(folder, 60))
     steps = [record["step"] for record in read_log(folder / "log.jsonl") if record["kind"] == "train"]
     assert steps == list(range(1, 61))
@@ -157,11 +224,14 @@ def test_resuming_refuses_another_model_and_tells_of_another_rate(
         find_state(tiny("train.steps=8", "model.pool.output_size=3"), folder)
     with pytest.raises(InputError, match=r"done 4 steps, train\.steps is 2"):
         find_state(tiny("train.steps=2"), folder)
-    config = tiny("train.steps=8", "train.learning_rate=0.5")
+    config = tiny("train.steps=8", "train.learning_rate=0.5", "train.momentum=0.8")
     state = find_state(config, folder)
     assert "train.learning_rate = '0.5' instead of '0.01'" in capsys.readouterr().err
     run = start_run(config, folder, "cpu", state)
     assert [group["initial_lr"] for group in run.trainer.optimizer.param_groups] == [0.5, 1.0]
+    assert [group["momentum"] for group in run.trainer.optimizer.param_groups] == [0.8, 0.8]
+    with pytest.raises(InputError, match=r"this run trains 2; .*keeps train\.trainable"):
+        start_run(tiny("train.steps=8", "train.trainable=boxes"), folder, "cpu", state)
 
 
 def test_initial_weights_take_the_model_alone(tiny: Load, tmp_path: Path) -> None:

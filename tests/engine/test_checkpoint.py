@@ -21,6 +21,7 @@ from detector.engine.checkpoint import (
 )
 from detector.errors import InputError
 from tests.conftest import PROJECT
+from tests.devices import on_cuda
 
 
 def state(step: int = 3, model: nn.Module | None = None) -> dict[str, Any]:
@@ -57,6 +58,31 @@ def test_random_states_repeat_what_followed() -> None:
     first = torch.rand(5)
     set_random_states(saved)
     assert torch.equal(torch.rand(5), first)
+
+
+def test_states_of_gpus_are_taken_once_in_use_and_put_back_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: dict[int, torch.Tensor] = {}
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, number: put.update({number: state}))
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([7]), torch.tensor([8])])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert random_states()["cuda"] == []  # a run on the CPU does not start CUDA
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    saved = random_states()
+    for count in (0, 1, 2, 3):
+        put.clear()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)  # noqa: B023 - used in this turn
+        set_random_states(saved)
+        assert put == dict(enumerate(saved["cuda"][:count]))
+
+
+@on_cuda
+def test_dropout_on_a_gpu_goes_on_where_it_was(device: str, tmp_path: Path) -> None:
+    ones = torch.ones(1000, device=device)
+    save_checkpoint(tmp_path / "step_3.pt", state())
+    first = nn.functional.dropout(ones)
+    assert not torch.equal(nn.functional.dropout(ones), first)
+    set_random_states(load_checkpoint(tmp_path / "step_3.pt")["random"])
+    assert torch.equal(nn.functional.dropout(ones), first)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import multiprocessing
 from multiprocessing.synchronize import Event
 
 import numpy as np
+import pytest
+import torch
 
 from detector.engine.memory import PeakMemory
+from tests.devices import on_cuda
 
 MIB = 1 << 20
 
@@ -43,3 +46,24 @@ def test_the_own_peak_rises_with_what_is_held() -> None:
     before = memory.mib()
     block = np.ones((int(before) + 64) * MIB, np.uint8)
     assert memory.mib() >= len(block) / MIB
+
+
+def test_a_gpu_has_a_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * MIB // 2
+    )
+    assert PeakMemory().gpu_figures() == {}
+    assert PeakMemory("cpu").figures().keys() == {"peak_rss_mib"}
+    memory = PeakMemory("cuda:1")
+    assert memory.gpu_figures() == {"peak_gpu_memory_mib": 1.5}
+    assert memory.figures().keys() == {"peak_rss_mib", "peak_gpu_memory_mib"}
+    assert set(asked) == {torch.device("cuda:1")}
+
+
+@on_cuda
+def test_the_peak_of_a_gpu_holds_what_was_allocated(device: str) -> None:
+    memory = PeakMemory(device)
+    block = torch.empty(64 * MIB, dtype=torch.uint8, device=device)
+    del block
+    assert memory.gpu_figures()["peak_gpu_memory_mib"] >= 64

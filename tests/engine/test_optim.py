@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from detector.engine.optim import build_schedule, build_sgd, set_learning_rate
+from detector.engine.optim import build_schedule, build_sgd, load_optimizer_state, set_learning_rate
+from detector.errors import InputError
+from tests.devices import on_cuda
+
+Make = Callable[[nn.Module], torch.optim.SGD]
 
 
 def test_step_schedule_is_the_papers() -> None:
@@ -103,3 +110,71 @@ def test_a_step_is_that_of_the_formula() -> None:
         weight, bias = weight - 0.01 * weight_speed, bias - 0.02 * bias_speed
     assert model.weight.item() == pytest.approx(weight, rel=1e-6)
     assert model.bias.item() == pytest.approx(bias, rel=1e-6)
+
+
+def two_steps(optimizer: torch.optim.Optimizer) -> None:
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            for number, parameter in enumerate(group["params"]):
+                parameter.grad = (
+                    torch.linspace(-1, number + 1, parameter.numel()).view_as(parameter).to(parameter.device)
+                )
+        optimizer.step()
+
+
+def fused(model: nn.Module) -> torch.optim.SGD:
+    """Return what ``build_sgd`` gives on a GPU; torch has the fused kernel for the CPU as well."""
+    plain = sgd(model)
+    return torch.optim.SGD(plain.param_groups, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [(sgd, fused), (fused, sgd), (sgd, sgd)])
+def test_momenta_move_between_implementations_and_settings_stay(before: Make, after: Make) -> None:
+    source, target = network(), network()
+    saved = before(source)
+    two_steps(saved)
+    target.load_state_dict(source.state_dict())
+    resumed = after(target)
+    for group in resumed.param_groups:
+        group.update(initial_lr=0.5, momentum=0.8)  # of a config that was changed
+    implementation = [(group["fused"], group["foreach"]) for group in resumed.param_groups]
+    load_optimizer_state(resumed, deepcopy(saved.state_dict()))  # torch would share the tensors
+    assert [(group["fused"], group["foreach"]) for group in resumed.param_groups] == implementation
+    assert [(group["initial_lr"], group["momentum"]) for group in resumed.param_groups] == [(0.5, 0.8)] * 2
+    for mine, theirs in zip(resumed.state.values(), saved.state.values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+    for group, other in zip(resumed.param_groups, saved.param_groups, strict=True):
+        group.update(momentum=0.9, lr=other["lr"])
+    two_steps(saved)
+    two_steps(resumed)
+    for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_state_of_other_parameters_is_refused() -> None:
+    model = network()
+    saved = sgd(model).state_dict()
+    model[3].requires_grad_(False)
+    with pytest.raises(InputError, match=r"trained 4 parameters and this run trains 2; .*train\.trainable"):
+        load_optimizer_state(sgd(model), saved)
+
+
+@on_cuda
+def test_a_gpu_has_the_fused_step_and_its_state_goes_to_the_cpu_and_back(device: str, tmp_path: Path) -> None:
+    first, second, on_cpu = network().to(device), network().to(device), network()
+    second.load_state_dict(first.state_dict())
+    on_cpu.load_state_dict(first.state_dict())
+    optimizers = [sgd(model) for model in (first, second, on_cpu)]
+    assert [optimizer.param_groups[0]["fused"] for optimizer in optimizers] == [True, True, None]
+    for optimizer in optimizers:
+        two_steps(optimizer)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))  # the same bits
+    torch.save(optimizers[0].state_dict(), tmp_path / "state.pt")
+    load_optimizer_state(optimizers[2], torch.load(tmp_path / "state.pt", map_location="cpu"))
+    torch.save(optimizers[2].state_dict(), tmp_path / "state.pt")
+    load_optimizer_state(optimizers[1], torch.load(tmp_path / "state.pt", map_location="cpu"))
+    for optimizer in optimizers:
+        two_steps(optimizer)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    for mine, theirs in zip(on_cpu.parameters(), first.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.cpu())

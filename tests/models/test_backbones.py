@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.errors import InputError
-from detector.models.backbones import Backbone, build_backbone
+from detector.models.backbones import Backbone, ChannelNorm, build_backbone
 
 STAGES = {
     "vgg16": ["conv1", "conv2", "conv3", "conv4", "conv5"],
@@ -214,3 +214,17 @@ def test_scale_and_reduction_come_after_the_features() -> None:
 def test_wrong_names_and_numbers_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_backbone(**arguments)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [3, 96])
+def test_normalisation_across_channels_and_its_gradient_are_torchs(
+    memory_format: torch.memory_format, channels: int
+) -> None:
+    start = 30 * torch.randn(2, channels, 7, 9, generator=torch.Generator().manual_seed(channels))
+    found, expected = (start.contiguous(memory_format=memory_format).requires_grad_() for _ in range(2))
+    for images, layer in ((found, ChannelNorm), (expected, nn.LocalResponseNorm)):
+        layer(5, alpha=1e-2, beta=0.75)(images).backward(torch.linspace(-1, 1, start.numel()).view_as(start))
+    assert torch.equal(found.grad, expected.grad)
+    norms = [layer(5, alpha=1e-2, beta=0.75)(start) for layer in (ChannelNorm, nn.LocalResponseNorm)]
+    assert torch.equal(*norms)

@@ -151,6 +151,22 @@ def test_stored_images_of_half_precision_are_cut_in_that_of_the_regions(kind: to
     assert torch.equal(crops, crop_pool().cut(images.float(), ROIS))
 
 
+@pytest.mark.parametrize("size", [32, 44])
+def test_a_crop_is_pooled_as_adaptive_pooling_does_and_so_is_its_gradient(size: int) -> None:
+    """Bins overlap where the map's side is no multiple of theirs: a cell adds the gradients of several."""
+    pools = [CropPooling(build_backbone("small"), 3, crop_size=size, context=4).eval() for _ in range(2)]
+    pools[1].load_state_dict(pools[0].state_dict())
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = pools[0]([images], ROIS)
+    maps = pools[1].convolutions(pools[1].cut(images, ROIS))
+    expected = torch.nn.functional.adaptive_max_pool2d(maps, 3).flatten(1)
+    assert torch.equal(found, expected)
+    for pooled in (found, expected):
+        pooled.backward(torch.linspace(-1, 1, pooled.numel()).view_as(pooled))
+    for first, second in zip(pools[0].parameters(), pools[1].parameters(), strict=True):
+        assert torch.equal(first.grad, second.grad)
+
+
 def test_crops_below_one_cell_are_refused() -> None:
     with pytest.raises(InputError, match=r"model\.pool\.crop_size 12: .* smaller than one cell"):
         CropPooling(build_backbone("vgg16"), 7, crop_size=12, context=2)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from detector.models.losses import DetectionLoss
 from detector.structures import HeadOutput, SampledRoIs
@@ -65,6 +68,38 @@ def test_background_alone_has_no_box_loss_but_a_gradient_of_zero() -> None:
     assert losses["loss_box"].item() == 0
     assert not found.box_deltas.grad.any()
     assert found.class_logits.grad.any()
+
+
+@pytest.mark.parametrize("rows", [4, 1])
+def test_what_is_masked_out_may_be_infinite(rows: int) -> None:
+    wanted, found, clean = sampled([0, 2, 0, 1]), output(4, 3, rows), output(4, 3, rows)
+    wild = torch.tensor([math.nan, math.inf, -math.inf, 0.0])
+    with torch.no_grad():
+        wanted.box_targets[0] = found.box_deltas[0] = found.box_deltas[2] = wild
+        if rows > 1:
+            found.box_deltas[1, 3] = wild  # of a class that is not its own
+    loss, expected = (DetectionLoss()(each, wanted)["loss_box"] for each in (found, clean))
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    assert torch.equal(found.box_deltas.grad, clean.box_deltas.grad)
+    assert found.box_deltas.grad.isfinite().all()
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_foreground_alone() -> None:
+    """Bit for bit in the gradient, which is what trains; the sum may add in another order."""
+    for rows in (21, 1):
+        labels = torch.randint(21, (128,), generator=torch.Generator().manual_seed(0)).tolist()
+        wanted, found, again = sampled(labels), output(128, 20, rows), output(128, 20, rows)
+        here = torch.nonzero(wanted.labels > 0)[:, 0]
+        row = wanted.labels[here] if rows > 1 else torch.zeros_like(here)
+        picked = again.box_deltas[here, row]
+        plain = functional.smooth_l1_loss(picked, wanted.box_targets[here], reduction="sum") / 128
+        loss = DetectionLoss()(found, wanted)["loss_box"]
+        torch.testing.assert_close(loss, plain)
+        loss.backward()
+        plain.backward()
+        assert torch.equal(found.box_deltas.grad, again.box_deltas.grad)
 
 
 def test_no_rois_are_no_loss() -> None:

@@ -108,6 +108,34 @@ def test_chunks_pool_the_same_bits_and_predict_the_same_but_for_rounding(
             assert torch.equal(model.embed(levels, rois[:chunk], part).pooled, pooled[:chunk])
 
 
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_a_training_step_asks_its_device_for_nothing(make_boxes: MakeBoxes, class_agnostic: bool) -> None:
+    """The meta device has no values and computes with no tensor of another device: who asks fails."""
+    model = build(class_agnostic=class_agnostic).to("meta").train()
+    labels = torch.arange(9) % 5
+    wanted = SampledRoIs(rois=rows(make_boxes(9, 60.0)), labels=labels, box_targets=torch.zeros(9, 4))
+    wanted = wanted.to("meta")
+    output = model(torch.zeros(1, 3, 64, 64, device="meta"), wanted.rois)
+    sum(DetectionLoss()(output, wanted).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(NotImplementedError):
+        torch.nonzero(wanted.labels)
+
+
+def test_regions_of_several_levels_are_sorted_without_asking_the_device(make_boxes: MakeBoxes) -> None:
+    model = build().to("meta").train()
+    levels = [level for _ in range(2) for level in model.features(torch.zeros(1, 3, 64, 64, device="meta"))]
+    sampled = SampledRoIs(
+        rois=rows(make_boxes(9, 60.0)),
+        labels=torch.arange(9) % 5,
+        box_targets=torch.zeros(9, 4),
+        roi_levels=torch.arange(9) % 2,
+    ).to("meta")
+    assert sampled.roi_levels is not None
+    assert sampled.roi_levels.device.type == "cpu"
+    assert model.predict(levels, sampled.rois, sampled.roi_levels).class_logits.shape == (9, 5)
+
+
 def test_training_is_never_in_chunks(make_boxes: MakeBoxes) -> None:
     model = build().train()
     model.roi_chunk = 2

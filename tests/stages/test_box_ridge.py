@@ -52,3 +52,12 @@ def test_the_layer_says_what_the_regression_says_through_the_coder() -> None:
     deltas = layer(features).view(5, 3, 4) * deviations + means
     torch.testing.assert_close(deltas[:, 2], features @ weights.T + bias)
     torch.testing.assert_close(deltas[:, :2], torch.zeros(5, 2, 4), atol=1e-6, rtol=0)  # boxes stay
+
+
+def test_the_layer_and_the_coder_may_be_on_another_device_than_the_regressions() -> None:
+    """The meta device, as a GPU, refuses to compute with tensors of two devices."""
+    layer = nn.Linear(6, 4 * 3, device="meta")
+    means, deviations = torch.zeros(3, 4, device="meta"), torch.ones(3, 4, device="meta")
+    fold_ridge(layer, {2: (torch.ones(4, 6), torch.ones(4))}, means, deviations)
+    with pytest.raises(RuntimeError, match="device"):
+        torch.ones(4, 6) / deviations[2][:, None]

@@ -88,6 +88,10 @@ class TrainConfig(Section):
     """Where smooth L1 turns from squared to linear (paper: 1)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" runs the network under autocast; RoIs and losses stay float32."""
+    deterministic: bool = True
+    """On a GPU, only algorithms that give the same bits on every run: two runs of one config are equal, and a
+    run that was stopped goes on exactly. false lets cuDNN measure its algorithms on each new input size and
+    take the fastest, which can pay where sizes repeat. On the CPU every run is exact."""
     log_every: Count = 20
     checkpoint_every: Count = 1000
     keep_checkpoints: Count | None = None
