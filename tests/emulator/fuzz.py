@@ -56,9 +56,10 @@ class Fuzz:
         draw = random.Random(f"{seed}/{number}")
         return self.make(f"call {number} of seed {seed}", random_call(draw, big=big), draw)
 
-    def special(self, *, slow: bool) -> None:
+    def special(self, *, slow: bool, stop: bool = False) -> None:
         for name, call in special_calls(slow=slow):
-            self.make(name, call, random.Random(name))
+            if not self.make(name, call, random.Random(name)) and stop:
+                break
 
     def report(self, seconds: float) -> str:
         counted = ", ".join(f"{count} {what}" for what, count in self.tally.items())
@@ -75,7 +76,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first call")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--big", action="store_true", help="more RoIs and cells a call")
-    parser.add_argument("--no-special", action="store_true", help="leave the special calls out")
+    parser.add_argument(
+        "--special", choices=("all", "quick", "none"), default="all", help="chosen calls first"
+    )
     parser.add_argument("--stop", action="store_true", help="end at the first fault")
     options = parser.parse_args()
     if options.seconds is None and options.calls is None:
@@ -83,16 +86,17 @@ def main() -> int:
     torch.set_num_threads(1)
     device = Cuda() if options.device == "cuda" else Emulator(options.variant, options.library)
     fuzz, start = Fuzz(device), time.monotonic()
-    if not options.no_special:
-        fuzz.special(slow=True)
+    if options.special != "none":
+        fuzz.special(slow=options.special == "all", stop=options.stop)
     random_start = time.monotonic()
     for number in itertools.count(options.first):
+        if options.stop and fuzz.faulty:
+            break
         if options.calls is not None and number - options.first >= options.calls:
             break
         if options.seconds is not None and time.monotonic() - random_start >= options.seconds:
             break
-        if not fuzz.random(options.seed, number, big=options.big) and options.stop:
-            break
+        fuzz.random(options.seed, number, big=options.big)
     print(fuzz.report(time.monotonic() - start))
     return 1 if fuzz.faulty else 0
 
