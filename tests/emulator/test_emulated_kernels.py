@@ -12,7 +12,7 @@ from tests.emulator.fuzz import Fuzz
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
-CALLS = 200
+CALLS = 150
 
 
 @pytest.fixture(scope="module")

@@ -111,14 +111,16 @@ def _launches(source: str, path: str) -> str:
         end = source.find(">>>", match.end())
         if begin < done or end < 0:
             raise ValueError(f"{path}: a launch that is not understood: {source[begin : begin + 80]!r}")
-        kernel, configuration = source[begin : match.start()].strip(), source[match.end() : end]
-        name = re.sub(r"\s+", " ", kernel).replace("\\", "\\\\").replace('"', '\\"')
+        text, configuration = source[begin : match.start()], source[match.end() : end]
+        kernel = " ".join(text.split())
+        name = kernel.replace("\\", "\\\\").replace('"', '\\"')
         pointer = f"static_cast<void (*)(decltype(emulated)...)>({kernel})"
         parts += [
             source[done:begin],
             f'emulator::prepare("{name}", [=](auto... emulated) {{ ({kernel})(emulated...); }}, '
             f"[=](auto... emulated) -> const void* {{ if constexpr (requires {{ {pointer}; }}) "
             f"return reinterpret_cast<const void*>({pointer}); else return nullptr; }}, {configuration})",
+            "\n" * text.count("\n"),
         ]
         done = end + len(">>>")
     return "".join([*parts, source[done:]])

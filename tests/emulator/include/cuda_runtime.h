@@ -30,6 +30,7 @@ using std::round;
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) alignas(bytes)
+#define __builtin_assume(condition)
 
 // ---- Vector types
 
@@ -300,6 +301,18 @@ inline float __int_as_float(int value) { return std::bit_cast<float>(value); }
 inline float __uint_as_float(unsigned value) { return std::bit_cast<float>(value); }
 inline long long __double_as_longlong(double value) { return std::bit_cast<long long>(value); }
 inline double __longlong_as_double(long long value) { return std::bit_cast<double>(value); }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}
+inline float __int2float_rn(int value) { return static_cast<float>(value); }
+inline int __float2int_rz(float value) { return static_cast<int>(value); }
+inline int __float2int_rd(float value) { return static_cast<int>(std::floor(value)); }
+inline int __float2int_ru(float value) { return static_cast<int>(std::ceil(value)); }
+inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
