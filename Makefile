@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test sanitize fuzz-readers lint typecheck clean
+.PHONY: help install quickstart test sanitize emulate emulate-mutants fuzz-readers lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,6 +34,12 @@ test: install  ## run the tests
 
 sanitize: install  ## run the operators' tests under AddressSanitizer and UBSan, in a build of its own
 	sh tests/ops/run_sanitized.sh $(BIN)/python
+
+emulate: install  ## run the CUDA kernels on the CPU, random calls; SANITIZE=thread or address, SECONDS=120
+	sh tests/emulator/run.sh $(BIN)/python "$(SANITIZE)" --seconds $(or $(SECONDS),120)
+
+emulate-mutants: install  ## break the CUDA kernels on purpose and see that `make emulate` notices
+	$(BIN)/python -m tests.emulator.mutants
 
 fuzz-readers: install  ## read 10,000 damaged files of every format; only clean errors are allowed
 	$(BIN)/python -m tests.fuzz_readers --cases 10000 --seed 0

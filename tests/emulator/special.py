@@ -1,0 +1,103 @@
+"""Calls that chance seldom makes: real shapes, sides around 256, very many RoIs, big grids, huge strides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.emulator.calls import Call
+from tests.ops.rois import random_rois
+
+PYRAMID = [6, 3, 2, 1]
+
+
+def special_calls(*, slow: bool) -> Iterator[tuple[str, Call]]:
+    """Yield (name, call); the ``slow`` ones too, each of which takes seconds."""
+    torch.manual_seed(0)
+    yield from _narrow_maps()
+    yield from _long_sides()
+    yield from _grids()
+    yield from _far_apart()
+    if slow:
+        yield from _real_shapes()
+        yield "70,000 RoIs", _roi(torch.randn(1, 1, 3, 3), random_rois(70_000, 1, (48, 48)), (1, 1))
+
+
+def _roi(
+    features: Tensor, rois: Tensor, size: tuple[int, int], scale: float = 1 / 16, bins: str = "caffe"
+) -> Call:
+    options = {"output_size": size, "spatial_scale": scale, "bins": bins}
+    return Call("roi_pool", features, rois, options, grad_seed=1)
+
+
+def _spp(features: Tensor, rois: Tensor, **options: Any) -> Call:
+    return Call("spp_pool", features, rois, {"levels": PYRAMID, **options}, grad_seed=1)
+
+
+def _narrow_maps() -> Iterator[tuple[str, Call]]:
+    sequence = torch.randn(2, 40, 64).permute(0, 2, 1)
+    turned = torch.randn(2, 64, 1, 40).contiguous(memory_format=torch.channels_last).transpose(2, 3)
+    rois = torch.tensor([[0.0, 0, 0, 0, 39], [1, 0, 5, 0, 30]])
+    across = rois[:, [0, 2, 1, 4, 3]]
+    yield "a sequence as a map of width 1", _roi(sequence.unsqueeze(-1), rois, (7, 1), 1.0)
+    yield "a sequence as a map of height 1", _roi(sequence.unsqueeze(-2), across, (1, 7), 1.0)
+    yield "a channels-last map of height 1, turned", _roi(turned, rois, (7, 1), 1.0, "exact")
+    yield "no image", _roi(torch.randn(0, 5, 4, 4), torch.zeros(3, 5), (2, 2), 1.0)
+    yield "no image, average", _spp(torch.randn(0, 5, 4, 4), torch.zeros(3, 5), reduction="avg")
+    yield "no RoI", _roi(torch.randn(2, 5, 4, 4), torch.zeros(0, 5), (2, 2), 1.0)
+
+
+def _long_sides() -> Iterator[tuple[str, Call]]:
+    for side in (254, 255, 256, 257):
+        for shape in ((side, 3), (3, side)):
+            features = torch.randn(1, 6, *shape).round()
+            height, width = (16.0 * extent for extent in shape)
+            rois = torch.tensor([[0.0, 0, 0, width, height], [0, 8, 8, width - 17, height - 17]])
+            yield f"a map of {shape}, one bin", _roi(features, rois, (1, 1))
+            yield f"a map of {shape}, 2 x 2 bins", _roi(features, rois, (2, 2), bins="partition")
+            yield f"a map of {shape}, maximum pyramid", _spp(features, rois)
+
+
+def _grids() -> Iterator[tuple[str, Call]]:
+    rois = random_rois(6, 2, (304, 400))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        features = torch.randn(2, 35, 19, 25).to(dtype)
+        for size in ((20, 20), (33, 1), (1, 33)):
+            yield f"a grid of {size} of {dtype}", _roi(features, rois, size)
+    yield "a pyramid of one level, 25 x 25", _spp(torch.randn(2, 5, 19, 25), rois, levels=[25])
+    yield "16 levels", _spp(torch.randn(2, 5, 19, 25), rois, levels=list(range(1, 17)))
+    yield "16 levels, average", _spp(torch.randn(2, 5, 19, 25), rois, levels=[1, 2] * 8, reduction="avg")
+
+
+def _far_apart() -> Iterator[tuple[str, Call]]:
+    """Images 2^31 elements apart in memory that is reserved and hardly touched."""
+    apart = 2**31
+    filled, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        False,
+    )
+    memory = torch.empty(apart + 16 * 16)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    rois = torch.tensor([[1.0, 0, 0, 3, 3], [0, 1, 1, 2, 2]])
+    for channels, strides in ((16, (apart, 1, 64, 16)), (3, (apart, 16, 4, 1))):
+        features = memory.as_strided((2, channels, 4, 4), strides).normal_()
+        yield f"images 2^31 elements apart, {channels} channels", _roi(features, rois, (2, 2), 1.0)
+
+
+def _real_shapes() -> Iterator[tuple[str, Call]]:
+    rois = random_rois(32, 2, (608, 1008))
+    yield "VGG16's map, 32 RoIs", _roi(torch.randn(2, 512, 38, 63), rois, (7, 7))
+    yield "half of VGG16's map, pyramid", _spp(torch.randn(2, 256, 38, 63), rois, window="spp")
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        wide = random_rois(8, 1, (700 * 4, 900 * 4)).round()
+        yield (
+            f"a map of 700 x 900 of {dtype}",
+            _roi(torch.randn(1, 2, 700, 900).to(dtype), wide, (7, 7), 1 / 4),
+        )
+        plane = torch.randn(1, 3, 130, 90).to(dtype)
+        inside = random_rois(8, 1, (130 * 16, 90 * 16)).round()
+        for reduction in ("max", "avg"):
+            yield f"a map of 130 x 90 of {dtype}, {reduction}", _spp(plane, inside, reduction=reduction)

@@ -1,0 +1,61 @@
+"""Trains on the fake GPU, in a process of its own.
+
+    python -m tests.fake_gpu.training CONFIG FOLDER LIBRARY
+
+Prints a line of JSON, by place in the code: the waits for the device a training step, but for the first two,
+and the copies to the device from memory that is not pinned.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.fake_gpu import device
+
+WARM_UP = 2  # steps that make what later ones use, such as momentum
+
+
+def main() -> None:
+    config_path, folder, library = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    torch.ops.load_library(library)
+    device.install()
+    # Only now: functions decorated with torch.inference_mode() take what it is when they are imported.
+    from detector.build.stages import StagedTraining
+    from detector.build.training import start_run
+    from detector.config import load_config
+    from detector.engine.trainer import Trainer
+
+    config = load_config(config_path, [])
+    folder.mkdir()
+    with device.FakeGpu():
+        if config.stages:
+            StagedTraining(config, folder, device.NAME).run()
+            return
+        run = start_run(config, folder, device.NAME)
+        counted: list[Counter[Any]] = []
+        show = run.trainer.on_step
+
+        def count(trainer: Trainer) -> None:
+            counted.append(device.waits + device.pageable)
+            show(trainer)
+
+        run.trainer.on_step = count
+        run.run()
+    number = len(counted) - WARM_UP
+    a_step = {key: count / number for key, count in (counted[-1] - counted[WARM_UP - 1]).items()}
+    result = {
+        "waits": {" at ".join(key): count for key, count in a_step.items() if isinstance(key, tuple)},
+        "pageable": {key: count for key, count in a_step.items() if isinstance(key, str)},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
