@@ -91,7 +91,18 @@ def probe(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def install(wheels: list[Path]) -> str:
-    """Put wheels into build/site without asking any registry; return pip's last line."""
+    """Put wheels into build/site without asking any registry; return what pip said at last.
+
+    Where one of them does not fit this machine, the others are installed all the same.
+    """
+    fits, said = pip(wheels)
+    if fits:
+        return said
+    return "; ".join(pip([wheel])[1] for wheel in wheels)
+
+
+def pip(wheels: list[Path]) -> tuple[bool, str]:
+    """Install wheels into build/site; return whether that went well and pip's last line."""
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", str(SITE)]
     run = subprocess.run(
         [*command, "--upgrade", *map(str, wheels)],
@@ -100,11 +111,10 @@ def install(wheels: list[Path]) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
         check=False,
     )
-    lines = [line for line in run.stdout.splitlines() if line.strip()] or [f"pip ended with {run.returncode}"]
-    return lines[-1] if run.returncode == 0 else " / ".join(lines[-4:])
+    lines = [line for line in run.stdout.splitlines() if line.strip() and not line.startswith("[notice]")]
+    return run.returncode == 0, lines[-1] if lines else f"pip ended with {run.returncode}"
 
 
 def memory() -> int:
