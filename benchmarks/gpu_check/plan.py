@@ -14,8 +14,8 @@ from benchmarks.gpu_check.result import Result
 from benchmarks.gpu_check.runner import Part
 
 FUZZ = os.environ.get("GPU_CHECK_FUZZ", str(ROOT / "tests/emulator/fuzz.py"))
-"""Random pooling calls against the CPU's: ``--device D --seconds N --seed S``, exit status 1 on a fault."""
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+"""Random pooling calls against the CPU operators; the exit status is 1 where any differs."""
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")  # each with a seed of its own, from 1 on
 SANITIZED_SECONDS, FUZZ_SECONDS, REHEARSED_SECONDS = 20, 45, 2
 TEST_PROCESSES = 14
 NCU_OPTIONS = [
@@ -91,7 +91,7 @@ class Plan:
         yield self._tests()
         for tool in SANITIZERS:
             yield self._sanitizer(tool)
-        yield self._fuzz("fuzz", "Random calls", "plain", FUZZ_SECONDS, [], {"read": readers.read_fuzz})
+        yield self._plain_fuzz()
         yield self._quick_start()
         for precision in PRECISIONS:
             command = self._own("repeat", "--precision", precision)
@@ -116,17 +116,21 @@ class Plan:
         if tool in ("memcheck", "initcheck"):
             # Every tensor its own allocation: otherwise torch's allocator hides what lies beyond one.
             options["environment"] = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return self._fuzz(tool, f"Random calls under {tool}", tool, SANITIZED_SECONDS, before, options)
+        calls = fuzz(SANITIZED_SECONDS, 1 + SANITIZERS.index(tool), "quick")
+        return self._fuzz(tool, f"Random calls under {tool}", [*before, *calls], 115, options)
 
-    def _fuzz(
-        self, name: str, title: str, seed: str, seconds: int, before: list[str], options: dict[str, Any]
-    ) -> Part:
-        seconds = REHEARSED_SECONDS if self.rehearsal else seconds
-        call = [sys.executable, FUZZ, "--device", self.device, "--seconds", str(seconds), "--seed", seed]
+    def _plain_fuzz(self) -> Part:
+        return self._fuzz(
+            "fuzz", "Random calls", fuzz(FUZZ_SECONDS, 0, "all"), 120, {"read": readers.read_fuzz}
+        )
+
+    def _fuzz(self, name: str, title: str, command: list[str], limit: float, options: dict[str, Any]) -> Part:
         options["environment"] = {**ONE_THREAD, **options.get("environment", {})}
         if not Path(FUZZ).is_file():
             options |= {"skip": f"{FUZZ} is not there", "needed": not self.rehearsal}
-        return self._part(name, title, [*before, *call], 115 if before else 45 + seconds, **options)
+        if self.rehearsal:
+            command, limit = [*fuzz(REHEARSED_SECONDS, 0, "none"), "--device", "emulator"], 170
+        return self._part(name, title, command, limit, **options)
 
     def _quick_start(self) -> Part:
         output = self.work / "quickstart"
@@ -148,6 +152,12 @@ class Plan:
         return self._part(
             "quickstart", "Quick start", command, 150, read=read, environment={"OMP_NUM_THREADS": "2"}
         )
+
+
+def fuzz(seconds: int, seed: int, special: str) -> list[str]:
+    """Return the command that makes random calls; ``special`` says which chosen ones come before them."""
+    options = ["--device", "cuda", "--seconds", str(seconds), "--seed", str(seed), "--special", special]
+    return [sys.executable, FUZZ, *options]
 
 
 def read_text(path: Path) -> str:

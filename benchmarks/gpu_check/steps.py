@@ -25,6 +25,7 @@ from detector.build.tasks import build_task
 from detector.build.training import TrainingRun
 from detector.config import Config
 from detector.engine.optim import build_sgd
+from detector.engine.trainer import Trainer
 from detector.structures import Batch
 
 BATCHES = 12
@@ -32,18 +33,16 @@ TABLE = "Training step, VGG16"
 
 
 class Steps:
-    """One config's run on one device, and its batches in memory."""
+    """One config's task on one device, and its batches in memory."""
 
     def __init__(self, config: Config, device: str, folder: Path, count: int, result: Result) -> None:
-        self.config, self.device, self.count, self.result = config, device, count, result
+        self.config, self.device, self.folder = config, device, folder
+        self.count, self.result = count, result
         self.precision = config.train.precision
         torch.manual_seed(0)
         self.task = build_task(config, device, None)
         with closing(self.task.batches(0)) as batches:
             self.batches: list[Batch] = list(itertools.islice(batches, BATCHES))
-        self.run = TrainingRun(config, folder, self.task)
-        self.trainer = self.run.trainer
-        self.trainer.on_record = self.trainer.on_save = self.trainer.on_evaluate = lambda *_: None
 
     def row(self, name: str, milliseconds: float, apart: int = 0) -> float:
         """Write a row; ``apart`` is the memory that the other network holds meanwhile, in bytes."""
@@ -63,12 +62,26 @@ class Steps:
         return milliseconds
 
     def ours(self, warm_up: int, batches: Generator[Any, None, None] | None = None) -> float:
-        """Return the milliseconds of a step of the run's own loop, on batches in memory or those given."""
+        """Return the milliseconds of a step of a whole run, on batches in memory or those given.
+
+        It saves and scores nothing; all else is as in any other run.
+        """
         clock = Clock(self.device, warm_up, self.count)
-        self.trainer.on_step = lambda _: clock.tick()
-        self.trainer.batches = batches or (batch for batch in itertools.cycle(self.batches))
-        self.trainer.steps = self.trainer.step + warm_up + self.count
-        self.trainer.run()
+        run = TrainingRun(self.config, self.folder, self.task)
+        run.evaluation = "none is wanted"
+        trainer, shipped = run.trainer, run.trainer.on_step
+
+        def on_step(done: Trainer) -> None:
+            shipped(done)
+            clock.tick()
+
+        trainer.on_step = on_step
+        trainer.on_record = trainer.on_save = trainer.on_evaluate = lambda *_: None
+        trainer.batches.close()
+        trainer.batches = batches or (batch for batch in itertools.cycle(self.batches))
+        trainer.steps = warm_up + self.count
+        run.run()
+        self.optimizer = trainer.optimizer
         return clock.milliseconds
 
     def theirs(self, peer: Peer, optimizer: torch.optim.Optimizer, warm_up: int) -> float:
@@ -139,7 +152,7 @@ def compare_steps(steps: Steps, peer: Peer, warm_up: int) -> None:
         )
         peer.train()
         theirs = steps.theirs(peer, optimizer, warm_up)
-        apart = held(steps.task.model, steps.trainer.optimizer)
+        apart = held(steps.task.model, steps.optimizer)
         times["theirs"].append(steps.row(f"torchvision's parts, in memory, {number}", theirs, apart))
     ratio = min(times["theirs"]) / min(times["ours"])
     steps.result.note(f"{steps.precision}: ours is {ratio:.2f} times as fast a training step in memory")
@@ -185,7 +198,6 @@ def main() -> int:
         result.attempt(compare_steps, steps, peer, warm_up)
         result.attempt(time_test_images, config, steps.task, peer, device, test_rounds, result)
         result.attempt(time_loader, steps, 3 * warm_up)
-        steps.run.log.close()
     return 1 if result.faults else 0
 
 
