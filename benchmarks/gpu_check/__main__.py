@@ -60,7 +60,7 @@ def check(arguments: argparse.Namespace, work: Path, started: float) -> int:
         missing = ", ".join(machine.facts["missing"])
         print(f"warning: missing modules: {missing}; put their wheels into .whl/", flush=True)
     outcomes = [Outcome(part.name, part.title) for part in chosen]
-    report = Report(arguments.out, machine.facts, outcomes, arguments.dry_run)
+    report = Report(Path(arguments.out), machine.facts, outcomes, arguments.dry_run)
 
     def ended(outcome: Outcome) -> None:
         print(outcome.text(), flush=True)
@@ -111,14 +111,14 @@ def parse() -> argparse.Namespace:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, help="folder for report.json, report.md and logs.tar.gz")
+    parser.add_argument("--out", help="folder for report.json, report.md and logs.tar.gz")
     parser.add_argument("--parts", help="these parts alone, separated by commas (--list names them)")
     parser.add_argument("--list", action="store_true", help="list the parts and end")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="seconds for everything")
     parser.add_argument("--wheels", type=Path, help="folder of wheels for missing modules (default: .whl)")
     parser.add_argument("--dry-run", action="store_true", help="rehearse on a CPU with tiny sizes")
     arguments = parser.parse_args()
-    if arguments.out is None and not arguments.list:
+    if not arguments.out and not arguments.list:
         parser.error("--out is needed (make gpu-check OUT=DIR)")
     return arguments
 

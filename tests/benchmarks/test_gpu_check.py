@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.gpu_check import readers
@@ -143,5 +144,18 @@ def test_nsight_s_lines_become_one_row_a_kernel() -> None:
     assert result.tables["Kernels, by Nsight Compute"] == [row]
 
 
-def test_without_blood_cells_other_data_are_taken(tmp_path: Path) -> None:
-    assert bccd_overrides(tmp_path, tmp_path) is None
+def test_as_many_blood_cells_are_taken_as_are_there(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert bccd_overrides(data, tmp_path) is None
+    for name, endings in {"JPEGImages": "jpg", "Annotations": "xml"}.items():
+        (data / "bccd" / name).mkdir(parents=True)
+        for number in (1, 2, 4):
+            (data / "bccd" / name / f"cell_{number}.{endings}").touch()
+    (data / "bccd/ImageSets/Main").mkdir(parents=True)
+    (data / "bccd/ImageSets/Main/trainval.txt").write_text("cell_1\ncell_2\ncell_3\n")
+    (data / "bccd/ImageSets/Main/test.txt").write_text("cell_5\n")
+    np.savez(data / "bccd_opencv_fast_proposals.npz", cell_2=np.zeros((1, 4)), cell_3=np.zeros((1, 4)))
+    found = bccd_overrides(data, tmp_path)
+    assert found is not None
+    assert found[1] == "BCCD, 1 training and 1 test images"
+    assert (tmp_path / "splits/test.txt").read_text() == "cell_2\n"
