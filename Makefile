@@ -1,11 +1,12 @@
 # Two commands on a fresh machine: `make quickstart` and `make test`. Each does all its own set-up, once.
 
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test sanitize emulate emulate-mutants fuzz-readers lint typecheck clean
+.PHONY: help install quickstart test sanitize emulate emulate-mutants fuzz-readers gpu-check lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +44,10 @@ emulate-mutants: install  ## break the CUDA kernels on purpose and see that `mak
 
 fuzz-readers: install  ## read 10,000 damaged files of every format; only clean errors are allowed
 	$(BIN)/python -m tests.fuzz_readers --cases 10000 --seed 0
+
+# Installs nothing and asks no registry: the machine with the GPU may be offline. GPU_CHECK takes options more.
+gpu-check:  ## check and time everything that needs a GPU, offline, 7 minutes: make gpu-check OUT=dir
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PYTHON) -m benchmarks.gpu_check --out "$(OUT)" $(GPU_CHECK)
 
 lint: install  ## check style
 	$(BIN)/ruff check .

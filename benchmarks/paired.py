@@ -40,12 +40,16 @@ def uniform_rois(count: int, images: int, size: tuple[int, int]) -> Tensor:
 
 
 def proposal_rois(path: str, count: int, images: int, size: tuple[int, int]) -> Tensor:
-    """Return (count, 5): boxes of a .npz of selective search's proposals, stretched to ``size``."""
+    """Return (count, 5): boxes of a .npz of selective search's proposals, stretched to ``size``.
+
+    Where there are fewer boxes than ``count``, they come again.
+    """
     with np.load(path, allow_pickle=False) as file:
         boxes = torch.from_numpy(np.concatenate([file[name] for name in file.files[:20]])).float()
     extent = boxes.amax(0)[2:]  # some proposal is the whole image
     boxes *= torch.tensor([size[1], size[0]]).div(extent).repeat(2)
-    boxes = boxes[torch.randperm(len(boxes))[:count]]
+    order = torch.randperm(len(boxes))
+    boxes = boxes[order.repeat(-(-count // len(boxes)))[:count]]
     return torch.cat((torch.arange(count)[:, None] % images, boxes), dim=1)
 
 

@@ -1,0 +1,64 @@
+"""Builds the native libraries for this machine's GPU and makes a first call with them.
+
+A rehearsal builds the CPU library alone, into a folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu_check.result import Result, part_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build(result: Result, *, rehearsal: bool) -> bool:
+    """Build from csrc/ and say how long it took and whether it went well."""
+    command = [sys.executable, "setup.py", "build_ext", "--force"]
+    environment = dict(os.environ)
+    if rehearsal:
+        command += ["--build-lib", str(Path.cwd() / "lib"), "--build-temp", str(Path.cwd() / "objects")]
+        environment["DETECTOR_CUDA"] = "0"
+    else:
+        import torch
+
+        environment["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
+        command.append("--inplace")
+    started = time.monotonic()
+    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    seconds = time.monotonic() - started
+    capability = environment.get("TORCH_CUDA_ARCH_LIST", "") if not rehearsal else "CPU alone"
+    result.row("Build", {"for": capability, "seconds": seconds, "exit status": status})
+    if status:
+        result.fault(
+            f"setup.py ended with status {status}; the other parts use what was built before, if anything"
+        )
+    return status == 0
+
+
+def first_call(result: Result, device: str) -> None:
+    """Pool once and compare with the CPU."""
+    import torch
+
+    from detector.ops import roi_pool
+
+    features, rois = torch.randn(1, 64, 20, 30), torch.tensor([[0.0, 16, 16, 240, 200], [0, 0, 0, 479, 319]])
+    found = roi_pool(features.to(device), rois.to(device), 7, 1 / 16).cpu()
+    if not torch.equal(found, roi_pool(features, rois, 7, 1 / 16)):
+        result.fault("the first call does not equal the CPU's")
+
+
+def main() -> int:
+    parser, result = part_arguments(__doc__.splitlines()[0])
+    arguments = parser.parse_args()
+    build(result, rehearsal=arguments.dry_run)
+    result.attempt(first_call, result, "cpu" if arguments.dry_run else "cuda")
+    return 1 if result.faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

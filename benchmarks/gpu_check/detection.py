@@ -1,0 +1,119 @@
+"""Times a test image of ours against torchvision's parts with the same weights."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.peer import Peer, copy_weights, on_device
+from benchmarks.gpu_check.result import Result
+from detector.build.data import inference_views
+from detector.build.model import build_postprocess
+from detector.build.proposals import open_proposals, stored_proposals
+from detector.config import Config
+from detector.engine.inference import detect
+from detector.structures import Batch
+
+TABLE = "Test image, VGG16"
+SPREAD = 3.0
+"""Standard deviation of a class's logits over an image's proposals, about that of a trained network."""
+CONFIDENT = 0.1
+"""The part of the proposals in which a trained network sees some class above the score threshold."""
+
+
+def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds: int, result: Result) -> None:
+    """Time both with the weights as they are, which suppress nothing, and with weights that do.
+
+    Leaves the networks in evaluation mode and with the latter weights.
+    """
+    records = task.test_set.records
+    source = stored_proposals(config, open_proposals(config, records, "test"), training=False)
+    views = list(inference_views(config, records, source))
+    postprocess = build_postprocess(config, task.model.box_coder)
+    precision = getattr(torch, config.train.precision)
+    task.model.eval(), peer.eval()
+
+    def ours(view: list[Batch]) -> int:
+        return len(detect(task.model, view, postprocess, device, precision).scores)
+
+    def theirs(view: list[Batch]) -> int:
+        with torch.inference_mode():
+            return len(peer(view[0])[0][0]["scores"].cpu())
+
+    for weights in ("untrained", "as if trained"):
+        if weights == "as if trained":
+            spread_scores(task.model, views[0][0], device, config.test.score_threshold)
+        copy_weights(task.model, peer)
+        times = {"ours": [], "theirs": []}
+        for name, call in (("ours", ours), ("theirs", theirs)) * 2:
+            times[name].append(milliseconds(call, views, rounds, device))
+        mine, other = (sum(times[name]) / 2 for name in ("ours", "theirs"))
+        images = [view[0].images for view in views]
+        result.row(
+            TABLE,
+            {
+                "weights": weights,
+                "precision": config.train.precision,
+                "ours ms": mine,
+                "torchvision's parts ms": other,
+                "ratio": other / mine,
+                "proposals, mean": sum(len(view[0].proposals[0].boxes) for view in views) / len(views),
+                "our detections, mean": sum(map(ours, views)) / len(views),
+                "their detections, mean": sum(map(theirs, views)) / len(views),
+                "input": " x ".join(map(str, images[0].shape[-2:])),
+                "ours, each": ", ".join(f"{value:.1f}" for value in times["ours"]),
+                "theirs, each": ", ".join(f"{value:.1f}" for value in times["theirs"]),
+            },
+        )
+
+
+def milliseconds(
+    call: Callable[[list[Batch]], int], views: list[list[Batch]], rounds: int, device: str
+) -> float:
+    """Return the milliseconds of an image, views in turn, after some that warm up."""
+    turns = itertools.cycle(views)
+    for _ in range(min(5, rounds)):
+        call(next(turns))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(rounds):
+        call(next(turns))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - started) / rounds
+
+
+@torch.no_grad()
+def spread_scores(model: Any, view: Batch, device: str, threshold: float) -> None:
+    """Scale and shift cls_score so that scores spread over the proposals as a trained network's do.
+
+    Each class's logits get mean 0 and the same deviation; then the background's bias is raised until only a
+    part of the proposals has another class above ``threshold``.
+    """
+    logits = predict(model, view, device)
+    mean, deviation = logits.mean(0), logits.std(0).clamp(min=1e-12)
+    layer = model.predictor.cls_score
+    factor = (SPREAD / deviation).to(layer.weight)
+    layer.weight.mul_(factor[:, None])
+    layer.bias.copy_((layer.bias - mean.to(layer.bias)) * factor)
+    spread = (logits - mean) / deviation * SPREAD
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        spread[:, 0] += middle
+        seen = float((spread.softmax(1)[:, 1:].amax(1) > threshold).float().mean())
+        spread[:, 0] -= middle
+        low, high = (middle, high) if seen > CONFIDENT else (low, middle)
+    layer.bias[0] += low
+
+
+def predict(model: Any, view: Batch, device: str) -> Tensor:
+    """Return the class logits (P, K+1) of an image's proposals."""
+    output = model.predict(model.features(on_device(view, device)), view.rois().to(device))
+    return output.class_logits.double().cpu()

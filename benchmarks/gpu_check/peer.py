@@ -1,0 +1,84 @@
+"""The same network from torchvision's parts: VGG16, RoIHeads, roi_pool, two hidden layers, two predictors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import vgg16
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import roi_pool
+
+from detector.config import Config
+from detector.structures import Batch
+
+FROZEN_LAYERS = 10
+"""Through conv2 and the pooling after it, as freeze: 2 of the config."""
+
+
+class Pool(nn.Module):
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], _sizes: Any) -> Tensor:
+        maps = features["0"]  # autocast casts to float32 and back on CUDA by itself, on the CPU it does not
+        return roi_pool(maps.float(), boxes, 7, 1 / 16).to(maps.dtype)
+
+
+class Peer(nn.Module):
+    """In training it returns losses, in evaluation detections, as torchvision does."""
+
+    def __init__(self, config: Config, num_classes: int, device: str, *, half: bool) -> None:
+        super().__init__()
+        self.device, self.half = device, half
+        self.scale = config.model.backbone.feature_scale
+        self.backbone = vgg16(weights=None).features[:-1]
+        for layer in list(self.backbone)[:FROZEN_LAYERS]:
+            layer.requires_grad_(False)
+        hidden = config.model.head.hidden[0]
+        self.heads = RoIHeads(
+            Pool(),
+            TwoMLPHead(512 * 49, hidden),
+            FastRCNNPredictor(hidden, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=config.train.sampling.rois_per_image,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=config.test.score_threshold,
+            nms_thresh=config.test.nms_threshold,
+            detections_per_img=config.test.max_detections,
+        )
+        self.to(device)
+
+    def forward(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        device = self.device
+        targets = [{"boxes": t.boxes.to(device), "labels": t.labels.to(device)} for t in batch.targets]
+        proposals = [rois.to(device) for rois in batch.rois_per_image]
+        sizes = [meta.input_size for meta in batch.metas]
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.half):
+            features = {"0": self.backbone(on_device(batch, device)) * self.scale}
+            result: tuple[list[dict[str, Tensor]], dict[str, Tensor]] = self.heads(
+                features, proposals, sizes, targets if self.training else None
+            )
+        return result
+
+
+def on_device(batch: Batch, device: str) -> Tensor:
+    """Return the images of a batch as the network takes them."""
+    return batch.to(device).images.float()
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Give ``target`` the weights of ``source``, layer by layer in the order in which they come."""
+    ours, theirs = layers(source), layers(target)
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} layers with weights cannot be copied into {len(theirs)}")
+    with torch.no_grad():
+        for mine, other in zip(ours, theirs, strict=True):
+            other.weight.copy_(mine.weight)
+            other.bias.copy_(mine.bias)
+
+
+def layers(model: nn.Module) -> Sequence[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]

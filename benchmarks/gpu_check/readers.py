@@ -1,0 +1,117 @@
+"""What other programs print, turned into results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from benchmarks.gpu_check.result import Result
+
+NAMED = 40
+"""At most as many failing tests are listed."""
+
+
+def read_pytest(log: str, result: Result) -> None:
+    """Take the counts and the failing tests from pytest's last lines."""
+    counts = {
+        word.rstrip("s"): int(number)
+        for number, word in re.findall(
+            r"(\d+) (passed|failed|skipped|errors?|xfailed|xpassed)\b", tail(log, 5)
+        )
+    }
+    seconds = re.findall(r" in ([\d.]+)s", tail(log, 5))
+    if not counts:
+        result.fault("pytest printed no summary")
+        return
+    seconds_taken = float(seconds[-1]) if seconds else None
+    result.row("Tests", {**{"passed": 0, "failed": 0}, **counts, "seconds": seconds_taken})
+    failing = re.findall(r"^(?:FAILED|ERROR) (\S.*)$", log, re.MULTILINE)
+    for line in list(dict.fromkeys(failing))[:NAMED]:
+        result.fault(line[:300])
+
+
+def read_sanitizer(log: str, result: Result) -> None:
+    """Take the summary of compute-sanitizer, and what its program, the random calls, says."""
+    summaries = re.findall(r"^=+ (\w+ SUMMARY: .*)$", log, re.MULTILINE)
+    for line in summaries:
+        result.note(line)
+        numbers = [int(number) for number in re.findall(r"(\d+) (?:errors?|hazards?)", line)]
+        if any(numbers) or not numbers:
+            result.fault(line)
+    if not summaries:
+        result.fault("compute-sanitizer printed no summary")
+    read_fuzz("\n".join(line for line in log.splitlines() if not line.startswith("=====")), result)
+
+
+def read_fuzz(log: str, result: Result) -> None:
+    """Keep the last lines of the random calls, which sum them up."""
+    for line in tail(log, 3).splitlines():
+        result.note(line[:400])
+
+
+def read_quick_start(folder: Path, result: Result) -> None:
+    """Take the scores of a run from its metrics.json."""
+    try:
+        figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        result.fault(f"the quick start left no figures: {error}")
+        return
+    flat = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    result.row("Quick start", dict(list(flat.items())[:12]))
+
+
+_NCU_COLUMNS = {
+    "Duration": "us",
+    "Registers Per Thread": "registers",
+    "Theoretical Occupancy": "possible occupancy %",
+    "Achieved Occupancy": "occupancy %",
+    "Compute (SM) Throughput": "SM %",
+    "DRAM Throughput": "DRAM %",
+    "L2 Cache Throughput": "L2 %",
+    "Waves Per SM": "waves",
+}
+_MICROSECONDS = {"second": 1e6, "s": 1e6, "msecond": 1e3, "ms": 1e3, "usecond": 1.0, "us": 1.0}
+_MICROSECONDS |= {"nsecond": 1e-3, "ns": 1e-3}
+
+
+def read_ncu(text: str, result: Result) -> None:
+    """Make a row a kernel of Nsight Compute's CSV, which has a line for each kernel and metric."""
+    lines = text.splitlines()
+    start = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        result.fault("Nsight Compute wrote no table: " + " ".join(lines[-3:])[:300])
+        return
+    kernels: dict[str, dict[str, object]] = {}
+    for line in csv.DictReader(lines[start:]):
+        name = line.get("Metric Name") or ""
+        kernel = kernels.setdefault(
+            line.get("ID") or "", {"kernel": short_name(line.get("Kernel Name") or "")}
+        )
+        kernel["grid"], kernel["block"] = line.get("Grid Size"), line.get("Block Size")
+        if name in _NCU_COLUMNS:
+            kernel[_NCU_COLUMNS[name]] = metric(line.get("Metric Value") or "", line.get("Metric Unit") or "")
+    for row in kernels.values():
+        result.row("Kernels, by Nsight Compute", row)
+
+
+def metric(value: str, unit: str) -> float | str:
+    """Return a number of Nsight Compute's, times in microseconds."""
+    try:
+        return float(value.replace(",", "")) * _MICROSECONDS.get(unit, 1.0)
+    except ValueError:
+        return value
+
+
+def short_name(kernel: str) -> str:
+    """Return a kernel's name without namespaces and arguments, with its template's parameters."""
+    short = (
+        re.sub(r"\(anonymous namespace\)|<unnamed>", "", kernel).replace("detector::", "").replace("::", "")
+    )
+    return re.sub(r"^void ", "", short).split("(")[0][:70]
+
+
+def tail(log: str, lines: int) -> str:
+    """Return the last lines that are not empty."""
+    return "\n".join([line for line in log.splitlines() if line.strip()][-lines:])

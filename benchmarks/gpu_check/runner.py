@@ -1,0 +1,159 @@
+"""Runs parts as processes of their own, one after another or side by side, each with its own time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.gpu_check.report import Outcome
+from benchmarks.gpu_check.result import PATH_VARIABLE, Result, read_result
+
+LEAST_SECONDS = 10.0
+"""A part with less time left is not started."""
+GRACE_SECONDS = 6.0
+"""What a part at its limit gets to end by itself, after an interrupt."""
+RESERVED_SECONDS = 150.0
+"""What the parts that run alone leave to those that run side by side after them."""
+
+Reader = Callable[[str, Result], None]
+
+
+@dataclass
+class Part:
+    """One program to run: its command, how long it may take and how its log is read.
+
+    ``alone`` parts run with nothing else, in order, before the others, which run side by side. ``skip`` says
+    why a part cannot run here, ``needed`` whether that is a fault.
+    """
+
+    name: str
+    title: str
+    command: list[str]
+    limit: float
+    alone: bool = False
+    folder: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    read: Reader | None = None
+    skip: str = ""
+    needed: bool = True
+
+
+class Process:
+    """A part that runs."""
+
+    def __init__(
+        self, part: Part, outcome: Outcome, work: Path, environment: dict[str, str], limit: float
+    ) -> None:
+        self.part, self.outcome = part, outcome
+        self.result = work / f"{part.name}.json"
+        outcome.log, outcome.limit, outcome.status = work / f"{part.name}.log", limit, "running"
+        self.started = time.monotonic()
+        self.interrupted: float | None = None
+        with outcome.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                part.command,
+                cwd=part.folder or work,
+                env={**environment, **part.environment, PATH_VARIABLE: str(self.result)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def ended(self) -> bool:
+        """Say whether the part has ended; at its limit interrupt it, a little later end it."""
+        if self.process.poll() is not None:
+            return True
+        now = time.monotonic()
+        if self.interrupted is None and now - self.started > self.outcome.limit:
+            self.interrupted = now
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGINT)
+        if self.interrupted is not None and now - self.interrupted > GRACE_SECONDS:
+            self.kill()
+        return False
+
+    def kill(self) -> None:
+        """End the part with all the processes that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+
+    def finish(self, status: str = "") -> None:
+        """Read what the part found and judge it; ``status`` is what it is where that is known already."""
+        self.kill()  # what it may have left behind
+        outcome = self.outcome
+        outcome.seconds = time.monotonic() - self.started
+        outcome.result = read_result(self.result)
+        if self.part.read is not None:
+            try:
+                self.part.read(outcome.log_text(), outcome.result)
+            except Exception as error:
+                outcome.result.fault(f"the log cannot be read: {type(error).__name__}: {error}")
+        code = self.process.returncode
+        if status or self.interrupted is not None:
+            outcome.status = status or "timed out"
+        elif code or outcome.result.faults:
+            outcome.status, outcome.why = "failed", f"exit status {code}"
+        else:
+            outcome.status = "passed"
+
+
+class Runner:
+    """Runs parts until the time for all of them is over."""
+
+    def __init__(
+        self, work: Path, environment: dict[str, str], deadline: float, on_end: Callable[[Outcome], None]
+    ) -> None:
+        self.work, self.environment, self.deadline, self.on_end = work, environment, deadline, on_end
+        self.running: list[Process] = []
+
+    def run(self, parts: list[tuple[Part, Outcome]]) -> None:
+        """Run the parts that want to be alone in order, then the others side by side."""
+        together = [part for part, _ in parts if not part.alone and not part.skip]
+        for part, outcome in parts:
+            if part.alone:
+                self._start(part, outcome, RESERVED_SECONDS if together else 0.0)
+                self._wait()
+        for part, outcome in parts:
+            if not part.alone:
+                self._start(part, outcome)
+        self._wait()
+
+    def stop(self) -> None:
+        """End everything that runs and keep what it has found so far."""
+        for process in self.running:
+            process.kill()
+        while self.running:
+            process = self.running.pop()
+            process.finish("interrupted")
+            self.on_end(process.outcome)
+
+    def _start(self, part: Part, outcome: Outcome, reserved: float = 0.0) -> None:
+        left = self.deadline - time.monotonic() - GRACE_SECONDS - reserved
+        if part.skip:
+            outcome.status, outcome.why = ("failed" if part.needed else "skipped"), part.skip
+            return
+        if left < LEAST_SECONDS:
+            outcome.why = "no time was left"
+            return
+        try:
+            limit = min(part.limit, left)
+            self.running.append(Process(part, outcome, self.work, self.environment, limit))
+        except OSError as error:
+            outcome.status, outcome.why = "failed", f"cannot be started: {error}"
+
+    def _wait(self) -> None:
+        while self.running:
+            for process in [each for each in self.running if each.ended()]:
+                process.finish()
+                self.running.remove(process)
+                self.on_end(process.outcome)
+            time.sleep(0.1)

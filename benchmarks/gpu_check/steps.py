@@ -1,0 +1,205 @@
+"""Times a training step and a test image of VGG16 against the same network from torchvision's parts.
+
+Ours is what `tools/train.py` runs: the real run with its own loop, optimizer and, in the last row, its own
+loader. The other rows take batches that are ready in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.gpu_check.detection import time_test_images
+from benchmarks.gpu_check.peer import Peer, copy_weights
+from benchmarks.gpu_check.result import Result, part_arguments
+from benchmarks.gpu_check.step_data import deterministic_default, step_config
+from detector.build.tasks import build_task
+from detector.build.training import TrainingRun
+from detector.config import Config
+from detector.engine.optim import build_sgd
+from detector.engine.trainer import Trainer
+from detector.structures import Batch
+
+BATCHES = 12
+TABLE = "Training step, VGG16"
+
+
+class Steps:
+    """One config's task on one device, and its batches in memory."""
+
+    def __init__(self, config: Config, device: str, folder: Path, count: int, result: Result) -> None:
+        self.config, self.device, self.folder = config, device, folder
+        self.count, self.result = count, result
+        self.precision = config.train.precision
+        torch.manual_seed(0)
+        self.task = build_task(config, device, None)
+        with closing(self.task.batches(0)) as batches:
+            self.batches: list[Batch] = list(itertools.islice(batches, BATCHES))
+
+    def row(self, name: str, milliseconds: float, apart: int = 0) -> float:
+        """Write a row; ``apart`` is the memory that the other network holds meanwhile, in bytes."""
+        size = tuple(self.batches[0].images.shape[-2:])
+        self.result.row(
+            TABLE,
+            {
+                "what": name,
+                "precision": self.precision,
+                "ms a step": milliseconds,
+                "40,000 steps, minutes": milliseconds * 40000 / 60e3,
+                "peak MiB": peak_memory(self.device, apart),
+                "input": f"{len(self.batches[0].images)} x {size[0]} x {size[1]}",
+                "RoIs": len(self.batches[0].images) * self.config.train.sampling.rois_per_image,
+            },
+        )
+        return milliseconds
+
+    def ours(self, warm_up: int, batches: Generator[Any, None, None] | None = None) -> float:
+        """Return the milliseconds of a step of a whole run, on batches in memory or those given.
+
+        It saves and scores nothing; all else is as in any other run.
+        """
+        clock = Clock(self.device, warm_up, self.count)
+        run = TrainingRun(self.config, self.folder, self.task)
+        run.evaluation = "none is wanted"
+        trainer, shipped = run.trainer, run.trainer.on_step
+
+        def on_step(done: Trainer) -> None:
+            shipped(done)
+            clock.tick()
+
+        trainer.on_step = on_step
+        trainer.on_record = trainer.on_save = trainer.on_evaluate = lambda *_: None
+        trainer.batches.close()
+        trainer.batches = batches or (batch for batch in itertools.cycle(self.batches))
+        trainer.steps = warm_up + self.count
+        run.run()
+        self.optimizer = trainer.optimizer
+        return clock.milliseconds
+
+    def theirs(self, peer: Peer, optimizer: torch.optim.Optimizer, warm_up: int) -> float:
+        clock = Clock(self.device, warm_up, self.count)
+        trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
+        for batch in itertools.islice(itertools.cycle(self.batches), warm_up + self.count):
+            losses = peer(batch)[1]
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            nn.utils.clip_grad_norm_(trained, self.config.train.clip_gradient_norm)
+            optimizer.step()
+            clock.tick()
+        return clock.milliseconds
+
+
+class Clock:
+    """Times ``count`` steps after ``warm_up`` others, with everything queued on the device done."""
+
+    def __init__(self, device: str, warm_up: int, count: int) -> None:
+        self.device, self.warm_up, self.count = device, warm_up, count
+        self.steps, self.milliseconds = 0, float("nan")
+
+    def tick(self) -> None:
+        """Note that one step more is done."""
+        self.steps += 1
+        if self.steps == self.warm_up:
+            synchronize(self.device)
+            if self.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            self.started = time.perf_counter()
+        if self.steps == self.warm_up + self.count:
+            synchronize(self.device)
+            self.milliseconds = 1e3 * (time.perf_counter() - self.started) / self.count
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: str, apart: int) -> float | None:
+    return (torch.cuda.max_memory_allocated() - apart) / 2**20 if device == "cuda" else None
+
+
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of a network's weights and gradients and of its optimizer's momentum."""
+    weights = list(model.parameters())
+    momentum = [entry.get("momentum_buffer") for entry in optimizer.state.values()]
+    tensors = [*weights, *(weight.grad for weight in weights), *momentum]
+    return sum(each.numel() * each.element_size() for each in tensors if each is not None)
+
+
+def compare_steps(steps: Steps, peer: Peer, warm_up: int) -> None:
+    """Time both twice in turns, batches in memory; the better of the two times is compared."""
+    settings = steps.config.train
+    optimizer = build_sgd(
+        peer,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        bias_lr_factor=settings.bias_lr_factor,
+        bias_decay=settings.bias_decay,
+    )
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for number in (1, 2):
+        times["ours"].append(
+            steps.row(f"ours, in memory, {number}", steps.ours(warm_up), held(peer, optimizer))
+        )
+        peer.train()
+        theirs = steps.theirs(peer, optimizer, warm_up)
+        apart = held(steps.task.model, steps.optimizer)
+        times["theirs"].append(steps.row(f"torchvision's parts, in memory, {number}", theirs, apart))
+    ratio = min(times["theirs"]) / min(times["ours"])
+    steps.result.note(f"{steps.precision}: ours is {ratio:.2f} times as fast a training step in memory")
+
+
+def time_loader(steps: Steps, warm_up: int) -> None:
+    with closing(steps.task.batches(0)) as batches:
+        milliseconds = steps.ours(warm_up, batches)
+    images = 1e3 * len(steps.batches[0].images) / milliseconds
+    steps.row(f"ours, loader with {steps.config.data.workers} workers", milliseconds)
+    steps.result.note(f"{steps.precision}: {images:.0f} images a second with the loader")
+
+
+def main() -> int:
+    parser, result = part_arguments(__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the project's folder of data sets")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument(
+        "--other-determinism",
+        action="store_true",
+        help="train.deterministic set against its default; ours alone, batches in memory",
+    )
+    arguments = parser.parse_args()
+    device = "cpu" if arguments.dry_run else "cuda"
+    warm_up, count, test_rounds = (1, 2, 2) if arguments.dry_run else (8, 30, 30)
+    changes = [f"train.precision={arguments.precision}", f"data.workers={1 if arguments.dry_run else 8}"]
+    default = deterministic_default()
+    if arguments.other_determinism:
+        if default is None:
+            result.note("not measured: configs have no key train.deterministic")
+            return 0
+        changes.append(f"train.deterministic={str(not default).lower()}")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        config, data = step_config(arguments.data, folder, changes, rehearsal=arguments.dry_run)
+        result.note(f"data: {data}")
+        steps = Steps(config, device, folder, count, result)
+        if arguments.other_determinism:
+            steps.row(f"ours, in memory, train.deterministic={not default}", steps.ours(warm_up))
+            return 0
+        peer = Peer(config, len(steps.task.classes), device, half=arguments.precision == "bfloat16")
+        copy_weights(steps.task.model, peer)
+        result.attempt(compare_steps, steps, peer, warm_up)
+        result.attempt(time_test_images, config, steps.task, peer, device, test_rounds, result)
+        result.attempt(time_loader, steps, 3 * warm_up)
+    return 1 if result.faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
