@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test sanitize fuzz-readers lint typecheck clean
+.PHONY: help install quickstart test headers sanitize fuzz-readers lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ quickstart: install  ## generate data, train, score and draw: five minutes, resu
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+headers: install  ## compile csrc/ against the headers of the oldest and the newest torch, CUDA included
+	$(BIN)/python tools/check_headers.py
 
 sanitize: install  ## run the operators' tests under AddressSanitizer and UBSan, in a build of its own
 	sh tests/ops/run_sanitized.sh $(BIN)/python
