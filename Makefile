@@ -18,6 +18,10 @@ $(VENV)/.installed: pyproject.toml tools/check_machine.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26"
+	@packages="$$($(BIN)/python tools/check_machine.py --compiler)"; test -z "$$packages" || \
+	  { echo "a GPU without a CUDA compiler: installing $$packages"; \
+	    $(BIN)/python -m pip install --quiet "$$packages"; } || \
+	  echo "warning: without a CUDA compiler the GPU will not be used; try again with make -B install" >&2
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@$(BIN)/python tools/check_machine.py --imports
 	@touch $@ $(VENV)/.built
