@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test sanitize emulate emulate-mutants fuzz-readers gpu-check lint typecheck clean
+.PHONY: help install quickstart test headers sanitize emulate emulate-mutants fuzz-readers gpu-check lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -19,6 +19,10 @@ $(VENV)/.installed: pyproject.toml tools/check_machine.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26"
+	@packages="$$($(BIN)/python tools/check_machine.py --compiler)"; test -z "$$packages" || \
+	  { echo "a GPU without a CUDA compiler: installing $$packages"; \
+	    $(BIN)/python -m pip install --quiet "$$packages"; } || \
+	  echo "warning: without a CUDA compiler the GPU will not be used; try again with make -B install" >&2
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@$(BIN)/python tools/check_machine.py --imports
 	@touch $@ $(VENV)/.built
@@ -32,6 +36,9 @@ quickstart: install  ## generate data, train, score and draw: five minutes, resu
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+headers: install  ## compile csrc/ against the headers of the oldest and the newest torch, CUDA included
+	$(BIN)/python tools/check_headers.py
 
 sanitize: install  ## run the operators' tests under AddressSanitizer and UBSan, in a build of its own
 	sh tests/ops/run_sanitized.sh $(BIN)/python

@@ -1,35 +1,110 @@
 """Builds the native libraries from csrc/: detector/_C for the CPU and, where nvcc is, detector/_C_cuda.
 
 Both use torch's stable ABI, so that one build runs on every torch from 2.11 on and on every Python from
-3.11 on. Project metadata is in pyproject.toml.
+3.11 on. Project metadata is in pyproject.toml. Importing this file builds nothing: tools/ asks it which
+compiler and which flags a build would use.
 
-Environment: MAX_JOBS (compile jobs, default one a core), TORCH_CUDA_ARCH_LIST (default below),
-DETECTOR_CUDA=0 (leave the CUDA library out), DETECTOR_SANITIZE=1 (AddressSanitizer and UBSan, CPU only).
+Environment: MAX_JOBS (compile jobs, default one per core), CUDA_HOME (the CUDA toolkit to use),
+TORCH_CUDA_ARCH_LIST (default below), DETECTOR_CUDA=0 (leave the CUDA library out), DETECTOR_SANITIZE=1
+(AddressSanitizer and UBSan, CPU only).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from setuptools import Extension, setup
 
-os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;9.0+PTX")
-# A wrapper script called nvcc elsewhere in PATH would make cpp_extension guess a wrong CUDA_HOME.
-if Path("/usr/local/cuda/bin/nvcc").exists():
-    os.environ.setdefault("CUDA_HOME", "/usr/local/cuda")
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
-import torch
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+def major_version(cuda: str) -> str:
+    return cuda.split(".")[0]
+
+
+def nvcc_major_version(nvcc: Path) -> str | None:
+    """Return the CUDA major version of a compiler, or None where it does not run."""
+    try:
+        output = subprocess.check_output([nvcc, "--version"], text=True, stderr=subprocess.STDOUT)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    release = re.search(r"release (\d+)\.", output)
+    return release[1] if release else None
+
+
+def cuda_homes() -> list[Path]:
+    """Return the folders in which a CUDA compiler, bin/nvcc, is looked for, in order.
+
+    CUDA_HOME, where it is set, is the only one. NVIDIA's pip packages come last; they have a compiler since
+    CUDA 13 and put it into nvidia/cu13 beside the libraries that torch's own packages have there.
+    """
+    chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if chosen:
+        return [Path(chosen)]
+    # /usr/local/cuda comes before PATH, where nvcc may be a wrapper script outside any toolkit.
+    homes = [Path("/usr/local/cuda")]
+    in_path = shutil.which("nvcc")
+    if in_path:
+        homes.append(Path(in_path).resolve().parents[1])
+    packages = importlib.util.find_spec("nvidia")
+    if packages is not None and torch.version.cuda is not None:
+        folders = packages.submodule_search_locations or []
+        homes += [Path(folder, f"cu{major_version(torch.version.cuda)}") for folder in folders]
+    return homes
+
+
+def find_cuda_home() -> Path | None:
+    """Return the folder of the first CUDA compiler of torch's major version, or None without one."""
+    if torch.version.cuda is None:
+        return None
+    for home in cuda_homes():
+        nvcc, header = home / "bin" / "nvcc", "include/cuda_runtime.h"
+        complete = nvcc.exists() and ((home / header).exists() or any(home.glob(f"targets/*/{header}")))
+        if complete and nvcc_major_version(nvcc) == major_version(torch.version.cuda):
+            return home
+    return None
+
+
+def compiler_packages() -> str | None:
+    """Return what to give to pip for NVIDIA's compiler of torch's CUDA version; None where there is none.
+
+    An optional dependency in pyproject.toml could not say this: the version follows torch's, and pip builds
+    this project before it installs what the project depends on. cuda-toolkit is a package without files
+    that fixes the versions of the parts named in brackets; torch itself depends on it.
+    """
+    if torch.version.cuda is None or int(major_version(torch.version.cuda)) < 13:
+        return None
+    return f"cuda-toolkit[nvcc,crt,nvvm,cudart,cccl]=={torch.version.cuda}.*"
+
+
+def architectures(nvcc: Path) -> str:
+    """Return those of CUDA_ARCHITECTURES that ``nvcc`` knows, as TORCH_CUDA_ARCH_LIST wants them."""
+    known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
+    names = [name for name in CUDA_ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
+    return ";".join(names) + "+PTX"
+
+
+# cpp_extension reads CUDA_HOME when it is imported.
+CUDA_FOUND = find_cuda_home()
+if CUDA_FOUND is not None:
+    os.environ["CUDA_HOME"] = str(CUDA_FOUND)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(CUDA_FOUND / "bin" / "nvcc"))
+os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 SANITIZE = os.environ.get("DETECTOR_SANITIZE") == "1"
 DEFINES = [
     ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # the oldest torch that may load the libraries: 2.11
 ]
+CUDA_DEFINES = [("USE_CUDA", None)]
 # Without -ffp-contract=off the compiler fuses multiply and add where the processor can, and results
 # would differ from machine to machine.
 CXX_FLAGS = ["-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
@@ -50,25 +125,30 @@ def sources(*patterns: str) -> list[str]:
     )
 
 
+def cpu_sources() -> list[str]:
+    return sources("*.cpp", "cpu/*.cpp", "selective_search/*.cpp")
+
+
+def cuda_sources() -> list[str]:
+    return sources("cuda/*.cu")
+
+
 def why_no_cuda() -> str | None:
     """Return the reason for which the CUDA library cannot be built here, or None where it can."""
     if os.environ.get("DETECTOR_CUDA") == "0" or SANITIZE:
         return "left out by DETECTOR_CUDA=0 or DETECTOR_SANITIZE=1"
     if torch.version.cuda is None:
         return "this torch was built without CUDA"
-    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
-    if not nvcc.exists():
-        return "no nvcc found (looked in CUDA_HOME, /usr/local/cuda and PATH)"
-    release = re.search(r"release (\d+)\.", subprocess.check_output([nvcc, "--version"], text=True))
-    if release is None or release[1] != torch.version.cuda.split(".")[0]:
-        return f"{nvcc} and torch's CUDA {torch.version.cuda} differ in the major version"
+    if CUDA_FOUND is None:
+        places = ", ".join(map(str, cuda_homes()))
+        return f"no nvcc of CUDA {major_version(torch.version.cuda)}, which torch uses, in {places}"
     return None
 
 
 def extensions() -> list[Extension]:
     cpu = CppExtension(
         "detector._C",
-        sources("*.cpp", "cpu/*.cpp", "selective_search/*.cpp"),
+        cpu_sources(),
         include_dirs=[str(Path(__file__).parent.resolve() / "csrc")],
         define_macros=DEFINES,
         extra_compile_args={"cxx": CXX_FLAGS},
@@ -77,24 +157,40 @@ def extensions() -> list[Extension]:
     )
     reason = why_no_cuda()
     if reason is not None:
+        packages = compiler_packages()
+        advice = f'; with one: pip install "{packages}"' if packages else ""
         print(
-            f"detector: the CUDA library is not built: {reason}; the CPU library is enough without a GPU",
+            f"detector: the CUDA library is not built: {reason}. Without a GPU it is not needed{advice}.",
             file=sys.stderr,
         )
         return [cpu]
     cuda = CUDAExtension(
         "detector._C_cuda",
-        sources("cuda/*.cu"),
+        cuda_sources(),
         include_dirs=[str(Path(__file__).parent.resolve() / "csrc")],
-        define_macros=[*DEFINES, ("USE_CUDA", None)],
+        define_macros=[*DEFINES, *CUDA_DEFINES],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
     )
+    cuda.libraries = [cuda_runtime(name) for name in cuda.libraries]
     return [cpu, cuda]
 
 
-setup(
-    ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+def cuda_runtime(library: str) -> str:
+    """Return the name under which the linker finds ``library``, one of those that CUDAExtension asks for.
+
+    The pip package of the CUDA runtime lacks the link libcudart.so that -lcudart would find, so there the
+    linker is given the name of the file.
+    """
+    if library != "cudart" or CUDA_FOUND is None:
+        return library
+    exact = sorted((CUDA_FOUND / "lib").glob("libcudart.so.*"))
+    return f":{exact[0].name}" if exact and not (CUDA_FOUND / "lib" / "libcudart.so").exists() else library
+
+
+if __name__ == "__main__":  # true for setuptools and pip as well
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": BuildExtension},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

@@ -35,23 +35,32 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help='"auto" (a GPU if there is one), "cpu" or "cuda"')
+    parser.add_argument("--device", default="auto", help='"auto" (a GPU if one can be used), "cpu" or "cuda"')
 
 
 def choose_device(name: str) -> str:
-    """Return the device for ``name``; "auto" is a GPU where there is one.
+    """Return the device for ``name``; "auto" is a GPU where there is one and the CUDA kernels were built.
 
     Raises:
-        InputError: no such device on this machine.
+        InputError: no such device on this machine, or no kernels for it.
     """
     import torch
 
+    from detector.ops import cuda_kernels_missing
+
+    missing = cuda_kernels_missing()
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        if missing is not None:
+            print(f"note: the GPU is not used: {missing}", file=sys.stderr)
+        return "cuda" if missing is None else "cpu"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: not usable here: {str(error).splitlines()[0]}") from None
+    if torch.device(name).type == "cuda" and missing is not None:
+        raise InputError(f"--device {name}: {missing}")
     return name
 
 

@@ -25,6 +25,19 @@ settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where they cannot run, and say why."""
+    reason: str | None = "no CUDA device"
+    if torch.cuda.is_available():
+        from detector.ops import cuda_kernels_missing
+
+        reason = cuda_kernels_missing()
+    if reason is not None:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture
 def make_boxes() -> MakeBoxes:
     """Return ``make(count, extent=100.0, seed=0)``: random boxes (count, 4) inside a square, sides over 1."""

@@ -1,9 +1,17 @@
 #!/usr/bin/env python3
-"""Say in one line what this machine lacks for installing the project. Needs only Python itself."""
+"""Say in one line what this machine lacks for installing the project. Needs only Python itself.
+
+With --compiler it needs torch, and prints what pip has to install so that the CUDA library can be built: one
+line on a machine with an NVIDIA GPU but no compiler of torch's CUDA version, nothing on any other.
+"""
 
 import argparse
+import os
+import runpy
 import shutil
 import sys
+from pathlib import Path
+from typing import Any
 
 EXAMPLE = "example:\n  python3 tools/check_machine.py && make install"
 
@@ -36,12 +44,50 @@ def missing_libraries() -> list[str]:
     return []
 
 
-if __name__ == "__main__":
+def has_nvidia_gpu() -> bool:
+    """Whether torch sees an NVIDIA GPU, or at least the driver is loaded."""
+    import torch
+
+    return torch.cuda.is_available() or Path("/proc/driver/nvidia/version").exists()
+
+
+def missing_compiler(build: dict[str, Any]) -> str | None:
+    """Return what pip has to install so that the CUDA library can be built, or None.
+
+    ``build`` holds the names that setup.py defines.
+    """
+    import torch
+
+    wanted = has_nvidia_gpu() and torch.version.cuda is not None and os.environ.get("DETECTOR_CUDA") != "0"
+    if not wanted or build["CUDA_FOUND"] is not None:
+        return None
+    packages: str | None = build["compiler_packages"]()
+    if packages is None:
+        print(
+            f"warning: the GPU will not be used: there is no nvcc for CUDA {torch.version.cuda}, which torch "
+            "uses, and pip has none. Install that version of the CUDA toolkit, then run make -B install.",
+            file=sys.stderr,
+        )
+    return packages
+
+
+def main() -> int:
+    """Return 0, or 2 where something that has to be there is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--imports", action="store_true", help="check the libraries of installed packages")
-    problems = missing_libraries() if parser.parse_args().imports else missing_tools()
+    parser.add_argument("--compiler", action="store_true", help="print the pip packages of a missing nvcc")
+    arguments = parser.parse_args()
+    if arguments.compiler:
+        packages = missing_compiler(runpy.run_path(str(Path(__file__).resolve().parents[1] / "setup.py")))
+        print(packages or "", end="")
+        return 0
+    problems = missing_libraries() if arguments.imports else missing_tools()
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    sys.exit(2 if problems else 0)
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ from detector.build.proposals import (
 )
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
-from detector.engine.inference import detect
+from detector.engine.inference import detect, with_weights_in
 from detector.errors import InputError
 from detector.evaluation.report import write_json
 from detector.models.detector import RegionDetector
@@ -65,6 +65,7 @@ def run_demo(
     refuse_overwriting(records, folder)
     postprocess = build_postprocess(config, model.box_coder)
     precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    network = with_weights_in(model, precision)
     results: list[dict[str, Any]] = []
     drawn = 0
     with demo_proposals(config, records) as source:
@@ -72,7 +73,7 @@ def run_demo(
         for record, image in zip(records, track(views, len(records), "detecting"), strict=True):
             with naming(image[0].metas):
                 found = detect(
-                    model,
+                    network,
                     image,
                     postprocess,
                     device,

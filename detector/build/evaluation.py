@@ -25,7 +25,7 @@ from detector.data.coco import CocoDataset
 from detector.data.coco_json import read_coco
 from detector.data.images import read_image
 from detector.data.voc import VocDataset
-from detector.engine.inference import detect
+from detector.engine.inference import detect, with_weights_in
 from detector.engine.memory import PeakMemory
 from detector.errors import InputError
 from detector.evaluation.result_files import write_result_files
@@ -120,13 +120,20 @@ def evaluate(
     precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
     detections: dict[str, Detections] = {}
     model.eval()
+    network = with_weights_in(model, precision)
     started = time.perf_counter()
     views = inference_views(config, test_set.records, source)
     for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
         image_id = image[0].metas[0].image_id
         with naming(image[0].metas):
             detections[image_id] = detect(
-                model, image, postprocess, device, precision, config.test.refinements, config.test.scale_rule
+                network,
+                image,
+                postprocess,
+                device,
+                precision,
+                config.test.refinements,
+                config.test.scale_rule,
             )
         evaluator.update([image_id], [detections[image_id]])
         if memory is not None and len(detections) % 20 == 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detector.structures import Batch, Detections, HeadOutput, ImageMeta
 
@@ -18,6 +19,7 @@ REFERENCE_SIDE = 13 * 16.0
 cells of a map of stride 16)."""
 
 View = tuple[HeadOutput, ImageMeta]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Decoder(Protocol):
@@ -36,6 +38,27 @@ class Network(Protocol):
     ) -> HeadOutput: ...
 
 
+def with_weights_in(model: Model, precision: torch.dtype) -> Model:
+    """Return ``model`` for inference under autocast to ``precision``, with its large weights cast already.
+
+    Autocast casts the weights of convolutions and linear layers in every call; without gradients it keeps
+    none of them. The copy that is returned has them cast once, and results are the same bit for bit. All
+    other parameters and all buffers are shared with ``model``, which is returned itself for float32.
+
+    The cast weights do not follow later changes of ``model``: make a copy for each evaluation.
+    """
+    if precision == torch.float32:
+        return model
+    replaced: dict[int, object] = {}
+    for module in model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        replaced.update((id(tensor), tensor) for tensor in own if id(tensor) not in replaced)
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            for weight in module.parameters(recurse=False):
+                replaced[id(weight)] = nn.Parameter(weight.detach().to(precision), requires_grad=False)
+    return copy.deepcopy(model, replaced)  # takes from ``replaced`` what is there and copies the rest
+
+
 @dataclass(frozen=True)
 class Look:
     """One image seen one way round: its feature levels, one a scale, and the scales' meta data."""
@@ -46,6 +69,7 @@ class Look:
     def predict(self, model: Network, boxes: Tensor, rule: str, device: torch.device | str) -> View:
         """Return what ``model`` says of ``boxes`` (P, 4), original-image pixels, each at its own scale."""
         rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
+        # A copy that blocks would wait until the GPU has computed the features.
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1).to(device, non_blocking=True)
         return model.predict(self.levels, rows, roi_levels), self.metas[0]
 
@@ -88,7 +112,7 @@ def detect(
 
 def look_at(model: Network, views: Sequence[Batch], device: torch.device | str) -> Look:
     """Compute the features of an image at each of its scales, once."""
-    levels = [level for view in views for level in model.features(view.images.to(device, non_blocking=True))]
+    levels = [level for view in views for level in model.features(view.to(device).images)]
     return Look(levels, [view.metas[0] for view in views])
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from detector import boxes as box_ops
 from detector.models.box_coder import BoxCoder
+from detector.models.suppression import best_detections
 from detector.structures import Detections, HeadOutput, ImageMeta
 
 CANDIDATE_NMS = 0.5
@@ -37,6 +37,9 @@ class Postprocess:
     thinned by greedy non-maximum suppression at IoU above ``nms_threshold``; then the best
     ``max_detections`` of all classes together stay. (The release suppressed at IoU equal to the
     threshold too, and capped before suppression.)
+
+    The network's output may be on any device. It is decoded and thresholded there, and detections are on the
+    CPU; a GPU is waited for twice per image, for the number of boxes above the threshold and for these.
 
     Several views of an image, mirrored or at other scales, are merged before suppression. Without
     ``box_regression`` detections are proposals as they came.
@@ -84,39 +87,44 @@ class Postprocess:
         seen = [self._own_class(boxes, scores, candidates.labels) for boxes, scores in decoded]
         boxes, scores = (torch.stack(parts).mean(dim=0) for parts in zip(*seen, strict=True))
         clipped = box_ops.clip(boxes, views[0][1].original_size)
-        return Detections(boxes=clipped, scores=scores, labels=candidates.labels)
+        seen_again = torch.cat((clipped, scores[:, None]), dim=1).cpu()  # one transfer
+        return Detections(boxes=seen_again[:, :4], scores=seen_again[:, 4], labels=candidates.labels)
 
     def _decode(self, views: Sequence[View], proposals: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [self.decode(output, proposals, meta) for output, meta in views]
 
     @staticmethod
     def _own_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(len(labels))
+        labels = labels.to(scores.device, non_blocking=True)
+        rows = torch.arange(len(labels), device=scores.device)
         return boxes[rows, labels.clamp(max=boxes.shape[1] - 1)], scores[rows, labels]
 
     def finish(self, refined: Detections) -> Detections:
         """Threshold, thin and cap refined candidates as ``select`` does decoded proposals."""
-        labels = refined.labels.unique().tolist()
-        chosen = [refined.labels == label for label in labels]
-        return self._best(
-            [
-                self._one_class(refined.boxes[mine], refined.scores[mine], label, self.nms_threshold)
-                for label, mine in zip(labels, chosen, strict=True)
-            ],
+        valid = (refined.scores > self.score_threshold) & _can_be_detected(refined.boxes)
+        # Class after class, so that equal scores come in the same order as in ``select``.
+        rows = torch.sort(refined.labels, stable=True).indices
+        rows = rows[valid[rows]]
+        return best_detections(
+            refined.boxes[rows],
+            refined.scores[rows],
+            refined.labels[rows],
+            self.nms_threshold,
             self.max_detections,
         )
 
     def decode(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> tuple[Tensor, Tensor]:
-        """Return boxes (P, K+1, 4) or (P, 1, 4) and scores (P, K+1), on the CPU, unflipped.
+        """Return boxes (P, K+1, 4) or (P, 1, 4) and scores (P, K+1), on the output's device, unflipped.
 
         Box deltas are free of scale, so they apply to the proposals in original-image pixels as they
         are; only a mirrored view has to be mirrored back.
         """
-        scores = self.scores(output.class_logits).float().cpu()
+        scores = self.scores(output.class_logits).float()
+        proposals = proposals.to(scores.device, non_blocking=True)
         if output.box_deltas is None or not self.box_regression:
             return proposals[:, None, :], scores
         seen = meta.mirror(proposals, meta.original_size)
-        boxes = self.coder.decode(output.box_deltas.float().cpu(), seen)
+        boxes = self.coder.decode(output.box_deltas.float(), seen)
         return meta.mirror(boxes, meta.original_size), scores
 
     def select(
@@ -128,30 +136,19 @@ class Postprocess:
     ) -> Detections:
         """Return the detections from one or several decoded views of an image of ``size``."""
         nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
-        boxes = torch.cat([view[0] for view in views])
+        boxes = box_ops.clip(torch.cat([view[0] for view in views]), size)
         scores = torch.cat([view[1] for view in views])
-        boxes = box_ops.clip(boxes, size)
-        found = [
-            self._one_class(boxes[:, min(label, boxes.shape[1] - 1)], scores[:, label], label, nms_threshold)
-            for label in range(1, scores.shape[1])
-        ]
-        return self._best(found, max_detections or self.max_detections)
+        foreground = slice(1, None) if boxes.shape[1] > 1 else slice(None)
+        valid = (scores[:, 1:] > self.score_threshold) & _can_be_detected(boxes[:, foreground])
+        # Class after class: among equal scores the lower label wins, then the earlier proposal.
+        classes, rows = torch.nonzero(valid.T, as_tuple=True)
+        labels = classes + 1
+        found = boxes[rows, labels.clamp(max=boxes.shape[1] - 1)]
+        return best_detections(
+            found, scores[rows, labels], labels, nms_threshold, max_detections or self.max_detections
+        )
 
-    @staticmethod
-    def _best(found: Sequence[tuple[Tensor, Tensor, Tensor]], count: int) -> Detections:
-        """Return the ``count`` best of all classes by falling score, equal scores in class order."""
-        if not found:
-            return Detections.empty()
-        boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        order = torch.sort(scores, descending=True, stable=True).indices[:count]
-        return Detections(boxes=boxes[order], scores=scores[order], labels=labels[order])
 
-    def _one_class(
-        self, boxes: Tensor, scores: Tensor, label: int, nms_threshold: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # A class of its own suppression, not one call with shifted boxes: the shift costs float32 digits.
-        valid = (scores > self.score_threshold) & torch.isfinite(boxes).all(dim=1)
-        valid &= box_ops.area(boxes) > 0
-        boxes, scores = boxes[valid], scores[valid]
-        keep = nms(boxes, scores, nms_threshold)
-        return boxes[keep], scores[keep], torch.full((len(keep),), label, dtype=torch.int64)
+def _can_be_detected(boxes: Tensor) -> Tensor:
+    """Whether each of ``boxes`` (..., 4), already clipped to the image, is finite and not empty."""
+    return torch.isfinite(boxes).all(dim=-1) & (box_ops.area(boxes) > 0)

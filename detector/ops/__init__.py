@@ -1,6 +1,6 @@
 """Operators on feature maps and regions; importing this package loads the native libraries."""
 
-from detector.ops import _library  # noqa: F401  (registers the operators)
+from detector.ops._library import cuda_kernels_missing
 from detector.ops.roi_pool import RoIPool, roi_pool
 from detector.ops.selective_search import SelectiveSearchResult, selective_search
 from detector.ops.selective_search_config import SelectiveSearchConfig
@@ -11,6 +11,7 @@ __all__ = [
     "SelectiveSearchConfig",
     "SelectiveSearchResult",
     "SpatialPyramidPool",
+    "cuda_kernels_missing",
     "roi_pool",
     "selective_search",
     "spp_pool",

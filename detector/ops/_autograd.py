@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detector.ops._library import cuda_kernels_missing
+
 FEATURE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_inputs(name: str, features: Tensor, rois: Tensor) -> None:
-    """Raise TypeError or ValueError, worded for the caller of ``name``, for what no kernel could use."""
+    """Raise an error, worded for the caller of ``name``, for what no kernel could use.
+
+    TypeError or ValueError for what is wrong with the tensors, NotImplementedError for CUDA tensors where the
+    CUDA kernels were not built.
+    """
     if features.dim() != 4:
         raise ValueError(f"{name}: features must have shape (N, C, H, W), not {tuple(features.shape)}")
     if features.dtype not in FEATURE_TYPES:
@@ -31,6 +37,8 @@ def check_inputs(name: str, features: Tensor, rois: Tensor) -> None:
         )
     if rois.device != features.device:
         raise ValueError(f"{name}: features are on {features.device} but rois on {rois.device}")
+    if features.is_cuda and (missing := cuda_kernels_missing()) is not None:
+        raise NotImplementedError(f"{name}: {missing}")
 
 
 def needs_gradient(features: Tensor) -> bool:

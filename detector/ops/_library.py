@@ -1,7 +1,8 @@
 """Loads the native libraries, once, when ``detector.ops`` is imported; that registers the operators.
 
 ``_C`` holds the CPU kernels and is always needed. ``_C_cuda`` holds the CUDA kernels; it exists only where
-nvcc was found at build time, and is loaded only by a torch with CUDA.
+nvcc was found at build time, and is loaded only by a torch with CUDA. ``cuda_kernels_missing`` says whether
+CUDA tensors can be pooled.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from pathlib import Path
 import torch
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_CUDA_ADVICE = (
+    "Run `make -B install` in the source tree: where there is a GPU it installs NVIDIA's compiler, unless a "
+    "CUDA toolkit is there, and builds the library. Or run on the CPU (--device cpu)."
+)
 _MEND = "Build it with `make install`, or in a source tree with `python setup.py build_ext --inplace`."
 
 
@@ -39,4 +44,21 @@ def load() -> None:
         _load(cuda)
 
 
+def _why_no_cuda_kernels() -> str | None:
+    if torch._C._dispatch_has_kernel_for_dispatch_key("detector::roi_pool", "CUDA"):
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA; install one with CUDA, then build again."
+    return f"the CUDA kernels of this project were not built ({_PACKAGE}/_C_cuda is missing). {_CUDA_ADVICE}"
+
+
 load()
+_CUDA_KERNELS_MISSING = _why_no_cuda_kernels()  # asked once, not in every call
+
+
+def cuda_kernels_missing() -> str | None:
+    """Return why pooling cannot run on CUDA tensors and what to do about it; None where it can.
+
+    Whether the machine has a GPU does not matter here.
+    """
+    return _CUDA_KERNELS_MISSING

@@ -44,7 +44,7 @@ def roi_pool(
 
     Raises ValueError or TypeError for wrong shapes, types, devices and scales, and on the CPU RuntimeError
     naming the row of ``rois`` that is not finite or whose batch index is outside the batch; on CUDA such a
-    row gives zeros.
+    row gives zeros. NotImplementedError for CUDA tensors where the CUDA kernels were not built.
     """
     check_inputs("roi_pool", features, rois)
     if bins not in _RULES:

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from detector.build.data import inference_views
 from detector.build.demo import find_images, run_demo, unique_stems
 from detector.build.evaluation import evaluate, open_test_set
-from detector.build.model import build_model
+from detector.build.model import build_model, build_postprocess
+from detector.build.proposals import stored_proposals
 from detector.config import Config
+from detector.engine.inference import detect
 from detector.errors import InputError
 
 Load = Callable[..., Config]
@@ -27,6 +30,7 @@ Load = Callable[..., Config]
         ("[64,96,140]", 1, 0, ["test.scale_rule=side"]),
         ("[64,96]", 0, 2, []),
         ("[64,96]", 0, 0, ["test.flip=true", "test.scale_rule=all"]),
+        ("[96]", 0, 1, ["test.precision=bfloat16"]),
     ],
 )
 def test_demo_and_evaluation_agree_bit_for_bit(
@@ -57,6 +61,22 @@ def test_demo_and_evaluation_agree_bit_for_bit(
         assert (tmp_path / "out" / image["drawn"]).is_file()
         total += len(labels)
     assert total > 0
+
+
+def test_weights_cast_beforehand_change_no_detection(tiny: Load) -> None:
+    """In bfloat16 evaluation casts weights once; autocast alone, casting in every call, gives the same."""
+    config = tiny("test.precision=bfloat16", "test.score_threshold=0.1", "model.roi_chunk=16")
+    test_set = open_test_set(config, "test")
+    model = build_model(config, len(test_set.classes)).eval()
+    found = evaluate(config, model, test_set).detections
+    source = stored_proposals(config, test_set.store, training=False)
+    postprocess = build_postprocess(config, model.box_coder)
+    for image in inference_views(config, test_set.records, source):
+        expected = detect(model, image, postprocess, precision=torch.bfloat16)
+        detections = found[image[0].metas[0].image_id]
+        assert len(expected) > 0
+        assert torch.equal(detections.boxes, expected.boxes)
+        assert torch.equal(detections.scores, expected.scores)
 
 
 def test_given_proposals_are_looked_up_by_stem(tiny: Load, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from detector.engine.inference import View, choose_scales, detect
+from detector.engine.inference import View, choose_scales, detect, with_weights_in
 from detector.structures import Batch, Detections, HeadOutput, ImageMeta, Proposals, Targets
 from tests.conftest import MakeBoxes
 
@@ -173,3 +173,63 @@ def test_an_image_without_proposals_has_no_detections() -> None:
     recorder = Recorder()
     assert len(detect(recorder, [view(torch.zeros(0, 4), 1)], recorder)) == 0
     assert recorder.looks == []
+
+
+def small_network() -> nn.Sequential:
+    """Every kind of layer that the networks have, in evaluation mode, one of them frozen."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3)),
+        *(nn.Flatten(), nn.Linear(4 * 36, 16), nn.Dropout(), nn.Linear(16, 5)),
+    )
+    network[0].requires_grad_(False)
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def under_autocast(network: nn.Module, images: Tensor, device: str = "cpu") -> Tensor:
+    with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16):
+        found: Tensor = network(images)
+    return found
+
+
+def test_weights_cast_beforehand_change_no_bit() -> None:
+    network, images = small_network(), torch.randn(2, 3, 10, 10)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    cast = with_weights_in(network, torch.bfloat16)
+    assert torch.equal(under_autocast(cast, images), under_autocast(network, images))
+    assert not torch.equal(under_autocast(cast, images).float(), network(images))  # bfloat16 is seen at all
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.dtype == before[name].dtype
+
+
+@pytest.mark.gpu
+def test_weights_cast_beforehand_change_no_bit_on_a_gpu() -> None:
+    network, images = small_network().cuda(), torch.randn(2, 3, 10, 10).cuda()
+    cast = with_weights_in(network, torch.bfloat16)
+    assert torch.equal(under_autocast(cast, images, "cuda"), under_autocast(network, images, "cuda"))
+
+
+def test_only_the_weights_that_autocast_would_cast_are_copied() -> None:
+    network = small_network()
+    cast = with_weights_in(network, torch.bfloat16)
+    dtypes = [parameter.dtype for parameter in cast.parameters()]
+    assert dtypes == [torch.bfloat16] * 2 + [torch.float32] * 2 + [torch.bfloat16] * 6
+    assert cast[1].weight is network[1].weight
+    assert cast[1].running_mean is network[1].running_mean
+    assert not any(
+        parameter.requires_grad for layer in (0, 3, 5, 7) for parameter in cast[layer].parameters()
+    )
+    assert with_weights_in(network, torch.float32) is network
+
+
+def test_cast_weights_are_those_of_the_moment() -> None:
+    network, images = small_network(), torch.randn(2, 3, 10, 10)
+    first = with_weights_in(network, torch.bfloat16)
+    old = under_autocast(first, images)
+    with torch.no_grad():
+        network[-1].weight += 1
+    assert torch.equal(under_autocast(first, images), old)
+    assert not torch.equal(under_autocast(network, images), old)
+    renewed = with_weights_in(network, torch.bfloat16)
+    assert torch.equal(under_autocast(renewed, images), under_autocast(network, images))

@@ -216,3 +216,41 @@ def test_finishing_suppresses_and_caps_like_the_first_look(make_boxes: MakeBoxes
     found = plain(max_detections=9).finish(every)
     assert_equal(found, reference(boxes, scores, 0.05, 0.3, 9))
     assert len(plain().finish(Detections.empty())) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [K + 1, 1])
+@pytest.mark.parametrize("threshold", [0.1, -9.0])
+def test_a_gpu_gives_the_same_detections(make_boxes: MakeBoxes, rows: int, threshold: float) -> None:
+    """Scores are taken as they are, so that nothing but the boxes' last digits may differ."""
+    output, proposals = random_output(500, 0, rows), make_boxes(500, 75.0)
+    on_gpu = HeadOutput(*(part.cuda() for part in output))
+    step = plain(score_threshold=threshold)
+    expected, found = step([(output, META)], proposals), step([(on_gpu, META)], proposals)
+    assert found.boxes.device.type == "cpu"
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.scores, expected.scores)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-4)
+    bare = [HeadOutput(part.class_logits, None) for part in (output, on_gpu)]
+    unmoved = [step([(part, META)], proposals) for part in bare]
+    assert torch.equal(unmoved[0].boxes, unmoved[1].boxes)
+    second = random_output(len(unmoved[0]), 5)._replace(box_deltas=None)
+    looks = (second, HeadOutput(second.class_logits.cuda(), None))
+    refined = [step.refine([(look, META)], unmoved[0]) for look in looks]
+    assert torch.equal(refined[0].boxes, refined[1].boxes)
+    assert torch.equal(refined[0].scores, refined[1].scores)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> None:
+    output, proposals = random_output(500, 0), make_boxes(500, 75.0)
+    on_gpu = HeadOutput(*(part.cuda() for part in output))
+    step = Postprocess(coder().cuda())
+    step([(on_gpu, META)], proposals)  # the first call may wait for other reasons
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchroniz") as waits:
+            step([(on_gpu, META)], proposals)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) <= 2, [str(wait.message) for wait in waits]

@@ -9,10 +9,7 @@ from torch import Tensor
 from detector.ops import roi_pool, spp_pool
 from tests.ops.rois import random_rois
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 CASES = [

@@ -1,0 +1,88 @@
+"""Suppression of the best part of the candidates against suppression of all of them, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from detector.models import suppression
+from detector.models.suppression import best_detections
+from detector.structures import Detections
+from tests.conftest import MakeBoxes
+
+Candidates = tuple[Tensor, Tensor, Tensor]
+MakeCandidates = Callable[[int, int, float, int], Candidates]
+
+
+@pytest.fixture
+def make_candidates(make_boxes: MakeBoxes) -> MakeCandidates:
+    """Return ``make(count, classes, extent, seed)``; many scores are equal, labels rise."""
+
+    def make(count: int, classes: int, extent: float, seed: int) -> Candidates:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(1, classes + 1, (count,), generator=generator).sort().values
+        scores = torch.randint(0, max(1, count // 3), (count,), generator=generator) / 1000
+        return make_boxes(count, extent, seed), scores, labels
+
+    return make
+
+
+def every_class_in_full(
+    boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, count: int
+) -> Detections:
+    """Suppress all candidates of each class, put the classes behind each other, sort, and cut."""
+    kept = [torch.zeros(0, dtype=torch.int64)]
+    for label in labels.unique():
+        rows = torch.nonzero(labels == label).squeeze(1)
+        kept.append(rows[nms(boxes[rows], scores[rows], nms_threshold)])
+    every = torch.cat(kept)
+    chosen = every[torch.sort(scores[every], descending=True, stable=True).indices[:count]]
+    return Detections(boxes=boxes[chosen], scores=scores[chosen], labels=labels[chosen])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("classes", [1, 7])
+@pytest.mark.parametrize("extent", [12.0, 500.0])  # nearly all are suppressed; few are
+@pytest.mark.parametrize("count", [1, 20, 100])
+@pytest.mark.parametrize("candidates", [0, 1, 50, 3000])
+def test_equals_suppression_of_all_candidates(
+    make_candidates: MakeCandidates, candidates: int, count: int, extent: float, classes: int, seed: int
+) -> None:
+    given = make_candidates(candidates, classes, extent, seed)
+    found, expected = best_detections(*given, 0.3, count), every_class_in_full(*given, 0.3, count)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def test_more_candidates_are_looked_at_only_where_too_few_are_left(
+    make_candidates: MakeCandidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    suppress = suppression.suppress
+
+    def recording(boxes: Tensor, *others: Tensor) -> Tensor:
+        sizes.append(len(boxes))
+        return suppress(boxes, *others)
+
+    monkeypatch.setattr(suppression, "suppress", recording)
+    best_detections(*make_candidates(3000, 7, 500.0, 0), 0.3, 20)
+    assert sizes == [200]
+    sizes.clear()
+    found = best_detections(*make_candidates(3000, 1, 12.0, 0), 0.0, 100)
+    assert len(found) < 100
+    assert sizes == [1000, 3000]
+
+
+@pytest.mark.gpu
+def test_a_gpu_keeps_the_same_candidates(make_candidates: MakeCandidates) -> None:
+    given = make_candidates(3000, 7, 100.0, 0)
+    expected = best_detections(*given, 0.3, 100)
+    found = best_detections(*(part.cuda() for part in given), 0.3, 100)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.labels, expected.labels)

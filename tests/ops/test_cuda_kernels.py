@@ -1,0 +1,69 @@
+"""What happens on a machine with a GPU for which the CUDA library was not built."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from detector import cli
+from detector.errors import InputError
+from detector.ops import _library, cuda_kernels_missing, roi_pool, spp_pool
+
+MISSING = "the CUDA kernels of this project were not built"
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that torch can use, and no CUDA library."""
+    monkeypatch.setattr(_library, "_CUDA_KERNELS_MISSING", MISSING)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_the_reason_follows_from_what_was_built() -> None:
+    built = _library._find("_C_cuda") is not None and torch.version.cuda is not None
+    assert (cuda_kernels_missing() is None) == built
+
+
+def test_the_reason_says_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert MISSING in (reason := _library._why_no_cuda_kernels() or "")
+    assert "make -B install" in reason
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in (_library._why_no_cuda_kernels() or "")
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_auto_is_the_cpu_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.choose_device("auto") == "cpu"
+    assert MISSING in capsys.readouterr().err
+
+
+def test_auto_is_the_gpu_where_it_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_CUDA_KERNELS_MISSING", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cli.choose_device("auto") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.choose_device("auto") == "cpu"
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_asking_for_cuda_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)  # as if the device were there
+    with pytest.raises(InputError, match=MISSING):
+        cli.choose_device("cuda:0")
+    assert cli.choose_device("cpu") == "cpu"
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("pool", [lambda *tensors: roi_pool(*tensors, 7, 1 / 16), spp_pool])
+def test_pooling_cuda_tensors_is_one_clear_error(pool: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_available", lambda: False
+    )  # a fake tensor starts a device that is there
+    assert callable(pool)
+    with FakeTensorMode():
+        features, rois = torch.empty(1, 2, 8, 8, device="cuda"), torch.empty(3, 5, device="cuda")
+        with pytest.raises(NotImplementedError, match=f"_pool: {MISSING}"):
+            pool(features, rois)
