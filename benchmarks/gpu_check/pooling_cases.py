@@ -72,18 +72,18 @@ class Case:
 
 
 CASES = (
-    Case("forward, float32, 2000 RoIs", "roi", "inference", 2000),
-    Case("forward, bfloat16, 2000 RoIs", "roi", "inference", 2000, torch.bfloat16),
-    Case("forward, float16, 2000 RoIs", "roi", "inference", 2000, torch.float16),
-    Case("forward, float32, 128 RoIs", "roi", "inference", 128),
-    Case("training forward, 512 RoIs", "roi", "training forward", 512),
-    Case("training forward, 128 RoIs", "roi", "training forward", 128),
-    Case("backward, 512 RoIs", "roi", "backward", 512),
-    Case("backward, 128 RoIs", "roi", "backward", 128),
-    Case("maximum pyramid, forward, 2000 RoIs", "max pyramid", "inference", 2000),
+    Case("forward, float32, 2000 RoIs", "roi", "inference", 2000, target=5),
+    Case("forward, bfloat16, 2000 RoIs", "roi", "inference", 2000, torch.bfloat16, target=8),
+    Case("forward, float16, 2000 RoIs", "roi", "inference", 2000, torch.float16, target=8),
+    Case("forward, float32, 128 RoIs", "roi", "inference", 128, target=2),
+    Case("training forward, 512 RoIs", "roi", "training forward", 512, target=3),
+    Case("training forward, 128 RoIs", "roi", "training forward", 128, target=1.5),
+    Case("backward, 512 RoIs", "roi", "backward", 512, target=1.5),
+    Case("backward, 128 RoIs", "roi", "backward", 128, target=1.2),
+    Case("maximum pyramid, forward, 2000 RoIs", "max pyramid", "inference", 2000, target=10),
     Case("maximum pyramid, backward, 512 RoIs", "max pyramid", "backward", 512),
     Case("average pyramid, forward, 2000 RoIs", "avg pyramid", "inference", 2000),
-    Case("average pyramid, backward, 512 RoIs", "avg pyramid", "backward", 512),
+    Case("average pyramid, backward, 512 RoIs", "avg pyramid", "backward", 512, target=1),
 )
 
 

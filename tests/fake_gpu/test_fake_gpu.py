@@ -63,9 +63,6 @@ def test_a_run_mixes_no_devices_and_waits_seldom(data: dict[str, Any], tmp_path:
         assert int(sum(result[kind].values())) <= most, f"{kind} a step:\n{listing}"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="box_ridge: fold_ridge divides the CPU's regressions by a device's numbers"
-)
 def test_every_stage_of_spp_net_mixes_no_devices(data: dict[str, Any], tmp_path: Path) -> None:
     settings = {**TINY["train"], "steps": 3, "draw_images": 0}  # type: ignore[dict-item]
     train({**TINY, "data": data, "train": settings, **STAGED}, tmp_path)
