@@ -157,7 +157,7 @@ def extensions() -> list[Extension]:
     )
     reason = why_no_cuda()
     if reason is not None:
-        packages = compiler_packages()
+        packages = compiler_packages() if CUDA_FOUND is None else None
         advice = f'; with one: pip install "{packages}"' if packages else ""
         print(
             f"detector: the CUDA library is not built: {reason}. Without a GPU it is not needed{advice}.",
