@@ -16,7 +16,7 @@ from detector.build.data import inference_views
 from detector.build.model import build_postprocess
 from detector.build.proposals import open_proposals, stored_proposals
 from detector.config import Config
-from detector.engine.inference import detect
+from detector.engine.inference import detect, with_weights_in
 from detector.structures import Batch
 
 TABLE = "Test image, VGG16"
@@ -39,7 +39,7 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
     task.model.eval(), peer.eval()
 
     def ours(view: list[Batch]) -> int:
-        return len(detect(task.model, view, postprocess, device, precision).scores)
+        return len(detect(network, view, postprocess, device, precision).scores)
 
     def theirs(view: list[Batch]) -> int:
         with torch.inference_mode():
@@ -49,6 +49,7 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
         if weights == "as if trained":
             spread_scores(task.model, views[0][0], device, config.test.score_threshold)
         copy_weights(task.model, peer)
+        network = with_weights_in(task.model, precision)
         times = {"ours": [], "theirs": []}
         for name, call in (("ours", ours), ("theirs", theirs)) * 2:
             times[name].append(milliseconds(call, views, rounds, device))

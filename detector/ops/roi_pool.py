@@ -81,7 +81,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.geometry = (*inputs[4:6], features.shape[0], *features.shape[2:])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     rois, argmax = ctx.saved_tensors
     grad_features = torch.ops.detector.roi_pool_backward(grad, rois, argmax, *ctx.geometry)
     return grad_features, *(None,) * 6

@@ -127,7 +127,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.map_shape = features.shape
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
     rois, argmax = ctx.saved_tensors
     grad_features = torch.ops.detector.spp_pool_backward(grad, rois, argmax, *ctx.geometry, *ctx.map_shape)
     return grad_features, *(None,) * 8

@@ -46,7 +46,7 @@ def operator_calls() -> list[tuple[str, tuple[object, ...]]]:
     pooled, argmax = torch.ops.detector.roi_pool(features, rois, *roi_arguments, True)
     calls.append(("roi_pool", (features, rois, *roi_arguments, False)))
     calls.append(("roi_pool", (learning, rois, *roi_arguments, True)))
-    calls.append(("roi_pool_backward", (torch.randn_like(pooled), rois, argmax, 2, 7, 9)))
+    calls.append(("roi_pool_backward", (torch.randn_like(pooled), rois, argmax, 1 / 16, 0, 2, 7, 9)))
     for reduction in (0, 1):
         pooled, argmax = torch.ops.detector.spp_pool(features, rois, *spp_arguments, reduction, True)
         calls.append(("spp_pool", (features, rois, *spp_arguments, reduction, False)))
@@ -235,19 +235,50 @@ def test_the_backward_kernels_check_for_themselves() -> None:
     pooled, argmax = torch.ops.detector.roi_pool(features, rois, 2, 2, 1.0, 0, True)
     call = torch.ops.detector.roi_pool_backward
     for arguments, message in (
-        ((pooled, rois, argmax[:1], 2, 7, 9), "kept maxima do not belong together"),
-        ((pooled, rois, argmax.to(torch.int8), 2, 7, 9), "kept maxima do not belong together"),
-        ((pooled, rois, argmax, -2, 7, 9), "do not belong together"),
-        ((pooled, rois[:1], argmax, 2, 7, 9), "do not belong together"),
-        ((pooled, rois[:, 0], argmax, 2, 7, 9), r"rois must have shape \(R, 5\)"),
-        ((pooled, rois.half(), argmax, 2, 7, 9), "rois must be float32"),
-        ((pooled, rois, argmax, 2, 2**20, 2**20), r"at most 2\^31 - 1 cells"),
-        ((pooled, rois, argmax, 2, -7, 9), r"at most 2\^31 - 1 cells, not -7 x 9"),
+        ((pooled, rois, argmax[:1], 1.0, 0, 2, 7, 9), "kept maxima do not belong together"),
+        ((pooled, rois, argmax.to(torch.int8), 1.0, 0, 2, 7, 9), "kept maxima do not belong together"),
+        ((pooled, rois, argmax, 1.0, 0, -2, 7, 9), "do not belong together"),
+        ((pooled, rois[:1], argmax, 1.0, 0, 2, 7, 9), "do not belong together"),
+        ((pooled, rois[:, 0], argmax, 1.0, 0, 2, 7, 9), r"rois must have shape \(R, 5\)"),
+        ((pooled, rois.half(), argmax, 1.0, 0, 2, 7, 9), "rois must be float32"),
+        ((pooled, rois, argmax, 1.0, 3, 2, 7, 9), "unknown rule 3"),
+        ((pooled, rois, argmax, 1.0, 0, 2, 2**20, 2**20), r"at most 2\^31 - 1 cells"),
+        ((pooled, rois, argmax, 1.0, 0, 2, -7, 9), r"at most 2\^31 - 1 cells, not -7 x 9"),
     ):
         with pytest.raises(RuntimeError, match=message):
             call(*arguments)
     wild = torch.full_like(argmax, 2**31 - 1)
-    assert not call(pooled, rois, wild, 2, 7, 9).any()
+    assert not call(pooled, rois, wild, 1.0, 0, 2, 7, 9).any()
+
+
+@each_pool
+@pytest.mark.parametrize("index", [-0.5, -0.0, 0.0])
+def test_an_empty_batch_has_no_image_for_any_roi(pool: Pool, index: float) -> None:
+    rois = torch.tensor([[index, 0.0, 0, 64, 64]])
+    for features in (torch.randn(0, 64, 5, 5), torch.randn(0, 64, 5, 5, requires_grad=True)):
+        with pytest.raises(
+            RuntimeError, match=r"row 0 of rois has batch index .*, but features hold 0 image"
+        ):
+            pool(features, rois)
+        assert len(pool(features, rois[:0])) == 0
+
+
+def test_the_backward_kernels_refuse_an_empty_batch() -> None:
+    rois = torch.tensor([[-0.5, 0, 0, 4, 4]])
+    grad, argmax = torch.randn(1, 64, 2, 2), torch.zeros(1, 64, 2, 2, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="features hold 0 image"):
+        torch.ops.detector.roi_pool_backward(grad, rois, argmax, 1.0, 0, 0, 5, 5)
+
+
+@each_pool
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_no_zero_is_negative(pool: Pool, dtype: torch.dtype) -> None:
+    """The sign of a zero would otherwise depend on which of equal values is met first."""
+    features, rois = sample(83, 40, dtype)
+    features = torch.where(features > 0, -0.0, features)
+    for pooled in (pool(features, rois), pool(features.clone().requires_grad_(), rois).detach()):
+        assert (pooled == 0).any()
+        assert not pooled[pooled == 0].signbit().any()
 
 
 @each_pool
