@@ -124,7 +124,7 @@ def same(first: Tensor, second: Tensor, *, signed: bool = SIGN_OF_ZERO_COUNTS) -
         return True
     agree = (first == second) | (first.isnan() & second.isnan())
     if signed:
-        agree &= first.signbit() == second.signbit()
+        agree &= (first.signbit() == second.signbit()) | first.isnan()
     return bool(agree.all())
 
 
