@@ -52,11 +52,33 @@ def first_call(result: Result, device: str) -> None:
         result.fault("the first call does not equal the CPU's")
 
 
+WRONG_CALL = """
+import torch
+from detector.ops import roi_pool
+try:
+    roi_pool(torch.zeros(1, 1, 4, 4), torch.tensor([[9.0, 0, 0, 3, 3]]), 2, 1.0)
+except RuntimeError as error:
+    assert "row 0 of rois" in str(error)
+"""
+
+
+def wrong_call(result: Result) -> None:
+    """Make a call that has to raise an error, in a process of its own."""
+    status = subprocess.run([sys.executable, "-c", WRONG_CALL], cwd=ROOT, check=False).returncode
+    if status:
+        result.fault(
+            f"a call that should raise an error ended with status {status}: the errors of libraries that this"
+            " machine's compiler builds do not reach Python. Build with the compiler of torch's C++ library"
+            " (CXX=g++), or bring detector/_C*.so built elsewhere"
+        )
+
+
 def main() -> int:
     parser, result = part_arguments(__doc__.splitlines()[0])
     arguments = parser.parse_args()
     build(result, rehearsal=arguments.dry_run)
     result.attempt(first_call, result, "cpu" if arguments.dry_run else "cuda")
+    result.attempt(wrong_call, result)
     return 1 if result.faults else 0
 
 

@@ -101,7 +101,7 @@ class Plan:
     def _tests(self) -> Part:
         tests = ["tests/ops"] if self.rehearsal else ["tests"]
         processes = 1 if self.rehearsal else TEST_PROCESSES
-        command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes), "--dist", "loadfile"]
+        command = [sys.executable, "-m", "pytest", "-v", "-n", str(processes), "--dist", "loadfile"]
         command += ["-p", "no:cacheprovider", "-rfE", "--tb=short", "--durations=12", *tests]
         if self.rehearsal:
             command += ["-k", "test_roi_pool or gpu"]

@@ -14,7 +14,10 @@ NAMED = 40
 
 
 def read_pytest(log: str, result: Result) -> None:
-    """Take the counts and the failing tests from pytest's last lines."""
+    """Take the counts from pytest's last lines, and the failing tests from wherever they are named.
+
+    Where a process of pytest crashed, only the line that was printed after the test names it.
+    """
     counts = {
         word.rstrip("s"): int(number)
         for number, word in re.findall(
@@ -27,9 +30,10 @@ def read_pytest(log: str, result: Result) -> None:
         return
     seconds_taken = float(seconds[-1]) if seconds else None
     result.row("Tests", {**{"passed": 0, "failed": 0}, **counts, "seconds": seconds_taken})
-    failing = re.findall(r"^(?:FAILED|ERROR) (\S.*)$", log, re.MULTILINE)
-    for line in list(dict.fromkeys(failing))[:NAMED]:
-        result.fault(line[:300])
+    failing = re.findall(r"^(?:\[gw\d+\] \[ *\d+%\] )?(?:FAILED|ERROR) (\S.*)$", log, re.MULTILINE)
+    named = {line.split(" - ")[0].strip(): line for line in failing}  # the last is the one with the reason
+    for line in list(named.values())[:NAMED]:
+        result.fault(line.strip()[:300])
 
 
 def read_sanitizer(log: str, result: Result) -> None:
