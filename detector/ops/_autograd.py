@@ -50,8 +50,8 @@ def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool)
     """Return what says where the maxima of ``pooled`` came from, without data, for fake kernels.
 
     On the CPU that is the cell of each maximum, in the shape of ``pooled``. On CUDA it is the row and the
-    column, (R, bins, slots), where slots are channels rounded up to whole groups (see csrc/cuda/pool.h), in 16
-    bits together for maps of up to 255 cells a side.
+    column, (R, bins, slots), together in 16 bits for maps of up to 255 cells a side, otherwise in 32. Slots
+    are channels, rounded up to whole groups (see csrc/cuda/pool.h).
     """
     cuda = features.device.type == "cuda"
     small = cuda and features.shape[2] <= 255 and features.shape[3] <= 255

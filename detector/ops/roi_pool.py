@@ -33,14 +33,15 @@ def roi_pool(
 
     - ``"caffe"``: the end cell belongs to the window, bins may overlap, and their edges are computed in
       floating point, which for some heights puts the last edge one cell beyond the window. Fast R-CNN's layer
-      (Girshick 2015, section 2.1); bit-equal to ``torchvision.ops.roi_pool``, gradient included.
+      (Girshick 2015, section 2.1); equal to ``torchvision.ops.roi_pool`` in every value on the CPU, gradient
+      included.
     - ``"exact"``: the same window, edges in integers, so that no bin leaves it.
     - ``"partition"``: the end cell is outside and sections do not overlap, as in the article "Region of
       interest pooling explained" (2017).
 
     A bin without a cell on the map gives 0 and passes no gradient on. NaN is never a maximum: a bin of
-    nothing else gives float32's lowest number. The gradient is the same, bit for bit, on every run and at any
-    number of threads; RoIs get none.
+    nothing else gives float32's lowest number. A maximum of zero is +0, whatever the signs of its zeros. The
+    gradient is the same, bit for bit, on every run, at any number of threads and on CUDA; RoIs get none.
 
     Raises ValueError or TypeError for wrong shapes, types, devices and scales, and on the CPU RuntimeError
     naming the row of ``rois`` that is not finite or whose batch index is outside the batch; on CUDA such a

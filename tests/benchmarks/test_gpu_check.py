@@ -103,7 +103,8 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_others(tmp_path: Path) -> 
 
 def test_pytest_s_counts_and_failures_are_read() -> None:
     result = Result()
-    log = "[gw1] [  5%] FAILED tests/a.py::b \nFAILED tests/a.py::b - assert 1\n== 1 failed, 20 passed, 3 skipped in 85.20s (0:01:25) ==\n"
+    log = "[gw1] [  5%] FAILED tests/a.py::b \nFAILED tests/a.py::b - assert 1\n"
+    log += "== 1 failed, 20 passed, 3 skipped in 85.20s (0:01:25) ==\n"
     readers.read_pytest(log, result)
     assert result.tables["Tests"] == [{"passed": 20, "failed": 1, "skipped": 3, "seconds": 85.2}]
     assert result.faults == ["tests/a.py::b - assert 1"]
