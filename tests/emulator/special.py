@@ -20,6 +20,7 @@ def special_calls(*, slow: bool) -> Iterator[tuple[str, Call]]:
     yield from _narrow_maps()
     yield from _long_sides()
     yield from _grids()
+    yield from _many_rois()
     yield from _far_apart()
     if slow:
         yield from _real_shapes()
@@ -59,6 +60,8 @@ def _long_sides() -> Iterator[tuple[str, Call]]:
             yield f"a map of {shape}, one bin", _roi(features, rois, (1, 1))
             yield f"a map of {shape}, 2 x 2 bins", _roi(features, rois, (2, 2), bins="partition")
             yield f"a map of {shape}, maximum pyramid", _spp(features, rois)
+    off = torch.tensor([[0.0, 5000, 5000, 6000, 6000], [0, 0, 0, 4096, 4096]])
+    yield "bins without a cell of a map of 256 x 256", _roi(torch.randn(1, 1, 256, 256), off, (2, 2))
 
 
 def _grids() -> Iterator[tuple[str, Call]]:
@@ -70,6 +73,15 @@ def _grids() -> Iterator[tuple[str, Call]]:
     yield "a pyramid of one level, 25 x 25", _spp(torch.randn(2, 5, 19, 25), rois, levels=[25])
     yield "16 levels", _spp(torch.randn(2, 5, 19, 25), rois, levels=list(range(1, 17)))
     yield "16 levels, average", _spp(torch.randn(2, 5, 19, 25), rois, levels=[1, 2] * 8, reduction="avg")
+
+
+def _many_rois() -> Iterator[tuple[str, Call]]:
+    """More RoIs than a block looks at at a time, more bins than it lists, none of the first on the last image."""
+    features, rois = torch.randn(2, 35, 4, 9), random_rois(300, 2, (64, 144))
+    rois = rois[rois[:, 0].argsort(stable=True)]
+    yield "300 RoIs, image by image", _roi(features, rois, (5, 5))
+    for reduction in ("max", "avg"):
+        yield f"300 RoIs, image by image, {reduction}", _spp(features, rois, reduction=reduction)
 
 
 def _far_apart() -> Iterator[tuple[str, Call]]:
