@@ -76,7 +76,7 @@ def _grids() -> Iterator[tuple[str, Call]]:
 
 
 def _many_rois() -> Iterator[tuple[str, Call]]:
-    """More RoIs than a block looks at at a time, more bins than it lists, none of the first on the last image."""
+    """More RoIs than a block reads at a time, more bins than it lists; the first are of one image."""
     features, rois = torch.randn(2, 35, 4, 9), random_rois(300, 2, (64, 144))
     rois = rois[rois[:, 0].argsort(stable=True)]
     yield "300 RoIs, image by image", _roi(features, rois, (5, 5))
