@@ -17,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.emulator.build import PROJECT, build
 
-SECONDS = 15  # of random calls a mutant
+CALLS = 600  # at random, of a mutant
 TIMEOUT = 240  # a kernel that never ends is noticed, too
 BARRIER = re.compile(r"\b(__syncthreads|__syncwarp)\(\);")
 
@@ -259,9 +259,9 @@ def notice(mutant: Mutant) -> str | None:
         folder = Path(temporary)
         shutil.copytree(PROJECT / "csrc", folder / "csrc")
         apply(mutant, folder / "csrc")
-        for variant in ("plain", mutant.sanitizer):
+        for variant in ("quick", mutant.sanitizer):
             library = build(variant, folder / "csrc", folder / "build")
-            found = _run(library, "" if variant == "plain" else variant)
+            found = _run(library, "" if variant == "quick" else variant)
             if found is not None:
                 return found
     return None
@@ -279,8 +279,8 @@ def _run(library: Path, sanitizer: str) -> str | None:
         "--stop",
         "--special",
         "quick",
-        "--seconds",
-        SECONDS,
+        "--calls",
+        CALLS,
     ]
     try:
         done = subprocess.run(
@@ -303,10 +303,12 @@ def main() -> int:
             apply(mutant, csrc)
     chosen = [one for one in mutants if not sys.argv[1:] or any(part in one.name for part in sys.argv[1:])]
     unnoticed = 0
+    build("quick")  # what a mutant leaves as it is
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, found in zip(chosen, pool.map(notice, chosen), strict=True):
-            unnoticed += found is None
-            print(f"{mutant.name}: {found or 'NOT NOTICED'}", flush=True)
+        running = {pool.submit(notice, mutant): mutant for mutant in chosen}
+        for future in as_completed(running):
+            unnoticed += future.result() is None
+            print(f"{running[future].name}: {future.result() or 'NOT NOTICED'}", flush=True)
     print(f"{len(chosen) - unnoticed} of {len(chosen)} mutants noticed")
     return 1 if unnoticed else 0
 

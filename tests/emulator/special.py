@@ -18,10 +18,11 @@ def special_calls(*, slow: bool) -> Iterator[tuple[str, Call]]:
     """Yield (name, call); the ``slow`` ones too, each of which takes seconds."""
     torch.manual_seed(0)
     yield from _narrow_maps()
-    yield from _long_sides()
+    yield from _lowest_numbers()
     yield from _grids()
     yield from _many_rois()
     yield from _far_apart()
+    yield from _long_sides()
     if slow:
         yield from _real_shapes()
         yield "70,000 RoIs", _roi(torch.randn(1, 1, 3, 3), random_rois(70_000, 1, (48, 48)), (1, 1))
@@ -49,6 +50,16 @@ def _narrow_maps() -> Iterator[tuple[str, Call]]:
     yield "no image", _roi(torch.randn(0, 5, 4, 4), torch.zeros(3, 5), (2, 2), 1.0)
     yield "no image, average", _spp(torch.randn(0, 5, 4, 4), torch.zeros(3, 5), reduction="avg")
     yield "no RoI", _roi(torch.randn(2, 5, 4, 4), torch.zeros(0, 5), (2, 2), 1.0)
+
+
+def _lowest_numbers() -> Iterator[tuple[str, Call]]:
+    rois = torch.tensor([[0.0, 0, 0, 5, 5], [0, 1, 1, 1, 4], [0, 2, 0, 5, 1]])
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for lowest in (float("-inf"), float("nan"), torch.finfo(torch.float32).min, torch.finfo(dtype).min):
+            features = torch.full((1, 3, 6, 6), lowest, dtype=torch.float64).to(dtype)
+            features[0, 1, 2:, 3:] = float("-inf")
+            yield f"a map of {lowest} of {dtype}", _roi(features, rois, (2, 2), 1.0)
+            yield f"a map of {lowest} of {dtype}, pyramid", _spp(features, rois, spatial_scale=1.0)
 
 
 def _long_sides() -> Iterator[tuple[str, Call]]:
