@@ -20,6 +20,7 @@ def special_calls(*, slow: bool) -> Iterator[tuple[str, Call]]:
     yield from _narrow_maps()
     yield from _lowest_numbers()
     yield from _grids()
+    yield from _wide_maps()
     yield from _many_rois()
     yield from _far_apart()
     yield from _long_sides()
@@ -84,6 +85,15 @@ def _grids() -> Iterator[tuple[str, Call]]:
     yield "a pyramid of one level, 25 x 25", _spp(torch.randn(2, 5, 19, 25), rois, levels=[25])
     yield "16 levels", _spp(torch.randn(2, 5, 19, 25), rois, levels=list(range(1, 17)))
     yield "16 levels, average", _spp(torch.randn(2, 5, 19, 25), rois, levels=[1, 2] * 8, reduction="avg")
+
+
+def _wide_maps() -> Iterator[tuple[str, Call]]:
+    """Maps of several blocks of windows, which are made where RoIs are many."""
+    rois = random_rois(40, 2, (80, 1120))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            features = torch.randn(2, 35, 5, 70).to(dtype).contiguous(memory_format=memory_format)
+            yield f"a map of 5 x 70 of {dtype}, {memory_format}", _roi(features, rois, (5, 5))
 
 
 def _many_rois() -> Iterator[tuple[str, Call]]:
