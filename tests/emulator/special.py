@@ -72,8 +72,10 @@ def _long_sides() -> Iterator[tuple[str, Call]]:
             yield f"a map of {shape}, one bin", _roi(features, rois, (1, 1))
             yield f"a map of {shape}, 2 x 2 bins", _roi(features, rois, (2, 2), bins="partition")
             yield f"a map of {shape}, maximum pyramid", _spp(features, rois)
-    off = torch.tensor([[0.0, 5000, 5000, 6000, 6000], [0, 0, 0, 4096, 4096]])
-    yield "bins without a cell of a map of 256 x 256", _roi(torch.randn(1, 1, 256, 256), off, (2, 2))
+    features = torch.randn(1, 1, 256, 256)
+    features[..., 250:, 250:] = float("-inf")  # no maximum in the bins beside the place of the largest number
+    rois = torch.tensor([[0.0, 4000, 4000, 4080, 4080], [0, 0, 0, 4080, 4080]])
+    yield "a map of 256 x 256", _roi(features, rois, (2, 2))
 
 
 def _grids() -> Iterator[tuple[str, Call]]:
