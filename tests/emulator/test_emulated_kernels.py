@@ -63,6 +63,7 @@ def test_the_most_edges_and_the_longest_side(fuzz: Fuzz, capsys: pytest.CaptureF
     rois = torch.tensor([[0.0, 0, 0, 8, 8]])
     for shape, size in (((9, 9), (1023, 1)), ((32767, 1), (2, 1)), ((1, 32767), (1, 2))):
         options = {"output_size": size, "spatial_scale": 1.0}
-        call = Call("roi_pool", torch.randn(1, 1, *shape), rois, options, grad_seed=1)
+        call = Call("roi_pool", torch.randn(1, 1, *shape), rois, options)
+        call.grad_seed = 1 if shape[0] < 100 else None  # it would take seconds
         fuzz.make(f"{size} of {shape}", call, random.Random(0))
     assert fuzz.faulty == 0, capsys.readouterr().out
