@@ -52,7 +52,7 @@ emulate-mutants: install  ## break the CUDA kernels on purpose and see that `mak
 fuzz-readers: install  ## read 10,000 damaged files of every format; only clean errors are allowed
 	$(BIN)/python -m tests.fuzz_readers --cases 10000 --seed 0
 
-# Installs nothing and asks no registry: the machine with the GPU may be offline. GPU_CHECK takes options more.
+# Installs nothing and asks no registry: the machine with the GPU may be offline. GPU_CHECK passes further options on.
 gpu-check:  ## check and time everything that needs a GPU, offline, 7 minutes: make gpu-check OUT=dir
 	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PYTHON) -m benchmarks.gpu_check --out "$(OUT)" $(GPU_CHECK)
 

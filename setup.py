@@ -141,7 +141,9 @@ def why_no_cuda() -> str | None:
         return "this torch was built without CUDA"
     if CUDA_FOUND is None:
         places = ", ".join(map(str, cuda_homes()))
-        return f"no nvcc of CUDA {major_version(torch.version.cuda)}, which torch uses, in {places}"
+        reason = f"no nvcc of CUDA {major_version(torch.version.cuda)}, which torch uses, in {places}"
+        packages = compiler_packages()
+        return f'{reason}; on a machine with a GPU: pip install "{packages}"' if packages else reason
     return None
 
 
@@ -157,10 +159,8 @@ def extensions() -> list[Extension]:
     )
     reason = why_no_cuda()
     if reason is not None:
-        packages = compiler_packages() if CUDA_FOUND is None else None
-        advice = f'; with one: pip install "{packages}"' if packages else ""
         print(
-            f"detector: the CUDA library is not built: {reason}. Without a GPU it is not needed{advice}.",
+            f"detector: the CUDA library is not built, and without a GPU not needed: {reason}",
             file=sys.stderr,
         )
         return [cpu]

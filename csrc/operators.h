@@ -46,6 +46,7 @@ inline Pooling spp_pooling(const std::vector<int64_t>& levels, const Numbers& sc
   STD_TORCH_CHECK(rule >= static_cast<int64_t>(Rule::exact) && rule <= static_cast<int64_t>(Rule::cells),
                   "spp_pool: unknown rule ", rule);
   STD_TORCH_CHECK(reduction == 0 || reduction == 1, "spp_pool: unknown reduction ", reduction);
+  STD_TORCH_CHECK(!levels.empty(), "spp_pool: a pyramid has at least one level");
   Pooling pooling{
       "spp_pool",
       static_cast<Rule>(rule),

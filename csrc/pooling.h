@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cfloat>
 #include <vector>
 
@@ -45,6 +46,34 @@ struct Pooling {
     edges += height + width;
   }
 };
+
+// Where a level's bins come from: the map, or the level whose bins they are unions of. Both are indices of levels.
+constexpr int64_t kFromMap = -1;
+
+struct Step {
+  int64_t level;
+  int64_t source;
+};
+
+// The levels from fine to coarse. A level whose grid divides a finer one's is the maximum over that one's bins, since
+// floor(p h / 3) is floor(2 p h / 6), and so for every integer edge; it never reads the map. Of several finer levels the
+// coarsest is the cheapest source.
+inline std::vector<Step> plan(const Pooling& pooling) {
+  std::vector<Step> steps;
+  for (size_t i = 0; i < pooling.levels.size(); ++i) steps.push_back({int64_t(i), kFromMap});
+  const auto level = [&](size_t i) -> const Level& { return pooling.levels[steps[i].level]; };
+  std::stable_sort(steps.begin(), steps.end(), [&](const Step& a, const Step& b) {
+    const Level &first = pooling.levels[a.level], &second = pooling.levels[b.level];
+    return first.height * first.width > second.height * second.width;
+  });
+  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe || pooling.rule == Rule::partition)
+    return steps;
+  for (size_t i = 0; i < steps.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      if (level(j).height % level(i).height == 0 && level(j).width % level(i).width == 0)
+        steps[i].source = steps[j].level;
+  return steps;
+}
 
 // A maximum starts here and only a greater value replaces it, so NaN never wins; float's limit for double
 // too, as in torchvision.

@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.gpu_check.machine import ROOT
 from benchmarks.gpu_check.result import Result, part_arguments
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(result: Result, *, rehearsal: bool) -> bool:

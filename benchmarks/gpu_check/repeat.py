@@ -16,12 +16,11 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.gpu_check.machine import ROOT
 from benchmarks.gpu_check.result import Result, part_arguments
-from benchmarks.gpu_check.step_data import deterministic_default
 from detector.data.generated import generate_voc
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS, SAVED_EVERY = 40, 5
 CONFIG: dict[str, Any] = {
     "seed": 3,
@@ -85,6 +84,8 @@ def stop(runs: Runs, process: subprocess.Popen[bytes]) -> str:
     saved = [path for path in runs.checkpoints("stopped") if path.name != f"step_{STEPS}.pt"]
     if status == 128 + signal.SIGTERM and len(saved) == len(runs.checkpoints("stopped")):
         return f"stopped by SIGTERM after {saved[-1].stem}"
+    if len(saved) < 2:
+        raise RuntimeError(f"the run to be stopped ended with status {status} after {len(saved)} checkpoints")
     for path in runs.checkpoints("stopped")[2:]:
         path.unlink()
     return f"ended with status {status} before it could be stopped; cut back to {saved[1].stem}"
@@ -105,10 +106,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
     arguments = parser.parse_args()
     device = "cpu" if arguments.dry_run else "cuda"
-    overrides = [f"train.precision={arguments.precision}"]
-    promised = device == "cpu" or deterministic_default() is not None
-    if deterministic_default() is not None:
-        overrides.append("train.deterministic=true")
+    overrides = [f"train.precision={arguments.precision}", "train.deterministic=true"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         runs = Runs(Path(folder), device, overrides)
         started = {name: runs.start(name) for name in ("first", "second", "stopped")}
@@ -123,7 +121,7 @@ def main() -> int:
             compare(runs, "first", "second", {"what": "two runs of one seed", **row}, result),
             compare(runs, "first", "stopped", {"what": how, **row}, result),
         ]
-    if not all(equal) and promised:
+    if not all(equal):
         result.fault("runs that should be equal bit for bit are not")
     return 1 if result.faults else 0
 

@@ -101,7 +101,7 @@ class Process:
         if status or self.interrupted is not None:
             outcome.status = status or "timed out"
         elif code or outcome.result.faults:
-            outcome.status, outcome.why = "failed", f"exit status {code}"
+            outcome.status, outcome.why = "failed", f"exit status {code}" if code else "see its faults"
         else:
             outcome.status = "passed"
 

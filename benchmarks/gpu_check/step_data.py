@@ -72,7 +72,6 @@ def generated_overrides(folder: Path) -> tuple[list[str], str]:
     return changes, "generated images of 600 to 800 pixels with sliding windows (BCCD is not there)"
 
 
-def deterministic_default() -> bool | None:
-    """Return the default of ``train.deterministic``, None where configs have no such key."""
-    field = TrainConfig.model_fields.get("deterministic")
-    return None if field is None else bool(field.default)
+def deterministic_default() -> bool:
+    """Return the default of ``train.deterministic``."""
+    return bool(TrainConfig.model_fields["deterministic"].default)

@@ -14,32 +14,6 @@ namespace {
 
 enum class Mode { max, argmax, average };
 
-// A level whose grid divides a finer one's is the maximum over that one's bins: floor(p h / 3) is
-// floor(2 p h / 6), and so for every integer edge. Such levels never read the map.
-constexpr int64_t kFromMap = -1;
-
-struct Step {
-  Level level;
-  int64_t source;  // index of the finer level, or kFromMap
-};
-
-std::vector<Step> plan(const Pooling& pooling) {
-  std::vector<Step> steps;
-  for (const Level& level : pooling.levels) steps.push_back({level, kFromMap});
-  std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) {
-    return a.level.height * a.level.width > b.level.height * b.level.width;
-  });
-  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe ||
-      pooling.rule == Rule::partition)
-    return steps;
-  for (size_t i = 0; i < steps.size(); ++i)
-    for (size_t j = 0; j < i; ++j)
-      if (steps[j].level.height % steps[i].level.height == 0 &&
-          steps[j].level.width % steps[i].level.width == 0)
-        steps[i].source = j;
-  return steps;
-}
-
 template <typename M>
 struct Job {
   const Pooling& pooling;
@@ -177,12 +151,13 @@ template <Mode mode, int64_t V, typename M>
 DETECTOR_INLINE void pool_roi(const Job<M>& job, int64_t roi, const Block<M>& block, Scratch<M>& scratch) {
   const Edge* edges = job.regions.of(roi);
   const M* image = block.data + job.regions.images[roi] * block.image_stride;
+  const std::vector<Level>& levels = job.pooling.levels;
   for (const Step& step : job.steps)
     if (step.source == kFromMap)
-      pool_from_map<mode, M, V>(step.level, edges, image, block.cell_stride, job.map_width, scratch);
+      pool_from_map<mode, M, V>(levels[step.level], edges, image, block.cell_stride, job.map_width, scratch);
     else
-      pool_from_level<mode, M, V>(step.level, job.steps[step.source].level, scratch);
-  for (const Level& level : job.pooling.levels) {
+      pool_from_level<mode, M, V>(levels[step.level], levels[step.source], scratch);
+  for (const Level& level : levels) {
     clear_empty<M, V>(level, edges, scratch);
     const int64_t bins = level.height * level.width, from = level.first_bin * V * kLanes;
     const int64_t to = (roi * job.pooling.bins + level.first_bin) * job.channels + block.first_channel * bins;

@@ -9,7 +9,6 @@
 #include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
-#include <vector>
 
 namespace detector {
 namespace {
@@ -18,13 +17,6 @@ enum class Mode { max, argmax, average };
 
 constexpr int kMaxWarps = 16;
 constexpr int kFewWarps = 5;  // of a block, where many blocks share a multiprocessor
-
-// Where a level's bins come from: the map, or the bins of a finer level. A level of depth d is made of one of depth
-// d - 1; of the map itself are those of depth 0.
-struct Step {
-  int8_t source;
-  int8_t depth;
-};
 
 template <typename scalar_t, typename place_t>
 struct Job {
@@ -38,8 +30,9 @@ struct Job {
   int slots;
   int channels;
   int tile_bins;  // of a block
-  Step steps[kMaxLevels];
-  int depth;  // the largest of any level
+  int source[kMaxLevels];  // as plan() says
+  int depths[kMaxLevels];  // 0 for a level from the map, else one more than its source's
+  int depth;               // the largest
   scalar_t* pooled;
   place_t* places;  // (R, bins, slots)
 };
@@ -269,7 +262,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) pool_kernel(const __grid_con
                                      static_cast<int>(geometry.x.extent) * job.slots};
   place_t* places = mode == Mode::argmax ? job.places + roi * geometry.bins * job.slots + lane : nullptr;
   for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-    if (mode != Mode::average && job.steps[l].depth > 0) return;
+    if (mode != Mode::average && job.depths[l] > 0) return;
     pool_from_map<scalar_t, mode>(job, geometry.levels[l], edges, map, begin, end,
                                   Column<scalar_t>(tile + offset, row), places);
   });
@@ -277,9 +270,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) pool_kernel(const __grid_con
   if constexpr (mode != Mode::average) {
     for (int depth = 1; depth <= job.depth; ++depth) {  // then one tile holds all bins
       for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-        if (job.steps[l].depth != depth) return;
+        if (job.depths[l] != depth) return;
         for_each_part<scalar_t>(geometry, first, last, [&](int source, int, int, int from, int from_row) {
-          if (source == job.steps[l].source)
+          if (source == job.source[l])
             pool_from_level<scalar_t, mode>(job, geometry.levels[l], geometry.levels[source],
                                             Column<scalar_t>(tile + from, from_row), begin, end,
                                             Column<scalar_t>(tile + offset, row), places);
@@ -306,24 +299,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) pool_kernel(const __grid_con
   });
 }
 
-// A level whose grid divides a finer one's is the maximum over that one's bins, as in the CPU's plan.
+// Coarse levels are made of fine ones only where one tile holds them all.
 template <typename scalar_t, typename place_t>
-void plan(const Pooling& pooling, Job<scalar_t, place_t>& job) {
-  const Geometry& geometry = job.geometry;
-  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe || pooling.rule == Rule::partition ||
-      geometry.bins > job.tile_bins)
-    return;
-  const auto bins = [&](int l) { return geometry.levels[l].height * geometry.levels[l].width; };
-  std::vector<int> order;
-  for (int l = 0; l < geometry.level_count; ++l) order.push_back(l);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return bins(a) > bins(b); });
-  for (size_t i = 0; i < order.size(); ++i)
-    for (size_t j = 0; j < i; ++j) {  // the coarsest that will do is the cheapest
-      const Level &level = geometry.levels[order[i]], &finer = geometry.levels[order[j]];
-      if (finer.height % level.height != 0 || finer.width % level.width != 0) continue;
-      job.steps[order[i]] = {int8_t(order[j]), int8_t(job.steps[order[j]].depth + 1)};
-    }
-  for (const Step& step : job.steps) job.depth = std::max(job.depth, int(step.depth));
+void set_sources(const Pooling& pooling, Job<scalar_t, place_t>& job) {
+  if (pooling.bins > job.tile_bins) return;
+  for (const Step& step : plan(pooling)) {  // sources before what is made of them
+    if (step.source == kFromMap) continue;
+    job.source[step.level] = static_cast<int>(step.source);
+    job.depths[step.level] = job.depths[step.source] + 1;
+    job.depth = std::max(job.depth, job.depths[step.level]);
+  }
 }
 
 template <typename scalar_t, Mode mode, typename place_t>
@@ -348,14 +333,15 @@ void run(const Pooling& pooling, const Geometry& geometry, const Tensor& feature
       static_cast<int>(features.size(1)),
       split.tile_bins,
       {},
+      {},
       0,
       static_cast<scalar_t*>(pooled.data_ptr()),
       mode == Mode::argmax ? static_cast<place_t*>(places.data_ptr()) : nullptr,
   };
-  plan(pooling, job);
+  set_sources(pooling, job);
   int widest = 0;  // bins that a block takes from the map, of one level
   for (int l = 0; l < geometry.level_count; ++l)
-    if (job.steps[l].depth == 0)
+    if (job.depths[l] == 0)
       widest = std::max(widest, std::min(split.tile_bins, int(geometry.levels[l].height * geometry.levels[l].width)));
   // As many warps as share the bins evenly; where there are few blocks, more of them.
   const int64_t blocks = int64_t(split.grid.x) * split.grid.y * split.grid.z;
@@ -379,7 +365,7 @@ std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, 
                     const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
                     const int64_t slots = slots_of<scalar_t>(features.size(1));
                     places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
-                                         : torch::stable::new_empty(pooled, {0}, type);
+                                         : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
                     if (pooled.numel() == 0) return;
                     const Tensor rows = index_rois(features, rois);
                     if (average)

@@ -59,7 +59,7 @@ DETECTOR_HOST_DEVICE int channel_of(int slot) {
 }
 
 // The place of a maximum on the map: its row in the high half of the bits, its column in the low half. Places
-// compare in row-major order. Of all ones no map has a cell; it stands for no maximum.
+// compare in row-major order. No map has a cell whose bits are all set; that stands for a bin without a maximum.
 template <typename place_t>
 constexpr int kPlaceBits = 4 * sizeof(place_t);
 

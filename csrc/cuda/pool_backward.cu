@@ -60,8 +60,9 @@ __global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constan
       for (int i = threadIdx.x; i < geometry.edges; i += kTurnThreads) job.edges[roi * geometry.edges + i] = edges[i];
       if (threadIdx.x == 0) job.image_of_roi[roi] = image;
     }
+  } else {
+    __syncthreads();  // the other way has one in read_roi
   }
-  __syncthreads();
   const int lane = threadIdx.x % kWarp;
   auto* to = static_cast<Share*>(job.turned) + roi * geometry.bins * job.slots + group + lane * kPack<scalar_t>;
   for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {

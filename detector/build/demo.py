@@ -20,6 +20,7 @@ from detector.build.proposals import (
 )
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.engine.determinism import cuda_algorithms
 from detector.engine.inference import detect, with_weights_in
 from detector.errors import InputError
 from detector.evaluation.report import write_json
@@ -68,7 +69,8 @@ def run_demo(
     network = with_weights_in(model, precision)
     results: list[dict[str, Any]] = []
     drawn = 0
-    with demo_proposals(config, records) as source:
+    algorithms = cuda_algorithms(device, deterministic=config.train.deterministic)  # those of evaluation
+    with algorithms, demo_proposals(config, records) as source:
         views = inference_views(config, records, source)
         for record, image in zip(records, track(views, len(records), "detecting"), strict=True):
             with naming(image[0].metas):

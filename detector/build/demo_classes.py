@@ -13,6 +13,7 @@ from detector.build.classified import classify_view, no_proposals
 from detector.build.data import inference_views
 from detector.build.demo import record_of, refuse_overwriting, unique_stems
 from detector.config import Config
+from detector.engine.determinism import cuda_algorithms
 from detector.evaluation.report import write_json
 from detector.models.detector import RegionDetector
 from detector.progress import note, track
@@ -37,11 +38,13 @@ def run_class_demo(
     refuse_overwriting(records, folder)
     results: list[dict[str, Any]] = []
     views = inference_views(config, records, no_proposals)
-    for record, image in zip(records, track(views, len(records), "classifying"), strict=True):
-        scores = classify_view(config, model, image, device)
-        shown = classified_image(record, scores, tuple(classes))._replace(presence=None)
-        save_image(folder / f"{record.image_id}.jpg", draw_class_scores(shown, classes))
-        results.append(_as_json(record, scores, classes))
+    # The algorithms of evaluation, whose scores these are.
+    with cuda_algorithms(device, deterministic=config.train.deterministic):
+        for record, image in zip(records, track(views, len(records), "classifying"), strict=True):
+            scores = classify_view(config, model, image, device)
+            shown = classified_image(record, scores, tuple(classes))._replace(presence=None)
+            save_image(folder / f"{record.image_id}.jpg", draw_class_scores(shown, classes))
+            results.append(_as_json(record, scores, classes))
     write_json(folder / "classes.json", {"classes": list(classes), "images": results})
     return sum(_say(result, score_threshold) for result in results)
 

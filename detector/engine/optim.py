@@ -58,7 +58,7 @@ def build_sgd(
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Take over the momenta of ``saved``, a state dict; rates and all other settings stay as they are.
 
-    So the config rules in a resumed run, and a checkpoint goes from a GPU to the CPU and back, whose
+    So a resumed run uses the config's settings, and a checkpoint goes from a GPU to the CPU and back, whose
     optimizers are implemented in different ways.
 
     Raises:

@@ -89,6 +89,8 @@ class ChannelNorm(nn.LocalResponseNorm):
     """
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.numel() == 0:
+            return images
         rows = images.mul(images).flatten(2)[:, None]
         padded = functional.pad(rows, (0, 0, self.size // 2, (self.size - 1) // 2))
         means = functional.avg_pool2d(padded, (self.size, 1), stride=1).view(images.shape)

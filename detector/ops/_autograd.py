@@ -53,16 +53,14 @@ def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool)
     column, (R, bins, slots), together in 16 bits for maps of up to 255 cells a side, otherwise in 32. Slots
     are channels, rounded up to whole groups (see csrc/cuda/pool.h).
     """
-    cuda = features.device.type == "cuda"
-    small = cuda and features.shape[2] <= 255 and features.shape[3] <= 255
-    dtype = torch.int16 if small else torch.int32
     if not keeps_argmax:
-        return features.new_empty((0,), dtype=dtype)
-    if not cuda:
-        return features.new_empty(pooled.shape, dtype=dtype)
+        return features.new_empty((0,), dtype=torch.int32)
+    if features.device.type != "cuda":
+        return features.new_empty(pooled.shape, dtype=torch.int32)
+    small = features.shape[2] <= 255 and features.shape[3] <= 255
     group = 32 * 16 // features.element_size()
     slots = (features.shape[1] + group - 1) // group * group
-    return features.new_empty((pooled.shape[0], bins, slots), dtype=dtype)
+    return features.new_empty((pooled.shape[0], bins, slots), dtype=torch.int16 if small else torch.int32)
 
 
 def refuse(name: str) -> None:

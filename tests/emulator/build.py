@@ -1,6 +1,6 @@
 """Builds the emulated kernels: ``csrc/cuda`` translated to C++, registered as ``torch.ops.emulated``.
 
-    python -m tests.emulator.build [plain|address|thread]
+    python -m tests.emulator.build [plain|quick|address|thread]
 
 Everything goes below ``build/emulator``. Objects and libraries are named by a hash of what they are made of,
 so that a change compiles what it touches and nothing else; ``make clean`` takes them away.
@@ -28,7 +28,12 @@ from tests.emulator.translate import translate
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
 CACHE = PROJECT / "build" / "emulator"
-SANITIZERS = {"plain": [], "address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
+VARIANTS = {
+    "plain": [],
+    "quick": ["-O0"],  # to compile
+    "address": ["-fsanitize=address"],
+    "thread": ["-fsanitize=thread"],
+}
 
 # As setup.py compiles: no fused multiply-add, the oldest torch's stable ABI.
 COMMON_FLAGS = [
@@ -64,7 +69,7 @@ def build(variant: str = "plain", csrc: Path = PROJECT / "csrc", folder: Path | 
     target = folder or CACHE
     target.mkdir(parents=True, exist_ok=True)
     with _locked(target / "lock"):
-        return _build(SANITIZERS[variant], csrc, target, variant)
+        return _build(VARIANTS[variant], csrc, target, variant)
 
 
 def build_features() -> Path:
@@ -77,24 +82,24 @@ def build_features() -> Path:
         return _library("features", [source], [HERE / "include"], [], CACHE)
 
 
-def _build(sanitize: list[str], csrc: Path, target: Path, variant: str) -> Path:
+def _build(more: list[str], csrc: Path, target: Path, variant: str) -> Path:
     tree = target / "translated" / variant
     shutil.rmtree(tree, ignore_errors=True)
     sources = _write_tree(csrc, tree)
-    return _library(variant, sources, [tree, HERE / "include", csrc], sanitize, target)
+    return _library(variant, sources, [tree, HERE / "include", csrc], more, target)
 
 
-def _library(name: str, sources: list[Path], ours: list[Path], sanitize: list[str], target: Path) -> Path:
+def _library(name: str, sources: list[Path], ours: list[Path], more: list[str], target: Path) -> Path:
     include = [*ours, *_torch_includes()]
     headers = _short(*(path.read_text() for folder in ours for path in sorted(folder.rglob("*.h"))))
-    jobs = [(source, [*COMMON_FLAGS, CHECKS, *sanitize]) for source in sources]
+    jobs = [(source, [*COMMON_FLAGS, CHECKS, *more]) for source in sources]
     jobs.append((HERE / "scheduler.cpp", COMMON_FLAGS))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: _compile(*job, include, headers, target), jobs))
     library = target / f"{name}-{_short(*(path.name for path in objects))}.so"
     if not library.exists():
         torch_libraries = Path(torch.__file__).parent / "lib"
-        link = ["-shared", "-Wl,-Bsymbolic", f"-L{torch_libraries}", "-ltorch_cpu", "-lc10", *sanitize]
+        link = ["-shared", "-Wl,-Bsymbolic", f"-L{torch_libraries}", "-ltorch_cpu", "-lc10", *more]
         _run("g++", *map(str, objects), *link, "-o", str(library))
     return library
 

@@ -15,10 +15,6 @@ from tests.emulator.build import build
 from tests.emulator.calls import Call
 from tests.emulator.kernels import ORDERS, EmulatedKernels
 
-# Whether zeros must have the same sign on both sides. Off until the CPU operators, too, give 0.0 for every
-# maximum that is zero; today some of theirs are -0.0.
-SIGN_OF_ZERO_COUNTS = True
-
 
 class Device(Protocol):
     """Where the CUDA kernels run."""
@@ -116,16 +112,16 @@ def faults_of(call: Call, device: Device, tally: Counter[str]) -> list[str]:
     return faults
 
 
-def same(first: Tensor, second: Tensor, *, signed: bool = SIGN_OF_ZERO_COUNTS) -> bool:
+def same(first: Tensor, second: Tensor, *, signed: bool = True) -> bool:
     """Whether bits agree, any NaN standing for any other, and 0.0 for -0.0 unless ``signed``."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     if first.numel() == 0:
         return True
-    agree = (first == second) | (first.isnan() & second.isnan())
+    agree = first == second
     if signed:
-        agree &= (first.signbit() == second.signbit()) | first.isnan()
-    return bool(agree.all())
+        agree &= first.signbit() == second.signbit()
+    return bool((agree | (first.isnan() & second.isnan())).all())
 
 
 def _places(first: Tensor, second: Tensor) -> str:

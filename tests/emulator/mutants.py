@@ -3,25 +3,27 @@
     python -m tests.emulator.mutants [part of a name ...]
 
 Every barrier is taken out in turn, whatever the kernels look like; other faults are edits listed here. An
-edit that no longer applies is an error: whoever changes the kernels writes edits for the new ones. A mutant
-that changes no result under any order of threads is tried under ThreadSanitizer next.
+edit that no longer applies is an error: whoever changes the kernels writes edits for the new ones. Where
+no result changes under any order of threads, an edit is tried under AddressSanitizer next, a missing barrier
+under ThreadSanitizer.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.emulator.build import PROJECT, build
 
-SECONDS = 25  # of random calls a mutant
+CALLS = 600  # at random, of a mutant
 TIMEOUT = 240  # a kernel that never ends is noticed, too
 BARRIER = re.compile(r"\b(__syncthreads|__syncwarp)\(\);")
 
@@ -34,53 +36,196 @@ class Mutant:
     file: str
     old: str
     new: str
+    sanitizer: str = "address"
 
 
 EDITS = [
-    Mutant("a later equal value wins", "cuda/pool.cu", "value > best[v]", "value >= best[v]"),
-    Mutant("rows of a tile overlap", "cuda/pool.cu", "kRow = kChannels + 1;", "kRow = kChannels - 1;"),
     Mutant(
-        "an empty bin keeps the lowest number", "cuda/pool.cu", "empty ? M(0) : (mode", "false ? M(0) : (mode"
+        "the last of equal values wins",
+        "cuda/pool.cu",
+        "place[k] = min(place[k], uint32_t(place_of(i, k)));",
+        "place[k] = uint32_t(place_of(i, k));",
     ),
     Mutant(
-        "images in reverse",
+        "of equal windows' columns the left wins",
+        "cuda/packed_map.cu",
+        " || (right.value == value && right.place < place)",
+        "",
+    ),
+    Mutant(
+        "NaN wins",
         "cuda/pool.cu",
-        "(image_index < 0 ? 0 : image_index) * job.image_stride",
-        "(image_index < 0 ? 0 : 1 - image_index) * job.image_stride",
+        "best.at[k] = value.at[k] > best.at[k] ? value.at[k] : best.at[k];",
+        "best.at[k] = best.at[k] > value.at[k] ? best.at[k] : value.at[k];",
+    ),
+    Mutant(
+        "the lowest number has a place",
+        "cuda/pool.cu",
+        "static_cast<M>(value.at[k]) > M(static_cast<scalar_t>(kLowest))",
+        "static_cast<M>(value.at[k]) >= M(static_cast<scalar_t>(kLowest))",
+    ),
+    Mutant(
+        "the last window reaches beyond its bin",
+        "cuda/pool.cu",
+        "last_y = row.end - step",
+        "last_y = row.end - 1",
+    ),
+    Mutant(
+        "channels beyond the last are read",
+        "cuda/packed_map.cu",
+        "within / kPack<scalar_t> + of_pack, job.channels - 1)",
+        "within / kPack<scalar_t> + of_pack, job.slots - 1)",
+    ),
+    Mutant(
+        "windows lack the lower row",
+        "cuda/packed_map.cu",
+        "load<Slots>(here + (kColumns + 1 + i) * kCell<scalar_t>)",
+        "load<Slots>(here + i * kCell<scalar_t>)",
+    ),
+    Mutant("windows in bins one cell wide", "cuda/pool.cu", " && column.end - column.begin > 1", ""),
+    Mutant(
+        "a tile's last column is not its neighbours'",
+        "cuda/packed_map.cu",
+        "read(i % (kRows + 1), kColumns, i / (kRows + 1));",
+        "read(i % (kRows + 1), kColumns - 1, i / (kRows + 1));",
+    ),
+    Mutant("zeros stay negative", "cuda/packed_map.cu", "return value + scalar_t(0);", "return value;"),
+    Mutant(
+        "slots are channels",
+        "cuda/pool.h",
+        "return slot - within + within % kPack<scalar_t> * kWarp + within / kPack<scalar_t>;",
+        "return slot;",
+    ),
+    Mutant(
+        "the finest level makes all others",
+        "cuda/pool.cu",
+        "{int8_t(order[j]), int8_t(job.steps[order[j]].depth + 1)}",
+        "{int8_t(order[0]), int8_t(1)}",
+    ),
+    Mutant(
+        "levels of the second depth are not made",
+        "cuda/pool.cu",
+        "job.depth = std::max(job.depth, int(step.depth))",
+        "job.depth = std::max(job.depth, std::min(int(step.depth), 1))",
+    ),
+    Mutant(
+        "empty bins of a plan keep the lowest number",
+        "cuda/pool.cu",
+        "if (is_empty(rows[p], rows[level.height + q])) Column",
+        "if (false) Column",
+    ),
+    Mutant(
+        "empty bins keep the lowest number", "cuda/pool.cu", "job.depth == 0 && is_empty(y, x) ?", "false ?"
+    ),
+    Mutant(
+        "finer levels' places stay tile by tile",
+        "cuda/pool.cu",
+        "return by_row(place.at[k]);",
+        "return place.at[k];",
+    ),
+    Mutant(
+        "a tile's place is row by row",
+        "cuda/pool_backward.cu",
+        "first(by_tile(place_at<place_t>(tile.y, tile.x)))",
+        "first(place_at<place_t>(tile.y, tile.x))",
+    ),
+    Mutant(
+        "16 bits for the places of 256 cells",
+        "cuda/pool.h",
+        "pooling.y.extent <= 255 && pooling.x.extent <= 255",
+        "pooling.y.extent <= 256 && pooling.x.extent <= 256",
+    ),
+    Mutant(
+        "unusable RoIs are used",
+        "cuda/pool.h",
+        "usable ? static_cast<int32_t>(roi[0]) : -1",
+        "usable ? static_cast<int32_t>(roi[0]) : 0",
     ),
     Mutant(
         "32 bits for the distance of images",
+        "cuda/packed_map.cu",
+        "part.image * job.strides[0]",
+        "int32_t(part.image * job.strides[0])",
+    ),
+    Mutant(
+        "wide loads of any address",
+        "cuda/pool.h",
+        "memory_row == count && tile_row == count && address % 16 == 0",
+        "memory_row == count && tile_row == count",
+    ),
+    Mutant(
+        "a warp skips at most one row of bins",
         "cuda/pool.cu",
-        "(image_index < 0 ? 0 : image_index) * job.image_stride",
-        "int32_t((image_index < 0 ? 0 : image_index) * job.image_stride)",
-    ),
-    Mutant("a row beyond the bin", "cuda/pool.cu", "y < row.end; ++y", "y <= row.end; ++y"),
-    Mutant("unusable RoIs are used", "cuda/geometry.cu", "usable ? static_cast<int32_t>(roi[0]) : -1", "0"),
-    Mutant("lanes add all at once", "cuda/pool_backward.cu", "inside && turn == now", "inside && now == 0"),
-    Mutant("lanes add in reverse", "cuda/pool_backward.cu", "same & ((1u << lane) - 1)", "same >> lane >> 1"),
-    Mutant(
-        "a barrier that not all lanes meet",
-        "cuda/pool_backward.cu",
-        "if (inside && turn == now) sums",
-        "if (inside && turn == now) __syncwarp(), sums",
-    ),
-    Mutant("sums are not zeroed", "cuda/pool_backward.cu", "sums[i] = M(0);", ";"),
-    Mutant(
-        "RoIs of other images count", "cuda/pool_backward.cu", "job.images[begin + lane] == image", "true"
+        "while (q >= width) q -= width, ++p;",
+        "if (q >= width) q -= width, ++p;",
     ),
     Mutant(
         "too little shared memory",
+        "cuda/pool.h",
+        "rows = tile_bins + geometry.level_count;",
+        "rows = tile_bins;",
+    ),
+    Mutant(
+        "the average is a sum",
+        "cuda/pool.cu",
+        "static_cast<scalar_t>(sum[k] / count)",
+        "static_cast<scalar_t>(sum[k])",
+    ),
+    Mutant(
+        "every cell gets all of an average's gradient", "cuda/pool_backward.cu", "value.at[k] /= cells;", ";"
+    ),
+    Mutant(
+        "an average's cells begin with the tile",
         "cuda/pool_backward.cu",
-        "kWarps * tile * sizeof(Compute<scalar_t>)",
-        "kWarps * tile * sizeof(Compute<scalar_t>) - 4",
+        "(1u << last) - (1u << first) : 0",
+        "(1u << last) - 1 : 0",
+    ),
+    Mutant(
+        "gradients of a later tile of bins", "cuda/pool_backward.cu", "* row + bin - begin]", "* row + bin]"
+    ),
+    Mutant(
+        "RoIs of other images count",
+        "cuda/pool_backward.cu",
+        "job.images[roi] == image",
+        "job.images[roi] >= 0",
+    ),
+    Mutant(
+        "a run ends a bin early",
+        "cuda/pool_backward.cu",
+        "run.end = min(i + j, n - 1) + 1;",
+        "run.end = min(i + j, n - 1);",
+    ),
+    Mutant(
+        "levels that begin within a tile are left out",
+        "cuda/pool_backward.cu",
+        "rows[0].begin >= tile.y + kHeight",
+        "rows[0].begin > tile.y",
+    ),
+    Mutant(
+        "a warp comes before itself", "cuda/pool_backward.cu", "if (w < warp) before", "if (w <= warp) before"
+    ),
+    Mutant(
+        "a full list lacks its last bin",
+        "cuda/pool_backward.cu",
+        "at >= kList) continue",
+        "at >= kList - 1) continue",
+    ),
+    Mutant(
+        "bins beyond the list's end are added again",
+        "cuda/pool_backward.cu",
+        "begin + i < count ? first : first ^ 1u << 31",
+        "first",
+    ),
+    Mutant(
+        "no room for what comes from elsewhere",
+        "cuda/pool_backward.cu",
+        "kShared = (kCells + 1) * kSlots * sizeof(M)",
+        "kShared = kCells * kSlots * sizeof(M)",
     ),
 ]
 
 # Barriers that no result depends on: a file, and text that stands there once and ends at the barrier.
-UNNEEDED = [
-    # Both ways of adding up have ended in a barrier of their own.
-    ("pool_backward.cu", "scatter_roi(job, roi, channel, first_cell, sums);\n    }\n  }\n  __syncwarp();"),
-]
+UNNEEDED: list[tuple[str, str]] = []
 
 
 def without_barriers(csrc: Path) -> Iterator[Mutant]:
@@ -96,7 +241,7 @@ def without_barriers(csrc: Path) -> Iterator[Mutant]:
                 continue
             line = before.count("\n") + 1
             name = f"no {match[1]} in line {line} of {path.name}"
-            yield Mutant(name, f"cuda/{path.name}", before + match[0], before + ";")
+            yield Mutant(name, f"cuda/{path.name}", before + match[0], before + ";", "thread")
 
 
 def apply(mutant: Mutant, csrc: Path) -> None:
@@ -114,9 +259,9 @@ def notice(mutant: Mutant) -> str | None:
         folder = Path(temporary)
         shutil.copytree(PROJECT / "csrc", folder / "csrc")
         apply(mutant, folder / "csrc")
-        for variant in ("plain", "thread"):
+        for variant in ("quick", mutant.sanitizer):
             library = build(variant, folder / "csrc", folder / "build")
-            found = _run(library, "" if variant == "plain" else variant)
+            found = _run(library, "" if variant == "quick" else variant)
             if found is not None:
                 return found
     return None
@@ -134,8 +279,8 @@ def _run(library: Path, sanitizer: str) -> str | None:
         "--stop",
         "--special",
         "quick",
-        "--seconds",
-        SECONDS,
+        "--calls",
+        CALLS,
     ]
     try:
         done = subprocess.run(
@@ -145,9 +290,9 @@ def _run(library: Path, sanitizer: str) -> str | None:
         return "it never ends"
     if done.returncode == 0:
         return None
-    race = re.search(r"WARNING: ThreadSanitizer: (.*?) \(", done.stderr)
-    lines = done.stdout.splitlines() or done.stderr.splitlines()[-1:]
-    return race[1] if race else lines[0][:150]
+    fault = re.search(r"(?:Thread|Address)Sanitizer: (.*?) (?:\(|on )", done.stderr)
+    lines = done.stdout.splitlines() or done.stderr.splitlines()[-1:] or [f"it ends with {done.returncode}"]
+    return fault[1] if fault else lines[0][:150]
 
 
 def main() -> int:
@@ -158,11 +303,12 @@ def main() -> int:
             apply(mutant, csrc)
     chosen = [one for one in mutants if not sys.argv[1:] or any(part in one.name for part in sys.argv[1:])]
     unnoticed = 0
-    for mutant in chosen:
-        start = time.monotonic()
-        found = notice(mutant)
-        unnoticed += found is None
-        print(f"{mutant.name}: {found or 'NOT NOTICED'} ({time.monotonic() - start:.0f} s)", flush=True)
+    build("quick")  # what a mutant leaves as it is
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = {pool.submit(notice, mutant): mutant for mutant in chosen}
+        for future in as_completed(running):
+            unnoticed += future.result() is None
+            print(f"{running[future].name}: {future.result() or 'NOT NOTICED'}", flush=True)
     print(f"{len(chosen) - unnoticed} of {len(chosen)} mutants noticed")
     return 1 if unnoticed else 0
 

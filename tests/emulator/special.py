@@ -18,9 +18,12 @@ def special_calls(*, slow: bool) -> Iterator[tuple[str, Call]]:
     """Yield (name, call); the ``slow`` ones too, each of which takes seconds."""
     torch.manual_seed(0)
     yield from _narrow_maps()
-    yield from _long_sides()
+    yield from _lowest_numbers()
     yield from _grids()
+    yield from _wide_maps()
+    yield from _many_rois()
     yield from _far_apart()
+    yield from _long_sides()
     if slow:
         yield from _real_shapes()
         yield "70,000 RoIs", _roi(torch.randn(1, 1, 3, 3), random_rois(70_000, 1, (48, 48)), (1, 1))
@@ -50,6 +53,16 @@ def _narrow_maps() -> Iterator[tuple[str, Call]]:
     yield "no RoI", _roi(torch.randn(2, 5, 4, 4), torch.zeros(0, 5), (2, 2), 1.0)
 
 
+def _lowest_numbers() -> Iterator[tuple[str, Call]]:
+    rois = torch.tensor([[0.0, 0, 0, 5, 5], [0, 1, 1, 1, 4], [0, 2, 0, 5, 1]])
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for lowest in (float("-inf"), float("nan"), torch.finfo(torch.float32).min, torch.finfo(dtype).min):
+            features = torch.full((1, 3, 6, 6), lowest, dtype=torch.float64).to(dtype)
+            features[0, 1, 2:, 3:] = float("-inf")
+            yield f"a map of {lowest} of {dtype}", _roi(features, rois, (2, 2), 1.0)
+            yield f"a map of {lowest} of {dtype}, pyramid", _spp(features, rois, spatial_scale=1.0)
+
+
 def _long_sides() -> Iterator[tuple[str, Call]]:
     for side in (254, 255, 256, 257):
         for shape in ((side, 3), (3, side)):
@@ -59,6 +72,10 @@ def _long_sides() -> Iterator[tuple[str, Call]]:
             yield f"a map of {shape}, one bin", _roi(features, rois, (1, 1))
             yield f"a map of {shape}, 2 x 2 bins", _roi(features, rois, (2, 2), bins="partition")
             yield f"a map of {shape}, maximum pyramid", _spp(features, rois)
+    features = torch.randn(1, 1, 256, 256)
+    features[..., 250:, 250:] = float("-inf")  # no maximum in the bins beside the place of the largest number
+    rois = torch.tensor([[0.0, 4000, 4000, 4080, 4080], [0, 0, 0, 4080, 4080]])
+    yield "a map of 256 x 256", _roi(features, rois, (2, 2))
 
 
 def _grids() -> Iterator[tuple[str, Call]]:
@@ -70,6 +87,24 @@ def _grids() -> Iterator[tuple[str, Call]]:
     yield "a pyramid of one level, 25 x 25", _spp(torch.randn(2, 5, 19, 25), rois, levels=[25])
     yield "16 levels", _spp(torch.randn(2, 5, 19, 25), rois, levels=list(range(1, 17)))
     yield "16 levels, average", _spp(torch.randn(2, 5, 19, 25), rois, levels=[1, 2] * 8, reduction="avg")
+
+
+def _wide_maps() -> Iterator[tuple[str, Call]]:
+    """Maps of several blocks of windows, which are made where RoIs are many."""
+    rois = random_rois(40, 2, (80, 1120))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            features = torch.randn(2, 35, 5, 70).to(dtype).contiguous(memory_format=memory_format)
+            yield f"a map of 5 x 70 of {dtype}, {memory_format}", _roi(features, rois, (5, 5))
+
+
+def _many_rois() -> Iterator[tuple[str, Call]]:
+    """More RoIs than a block reads at a time, more bins than it lists; the first are of one image."""
+    features, rois = torch.randn(2, 35, 4, 9), random_rois(300, 2, (64, 144))
+    rois = rois[rois[:, 0].argsort(stable=True)]
+    yield "300 RoIs, image by image", _roi(features, rois, (5, 5))
+    for reduction in ("max", "avg"):
+        yield f"300 RoIs, image by image, {reduction}", _spp(features, rois, reduction=reduction)
 
 
 def _far_apart() -> Iterator[tuple[str, Call]]:
