@@ -100,7 +100,7 @@ class CropPooling(LevelPool):
         if not len(rois):  # batch statistics of nothing would be NaN
             return features.new_zeros(0, self.out_features)
         maps = self.convolutions(self.cut(features, rois))
-        # As adaptive_max_pool2d, whose gradient on CUDA has another order of additions each time, but for NaN,
-        # which is never a maximum here.
+        # As adaptive_max_pool2d, whose gradient on CUDA has another order of additions each time; but NaN is
+        # never a maximum here.
         whole = whole_map_rois([maps.shape[2:]] * len(maps)).to(maps.device, non_blocking=True)
         return spp_pool(maps, whole, (self.output_size,), window="cells").to(features.dtype)

@@ -39,7 +39,8 @@ class Postprocess:
     threshold too, and capped before suppression.)
 
     The network's output may be on any device. It is decoded and thresholded there, and detections are on the
-    CPU; a GPU is usually waited for twice per image, for the number of boxes above the threshold and for these.
+    CPU; a GPU is usually waited for twice per image, for the number of boxes above the threshold and for
+    these.
 
     Several views of an image, mirrored or at other scales, are merged before suppression. Without
     ``box_regression`` detections are proposals as they came.

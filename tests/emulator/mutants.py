@@ -98,15 +98,15 @@ EDITS = [
     ),
     Mutant(
         "the finest level makes all others",
-        "cuda/pool.cu",
-        "{int8_t(order[j]), int8_t(job.steps[order[j]].depth + 1)}",
-        "{int8_t(order[0]), int8_t(1)}",
+        "pooling.h",
+        "steps[i].source = steps[j].level;",
+        "steps[i].source = steps[0].level;",
     ),
     Mutant(
         "levels of the second depth are not made",
         "cuda/pool.cu",
-        "job.depth = std::max(job.depth, int(step.depth))",
-        "job.depth = std::max(job.depth, std::min(int(step.depth), 1))",
+        "job.depth = std::max(job.depth, job.depths[step.level]);",
+        "job.depth = std::max(job.depth, std::min(job.depths[step.level], 1));",
     ),
     Mutant(
         "empty bins of a plan keep the lowest number",
