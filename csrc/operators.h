@@ -8,8 +8,8 @@
 
 namespace detector {
 
-// What a backend gives. Pools every RoI; the result has `shape`, whose elements are (R, then for each level: C,
-// height, width). The second result says where the maxima came from, in a form that only the backend's
+// What a backend gives. Pools every RoI; the result has `shape`, whose elements are (R, then for each level:
+// C, height, width). The second result says where the maxima came from, in a form that only the backend's
 // pool_backward reads; it is empty where it was not asked for.
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
                                 torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax);

@@ -39,15 +39,16 @@ struct Pooling {
   void add_level(int64_t height, int64_t width) {
     STD_TORCH_CHECK(height > 0 && width > 0, name, ": a grid must have at least one bin, not ", height, " x ",
                     width);
-    STD_TORCH_CHECK(height <= INT32_MAX / width, name, ": a grid may have at most 2^31 - 1 bins, not ", height,
-                    " x ", width);
+    STD_TORCH_CHECK(height <= INT32_MAX / width, name, ": a grid may have at most 2^31 - 1 bins, not ",
+                    height, " x ", width);
     levels.push_back({height, width, bins, edges});
     bins += height * width;
     edges += height + width;
   }
 };
 
-// Where a level's bins come from: the map, or the level whose bins they are unions of. Both are indices of levels.
+// Where a level's bins come from: the map, or the level whose bins they are unions of. Both are indices of
+// levels.
 constexpr int64_t kFromMap = -1;
 
 struct Step {
@@ -55,9 +56,9 @@ struct Step {
   int64_t source;
 };
 
-// The levels from fine to coarse. A level whose grid divides a finer one's is the maximum over that one's bins, since
-// floor(p h / 3) is floor(2 p h / 6), and so for every integer edge; it never reads the map. Of several finer levels the
-// coarsest is the cheapest source.
+// The levels from fine to coarse. A level whose grid divides a finer one's is the maximum over that one's
+// bins, since floor(p h / 3) is floor(2 p h / 6), and so for every integer edge; it never reads the map. Of
+// several finer levels the coarsest is the cheapest source.
 inline std::vector<Step> plan(const Pooling& pooling) {
   std::vector<Step> steps;
   for (size_t i = 0; i < pooling.levels.size(); ++i) steps.push_back({int64_t(i), kFromMap});
@@ -66,7 +67,8 @@ inline std::vector<Step> plan(const Pooling& pooling) {
     const Level &first = pooling.levels[a.level], &second = pooling.levels[b.level];
     return first.height * first.width > second.height * second.width;
   });
-  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe || pooling.rule == Rule::partition)
+  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe ||
+      pooling.rule == Rule::partition)
     return steps;
   for (size_t i = 0; i < steps.size(); ++i)
     for (size_t j = 0; j < i; ++j)
@@ -88,9 +90,9 @@ inline void check_rois(const char* name, const Tensor& values, const Tensor& roi
   STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, name, ": rois must have shape (R, 5)");
   STD_TORCH_CHECK(on_one_device(values, rois), name, ": features and rois must be on one device");
   const ScalarType type = rois.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float ||
-                      (type == ScalarType::Double && values.scalar_type() == ScalarType::Double),
-                  name, ": rois must be float32, or float64 with float64 features");
+  STD_TORCH_CHECK(
+      type == ScalarType::Float || (type == ScalarType::Double && values.scalar_type() == ScalarType::Double),
+      name, ": rois must be float32, or float64 with float64 features");
 }
 
 inline void check_map(const char* name, int64_t height, int64_t width) {
@@ -115,7 +117,8 @@ inline void check_gradient(const Pooling& pooling, const Tensor& grad, const Ten
 
 // The RoIs in the type of index arithmetic.
 inline Tensor index_rois(const Tensor& features, const Tensor& rois) {
-  const ScalarType type = features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType type =
+      features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const Tensor same = rois.scalar_type() == type ? rois : torch::stable::to(rois, type);
   return same.is_contiguous() ? same : torch::stable::contiguous(same);
 }

@@ -9,8 +9,8 @@ void check_row(const Pooling& pooling, const T* roi, int64_t row, int64_t images
     STD_TORCH_CHECK(std::isfinite(roi[i]), pooling.name, ": row ", row, " of rois holds ", roi[i],
                     "; every number must be finite");
   // As in Caffe a fraction of the index is dropped, so -0.5 is image 0.
-  STD_TORCH_CHECK(images > 0 && roi[0] > T(-1) && roi[0] < static_cast<T>(images), pooling.name, ": row ", row,
-                  " of rois has batch index ", roi[0], ", but features hold ", images, " image(s)");
+  STD_TORCH_CHECK(images > 0 && roi[0] > T(-1) && roi[0] < static_cast<T>(images), pooling.name, ": row ",
+                  row, " of rois has batch index ", roi[0], ", but features hold ", images, " image(s)");
   if (pooling.rule != Rule::cells) return;
   for (int64_t i = 1; i < 5; ++i)
     STD_TORCH_CHECK(roi[i] == std::floor(roi[i]), pooling.name, ": row ", row, " of rois holds ", roi[i],

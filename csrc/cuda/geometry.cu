@@ -14,8 +14,8 @@ Geometry geometry_of(const Pooling& pooling) {
   STD_TORCH_CHECK(pooling.y.extent <= INT16_MAX && pooling.x.extent <= INT16_MAX, pooling.name,
                   ": on CUDA a map has at most ", INT16_MAX, " cells a side, not ", pooling.y.extent, " x ",
                   pooling.x.extent);
-  Geometry geometry{pooling.rule,      pooling.y, pooling.x, {}, int(pooling.levels.size()), int(pooling.bins),
-                    int(pooling.edges)};
+  Geometry geometry{pooling.rule,      pooling.y,         pooling.x, {}, int(pooling.levels.size()),
+                    int(pooling.bins), int(pooling.edges)};
   for (size_t i = 0; i < pooling.levels.size(); ++i) geometry.levels[i] = pooling.levels[i];
   return geometry;
 }

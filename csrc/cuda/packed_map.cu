@@ -1,5 +1,5 @@
-// A block takes some channels of 2 rows x 32 cells. It reads them, and one row and one column more, into shared memory
-// in the order in which they lie, and writes cells and windows with the channels side by side.
+// A block takes some channels of 2 rows x 32 cells. It reads them, and one row and one column more, into
+// shared memory in the order in which they lie, and writes cells and windows with the channels side by side.
 
 #include "cuda/packed_map.h"
 
@@ -56,7 +56,8 @@ struct Maximum {
   uint32_t place;
 
   __device__ __forceinline__ Maximum() : value(0), place(0) {}
-  __device__ __forceinline__ Maximum(M upper, M lower, int y, int x) : value(M(kLowest)), place(kNowhere<place_t>) {
+  __device__ __forceinline__ Maximum(M upper, M lower, int y, int x)
+      : value(M(kLowest)), place(kNowhere<place_t>) {
     const bool first = upper > value;
     value = first ? upper : value;
     const bool second = lower > value;
@@ -78,10 +79,11 @@ struct Part {
   int y, x, slot;
 };
 
-// Reads the block's cells and their neighbours. Beyond the map are its last row, column and channel again, which
-// change no maximum.
+// Reads the block's cells and their neighbours. Beyond the map are its last row, column and channel again,
+// which change no maximum.
 template <typename scalar_t, typename place_t>
-__device__ __forceinline__ void read_tile(const Job<scalar_t, place_t>& job, const Part& part, scalar_t* tile) {
+__device__ __forceinline__ void read_tile(const Job<scalar_t, place_t>& job, const Part& part,
+                                          scalar_t* tile) {
   constexpr int kLanes = kSlots<scalar_t> / kPack<scalar_t>;  // of the kernels that read the map
   const int within = part.slot % kGroup<scalar_t>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -89,7 +91,8 @@ __device__ __forceinline__ void read_tile(const Job<scalar_t, place_t>& job, con
   // `which` of the part's channels ascends with the channel: pack by pack, and within a pack lane by lane.
   const auto read = [&](int row, int column, int which) {
     const int pack = which / kLanes, of_pack = which % kLanes;
-    const int channel = min(part.slot - within + pack * kWarp + within / kPack<scalar_t> + of_pack, job.channels - 1);
+    const int channel =
+        min(part.slot - within + pack * kWarp + within / kPack<scalar_t> + of_pack, job.channels - 1);
     const int y = min(part.y + row, job.height - 1), x = min(part.x + column, job.width - 1);
     tile[(row * (kColumns + 1) + column) * kCell<scalar_t> + of_pack * kPack<scalar_t> + pack] =
         positive_zero(image[channel * job.strides[1] + y * job.strides[2] + x * job.strides[3]]);
@@ -111,9 +114,11 @@ __device__ __forceinline__ void read_tile(const Job<scalar_t, place_t>& job, con
   __syncthreads();
 }
 
-// Writes a part of a row for each warp, from left to right: a column's maximum serves the windows on both sides of it.
+// Writes a part of a row for each warp, from left to right: a column's maximum serves the windows on both
+// sides of it.
 template <bool with_windows, bool with_places, typename scalar_t, typename place_t>
-__device__ __forceinline__ void write_tile(const Job<scalar_t, place_t>& job, const Part& part, const scalar_t* tile) {
+__device__ __forceinline__ void write_tile(const Job<scalar_t, place_t>& job, const Part& part,
+                                           const scalar_t* tile) {
   using M = Compute<scalar_t>;
   using Slots = Pack<scalar_t, kPerLane<scalar_t>>;
   using Places = Pack<place_t, kPerLane<scalar_t>>;
@@ -136,7 +141,8 @@ __device__ __forceinline__ void write_tile(const Job<scalar_t, place_t>& job, co
       Places places;
 #pragma unroll
       for (int k = 0; k < kPerLane<scalar_t>; ++k) {
-        const Maximum<M, place_t, with_places> right(static_cast<M>(upper.at[k]), static_cast<M>(lower.at[k]), y, x);
+        const Maximum<M, place_t, with_places> right(static_cast<M>(upper.at[k]), static_cast<M>(lower.at[k]),
+                                                     y, x);
         if (i > 0) left[k].take(right);
         windows.at[k] = static_cast<scalar_t>(left[k].value);
         places.at[k] = static_cast<place_t>(left[k].place);
@@ -151,7 +157,8 @@ __device__ __forceinline__ void write_tile(const Job<scalar_t, place_t>& job, co
 }
 
 template <typename scalar_t, typename place_t>
-__global__ void __launch_bounds__(kWarps* kWarp) pack_kernel(const __grid_constant__ Job<scalar_t, place_t> job) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    pack_kernel(const __grid_constant__ Job<scalar_t, place_t> job) {
   __shared__ __align__(16) scalar_t tile[kTile * kCell<scalar_t>];
   const int down = (job.height + kRows - 1) / kRows;
   const Part part{blockIdx.x / down, static_cast<int>(blockIdx.x % down) * kRows,
@@ -193,24 +200,25 @@ void launch(const Tensor& features, const PackedMap& map) {
 PackedMap pack_map(const Pooling& pooling, const Tensor& features, Windows windows) {
   const int64_t cells = features.size(0) * features.size(2) * features.size(3);
   PackedMap map{};
-  THO_DISPATCH_V2(features.scalar_type(), "region pooling", AT_WRAP(([&] {
-                    map.slots = slots_of<scalar_t>(features.size(1));
-                    STD_TORCH_CHECK(features.size(2) * features.size(3) * map.slots <= INT32_MAX, pooling.name,
-                                    ": on CUDA the features of an image have at most 2^31 - 1 elements");
-                    const int64_t size = cells * map.slots;
-                    map.memory = torch::stable::new_empty(features, {(windows == Windows::none ? 1 : 2) * size});
-                    auto* data = static_cast<scalar_t*>(map.memory.data_ptr());
-                    map.cells = data;
-                    if (windows != Windows::none) map.windows = data + size;
-                    const bool small = has_short_places(pooling);
-                    if (windows == Windows::places) {
-                      map.place_memory =
-                          torch::stable::new_empty(features, {size}, small ? ScalarType::Short : ScalarType::Int);
-                      map.places = map.place_memory.data_ptr();
-                    }
-                    small ? launch<scalar_t, uint16_t>(features, map) : launch<scalar_t, uint32_t>(features, map);
-                  })),
-                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  THO_DISPATCH_V2(
+      features.scalar_type(), "region pooling", AT_WRAP(([&] {
+        map.slots = slots_of<scalar_t>(features.size(1));
+        STD_TORCH_CHECK(features.size(2) * features.size(3) * map.slots <= INT32_MAX, pooling.name,
+                        ": on CUDA the features of an image have at most 2^31 - 1 elements");
+        const int64_t size = cells * map.slots;
+        map.memory = torch::stable::new_empty(features, {(windows == Windows::none ? 1 : 2) * size});
+        auto* data = static_cast<scalar_t*>(map.memory.data_ptr());
+        map.cells = data;
+        if (windows != Windows::none) map.windows = data + size;
+        const bool small = has_short_places(pooling);
+        if (windows == Windows::places) {
+          map.place_memory =
+              torch::stable::new_empty(features, {size}, small ? ScalarType::Short : ScalarType::Int);
+          map.places = map.place_memory.data_ptr();
+        }
+        small ? launch<scalar_t, uint16_t>(features, map) : launch<scalar_t, uint32_t>(features, map);
+      })),
+      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return map;
 }
 

@@ -7,9 +7,9 @@
 namespace detector {
 
 // Both maps are (N, H, W, slots). `windows` holds at each cell the maximum of it and of its neighbours to the
-// right, below, and below right: 2 x 2 cells, so that a maximum over a bin needs a quarter of the reads. No zero
-// in either is negative. Empty where they were not asked for: windows, and places (N, H, W, slots), the place of
-// each window's maximum, the first of equals in row-major order.
+// right, below, and below right: 2 x 2 cells, so that a maximum over a bin needs a quarter of the reads. No
+// zero in either is negative. Empty where they were not asked for: windows, and places (N, H, W, slots), the
+// place of each window's maximum, the first of equals in row-major order.
 struct PackedMap {
   Tensor memory;
   Tensor place_memory;

@@ -1,6 +1,6 @@
-// A block takes one RoI and one group of channels, a warp one bin at a time. Maxima are taken over windows of 2 x 2
-// cells, four windows at a time. A level of a pyramid whose bins are unions of a finer level's bins is made of those.
-// Bins gather in a tile in shared memory in the order of the output, and leave it together.
+// A block takes one RoI and one group of channels, a warp one bin at a time. Maxima are taken over windows of
+// 2 x 2 cells, four windows at a time. A level of a pyramid whose bins are unions of a finer level's bins is
+// made of those. Bins gather in a tile in shared memory in the order of the output, and leave it together.
 
 #include "cuda/packed_map.h"
 
@@ -29,7 +29,7 @@ struct Job {
   int64_t image_stride;
   int slots;
   int channels;
-  int tile_bins;  // of a block
+  int tile_bins;           // of a block
   int source[kMaxLevels];  // as plan() says
   int depths[kMaxLevels];  // 0 for a level from the map, else one more than its source's
   int depth;               // the largest
@@ -55,8 +55,8 @@ __device__ __forceinline__ void take(Channels<scalar_t>& best, const Channels<sc
   __device__ __forceinline__ void take(Channels<scalar_t>& best, const Channels<scalar_t>& value) { \
     auto* to = reinterpret_cast<unsigned*>(&best);                                                  \
     const auto* from = reinterpret_cast<const unsigned*>(&value);                                   \
-    _Pragma("unroll") for (int k = 0; k < 4; ++k)                                                   \
-        asm("max." type " %0, %0, %1;" : "+r"(to[k]) : "r"(from[k]));                               \
+    _Pragma("unroll") for (int k = 0; k < 4;                                                        \
+                           ++k) asm("max." type " %0, %0, %1;" : "+r"(to[k]) : "r"(from[k]));       \
   }
 DETECTOR_TAKE_HALF(c10::Half, "f16x2")
 DETECTOR_TAKE_HALF(c10::BFloat16, "bf16x2")
@@ -103,8 +103,9 @@ struct Maxima {
     Places result;
 #pragma unroll
     for (int k = 0; k < n; ++k)
-      result.at[k] = static_cast<M>(value.at[k]) > M(static_cast<scalar_t>(kLowest)) ? by_tile(static_cast<place_t>(place[k]))
-                                                                                     : kNowhere<place_t>;
+      result.at[k] = static_cast<M>(value.at[k]) > M(static_cast<scalar_t>(kLowest))
+                         ? by_tile(static_cast<place_t>(place[k]))
+                         : kNowhere<place_t>;
     return result;
   }
 };
@@ -142,8 +143,8 @@ struct Image {
           for (int i = 0; i < 4; ++i) places[i] = load<Places>(window_places + at[i]);
           best.template take_all<with_places>(values, [&](int i, int k) { return places[i].at[k]; });
         } else {
-          best.template take_all<with_places>(values,
-                                              [&](int i, int) { return place_at<place_t>(ys[i / 2], xs[i % 2]); });
+          best.template take_all<with_places>(
+              values, [&](int i, int) { return place_at<place_t>(ys[i / 2], xs[i % 2]); });
         }
       }
     }
@@ -204,9 +205,10 @@ __device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, 
 }
 
 template <typename scalar_t, Mode mode, typename place_t>
-__device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job, const Level& level, const Edge* edges,
-                                              const Image<scalar_t, place_t>& image, int begin, int end,
-                                              const Column<scalar_t>& column, place_t* places) {
+__device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job, const Level& level,
+                                              const Edge* edges, const Image<scalar_t, place_t>& image,
+                                              int begin, int end, const Column<scalar_t>& column,
+                                              place_t* places) {
   const Edge* rows = edges + level.first_edge;
   const Edge* columns = rows + level.height;
   each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
@@ -226,8 +228,8 @@ __device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job,
 
 template <typename scalar_t, Mode mode, typename place_t>
 __device__ __forceinline__ void pool_from_level(const Job<scalar_t, place_t>& job, const Level& level,
-                                                const Level& source, const Column<scalar_t>& from, int begin, int end,
-                                                const Column<scalar_t>& to, place_t* places) {
+                                                const Level& source, const Column<scalar_t>& from, int begin,
+                                                int end, const Column<scalar_t>& to, place_t* places) {
   using Places = Pack<place_t, kPack<scalar_t>>;
   const int tall = int(source.height) / int(level.height), wide = int(source.width) / int(level.width);
   each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
@@ -238,7 +240,8 @@ __device__ __forceinline__ void pool_from_level(const Job<scalar_t, place_t>& jo
         const int at = i * int(source.width) + j;
         const Channels<scalar_t> values[1] = {from.get(at)};
         Places place{};
-        if constexpr (mode == Mode::argmax) place = load<Places>(places + (source.first_bin + at) * job.slots);
+        if constexpr (mode == Mode::argmax)
+          place = load<Places>(places + (source.first_bin + at) * job.slots);
         best.template take_all<mode == Mode::argmax>(values, [&](int, int k) { return by_row(place.at[k]); });
       }
     if constexpr (mode == Mode::argmax) store(places + (level.first_bin + bin) * job.slots, best.places());
@@ -247,7 +250,8 @@ __device__ __forceinline__ void pool_from_level(const Job<scalar_t, place_t>& jo
 }
 
 template <typename scalar_t, Mode mode, typename place_t>
-__global__ void __launch_bounds__(kMaxWarps* kWarp) pool_kernel(const __grid_constant__ Job<scalar_t, place_t> job) {
+__global__ void __launch_bounds__(kMaxWarps* kWarp)
+    pool_kernel(const __grid_constant__ Job<scalar_t, place_t> job) {
   extern __shared__ __align__(16) unsigned char shared[];
   const Geometry& geometry = job.geometry;
   Edge* edges = reinterpret_cast<Edge*>(shared);
@@ -256,8 +260,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) pool_kernel(const __grid_con
   const int group = blockIdx.y * kGroup<scalar_t>, lane = group + threadIdx.x % kWarp * kPack<scalar_t>;
   const int first = blockIdx.z * job.tile_bins, last = min(first + job.tile_bins, geometry.bins);
 
-  const int64_t image = max(read_roi(geometry, job.rois + 5 * roi, job.images, edges), 0) * job.image_stride + lane;
-  const Image<scalar_t, place_t> map{job.cells + image, job.windows == nullptr ? nullptr : job.windows + image,
+  const int64_t image =
+      max(read_roi(geometry, job.rois + 5 * roi, job.images, edges), 0) * job.image_stride + lane;
+  const Image<scalar_t, place_t> map{job.cells + image,
+                                     job.windows == nullptr ? nullptr : job.windows + image,
                                      mode == Mode::argmax ? job.window_places + image : nullptr, job.slots,
                                      static_cast<int>(geometry.x.extent) * job.slots};
   place_t* places = mode == Mode::argmax ? job.places + roi * geometry.bins * job.slots + lane : nullptr;
@@ -294,7 +300,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) pool_kernel(const __grid_con
   for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
     const Level& level = geometry.levels[l];
     const int64_t count = level.height * level.width;
-    scalar_t* out = job.pooled + (roi * geometry.bins + level.first_bin) * job.channels + group * count + begin;
+    scalar_t* out =
+        job.pooled + (roi * geometry.bins + level.first_bin) * job.channels + group * count + begin;
     move_rows<true>(out, count, tile + offset, row, min(kGroup<scalar_t>, job.channels - group), end - begin);
   });
 }
@@ -317,9 +324,9 @@ void run(const Pooling& pooling, const Geometry& geometry, const Tensor& feature
   const int64_t count = rois.size(0), map_cells = pooling.y.extent * pooling.x.extent;
   // To make a window costs about as much as to pool a bin.
   const bool windows = mode != Mode::average && count * pooling.bins >= features.size(0) * map_cells;
-  const PackedMap map = pack_map(
-      pooling, features,
-      !windows ? Windows::none : (mode == Mode::argmax ? Windows::places : Windows::values));
+  const PackedMap map =
+      pack_map(pooling, features,
+               !windows ? Windows::none : (mode == Mode::argmax ? Windows::places : Windows::values));
   const Split split = split_of<scalar_t>(geometry, count, map.slots);
   Job<scalar_t, place_t> job{
       geometry,
@@ -342,7 +349,8 @@ void run(const Pooling& pooling, const Geometry& geometry, const Tensor& feature
   int widest = 0;  // bins that a block takes from the map, of one level
   for (int l = 0; l < geometry.level_count; ++l)
     if (job.depths[l] == 0)
-      widest = std::max(widest, std::min(split.tile_bins, int(geometry.levels[l].height * geometry.levels[l].width)));
+      widest = std::max(widest,
+                        std::min(split.tile_bins, int(geometry.levels[l].height * geometry.levels[l].width)));
   // As many warps as share the bins evenly; where there are few blocks, more of them.
   const int64_t blocks = int64_t(split.grid.x) * split.grid.y * split.grid.z;
   const int most = blocks < 1024 ? kMaxWarps : kFewWarps, rounds = (widest + most - 1) / most;
@@ -361,23 +369,24 @@ std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, 
   const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
   with_argmax = with_argmax && !average;
   Tensor pooled = torch::stable::new_empty(features, shape), places;
-  THO_DISPATCH_V2(features.scalar_type(), "region pooling", AT_WRAP(([&] {
-                    const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
-                    const int64_t slots = slots_of<scalar_t>(features.size(1));
-                    places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
-                                         : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
-                    if (pooled.numel() == 0) return;
-                    const Tensor rows = index_rois(features, rois);
-                    if (average)
-                      run<scalar_t, Mode::average, uint16_t>(pooling, geometry, features, rows, pooled, places);
-                    else if (!with_argmax)
-                      run<scalar_t, Mode::max, uint16_t>(pooling, geometry, features, rows, pooled, places);
-                    else if (small)
-                      run<scalar_t, Mode::argmax, uint16_t>(pooling, geometry, features, rows, pooled, places);
-                    else
-                      run<scalar_t, Mode::argmax, uint32_t>(pooling, geometry, features, rows, pooled, places);
-                  })),
-                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  THO_DISPATCH_V2(
+      features.scalar_type(), "region pooling", AT_WRAP(([&] {
+        const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
+        const int64_t slots = slots_of<scalar_t>(features.size(1));
+        places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
+                             : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
+        if (pooled.numel() == 0) return;
+        const Tensor rows = index_rois(features, rois);
+        if (average)
+          run<scalar_t, Mode::average, uint16_t>(pooling, geometry, features, rows, pooled, places);
+        else if (!with_argmax)
+          run<scalar_t, Mode::max, uint16_t>(pooling, geometry, features, rows, pooled, places);
+        else if (small)
+          run<scalar_t, Mode::argmax, uint16_t>(pooling, geometry, features, rows, pooled, places);
+        else
+          run<scalar_t, Mode::argmax, uint32_t>(pooling, geometry, features, rows, pooled, places);
+      })),
+      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return {pooled, places};
 }
 

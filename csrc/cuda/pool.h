@@ -1,9 +1,10 @@
 // What the CUDA kernels behind roi_pool and spp_pool share.
 //
-// Inside the operators the channels of a cell or of a bin lie side by side, in "slots". A lane moves 16 bytes at
-// a time, a pack: 4 channels of float32, 8 of the half types, 2 of float64. A warp's packs are a group of
-// channels, and lane i of it holds channels i, i + 32, i + 64, ... of the group. So when a warp writes one bin of
-// its channels into a tile (channel, bin) whose rows have an odd length, every lane writes to a bank of its own.
+// Inside the operators the channels of a cell or of a bin lie side by side, in "slots". A lane moves 16 bytes
+// at a time, a pack: 4 channels of float32, 8 of the half types, 2 of float64. A warp's packs are a group of
+// channels, and lane i of it holds channels i, i + 32, i + 64, ... of the group. So when a warp writes one
+// bin of its channels into a tile (channel, bin) whose rows have an odd length, every lane writes to a bank
+// of its own.
 
 #pragma once
 
@@ -59,7 +60,8 @@ DETECTOR_HOST_DEVICE int channel_of(int slot) {
 }
 
 // The place of a maximum on the map: its row in the high half of the bits, its column in the low half. Places
-// compare in row-major order. No map has a cell whose bits are all set; that stands for a bin without a maximum.
+// compare in row-major order. No map has a cell whose bits are all set; that stands for a bin without a
+// maximum.
 template <typename place_t>
 constexpr int kPlaceBits = 4 * sizeof(place_t);
 
@@ -71,16 +73,17 @@ DETECTOR_HOST_DEVICE constexpr place_t place_at(unsigned y, unsigned x) {
   return static_cast<place_t>(y << kPlaceBits<place_t> | x);
 }
 
-// The backward pass sums a tile of cells at a time. For it places are kept with their bits in another order: the
-// tile's row and column, then the cell within the tile.
+// The backward pass sums a tile of cells at a time. For it places are kept with their bits in another order:
+// the tile's row and column, then the cell within the tile.
 constexpr unsigned kTileHeight = 2;  // powers of two
 constexpr unsigned kTileWidth = 8;
 constexpr unsigned kTileCells = kTileHeight * kTileWidth;
 
 template <typename place_t>
 DETECTOR_HOST_DEVICE constexpr place_t by_tile(place_t place) {
-  const unsigned y = place >> kPlaceBits<place_t>, x = place & (1u << kPlaceBits<place_t>) - 1;
-  return static_cast<place_t>(y / kTileHeight * (kTileHeight << kPlaceBits<place_t>) + x / kTileWidth * kTileCells +
+  const unsigned y = place >> kPlaceBits<place_t>, x = place & (1u << kPlaceBits<place_t>)-1;
+  return static_cast<place_t>(y / kTileHeight * (kTileHeight << kPlaceBits<place_t>)+x / kTileWidth *
+                                  kTileCells +
                               y % kTileHeight * kTileWidth + x % kTileWidth);
 }
 
@@ -122,8 +125,8 @@ Geometry geometry_of(const Pooling& pooling);
 
 cudaStream_t current_stream(const Tensor& tensor);
 
-// The image of a RoI; -1 for one that no kernel can use, which gives zeros: a device cannot raise an error without
-// being waited for.
+// The image of a RoI; -1 for one that no kernel can use, which gives zeros: a device cannot raise an error
+// without being waited for.
 template <typename T>
 __device__ __forceinline__ int32_t image_of(Rule rule, const T* roi, int64_t images) {
   bool usable = images > 0 && roi[0] > T(-1) && roi[0] < static_cast<T>(images);
@@ -146,10 +149,11 @@ __device__ __noinline__ Edge edge_of(const Geometry& geometry, const T* roi, int
   return {static_cast<int32_t>(bin.begin), static_cast<int32_t>(bin.end)};
 }
 
-// Writes the edges of all bins of a RoI to shared memory, by the whole block, and returns the RoI's image. A RoI that
-// has none gets empty bins only.
+// Writes the edges of all bins of a RoI to shared memory, by the whole block, and returns the RoI's image. A
+// RoI that has none gets empty bins only.
 template <typename T>
-__device__ __forceinline__ int32_t read_roi(const Geometry& geometry, const T* roi, int64_t images, Edge* edges) {
+__device__ __forceinline__ int32_t read_roi(const Geometry& geometry, const T* roi, int64_t images,
+                                            Edge* edges) {
   const int32_t image = image_of(geometry.rule, roi, images);
   for (int i = threadIdx.x; i < geometry.edges; i += blockDim.x)
     edges[i] = image < 0 ? Edge{0, 0} : edge_of(geometry, roi, i);
@@ -157,8 +161,8 @@ __device__ __forceinline__ int32_t read_roi(const Geometry& geometry, const T* r
   return image;
 }
 
-// A block's shared memory: the edges of its RoI and a tile. The tile holds bins [first, last) and one group of
-// channels, level by level, each level's part as (channel, bin) with rows of an odd length.
+// A block's shared memory: the edges of its RoI and a tile. The tile holds bins [first, last) and one group
+// of channels, level by level, each level's part as (channel, bin) with rows of an odd length.
 constexpr int kMaxEdges = 1024;
 constexpr int kTileBins = 64;  // with kMaxEdges and kMaxLevels within the 48 KiB that every device grants
 
@@ -196,8 +200,8 @@ Split split_of(const Geometry& geometry, int64_t rois, int slots) {
           dim3(rois, slots / kGroup<scalar_t>, (geometry.bins + tile_bins - 1) / tile_bins)};
 }
 
-// Moves rows x count elements between memory, whose rows are memory_row apart, and a tile, by the whole block: many at
-// a time where nothing lies between the rows and they are aligned.
+// Moves rows x count elements between memory, whose rows are memory_row apart, and a tile, by the whole
+// block: many at a time where nothing lies between the rows and they are aligned.
 template <bool to_memory, typename T, int n>
 __device__ __forceinline__ void move_packs(T* memory, T* tile, int tile_row, int rows, int count) {
   using V = Pack<T, n>;
@@ -223,7 +227,8 @@ __device__ __forceinline__ void move_packs(T* memory, T* tile, int tile_row, int
 }
 
 template <bool to_memory, typename T>
-__device__ __forceinline__ void move_rows(T* memory, int64_t memory_row, T* tile, int tile_row, int rows, int count) {
+__device__ __forceinline__ void move_rows(T* memory, int64_t memory_row, T* tile, int tile_row, int rows,
+                                          int count) {
   constexpr int n = 16 / sizeof(T);
   const auto address = reinterpret_cast<uintptr_t>(memory);
   if (memory_row == count && tile_row == count && address % 16 == 0) {  // one piece

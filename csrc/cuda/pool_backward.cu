@@ -1,6 +1,6 @@
-// A block takes a tile of 2 x 8 cells and some channels, two per thread. It lists the bins that reach into the tile, RoI
-// by RoI in ascending order, and walks through the list; every thread adds to its own channels' cells. So the sum of a
-// cell has one order, that of the CPU, and no two threads meet in one.
+// A block takes a tile of 2 x 8 cells and some channels, two per thread. It lists the bins that reach into
+// the tile, RoI by RoI in ascending order, and walks through the list; every thread adds to its own channels'
+// cells. So the sum of a cell has one order, that of the CPU, and no two threads meet in one.
 
 #include "cuda/pool.h"
 
@@ -31,12 +31,12 @@ struct TurnJob {
   int tile_bins;
   const scalar_t* grad;
   void* turned;
-  Edge* edges;             // (R, geometry.edges)
+  Edge* edges;            // (R, geometry.edges)
   int32_t* image_of_roi;  // (R,)
 };
 
-// Writes the gradient with the channels innermost, from (R, then for each level C, bins) to (R, bins, slots); of an
-// average each bin's share per cell, in the type of arithmetic. Also writes the RoIs' edges and images.
+// Writes the gradient with the channels innermost, from (R, then for each level C, bins) to (R, bins, slots);
+// of an average each bin's share per cell, in the type of arithmetic. Also writes the RoIs' edges and images.
 template <typename scalar_t, bool average>
 __global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constant__ TurnJob<scalar_t> job) {
   using Share = std::conditional_t<average, Compute<scalar_t>, scalar_t>;
@@ -57,14 +57,16 @@ __global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constan
   if (average || leads) {
     const int32_t image = read_roi(geometry, job.rois + 5 * roi, job.images, edges);
     if (leads) {
-      for (int i = threadIdx.x; i < geometry.edges; i += kTurnThreads) job.edges[roi * geometry.edges + i] = edges[i];
+      for (int i = threadIdx.x; i < geometry.edges; i += kTurnThreads)
+        job.edges[roi * geometry.edges + i] = edges[i];
       if (threadIdx.x == 0) job.image_of_roi[roi] = image;
     }
   } else {
     __syncthreads();  // the other way has one in read_roi
   }
   const int lane = threadIdx.x % kWarp;
-  auto* to = static_cast<Share*>(job.turned) + roi * geometry.bins * job.slots + group + lane * kPack<scalar_t>;
+  auto* to =
+      static_cast<Share*>(job.turned) + roi * geometry.bins * job.slots + group + lane * kPack<scalar_t>;
   for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
     const Level& level = geometry.levels[l];
     const Edge* rows = edges + level.first_edge;
@@ -108,8 +110,8 @@ struct Run {
   __device__ __forceinline__ int size() const { return max(end - begin, 0); }
 };
 
-// Which of n bins of an axis reach into cells begin .. end. Their edges ascend, so the bins are neighbours; some of
-// them may be empty.
+// Which of n bins of an axis reach into cells begin .. end. Their edges ascend, so the bins are neighbours;
+// some of them may be empty.
 __device__ __forceinline__ Run reaching(const Edge* edges, int n, int begin, int end) {
   constexpr int kTogether = 4;
   Run run{n, 0};
@@ -129,7 +131,8 @@ __device__ __forceinline__ Run reaching(const Edge* edges, int n, int begin, int
 
 // Calls f(level, rows of its grid, columns of its grid) for the bins of a RoI that reach into a tile.
 template <typename F>
-__device__ __forceinline__ void each_level_in_tile(const Geometry& geometry, const Edge* edges, Tile tile, const F& f) {
+__device__ __forceinline__ void each_level_in_tile(const Geometry& geometry, const Edge* edges, Tile tile,
+                                                   const F& f) {
   for (int l = 0; l < geometry.level_count; ++l) {
     const Level& level = geometry.levels[l];
     const int height = static_cast<int>(level.height), width = static_cast<int>(level.width);
@@ -184,8 +187,8 @@ __device__ __forceinline__ int sum_before(int value, int* total) {
   return before;
 }
 
-// Sums of a thread's channels in shared memory: each gradient goes to the cell that its maximum came from. What comes
-// from elsewhere goes to one cell more, so that all threads do the same.
+// Sums of a thread's channels in shared memory: each gradient goes to the cell that its maximum came from.
+// What comes from elsewhere goes to one cell more, so that all threads do the same.
 template <typename scalar_t, typename share_t, typename place_t>
 struct Scatter {
   using M = Compute<scalar_t>;
@@ -209,8 +212,8 @@ struct Scatter {
     Places places[kAhead];
     Shares shares[kAhead];
 
-    __device__ __forceinline__ void read(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int begin,
-                                         int count, int slot) {
+    __device__ __forceinline__ void read(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
+                                         int begin, int count, int slot) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int64_t bin = list[min(begin + i, count - 1)];
@@ -220,8 +223,8 @@ struct Scatter {
     }
   };
 
-  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int count,
-                                      int slot) {
+  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
+                                      int count, int slot) {
     Batch now, next;
     now.read(job, list, 0, count, slot);
     for (int begin = 0; begin < count; begin += kAhead) {
@@ -257,7 +260,8 @@ struct Spread {
   M* sums;
   M sum[kCells][kPerThread];
 
-  __device__ __forceinline__ Spread(unsigned char* shared, Tile) : sums(reinterpret_cast<M*>(shared) + threadIdx.x) {
+  __device__ __forceinline__ Spread(unsigned char* shared, Tile)
+      : sums(reinterpret_cast<M*>(shared) + threadIdx.x) {
 #pragma unroll
     for (int cell = 0; cell < kCells; ++cell)
 #pragma unroll
@@ -268,13 +272,14 @@ struct Spread {
     return entry_of(tile, bin, row, column);
   }
 
-  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list, int count,
-                                      int slot) {
+  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
+                                      int count, int slot) {
     for (int begin = 0; begin < count; begin += kAhead) {
       Shares shares[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i)
-        shares[i] = load<Shares>(job.shares + int64_t(list[min(begin + i, count - 1)].bin) * job.slots + slot);
+        shares[i] =
+            load<Shares>(job.shares + int64_t(list[min(begin + i, count - 1)].bin) * job.slots + slot);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const unsigned cells = begin + i < count ? list[begin + i].cells : 0;
@@ -296,7 +301,8 @@ struct Spread {
 };
 
 template <typename scalar_t, typename share_t, typename place_t, typename Sums>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Job<scalar_t, share_t, place_t> job) {
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(const __grid_constant__ Job<scalar_t, share_t, place_t> job) {
   using M = Compute<scalar_t>;
   using Listed = typename Sums::Listed;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -315,7 +321,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     const bool mine = roi < job.rois && job.images[roi] == image;
     int count = 0, total;
     if (mine)
-      each_level_in_tile(geometry, edges, tile, [&](const Level&, Run p, Run q) { count += p.size() * q.size(); });
+      each_level_in_tile(geometry, edges, tile,
+                         [&](const Level&, Run p, Run q) { count += p.size() * q.size(); });
     const int before = sum_before(count, &total);
     for (int base = 0; base < total; base += kList) {
       if (count > 0 && before < base + kList && before + count > base) {
@@ -356,11 +363,12 @@ template <typename scalar_t, typename place_t, bool average>
 void run(const Geometry& geometry, const Tensor& grad, const Tensor& rois, const Tensor& places,
          const Tensor& result) {
   using Share = std::conditional_t<average, Compute<scalar_t>, scalar_t>;
-  using Sums = std::conditional_t<average, Spread<scalar_t, Share, place_t>, Scatter<scalar_t, Share, place_t>>;
+  using Sums =
+      std::conditional_t<average, Spread<scalar_t, Share, place_t>, Scatter<scalar_t, Share, place_t>>;
   const int64_t count = rois.size(0);
   const int channels = static_cast<int>(result.size(1)), slots = slots_of<scalar_t>(channels);
-  const Tensor turned = torch::stable::new_empty(
-      grad, {count, geometry.bins, slots}, average ? rois.scalar_type() : grad.scalar_type());
+  const Tensor turned = torch::stable::new_empty(grad, {count, geometry.bins, slots},
+                                                 average ? rois.scalar_type() : grad.scalar_type());
   const Tensor regions = torch::stable::new_empty(rois, {count * (2 * geometry.edges + 1)}, ScalarType::Int);
   auto* edges = static_cast<Edge*>(regions.data_ptr());
   auto* images = static_cast<int32_t*>(regions.data_ptr()) + 2 * count * geometry.edges;
@@ -413,22 +421,23 @@ Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& r
                   ": on CUDA all RoIs together have at most 2^31 - 1 bins, not ", count * geometry.bins);
   const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
-  THO_DISPATCH_V2(grad.scalar_type(), "region pooling", AT_WRAP(([&] {
-                    STD_TORCH_CHECK(average || (places.scalar_type() == (small ? ScalarType::Short : ScalarType::Int) &&
-                                                places.numel() == count * geometry.bins * slots_of<scalar_t>(channels) &&
-                                                on_one_device(grad, places)),
-                                    pooling.name, ": the gradient and the kept maxima do not belong together");
-                    if (result.numel() == 0) return;
-                    const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(places);
-                    const Tensor rows = index_rois(grad, rois);
-                    if (average)
-                      run<scalar_t, uint16_t, true>(geometry, grads, rows, kept, result);
-                    else if (small)
-                      run<scalar_t, uint16_t, false>(geometry, grads, rows, kept, result);
-                    else
-                      run<scalar_t, uint32_t, false>(geometry, grads, rows, kept, result);
-                  })),
-                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  THO_DISPATCH_V2(
+      grad.scalar_type(), "region pooling", AT_WRAP(([&] {
+        STD_TORCH_CHECK(average || (places.scalar_type() == (small ? ScalarType::Short : ScalarType::Int) &&
+                                    places.numel() == count * geometry.bins * slots_of<scalar_t>(channels) &&
+                                    on_one_device(grad, places)),
+                        pooling.name, ": the gradient and the kept maxima do not belong together");
+        if (result.numel() == 0) return;
+        const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(places);
+        const Tensor rows = index_rois(grad, rois);
+        if (average)
+          run<scalar_t, uint16_t, true>(geometry, grads, rows, kept, result);
+        else if (small)
+          run<scalar_t, uint16_t, false>(geometry, grads, rows, kept, result);
+        else
+          run<scalar_t, uint32_t, false>(geometry, grads, rows, kept, result);
+      })),
+      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return result;
 }
 
