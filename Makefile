@@ -13,7 +13,7 @@ help:  ## list the targets
 
 install: $(VENV)/.installed $(VENV)/.built  ## make .venv, install, build the native libraries
 
-# Installing and building are two steps, so that editing csrc/ builds anew without installing anew.
+# Installing and building are two steps, so that a change in csrc/ is built without another installation.
 $(VENV)/.installed: pyproject.toml tools/check_machine.py
 	@$(PYTHON) tools/check_machine.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

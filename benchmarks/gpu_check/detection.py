@@ -13,10 +13,9 @@ from torch import Tensor
 from benchmarks.gpu_check.peer import Peer, copy_weights, on_device
 from benchmarks.gpu_check.result import Result
 from detector.build.data import inference_views
-from detector.build.model import build_postprocess
+from detector.build.model import build_detector
 from detector.build.proposals import open_proposals, stored_proposals
 from detector.config import Config
-from detector.engine.inference import detect, with_weights_in
 from detector.structures import Batch
 
 TABLE = "Test image, VGG16"
@@ -34,12 +33,10 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
     records = task.test_set.records
     source = stored_proposals(config, open_proposals(config, records, "test"), training=False)
     views = list(inference_views(config, records, source))
-    postprocess = build_postprocess(config, task.model.box_coder)
-    precision = getattr(torch, config.train.precision)
     task.model.eval(), peer.eval()
 
     def ours(view: list[Batch]) -> int:
-        return len(detect(network, view, postprocess, device, precision).scores)
+        return len(detect(view).scores)
 
     def theirs(view: list[Batch]) -> int:
         with torch.inference_mode():
@@ -49,7 +46,7 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
         if weights == "as if trained":
             spread_scores(task.model, views[0][0], device, config.test.score_threshold)
         copy_weights(task.model, peer)
-        network = with_weights_in(task.model, precision)
+        detect = build_detector(config, task.model, device)
         times = {"ours": [], "theirs": []}
         for name, call in (("ours", ours), ("theirs", theirs)) * 2:
             times[name].append(milliseconds(call, views, rounds, device))

@@ -110,10 +110,8 @@ def metric(value: str, unit: str) -> float | str:
 
 def short_name(kernel: str) -> str:
     """Return a kernel's name without namespaces and arguments, with its template's parameters."""
-    short = (
-        re.sub(r"\(anonymous namespace\)|<unnamed>", "", kernel).replace("detector::", "").replace("::", "")
-    )
-    return re.sub(r"^void ", "", short).split("(")[0][:70]
+    short = re.sub(r"\b(?:detector|c10)::|(?:\(anonymous namespace\)|<?unnamed>)::", "", kernel)
+    return short.removeprefix("void ").split("(")[0][:70]
 
 
 def tail(log: str, lines: int) -> str:

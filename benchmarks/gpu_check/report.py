@@ -1,4 +1,4 @@
-"""The report: report.json, report.md and logs.tar.gz, written anew after every part."""
+"""The report: report.json, report.md and logs.tar.gz, written again after every part."""
 
 from __future__ import annotations
 

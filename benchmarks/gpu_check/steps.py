@@ -178,7 +178,8 @@ def main() -> int:
     arguments = parser.parse_args()
     device = "cpu" if arguments.dry_run else "cuda"
     warm_up, count, test_rounds = (1, 2, 2) if arguments.dry_run else (8, 30, 30)
-    changes = [f"train.precision={arguments.precision}", f"data.workers={1 if arguments.dry_run else 8}"]
+    changes = [f"{mode}.precision={arguments.precision}" for mode in ("train", "test")]
+    changes += [f"data.workers={1 if arguments.dry_run else 8}"]
     default = deterministic_default()
     if arguments.other_determinism:
         changes.append(f"train.deterministic={str(not default).lower()}")

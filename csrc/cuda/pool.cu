@@ -39,29 +39,28 @@ struct Job {
 
 template <typename scalar_t>
 __device__ __forceinline__ void take(Channels<scalar_t>& best, const Channels<scalar_t>& value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(scalar_t) == 2) {  // two at a time
+    auto* to = reinterpret_cast<unsigned*>(&best);
+    const auto* from = reinterpret_cast<const unsigned*>(&value);
+#pragma unroll
+    for (int k = 0; k < kPack<scalar_t> / 2; ++k) {
+      if constexpr (std::is_same_v<scalar_t, c10::Half>)
+        asm("max.f16x2 %0, %0, %1;" : "+r"(to[k]) : "r"(from[k]));
+      else
+        asm("max.bf16x2 %0, %0, %1;" : "+r"(to[k]) : "r"(from[k]));
+    }
+    return;
+  }
+#endif
 #pragma unroll
   for (int k = 0; k < kPack<scalar_t>; ++k) {
-    if constexpr (std::is_same_v<scalar_t, float>) {
+    if constexpr (std::is_same_v<scalar_t, float>)
       best.at[k] = fmaxf(best.at[k], value.at[k]);
-    } else {
+    else
       best.at[k] = value.at[k] > best.at[k] ? value.at[k] : best.at[k];
-    }
   }
 }
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define DETECTOR_TAKE_HALF(scalar_t, type)                                                          \
-  template <>                                                                                       \
-  __device__ __forceinline__ void take(Channels<scalar_t>& best, const Channels<scalar_t>& value) { \
-    auto* to = reinterpret_cast<unsigned*>(&best);                                                  \
-    const auto* from = reinterpret_cast<const unsigned*>(&value);                                   \
-    _Pragma("unroll") for (int k = 0; k < 4;                                                        \
-                           ++k) asm("max." type " %0, %0, %1;" : "+r"(to[k]) : "r"(from[k]));       \
-  }
-DETECTOR_TAKE_HALF(c10::Half, "f16x2")
-DETECTOR_TAKE_HALF(c10::BFloat16, "bf16x2")
-#undef DETECTOR_TAKE_HALF
-#endif
 
 // Maxima of a lane's channels and the first places in row-major order that hold them.
 template <typename scalar_t, typename place_t>

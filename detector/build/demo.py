@@ -8,10 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from detector.build.data import inference_views, naming
-from detector.build.model import build_postprocess
+from detector.build.model import build_detector
 from detector.build.proposals import (
     StoredProposals,
     convert_proposals,
@@ -21,7 +19,6 @@ from detector.build.proposals import (
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.engine.determinism import cuda_algorithms
-from detector.engine.inference import detect, with_weights_in
 from detector.errors import InputError
 from detector.evaluation.report import write_json
 from detector.models.detector import RegionDetector
@@ -64,9 +61,7 @@ def run_demo(
     """
     records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
     refuse_overwriting(records, folder)
-    postprocess = build_postprocess(config, model.box_coder)
-    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
-    network = with_weights_in(model, precision)
+    detect = build_detector(config, model, device)
     results: list[dict[str, Any]] = []
     drawn = 0
     algorithms = cuda_algorithms(device, deterministic=config.train.deterministic)  # those of evaluation
@@ -74,15 +69,7 @@ def run_demo(
         views = inference_views(config, records, source)
         for record, image in zip(records, track(views, len(records), "detecting"), strict=True):
             with naming(image[0].metas):
-                found = detect(
-                    network,
-                    image,
-                    postprocess,
-                    device,
-                    precision,
-                    config.test.refinements,
-                    config.test.scale_rule,
-                )
+                found = detect(image)
             pixels = read_image(record.path, (record.height, record.width))
             picture = f"{record.image_id}.jpg"
             save_image(folder / picture, draw_detections(pixels, found, classes, score_threshold))

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from detector.build.data import (
     annotation_place,
     class_names,
@@ -18,14 +16,13 @@ from detector.build.data import (
     load_split,
     naming,
 )
-from detector.build.model import build_postprocess
+from detector.build.model import build_detector
 from detector.build.proposals import open_proposals, report_recall, stored_proposals, with_proposals
 from detector.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.coco_json import read_coco
 from detector.data.images import read_image
 from detector.data.voc import VocDataset
-from detector.engine.inference import detect, with_weights_in
 from detector.engine.memory import PeakMemory
 from detector.errors import InputError
 from detector.evaluation.result_files import write_result_files
@@ -115,26 +112,16 @@ def evaluate(
 ) -> Evaluation:
     """Run the network over a split and score it by the VOC rules at IoU 0.5, and by COCO's if asked for."""
     source = stored_proposals(config, test_set.store, training=False)
-    postprocess = build_postprocess(config, model.box_coder)
     evaluator = VocEvaluator(test_set.records, test_set.classes)
-    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
     detections: dict[str, Detections] = {}
     model.eval()
-    network = with_weights_in(model, precision)
+    detect = build_detector(config, model, device)
     started = time.perf_counter()
     views = inference_views(config, test_set.records, source)
     for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
         image_id = image[0].metas[0].image_id
         with naming(image[0].metas):
-            detections[image_id] = detect(
-                network,
-                image,
-                postprocess,
-                device,
-                precision,
-                config.test.refinements,
-                config.test.scale_rule,
-            )
+            detections[image_id] = detect(image)
         evaluator.update([image_id], [detections[image_id]])
         if memory is not None and len(detections) % 20 == 1:
             memory.sample()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from detector.build.weights import load_initial, load_published
 from detector.config import Config
 from detector.engine.checkpoint import load_model_state
+from detector.engine.inference import detect, with_weights_in
 from detector.errors import InputError
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
@@ -23,7 +25,7 @@ from detector.models.postprocess import Postprocess, margin_scores, softmax_scor
 from detector.models.region_pools import PyramidPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool
-from detector.structures import Normalization
+from detector.structures import Batch, Detections, Normalization
 
 
 def build_backbone(config: Config) -> Backbone:
@@ -173,4 +175,23 @@ def build_postprocess(config: Config, coder: BoxCoder) -> Postprocess:
         max_detections=config.test.max_detections,
         box_regression=config.test.box_regression,
         scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,
+    )
+
+
+def build_detector(
+    config: Config, model: RegionDetector, device: str
+) -> Callable[[Sequence[Batch]], Detections]:
+    """Return what detects in one image, given as its views, for evaluation and demo alike.
+
+    ``model`` has to be in evaluation mode, and is taken as it is now: its later changes need another call.
+    """
+    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    return partial(
+        detect,
+        with_weights_in(model, precision),
+        postprocess=build_postprocess(config, model.box_coder),
+        device=device,
+        precision=precision,
+        refinements=config.test.refinements,
+        scale_rule=config.test.scale_rule,
     )

@@ -190,7 +190,7 @@ class StagedTraining:
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True)
         except Exception:  # torch raises many kinds for damaged files
-            raise InputError(f"{path}: not readable; delete it, and the stage begins anew") from None
+            raise InputError(f"{path}: not readable; delete it, and the stage starts again") from None
         self._check_key(number, state, path)
         return state
 

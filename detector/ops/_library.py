@@ -16,7 +16,7 @@ _CUDA_ADVICE = (
     "Run `make -B install` in the source tree: where there is a GPU it installs NVIDIA's compiler, unless a "
     "CUDA toolkit is there, and builds the library. Or run on the CPU (--device cpu)."
 )
-_MEND = "Build it with `make install`, or in a source tree with `python setup.py build_ext --inplace`."
+_ADVICE = "Build it with `make install`, or in a source tree with `python setup.py build_ext --inplace`."
 
 
 def _find(name: str) -> Path | None:
@@ -27,7 +27,9 @@ def _load(path: Path) -> None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        raise ImportError(f"{path} does not load with torch {torch.__version__}: {error}\n{_MEND}") from error
+        raise ImportError(
+            f"{path} does not load with torch {torch.__version__}: {error}\n{_ADVICE}"
+        ) from error
 
 
 def load() -> None:
@@ -37,7 +39,7 @@ def load() -> None:
     """
     cpu = _find("_C")
     if cpu is None:
-        raise ImportError(f"The native library detector/_C is missing in {_PACKAGE}. {_MEND}")
+        raise ImportError(f"The native library detector/_C is missing in {_PACKAGE}. {_ADVICE}")
     _load(cpu)
     cuda = _find("_C_cuda")
     if cuda is not None and torch.version.cuda is not None:

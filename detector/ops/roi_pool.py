@@ -45,7 +45,8 @@ def roi_pool(
 
     Raises ValueError or TypeError for wrong shapes, types, devices and scales, and on the CPU RuntimeError
     naming the row of ``rois`` that is not finite or whose batch index is outside the batch; on CUDA such a
-    row gives zeros. NotImplementedError for CUDA tensors where the CUDA kernels were not built.
+    row gives zeros. NotImplementedError for CUDA tensors where the CUDA kernels were not built. On CUDA a map
+    has at most 32767 cells a side and a grid at most 1024 rows and columns together; RuntimeError beyond.
     """
     check_inputs("roi_pool", features, rois)
     if bins not in _RULES:

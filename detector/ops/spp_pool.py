@@ -59,7 +59,8 @@ def spp_pool(
     window smaller than the grid repeats cells. ``reduction`` is ``"max"``, which leaves negative numbers
     alone, or ``"avg"``, over the cells of the bin that lie on the map. A bin without one gives 0.
 
-    Types, gradients and errors are :func:`roi_pool`'s. ValueError also for no level, for a number that is not
+    Types, gradients, errors and limits are :func:`roi_pool`'s; on CUDA a pyramid has at most 16 levels, whose
+    rows and columns count together. ValueError also for no level, for a number that is not
     finite, and for a scale that is not positive; on the CPU a fraction in a RoI of ``window="cells"`` is a
     RuntimeError too.
     """

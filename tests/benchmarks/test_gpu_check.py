@@ -168,3 +168,11 @@ def test_as_many_blood_cells_are_taken_as_are_there(tmp_path: Path) -> None:
     assert found is not None
     assert found[1] == "BCCD, 1 training and 1 test images"
     assert (tmp_path / "splits/test.txt").read_text() == "cell_2\n"
+
+
+@pytest.mark.parametrize(
+    "namespace", ["detector::<unnamed>::", "unnamed>::", "detector::(anonymous namespace)::"]
+)
+def test_a_kernel_s_name_is_shown_without_namespaces(namespace: str) -> None:
+    name = f"void {namespace}pool_kernel<c10::BFloat16, unsigned short>({namespace}Job<T1, T2>)"
+    assert readers.short_name(name) == "pool_kernel<BFloat16, unsigned short>"

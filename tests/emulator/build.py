@@ -62,7 +62,7 @@ def why_not() -> str | None:
 
 
 def build(variant: str = "plain", csrc: Path = PROJECT / "csrc", folder: Path | None = None) -> Path:
-    """Return the emulator's library for the kernels below ``csrc``, made anew where something changed.
+    """Return the emulator's library for the kernels below ``csrc``, built again where something changed.
 
     With ``folder`` the cache is read but nothing added to it: for kernels that were changed for a moment.
     """
