@@ -66,3 +66,35 @@ def test_a_run_mixes_no_devices_and_waits_seldom(data: dict[str, Any], tmp_path:
 def test_every_stage_of_spp_net_mixes_no_devices(data: dict[str, Any], tmp_path: Path) -> None:
     settings = {**TINY["train"], "steps": 3, "draw_images": 0}  # type: ignore[dict-item]
     train({**TINY, "data": data, "train": settings, **STAGED}, tmp_path)
+
+
+POOL_LEVELS = """
+import sys
+
+import torch
+
+from tests.fake_gpu import device
+
+torch.ops.load_library(sys.argv[1])
+device.install()
+from detector.models.region_pools import RoIPooling
+
+roi_levels = torch.tensor([0, 1, 1, 0, 1, 0])
+with device.FakeGpu():
+    levels = [torch.randn(1, 4, side, side).to(device.NAME) for side in (8, 12)]
+    rois = torch.tensor([[0.0, 0, 0, 60, 60]]).repeat(6, 1).to(device.NAME)
+    for where in (roi_levels, roi_levels.to(device.NAME)):
+        device.waits.clear()
+        RoIPooling(4, 2, 8)(levels, rois, where)
+        print(sum(device.waits.values()))
+"""
+
+
+def test_pooling_from_several_levels_waits_only_for_levels_that_are_on_the_device() -> None:
+    command = [sys.executable, "-c", POOL_LEVELS, str(build())]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    on_cpu, on_device = map(int, done.stdout.split())
+    assert on_cpu == 0
+    assert on_device == 1  # which shows that waits are counted
