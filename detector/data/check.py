@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
-from detector.data.objects import AnnotatedObject, InvalidBoxes, box_fault
+from detector.data.objects import AnnotatedObject, Box, InvalidBoxes, box_fault
 from detector.data.voc import annotated_objects
 from detector.data.voc_xml import parse_xml, to_annotation
 from detector.errors import InputError
@@ -64,11 +64,13 @@ class Rules:
 
 @dataclass(kw_only=True, slots=True)
 class Checked:
-    """What was found on one image: problems, and (class, width, height) of each object that can be used."""
+    """What was found on one image: problems, and (class, width, height) and the box of each object that can
+    be used."""
 
     item: Item
     problems: list[Problem] = field(default_factory=list)
     objects: list[tuple[str, float, float]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
 
     def add(
         self, kind: str, file: Path, message: str, thing: str | None = None, *, stops: bool = False
@@ -166,6 +168,7 @@ def _check_objects(
         if fault is None:
             x1, y1, x2, y2 = thing.box
             found.objects.append((thing.name, x2 - x1, y2 - y1))
+            found.boxes.append(thing.box)
         else:
             extent = f" of an image of {size[1]}x{size[0]}" if size and fault == "outside" else ""
             found.add(fault, file, f"box {written} is {fault}{extent}", where, stops=stops)
