@@ -63,7 +63,10 @@ def read_short_text(path: Path, what: str) -> str:
 
     Raises InputError for a file that cannot be read, is no UTF-8, or is over 64 MiB.
     """
-    require_regular(path)
+    try:
+        require_regular(path)
+    except InputError as error:
+        raise InputError(f"{path}: cannot read {what}: {str(error).removeprefix(f'{path}: ')}") from None
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise InputError(f"{path}: over {MAX_TEXT_BYTES} bytes, too large for {what}")

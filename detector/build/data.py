@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +17,15 @@ from detector.data.coco_json import read_coco
 from detector.data.collate import collate, collate_or_error, raise_errors
 from detector.data.dataset import InferenceDataset, ProposalSource, TrainingDataset, quiet_worker
 from detector.data.generated import ensure_generated
+from detector.data.objects import OTHER_CLASS
 from detector.data.samplers import TrainingBatches, aspect_groups
+from detector.data.suspicions import sampled_unused_bits, summed_up
 from detector.data.transforms import ImageTransform
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
 from detector.errors import InputError
-from detector.structures import Batch, ImageMeta, ImageRecord, Sample
+from detector.models.roi_sampler import trained_objects
+from detector.progress import note
+from detector.structures import Batch, ImageMeta, ImageRecord, Sample, Targets
 
 
 def ensure_data(config: Config) -> None:
@@ -61,30 +65,72 @@ def class_names(config: Config) -> tuple[str, ...]:
 def load_split(
     config: Config, split: str, classes: Sequence[str], *, training: bool
 ) -> VocDataset | CocoDataset:
-    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not."""
-    policy = config.data.invalid_boxes if training else None
-    size, choose = config.data.min_box_size, split_choice(config, split)
-    images = for_split(config.data.images, split)
-    if config.data.format == "coco":
+    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not.
+
+    For evaluation the split may have no annotations at all: see ``annotated`` of what is returned. For
+    training it must, and what is suspicious about it is reported.
+    """
+    dataset = _read_split(config, split, classes, training=training)
+    others = dataset.dropped.get(OTHER_CLASS, 0)
+    if others:
+        note(f"{split}: {others} objects of other classes than data.classes are left out")
+    if training:
+        report_suspicions(dataset)
+    return dataset
+
+
+def _read_split(
+    config: Config, split: str, classes: Sequence[str], *, training: bool
+) -> VocDataset | CocoDataset:
+    data = config.data
+    images = for_split(data.images, split)
+    if data.format == "coco":
         return load_coco(
             annotation_place(config, split),
-            Path(config.data.root) / images,
-            choose=choose,
+            Path(data.root) / images,
+            choose=split_choice(config, split),
             classes=classes,
-            invalid_boxes=policy,
-            min_box_size=size,
+            invalid_boxes=data.invalid_boxes if training else None,
+            min_box_size=data.min_box_size,
+            other_classes=data.other_classes,
+            unannotated=not training,
         )
     return load_voc(
-        config.data.root,
+        data.root,
         split,
-        annotations=for_split(config.data.annotations, split),
+        annotations=for_split(data.annotations, split),
         images=images,
-        splits=None if config.data.split_ratio else config.data.splits,
-        choose=choose,
+        splits=None if data.split_ratio else data.splits,
+        choose=split_choice(config, split),
         classes=classes,
-        invalid_boxes=policy,
-        min_box_size=size,
+        invalid_boxes=data.invalid_boxes if training else None,
+        min_box_size=data.min_box_size,
+        other_classes=data.other_classes,
+        first_pixel=data.first_pixel,
+        unannotated=not training,
     )
+
+
+def report_suspicions(dataset: VocDataset | CocoDataset) -> None:
+    """Warn of what is probably not meant, as `detector.data.suspicions` finds it, a line for each kind."""
+    paths = [record.path for record in dataset.records]
+    for line in summed_up([*dataset.suspicions, *sampled_unused_bits(paths)]):
+        note(line)
+
+
+def require_objects(targets: Iterable[Targets], config: Config, place: str, more: str = "") -> None:
+    """Raise InputError where none of the images' ``targets`` has an object that training would learn from.
+
+    Crowd regions and ignored objects are none, nor, with ``data.difficult: skip`` and for a classifier, are
+    difficult ones. ``place`` names the images and ``more`` what else to say of them.
+    """
+    classifies = config.task == "classification"
+    use_difficult = config.data.difficult == "train" and not classifies
+    if any(len(trained_objects(one, use_difficult=use_difficult)) for one in targets):
+        return
+    why = "difficult ones show no class" if classifies else "data.difficult is skip"
+    unused = "crowd regions" if use_difficult else f"crowd regions and difficult objects ({why})"
+    raise InputError(f"{place}: nothing to train on: no image has any objects but {unused}{more}")
 
 
 def annotation_place(config: Config, split: str) -> Path:

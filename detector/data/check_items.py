@@ -8,8 +8,9 @@ from pathlib import Path
 from detector.data.check import Item, Problem
 from detector.data.choice import Choice
 from detector.data.coco import annotated_objects, annotations_by_image, category_names, record_id
-from detector.data.coco_json import read_coco
-from detector.data.voc import annotated_ids, split_ids
+from detector.data.coco_json import image_file, read_coco
+from detector.data.suspicions import same_image
+from detector.data.voc import annotated_ids, find_annotation, split_ids
 from detector.data.voc_split import find_image, resolve_folder
 from detector.errors import InputError
 
@@ -48,7 +49,7 @@ def voc_items(
         Item(
             image_id=image_id,
             splits=tuple(of),
-            file=folder / f"{image_id}.xml",
+            file=find_annotation(folder, image_id) or folder / f"{image_id}.xml",
             image=find_image(root / images, image_id, None),
         )
         for image_id, of in members.items()
@@ -79,11 +80,13 @@ def coco_items(path: Path, image_folder: Path, split: str, choose: Choice) -> Fo
                 image_id=image_id,
                 splits=(split,),
                 file=path,
-                image=image_folder / entry["file_name"],
+                image=image_file(image_folder, entry["file_name"]),
                 size=size if all(size) else None,
                 objects=tuple(annotated_objects(annotations[entry["id"]], names, path)),
             )
         )
+    twins = same_image([(entries[item.image_id]["id"], item.image) for item in items], path)
+    problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in twins]
     return items, problems
 
 

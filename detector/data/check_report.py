@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.check import Checked, Problem, count_kinds
+from detector.data.suspicions import Suspicion, names_with_others, similar_names, wrong_first_pixel
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -35,6 +36,7 @@ class CheckReport:
             "would_start": self.would_start,
             "problems": [asdict(problem) for problem in self.problems],
             "problem_counts": count_kinds(self.problems),
+            "other_classes": dict(sum((one.others for one in self.checked), Counter())),
             "splits": {split: self._counts(split) for split in self.splits},
             "boxes": self._statistics(),
         }
@@ -75,18 +77,37 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
 
 
 def summarise(
-    checked: Sequence[Checked], others: Iterable[Problem], splits: Sequence[str], train_split: str
+    checked: Sequence[Checked],
+    others: Iterable[Problem],
+    splits: Sequence[str],
+    train_split: str,
+    *,
+    first_pixel: int = 1,
+    classes: Iterable[str] = (),
 ) -> CheckReport:
-    """Add up what was found image by image; ``others`` are problems of no single image."""
+    """Add up what was found image by image; ``others`` are problems of no single image.
+
+    ``classes`` are the names that training knows, beside those of the objects.
+    """
     problems = [*others, *(problem for one in checked for problem in one.problems)]
     problems += _in_two_splits(checked, splits)
-    trained = [one for one in checked if train_split in one.item.splits]
-    if trained and not any(one.objects for one in trained):
-        message = f"none of the {len(trained)} images of {train_split} has an object that can be trained on"
-        problems.append(Problem(kind="nothing to train on", file=train_split, message=message, stops=True))
+    place = ", ".join(splits)
+    suspicions = [*_first_pixel(checked, first_pixel, place), *similar_names(_names(checked, classes), place)]
+    problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in suspicions]
     return CheckReport(
         splits=tuple(splits), train_split=train_split, problems=problems, checked=list(checked)
     )
+
+
+def _first_pixel(checked: Sequence[Checked], first_pixel: int, place: str) -> Iterable[Suspicion]:
+    count, objects = sum(one.at_edge for one in checked), sum(one.from_voc for one in checked)
+    return wrong_first_pixel(count, objects, first_pixel, place)
+
+
+def _names(checked: Sequence[Checked], classes: Iterable[str]) -> list[str]:
+    found = Counter(name for one in checked for name, _, _ in one.objects)
+    found.update(name for one in checked for name in one.others)
+    return names_with_others(list(dict.fromkeys(classes)), found)
 
 
 def _in_two_splits(checked: Sequence[Checked], splits: Sequence[str]) -> Iterable[Problem]:

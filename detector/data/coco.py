@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detector.data.choice import Choice
-from detector.data.coco_json import CocoData, Entry, read_coco
-from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
+from detector.data.coco_json import CocoData, Entry, image_file, read_coco
+from detector.data.objects import AnnotatedObject, InvalidBoxes, OtherClasses, TargetBuilder
+from detector.data.suspicions import Suspicion, names_with_others, same_image, similar_names
 from detector.errors import InputError
 from detector.structures import ImageRecord
 
@@ -26,6 +27,8 @@ class CocoDataset:
     classes: tuple[str, ...]
     dropped: dict[str, int]
     image_ids: dict[str, int]
+    annotated: bool = True
+    suspicions: tuple[Suspicion, ...] = ()
 
 
 def load_coco(
@@ -36,30 +39,34 @@ def load_coco(
     classes: Sequence[str] | None = None,
     invalid_boxes: InvalidBoxes | None = "drop",
     min_box_size: float = 2.0,
+    other_classes: OtherClasses = "error",
     require_images: bool = True,
+    unannotated: bool = False,
 ) -> CocoDataset:
     """Read all images of an annotation file, in its order, those without objects included.
 
     ``choose`` picks some of them by the records' ids, None takes all.
     A record's id is COCO's id as text, or the id that the image had in VOC layout where
     `detector.data.convert` made the file. ``iscrowd`` becomes ``Targets.crowd``, ``area`` the annotated
-    area. ``classes`` None means all categories by id. ``invalid_boxes`` and ``min_box_size`` are those of
+    area; ``ignore`` and ``difficult`` are those of `detector.data.objects.AnnotatedObject`. ``classes`` None
+    means all categories by id. ``invalid_boxes``, ``min_box_size`` and ``other_classes`` are those of
     `detector.data.objects.TargetBuilder`. ``require_images=False`` does not look for the images; a size
-    that the file does not give is then (0, 0), which needs ``invalid_boxes=None``.
+    that the file does not give is then (0, 0), which needs ``invalid_boxes=None``. ``unannotated`` takes a
+    file without ``annotations`` too.
 
     Raises:
         InputError: a malformed file (see `read_coco`), a missing folder or image, an annotation of a class
             that is not in ``classes``, or an invalid box under "error".
     """
     path, folder = Path(annotation_file), Path(image_folder)
-    data = read_coco(path)
+    data = read_coco(path, unannotated=unannotated)
     if require_images and not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected the folder of the images that {path} names")
     if not data["images"]:
         raise InputError(f"{path}: 'images' is empty; expected at least one image")
     names = category_names(data)
     classes = tuple(names.values()) if classes is None else tuple(classes)
-    build_targets = TargetBuilder(classes, invalid_boxes, min_box_size)
+    build_targets = TargetBuilder(classes, invalid_boxes, min_box_size, other_classes)
     annotations = annotations_by_image(data)
     entries = {record_id(entry): entry for entry in data["images"]}
     if len(entries) < len(data["images"]):
@@ -70,9 +77,9 @@ def load_coco(
     records = []
     for image_id in chosen:
         entry = entries[image_id]
-        image = folder / entry["file_name"]
+        image = image_file(folder, entry["file_name"])
         if require_images and not image.is_file():
-            raise InputError(f"{path}: image {entry['id']} is missing: expected {image}")
+            raise InputError(f"{path}: image {entry['id']} is missing: {_where(entry['file_name'], folder)}")
         size = _size(entry, image, path, required=require_images or invalid_boxes is not None)
         objects = annotated_objects(annotations[entry["id"]], names, path)
         targets = build_targets(objects, size)
@@ -80,9 +87,23 @@ def load_coco(
             ImageRecord(image_id=image_id, path=image, height=size[0], width=size[1], targets=targets)
         )
     image_ids = {image_id: entries[image_id]["id"] for image_id in chosen}
+    files = [(image_ids[record.image_id], record.path) for record in records]
+    names_found = names_with_others(tuple(names.values()), dict.fromkeys(classes, 0))
     return CocoDataset(
-        records=records, classes=classes, dropped=dict(build_targets.counts), image_ids=image_ids
+        records=records,
+        classes=classes,
+        dropped=dict(build_targets.counts),
+        image_ids=image_ids,
+        annotated="annotations" in data,
+        suspicions=(*same_image(files, path), *similar_names(names_found, str(path))),
     )
+
+
+def _where(name: str, folder: Path) -> str:
+    """Say where an image was expected, and where it is if that is near."""
+    near = [place for place in (folder.parent, folder.parent.parent) if (place / name).is_file()]
+    hint = f"; it is in {near[0]}: set data.images to that folder" if near else ""
+    return f"expected {folder / name}{hint}"
 
 
 def category_names(data: CocoData) -> dict[int, str]:
@@ -98,7 +119,7 @@ def record_id(entry: Entry) -> str:
 def annotations_by_image(data: CocoData) -> defaultdict[int, list[tuple[int, Entry]]]:
     """Return the annotations of each image with their places in the file."""
     annotations: defaultdict[int, list[tuple[int, Entry]]] = defaultdict(list)
-    for number, entry in enumerate(data["annotations"]):
+    for number, entry in enumerate(data.get("annotations", [])):
         annotations[entry["image_id"]].append((number, entry))
     return annotations
 
@@ -128,6 +149,7 @@ def annotated_objects(
             difficult=difficult,
             # A difficult object of VOC is written as a crowd, so that COCO's tools ignore it too.
             crowd=bool(entry.get("iscrowd", 0)) and not difficult,
+            ignore=bool(entry.get("ignore", 0)),
             area=entry.get("area"),
             place=f"{path}: annotations[{number}], image {entry['image_id']}",
             written=entry["bbox"],
