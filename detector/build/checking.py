@@ -81,8 +81,8 @@ def _nothing_to_train_on(config: Config, checked: Sequence[Checked]) -> list[Pro
     try:
         require_objects([targets], config, split)
     except InputError as error:
-        message = str(error).removeprefix(f"{split}: ")
-        return [Problem(kind="nothing to train on", file=split, message=message, stops=True)]
+        kind, message = str(error).removeprefix(f"{split}: ").split(": ", 1)
+        return [Problem(kind=kind, file=split, message=message, stops=True)]
     return []
 
 
