@@ -4,26 +4,23 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from detector import cli
 from detector.config import load_config
 from detector.errors import InputError
 from detector.evaluation.report import coco_table, voc_table, write_json
+from detector.progress import show
 
 
 def main() -> int:
-    logging.basicConfig(format="warning: %(message)s")
     arguments = parse()
     figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
-    Console().print(coco_table(figures) if "AP" in figures else voc_table(figures))
+    show(coco_table(figures) if "AP" in figures else voc_table(figures))
     if arguments.detections:
         name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
-        print(f"{name} {figures[name]:.6f}")
+        show(f"{name} {figures[name]:.6f}")
     if arguments.output:
         write_json(arguments.output, figures)
     return 0

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from detector.build.evaluation import COURSE, Evaluation, TestSet
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.memory import PeakMemory
 from detector.engine.run_log import read_log
 from detector.evaluation.report import coco_table, voc_table, write_json
-from detector.progress import note
+from detector.progress import note, show
 from detector.visualize import run_picture
 
 Course = list[tuple[float, float]]  # (step, value)
@@ -24,7 +22,7 @@ EXAMPLES = 8
 
 def print_figures(figures: dict[str, Any]) -> None:
     """Print the table of AP per class, or COCO's tables where its figures are there, to standard output."""
-    Console().print(coco_table(figures) if "AP" in figures else voc_table(figures))
+    show(coco_table(figures) if "AP" in figures else voc_table(figures))
 
 
 def finish_figures(figures: dict[str, Any], seconds: float, memory: PeakMemory) -> dict[str, Any]:
