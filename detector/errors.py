@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional marks, surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
@@ -16,7 +16,7 @@ def printable(text: str) -> str:
     Control, escape, bidirectional-format and surrogate characters, and all that break lines, become
     ``\xNN`` or ``\uNNNN``; all other characters stay.
     """
-    return _UNPRINTABLE.sub(_escaped, text)
+    return UNPRINTABLE.sub(_escaped, text)
 
 
 def printable_lines(text: str) -> str:

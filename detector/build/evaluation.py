@@ -27,6 +27,7 @@ from detector.engine.memory import PeakMemory
 from detector.errors import InputError
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
+from detector.files import file_name_of
 from detector.models.detector import RegionDetector
 from detector.progress import note, track
 from detector.proposals.store import ProposalStore
@@ -161,10 +162,11 @@ def write_evaluation(folder: Path, test_set: TestSet, evaluation: Evaluation) ->
     """
     write_result_files(folder / "results", evaluation.detections, test_set.classes, test_set.split)
     if test_set.coco is not None:
-        test_set.coco.write_results(folder / "results" / f"coco_{test_set.split}.json")
+        name = file_name_of(f"coco_{test_set.split}.json")
+        test_set.coco.write_results(folder / "results" / name)
     for record in test_set.records[:DRAWN]:
         found = evaluation.detections[record.image_id]
         image = read_image(record.path, (record.height, record.width))
-        name = f"{record.image_id.replace('/', '_')}.jpg"
+        name = f"{file_name_of(record.image_id)}.jpg"
         save_image(folder / "detections" / name, draw_detections(image, found, test_set.classes))
     note(f"wrote result files to {folder / 'results'} and pictures to {folder / 'detections'}")

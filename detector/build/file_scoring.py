@@ -13,7 +13,7 @@ from detector.data.voc import find_classes, load_voc
 from detector.errors import InputError
 from detector.evaluation.coco import CocoEvaluator, GroundTruth, ground_truth_of, score_coco_results
 from detector.evaluation.coco_results import read_coco_results
-from detector.evaluation.result_files import result_classes
+from detector.evaluation.result_files import other_result_files
 from detector.evaluation.score_files import read_checked_files, score_result_files
 from detector.evaluation.voc import VocEvaluator
 from detector.structures import ImageRecord
@@ -70,7 +70,7 @@ def read_truth(annotations: Path, split: str, result_folder: Path | None = None)
         return Truth(found.records, tuple(category_names(data).values()), data, found.image_ids)
     classes = find_classes(annotations) if result_folder is None else None
     voc = load_voc(annotations, split, classes=classes, invalid_boxes=None, require_images=False)
-    if result_folder is not None and result_classes(result_folder, split) - set(voc.classes):
+    if result_folder is not None and other_result_files(result_folder, split, voc.classes):
         return read_truth(annotations, split)
     image_ids = {record.image_id: number for number, record in enumerate(voc.records, start=1)}
     return Truth(voc.records, voc.classes, ground_truth_of(voc.records, voc.classes), image_ids)

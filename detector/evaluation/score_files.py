@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detector.errors import InputError
-from detector.evaluation.result_files import FileDetections, read_result_files, result_file
+from detector.evaluation.result_files import (
+    FileDetections,
+    other_result_files,
+    read_result_files,
+    result_file,
+    result_files,
+)
 from detector.evaluation.voc import VocEvaluator
 from detector.structures import ImageRecord
 
@@ -50,16 +56,15 @@ def read_checked_files(
 def _check_files(folder: Path, classes: Sequence[str], split: str) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected a folder of VOC result files")
-    expected = {result_file(folder, split, name).name: name for name in classes}
-    there = {path.name for path in folder.glob("*.txt")}
-    if not there & expected.keys():
-        wanted = ", ".join(list(expected)[:25])
-        other = f"; the folder has {', '.join(sorted(there)[:5])}" if there else ""
+    found = result_files(folder, split, classes)
+    if not found:
+        wanted = ", ".join(result_file(folder, split, name).name for name in classes[:25])
+        there = ", ".join(sorted(path.name for path in folder.glob("*.txt"))[:5])
+        other = f"; the folder has {there}" if there else ""
         raise InputError(f"{folder} has no result file for split {split!r}: expected {wanted}{other}")
-    start = result_file(folder, split, "").stem
-    unknown = sorted(name for name in there - expected.keys() if name.startswith(start))
+    unknown = other_result_files(folder, split, classes)
     if unknown:
         _log.warning("%s: not scored, no such class in the annotations: %s", folder, ", ".join(unknown))
-    missing = [name for file, name in expected.items() if file not in there]
+    missing = [name for name in classes if name not in found]
     if missing:
         _log.warning("%s: no result file, so counted with AP 0: %s", folder, ", ".join(missing))
