@@ -19,19 +19,20 @@ from tests.build.conftest import TINY
 from tests.tools.conftest import PROJECT, Result, Tool
 
 NAME = "\x1b[2J\x1b]0;x\x07[red]a"
+NAMES = (NAME, "Cabinet/shelf", "n" * 300, r"$\frac$", "_..")
 SHOWN = "\\x1b[2J\\x1b]0;x\\x07[red]a"
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A COCO data set with one class called NAME."""
+    """A COCO data set whose classes are called NAMES."""
     root = tmp_path / "voc"
     generate_voc(root, train_images=4, test_images=2, image_size=(96, 112), seed=2)
     for split in ("trainval", "test"):
         path = root / f"{split}.json"
         voc_to_coco(root, split, path)
         data = json.loads(path.read_text())
-        data["categories"][0]["name"] = NAME
+        data["categories"] = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
         path.write_text(json.dumps(data))
     data = {**TINY["data"], "root": str(root), "format": "coco", "annotations": "{split}.json",
             "images": "JPEGImages", "workers": 0}  # type: ignore[dict-item]  # fmt: skip
@@ -57,7 +58,18 @@ def test_training_scoring_and_checking(
     checkpoint = tmp_path / "run" / "checkpoints" / "step_1.pt"
     scoring = ("--config", config, "--checkpoint", checkpoint)
     for metric in ("voc", "coco"):
-        assert SHOWN in safe(tool("evaluate", *scoring, "--metric", metric))
+        output = tmp_path / metric / "figures.json"
+        assert SHOWN in safe(tool("evaluate", *scoring, "--metric", metric, "--output", output))
+        figures = json.loads(output.read_text())
+        results, again = output.with_suffix("") / "results", tmp_path / "again.json"
+        assert len(list(results.glob("comp4_det_test_*.txt"))) == len(NAMES)
+        for place in [results, *results.glob("*.json")]:
+            safe(tool("evaluate", "--detections", place, "--annotations", tmp_path / "voc" / "test.json",
+                      "--metric", metric, "--output", again))  # fmt: skip
+            read = json.loads(again.read_text())
+            assert set(read["per_class"]) == set(NAMES)
+            key = "AP" if metric == "coco" else "voc_mAP"
+            assert read[key] == pytest.approx(figures[key])
     assert SHOWN in safe(tool("evaluate", *scoring, "data.classes=[red]"), 2)
     found = safe(tool("check_data", "--config", config, "data.classes=[circle]"), 1)
     assert SHOWN in found
