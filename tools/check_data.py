@@ -105,7 +105,7 @@ def parse() -> argparse.Namespace:
         "--fix-list", metavar="FILE", help="write the ids of images to leave out, for data.leave_out"
     )
     arguments = parser.parse_intermixed_args()
-    if arguments.output and Path(arguments.output).suffix != ".json":
+    if arguments.output and Path(arguments.output).suffix.lower() != ".json":
         raise InputError(f"--output {arguments.output}: name a .json file")
     return arguments
 

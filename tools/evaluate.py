@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
         raise InputError("give --config and --checkpoint, or --detections and --annotations")
     if arguments.detections:
         arguments.metric = arguments.metric or "voc07"
-    if arguments.output and Path(arguments.output).suffix != ".json":
+    if arguments.output and Path(arguments.output).suffix.lower() != ".json":
         raise InputError(f"--output {arguments.output}: name a .json file")
     if not 0 < arguments.iou <= 1:
         raise InputError(f"--iou {arguments.iou:g}: expected a number above 0 and at most 1")

@@ -121,7 +121,7 @@ def annotated_objects(
     """Yield one image's ``annotations``, as `annotations_by_image` gives them, with their boxes half-open."""
     for number, entry in annotations:
         x, y, width, height = entry["bbox"]
-        difficult = bool(entry.get("difficult", 0))
+        difficult = bool(entry.get("difficult", 0) or entry.get("ignore", 0))
         yield AnnotatedObject(
             name=names[entry["category_id"]],
             box=(x, y, x + width, y + height),

@@ -132,7 +132,7 @@ def _check_annotation(entry: Entry, place: str) -> None:
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_pixels, box)):
         raise InputError(f"{place}: bbox is {_short(box)}; expected [x, y, width, height] in pixels")
-    for flag in ("iscrowd", "difficult"):
+    for flag in ("iscrowd", "difficult", "ignore"):
         if entry.get(flag, 0) not in (0, 1):
             raise InputError(f"{place}: {flag} is {_short(entry[flag])}; expected 0 or 1")
     area = entry.get("area", 0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detector.errors import InputError
+from detector.evaluation.file_faults import warn_of_result_files
 from detector.evaluation.result_files import (
     FileDetections,
     other_result_files,
@@ -36,21 +37,25 @@ def score_result_files(
         InputError: no result file at all, or a malformed one (see `read_result_files`).
     """
     evaluator = VocEvaluator(records, classes, iou_threshold)
-    found = read_checked_files(Path(folder), [record.image_id for record in records], classes, split)
+    found = read_checked_files(Path(folder), records, classes, split)
     for image_id, (boxes, scores, labels, lines) in found.items():
         evaluator.add(image_id, boxes, scores, labels, order=lines)
     return evaluator
 
 
 def read_checked_files(
-    folder: Path, image_ids: Sequence[str], classes: Sequence[str], split: str = "test"
+    folder: Path, records: Sequence[ImageRecord], classes: Sequence[str], split: str = "test"
 ) -> dict[str, FileDetections]:
     """Return what `read_result_files` does, after a look at which files there are.
 
-    Warns of classes without a file and of files without a class. Raises InputError as `score_result_files`.
+    Warns of classes without a file, of files without a class, and of boxes and scores that seem wrong, as
+    `detector.evaluation.file_faults` says. Raises InputError as `score_result_files`.
     """
     _check_files(folder, classes, split)
-    return read_result_files(folder, image_ids, classes, split)
+    sizes = {record.image_id: (record.height, record.width) for record in records}
+    found = read_result_files(folder, list(sizes), classes, split)
+    warn_of_result_files(folder, found, sizes)
+    return found
 
 
 def _check_files(folder: Path, classes: Sequence[str], split: str) -> None:
