@@ -10,14 +10,14 @@ from typing import Any
 from detector import cli
 from detector.config import load_config
 from detector.errors import InputError
-from detector.evaluation.report import coco_table, voc_table, write_json
+from detector.evaluation.report import figures_shown, write_json
 from detector.progress import show
 
 
 def main() -> int:
     arguments = parse()
     figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
-    show(coco_table(figures) if "AP" in figures else voc_table(figures))
+    show(figures_shown(figures))
     if arguments.detections:
         name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
         show(f"{name} {figures[name]:.6f}")

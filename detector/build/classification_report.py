@@ -50,12 +50,12 @@ def write_classifier_report(
 ) -> None:
     """Write ``metrics.json`` and ``run.png`` into a run's folder."""
     losses, evaluations = run_series(folder)
-    best, worst = _extremes(images, evaluation)
+    best, worst = _extremes(images, evaluation) if images.annotated else ([], [])
     classifier_picture(
         folder / "run.png",
         losses=losses,
         evaluations=evaluations,
-        pr_curves=evaluation.evaluator.precision_recall(),
+        pr_curves=evaluation.evaluator.precision_recall() if images.annotated else {},
         figures=figures,
         best=best,
         worst=worst,

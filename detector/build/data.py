@@ -61,7 +61,10 @@ def class_names(config: Config) -> tuple[str, ...]:
 def load_split(
     config: Config, split: str, classes: Sequence[str], *, training: bool
 ) -> VocDataset | CocoDataset:
-    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not."""
+    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not.
+
+    For evaluation the whole split may be without annotations: ``annotated`` is then False.
+    """
     policy = config.data.invalid_boxes if training else None
     size, choose = config.data.min_box_size, split_choice(config, split)
     images = for_split(config.data.images, split)
@@ -73,6 +76,7 @@ def load_split(
             classes=classes,
             invalid_boxes=policy,
             min_box_size=size,
+            unannotated=not training,
         )
     return load_voc(
         config.data.root,
@@ -84,6 +88,7 @@ def load_split(
         classes=classes,
         invalid_boxes=policy,
         min_box_size=size,
+        unannotated=not training,
     )
 
 

@@ -26,6 +26,7 @@ class CocoDataset:
     classes: tuple[str, ...]
     dropped: dict[str, int]
     image_ids: dict[str, int]
+    annotated: bool = True
 
 
 def load_coco(
@@ -37,6 +38,7 @@ def load_coco(
     invalid_boxes: InvalidBoxes | None = "drop",
     min_box_size: float = 2.0,
     require_images: bool = True,
+    unannotated: bool = False,
 ) -> CocoDataset:
     """Read all images of an annotation file, in its order, those without objects included.
 
@@ -47,12 +49,14 @@ def load_coco(
     `detector.data.objects.TargetBuilder`. ``require_images=False`` does not look for the images; a size
     that the file does not give is then (0, 0), which needs ``invalid_boxes=None``.
 
+    With ``unannotated`` the file may be without annotations; ``annotated`` says that the images have some.
+
     Raises:
         InputError: a malformed file (see `read_coco`), a missing folder or image, an annotation of a class
             that is not in ``classes``, or an invalid box under "error".
     """
     path, folder = Path(annotation_file), Path(image_folder)
-    data = read_coco(path)
+    data = read_coco(path, unannotated=unannotated)
     if require_images and not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected the folder of the images that {path} names")
     if not data["images"]:
@@ -81,7 +85,11 @@ def load_coco(
         )
     image_ids = {image_id: entries[image_id]["id"] for image_id in chosen}
     return CocoDataset(
-        records=records, classes=classes, dropped=dict(build_targets.counts), image_ids=image_ids
+        records=records,
+        classes=classes,
+        dropped=dict(build_targets.counts),
+        image_ids=image_ids,
+        annotated=any(annotations[entries[image_id]["id"]] for image_id in chosen),
     )
 
 

@@ -22,8 +22,15 @@ SECTIONS = ("images", "categories", "annotations")
 MAX_ID = 2**63  # pycocotools puts ids into NumPy arrays
 
 
-def read_coco(path: Path | str, on_fault: Callable[[InputError], None] | None = None) -> CocoData:
+def read_coco(
+    path: Path | str,
+    on_fault: Callable[[InputError], None] | None = None,
+    *,
+    unannotated: bool = False,
+) -> CocoData:
     """Read ``images``, ``categories`` and ``annotations``; other sections are left out.
+
+    With ``unannotated`` the last two may be missing, as in files of test sets; they are then empty.
 
     With ``on_fault`` a faulty entry is handed to it and left out, and the rest is read.
 
@@ -36,6 +43,8 @@ def read_coco(path: Path | str, on_fault: Callable[[InputError], None] | None = 
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a COCO annotation file, an object with {', '.join(SECTIONS)}")
+    if unannotated:
+        content = {"categories": [], "annotations": [], **content}
     data = {section: _section(content, section, path) for section in SECTIONS}
     checks = {"images": _WithOwnId(_check_image), "categories": _WithOwnId(_check_category)}
     for section, check in checks.items():

@@ -16,7 +16,7 @@ from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
 from detector.data.voc_split import find_image, read_split, resolve_folder
 from detector.data.voc_xml import VocAnnotation, read_annotation
 from detector.errors import InputError
-from detector.structures import ImageRecord
+from detector.structures import ImageRecord, Targets
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
 VOC_CLASSES = (
@@ -34,6 +34,8 @@ class VocDataset:
     records: list[ImageRecord]
     classes: tuple[str, ...]
     dropped: dict[str, int]
+    annotated: bool = True
+    """False where nothing is known of any object: the records are then without."""
 
 
 def load_voc(
@@ -48,6 +50,7 @@ def load_voc(
     invalid_boxes: InvalidBoxes | None = "drop",
     min_box_size: float = 2.0,
     require_images: bool = True,
+    unannotated: bool = False,
 ) -> VocDataset:
     """Read the images that ``ROOT/<splits>/<split>.txt`` names, all annotated ones if ``splits`` is None.
 
@@ -55,6 +58,8 @@ def load_voc(
     ``classes`` None means the names in the split's annotations, sorted. ``invalid_boxes`` and
     ``min_box_size`` are those of `detector.data.objects.TargetBuilder`; None, for evaluation, keeps every
     object exactly as annotated.
+
+    With ``unannotated`` a split none of whose images has an annotation gives records without objects.
 
     Sizes come from <size>, else from the image. ``require_images=False`` looks for no image: the path is
     then the expected .jpg, and the size (0, 0) where neither file gives one, which needs
@@ -68,6 +73,9 @@ def load_voc(
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
     ids, split_file = split_ids(root, splits, split, annotation_folder, choose)
+    if unannotated and not any((annotation_folder / f"{image_id}.xml").is_file() for image_id in ids):
+        records = [_without_annotation(image_id, image_folder, split_file) for image_id in ids]
+        return VocDataset(records=records, classes=tuple(classes or ()), dropped={}, annotated=False)
     parsed = [read_annotation(annotation_path(annotation_folder, image_id, split_file)) for image_id in ids]
     if classes is None:
         classes = sorted({thing.name for annotation in parsed for thing in annotation.objects})
@@ -81,6 +89,14 @@ def load_voc(
             ImageRecord(image_id=image_id, path=path, height=size[0], width=size[1], targets=targets)
         )
     return VocDataset(records=records, classes=tuple(classes), dropped=dict(build_targets.counts))
+
+
+def _without_annotation(image_id: str, image_folder: Path, split_file: Path) -> ImageRecord:
+    from detector.data.images import read_image  # OpenCV only for the few files that need it
+
+    path = find_image(image_folder, image_id, split_file)
+    height, width = read_image(path).shape[:2]
+    return ImageRecord(image_id=image_id, path=path, height=height, width=width, targets=Targets.empty())
 
 
 def find_classes(

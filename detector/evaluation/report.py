@@ -18,6 +18,18 @@ from detector.files import write_text
 # In the order of pycocotools' summary.
 COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
+NOTHING_SCORED = "no annotations: nothing scored"
+
+
+def figures_shown(figures: Mapping[str, Any]) -> Table | str:
+    """Return what to show of an evaluation: a table, or of a split without annotations a line that says so.
+
+    ``figures`` of such a split have ``annotated: False`` and no metric.
+    """
+    if not figures.get("annotated", True):
+        return f"{figures['split']}: {NOTHING_SCORED}"
+    return coco_table(figures) if "AP" in figures else voc_table(figures)
+
 
 def plain(text: str, overflow: OverflowMethod | None = None) -> Text:
     """Return a name for a table's cell, head or title: as `printable` shows it, and without markup."""
