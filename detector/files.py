@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError
+from detector.errors import UNPRINTABLE, InputError
 
 MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
 MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of their text
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
+LONGEST_NAME = 150  # bytes; with what stands before and behind it, the file systems' 255 are not reached
+
+_DEVICE = r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\.|\Z)"  # Windows's, whatever the suffix
+_RESERVED = re.compile(
+    rf"""{UNPRINTABLE.pattern}|[%/\\:*?"<>|]|\A[. ]|[. ]\Z|\A(?={_DEVICE})[a-z]""", re.IGNORECASE
+)
+
+
+def file_name_of(name: str, longest: int = LONGEST_NAME) -> str:
+    """Return a name from the data, such as a class or an image id, as a file name or a part of one.
+
+    Characters that `printable` escapes, and those that Linux, Windows or macOS refuse or read as something
+    else where they stand, become %XX for each byte of their UTF-8, as in addresses of the web; so "CON" is
+    "%43ON". Different names give different file names. A name that takes over ``longest`` bytes ends with
+    "%~" and a digest of the whole name; every shorter one comes back from `urllib.parse.unquote`.
+    """
+    escaped = _RESERVED.sub(lambda found: _percent(found[0]), name)
+    whole = escaped.encode()
+    if len(whole) <= longest:
+        return escaped
+    end = "%~" + hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return whole[: longest - len(end)].decode(errors="ignore") + end
+
+
+def _percent(letter: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogatepass"))
 
 
 _KINDS = {
@@ -50,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # surrogates alone
         temporary.replace(path)
     except OSError as error:
         if temporary.is_file():

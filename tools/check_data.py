@@ -12,18 +12,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from detector import cli
 from detector.build.checking import check_data, checked_splits
 from detector.config import load_config
 from detector.data.check_report import CheckReport, fix_list, problem_line
 from detector.errors import InputError
-from detector.evaluation.report import write_json
+from detector.evaluation.report import plain, write_json
 from detector.files import write_text
-from detector.progress import note
+from detector.progress import note, show
 from detector.visualize.data_page import data_picture
 
 
@@ -32,7 +30,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     splits = arguments.split or checked_splits(config)
     report = check_data(config, splits, images=not arguments.no_images)
-    show(report)
+    show_report(report)
     output = Path(arguments.output or f"runs/check/{Path(arguments.config).stem}.json")
     write_json(output, report.as_json())
     picture = output.with_suffix(".png")
@@ -44,7 +42,7 @@ def main() -> int:
     return 0 if report.would_start else 1
 
 
-def show(report: CheckReport) -> None:
+def show_report(report: CheckReport) -> None:
     """Print all problems, as a table on a terminal and whole lines elsewhere, then the counts."""
     if sys.stdout.isatty() and report.problems:
         table = Table("file", "object", "problem", "what", title="Problems", show_lines=False)
@@ -52,13 +50,13 @@ def show(report: CheckReport) -> None:
             kind = f"{problem.kind} (stops training)" if problem.stops else problem.kind
             cells = (problem.file, problem.object or "", kind, problem.message)
             table.add_row(
-                *(Text(cell, overflow="fold") for cell in cells), style="red" if problem.stops else ""
+                *(plain(cell, overflow="fold") for cell in cells), style="red" if problem.stops else ""
             )
-        Console().print(table)
+        show(table)
     else:
         for problem in report.problems:
-            print(problem_line(problem))
-    print(summary(report))
+            show(problem_line(problem))
+    show(summary(report))
 
 
 def summary(report: CheckReport) -> str:
@@ -110,7 +108,7 @@ def parse() -> argparse.Namespace:
         "--fix-list", metavar="FILE", help="write the ids of images to leave out, for data.leave_out"
     )
     arguments = parser.parse_intermixed_args()
-    if arguments.output and Path(arguments.output).suffix != ".json":
+    if arguments.output and Path(arguments.output).suffix.lower() != ".json":
         raise InputError(f"--output {arguments.output}: name a .json file")
     return arguments
 

@@ -12,8 +12,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from detector import cli
 from detector.build import data as data_parts
 from detector.build import proposals as proposal_parts
@@ -21,7 +19,7 @@ from detector.build.proposal_jobs import split_records
 from detector.config import Config, load_config
 from detector.errors import InputError
 from detector.evaluation.report import recall_tables, write_json
-from detector.progress import note, progress_bar
+from detector.progress import note, progress_bar, show
 from detector.proposals.analysis import measure_overlaps, recall_report
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord
@@ -46,7 +44,7 @@ def main() -> int:
             )
         reports[name] = {"store": str(store.path), **recall_report(overlaps, classes)}
         for table in recall_tables(reports[name], name):
-            Console().print(table)
+            show(table)
     folder = Path(arguments.output)
     write_json(folder / "recall.json", {"split": split, "stores": reports})
     recall_picture(folder / "recall.png", reports, f"Proposals for {split} of {Path(config.data.root).name}")

@@ -81,7 +81,7 @@ def _nothing_to_train_on(config: Config, checked: Sequence[Checked]) -> list[Pro
     try:
         require_objects([targets], config, split)
     except InputError as error:
-        kind, message = str(error).removeprefix(f"{split}: ").split(": ", 1)
+        kind, message = str(error.args[0]).removeprefix(f"{split}: ").split(": ", 1)
         return [Problem(kind=kind, file=split, message=message, stops=True)]
     return []
 

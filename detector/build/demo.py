@@ -21,6 +21,7 @@ from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.engine.determinism import cuda_algorithms
 from detector.errors import InputError
 from detector.evaluation.report import write_json
+from detector.files import file_name_of
 from detector.models.detector import RegionDetector
 from detector.progress import track
 from detector.structures import Detections, ImageRecord, Targets
@@ -71,7 +72,7 @@ def run_demo(
             with naming(image[0].metas):
                 found = detect(image)
             pixels = read_image(record.path, (record.height, record.width))
-            picture = f"{record.image_id}.jpg"
+            picture = picture_name(record)
             save_image(folder / picture, draw_detections(pixels, found, classes, score_threshold))
             results.append({"drawn": picture, **as_json(record, found, classes)})
             drawn += int((found.scores >= score_threshold).sum())
@@ -83,9 +84,14 @@ def refuse_overwriting(records: Sequence[ImageRecord], folder: Path) -> None:
     """Raise InputError where a drawn picture would take the place of one of the images."""
     inputs = {record.path.resolve() for record in records}
     for record in records:
-        drawn = (folder / f"{record.image_id}.jpg").resolve()
+        drawn = (folder / picture_name(record)).resolve()
         if drawn in inputs:
             raise InputError(f"{drawn}: the picture would overwrite this image; give another --output folder")
+
+
+def picture_name(record: ImageRecord) -> str:
+    """Return the file name of an image's drawn picture."""
+    return f"{file_name_of(record.image_id)}.jpg"
 
 
 def record_of(path: Path, image_id: str) -> ImageRecord:

@@ -131,7 +131,7 @@ def _read_xml(found: Checked, rules: Rules) -> tuple[tuple[int, int] | None, tup
     stops = bool(found.item.splits) or rules.classes is None
 
     def on_fault(error: InputError) -> None:
-        text = str(error).removeprefix(f"{path}: ")
+        text = str(error.args[0]).removeprefix(f"{path}: ")
         thing = text.partition(":")[0].partition(" has ")[0] if text.startswith("object ") else None
         found.add("annotation", path, text, thing, stops=stops)
 

@@ -96,5 +96,5 @@ def _into(problems: list[Problem], path: Path) -> Callable[[InputError], None]:
 
 def _whole(path: Path, error: InputError) -> Problem:
     """Return an error that no single image is to blame for."""
-    message = str(error).removeprefix(f"{path}: ")
+    message = str(error.args[0]).removeprefix(f"{path}: ")
     return Problem(kind="annotations", file=str(path), message=message, stops=True)

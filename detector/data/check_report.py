@@ -12,6 +12,7 @@ import numpy as np
 
 from detector.data.check import Checked, Problem, count_kinds
 from detector.data.suspicions import Suspicion, names_with_others, similar_names, wrong_first_pixel
+from detector.errors import printable
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -133,7 +134,7 @@ def problem_line(problem: Problem) -> str:
     place = ": ".join(filter(None, (problem.file, problem.object)))
     mark = "stops training" if problem.stops else "warning"
     text = " ".join(problem.message.split())
-    return f"{place}: {problem.kind}: {text} [{mark}]"
+    return printable(f"{place}: {problem.kind}: {text} [{mark}]")
 
 
 def fix_list(report: CheckReport) -> str:

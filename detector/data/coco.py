@@ -51,8 +51,9 @@ def load_coco(
     area; ``ignore`` and ``difficult`` are those of `detector.data.objects.AnnotatedObject`. ``classes`` None
     means all categories by id. ``invalid_boxes``, ``min_box_size`` and ``other_classes`` are those of
     `detector.data.objects.TargetBuilder`. ``require_images=False`` does not look for the images; a size
-    that the file does not give is then (0, 0), which needs ``invalid_boxes=None``. ``unannotated`` takes a
-    file without ``annotations`` too.
+    that the file does not give is then (0, 0), which needs ``invalid_boxes=None``.
+
+    With ``unannotated`` the file may be without annotations; ``annotated`` says that the images have some.
 
     Raises:
         InputError: a malformed file (see `read_coco`), a missing folder or image, an annotation of a class
@@ -94,7 +95,7 @@ def load_coco(
         classes=classes,
         dropped=dict(build_targets.counts),
         image_ids=image_ids,
-        annotated="annotations" in data,
+        annotated=any(annotations[entries[image_id]["id"]] for image_id in chosen),
         suspicions=(*same_image(files, path), *similar_names(names_found, str(path))),
     )
 
@@ -119,7 +120,7 @@ def record_id(entry: Entry) -> str:
 def annotations_by_image(data: CocoData) -> defaultdict[int, list[tuple[int, Entry]]]:
     """Return the annotations of each image with their places in the file."""
     annotations: defaultdict[int, list[tuple[int, Entry]]] = defaultdict(list)
-    for number, entry in enumerate(data.get("annotations", [])):
+    for number, entry in enumerate(data["annotations"]):
         annotations[entry["image_id"]].append((number, entry))
     return annotations
 

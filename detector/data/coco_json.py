@@ -29,8 +29,7 @@ def read_coco(
     """Read ``images``, ``categories`` and ``annotations``; other sections are left out.
 
     With ``on_fault`` a faulty entry is handed to it and left out, and the rest is read. With ``unannotated``
-    a file without ``annotations``, as COCO has for its test sets, is read too; they are then missing in
-    what is returned.
+    the last two may be missing, as in files of test sets; they are then empty.
 
     Raises:
         InputError: not readable or not of the format, an id or a category's name twice, an id that nothing
@@ -41,8 +40,9 @@ def read_coco(
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a COCO annotation file, an object with {', '.join(SECTIONS)}")
-    sections = SECTIONS[:2] if unannotated and SECTIONS[2] not in content else SECTIONS
-    data = {section: _section(content, section, path) for section in sections}
+    if unannotated:
+        content = {"categories": [], "annotations": [], **content}
+    data = {section: _section(content, section, path) for section in SECTIONS}
     checks = {"images": _WithOwnId(_check_image), "categories": _WithOwnId(_check_category)}
     for section, check in checks.items():
         data[section] = _sound(data[section], f"{path}: {section}", check, on_fault)
@@ -54,8 +54,7 @@ def read_coco(
         _check_reference(entry, "image_id", known["images"], "images", place)
         _check_reference(entry, "category_id", known["categories"], "categories", place)
 
-    if "annotations" in data:
-        data["annotations"] = _sound(data["annotations"], f"{path}: annotations", check_annotation, on_fault)
+    data["annotations"] = _sound(data["annotations"], f"{path}: annotations", check_annotation, on_fault)
     return data
 
 

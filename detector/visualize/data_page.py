@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from detector.errors import printable
 from detector.visualize.drawing import save_image
+from detector.visualize.names import draw_names_plainly
 
 _BLUE = "#4477aa"
 _GREY = "0.45"
@@ -55,6 +57,7 @@ def data_picture(
     )
     _histogram(panels[1, 0], sides[:, 0] / sides[:, 1], "shape of objects", "width / height")
     _plot_counts(panels[1, 1], objects_per_image)
+    draw_names_plainly(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
@@ -79,7 +82,8 @@ def _plot_classes(axes: Axes, classes: Mapping[str, int]) -> None:
         "objects",
         "",
     )
-    names = [name if len(name) <= 18 else f"{name[:17]}…" for name, _ in most]
+    shown = [printable(name) for name, _ in most]
+    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in shown]
     axes.barh(range(len(most)), [count for _, count in most], color=_BLUE)
     axes.set_yticks(range(len(most)), names, fontsize=9 if len(most) <= 12 else 6)
     axes.grid(axis="y", visible=False)

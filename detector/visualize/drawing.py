@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.errors import InputError
+from detector.errors import InputError, printable
 from detector.structures import Detections, Targets
 
 Colour = tuple[int, int, int]
@@ -157,7 +157,7 @@ class _Canvas:
         A name too long for the image is shortened; where not even ``suffix`` fits, nothing is written.
         """
         x1, y1, _, _ = self._whole_pixels(box)
-        text = self._shortened(name, suffix)
+        text = self._shortened(printable(name), suffix)
         width, height = self._text_size(text)
         if width > self.width or height > self.height:
             return

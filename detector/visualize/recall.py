@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from detector.errors import printable
 from detector.visualize.drawing import save_image
+from detector.visualize.names import draw_names_plainly
 from detector.visualize.page import line_colour, style_axes
 
 _DPI = 120
@@ -36,6 +38,7 @@ def recall_picture(path: Path, reports: Reports, title: str) -> None:
     _plot_average_recall(figure.add_subplot(panels[0, 1]), reports)
     _plot_thresholds(figure.add_subplot(panels[1, 0]), reports)
     _plot_groups(figure.add_subplot(panels[1, 1]), reports)
+    draw_names_plainly(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
@@ -86,7 +89,7 @@ def _plot_groups(axes: Axes, reports: Reports) -> None:
     slanted = len(rows) > 8
     axes.set_xticks(
         range(len(rows)),
-        [row for _, row in rows],
+        [printable(row) for _, row in rows],
         rotation=45 if slanted else 0,
         ha="right" if slanted else "center",
     )
