@@ -64,7 +64,7 @@ def image_file(folder: Path, name: str) -> Path:
     Where no file has just that name, it is looked for with ``\\`` as the separator of folders and with
     ``%20`` and its like decoded, as some tools write them; never outside ``folder``.
     """
-    for written in plain_names(name):
+    for written in plain_names(name) if "\\" in name or "%" in name else ():
         if (folder / written).is_file():
             return folder / written
     return folder / name

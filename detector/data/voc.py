@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detector.data.choice import Choice
+from detector.data.keys import image_key
 from detector.data.objects import AnnotatedObject, InvalidBoxes, OtherClasses, TargetBuilder
 from detector.data.suffixes import is_hidden, with_suffix_of
 from detector.data.suspicions import (
@@ -27,7 +28,7 @@ from detector.data.suspicions import (
 from detector.data.voc_split import find_image, read_split, resolve_folder
 from detector.data.voc_xml import VocAnnotation, read_annotation
 from detector.errors import InputError
-from detector.structures import ImageRecord, Targets
+from detector.structures import ImageName, ImageRecord, Targets
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
 VOC_CLASSES = (
@@ -68,7 +69,7 @@ def load_voc(
 ) -> VocDataset:
     """Read the images that ``ROOT/<splits>/<split>.txt`` names, all annotated ones if ``splits`` is None.
 
-    ``choose`` picks some of these ids, None takes all.
+    ``choose`` picks some of these images, None takes all. Keys are paths below ``root``.
     ``classes`` None means the names in the split's annotations, sorted. ``invalid_boxes``, ``min_box_size``
     and ``other_classes`` are those of `detector.data.objects.TargetBuilder`; None, for evaluation, keeps
     every object exactly as annotated. ``first_pixel``, 0 or 1, is the number of the files' first pixel.
@@ -87,10 +88,12 @@ def load_voc(
     root = Path(root)
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
-    ids, split_file = split_ids(root, splits, split, annotation_folder, choose)
+    ids, split_file = split_ids(root, splits, split, annotation_folder, choose, images=images)
     if unannotated and not any(find_annotation(annotation_folder, image_id) for image_id in ids):
-        bare = [_without_annotation(image_id, image_folder, split_file) for image_id in ids]
-        return VocDataset(records=bare, classes=tuple(classes or ()), dropped={}, annotated=False)
+        paths = [find_image(image_folder, image_id, split_file) for image_id in ids]
+        keys = [image_key(root / images / path.relative_to(image_folder), root) for path in paths]
+        bare = map(_without_annotation, ids, keys, paths)
+        return VocDataset(records=list(bare), classes=tuple(classes or ()), dropped={}, annotated=False)
     parsed = [read_annotation(annotation_path(annotation_folder, image_id, split_file)) for image_id in ids]
     if classes is None:
         classes = sorted({thing.name for annotation in parsed for thing in annotation.objects})
@@ -104,8 +107,9 @@ def load_voc(
             path, annotation.path, require_images or invalid_boxes is not None
         )
         targets = build_targets(annotated_objects(annotation, first_pixel), size)
+        key = image_key(root / images / path.relative_to(image_folder), root)
         records.append(
-            ImageRecord(image_id=image_id, path=path, height=size[0], width=size[1], targets=targets)
+            ImageRecord(image_id=image_id, key=key, path=path, height=size[0], width=size[1], targets=targets)
         )
         suspicions += suspicions_of(annotation, path)
         at_edge += sum(at_wrong_edge(thing.box, size, first_pixel) for thing in annotation.objects)
@@ -126,24 +130,29 @@ def suspicions_of(annotation: VocAnnotation, image: Path) -> Iterator[Suspicion]
     yield from several_boxes((thing.place for thing in annotation.objects), annotation.path)
 
 
-def _without_annotation(image_id: str, image_folder: Path, split_file: Path) -> ImageRecord:
-    path = find_image(image_folder, image_id, split_file)
-    height, width = image_size(path, split_file, required=True)
-    return ImageRecord(image_id=image_id, path=path, height=height, width=width, targets=Targets.empty())
+def _without_annotation(image_id: str, key: str, path: Path) -> ImageRecord:
+    height, width = image_size(path, path, required=True)
+    return ImageRecord(
+        image_id=image_id, key=key, path=path, height=height, width=width, targets=Targets.empty()
+    )
 
 
 def find_classes(
-    root: Path | str, annotations: str = "Annotations", choose: Choice | None = None
+    root: Path | str,
+    annotations: str = "Annotations",
+    choose: Choice | None = None,
+    *,
+    images: str = "JPEGImages",
 ) -> tuple[str, ...]:
     """Return the sorted class names of all annotation files, whatever split they belong to.
 
-    ``choose`` picks some of the files by their ids, None takes all.
+    ``choose`` picks some of the files by the images in ``ROOT/<images>``, None takes all.
 
     Raises InputError for a missing folder, a malformed annotation, or a folder without annotations.
     """
     folder = resolve_folder(Path(root), annotations, "one XML file an image")
-    ids = annotated_ids(folder)
-    paths = [annotation_path(folder, image_id, folder) for image_id in (choose(ids) if choose else ids)]
+    ids = chosen_ids(annotated_ids(folder), choose, Path(root), images)
+    paths = [annotation_path(folder, image_id, folder) for image_id in ids]
     return tuple(sorted({thing.name for path in paths for thing in read_annotation(path).objects}))
 
 
@@ -154,19 +163,35 @@ def split_ids(
     annotation_folder: Path,
     choose: Choice | None = None,
     on_fault: Callable[[InputError], None] | None = None,
+    *,
+    images: str = "JPEGImages",
 ) -> tuple[list[str], Path]:
     """Return the ids of a split, and the file or folder that names them, as `load_voc` reads them.
 
-    ``on_fault`` is that of `detector.data.voc_split.read_split`.
+    ``on_fault`` is that of `detector.data.voc_split.read_split`; ``images`` is the folder of the images,
+    whose paths ``choose`` may look at.
     """
     if splits is None:
         ids, source = annotated_ids(annotation_folder), annotation_folder
     else:
         ids, source = read_split(root, splits, split, annotation_folder, on_fault)
-    chosen = list(choose(ids)) if choose else ids
+    chosen = chosen_ids(ids, choose, root, images)
     if not chosen:
         raise InputError(f"{source}: all {len(ids)} images of {split!r} are left out; keep at least one")
     return chosen, source
+
+
+def chosen_ids(ids: Sequence[str], choose: Choice | None, root: Path, images: str) -> list[str]:
+    """Return the ids that ``choose`` picks of those of ``ROOT/<images>``, all if it is None."""
+    if choose is None:
+        return list(ids)
+    return [name.image_id for name in choose(image_names(ids, root, images))]
+
+
+def image_names(ids: Sequence[str], root: Path, images: str) -> list[ImageName]:
+    """Return the names of the images of ``ROOT/<images>`` with these ids."""
+    folder = root / images
+    return [ImageName(image_id, image_key(find_image(folder, image_id, None), root)) for image_id in ids]
 
 
 def annotated_ids(folder: Path) -> list[str]:
