@@ -38,8 +38,8 @@ class ImageMatcher:
        so that ``cam1/1.jpg`` is ``images/cam1/1.jpg`` and never ``images/cam2/1.jpg``;
     3. file name without suffix: the same without the suffixes of image files.
 
-    If a file has no name for which a rule found an image of any split, the number of a name is compared with
-    those of image ids and file names: 4 is ``000004``, 2008000001 is ``2008_000001``, and
+    If a file has no name for which a rule found an image of any split, the number of a name without folders is
+    compared with those of image ids and file names: 4 is ``000004``, 2008000001 is ``2008_000001``, and
     ``COCO_val2014_000000000042`` is 42.
     """
 
@@ -85,11 +85,11 @@ class ImageMatcher:
                 raise InputError(
                     f"{source} has image {key!r} twice, as {by_key[key]!r} and as {name!r}; keep one"
                 )
-            matched[name] = by_key[key] = key
-            by_key[key] = name
+            matched[name], by_key[key] = key, name
         for name, keys in found.items():
-            if len(keys) > 1 and any(key in self._own and key not in by_key for key in keys):
-                first, second = sorted(keys)[:2]
+            unnamed = sorted(key for key in keys if key in self._own and key not in by_key)
+            if len(keys) > 1 and unnamed:
+                first, second = sorted([unnamed[0], min(set(keys) - {unnamed[0]})])
                 raise InputError(
                     f"{source}: {name!r} could be {first!r} or {second!r}; use these paths as names in the "
                     "file, or give each split a file of its own (proposals.file: {SPLIT: FILE, ...})"
@@ -115,7 +115,7 @@ class _Names:
             self._keys.add(image.key)
             stem = without_suffix(image.key)
             self._by_stem.add(stem, image.key)
-            self._by_number.add(number_of(stem), image.key)
+            self._by_number.add(number_of(stem.rpartition("/")[2]), image.key)
             for table, path in ((self._by_tail, image.key), (self._by_stem_tail, stem)):
                 for tail in _tails(path):
                     table.add(tail, image.key)
@@ -159,8 +159,8 @@ class _Table:
 
 
 def number_of(name: str) -> str | None:
-    """Return the number, without zeros at its front, that a name or the end of a path is, or None."""
-    text = without_suffix(PurePosixPath(name.replace("\\", "/")).name)
+    """Return the number, without zeros at its front, that a name without folders is, or None."""
+    text = without_suffix(name)
     text = _VOC_NUMBER.sub(r"\1\2", _COCO_PREFIX.sub("", text))
     return (text.lstrip("0") or "0") if text.isdecimal() and text.isascii() else None
 
