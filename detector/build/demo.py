@@ -22,7 +22,7 @@ from detector.data.keys import image_key
 from detector.engine.determinism import cuda_algorithms
 from detector.errors import InputError
 from detector.evaluation.report import write_json
-from detector.files import file_name_of
+from detector.files import file_name_of, is_hidden, require_regular
 from detector.models.detector import RegionDetector
 from detector.progress import track
 from detector.structures import Detections, ImageRecord, Targets
@@ -32,14 +32,21 @@ from detector.visualize import draw_detections, save_image
 def find_images(places: Sequence[Path]) -> list[Path]:
     """Return the image files that ``places``, files and folders, name; folders are not searched deeper.
 
+    Hidden files of a folder are passed by.
+
     Raises:
-        InputError: a place that does not exist, or no image in any of them.
+        InputError: a place that does not exist or is no file, or no image in any of them.
     """
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            found += sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        elif place.is_file():
+            found += sorted(
+                path
+                for path in place.iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, place)
+            )
+        elif place.exists():
+            require_regular(place)
             found.append(place)
         else:
             raise InputError(f"{place}: no such image or folder")

@@ -16,6 +16,7 @@ from detector.config.sections.proposals import ProposalsConfig
 from detector.data.images import IMAGE_SUFFIXES
 from detector.data.keys import image_key
 from detector.errors import InputError
+from detector.files import is_hidden
 from detector.progress import note, progress_bar
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format
@@ -88,14 +89,16 @@ def all_records(splits: Splits) -> list[ImageRecord]:
 
 
 def folder_records(folder: Path) -> list[ImageRecord]:
-    """Return the images in ``folder`` and below; the key is the path inside it.
+    """Return the images in ``folder`` and below but hidden ones; the key is the path inside it.
 
     Raises InputError where there is none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of images")
     paths = [
-        path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not is_hidden(path, folder)
     ]
     if not paths:
         raise InputError(f"no image in {folder}; known: {', '.join(IMAGE_SUFFIXES)}")

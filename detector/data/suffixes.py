@@ -28,11 +28,3 @@ def _cases(suffix: str) -> Iterator[str]:
     yield suffix.upper()
     mixtures = map("".join, product(*((letter, letter.upper()) for letter in suffix[1:])))
     yield from (f".{mixture}" for mixture in mixtures)
-
-
-def is_hidden(path: Path, folder: Path) -> bool:
-    """Say whether ``path``, which lies in ``folder`` or below, or a folder between them begins with a dot.
-
-    So do the files that macOS, editors and notebooks put beside a user's own.
-    """
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -15,7 +15,7 @@ from pathlib import Path
 from detector.data.choice import Choice
 from detector.data.keys import image_key
 from detector.data.objects import AnnotatedObject, InvalidBoxes, OtherClasses, TargetBuilder
-from detector.data.suffixes import is_hidden, with_suffix_of
+from detector.data.suffixes import with_suffix_of
 from detector.data.suspicions import (
     Suspicion,
     at_wrong_edge,
@@ -28,6 +28,7 @@ from detector.data.suspicions import (
 from detector.data.voc_split import find_image, read_split, resolve_folder
 from detector.data.voc_xml import VocAnnotation, read_annotation
 from detector.errors import InputError
+from detector.files import is_hidden
 from detector.structures import ImageName, ImageRecord, Targets
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
