@@ -206,7 +206,7 @@ def test_every_faulty_line_of_a_split_is_told_and_the_rest_is_looked_at(
 def test_a_terminal_shows_a_table_that_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show = runpy.run_path(str(PROJECT / "tools" / "check_data.py"))["show"]
+    show = runpy.run_path(str(PROJECT / "tools" / "check_data.py"))["show_report"]
     fault = Problem(
         kind="swapped", file="a/[b]/1.xml", object="object 1 (c)", message="box 5, 4, 3, 2", stops=True
     )
