@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,33 @@ def _percent(letter: str) -> str:
     return "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogatepass"))
 
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def require_regular(path: Path) -> None:
+    """Raise InputError unless ``path`` is a regular file; links are followed.
+
+    To be called before a user's file is opened: a named pipe would be waited for without end, and a device
+    can have any length.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r}: cannot open the file: {reason}") from None
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise InputError(f"{path}: is {kind}; expected a regular file, nothing else is opened")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` through a temporary neighbour, making the folder if need be.
 
@@ -63,6 +91,7 @@ def read_short_text(path: Path, what: str) -> str:
 
     Raises InputError for a file that cannot be read, is no UTF-8, or is over 64 MiB.
     """
+    require_regular(path)
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise InputError(f"{path}: over {MAX_TEXT_BYTES} bytes, too large for {what}")
@@ -77,6 +106,7 @@ def read_json(path: Path) -> Any:
     Raises InputError for a file that cannot be read, is over 1 GiB or has over 33 million objects and lists,
     is nested too deep, or is not JSON (NaN and Infinity, which Python's reader would let through, are not).
     """
+    require_regular(path)
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from detector.errors import InputError
+from detector.files import require_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -49,6 +50,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         InputError: no such file, not an image, one of over `MAX_PIXELS`, truncated (`TruncatedImage`), or
             of another size than annotated (`WrongImageSize`).
     """
+    require_regular(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
@@ -84,6 +86,7 @@ def stored_view(path: Path) -> tuple[tuple[int, int], int]:
 @contextmanager
 def _header(path: Path) -> Iterator[Image.Image]:
     """Open an image without decoding it, so that its size can be refused first."""
+    require_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own about large images and odd headers

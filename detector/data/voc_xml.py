@@ -16,6 +16,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from detector.errors import InputError
+from detector.files import require_regular
 
 MAX_BYTES = 10 * 2**20
 MAX_DEPTH = 32  # elements within elements; VOC itself needs 5
@@ -126,6 +127,7 @@ def parse_xml(path: Path) -> Element:
 
 
 def _read_bytes(path: Path) -> bytes:
+    require_regular(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -188,7 +188,7 @@ def test_empty_objects_without_end_are_refused_unparsed(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.json: cannot read the file"):
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
         load_coco(tmp_path / "nowhere.json", tmp_path)
 
 
