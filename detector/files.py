@@ -70,6 +70,14 @@ def require_regular(path: Path) -> None:
         raise InputError(f"{path}: is {kind}; expected a regular file, nothing else is opened")
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Say whether ``path``, which lies in ``folder`` or below, or a folder between them begins with a dot.
+
+    So do the files that macOS, editors and notebooks put beside a user's own.
+    """
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` through a temporary neighbour, making the folder if need be.
 
@@ -91,7 +99,10 @@ def read_short_text(path: Path, what: str) -> str:
 
     Raises InputError for a file that cannot be read, is no UTF-8, or is over 64 MiB.
     """
-    require_regular(path)
+    try:
+        require_regular(path)
+    except InputError as error:
+        raise InputError(f"{path}: cannot read {what}: {str(error).removeprefix(f'{path}: ')}") from None
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise InputError(f"{path}: over {MAX_TEXT_BYTES} bytes, too large for {what}")

@@ -28,7 +28,7 @@ def test_no_reader_waits_for_a_named_pipe(tmp_path: Path, read) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link"):
-        with pytest.raises(InputError, match=rf"{name}: is a named pipe"):
+        with pytest.raises(InputError, match=rf"{name}: .*is a named pipe"):
             read(tmp_path / name)
 
 
@@ -40,7 +40,7 @@ def test_every_other_kind_is_named(tmp_path: Path, read) -> None:
             read(tmp_path / "s")
     with pytest.raises(InputError, match="is a folder"):
         read(tmp_path)
-    with pytest.raises(InputError, match="/dev/zero: is a device"):
+    with pytest.raises(InputError, match="/dev/zero: .*is a device"):
         read(Path("/dev/zero"))
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "missing")

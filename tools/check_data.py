@@ -67,6 +67,9 @@ def summary(report: CheckReport) -> str:
         f"{counts['objects']} objects of {len(counts['per_class'])} classes"
         for split, counts in found["splits"].items()
     ]
+    if found["other_classes"]:
+        names = ", ".join(f"{count} {name!r}" for name, count in sorted(found["other_classes"].items()))
+        lines.append(f"objects of other classes, left out: {names}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["problem_counts"].items())
     lines.append(f"problems: {kinds or 'none'}")
     lines.append("training would start" if report.would_start else "training would not start, or would fail")

@@ -18,10 +18,11 @@ from detector.build.proposals import (
 )
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.keys import image_key
 from detector.engine.determinism import cuda_algorithms
 from detector.errors import InputError
 from detector.evaluation.report import write_json
-from detector.files import file_name_of
+from detector.files import file_name_of, is_hidden, require_regular
 from detector.models.detector import RegionDetector
 from detector.progress import track
 from detector.structures import Detections, ImageRecord, Targets
@@ -31,14 +32,21 @@ from detector.visualize import draw_detections, save_image
 def find_images(places: Sequence[Path]) -> list[Path]:
     """Return the image files that ``places``, files and folders, name; folders are not searched deeper.
 
+    Hidden files of a folder are passed by.
+
     Raises:
-        InputError: a place that does not exist, or no image in any of them.
+        InputError: a place that does not exist or is no file, or no image in any of them.
     """
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            found += sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        elif place.is_file():
+            found += sorted(
+                path
+                for path in place.iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, place)
+            )
+        elif place.exists():
+            require_regular(place)
             found.append(place)
         else:
             raise InputError(f"{place}: no such image or folder")
@@ -58,7 +66,8 @@ def run_demo(
 ) -> int:
     """Detect in ``images``, draw into ``folder``, write ``detections.json``; return how many were drawn.
 
-    Proposals come from the config's file, by the images' stems, or are made on the spot by its method.
+    Proposals come from the config's file, by the images' paths or file names, or are made on the spot by
+    its method.
     """
     records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
     refuse_overwriting(records, folder)
@@ -97,7 +106,10 @@ def picture_name(record: ImageRecord) -> str:
 def record_of(path: Path, image_id: str) -> ImageRecord:
     """Return a record for an image file without annotations."""
     height, width = read_image(path).shape[:2]
-    return ImageRecord(image_id=image_id, path=path, height=height, width=width, targets=Targets.empty())
+    key = image_key(path, Path())
+    return ImageRecord(
+        image_id=image_id, key=key, path=path, height=height, width=width, targets=Targets.empty()
+    )
 
 
 @contextmanager
@@ -112,10 +124,10 @@ def demo_proposals(config: Config, records: Sequence[ImageRecord]) -> Iterator[S
             store = make_proposals(config, records, target)
         else:
             store = convert_proposals(config, records, target=target)
-        missing = [record for record in records if record.image_id not in store]
+        missing = [record for record in records if record.key not in store]
         if missing and config.proposals.missing == "error":
             raise InputError(
-                f"{store.path}: no proposals for {missing[0].path} (id {missing[0].image_id!r}); give a file "
+                f"{store.path}: no proposals for {missing[0].path}; give a file "
                 "that has them with --proposals, or leave it out to have them made"
             )
         yield stored_proposals(config, store, training=False)

@@ -59,6 +59,8 @@ class TestSet:
     classes: tuple[str, ...]
     annotated: bool = True
     """False where nothing is known of any object: then there are result files and pictures, and no metric."""
+    first_pixel: int = 1
+    """The number of the first pixel in VOC result files."""
     coco: CocoEvaluator | None = None
     """Scores by COCO's rules too, where ``test.metric`` asks for that."""
 
@@ -90,7 +92,13 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
         note(f"{split}: {NOTHING_SCORED}; result files will be written all the same")
     coco = coco_evaluator(config, split, dataset) if config.test.metric == "coco" else None
     return TestSet(
-        split=split, records=records, store=store, classes=found, annotated=dataset.annotated, coco=coco
+        split=split,
+        records=records,
+        store=store,
+        classes=found,
+        annotated=dataset.annotated,
+        first_pixel=config.data.first_pixel,
+        coco=coco,
     )
 
 
@@ -204,7 +212,9 @@ def write_evaluation(folder: Path, test_set: TestSet, evaluation: Evaluation) ->
 
     With COCO's evaluator also ``results/coco_SPLIT.json``, as COCO's server takes it.
     """
-    write_result_files(folder / "results", evaluation.detections, test_set.classes, test_set.split)
+    write_result_files(
+        folder / "results", evaluation.detections, test_set.classes, test_set.split, test_set.first_pixel
+    )
     if test_set.coco is not None:
         name = file_name_of(f"coco_{test_set.split}.json")
         test_set.coco.write_results(folder / "results" / name)

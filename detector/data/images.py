@@ -11,16 +11,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from detector.data.suffixes import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from detector.errors import InputError
 from detector.files import require_regular
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 # Pillow's names of what OpenCV decodes too.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
 _REPLACE = "replace the file or leave its id out of the split"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_TWELVE_BITS = 2**12
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 
@@ -81,6 +81,26 @@ def stored_view(path: Path) -> tuple[tuple[int, int], int]:
     with _header(path) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)  # of a PNG this decodes the pixels
         return (image.height, image.width), orientation if orientation in range(1, 9) else 1
+
+
+def low_bit_depth(path: Path) -> str | None:
+    """Return what to say of an image with 16 bits a channel of which it uses 12 or fewer, else None.
+
+    Such files, of cameras and scanners, are decoded to 0..15 of 255, nearly black.
+
+    Raises InputError as `read_image`.
+    """
+    with _header(path) as image:
+        if image.format not in ("PNG", "TIFF"):
+            return None
+    values = _decode(path, np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    largest = int(values.max(initial=0)) if values.dtype == np.uint16 else 0
+    if not 0 < largest < _TWELVE_BITS:
+        return None
+    return (
+        f"16 bits a channel, of which the brightest pixel uses {largest.bit_length()} ({largest} of 65535): "
+        f"it is decoded to 0..{largest >> 8} of 255, nearly black; stretch the values to the full range"
+    )
 
 
 @contextmanager

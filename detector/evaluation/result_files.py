@@ -102,16 +102,21 @@ def _class_file(folder: Path, start: str, split: str, name: str) -> Path:
 
 
 def write_result_files(
-    folder: Path, detections: Mapping[str, Detections], classes: Sequence[str], split: str = "test"
+    folder: Path,
+    detections: Mapping[str, Detections],
+    classes: Sequence[str],
+    split: str = "test",
+    first_pixel: int = 1,
 ) -> list[Path]:
     """Write every class's file, an empty one where nothing was found, and return their paths.
 
-    ``detections`` is by image id; lines are in its order, then in the detections' own. Raises InputError
-    if the folder cannot be written.
+    ``detections`` is by image id; lines are in its order, then in the detections' own. ``first_pixel`` 0
+    counts pixels from 0 as annotations do that are read so; ends stay inclusive. Raises InputError if the
+    folder cannot be written.
     """
     lines: list[list[str]] = [[] for _ in classes]
     for image_id, found in detections.items():
-        for label, line in zip(found.labels.tolist(), _lines(image_id, found), strict=True):
+        for label, line in zip(found.labels.tolist(), _lines(image_id, found, first_pixel), strict=True):
             lines[label - 1].append(line)
     paths = [result_file(folder, split, name) for name in classes]
     for path, content in zip(paths, lines, strict=True):
@@ -136,12 +141,16 @@ def read_result_files(
     return {image_id: _as_tensors(found) for image_id, found in rows.items()}
 
 
-def _lines(image_id: str, found: Detections) -> list[str]:
+def _lines(image_id: str, found: Detections, first_pixel: int) -> list[str]:
     # str() of a NumPy float32 is the shortest decimal that reads back as the same float32.
     boxes = found.boxes.cpu().numpy().astype(np.float32)
     texts = [[str(number) for number in row] for row in boxes]
+    if first_pixel == 0:
+        texts = [[x1, y1, str(_shift(x2, -_ONE)), str(_shift(y2, -_ONE))] for x1, y1, x2, y2 in texts]
+    else:
+        texts = [[str(_shift(x1, _ONE)), str(_shift(y1, _ONE)), x2, y2] for x1, y1, x2, y2 in texts]
     return [
-        f"{image_id} {score!s} {_shift(x1, _ONE)} {_shift(y1, _ONE)} {x2} {y2}\n"
+        f"{image_id} {score!s} {x1} {y1} {x2} {y2}\n"
         for score, (x1, y1, x2, y2) in zip(found.scores.cpu().numpy(), texts, strict=True)
     ]
 

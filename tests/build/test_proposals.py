@@ -103,8 +103,8 @@ def test_the_ops_own_boxes_come_out(tiny: Load) -> None:
     wanted = filter_proposals(
         Proposals(boxes=found.boxes, scores=found.scores), (record.height, record.width)
     )
-    assert torch.equal(plain[record.image_id].boxes, wanted.boxes)
-    assert len(store[record.image_id]) != len(wanted)
+    assert torch.equal(plain[record.key].boxes, wanted.boxes)
+    assert len(store[record.key]) != len(wanted)
 
 
 def quarters(image: NDArray[np.uint8], slow: str = "", part: int = 2) -> FloatArray:
@@ -120,7 +120,7 @@ def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load
     config = tiny(function, "proposals.options={part: 4}")
     records = split_of(config, "test")
     store = open_proposals(config, records)
-    assert store[records[0].image_id].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
+    assert store[records[0].key].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
 
     red = int(cv2.imread(str(records[3].path))[:, :, 2].sum())
     slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=1")
@@ -143,8 +143,8 @@ def test_matlab_boxes_are_told_by_the_annotations(tiny: Load, tmp_path: Path, ax
     scipy.io.savemat(tmp_path / "boxes.mat", {"boxes": cells, "images": names})
     store = open_proposals(tiny(f"proposals.file={tmp_path}/boxes.mat", "proposals.format=mat"), records)
     assert f"box convention {axes}_inclusive_1, told from 8 images" in store.notes[0]
-    for key, rows in boxes.items():
-        assert np.array_equal(store[key].boxes, np.rint(rows))
+    for record in records:
+        assert np.array_equal(store[record.key].boxes, np.rint(boxes[record.image_id]))
 
 
 def test_each_split_may_have_a_file_of_its_own(tiny: Load, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_each_split_may_have_a_file_of_its_own(tiny: Load, tmp_path: Path) -> No
     config = tiny(f"proposals.file={{{files}}}", "proposals.format=mmdetection")
     for split, records in splits.items():
         store = open_proposals(config, records, split)
-        assert store.ids() == sorted(record.image_id for record in records)
+        assert store.ids() == sorted(record.key for record in records)
     with pytest.raises(InputError, match=r"no file for the split 'val'; it has trainval, test"):
         open_proposals(config, records, "val")
     (tmp_path / "test.pkl").rename(tmp_path / "either.pkl")
@@ -172,7 +172,7 @@ def test_one_file_for_all_splits_gives_each_its_own_images(tiny: Load, tmp_path:
     config = tiny(f"proposals.file={path}", "proposals.format=npz")
     for split, records in splits.items():
         store = open_proposals(config, records, split)
-        assert store.ids() == sorted(record.image_id for record in records)
+        assert store.ids() == sorted(record.key for record in records)
 
 
 def test_a_limit_that_cuts_the_good_boxes_off_is_warned_of(
@@ -205,7 +205,7 @@ class TestPolicies:
         gone = records[3]
         del boxes[gone.image_id]
         path = write_npz(tmp_path / "boxes.npz", boxes)
-        with pytest.raises(InputError, match=rf"1 of 8 images .*first '{gone.image_id}'.*proposals\.missing"):
+        with pytest.raises(InputError, match=rf"1 of 8 images .*first is '{gone.key}'.*proposals\.missing"):
             open_proposals(self.config(tiny, path), records)
 
         skip = self.config(tiny, path, "proposals.missing=skip")
@@ -232,7 +232,7 @@ class TestPolicies:
             boxes[bad.image_id] = boxes[bad.image_id][:0]
         path = write_npz(tmp_path / "boxes.npz", boxes)
         said = {"outside": "leave the image", "nan": "row 2 is not finite", "none": "it has no boxes"}[fault]
-        with pytest.raises(InputError, match=rf"image '{bad.image_id}': .*{said}.*proposals\.faults"):
+        with pytest.raises(InputError, match=rf"image '{bad.key}': .*{said}.*proposals\.faults"):
             open_proposals(self.config(tiny, path), records)
 
         skip = self.config(tiny, path, "proposals.faults=skip")
@@ -241,7 +241,7 @@ class TestPolicies:
         assert [record for record in records if record not in kept] == [bad]
         whole = self.config(tiny, path, "proposals.faults=full_image")
         store = open_proposals(whole, records)
-        assert store[bad.image_id].boxes.tolist() == [[0, 0, bad.width, bad.height]]
+        assert store[bad.key].boxes.tolist() == [[0, 0, bad.width, bad.height]]
 
     def test_an_image_that_a_store_does_not_have(
         self, tiny: Load, tmp_path: Path, records: list[ImageRecord]

@@ -24,6 +24,7 @@ SCALES = (32, 64)
 def images(count: int = 5) -> list[CachedImage]:
     return [
         CachedImage(
+            key=f"i{number}",
             views=tuple(
                 ImageMeta(
                     image_id=f"i{number}", original_size=(20, 30), input_size=(scale, scale + 8 * number)
