@@ -40,7 +40,7 @@ def test_every_other_kind_is_named(tmp_path: Path, read) -> None:
             read(tmp_path / "s")
     with pytest.raises(InputError, match="is a folder"):
         read(tmp_path)
-    with pytest.raises(InputError, match="/dev/zero: .*is a device"):
+    with pytest.raises(InputError, match=r"/dev/zero: .*is a device"):
         read(Path("/dev/zero"))
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "missing")

@@ -79,10 +79,10 @@ def _nothing_to_train_on(config: Config, checked: Sequence[Checked]) -> list[Pro
     count = len(flags)
     targets = Targets.make(torch.zeros(count, 4), torch.ones(count, dtype=torch.int64), difficult, crowd)
     try:
-        require_objects([targets], config, split)
+        require_objects([targets], config)
     except InputError as error:
-        kind, message = str(error.args[0]).removeprefix(f"{split}: ").split(": ", 1)
-        return [Problem(kind=kind, file=split, message=message, stops=True)]
+        message = str(error.args[0]).removeprefix(f"{config.data.root}: ")
+        return [Problem(kind="nothing to train on", file=split, message=message, stops=True)]
     return []
 
 

@@ -83,7 +83,7 @@ class ClassificationTask:
         dataset = data_parts.load_split(config, split, self.classes, training=False)
         data_parts.report_suspicions(dataset)
         records = dataset.records
-        data_parts.require_objects((one.targets for one in records), config, f"{config.data.root}: {split}")
+        data_parts.require_objects((one.targets for one in records), config)
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
         shown = ", ".join(f"{name} on {count}" for name, count in counts.items())

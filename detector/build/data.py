@@ -127,11 +127,11 @@ def report_suspicions(dataset: VocDataset | CocoDataset) -> None:
         note(line)
 
 
-def require_objects(targets: Iterable[Targets], config: Config, place: str, more: str = "") -> None:
-    """Raise InputError where none of the images' ``targets`` has an object that training would learn from.
+def require_objects(targets: Iterable[Targets], config: Config, more: str = "") -> None:
+    """Raise InputError where none of the training images' ``targets`` has an object to learn from.
 
     Crowd regions and ignored objects are none, nor, with ``data.difficult: skip`` and for a classifier, are
-    difficult ones. ``place`` names the images and ``more`` what else to say of them.
+    difficult ones. ``more`` is what else to say of them.
     """
     classifies = config.task == "classification"
     use_difficult = config.data.difficult == "train" and not classifies
@@ -139,7 +139,8 @@ def require_objects(targets: Iterable[Targets], config: Config, place: str, more
         return
     why = "difficult ones show no class" if classifies else "data.difficult is skip"
     unused = "crowd regions" if use_difficult else f"crowd regions and difficult objects ({why})"
-    raise InputError(f"{place}: nothing to train on: no image has any objects but {unused}{more}")
+    place = f"{config.data.root}: nothing to train on in {config.data.train_split}"
+    raise InputError(f"{place}: no image has any objects but {unused}{more}")
 
 
 def annotation_place(config: Config, split: str) -> Path:

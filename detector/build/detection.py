@@ -102,15 +102,13 @@ class DetectionTask:
             f"{split}: {len(dataset.records)} images, {objects} objects of {len(dataset.classes)} classes; "
             f"boxes dropped or clipped: {faults or 'none'}"
         )
-        place = f"{config.data.root}: {split}"
         targets = (record.targets for record in dataset.records)
-        data_parts.require_objects(targets, config, place, f"; boxes dropped: {faults or 'none'}")
+        data_parts.require_objects(targets, config, f"; boxes dropped: {faults or 'none'}")
         store = proposal_parts.open_proposals(config, dataset.records, split)
         records = proposal_parts.with_proposals(config, dataset.records, store)
         data_parts.require_objects(
             (record.targets for record in records),
             config,
-            place,
             f"; of {len(dataset.records)} images {len(records)} have proposals in {store.path}",
         )
         proposal_parts.report_recall(records, store, config, split)
