@@ -131,7 +131,7 @@ def read_json(path: Path) -> Any:
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}; mend or replace the file") from None
+        raise InputError(f"{path}: not valid JSON: {error}; correct or replace the file") from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -98,10 +98,13 @@ def _find_items(config: Config, splits: Sequence[str]) -> Found:
         choices = {split: split_choice(config, split) for split in members}
         if data.format == "voc":
             lists = None if data.split_ratio else data.splits
-            found = [voc_items(root, places, images, lists, choices, every)]
+            found = [voc_items(root, places, images, lists, choices, every, data.train_split)]
         else:
             found = [
-                coco_items(annotation_place(config, split), root / images, root, split, choose)
+                coco_items(
+                    *(annotation_place(config, split), root / images, root, split, choose),
+                    trained=split == data.train_split,
+                )
                 for split, choose in choices.items()
             ]
         for more, faults in found:

@@ -25,10 +25,12 @@ def voc_items(
     splits: str | None,
     choices: Mapping[str, Choice],
     kept: Choice | None,
+    trained: str,
 ) -> Found:
     """Return the images of the splits that ``choices`` names, as `detector.data.voc.load_voc` reads them.
 
-    With ``kept`` the annotations that no split names are there as well, of the ids that it keeps.
+    With ``kept`` the annotations that no split names are there as well, of the ids that it keeps. A split
+    other than ``trained`` may be wholly without annotations.
     """
     problems: list[Problem] = []
     members: dict[str, list[str]] = {}
@@ -46,20 +48,46 @@ def voc_items(
             on_fault(error)
     for image_id in chosen_ids(annotated_ids(folder), kept, root, images) if kept else ():
         members.setdefault(image_id, [])
+    files = {image_id: find_annotation(folder, image_id) for image_id in members}
+    bare = {split for split in choices if split != trained and _is_bare(split, members, files)}
+    problems += [_nothing_to_score(root / images, split) for split in sorted(bare)]
     items = []
     for image_id, of in members.items():
         image = find_image(root / images, image_id, None)
-        file = find_annotation(folder, image_id) or folder / f"{image_id}.xml"
-        key = image_key(image, root)
-        items.append(Item(image_id=image_id, key=key, splits=tuple(of), file=file, image=image))
+        items.append(
+            Item(
+                image_id=image_id,
+                key=image_key(image, root),
+                splits=tuple(of),
+                file=files[image_id] or folder / f"{image_id}.xml",
+                image=image,
+                objects=() if of and bare.issuperset(of) else None,
+            )
+        )
     return items, problems
 
 
-def coco_items(path: Path, image_folder: Path, root: Path, split: str, choose: Choice) -> Found:
-    """Return the images of one split in a COCO file, and the faulty entries as problems."""
+def _is_bare(split: str, members: Mapping[str, list[str]], files: Mapping[str, Path | None]) -> bool:
+    """Say whether ``split`` has images, and none of them an annotation."""
+    mine = [image_id for image_id, of in members.items() if split in of]
+    return bool(mine) and not any(files[image_id] for image_id in mine)
+
+
+def _nothing_to_score(place: Path, split: str) -> Problem:
+    message = f"no image of {split} has an annotation: result files can be written, and nothing is scored"
+    return Problem(kind="no annotations", file=str(place), message=message, splits=(split,))
+
+
+def coco_items(
+    path: Path, image_folder: Path, root: Path, split: str, choose: Choice, *, trained: bool
+) -> Found:
+    """Return the images of one split in a COCO file, and the faulty entries as problems.
+
+    A split that is not ``trained`` on may be without annotations.
+    """
     problems: list[Problem] = []
     try:
-        data = read_coco(path, _into(problems, path))
+        data = read_coco(path, _into(problems, path), unannotated=not trained)
         entries = {record_id(entry): entry for entry in data["images"]}
         if len(entries) < len(data["images"]):
             raise InputError("two images have the same 'voc_id'; make them differ")
@@ -68,6 +96,8 @@ def coco_items(path: Path, image_folder: Path, root: Path, split: str, choose: C
             raise InputError(f"no image is left of {split!r}; keep at least one")
     except InputError as error:
         return [], [*problems, _whole(path, error)]
+    if not trained and not data["annotations"]:
+        problems.append(_nothing_to_score(path, split))
     names, annotations = category_names(data), annotations_by_image(data)
     items = []
     for image_id, key in chosen:

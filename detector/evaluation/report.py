@@ -12,7 +12,7 @@ from rich.console import OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
-from detector.errors import printable
+from detector.errors import UNPRINTABLE, printable
 from detector.files import write_text
 
 # In the order of pycocotools' summary.
@@ -98,10 +98,12 @@ def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
 def write_json(path: Path | str, figures: Mapping[str, Any]) -> None:
     """Write ``figures`` as JSON with sorted keys; a number that is not finite becomes null.
 
+    Letters that `printable` would escape are escaped in JSON's way, all others stay as they are.
     Raises InputError if the file cannot be written; what was there before is then still there.
     """
     text = json.dumps(_finite(figures), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_text(Path(path), text + "\n")
+    lines = (UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
+    write_text(Path(path), "\n".join(lines) + "\n")
 
 
 def _figure(value: float) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import InputError, nearest
-from detector.files import file_name_of, write_text
+from detector.files import file_name_of, require_regular, write_text
 from detector.structures import Detections
 
 # The smallest float32 has 54 decimals, the largest 39 digits before the point.
@@ -160,6 +160,7 @@ def _shift(number: str, by: Decimal) -> Decimal:
 
 
 def _read_class(path: Path, label: int, rows: dict[str, array[float]]) -> None:
+    require_regular(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,12 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "comp4_det_test_dog.txt").write_bytes(b"\xff\xfe\x00\x9f")
     with pytest.raises(InputError, match="cannot read the result file"):
+        read_result_files(tmp_path, ["a"], CLASSES)
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "comp4_det_test_dog.txt")
+    with pytest.raises(InputError, match="named pipe"):
         read_result_files(tmp_path, ["a"], CLASSES)
 
 

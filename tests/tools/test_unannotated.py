@@ -97,3 +97,12 @@ def test_a_split_of_which_some_images_are_annotated_is_an_error(tool: Tool, conf
     refused = tool("train", "--config", config)
     assert refused.returncode == 2
     assert "has no annotation" in refused.stderr
+
+
+def test_the_check_says_so_and_that_training_would_start(tool: Tool, config: Path) -> None:
+    found = tool("check_data", "--config", config)
+    assert found.returncode == 0, found.stdout
+    assert "no annotations: no image of test has an annotation" in found.stdout
+    assert "problems: 1 no annotations\ntraining would start" in found.stdout
+    refused = tool("check_data", "--config", config, "data.train_split=test")
+    assert refused.returncode == 1
