@@ -23,7 +23,6 @@ from detector.data.samplers import TrainingBatches, aspect_groups
 from detector.data.transforms import ImageTransform
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc, split_ids
 from detector.data.voc import image_names as voc_names
-from detector.data.voc_split import resolve_folder
 from detector.errors import InputError
 from detector.structures import Batch, ImageMeta, ImageName, ImageRecord, Sample
 
@@ -142,7 +141,7 @@ def _split_names(config: Config, split: str) -> Sequence[ImageName]:
     images, choose = for_split(data.images, split), in_turn(_divided(config, split))
     if data.format == "coco":
         return choose(coco_names(read_coco(annotation_place(config, split)), root / images, root))
-    folder = resolve_folder(root, for_split(data.annotations, split), "one XML file an image")
+    folder = annotation_place(config, split)
     lists = None if data.split_ratio else data.splits
     return voc_names(split_ids(root, lists, split, folder, choose, images=images)[0], root, images)
 

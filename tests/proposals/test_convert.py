@@ -204,7 +204,7 @@ class TestFaults:
             ({"000017": boxes["000017"]}, "'000017': it has no boxes"),
             (
                 {"000100": boxes["000100"]},
-                "3 of 4 images are not in the file.*first is '000004', .*has '000100'",
+                "3 of 4 images are not in the file.*first is 000004, .*has '000100'",
             ),
             ({"x": boxes["000100"]}, "4 of 4 images are not in the file; is it of another split.*has 'x'"),
             ({"000100": boxes["000100"] + 100}, "leave the image of 500 x 300 pixels"),

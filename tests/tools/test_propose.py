@@ -131,7 +131,7 @@ def test_converting_with_and_without_a_config(tool: Tool, config: Path, tmp_path
     result = tool("propose", *arguments)
     assert result.returncode == 2
     assert "fewer.npz: 1 of 8 images are not in the file" in result.stderr
-    assert f"'JPEGImages/{ids[0]}.jpg'" in result.stderr
+    assert f"voc/JPEGImages/{ids[0]}.jpg, the file has" in result.stderr
     result = tool("propose", *arguments, "--missing", "full_image")
     assert result.returncode == 0
     assert "1 images given one box, the whole image" in result.stderr
