@@ -340,3 +340,13 @@ def test_one_file_under_two_ids_in_two_splits(tool: Tool, tmp_path: Path) -> Non
     assert [(one["kind"], one["key"]) for one in problems(tmp_path)] == [
         ("in two splits", first["file_name"])
     ]
+
+
+def test_one_image_behind_two_folders(tool: Tool, root: Path, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for kind in ("Annotations", "JPEGImages"):
+            (tmp_path / "set" / split / kind).symlink_to(root / kind)
+    config = write_config(tmp_path / "c.yaml", tmp_path / "set", **VOC, splits=None)
+    assert check(tool, config).returncode == 0
+    assert [one["kind"] for one in problems(tmp_path)] == ["in two splits"]
