@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
+import logging
 import sys
 import time
 from collections.abc import Callable
 
 from detector.errors import InputError
+from detector.progress import note
 
 _STARTED = time.perf_counter()
 
@@ -66,6 +69,9 @@ def choose_device(name: str) -> str:
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a tool's ``main`` and exit: 0, what it returns, 2 for bad input, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or file without Unicode shows escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(handlers=[_Warnings()])
     try:
         status = main() or 0
     except InputError as error:
@@ -75,3 +81,10 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library logs as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"{record.levelname.lower()}: {record.getMessage()}")

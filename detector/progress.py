@@ -1,4 +1,7 @@
-"""Progress on the terminal: a bar where somebody watches, plain lines where the output goes to a file."""
+"""Output on the terminal: results, notes, and progress as a bar, or as plain lines where it goes to a file.
+
+Names and texts from files are shown as `detector.errors.printable` does; rich reads no markup in them.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+from detector.errors import printable, printable_lines
 
 Item = TypeVar("Item")
 
@@ -28,7 +34,15 @@ console = Console(stderr=True)
 
 def note(text: str) -> None:
     """Print one line about what is happening."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+
+def show(result: str | Table) -> None:
+    """Print a result to standard output: lines of text, or a table whose names are `Text`, not markup."""
+    if isinstance(result, str):
+        print(printable_lines(result), flush=True)
+    else:
+        Console().print(result)
 
 
 def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
@@ -37,7 +51,7 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
         yield from items
         return
     with _bar() as bar:
-        task = bar.add_task(description, total=total, figures="")
+        task = bar.add_task(printable(description), total=total, figures="")
         for item in items:
             yield item
             bar.advance(task)
@@ -53,7 +67,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield _Lines(description).advance
         return
     with _bar() as bar:
-        task = bar.add_task(description, total=None, figures="")
+        task = bar.add_task(printable(description), total=None, figures="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -115,10 +129,10 @@ class TrainingProgress:
 
 def _bar() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),

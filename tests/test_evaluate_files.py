@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from detector.build.file_scoring import Metric, score_detections
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
 from detector.errors import InputError
 from detector.evaluation.report import write_json
@@ -178,3 +179,29 @@ def test_no_network_image_or_compiled_library_is_loaded() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("flag", ["ignore", "difficult"])
+@pytest.mark.parametrize("metric", ["voc07", "voc", "coco"])
+@pytest.mark.parametrize("found_on_it", [False, True])
+def test_an_object_that_a_coco_file_ignores_counts_in_no_metric(
+    tmp_path: Path, flag: str, metric: Metric, found_on_it: bool
+) -> None:
+    boxes = [(1, [10, 10, 30, 30], 0), (1, [60, 60, 30, 30], 1), (2, [10, 10, 30, 30], 0)]
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 100, "height": 100} for n in (1, 2)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": 1, "bbox": box, "area": 900, "iscrowd": 0, flag: on}
+            for n, (image, box, on) in enumerate(boxes)
+        ],
+    }
+    detections = [
+        {"image_id": image, "category_id": 1, "bbox": box, "score": 0.8 + on / 10 + image / 100}
+        for image, box, on in boxes
+        if found_on_it or not on
+    ]
+    (tmp_path / "gt.JSON").write_text(json.dumps(truth))
+    (tmp_path / "det.Json").write_text(json.dumps(detections))
+    figures = score_detections(tmp_path / "det.Json", tmp_path / "gt.JSON", metric, "test", 0.5)
+    assert figures["AP" if metric == "coco" else f"{metric}_mAP"] == 1.0

@@ -21,7 +21,7 @@ RULES: dict[str, set[str]] = {
     "boxes": LEAVES,
     "files": LEAVES,
     "progress": LEAVES,
-    "cli": {"errors", "ops"},
+    "cli": {"errors", "ops", "progress"},
     "config": LEAVES,
     "ops": LEAVES,
     "structures": {"boxes"},

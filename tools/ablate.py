@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from detector import cli
 from detector.build.ablation import (
     AblationRun,
@@ -27,7 +25,7 @@ from detector.build.ablation import (
 )
 from detector.engine.checkpoint import numbered_checkpoints
 from detector.errors import InputError
-from detector.progress import note
+from detector.progress import note, show
 
 TOOLS = Path(__file__).resolve().parent
 FRAGMENTS = TOOLS.parent / "configs" / "ablation"
@@ -57,8 +55,8 @@ def main() -> int:
         write_results(folder / "ablation.json", results(suite, folder))
     found = results(suite, folder)
     write_results(folder / "ablation.json", found)
-    Console().print(ablation_table(found))
-    print(folder / "ablation.json")
+    show(ablation_table(found))
+    show(str(folder / "ablation.json"))
     return 0
 
 

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from detector import cli
 from detector.build.checking import check_data, checked_splits
@@ -25,9 +23,9 @@ from detector.data.check import Checked
 from detector.data.check_report import CheckReport, fix_list, problem_line
 from detector.data.images import read_image
 from detector.errors import InputError
-from detector.evaluation.report import write_json
+from detector.evaluation.report import plain, write_json
 from detector.files import write_text
-from detector.progress import note
+from detector.progress import note, show
 from detector.structures import Targets
 from detector.visualize.data_page import data_picture
 
@@ -40,7 +38,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     splits = arguments.split or checked_splits(config)
     report = check_data(config, splits, images=not arguments.no_images)
-    show(report)
+    show_report(report)
     output = Path(arguments.output or f"runs/check/{Path(arguments.config).stem}.json")
     write_json(output, report.as_json())
     picture = output.with_suffix(".png")
@@ -52,7 +50,7 @@ def main() -> int:
     return 0 if report.would_start else 1
 
 
-def show(report: CheckReport) -> None:
+def show_report(report: CheckReport) -> None:
     """Print all problems, as a table on a terminal and whole lines elsewhere, then the counts."""
     if sys.stdout.isatty() and report.problems:
         table = Table("file", "object", "problem", "what", title="Problems", show_lines=False)
@@ -60,13 +58,13 @@ def show(report: CheckReport) -> None:
             kind = f"{problem.kind} (stops training)" if problem.stops else problem.kind
             cells = (problem.file, problem.object or "", kind, problem.message)
             table.add_row(
-                *(Text(cell, overflow="fold") for cell in cells), style="red" if problem.stops else ""
+                *(plain(cell, overflow="fold") for cell in cells), style="red" if problem.stops else ""
             )
-        Console().print(table)
+        show(table)
     else:
         for problem in report.problems:
-            print(problem_line(problem))
-    print(summary(report))
+            show(problem_line(problem))
+    show(summary(report))
 
 
 def summary(report: CheckReport) -> str:
@@ -77,6 +75,9 @@ def summary(report: CheckReport) -> str:
         f"{counts['objects']} objects of {len(counts['per_class'])} classes"
         for split, counts in found["splits"].items()
     ]
+    if found["other_classes"]:
+        names = ", ".join(f"{count} {name!r}" for name, count in sorted(found["other_classes"].items()))
+        lines.append(f"objects of other classes, left out: {names}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["problem_counts"].items())
     lines.append(f"problems: {kinds or 'none'}")
     lines.append("training would start" if report.would_start else "training would not start, or would fail")
@@ -109,7 +110,9 @@ def example_images(images: Sequence[Checked], classes: Sequence[str]) -> list[tu
         except InputError:  # with --no-images nobody has looked at it before
             continue
         labels = torch.tensor([classes.index(name) + 1 for name, _, _ in one.objects])
-        examples.append((image, Targets.make(torch.tensor(one.boxes, dtype=torch.float32), labels)))
+        ignored = torch.tensor([difficult or crowd for difficult, crowd in one.flags])
+        boxes = torch.tensor(one.boxes, dtype=torch.float32)
+        examples.append((image, Targets.make(boxes, labels, difficult=ignored)))
         if len(examples) == EXAMPLES:
             break
     return examples
@@ -130,10 +133,10 @@ def parse() -> argparse.Namespace:
         help="problems and statistics, with a picture beside it, FILE.png (default: in runs/check/)",
     )
     parser.add_argument(
-        "--fix-list", metavar="FILE", help="write the ids of images to leave out, for data.leave_out"
+        "--fix-list", metavar="FILE", help="write the images to leave out, for data.leave_out"
     )
     arguments = parser.parse_intermixed_args()
-    if arguments.output and Path(arguments.output).suffix != ".json":
+    if arguments.output and Path(arguments.output).suffix.lower() != ".json":
         raise InputError(f"--output {arguments.output}: name a .json file")
     return arguments
 

@@ -20,13 +20,20 @@ def main() -> None:
             annotations=arguments.annotations,
             images=arguments.images,
             splits=arguments.splits,
+            first_pixel=arguments.first_pixel,
         )
         objects, images = len(data["annotations"]), len(data["images"])
         note(
             f"wrote {arguments.output}: {images} images, {objects} objects, {len(data['categories'])} classes"
         )
     else:
-        ids = coco_to_voc(arguments.file, arguments.output, arguments.split, arguments.images)
+        ids = coco_to_voc(
+            arguments.file,
+            arguments.output,
+            arguments.split,
+            arguments.images,
+            first_pixel=arguments.first_pixel,
+        )
         note(f"wrote {arguments.output}: {len(ids)} annotation files, split {arguments.split!r}")
 
 
@@ -47,6 +54,14 @@ def parse() -> argparse.Namespace:
     to_voc.add_argument("--split", required=True, help="the split to write, a new one")
     to_voc.add_argument("--output", required=True, help="the root to write the split to")
     to_voc.add_argument("--images", help="the image folder; JPEGImages becomes a link to it")
+    for direction in (to_coco, to_voc):
+        direction.add_argument(
+            "--first-pixel",
+            type=int,
+            choices=(0, 1),
+            default=1,
+            help="the number of the first pixel in the VOC layout's files (default: 1, as VOC counts)",
+        )
     return parser.parse_args()
 
 

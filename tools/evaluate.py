@@ -4,26 +4,23 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from detector import cli
 from detector.config import load_config
 from detector.errors import InputError
-from detector.evaluation.report import coco_table, voc_table, write_json
+from detector.evaluation.report import figures_shown, write_json
+from detector.progress import show
 
 
 def main() -> int:
-    logging.basicConfig(format="warning: %(message)s")
     arguments = parse()
     figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
-    Console().print(coco_table(figures) if "AP" in figures else voc_table(figures))
+    show(figures_shown(figures))
     if arguments.detections:
         name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
-        print(f"{name} {figures[name]:.6f}")
+        show(f"{name} {figures[name]:.6f}")
     if arguments.output:
         write_json(arguments.output, figures)
     return 0
@@ -100,7 +97,7 @@ def parse() -> argparse.Namespace:
         raise InputError("give --config and --checkpoint, or --detections and --annotations")
     if arguments.detections:
         arguments.metric = arguments.metric or "voc07"
-    if arguments.output and Path(arguments.output).suffix != ".json":
+    if arguments.output and Path(arguments.output).suffix.lower() != ".json":
         raise InputError(f"--output {arguments.output}: name a .json file")
     if not 0 < arguments.iou <= 1:
         raise InputError(f"--iou {arguments.iou:g}: expected a number above 0 and at most 1")

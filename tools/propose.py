@@ -15,6 +15,7 @@ from pathlib import Path
 from detector import cli
 from detector.config import load_config
 from detector.errors import InputError
+from detector.progress import show
 from detector.proposals.convert import FAULT_POLICIES
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.readers import FORMATS
@@ -32,7 +33,7 @@ def main() -> int:
     arguments = parse()
     if arguments.inspect:
         found = inspect(arguments.inspect, arguments.format)
-        print(json.dumps(found, indent=2) if arguments.json else "\n".join(describe(found)))
+        show(json.dumps(found, indent=2) if arguments.json else "\n".join(describe(found)))
         return 0
 
     from detector.build import proposal_jobs as jobs  # heavy, and the workers import this file too
@@ -57,13 +58,13 @@ def main() -> int:
     elif config.proposals.method is None:
         reports = [jobs.open_split(config, split, records) for split, records in splits.items()]
     else:
-        reports = [(jobs.generate_for_config(config, splits, target, shard, arguments.workers), splits)]
+        reports = [jobs.generate_for_config(config, splits, target, shard, arguments.workers)]
     for report, covered in reports:
         if config is not None:
             jobs.report_splits(report, covered, config)
         jobs.tell(report)
     stores = [report.as_json() for report, _ in reports]
-    print(json.dumps({"stores": stores}, indent=2) if arguments.json else reports[0][0].store.path)
+    show(json.dumps({"stores": stores}, indent=2) if arguments.json else str(reports[0][0].store.path))
     return 1 if any(report.failed for report, _ in reports) else 0
 
 

@@ -9,10 +9,9 @@ overlap."""
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from detector import cli
 from detector.build import data as data_parts
@@ -21,8 +20,9 @@ from detector.build.proposal_jobs import split_records
 from detector.config import Config, load_config
 from detector.errors import InputError
 from detector.evaluation.report import recall_tables, write_json
-from detector.progress import note, progress_bar
+from detector.progress import note, progress_bar, show
 from detector.proposals.analysis import measure_overlaps, recall_report
+from detector.proposals.matched import match_store
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord
 from detector.visualize.recall import recall_picture
@@ -46,7 +46,7 @@ def main() -> int:
             )
         reports[name] = {"store": str(store.path), **recall_report(overlaps, classes)}
         for table in recall_tables(reports[name], name):
-            Console().print(table)
+            show(table)
     folder = Path(arguments.output)
     write_json(folder / "recall.json", {"split": split, "stores": reports})
     recall_picture(folder / "recall.png", reports, f"Proposals for {split} of {Path(config.data.root).name}")
@@ -64,8 +64,9 @@ def open_stores(
         name = name or Path(place).name
         if name in stores:
             raise InputError(f"--store {text}: two are called {name!r}; name them: --store NAME={place}")
-        stores[name] = ProposalStore.open(place)
-        if not any(record.image_id in stores[name] for record in records):
+        everything = partial(data_parts.all_names, config)
+        stores[name] = match_store(ProposalStore.open(place), records, everything)
+        if not any(record.key in stores[name] for record in records):
             raise InputError(f"{place}: no proposals for any image of {split}; is it of another data set?")
     if not stores:
         own = proposal_parts.open_proposals(config, records, split)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import torch
 
 from detector.build.data import (
     annotation_place,
@@ -16,15 +17,17 @@ from detector.build.data import (
     ensure_data,
     for_split,
     kept_images,
+    require_objects,
     split_choice,
 )
 from detector.config import Config
-from detector.data.check import Problem, Rules, check_item
+from detector.data.check import Checked, Problem, Rules, check_item
 from detector.data.check_items import Found, coco_items, voc_items
 from detector.data.check_report import CheckReport, summarise
 from detector.data.voc import VOC_CLASSES
 from detector.errors import InputError
 from detector.progress import track
+from detector.structures import Targets
 
 CHUNK = 16
 """Images that a process takes at a time."""
@@ -43,17 +46,44 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
     """
     ensure_data(config)
     items, problems = _find_items(config, splits)
+    classes = _known_classes(config)
     rules = Rules(
-        classes=_known_classes(config),
+        classes=classes,
         policy=config.data.invalid_boxes,
         min_box_size=config.data.min_box_size,
         trained=frozenset([config.data.train_split]),
         images=images,
+        other_classes=config.data.other_classes == "ignore",
+        first_pixel=config.data.first_pixel,
     )
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_one_thread) as pool:
         results = pool.map(partial(check_item, rules=rules), items, chunksize=CHUNK)
         checked = list(track(results, len(items), "checking"))
-    return summarise(checked, problems, splits, config.data.train_split)
+    if any(config.data.train_split in one.item.splits for one in checked):
+        problems += _nothing_to_train_on(config, checked)
+    return summarise(
+        checked,
+        problems,
+        splits,
+        config.data.train_split,
+        first_pixel=config.data.first_pixel,
+        classes=sorted(classes or ()),
+    )
+
+
+def _nothing_to_train_on(config: Config, checked: Sequence[Checked]) -> list[Problem]:
+    """Ask the function that decides it when a training run starts."""
+    split = config.data.train_split
+    flags = [flag for one in checked if split in one.item.splits for flag in one.flags]
+    difficult, crowd = torch.tensor(flags, dtype=torch.bool).reshape(-1, 2).unbind(dim=1)
+    count = len(flags)
+    targets = Targets.make(torch.zeros(count, 4), torch.ones(count, dtype=torch.int64), difficult, crowd)
+    try:
+        require_objects([targets], config)
+    except InputError as error:
+        message = str(error.args[0]).removeprefix(f"{config.data.root}: ")
+        return [Problem(kind="nothing to train on", file=split, message=message, stops=True)]
+    return []
 
 
 def _find_items(config: Config, splits: Sequence[str]) -> Found:
@@ -68,10 +98,13 @@ def _find_items(config: Config, splits: Sequence[str]) -> Found:
         choices = {split: split_choice(config, split) for split in members}
         if data.format == "voc":
             lists = None if data.split_ratio else data.splits
-            found = [voc_items(root, places, images, lists, choices, every)]
+            found = [voc_items(root, places, images, lists, choices, every, data.train_split)]
         else:
             found = [
-                coco_items(annotation_place(config, split), root / images, split, choose)
+                coco_items(
+                    *(annotation_place(config, split), root / images, root, split, choose),
+                    trained=split == data.train_split,
+                )
                 for split, choose in choices.items()
             ]
         for more, faults in found:
@@ -86,7 +119,7 @@ def _known_classes(config: Config) -> frozenset[str] | None:
         case None if config.data.format == "coco":
             try:
                 return frozenset(class_names(config))
-            except InputError:  # told as a problem of the file, where its images are looked for
+            except InputError:  # reported as a problem of the file where its images are looked for
                 return None
         case None:
             return None

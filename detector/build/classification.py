@@ -17,7 +17,6 @@ from detector.build.classified import Classified, LabelledImages, classify_image
 from detector.build.report import finish_figures, print_figures
 from detector.config import Config
 from detector.engine.memory import PeakMemory
-from detector.errors import InputError
 from detector.models.detector import RegionDetector
 from detector.models.multi_label import multi_label_loss
 from detector.models.whole_map import whole_image_rois
@@ -81,13 +80,14 @@ class ClassificationTask:
 
     def _training_data(self) -> list[ImageRecord]:
         config, split = self.config, self.config.data.train_split
-        records = data_parts.load_split(config, split, self.classes, training=False).records
+        dataset = data_parts.load_split(config, split, self.classes, training=False)
+        data_parts.report_suspicions(dataset)
+        records = dataset.records
+        data_parts.require_objects((one.targets for one in records), config)
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
         shown = ", ".join(f"{name} on {count}" for name, count in counts.items())
         note(f"{split}: {len(records)} images; {shown}")
-        if not any(counts.values()):
-            raise InputError(f"{config.data.root}: nothing to train on in {split}: no image shows a class")
         for name, count in counts.items():
             if count == 0:
                 note(f"warning: no image of {split} shows {name!r}: it will be learnt as never there")

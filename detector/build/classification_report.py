@@ -15,6 +15,7 @@ from detector.config import Config
 from detector.data.images import read_image
 from detector.evaluation.report import write_json
 from detector.evaluation.result_files import write_class_scores
+from detector.files import file_name_of
 from detector.progress import note
 from detector.structures import ImageRecord
 from detector.visualize import ClassifiedImage, classifier_picture, draw_class_scores, save_image
@@ -40,7 +41,7 @@ def write_classes(folder: Path, images: LabelledImages, evaluation: Classified) 
     write_class_scores(folder / "results", evaluation.scores, images.classes, images.split)
     for record in images.records[:DRAWN]:
         picture = scores_picture(record, evaluation.scores[record.image_id], images.classes)
-        save_image(folder / "classified" / f"{record.image_id.replace('/', '_')}.jpg", picture)
+        save_image(folder / "classified" / f"{file_name_of(record.image_id)}.jpg", picture)
     note(f"wrote VOC result files to {folder / 'results'} and pictures to {folder / 'classified'}")
 
 
@@ -49,12 +50,12 @@ def write_classifier_report(
 ) -> None:
     """Write ``metrics.json`` and ``run.png`` into a run's folder."""
     losses, evaluations = run_series(folder)
-    best, worst = _extremes(images, evaluation)
+    best, worst = _extremes(images, evaluation) if images.annotated else ([], [])
     classifier_picture(
         folder / "run.png",
         losses=losses,
         evaluations=evaluations,
-        pr_curves=evaluation.evaluator.precision_recall(),
+        pr_curves=evaluation.evaluator.precision_recall() if images.annotated else {},
         figures=figures,
         best=best,
         worst=worst,

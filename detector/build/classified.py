@@ -16,10 +16,11 @@ from detector.config import Config
 from detector.engine.classify import classify
 from detector.engine.memory import PeakMemory
 from detector.evaluation.classification import ClassificationEvaluator
+from detector.evaluation.report import NOTHING_SCORED
 from detector.models.detector import RegionDetector
 from detector.models.multi_label import class_scores
 from detector.models.whole_map import whole_image_rois
-from detector.progress import track
+from detector.progress import note, track
 from detector.structures import Batch, ImageRecord, Proposals
 
 
@@ -30,6 +31,8 @@ class LabelledImages:
     split: str
     records: list[ImageRecord]
     classes: tuple[str, ...]
+    annotated: bool = True
+    """False where nothing is known of what is on any image: then there are result files, and no metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +57,11 @@ def open_images(config: Config, split: str, classes: Sequence[str] | None = None
     """
     ensure_data(config)
     found = known_classes(config, classes)
-    records = load_split(config, split, found, training=False).records[: config.test.max_images]
-    return LabelledImages(split=split, records=records, classes=found)
+    dataset = load_split(config, split, found, training=False)
+    if not dataset.annotated:
+        note(f"{split}: {NOTHING_SCORED}; result files will be written all the same")
+    records = dataset.records[: config.test.max_images]
+    return LabelledImages(split=split, records=records, classes=found, annotated=dataset.annotated)
 
 
 def classify_view(config: Config, model: RegionDetector, views: Sequence[Batch], device: str) -> Tensor:
@@ -86,7 +92,7 @@ def classify_images(
         if memory is not None and len(scores) % 20 == 1:
             memory.sample()
     figures = {
-        **evaluator.compute(),
+        **(evaluator.compute() if images.annotated else {"annotated": False}),
         "split": images.split,
         "images": len(images.records),
         "seconds_per_image": (time.perf_counter() - started) / len(images.records),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,15 +14,21 @@ from detector.build.model import build_normalization
 from detector.config import Config
 from detector.data.choice import Choice, by_ratio, in_turn, read_left_out, without
 from detector.data.coco import CocoDataset, category_names, load_coco
+from detector.data.coco import image_names as coco_names
 from detector.data.coco_json import read_coco
 from detector.data.collate import collate, collate_or_error, raise_errors
 from detector.data.dataset import InferenceDataset, ProposalSource, TrainingDataset, quiet_worker
 from detector.data.generated import ensure_generated
+from detector.data.objects import OTHER_CLASS
 from detector.data.samplers import TrainingBatches, aspect_groups
+from detector.data.suspicions import sampled_unused_bits, summed_up
 from detector.data.transforms import ImageTransform
-from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
+from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc, split_ids
+from detector.data.voc import image_names as voc_names
 from detector.errors import InputError
-from detector.structures import Batch, ImageMeta, ImageRecord, Sample
+from detector.models.roi_sampler import trained_objects
+from detector.progress import note
+from detector.structures import Batch, ImageMeta, ImageName, ImageRecord, Sample, Targets
 
 
 def ensure_data(config: Config) -> None:
@@ -49,8 +56,12 @@ def class_names(config: Config) -> tuple[str, ...]:
             )
         case None:
             splits = (config.data.train_split, config.data.test_split)
-            folders = dict.fromkeys(for_split(config.data.annotations, split) for split in splits)
-            found = (find_classes(config.data.root, folder, kept_images(config)) for folder in folders)
+            places = dict.fromkeys(
+                (for_split(config.data.annotations, split), for_split(config.data.images, split))
+                for split in splits
+            )
+            kept = kept_images(config)
+            found = (find_classes(config.data.root, folder, kept, images=images) for folder, images in places)
             return tuple(sorted(set().union(*found)))
         case "voc":
             return VOC_CLASSES
@@ -61,30 +72,74 @@ def class_names(config: Config) -> tuple[str, ...]:
 def load_split(
     config: Config, split: str, classes: Sequence[str], *, training: bool
 ) -> VocDataset | CocoDataset:
-    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not."""
-    policy = config.data.invalid_boxes if training else None
-    size, choose = config.data.min_box_size, split_choice(config, split)
-    images = for_split(config.data.images, split)
-    if config.data.format == "coco":
+    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not.
+
+    For evaluation the split may have no annotations at all: see ``annotated`` of what is returned. For
+    training it must, and what is suspicious about it is reported.
+    """
+    dataset = _read_split(config, split, classes, training=training)
+    others = dataset.dropped.get(OTHER_CLASS, 0)
+    if others:
+        note(f"{split}: {others} objects of other classes than data.classes are left out")
+    if training:
+        report_suspicions(dataset)
+    return dataset
+
+
+def _read_split(
+    config: Config, split: str, classes: Sequence[str], *, training: bool
+) -> VocDataset | CocoDataset:
+    data = config.data
+    images = for_split(data.images, split)
+    if data.format == "coco":
         return load_coco(
             annotation_place(config, split),
-            Path(config.data.root) / images,
-            choose=choose,
+            Path(data.root) / images,
+            root=data.root,
+            choose=split_choice(config, split),
             classes=classes,
-            invalid_boxes=policy,
-            min_box_size=size,
+            invalid_boxes=data.invalid_boxes if training else None,
+            min_box_size=data.min_box_size,
+            other_classes=data.other_classes,
+            unannotated=not training,
         )
     return load_voc(
-        config.data.root,
+        data.root,
         split,
-        annotations=for_split(config.data.annotations, split),
+        annotations=for_split(data.annotations, split),
         images=images,
-        splits=None if config.data.split_ratio else config.data.splits,
-        choose=choose,
+        splits=None if data.split_ratio else data.splits,
+        choose=split_choice(config, split),
         classes=classes,
-        invalid_boxes=policy,
-        min_box_size=size,
+        invalid_boxes=data.invalid_boxes if training else None,
+        min_box_size=data.min_box_size,
+        other_classes=data.other_classes,
+        first_pixel=data.first_pixel,
+        unannotated=not training,
     )
+
+
+def report_suspicions(dataset: VocDataset | CocoDataset) -> None:
+    """Warn of what is probably not meant, as `detector.data.suspicions` finds it, a line for each kind."""
+    paths = [record.path for record in dataset.records]
+    for line in summed_up([*dataset.suspicions, *sampled_unused_bits(paths)]):
+        note(line)
+
+
+def require_objects(targets: Iterable[Targets], config: Config, more: str = "") -> None:
+    """Raise InputError where none of the training images' ``targets`` has an object to learn from.
+
+    Crowd regions and ignored objects are none, nor, with ``data.difficult: skip`` and for a classifier, are
+    difficult ones. ``more`` is what else to say of them.
+    """
+    classifies = config.task == "classification"
+    use_difficult = config.data.difficult == "train" and not classifies
+    if any(len(trained_objects(one, use_difficult=use_difficult)) for one in targets):
+        return
+    why = "difficult ones show no class" if classifies else "data.difficult is skip"
+    unused = "crowd regions" if use_difficult else f"crowd regions and difficult objects ({why})"
+    place = f"{config.data.root}: nothing to train on in {config.data.train_split}"
+    raise InputError(f"{place}: no image has any objects but {unused}{more}")
 
 
 def annotation_place(config: Config, split: str) -> Path:
@@ -93,16 +148,54 @@ def annotation_place(config: Config, split: str) -> Path:
 
 
 def split_choice(config: Config, split: str) -> Choice:
-    """Return which of the ids that the annotations or the split file name belong to ``split``."""
-    ratio = config.data.split_ratio
-    divided = [by_ratio(split, ratio, config.data.split_seed)] if ratio else []
-    return in_turn([*divided, kept_images(config)])
+    """Return which of the images that the annotations or the split file name belong to ``split``."""
+    return in_turn([*_divided(config, split), kept_images(config)])
 
 
 def kept_images(config: Config) -> Choice:
     """Return the choice of all images but those of ``data.leave_out``."""
     listed = config.data.leave_out
-    return without(read_left_out(Path(listed)) if listed else set())
+    if listed is None:
+        return in_turn([])
+    shared = "{split}" not in config.data.annotations + config.data.images
+    return without(
+        read_left_out(Path(listed)),
+        listed,
+        tuple if shared else partial(all_names, config),  # within one folder or file, ids are unique
+    )
+
+
+def all_names(config: Config) -> list[ImageName]:
+    """Return the names of the images of every split that the config names, those left out included.
+
+    A split that is not there has none. Raises InputError for one that cannot be read.
+    """
+    data = config.data
+    splits = filter(None, (data.train_split, data.test_split, config.train.evaluate_split))
+    there = [split for split in dict.fromkeys(splits) if _split_source(config, split).exists()]
+    return list(dict.fromkeys(name for split in there for name in _split_names(config, split)))
+
+
+def _split_source(config: Config, split: str) -> Path:
+    """Return the file or folder that names the images of a split."""
+    if config.data.format == "coco" or config.data.split_ratio or config.data.splits is None:
+        return annotation_place(config, split)
+    return Path(config.data.root) / config.data.splits / f"{split}.txt"
+
+
+def _split_names(config: Config, split: str) -> Sequence[ImageName]:
+    data, root = config.data, Path(config.data.root)
+    images, choose = for_split(data.images, split), in_turn(_divided(config, split))
+    if data.format == "coco":
+        return choose(coco_names(read_coco(annotation_place(config, split)), root / images, root))
+    folder = annotation_place(config, split)
+    lists = None if data.split_ratio else data.splits
+    return voc_names(split_ids(root, lists, split, folder, choose, images=images)[0], root, images)
+
+
+def _divided(config: Config, split: str) -> list[Choice]:
+    ratio = config.data.split_ratio
+    return [by_ratio(split, ratio, config.data.split_seed)] if ratio else []
 
 
 def for_split(name: str, split: str) -> str:

@@ -18,9 +18,11 @@ from detector.build.proposals import (
 )
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.keys import image_key
 from detector.engine.determinism import cuda_algorithms
 from detector.errors import InputError
 from detector.evaluation.report import write_json
+from detector.files import file_name_of, is_hidden, require_regular
 from detector.models.detector import RegionDetector
 from detector.progress import track
 from detector.structures import Detections, ImageRecord, Targets
@@ -30,14 +32,21 @@ from detector.visualize import draw_detections, save_image
 def find_images(places: Sequence[Path]) -> list[Path]:
     """Return the image files that ``places``, files and folders, name; folders are not searched deeper.
 
+    Hidden files of a folder are passed by.
+
     Raises:
-        InputError: a place that does not exist, or no image in any of them.
+        InputError: a place that does not exist or is no file, or no image in any of them.
     """
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            found += sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        elif place.is_file():
+            found += sorted(
+                path
+                for path in place.iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, place)
+            )
+        elif place.exists():
+            require_regular(place)
             found.append(place)
         else:
             raise InputError(f"{place}: no such image or folder")
@@ -57,7 +66,8 @@ def run_demo(
 ) -> int:
     """Detect in ``images``, draw into ``folder``, write ``detections.json``; return how many were drawn.
 
-    Proposals come from the config's file, by the images' stems, or are made on the spot by its method.
+    Proposals come from the config's file, by the images' paths or file names, or are made on the spot by
+    its method.
     """
     records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
     refuse_overwriting(records, folder)
@@ -71,7 +81,7 @@ def run_demo(
             with naming(image[0].metas):
                 found = detect(image)
             pixels = read_image(record.path, (record.height, record.width))
-            picture = f"{record.image_id}.jpg"
+            picture = picture_name(record)
             save_image(folder / picture, draw_detections(pixels, found, classes, score_threshold))
             results.append({"drawn": picture, **as_json(record, found, classes)})
             drawn += int((found.scores >= score_threshold).sum())
@@ -83,15 +93,23 @@ def refuse_overwriting(records: Sequence[ImageRecord], folder: Path) -> None:
     """Raise InputError where a drawn picture would take the place of one of the images."""
     inputs = {record.path.resolve() for record in records}
     for record in records:
-        drawn = (folder / f"{record.image_id}.jpg").resolve()
+        drawn = (folder / picture_name(record)).resolve()
         if drawn in inputs:
             raise InputError(f"{drawn}: the picture would overwrite this image; give another --output folder")
+
+
+def picture_name(record: ImageRecord) -> str:
+    """Return the file name of an image's drawn picture."""
+    return f"{file_name_of(record.image_id)}.jpg"
 
 
 def record_of(path: Path, image_id: str) -> ImageRecord:
     """Return a record for an image file without annotations."""
     height, width = read_image(path).shape[:2]
-    return ImageRecord(image_id=image_id, path=path, height=height, width=width, targets=Targets.empty())
+    key = image_key(path, Path())
+    return ImageRecord(
+        image_id=image_id, key=key, path=path, height=height, width=width, targets=Targets.empty()
+    )
 
 
 @contextmanager
@@ -106,10 +124,10 @@ def demo_proposals(config: Config, records: Sequence[ImageRecord]) -> Iterator[S
             store = make_proposals(config, records, target)
         else:
             store = convert_proposals(config, records, target=target)
-        missing = [record for record in records if record.image_id not in store]
+        missing = [record for record in records if record.key not in store]
         if missing and config.proposals.missing == "error":
             raise InputError(
-                f"{store.path}: no proposals for {missing[0].path} (id {missing[0].image_id!r}); give a file "
+                f"{store.path}: no proposals for {missing[0].path}; give a file "
                 "that has them with --proposals, or leave it out to have them made"
             )
         yield stored_proposals(config, store, training=False)

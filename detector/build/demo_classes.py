@@ -11,7 +11,7 @@ from torch import Tensor
 from detector.build.classification_report import classified_image
 from detector.build.classified import classify_view, no_proposals
 from detector.build.data import inference_views
-from detector.build.demo import record_of, refuse_overwriting, unique_stems
+from detector.build.demo import picture_name, record_of, refuse_overwriting, unique_stems
 from detector.config import Config
 from detector.engine.determinism import cuda_algorithms
 from detector.evaluation.report import write_json
@@ -43,7 +43,7 @@ def run_class_demo(
         for record, image in zip(records, track(views, len(records), "classifying"), strict=True):
             scores = classify_view(config, model, image, device)
             shown = classified_image(record, scores, tuple(classes))._replace(presence=None)
-            save_image(folder / f"{record.image_id}.jpg", draw_class_scores(shown, classes))
+            save_image(folder / picture_name(record), draw_class_scores(shown, classes))
             results.append(_as_json(record, scores, classes))
     write_json(folder / "classes.json", {"classes": list(classes), "images": results})
     return sum(_say(result, score_threshold) for result in results)
@@ -61,7 +61,7 @@ def _as_json(record: ImageRecord, scores: Tensor, classes: Sequence[str]) -> dic
     ranked = sorted(zip(classes, scores.tolist(), strict=True), key=lambda pair: -pair[1])
     return {
         "image": str(record.path),
-        "drawn": f"{record.image_id}.jpg",
+        "drawn": picture_name(record),
         "height": record.height,
         "width": record.width,
         "scores": [{"class": name, "score": score} for name, score in ranked],

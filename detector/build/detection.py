@@ -18,7 +18,6 @@ from detector.build.report import finish_figures, print_figures, write_report
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.memory import PeakMemory
-from detector.errors import InputError
 from detector.models.box_coder import BoxCoder, measured_coder
 from detector.models.detector import RegionDetector
 from detector.models.roi_sampler import trained_objects
@@ -103,14 +102,15 @@ class DetectionTask:
             f"{split}: {len(dataset.records)} images, {objects} objects of {len(dataset.classes)} classes; "
             f"boxes dropped or clipped: {faults or 'none'}"
         )
+        targets = (record.targets for record in dataset.records)
+        data_parts.require_objects(targets, config, f"; boxes dropped: {faults or 'none'}")
         store = proposal_parts.open_proposals(config, dataset.records, split)
         records = proposal_parts.with_proposals(config, dataset.records, store)
-        if not sum(len(record.targets) for record in records):
-            raise InputError(
-                f"{config.data.root}: nothing to train on in {split}: of {len(dataset.records)} images, "
-                f"{len(records)} have proposals in {store.path} and none of these has an object that may be "
-                f"trained on; boxes dropped: {faults or 'none'}"
-            )
+        data_parts.require_objects(
+            (record.targets for record in records),
+            config,
+            f"; of {len(dataset.records)} images {len(records)} have proposals in {store.path}",
+        )
         proposal_parts.report_recall(records, store, config, split)
         return records, store
 

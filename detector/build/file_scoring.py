@@ -13,7 +13,8 @@ from detector.data.voc import find_classes, load_voc
 from detector.errors import InputError
 from detector.evaluation.coco import CocoEvaluator, GroundTruth, ground_truth_of, score_coco_results
 from detector.evaluation.coco_results import read_coco_results
-from detector.evaluation.result_files import result_classes
+from detector.evaluation.file_faults import warn_of_coco_results
+from detector.evaluation.result_files import other_result_files
 from detector.evaluation.score_files import read_checked_files, score_result_files
 from detector.evaluation.voc import VocEvaluator
 from detector.structures import ImageRecord
@@ -42,8 +43,8 @@ def score_detections(
     Raises:
         InputError: a file that is missing, malformed or made for other images or classes.
     """
-    as_json = detections.suffix == ".json"
-    if metric == "coco" and as_json and annotations.suffix == ".json":
+    as_json = detections.suffix.lower() == ".json"
+    if metric == "coco" and as_json and annotations.suffix.lower() == ".json":
         return score_coco_results(detections, read_coco(annotations)).compute()
     truth = read_truth(annotations, split, None if as_json else detections)
     match metric, as_json:
@@ -64,21 +65,20 @@ def read_truth(annotations: Path, split: str, result_folder: Path | None = None)
     The classes of a VOC layout are those of all its annotations. Only the split's are read where
     ``result_folder`` has no VOC result file of another class: the means are the same.
     """
-    if annotations.suffix == ".json":
+    if annotations.suffix.lower() == ".json":
         data: CocoData = read_coco(annotations)
         found = load_coco(annotations, annotations.parent, invalid_boxes=None, require_images=False)
         return Truth(found.records, tuple(category_names(data).values()), data, found.image_ids)
     classes = find_classes(annotations) if result_folder is None else None
     voc = load_voc(annotations, split, classes=classes, invalid_boxes=None, require_images=False)
-    if result_folder is not None and result_classes(result_folder, split) - set(voc.classes):
+    if result_folder is not None and other_result_files(result_folder, split, voc.classes):
         return read_truth(annotations, split)
     image_ids = {record.image_id: number for number, record in enumerate(voc.records, start=1)}
     return Truth(voc.records, voc.classes, ground_truth_of(voc.records, voc.classes), image_ids)
 
 
 def _score_by_coco(folder: Path, truth: Truth, split: str) -> CocoEvaluator:
-    image_ids = [record.image_id for record in truth.records]
-    found = read_checked_files(folder, image_ids, truth.classes, split)
+    found = read_checked_files(folder, truth.records, truth.classes, split)
     evaluator = CocoEvaluator(truth.coco, truth.classes, truth.image_ids)
     evaluator.update(list(found), [one.detections() for one in found.values()])
     return evaluator
@@ -87,7 +87,9 @@ def _score_by_coco(folder: Path, truth: Truth, split: str) -> CocoEvaluator:
 def _score_by_voc(path: Path, truth: Truth, iou_threshold: float) -> VocEvaluator:
     categories = {entry["name"]: entry["id"] for entry in truth.coco["categories"]}
     labels = {categories[name]: label for label, name in enumerate(truth.classes, start=1)}
-    results = read_coco_results(path, truth.image_ids.values(), labels)
+    records = {truth.image_ids[record.image_id]: record for record in truth.records}
+    results = read_coco_results(path, records, labels)
+    warn_of_coco_results(path, results, {key: (one.height, one.width) for key, one in records.items()})
     by_image: dict[int, list[Any]] = {coco_id: [] for coco_id in truth.image_ids.values()}
     for place, result in enumerate(results):
         by_image[result["image_id"]].append((place, result))

@@ -48,6 +48,7 @@ class LayerFit:
         dataset = data_parts.load_split(config, config.data.train_split, classes, training=True)
         store = proposal_parts.open_proposals(config, dataset.records, config.data.train_split)
         self.records = proposal_parts.with_proposals(config, dataset.records, store)
+        data_parts.require_objects((record.targets for record in self.records), config)
         self.source = proposal_parts.stored_proposals(config, store, training=True)
         self.cached: CachedFeatures = open_cache(config, model, self.records, cache_folder, device)
 

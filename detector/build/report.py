@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from detector.build.evaluation import COURSE, Evaluation, TestSet
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.memory import PeakMemory
 from detector.engine.run_log import read_log
-from detector.evaluation.report import coco_table, voc_table, write_json
-from detector.progress import note
+from detector.evaluation.report import figures_shown, write_json
+from detector.progress import note, show
 from detector.visualize import run_picture
 
 Course = list[tuple[float, float]]  # (step, value)
@@ -23,8 +21,8 @@ EXAMPLES = 8
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """Print the table of AP per class, or COCO's tables where its figures are there, to standard output."""
-    Console().print(coco_table(figures) if "AP" in figures else voc_table(figures))
+    """Print the table of an evaluation, or that there was nothing to score, to standard output."""
+    show(figures_shown(figures))
 
 
 def finish_figures(figures: dict[str, Any], seconds: float, memory: PeakMemory) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def write_report(
         folder / "run.png",
         losses=losses,
         evaluations=evaluations,
-        pr_curves=evaluation.evaluator.precision_recall(),
+        pr_curves=evaluation.evaluator.precision_recall() if test_set.annotated else {},
         figures=figures,
         examples=shown,
         classes=test_set.classes,

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from detector.build.evaluation import COURSE, headline
+from detector.build.evaluation import COURSE, UNSCORED, headline
 from detector.build.tasks import Task, build_task
 from detector.build.weights import check_weights
 from detector.config import Config
@@ -20,6 +20,7 @@ from detector.engine.optim import build_schedule, build_sgd, load_optimizer_stat
 from detector.engine.run_log import RunLog
 from detector.engine.trainer import Record, Trainer, training_state
 from detector.errors import InputError
+from detector.evaluation.report import NOTHING_SCORED
 from detector.files import write_text
 from detector.progress import TrainingProgress, note
 
@@ -97,9 +98,10 @@ class TrainingRun:
         figures = {name: value for name, value in self.evaluation.figures.items() if name in COURSE}
         self.log.write("evaluate", {"step": trainer.step, **figures})
         self.log.images("test images", self.task.pictures(self.evaluation), trainer.step)
-        note(f"step {trainer.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        note(f"step {trainer.step}: {shown or NOTHING_SCORED}")
         metric = headline(self.config, self.evaluation.figures)
-        if metric > self.best.get("metric", -1.0):
+        if metric == UNSCORED or metric > self.best.get("metric", UNSCORED):
             self.best = {"metric": metric, "step": float(trainer.step)}
             checkpoints.save_checkpoint(self._checkpoint_path("best"), self._state(trainer))
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from detector.config import Config
 from detector.engine.checkpoint import load_checkpoint
 from detector.errors import InputError
+from detector.evaluation.report import plain
 from detector.models.backbones import Backbone
 from detector.models.published import FEATURES, HEAD, has_fully_connected, our_names
 from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
@@ -155,10 +155,10 @@ def _line(row: Row) -> str:
 
 
 def _table(rows: Sequence[Row], source: str) -> Table:
-    table = Table(title=f"weights from {source}")
+    table = Table(title=plain(f"weights from {source}"))
     for title in ("name", "outcome", "network", "file"):
         table.add_column(title, overflow="fold")
     for row in rows:
         shapes = ["" if shape is None else str(list(shape)) for shape in (row.wanted, row.found)]
-        table.add_row(*(Text(text) for text in (row.name, row.outcome, *shapes)))
+        table.add_row(*(plain(text) for text in (row.name, row.outcome, *shapes)))
     return table

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from detector.data.check import Checked, Problem, count_kinds
+from detector.data.choice import list_line
+from detector.data.suspicions import Suspicion, names_with_others, similar_names, wrong_first_pixel
+from detector.errors import printable
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -35,6 +38,7 @@ class CheckReport:
             "would_start": self.would_start,
             "problems": [asdict(problem) for problem in self.problems],
             "problem_counts": count_kinds(self.problems),
+            "other_classes": dict(sum((one.others for one in self.checked), Counter())),
             "splits": {split: self._counts(split) for split in self.splits},
             "boxes": self._statistics(),
         }
@@ -75,35 +79,55 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
 
 
 def summarise(
-    checked: Sequence[Checked], others: Iterable[Problem], splits: Sequence[str], train_split: str
+    checked: Sequence[Checked],
+    others: Iterable[Problem],
+    splits: Sequence[str],
+    train_split: str,
+    *,
+    first_pixel: int = 1,
+    classes: Iterable[str] = (),
 ) -> CheckReport:
-    """Add up what was found image by image; ``others`` are problems of no single image."""
+    """Add up what was found image by image; ``others`` are problems of no single image.
+
+    ``classes`` are the names that training knows, beside those of the objects.
+    """
     problems = [*others, *(problem for one in checked for problem in one.problems)]
     problems += _in_two_splits(checked, splits)
-    trained = [one for one in checked if train_split in one.item.splits]
-    if trained and not any(one.objects for one in trained):
-        message = f"none of the {len(trained)} images of {train_split} has an object that can be trained on"
-        problems.append(Problem(kind="nothing to train on", file=train_split, message=message, stops=True))
+    place = ", ".join(splits)
+    suspicions = [*_first_pixel(checked, first_pixel, place), *similar_names(_names(checked, classes), place)]
+    problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in suspicions]
     return CheckReport(
         splits=tuple(splits), train_split=train_split, problems=problems, checked=list(checked)
     )
 
 
+def _first_pixel(checked: Sequence[Checked], first_pixel: int, place: str) -> Iterable[Suspicion]:
+    count, objects = sum(one.at_edge for one in checked), sum(one.from_voc for one in checked)
+    return wrong_first_pixel(count, objects, first_pixel, place)
+
+
+def _names(checked: Sequence[Checked], classes: Iterable[str]) -> list[str]:
+    found = Counter(name for one in checked for name, _, _ in one.objects)
+    found.update(name for one in checked for name in one.others)
+    return names_with_others(list(dict.fromkeys(classes)), found)
+
+
 def _in_two_splits(checked: Sequence[Checked], splits: Sequence[str]) -> Iterable[Problem]:
     """Yield a problem for each image of two splits; one for two splits that are the same."""
-    members = {split: {one.item.image_id for one in checked if split in one.item.splits} for split in splits}
-    files = {one.item.image_id: str(one.item.file) for one in checked}
+    places = [(one.item.image.resolve(), one.item) for one in checked]  # a link shows the same image
+    members = {split: {place for place, item in places if split in item.splits} for split in splits}
+    items = dict(places)
     for first, second in combinations(splits, 2):
         both = members[first] & members[second]
         if both and members[first] == members[second]:
             message = f"{first} and {second} are the same {len(both)} images: figures would say nothing"
             yield Problem(kind="in two splits", file=first, message=message, splits=(first, second))
             continue
-        for image_id in sorted(both):
-            message = f"image id {image_id!r} is in {first} and in {second}"
+        for item in (items[place] for place in sorted(both)):
+            message = f"image {item.key!r} is in {first} and in {second}"
             yield Problem(
-                kind="in two splits", file=files[image_id], message=message, image_id=image_id,
-                splits=(first, second),
+                kind="in two splits", file=str(item.file), message=message, image_id=item.image_id,
+                key=item.key, splits=(first, second),
             )  # fmt: skip
 
 
@@ -112,22 +136,25 @@ def problem_line(problem: Problem) -> str:
     place = ": ".join(filter(None, (problem.file, problem.object)))
     mark = "stops training" if problem.stops else "warning"
     text = " ".join(problem.message.split())
-    return f"{place}: {problem.kind}: {text} [{mark}]"
+    return printable(f"{place}: {problem.kind}: {text} [{mark}]")
 
 
 def fix_list(report: CheckReport) -> str:
-    """Return a list for ``data.leave_out``: images that stop training as ids, those of which an object is
-    left out anyway as comments."""
-    lines = ["# For data.leave_out: one image id a line; lines that begin with # are comments."]
+    """Return a list for ``data.leave_out``: images that stop training, those of which an object is left
+    out anyway as comments."""
+    lines = [
+        "# For data.leave_out: the path of one image below data.root a line; lines that begin with # are "
+        "comments."
+    ]
     by_image: dict[str, list[Problem]] = {}
     for problem in report.problems:
-        if problem.image_id is not None and (problem.stops or problem.unusable):
-            by_image.setdefault(problem.image_id, []).append(problem)
-    for image_id, problems in sorted(by_image.items()):
+        if problem.key is not None and (problem.stops or problem.unusable):
+            by_image.setdefault(problem.key, []).append(problem)
+    for key, problems in sorted(by_image.items()):
         kinds = ", ".join(dict.fromkeys(problem.kind for problem in problems))
         if any(problem.stops for problem in problems):
-            lines += [f"# {kinds}:", image_id]
+            lines += [f"# {kinds}:", list_line(key)]
         else:
             lines += [f"# {kinds}; only the object is left out. To leave out the image too, remove the mark:"]
-            lines += [f"#{image_id}"]
+            lines += [f"#{list_line(key)}"]
     return "\n".join(lines) + "\n"

@@ -7,8 +7,9 @@ written; what is checked is what the loader, the evaluator and the converter rel
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from detector.data.voc_split import check_name
 from detector.data.voc_xml import MAX_COORDINATE
@@ -22,10 +23,13 @@ SECTIONS = ("images", "categories", "annotations")
 MAX_ID = 2**63  # pycocotools puts ids into NumPy arrays
 
 
-def read_coco(path: Path | str, on_fault: Callable[[InputError], None] | None = None) -> CocoData:
+def read_coco(
+    path: Path | str, on_fault: Callable[[InputError], None] | None = None, *, unannotated: bool = False
+) -> CocoData:
     """Read ``images``, ``categories`` and ``annotations``; other sections are left out.
 
-    With ``on_fault`` a faulty entry is handed to it and left out, and the rest is read.
+    With ``on_fault`` a faulty entry is handed to it and left out, and the rest is read. With ``unannotated``
+    the last two may be missing, as in files of test sets; they are then empty.
 
     Raises:
         InputError: not readable or not of the format, an id or a category's name twice, an id that nothing
@@ -36,6 +40,8 @@ def read_coco(path: Path | str, on_fault: Callable[[InputError], None] | None = 
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a COCO annotation file, an object with {', '.join(SECTIONS)}")
+    if unannotated:
+        content = {"categories": [], "annotations": [], **content}
     data = {section: _section(content, section, path) for section in SECTIONS}
     checks = {"images": _WithOwnId(_check_image), "categories": _WithOwnId(_check_category)}
     for section, check in checks.items():
@@ -50,6 +56,31 @@ def read_coco(path: Path | str, on_fault: Callable[[InputError], None] | None = 
 
     data["annotations"] = _sound(data["annotations"], f"{path}: annotations", check_annotation, on_fault)
     return data
+
+
+def image_file(folder: Path, name: str) -> Path:
+    """Return the path of the image that a COCO file calls ``name``, in ``folder``.
+
+    Where no file has just that name, it is looked for with ``\\`` as the separator of folders and with
+    ``%20`` and its like decoded, as some tools write them; never outside ``folder``.
+    """
+    for written in plain_names(name) if "\\" in name or "%" in name else ():
+        if (folder / written).is_file():
+            return folder / written
+    return folder / name
+
+
+def plain_names(name: str) -> list[str]:
+    """Return a COCO file's name of an image, and what else it may mean: see `image_file`."""
+    forward = name.replace("\\", "/")
+    names = [name]
+    for written in (forward, unquote(name), unquote(forward)):
+        try:
+            check_name(written, "", "")
+        except InputError:
+            continue
+        names.append(PurePosixPath(written).as_posix())
+    return list(dict.fromkeys(names))
 
 
 def _section(content: dict[str, Any], section: str, path: Path) -> list[Entry]:
@@ -114,8 +145,11 @@ def _check_image(entry: Entry, place: str) -> None:
 
 
 def _check_category(entry: Entry, place: str) -> None:
-    if not isinstance(entry.get("name"), str) or not entry["name"]:
-        raise InputError(f"{place}: name is {_short(entry.get('name'))}; expected the class's name")
+    name = entry.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"{place}: name is {_short(name)}; expected the class's name")
+    if name.encode("utf-8", errors="replace").decode() != name:
+        raise InputError(f"{place}: name is {_short(name)}, with half of a character in it; correct it")
 
 
 def _refuse_twins(categories: list[Entry], path: Path) -> None:
@@ -132,7 +166,7 @@ def _check_annotation(entry: Entry, place: str) -> None:
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_pixels, box)):
         raise InputError(f"{place}: bbox is {_short(box)}; expected [x, y, width, height] in pixels")
-    for flag in ("iscrowd", "difficult"):
+    for flag in ("iscrowd", "difficult", "ignore"):
         if entry.get(flag, 0) not in (0, 1):
             raise InputError(f"{place}: {flag} is {_short(entry[flag])}; expected 0 or 1")
     area = entry.get("area", 0)

@@ -4,7 +4,10 @@ What COCO has no field for (pose, truncated, parts, source, ...) travels along u
 tree [tag, text or list of children, attributes if any], in which null stands where COCO's own fields give
 the content; so going back gives the same elements in the same order, and edits made to the COCO file in
 between are kept. ``difficult`` is an additional key of an annotation. Such an annotation has ``iscrowd`` 1,
-so that COCO's tools ignore it too; `load_coco` reads it as difficult, not as crowd.
+so that COCO's tools ignore it too; `load_coco` reads it as difficult, not as crowd. ``ignore`` is written as
+an additional <ignore> of an object, which `detector.data.voc_xml` reads; a crowd region becomes such an
+object too, so that it is not trained on. An <object> with several boxes becomes as many annotations, and
+going back as many objects.
 
 Boxes are converted in decimal arithmetic, so 10.3 becomes 9.3 and 10.3 again.
 """
@@ -14,16 +17,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from detector.data.coco import category_names
-from detector.data.coco_json import CocoData, Entry, read_coco
+from detector.data.coco_json import CocoData, Entry, image_file, read_coco
 from detector.data.voc import annotation_path, find_classes, image_size, split_ids
 from detector.data.voc_split import find_image, resolve_folder
-from detector.data.voc_xml import VocObject, parse_xml, to_annotation
+from detector.data.voc_xml import VocObject, object_elements, parse_xml, to_annotation
 from detector.errors import InputError
 from detector.files import write_text
 
@@ -31,10 +34,11 @@ Node = list[Any]
 
 # Paths whose content COCO's own fields give, in an annotation file and in one of its objects.
 _IMAGE_FIELDS = ("/object", "/size/height", "/size/width")
-_OBJECT_FIELDS = ("/name", "/difficult", "/bndbox")
+_OBJECT_FIELDS = ("/name", "/difficult", "/ignore", "/bndbox")
 
 _NEW_OBJECT: Node = ["object", [["name", None], ["difficult", None], ["bndbox", None]]]
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FLAGS = ("/difficult", "/ignore")
 
 
 def voc_to_coco(
@@ -45,12 +49,13 @@ def voc_to_coco(
     annotations: str = "Annotations",
     images: str = "JPEGImages",
     splits: str = "ImageSets/Main",
+    first_pixel: int = 1,
 ) -> CocoData:
     """Write a split, or with None all annotated images, as COCO's format to ``output``, and return it.
 
     Categories are all class names of the annotation folder, sorted, with ids 1..K, so that the files of
     different splits agree. ``file_name`` is the image's path in the image folder. Objects stay as
-    annotated, invalid boxes included.
+    annotated, invalid boxes included. ``first_pixel`` as in `load_voc`.
 
     Raises InputError as `load_voc`, or if ``output`` cannot be written.
     """
@@ -67,7 +72,7 @@ def voc_to_coco(
         tree = parse_xml(path := annotation_path(folder, image_id, split_file))
         annotation = to_annotation(tree, path)
         image = find_image(root / images, image_id, None)
-        height, width = annotation.size or image_size(image, annotation, required=True)
+        height, width = annotation.size or image_size(image, path, required=True)
         data["images"].append(
             {
                 "id": number,
@@ -78,22 +83,27 @@ def voc_to_coco(
                 "voc": _encode(tree, _IMAGE_FIELDS),
             }
         )
-        for thing, element in zip(annotation.objects, tree.findall("object"), strict=True):
-            entry = _to_entry(thing, element, category_ids)
+        for thing, (_, element) in zip(annotation.objects, object_elements(tree, path), strict=True):
+            entry = _to_entry(thing, element, category_ids, first_pixel)
             data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": number, **entry})
     write_text(Path(output), json.dumps(data, ensure_ascii=False))
     return data
 
 
 def coco_to_voc(
-    annotation_file: Path | str, root: Path | str, split: str, image_folder: Path | str | None = None
+    annotation_file: Path | str,
+    root: Path | str,
+    split: str,
+    image_folder: Path | str | None = None,
+    *,
+    first_pixel: int = 1,
 ) -> list[str]:
     """Write ``ROOT/Annotations/ID.xml`` and the split ``ROOT/ImageSets/Main/<split>.txt``; return the ids.
 
     ID is the image's id in VOC layout if it came from there, else its file name without ending.
     ``ROOT/JPEGImages`` becomes a link to ``image_folder`` if one is given. The split is written last, so a
     split that is there is whole; further splits can be added to the same root. Crowd regions become
-    ``difficult``; segmentations are left out.
+    ``difficult`` with ``ignore``; segmentations are left out. ``first_pixel`` as in `load_voc`.
 
     Raises:
         InputError: a malformed file (see `read_coco`), two images with one id, a split or another
@@ -108,10 +118,11 @@ def coco_to_voc(
     objects: dict[int, list[Element]] = {entry["id"]: [] for entry in data["images"]}
     for number, entry in enumerate(data["annotations"]):
         place = f"{path}: annotations[{number}]"
-        objects[entry["image_id"]].append(_to_object(entry, names[entry["category_id"]], place))
+        element = _to_object(entry, names[entry["category_id"]], place, first_pixel)
+        objects[entry["image_id"]].append(element)
     written: dict[str, str] = {}
     for number, entry in enumerate(data["images"]):
-        image_id = entry.get("voc_id") or PurePosixPath(entry["file_name"]).with_suffix("").as_posix()
+        image_id = entry.get("voc_id") or _voc_id(entry["file_name"], image_folder)
         place = f"{path}: images[{number}]"
         if image_id in written:
             raise InputError(f"{place}: another image has the id {image_id!r} too; rename one of the files")
@@ -124,31 +135,52 @@ def coco_to_voc(
     return list(written)
 
 
-def _to_entry(thing: VocObject, element: Element, category_ids: dict[str, int]) -> Entry:
+def _voc_id(name: str, image_folder: Path | str | None) -> str:
+    """Return the id of an image by its name in a COCO file: that of the file that the name stands for."""
+    image: PurePath
+    if image_folder is not None:
+        image = image_file(Path(image_folder), name).relative_to(image_folder)
+    else:
+        image = PurePosixPath(name.replace("\\", "/"))
+    return image.with_suffix("").as_posix()
+
+
+def _to_entry(thing: VocObject, element: Element, category_ids: dict[str, int], first_pixel: int) -> Entry:
     xmin, ymin, xmax, ymax = (Decimal(repr(corner)) for corner in thing.box)
     width, height = xmax - xmin + 1, ymax - ymin + 1
     return {
         "category_id": category_ids[thing.name],
-        "bbox": [_number(value) for value in (xmin - 1, ymin - 1, width, height)],
+        "bbox": [_number(value) for value in (xmin - first_pixel, ymin - first_pixel, width, height)],
         "area": _number(max(width, Decimal(0)) * max(height, Decimal(0))),
         "iscrowd": int(thing.difficult),
         "difficult": int(thing.difficult),
+        **({"ignore": 1} if thing.ignore else {}),
         "voc": _encode(element, _OBJECT_FIELDS),
     }
 
 
-def _to_object(entry: Entry, name: str, place: str) -> Element:
+def _to_object(entry: Entry, name: str, place: str, first_pixel: int) -> Element:
     x, y, width, height = (Decimal(repr(number)) for number in entry["bbox"])
-    difficult = str(int(entry["difficult"] if "difficult" in entry else entry.get("iscrowd", 0)))
+    left, top = x + first_pixel, y + first_pixel
     box = Element("bndbox")
-    for corner, value in zip(_CORNERS, (x + 1, y + 1, x + width, y + height), strict=True):
+    for corner, value in zip(_CORNERS, (left, top, left + width - 1, top + height - 1), strict=True):
         ElementTree.SubElement(box, corner).text = str(_number(value))
-    fields = {"/name": _leaf("name", name), "/difficult": _leaf("difficult", difficult), "/bndbox": box}
+    fields = {"/name": _leaf("name", name), "/bndbox": box, **_flags(entry)}
     element = _decode(entry.get("voc", _NEW_OBJECT), lambda where: fields.pop(where, None), place)
-    if difficult == "0":
-        fields.pop("/difficult", None)  # its absence says the same
+    for flag in _FLAGS:
+        if flag in fields and fields[flag].text == "0":
+            del fields[flag]  # its absence says the same
     element.extend(fields.values())
     return element
+
+
+def _flags(entry: Entry) -> dict[str, Element]:
+    """Return <difficult> and <ignore>; a crowd region has both, a difficult object of VOC is no crowd."""
+    of_voc = "difficult" in entry and "voc" in entry  # then ``iscrowd`` says the same as ``difficult``
+    crowd = bool(entry.get("iscrowd", 0)) and not (of_voc or entry.get("difficult", 0))
+    ignore = crowd or bool(entry.get("ignore", 0))
+    values = {"difficult": ignore or bool(entry.get("difficult", 0)), "ignore": ignore}
+    return {f"/{flag}": _leaf(flag, str(int(value))) for flag, value in values.items()}
 
 
 def _to_xml(entry: Entry, objects: list[Element], place: str) -> str:
@@ -164,7 +196,7 @@ def _to_xml(entry: Entry, objects: list[Element], place: str) -> str:
         ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(
-            f"{place}: a name or text in it cannot be written as XML ({error}); mend it"
+            f"{place}: a name or text in it cannot be written as XML ({error}); correct it"
         ) from None
     return text
 

@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from detector.data.suffixes import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from detector.errors import InputError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from detector.files import require_regular
 
 # Pillow's names of what OpenCV decodes too.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
 _REPLACE = "replace the file or leave its id out of the split"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_TWELVE_BITS = 2**12
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 
@@ -49,6 +50,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         InputError: no such file, not an image, one of over `MAX_PIXELS`, truncated (`TruncatedImage`), or
             of another size than annotated (`WrongImageSize`).
     """
+    require_regular(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
@@ -81,9 +83,30 @@ def stored_view(path: Path) -> tuple[tuple[int, int], int]:
         return (image.height, image.width), orientation if orientation in range(1, 9) else 1
 
 
+def low_bit_depth(path: Path) -> str | None:
+    """Return what to say of an image with 16 bits a channel of which it uses 12 or fewer, else None.
+
+    Such files, of cameras and scanners, are decoded to 0..15 of 255, nearly black.
+
+    Raises InputError as `read_image`.
+    """
+    with _header(path) as image:
+        if image.format not in ("PNG", "TIFF"):
+            return None
+    values = _decode(path, np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    largest = int(values.max(initial=0)) if values.dtype == np.uint16 else 0
+    if not 0 < largest < _TWELVE_BITS:
+        return None
+    return (
+        f"16 bits a channel, of which the brightest pixel uses {largest.bit_length()} ({largest} of 65535): "
+        f"it is decoded to 0..{largest >> 8} of 255, nearly black; stretch the values to the full range"
+    )
+
+
 @contextmanager
 def _header(path: Path) -> Iterator[Image.Image]:
     """Open an image without decoding it, so that its size can be refused first."""
+    require_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own about large images and odd headers

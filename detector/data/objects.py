@@ -14,6 +14,8 @@ from detector.errors import InputError, nearest
 from detector.structures import Targets
 
 InvalidBoxes = Literal["drop", "clip", "error"]
+OtherClasses = Literal["error", "ignore"]
+OTHER_CLASS = "of other classes"
 Box = tuple[float, float, float, float]
 
 # A box this far outside its image, in pixels, is a rounding slip or a 0-based file, not a wrong object.
@@ -24,6 +26,7 @@ _TOLERANCE = 1.0
 class AnnotatedObject:
     """An object as annotated: ``box`` half-open in pixels of the image; ``area`` None means the box's.
 
+    ``ignore`` stands for COCO's flag of that name: not an object to train on, and none that can be missed.
     ``place`` says where it is written, ``written`` is its box in that file's own convention; both are for
     messages.
     """
@@ -32,6 +35,7 @@ class AnnotatedObject:
     box: Box
     difficult: bool = False
     crowd: bool = False
+    ignore: bool = False
     area: float | None = None
     place: str
     written: Sequence[float]
@@ -46,11 +50,20 @@ class TargetBuilder:
     "error" raises. A box that reaches out by one pixel or less is always clipped. None, for evaluation,
     keeps every object exactly as annotated.
 
-    ``counts`` has the boxes left out ("swapped", "outside", "under 2 px") and moved ("clipped").
+    ``other_classes`` says what happens to an object of a class that is not in ``classes``: "error" raises,
+    "ignore" leaves it out. An object with ``ignore`` becomes both difficult and a crowd region, which no
+    metric counts as missed and training takes neither as an object nor as background.
+
+    ``counts`` has the boxes left out ("swapped", "outside", "under 2 px", "of other classes") and moved
+    ("clipped"), ``others`` the names of the other classes.
     """
 
     def __init__(
-        self, classes: Sequence[str], invalid_boxes: InvalidBoxes | None = "drop", min_box_size: float = 2.0
+        self,
+        classes: Sequence[str],
+        invalid_boxes: InvalidBoxes | None = "drop",
+        min_box_size: float = 2.0,
+        other_classes: OtherClasses = "error",
     ) -> None:
         if invalid_boxes not in ("drop", "clip", "error", None):
             raise ValueError(f"invalid_boxes must be 'drop', 'clip', 'error' or None, not {invalid_boxes!r}")
@@ -59,7 +72,9 @@ class TargetBuilder:
             raise InputError(f"classes: {repeated[0]!r} is named twice; name each class once")
         self.invalid_boxes = invalid_boxes
         self.min_box_size = min_box_size
+        self.other_classes = other_classes
         self.counts: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
         self._labels = {name: label for label, name in enumerate(classes, start=1)}
 
     def __call__(self, objects: Iterable[AnnotatedObject], size: tuple[int, int]) -> Targets:
@@ -67,7 +82,8 @@ class TargetBuilder:
 
         Raises InputError for an object of an unknown class, or an invalid box under "error".
         """
-        labelled = [(thing, self._label(thing), self._repair(thing, size)) for thing in objects]
+        wanted = [thing for thing in objects if self._is_wanted(thing)]
+        labelled = [(thing, self._label(thing), self._repair(thing, size)) for thing in wanted]
         kept = [(thing, label, box) for thing, label, box in labelled if box is not None]
         boxes = torch.tensor([box for _, _, box in kept], dtype=torch.float32).reshape(-1, 4)
         area = box_ops.area(boxes)
@@ -77,16 +93,23 @@ class TargetBuilder:
         return Targets(
             boxes=boxes,
             labels=torch.tensor([label for _, label, _ in kept], dtype=torch.int64),
-            difficult=torch.tensor([thing.difficult for thing, _, _ in kept], dtype=torch.bool),
-            crowd=torch.tensor([thing.crowd for thing, _, _ in kept], dtype=torch.bool),
+            difficult=torch.tensor([one.difficult or one.ignore for one, _, _ in kept], dtype=torch.bool),
+            crowd=torch.tensor([one.crowd or one.ignore for one, _, _ in kept], dtype=torch.bool),
             area=area,
         )
+
+    def _is_wanted(self, thing: AnnotatedObject) -> bool:
+        if self.other_classes == "error" or thing.name in self._labels:
+            return True
+        self.counts[OTHER_CLASS] += 1
+        self.others[thing.name] += 1
+        return False
 
     def _label(self, thing: AnnotatedObject) -> int:
         if thing.name not in self._labels:
             raise InputError(
                 f"{thing.place}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
-                "correct the name or add the class"
+                "correct the name, add the class, or leave such objects out with data.other_classes=ignore"
             )
         return self._labels[thing.name]
 

@@ -6,12 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from detector.data.suffixes import IMAGE_SUFFIXES, with_suffix_of
 from detector.data.voc_xml import faults_to
 from detector.errors import InputError, nearest
 from detector.files import read_short_text
-
-# Tried in this order; the first is where an image is expected.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id.
 _CLASS_COLUMN = re.compile(r"(?P<id>.*\S)\s+(-1|0|1)")
@@ -87,16 +85,14 @@ def find_image(folder: Path, image_id: str, split_file: Path | None) -> Path:
 
     Raises InputError naming ``split_file``, the id and the expected path if the image is missing.
     """
-    candidates = [folder / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES]
-    for path in candidates:
-        if path.is_file():
-            return path
-    if split_file is not None:
+    found, expected = with_suffix_of(folder / image_id, IMAGE_SUFFIXES), folder / f"{image_id}.jpg"
+    if found is None and split_file is not None:
+        others = ", ".join(IMAGE_SUFFIXES[1:])
         raise InputError(
-            f"{split_file}: image id {image_id!r} has no image: expected {candidates[0]} (or .jpeg, .png); "
+            f"{split_file}: image id {image_id!r} has no image: expected {expected} (or {others}); "
             "put it there or take the id out of the split"
         )
-    return candidates[0]
+    return found or expected
 
 
 def check_name(name: str, place: str, expected: str) -> None:
@@ -119,12 +115,12 @@ def _fits(name: str) -> bool:
 
 def _image_id(line: str, annotation_folder: Path) -> str:
     column = _CLASS_COLUMN.fullmatch(line)
-    if column is None or (annotation_folder / f"{line}.xml").is_file():
+    if column is None or with_suffix_of(annotation_folder / line, (".xml",)):
         return line
     return column["id"]
 
 
 def _split_names(folder: Path) -> list[str]:
     """Return the splits of a folder without the per-class lists, "CLASS_SPLIT"."""
-    names = {path.stem for path in folder.glob("*.txt")}
+    names = {path.stem for path in folder.glob("*.txt") if not path.name.startswith(".")}
     return sorted(name for name in names if name.rpartition("_")[2] not in names - {name})

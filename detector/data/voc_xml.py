@@ -2,7 +2,9 @@
 
 Source: the annotation format of the PASCAL VOC 2007 development kit. Coordinates here are the file's own,
 1-based with inclusive ends; `detector.data.voc` converts them. Only what a detector needs is looked at,
-so files of other tools with missing, additional or differently ordered elements read as well.
+so files of other tools with missing, additional or differently ordered elements read as well. So do element
+names in other case or with a namespace's prefix, objects gathered in <objects>, and several boxes in one
+object, each of which is an object of its own. An object or a box anywhere else is an error, never passed by.
 """
 
 from __future__ import annotations
@@ -15,32 +17,60 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from detector.data.xml_text import decode_xml
 from detector.errors import InputError
+from detector.files import require_regular
 
 MAX_BYTES = 10 * 2**20
 MAX_DEPTH = 32  # elements within elements; VOC itself needs 5
 MAX_COORDINATE = 2.0**24  # up to here float32 holds every whole pixel
 
+MAX_COPIED = 2**20  # elements of objects with several boxes, counted once for each of their boxes
+
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_DIFFICULT = {"1": True, "true": True, "0": False, "false": False, "unspecified": False, "": False}
+_FLAGS = {"1": True, "true": True, "0": False, "false": False, "unspecified": False, "": False}
+_READ = frozenset(
+    (
+        *("annotation", "filename", "size", "height", "width", "depth", "objects", "object", "part"),
+        *("name", "difficult", "ignore", "bndbox", *_CORNERS),
+    )
+)
+_STRAY = frozenset(("object", "bndbox", "robndbox", *_CORNERS))  # never without a meaning
+_NO_BOX = {
+    "robndbox": "a rotated box (<robndbox>)",
+    "polygon": "a polygon",
+    "segmentation": "a segmentation",
+    "bbox": "a <bbox>",
+    "box": "a <box>",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VocObject:
-    """One <object>: ``box`` is (xmin, ymin, xmax, ymax), 1-based, ends inclusive, in pixels."""
+    """One box of one <object>: ``box`` is (xmin, ymin, xmax, ymax), ends inclusive, in pixels.
+
+    ``place`` names it inside the file. ``ignore`` stands for COCO's flag, which `detector.data.convert`
+    brings along: neither an object to be trained on nor one that a detector misses.
+    """
 
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
+    ignore: bool
+    place: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VocAnnotation:
-    """One file: ``size`` is (height, width) in pixels, None where <size> is missing or zero."""
+    """One file: ``size`` is (height, width) in pixels, None where <size> is missing or zero.
+
+    ``filename`` is the image's name by the file itself, None where it gives none.
+    """
 
     path: Path
     size: tuple[int, int] | None
     objects: list[VocObject]
+    filename: str | None = None
 
 
 def read_annotation(path: Path) -> VocAnnotation:
@@ -62,13 +92,70 @@ def to_annotation(
     """
     if root.tag != "annotation":
         raise InputError(f"{path}: not a VOC annotation: the outer element is <{root.tag}>, not <annotation>")
-    objects, size = [], None
-    for number, element in enumerate(root.findall("object"), start=1):
+    objects, size, filename = [], None, None
+    for place, element in object_elements(root, path, on_fault):
         with faults_to(on_fault):
-            objects.append(_read_object(element, f"{path}: object {number}"))
+            objects.append(_read_object(element, place, path))
     with faults_to(on_fault):
         size = _read_size(root, path)
-    return VocAnnotation(path=path, size=size, objects=objects)
+    with faults_to(on_fault):
+        filename = _text(root, "filename", str(path)) or None
+    return VocAnnotation(path=path, size=size, objects=objects, filename=filename)
+
+
+def object_elements(
+    root: Element, path: Path, on_fault: Callable[[InputError], None] | None = None
+) -> Iterator[tuple[str, Element]]:
+    """Yield the place and the element of every object; one with several boxes once for each box.
+
+    Raises InputError, or hands to ``on_fault``, an object or a box where none is looked for.
+    """
+    copied = 0
+    for number, element in enumerate(root.findall("object"), start=1):
+        boxes, others = element.findall("bndbox"), len(element)
+        copied += len(boxes) * others if len(boxes) > 1 else 0
+        if copied > MAX_COPIED:
+            raise InputError(f"{path}: object {number} has {len(boxes)} <bndbox>; write one object for each")
+        for index, box in enumerate(boxes, start=1):
+            if len(boxes) > 1:
+                yield f"object {number}, box {index}", _with_one_box(element, box)
+        if len(boxes) < 2:
+            yield f"object {number}", element
+    for inside, child in _strays(root):
+        with faults_to(on_fault):
+            raise InputError(
+                f"{path}: <{child}> in <{inside}>, where it would not be read; objects stand directly in "
+                "<annotation>, each with <name> and <bndbox>: correct the file"
+            )
+
+
+def _with_one_box(element: Element, box: Element) -> Element:
+    """Return an object without its boxes but ``box``."""
+    single = Element(element.tag, element.attrib)
+    single.text, single.tail = element.text, element.tail
+    single.extend(child for child in element if child.tag != "bndbox" or child is box)
+    return single
+
+
+def _strays(root: Element) -> Iterator[tuple[str, str]]:
+    """Yield the names of the element around it and of each object, box or corner that is not read."""
+    for child in root:
+        if child.tag != "object":
+            yield from _strays_below(child, root.tag)
+            continue
+        for field in child:  # a <part>, such as a person's head, has a box that is no object's
+            if field.tag not in ("part", "robndbox", *_CORNERS):
+                yield from _strays_below(field, child.tag, own="bndbox")
+            elif field.tag in _CORNERS and child.find("bndbox") is not None:
+                yield child.tag, field.tag
+
+
+def _strays_below(element: Element, inside: str, own: str | None = None) -> Iterator[tuple[str, str]]:
+    if element.tag in _STRAY and element.tag != own:
+        yield inside, element.tag
+    elif element.tag != "bndbox":
+        for child in element:
+            yield from _strays_below(child, element.tag)
 
 
 @contextmanager
@@ -83,7 +170,10 @@ def faults_to(on_fault: Callable[[InputError], None] | None) -> Iterator[None]:
 
 
 def parse_xml(path: Path) -> Element:
-    """Parse an XML file that may come from a stranger.
+    """Parse an XML file that may come from a stranger, and write what is read of it in VOC's own way.
+
+    So the elements that have a meaning here are in lower case and without a prefix, and the objects that
+    were inside <objects> are directly in the outer element.
 
     Document type declarations are refused, and with them entities, both the expanding and the external
     kind; so are files over 10 MiB and elements nested more than 32 deep.
@@ -119,13 +209,26 @@ def parse_xml(path: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = refuse_doctype
     try:
-        parser.Parse(_read_bytes(path), True)
-    except (expat.ExpatError, LookupError, UnicodeError) as error:  # the last two: unknown encodings
-        raise InputError(f"{path}: not well-formed XML: {error}; mend or remove the file") from None
-    return builder.close()
+        parser.Parse(decode_xml(_read_bytes(path), path), True)
+    except (expat.ExpatError, UnicodeError) as error:  # the last: characters that no file should hold
+        raise InputError(f"{path}: not well-formed XML: {error}; correct or remove the file") from None
+    return _in_plain_names(builder.close())
+
+
+def _in_plain_names(root: Element) -> Element:
+    for element in root.iter():
+        plain = element.tag.rpartition(":")[2].lower()
+        if plain in _READ or plain in _NO_BOX:
+            element.tag = plain
+    for gathered in root.findall("objects"):
+        if len(gathered) and all(child.tag == "object" for child in gathered):
+            place = list(root).index(gathered)
+            root[place : place + 1] = list(gathered)
+    return root
 
 
 def _read_bytes(path: Path) -> bytes:
+    require_regular(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -136,20 +239,36 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _read_object(element: Element, place: str) -> VocObject:
-    name = (element.findtext("name") or "").strip()
+def _read_object(element: Element, place: str, path: Path) -> VocObject:
+    name = _text(element, "name", f"{path}: {place}")
     if not name:
-        raise InputError(f"{place} has no <name>; add one or remove the object")
-    place = f"{place} ({name})"
-    xmin, ymin, xmax, ymax = (_read_coordinate(element, corner, place) for corner in _CORNERS)
-    difficult = (element.findtext("difficult") or "").strip()
-    if difficult.lower() not in _DIFFICULT:
-        raise InputError(f"{place}: <difficult> is {difficult!r}; expected 0 or 1")
-    return VocObject(name=name, box=(xmin, ymin, xmax, ymax), difficult=_DIFFICULT[difficult.lower()])
+        raise InputError(f"{path}: {place} has no <name>; add one or remove the object")
+    number, comma, box = place.partition(",")
+    place = f"{number} ({name}){comma}{box}"
+    where = f"{path}: {place}"
+    corners = element.find("bndbox")
+    if corners is None:
+        instead = next((f" but {text}" for tag, text in _NO_BOX.items() if element.find(tag) is not None), "")
+        raise InputError(f"{where} has no <bndbox>{instead}; add an upright box or remove the object")
+    xmin, ymin, xmax, ymax = (_read_coordinate(corners, corner, where) for corner in _CORNERS)
+    return VocObject(
+        name=name,
+        box=(xmin, ymin, xmax, ymax),
+        difficult=_read_flag(element, "difficult", where),
+        ignore=_read_flag(element, "ignore", where),
+        place=place,
+    )
 
 
-def _read_coordinate(element: Element, corner: str, place: str) -> float:
-    text = (element.findtext(f"bndbox/{corner}") or "").strip()
+def _read_flag(element: Element, flag: str, place: str) -> bool:
+    text = _text(element, flag, place)
+    if text.lower() not in _FLAGS:
+        raise InputError(f"{place}: <{flag}> is {text[:40]!r}; expected 0 or 1")
+    return _FLAGS[text.lower()]
+
+
+def _read_coordinate(box: Element, corner: str, place: str) -> float:
+    text = _text(box, corner, place)
     if not text:
         raise InputError(f"{place} has no <{corner}> in its <bndbox>; add it or remove the object")
     value = _number(text)
@@ -159,9 +278,14 @@ def _read_coordinate(element: Element, corner: str, place: str) -> float:
 
 
 def _read_size(root: Element, path: Path) -> tuple[int, int] | None:
+    sizes = root.findall("size")
+    if not sizes:
+        return None
+    if len(sizes) > 1:
+        raise InputError(f"{path}: has {len(sizes)} <size>; keep the right one")
     sides = []
     for side in ("height", "width"):
-        text = (root.findtext(f"size/{side}") or "").strip()
+        text = _text(sizes[0], side, f"{path}: <size>")
         value = _number(text) if text else 0.0
         if not 0 <= value <= MAX_COORDINATE or value != int(value):
             raise InputError(
@@ -171,9 +295,17 @@ def _read_size(root: Element, path: Path) -> tuple[int, int] | None:
     return (sides[0], sides[1]) if all(sides) else None
 
 
+def _text(element: Element, tag: str, place: str) -> str:
+    """Return the text of the only ``tag`` in an element, empty without one. Raises InputError for two."""
+    found = element.findall(tag)
+    if len({(one.text or "").strip() for one in found}) > 1:
+        raise InputError(f"{place} has {len(found)} <{tag}> that differ; keep the right one")
+    return (found[0].text or "").strip() if found else ""
+
+
 def _number(text: str) -> float:
     """Return the number that ``text`` writes, NaN where it writes none."""
     try:
-        return float(text)
+        return math.nan if "_" in text else float(text)  # Python alone allows 1_000
     except ValueError:
         return math.nan

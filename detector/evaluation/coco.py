@@ -1,8 +1,10 @@
 """COCO's detection metrics, computed by pycocotools, for data sets of any format.
 
 Ground truth is a dictionary as in COCO's annotation files: ``images``, ``categories``, ``annotations``.
-Crowd regions are ignored as COCO ignores them; a VOC object that is ``difficult`` is treated as a crowd
-region, since that is the only way in which COCO's rules leave an object out.
+Crowd regions are ignored as COCO ignores them. So are objects with ``ignore: 1`` or ``difficult: 1``: they
+are no misses, and detections on them no false positives. pycocotools overwrites ``ignore`` by ``iscrowd``, so
+these objects are handed to it as crowd regions, the only way in which its rules leave an object out. COCO's
+own annotation files have neither flag, and figures for them are pycocotools' own.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.evaluation.coco_results import Result, read_coco_results, to_results, write_coco_results
+from detector.evaluation.file_faults import warn_of_coco_results
 from detector.evaluation.report import COCO_FIGURES
 from detector.structures import Detections, ImageRecord
 
 GroundTruth = Mapping[str, Sequence[Mapping[str, Any]]]
+
+IGNORED = ("iscrowd", "ignore", "difficult")
+"""Flags of an annotation each of which takes it out of the count."""
 
 
 class CocoEvaluator:
@@ -143,11 +149,14 @@ class CocoEvaluator:
 def score_coco_results(path: Path | str, ground_truth: GroundTruth) -> CocoEvaluator:
     """Return an evaluator that has seen a results file, for all images of the ground truth.
 
+    Warns of boxes and scores that seem wrong, as `detector.evaluation.file_faults` says.
     Raises InputError for a malformed file (see `read_coco_results`).
     """
     evaluator = CocoEvaluator(ground_truth)
-    image_ids = list(evaluator.image_ids.values())
-    evaluator.add(image_ids, read_coco_results(path, image_ids, evaluator.category_ids))
+    sizes = {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in ground_truth["images"]}
+    results = read_coco_results(path, sizes, evaluator.category_ids)
+    warn_of_coco_results(Path(path), results, sizes)
+    evaluator.add(sizes, results)
     return evaluator
 
 
@@ -169,7 +178,10 @@ def ground_truth_of(records: Sequence[ImageRecord], classes: Sequence[str]) -> G
                 }
             )
     return {
-        "images": [{"id": number} for number, _ in enumerate(records, start=1)],
+        "images": [
+            {"id": number, "height": record.height, "width": record.width}
+            for number, record in enumerate(records, start=1)
+        ],
         "categories": [{"id": label, "name": name} for label, name in enumerate(classes, start=1)],
         "annotations": annotations,
     }
@@ -184,7 +196,7 @@ def _annotations(ground_truth: GroundTruth) -> list[dict[str, Any]]:
             "category_id": entry["category_id"],
             "bbox": entry["bbox"],
             "area": entry.get("area", entry["bbox"][2] * entry["bbox"][3]),
-            "iscrowd": int(entry.get("iscrowd", 0)),
+            "iscrowd": int(any(entry.get(flag, 0) for flag in IGNORED)),
         }
         for number, entry in enumerate(ground_truth["annotations"], start=1)
     ]

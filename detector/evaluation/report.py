@@ -8,13 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
+from detector.errors import UNPRINTABLE, printable
 from detector.files import write_text
 
 # In the order of pycocotools' summary.
 COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+NOTHING_SCORED = "no annotations: nothing scored"
+
+
+def figures_shown(figures: Mapping[str, Any]) -> Table | str:
+    """Return what to show of an evaluation: a table, or of a split without annotations a line that says so.
+
+    ``figures`` of such a split have ``annotated: False`` and no metric.
+    """
+    if not figures.get("annotated", True):
+        return f"{figures['split']}: {NOTHING_SCORED}"
+    return coco_table(figures) if "AP" in figures else voc_table(figures)
+
+
+def plain(text: str, overflow: OverflowMethod | None = None) -> Text:
+    """Return a name for a table's cell, head or title: as `printable` shows it, and without markup."""
+    return Text(printable(text), overflow=overflow)
 
 
 def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") -> Table:
@@ -32,7 +51,7 @@ def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") 
         table.add_column(count, footer=str(total), justify="right")
     for name, row in figures["per_class"].items():
         cells = [_figure(row["voc07_AP"]), _figure(row["voc_AP"]), *(str(row[count]) for count in counts)]
-        table.add_row(Text(name), *cells)
+        table.add_row(plain(name), *cells)
     return table
 
 
@@ -45,7 +64,7 @@ def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision 
         table.add_column(column, justify="right")
     for name, row in figures["per_class"].items():
         cells = [_figure(row["AP"]), _figure(row["AP50"]), *(str(row[count]) for count in counts)]
-        table.add_row(Text(name), *cells)
+        table.add_row(plain(name), *cells)
     table.add_section()
     for name in COCO_FIGURES:
         table.add_row(name, _figure(figures[name]))
@@ -55,7 +74,7 @@ def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision 
 def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
     """Return two tables of `detector.proposals.analysis.recall_report`: by number of proposals, by group."""
     average = f"{report['proposals_per_image']:.0f} proposals an image, {report['images']} images"
-    by_number = Table(title=f"{name}: {average}")
+    by_number = Table(title=plain(f"{name}: {average}"))
     for column in ("proposals", "recall 0.5", "recall 0.7", "recall 0.9", "average recall", "MABO"):
         by_number.add_column(column, justify="right")
     for place, count in enumerate(report["counts"]):
@@ -63,7 +82,7 @@ def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
         by_number.add_row(
             str(count), *recall, _at(report["average_recall"], place), _at(report["MABO"], place)
         )
-    by_group = Table(title=f"{name}: all proposals")
+    by_group = Table(title=plain(f"{name}: all proposals"))
     by_group.add_column("class or size")
     for column in ("objects", "recall 0.5", "recall 0.7", "average recall", "mean best overlap"):
         by_group.add_column(column, justify="right")
@@ -71,7 +90,7 @@ def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
         for group, row in report[kind].items():
             recall = [_at(row["recall"], -1, threshold) for threshold in ("0.5", "0.7")]
             rest = (_at(row[key], -1) for key in ("average_recall", "mean_best_overlap"))
-            by_group.add_row(Text(group), str(row["objects"]), *recall, *rest)
+            by_group.add_row(plain(group), str(row["objects"]), *recall, *rest)
         by_group.add_section()
     return [by_number, by_group]
 
@@ -79,10 +98,12 @@ def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
 def write_json(path: Path | str, figures: Mapping[str, Any]) -> None:
     """Write ``figures`` as JSON with sorted keys; a number that is not finite becomes null.
 
+    Letters that `printable` would escape are escaped in JSON's way, all others stay as they are.
     Raises InputError if the file cannot be written; what was there before is then still there.
     """
     text = json.dumps(_finite(figures), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_text(Path(path), text + "\n")
+    lines = (UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
+    write_text(Path(path), "\n".join(lines) + "\n")
 
 
 def _figure(value: float) -> str:

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from detector.errors import InputError, nearest
-from detector.files import write_text
+from detector.files import file_name_of, require_regular, write_text
 from detector.structures import Detections
 
 # The smallest float32 has 54 decimals, the largest 39 digits before the point.
 _EXACT = Context(prec=100)
 _ONE = Decimal(1)
 _LARGEST = 3.4028235e38  # float32's, as it is written
+_LONGEST_SPLIT = 60  # bytes, in a file name
 _COLUMNS = 7  # of a row as it is read: score, box, label, line
 
 
@@ -51,15 +52,33 @@ class FileDetections(NamedTuple):
 def result_file(folder: Path, split: str, name: str) -> Path:
     """Return the path of a class's result file, ``FOLDER/comp4_det_<split>_<class>.txt``.
 
-    Raises InputError for a class that cannot be part of a file name.
+    Split and class stand there as `file_name_of` writes them: ``cabinet/shelf`` is ``cabinet%2Fshelf``.
     """
-    return _class_file(folder, f"comp4_det_{split}", name)
+    return _class_file(folder, "comp4_det", split, name)
 
 
-def result_classes(folder: Path, split: str) -> set[str]:
-    """Return the classes whose result files of ``split`` are in ``folder``."""
-    start = result_file(folder, split, "").stem
-    return {path.stem.removeprefix(start) for path in folder.glob("*.txt") if path.stem.startswith(start)}
+def result_files(folder: Path, split: str, classes: Sequence[str]) -> dict[str, Path]:
+    """Return the file of each class that has one: that of `result_file`, or one with the bare class name.
+
+    Other programs do not escape names: a class ``a:b`` may be found in ``comp4_det_test_a:b.txt``.
+    """
+    files = {name: result_file(folder, split, name) for name in classes}
+    there = set(folder.glob("*.txt"))
+    others = there - set(files.values())
+    for name in classes:
+        bare = folder / f"comp4_det_{split}_{name}.txt"
+        if files[name] not in there and bare in others:
+            files[name] = bare
+    return {name: path for name, path in files.items() if path in there}
+
+
+def other_result_files(folder: Path, split: str, classes: Sequence[str]) -> list[str]:
+    """Return the names of result files of ``split`` that belong to none of ``classes``, sorted."""
+    known = {path.name for path in result_files(folder, split, classes).values()}
+    starts = (f"comp4_det_{split}_", result_file(folder, split, "").stem)
+    return sorted(
+        path.name for path in folder.glob("*.txt") if path.name.startswith(starts) and path.name not in known
+    )
 
 
 def write_class_scores(
@@ -72,29 +91,32 @@ def write_class_scores(
     """
     paths = []
     for number, name in enumerate(classes):
-        paths.append(_class_file(folder, f"comp2_cls_{split}", name))
+        paths.append(_class_file(folder, "comp2_cls", split, name))
         lines = (f"{image_id} {row.numpy()[number]!s}\n" for image_id, row in scores.items())
         write_text(paths[-1], "".join(lines))
     return paths
 
 
-def _class_file(folder: Path, start: str, name: str) -> Path:
-    if "/" in name or "\0" in name:
-        raise InputError(f"class {name!r} cannot be part of a result file's name; rename the class")
-    return folder / f"{start}_{name}.txt"
+def _class_file(folder: Path, start: str, split: str, name: str) -> Path:
+    return folder / f"{start}_{file_name_of(split, _LONGEST_SPLIT)}_{file_name_of(name)}.txt"
 
 
 def write_result_files(
-    folder: Path, detections: Mapping[str, Detections], classes: Sequence[str], split: str = "test"
+    folder: Path,
+    detections: Mapping[str, Detections],
+    classes: Sequence[str],
+    split: str = "test",
+    first_pixel: int = 1,
 ) -> list[Path]:
     """Write every class's file, an empty one where nothing was found, and return their paths.
 
-    ``detections`` is by image id; lines are in its order, then in the detections' own. Raises InputError
-    if the folder cannot be written.
+    ``detections`` is by image id; lines are in its order, then in the detections' own. ``first_pixel`` 0
+    counts pixels from 0 as annotations do that are read so; ends stay inclusive. Raises InputError if the
+    folder cannot be written.
     """
     lines: list[list[str]] = [[] for _ in classes]
     for image_id, found in detections.items():
-        for label, line in zip(found.labels.tolist(), _lines(image_id, found), strict=True):
+        for label, line in zip(found.labels.tolist(), _lines(image_id, found, first_pixel), strict=True):
             lines[label - 1].append(line)
     paths = [result_file(folder, split, name) for name in classes]
     for path, content in zip(paths, lines, strict=True):
@@ -112,19 +134,23 @@ def read_result_files(
             ``image_ids``; the message names file and line.
     """
     rows = {image_id: array("d") for image_id in image_ids}
+    files = result_files(folder, split, classes)
     for label, name in enumerate(classes, start=1):
-        path = result_file(folder, split, name)
-        if path.is_file():
-            _read_class(path, label, rows)
+        if name in files:
+            _read_class(files[name], label, rows)
     return {image_id: _as_tensors(found) for image_id, found in rows.items()}
 
 
-def _lines(image_id: str, found: Detections) -> list[str]:
+def _lines(image_id: str, found: Detections, first_pixel: int) -> list[str]:
     # str() of a NumPy float32 is the shortest decimal that reads back as the same float32.
     boxes = found.boxes.cpu().numpy().astype(np.float32)
     texts = [[str(number) for number in row] for row in boxes]
+    if first_pixel == 0:
+        texts = [[x1, y1, str(_shift(x2, -_ONE)), str(_shift(y2, -_ONE))] for x1, y1, x2, y2 in texts]
+    else:
+        texts = [[str(_shift(x1, _ONE)), str(_shift(y1, _ONE)), x2, y2] for x1, y1, x2, y2 in texts]
     return [
-        f"{image_id} {score!s} {_shift(x1, _ONE)} {_shift(y1, _ONE)} {x2} {y2}\n"
+        f"{image_id} {score!s} {x1} {y1} {x2} {y2}\n"
         for score, (x1, y1, x2, y2) in zip(found.scores.cpu().numpy(), texts, strict=True)
     ]
 
@@ -134,6 +160,7 @@ def _shift(number: str, by: Decimal) -> Decimal:
 
 
 def _read_class(path: Path, label: int, rows: dict[str, array[float]]) -> None:
+    require_regular(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detector.errors import InputError
-from detector.evaluation.result_files import FileDetections, read_result_files, result_file
+from detector.evaluation.file_faults import warn_of_result_files
+from detector.evaluation.result_files import (
+    FileDetections,
+    other_result_files,
+    read_result_files,
+    result_file,
+    result_files,
+)
 from detector.evaluation.voc import VocEvaluator
 from detector.structures import ImageRecord
 
@@ -30,36 +37,39 @@ def score_result_files(
         InputError: no result file at all, or a malformed one (see `read_result_files`).
     """
     evaluator = VocEvaluator(records, classes, iou_threshold)
-    found = read_checked_files(Path(folder), [record.image_id for record in records], classes, split)
+    found = read_checked_files(Path(folder), records, classes, split)
     for image_id, (boxes, scores, labels, lines) in found.items():
         evaluator.add(image_id, boxes, scores, labels, order=lines)
     return evaluator
 
 
 def read_checked_files(
-    folder: Path, image_ids: Sequence[str], classes: Sequence[str], split: str = "test"
+    folder: Path, records: Sequence[ImageRecord], classes: Sequence[str], split: str = "test"
 ) -> dict[str, FileDetections]:
     """Return what `read_result_files` does, after a look at which files there are.
 
-    Warns of classes without a file and of files without a class. Raises InputError as `score_result_files`.
+    Warns of classes without a file, of files without a class, and of boxes and scores that seem wrong, as
+    `detector.evaluation.file_faults` says. Raises InputError as `score_result_files`.
     """
     _check_files(folder, classes, split)
-    return read_result_files(folder, image_ids, classes, split)
+    sizes = {record.image_id: (record.height, record.width) for record in records}
+    found = read_result_files(folder, list(sizes), classes, split)
+    warn_of_result_files(folder, found, sizes)
+    return found
 
 
 def _check_files(folder: Path, classes: Sequence[str], split: str) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected a folder of VOC result files")
-    expected = {result_file(folder, split, name).name: name for name in classes}
-    there = {path.name for path in folder.glob("*.txt")}
-    if not there & expected.keys():
-        wanted = ", ".join(list(expected)[:25])
-        other = f"; the folder has {', '.join(sorted(there)[:5])}" if there else ""
+    found = result_files(folder, split, classes)
+    if not found:
+        wanted = ", ".join(result_file(folder, split, name).name for name in classes[:25])
+        there = ", ".join(sorted(path.name for path in folder.glob("*.txt"))[:5])
+        other = f"; the folder has {there}" if there else ""
         raise InputError(f"{folder} has no result file for split {split!r}: expected {wanted}{other}")
-    start = result_file(folder, split, "").stem
-    unknown = sorted(name for name in there - expected.keys() if name.startswith(start))
+    unknown = other_result_files(folder, split, classes)
     if unknown:
         _log.warning("%s: not scored, no such class in the annotations: %s", folder, ", ".join(unknown))
-    missing = [name for file, name in expected.items() if file not in there]
+    missing = [name for name in classes if name not in found]
     if missing:
         _log.warning("%s: no result file, so counted with AP 0: %s", folder, ", ".join(missing))

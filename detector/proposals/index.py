@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from detector.errors import InputError
 from detector.proposals.durable import replace_durably
 
-MAX_ID_BYTES = 255
+MAX_ID_BYTES = 1024
 _HASH_BYTES = 128
 
 

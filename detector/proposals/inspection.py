@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from detector.errors import InputError
+from detector.files import is_hidden
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import RawImage
 from detector.proposals.readers.safe_pickle import read_pickle
@@ -57,15 +58,16 @@ def guess_format(source: Path) -> str:
     """Return the format that ``source`` seems to have, or "store"; InputError where nothing fits."""
     found: str | None
     if source.is_dir():
-        suffixes = {path.suffix for path in islice(source.rglob("*"), 1000) if path.is_file()}
+        shown = (path for path in source.rglob("*") if not is_hidden(path, source))
+        suffixes = {path.suffix for path in islice(shown, 1000) if path.is_file()}
         found = next((kind for kind in ("npy", "mat", "txt") if f".{kind}" in suffixes), None)
         found = "store" if (source / "manifest.json").exists() else "text" if found == "txt" else found
-    elif source.suffix in (".pkl", ".pickle"):
+    elif source.suffix.lower() in (".pkl", ".pickle"):
         content = read_pickle(source)
         detectron = isinstance(content, dict) and "boxes" in content
         found = "mmdetection" if not detectron else "detectron" if "indexes" in content else "detectron2"
     else:
-        found = {".npz": "npz", ".mat": "mat", ".json": "coco"}.get(source.suffix)
+        found = {".npz": "npz", ".mat": "mat", ".json": "coco"}.get(source.suffix.lower())
     if found is None:
         raise InputError(f"{source} is no proposal file that is known by its name; give its format")
     return found

@@ -48,14 +48,14 @@ class FeatureCache:
             )
         self.folder = folder
         self.plan = plan
-        self._index = {image.image_id: number for number, image in enumerate(plan.images)}
+        self._index = {image.key: number for number, image in enumerate(plan.images)}
         self._maps: np.memmap | None = None
 
-    def levels(self, image_id: str) -> list[Tensor]:
+    def levels(self, key: str) -> list[Tensor]:
         """Return the maps of one image, (1, C, h, w) float32 each, in the order of its views."""
         if self._maps is None:
             self._maps = np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
-        return [self._map(self._maps, stored) for stored in self.plan.maps[self._index[image_id]]]
+        return [self._map(self._maps, stored) for stored in self.plan.maps[self._index[key]]]
 
     def _map(self, maps: np.memmap, stored: StoredMap) -> Tensor:
         size = prod(stored.shape) * self.plan.dtype.itemsize
@@ -111,7 +111,7 @@ def _write_map(maps: BinaryIO, plan: CachePlan, number: int, place: int, feature
     limit = float(np.finfo(plan.dtype).max)
     if not np.abs(values).max() <= limit:
         raise InputError(
-            f"image {plan.images[number].image_id}: its features reach {np.abs(values).max():g}, which "
+            f"image {plan.images[number].key}: its features reach {np.abs(values).max():g}, which "
             f"{plan.dtype.name} cannot hold; cache in float32, or lower model.backbone.feature_scale"
         )
     maps.seek(stored.offset)

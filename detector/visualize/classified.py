@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from detector.errors import printable
 from detector.visualize.drawing import class_colour, font, save_image
 from detector.visualize.page import Curve, Series, charts
 
@@ -58,7 +59,7 @@ def _write_class(
     draw: ImageDraw.ImageDraw, top: int, name: str, label: int, score: float, presence: int
 ) -> None:
     """Write a class's line: a bar as long as its score, the score, the name, and whether it is there."""
-    left = _IMAGE_SIDE + 6
+    name, left = printable(name), _IMAGE_SIDE + 6
     draw.rectangle((left, top + 4, left + _BAR, top + _ROW - 5), fill=(235, 235, 235))
     if score > 0:
         length = round(_BAR * score)

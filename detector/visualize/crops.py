@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from detector.visualize.names import draw_names_plainly
+
 _DPI = 100
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
@@ -55,6 +57,7 @@ def draw_crops(
     first.set_xlim(min(x1.min(), 0) - 2, max(x2.max(), image.shape[1]) + 2)
     first.set_ylim(max(y2.max(), image.shape[0]) + 2, min(y1.min(), 0) - 2)
     first.axis("off")
+    draw_names_plainly(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -12,9 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from detector.errors import printable
 from detector.structures import Targets
 from detector.visualize.drawing import save_image
 from detector.visualize.grid import photograph_row
+from detector.visualize.names import draw_names_plainly
 from detector.visualize.page import line_colour
 
 _BLUE = "#4477aa"
@@ -61,6 +63,7 @@ def data_picture(
     )
     _histogram(panels[1, 0], sides[:, 0] / sides[:, 1], "shape of objects", "width / height")
     _plot_counts(panels[1, 1], objects_per_image)
+    draw_names_plainly(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     charts = np.asarray(canvas.buffer_rgba())[..., :3]
@@ -86,7 +89,8 @@ def _plot_classes(axes: Axes, classes: Mapping[str, int]) -> None:
         "objects",
         "",
     )
-    names = [name if len(name) <= 18 else f"{name[:17]}…" for name, _ in most]
+    shown = [printable(name) for name, _ in most]
+    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in shown]
     labels = {name: label for label, name in enumerate(classes, start=1)}
     colours = [line_colour(labels[name]) for name, _ in most]  # as the boxes on the images below
     axes.barh(range(len(most)), [count for _, count in most], color=colours)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.errors import InputError
+from detector.errors import InputError, printable
 from detector.structures import Detections, Targets
 
 Colour = tuple[int, int, int]
@@ -158,7 +158,7 @@ class _Canvas:
 
         A name too long for the image is shortened; where not even ``suffix`` fits, nothing is written.
         """
-        text = self._shortened(name, suffix)
+        text = self._shortened(printable(name), suffix)
         width, height = self._text_size(text)
         if width > self.width or height > self.height:
             return

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from detector.errors import InputError
+from detector.visualize.names import draw_names_plainly
 
 Span = tuple[int, int]  # cells: begin (in) to end (out)
 _DPI = 100
@@ -82,6 +83,7 @@ def draw_pooling(
         _draw_image(on_image, view, region, last)
         _draw_map(on_map, view, _crop(view, regions), region, last)
         _draw_values(values, view, region, last)
+    draw_names_plainly(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

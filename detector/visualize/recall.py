@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from detector.errors import printable
 from detector.visualize.drawing import save_image
+from detector.visualize.names import draw_names_plainly
 from detector.visualize.page import line_colour, style_axes
 
 _DPI = 120
@@ -45,6 +47,7 @@ def recall_figure(reports: Reports, title: str) -> Figure:
     _plot_average_recall(figure.add_subplot(panels[0, 1]), reports)
     _plot_thresholds(figure.add_subplot(panels[1, 0]), reports)
     _plot_groups(figure.add_subplot(panels[1, 1]), reports)
+    draw_names_plainly(figure)
     return figure
 
 
@@ -93,7 +96,7 @@ def _plot_groups(axes: Axes, reports: Reports) -> None:
     slanted = len(rows) > 8
     axes.set_xticks(
         range(len(rows)),
-        [row for _, row in rows],
+        [printable(row) for _, row in rows],
         rotation=45 if slanted else 0,
         ha="right" if slanted else "center",
     )

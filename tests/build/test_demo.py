@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_given_proposals_are_looked_up_by_stem(tiny: Load, tmp_path: Path) -> No
     run_demo(config, model, test_set.classes, paths[:1], tmp_path / "out", "cpu", score_threshold=0.0)
     found = json.loads((tmp_path / "out" / "detections.json").read_text())["images"][0]["detections"]
     assert len(found) == len(test_set.classes)  # the one proposal, once for each class
-    with pytest.raises(InputError, match=rf"first '{paths[1].stem}', are not in .*boxes\.npz"):
+    with pytest.raises(InputError, match=rf"boxes\.npz: 1 of 2 .*first is {paths[1]},"):
         run_demo(config, model, test_set.classes, paths, tmp_path / "out", "cpu", score_threshold=0.0)
 
 
@@ -114,3 +115,20 @@ def test_pictures_never_overwrite_the_images(tiny: Load, tmp_path: Path) -> None
     with pytest.raises(InputError, match="would overwrite this image"):
         run_demo(config, model, test_set.classes, [path], path.parent, "cpu", score_threshold=0.5)
     assert path.read_bytes() == before
+
+
+def test_pictures_of_any_file_name_can_be_written(tiny: Load, tmp_path: Path) -> None:
+    config = tiny("data.workers=0")
+    test_set = open_test_set(config, "test")
+    model = build_model(config, len(test_set.classes)).eval()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    stems = ["n" * 251, "n" * 250, "CON", "50%", "a:b", "图像"]
+    for stem in stems:
+        shutil.copy(test_set.records[0].path, photos / f"{stem}.jpg")
+    run_demo(config, model, test_set.classes, find_images([photos]), tmp_path / "out", "cpu", 0.5)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+    assert {Path(image["image"]).stem for image in written} == set(stems)
+    drawn = {image["drawn"] for image in written}
+    assert len(drawn) == len(stems)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*drawn, "detections.json"}

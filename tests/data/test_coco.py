@@ -17,6 +17,7 @@ from detector.data.coco import CocoDataset, load_coco
 from detector.data.coco_json import read_coco
 from detector.errors import InputError
 from detector.evaluation.coco import score_coco_results
+from detector.models.roi_sampler import trained_objects
 
 COCO_EVAL = Path(__file__).parents[2] / "data" / "coco_eval" / "instances_val2014_100.json"
 
@@ -188,7 +189,7 @@ def test_empty_objects_without_end_are_refused_unparsed(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.json: cannot read the file"):
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
         load_coco(tmp_path / "nowhere.json", tmp_path)
 
 
@@ -202,3 +203,109 @@ def test_the_demo_of_the_coco_api() -> None:
     crowds = sum(int(record.targets.crowd.sum()) for record in data.records)
     assert crowds == sum(entry["iscrowd"] for entry in entries)
     assert crowds > 0
+
+
+def one_image(**more: Any) -> dict[str, Any]:
+    thing = {"image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]}
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 60, "width": 90}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [thing, {**thing, **more}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "difficult", "crowd"),
+    [
+        ({"ignore": 1}, True, True),
+        ({"ignore": True, "iscrowd": 1}, True, True),
+        ({"difficult": 1}, True, False),
+        ({"difficult": 1, "iscrowd": 1}, True, False),
+        ({"iscrowd": 1}, False, True),
+        ({"ignore": 0, "difficult": 0}, False, False),
+    ],
+)
+def test_flags(tmp_path: Path, flags: dict[str, int], difficult: bool, crowd: bool) -> None:
+    targets = load(tmp_path, one_image(**flags)).records[0].targets
+    assert targets.difficult.tolist() == [False, difficult]
+    assert targets.crowd.tolist() == [False, crowd]
+    assert len(trained_objects(targets, use_difficult=True)) == 2 - crowd
+
+
+@pytest.mark.parametrize("name", ["half \ud800", " ", "", None])
+def test_a_category_needs_a_name_that_can_be_written(tmp_path: Path, name: str | None) -> None:
+    data = one_image()
+    data["categories"][0]["name"] = name
+    with pytest.raises(InputError, match=r"categories\[0\]: name is") as error:
+        load(tmp_path, data)
+    str(error.value).encode()
+
+
+def draw(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.zeros((60, 90, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        (r"sub\a b.jpg", "sub/a b.jpg"),
+        ("sub/a%20b.jpg", "sub/a b.jpg"),
+        (r"sub\a%20b.jpg", "sub/a b.jpg"),
+        ("a%20b.jpg", "a%20b.jpg"),  # the name as it is written comes first
+        ("100%.jpg", "100%.jpg"),
+    ],
+)
+def test_names_as_other_tools_write_them(tmp_path: Path, written: str, there: str) -> None:
+    draw(tmp_path / "images" / there)
+    data = one_image()
+    data["images"][0]["file_name"] = written
+    (record,) = load(tmp_path, data, require_images=True).records
+    assert (record.path, record.key) == (tmp_path / "images" / there, there)
+
+
+@pytest.mark.parametrize("written", ["%2e%2e/a.jpg", "%2Fa.jpg", "..%5Ca.jpg", "sub%5C..%5C..%5Ca.jpg"])
+def test_no_decoded_name_leaves_the_folder(tmp_path: Path, written: str) -> None:
+    draw(tmp_path / "a.jpg")
+    (tmp_path / "images").mkdir()
+    data = one_image()
+    data["images"][0]["file_name"] = written
+    with pytest.raises(InputError, match=r"image 1 is missing: expected|leads out of the data root"):
+        load(tmp_path, data, require_images=True)
+
+
+def test_a_missing_image_that_is_near_is_pointed_to(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "a.jpg")
+    (tmp_path / "images").mkdir()
+    data = one_image()
+    data["images"][0]["file_name"] = "train/a.jpg"
+    with pytest.raises(
+        InputError, match=r"images/train/a\.jpg; it is in .*: set data\.images to that folder"
+    ):
+        load(tmp_path, data, require_images=True)
+
+
+def test_one_file_under_two_ids_and_similar_names(tmp_path: Path) -> None:
+    data = one_image()
+    data["images"].append({**data["images"][0], "id": 2})
+    data["categories"].append({"id": 2, "name": "Cat"})
+    found = load(tmp_path, data).suspicions
+    assert [one.kind for one in found] == ["one file twice", "similar classes"]
+    assert "images 1 and 2 are one file, 'a.jpg'" in found[0].message
+
+
+def test_a_file_without_annotations(tmp_path: Path) -> None:
+    data = one_image()
+    del data["annotations"]
+    with pytest.raises(InputError, match="'annotations' is missing"):
+        load(tmp_path, data)
+    found = load(tmp_path, data, unannotated=True)
+    assert not found.annotated
+    assert (found.classes, [len(one.targets) for one in found.records]) == (("cat",), [0])
+    assert load(tmp_path, one_image(), unannotated=True).annotated
+
+
+def test_categories_that_are_not_asked_for(tmp_path: Path) -> None:
+    data = load(tmp_path, DATA, classes=["zebra"], other_classes="ignore")
+    assert [one.targets.labels.tolist() for one in data.records] == [[], [1], []]
+    assert data.dropped == {"of other classes": 2}

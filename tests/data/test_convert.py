@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from detector.data.coco import load_coco
 from detector.data.convert import coco_to_voc, voc_to_coco
 from detector.data.voc import find_classes, load_voc
+from detector.data.voc_xml import read_annotation
 from detector.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
@@ -225,3 +226,50 @@ def test_bccd_there_and_back(tmp_path: Path) -> None:
     assert_same_annotations(BCCD / "Annotations", tmp_path / "back" / "Annotations")
     boxes = load_voc(tmp_path / "back", "test").records[0].targets.boxes.numpy()
     assert np.array_equal(boxes, load_voc(BCCD, "test").records[0].targets.boxes.numpy())
+
+
+SEVERAL = """<?xml version="1.0" encoding="gb2312"?>
+<Annotation><filename>a.jpg</filename><size><width>100</width><height>80</height></size>
+  <objects><object><name>\u72d7</name><pose>Left</pose>
+    <bndbox><xmin>0</xmin><ymin>2</ymin><xmax>50</xmax><ymax>60</ymax></bndbox>
+    <bndbox><xmin>3</xmin><ymin>2.5</ymin><xmax>7</xmax><ymax>9</ymax></bndbox>
+  </object><object><name>cow</name>
+    <bndbox><xmin>4</xmin><ymin>4</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
+  </object></objects>
+</Annotation>"""
+
+
+@pytest.mark.parametrize("first_pixel", [0, 1])
+def test_several_boxes_of_an_object_become_objects(tmp_path: Path, first_pixel: int) -> None:
+    root = tmp_path / "set"
+    (root / "Annotations").mkdir(parents=True)
+    (root / "Annotations" / "a.xml").write_bytes(SEVERAL.encode("gb2312"))
+    data = voc_to_coco(root, None, tmp_path / "a.json", first_pixel=first_pixel)
+    left = -first_pixel
+    assert [one["bbox"] for one in data["annotations"]] == [
+        [left, 2 + left, 51, 59],
+        [3 + left, 2.5 + left, 5, 7.5],
+        [4 + left, 4 + left, 6, 6],
+    ]
+    coco_to_voc(tmp_path / "a.json", tmp_path / "back", "all", first_pixel=first_pixel)
+    before, after = (read_annotation(one / "Annotations" / "a.xml") for one in (root, tmp_path / "back"))
+    assert [(one.name, one.box) for one in after.objects] == [(one.name, one.box) for one in before.objects]
+    assert (tmp_path / "back" / "Annotations" / "a.xml").read_text().count("<pose>Left</pose>") == 2
+
+
+def test_ignored_objects_and_crowds_stay_untrained(tmp_path: Path) -> None:
+    thing = {"image_id": 8, "category_id": 3, "bbox": [1, 1, 9, 9]}
+    data = {
+        "images": [{"id": 8, "file_name": r"sub\x.jpeg", "height": 10, "width": 20}],
+        "categories": [{"id": 3, "name": "a"}],
+        "annotations": [{**thing, "ignore": 1}, {**thing, "iscrowd": 1}, {**thing, "difficult": 1}, thing],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    assert coco_to_voc(tmp_path / "x.json", tmp_path / "set", "val") == ["sub/x"]
+    back = voc_to_coco(tmp_path / "set", "val", tmp_path / "back.json")
+    assert [one.get("ignore", 0) for one in back["annotations"]] == [1, 1, 0, 0]
+    assert [one["difficult"] for one in back["annotations"]] == [1, 1, 1, 0]
+    (record,) = load_coco(tmp_path / "back.json", tmp_path, require_images=False).records
+    assert record.targets.crowd.tolist() == [True, True, False, False]
+    assert coco_to_voc(tmp_path / "back.json", tmp_path / "again", "val") == ["sub/x"]
+    assert_same_annotations(tmp_path / "set" / "Annotations", tmp_path / "again" / "Annotations")

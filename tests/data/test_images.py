@@ -178,7 +178,7 @@ def test_a_file_that_would_fill_the_memory_is_refused_unread(tmp_path: Path) -> 
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.jpg: cannot read the image: No such file"):
+    with pytest.raises(InputError, match=r"gone\.jpg: no such file"):
         read_image(tmp_path / "gone.jpg")
-    with pytest.raises(InputError, match="cannot read the image: Is a directory"):
+    with pytest.raises(InputError, match="is a folder"):
         read_image(tmp_path)

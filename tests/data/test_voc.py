@@ -11,6 +11,7 @@ import pytest
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
 from detector.data.voc_xml import MAX_BYTES, parse_xml, read_annotation
 from detector.errors import InputError
+from detector.models.roi_sampler import trained_objects
 
 BCCD = Path(__file__).parents[2] / "data" / "bccd"
 SIZE = "<size><width>100</width><height>80</height><depth>3</depth></size>"
@@ -154,7 +155,20 @@ def test_other_folder_names(tmp_path: Path) -> None:
     assert data.records[0].path.name == "a.png"
 
 
-@pytest.mark.parametrize("name", ["one.jpg", "one.jpeg", "one.png", "one.JPG", "one.JPEG", "one.PNG"])
+NAMES = (
+    "one.jpg",
+    "one.jpeg",
+    "one.PNG",
+    "one.Jpg",
+    "one.jPEG",
+    "one.bmp",
+    "one.tif",
+    "one.TIFF",
+    "one.webp",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_images_are_found_by_id_and_give_a_missing_size(layout: Layout, name: str) -> None:
     path = layout.draw(name, 60, 90)
     layout.annotate("one", thing("cow", 1, 1, 90, 60), size="<size><width>0</width></size>")
@@ -226,7 +240,7 @@ def test_an_unknown_class_is_named_with_the_nearest(layout: Layout) -> None:
         (thing("cow", 1, 1, "inf", 9), r"object 1 \(cow\): <xmax> is 'inf'"),
         (thing("cow", 1, 1, 9, "1e30"), r"object 1 \(cow\): <ymax> is '1e30'"),
         (thing("cow", "left", 1, 9, 9), r"object 1 \(cow\): <xmin> is 'left'"),
-        ("<object><name>cow</name></object>", r"object 1 \(cow\) has no <xmin>"),
+        ("<object><name>cow</name></object>", r"object 1 \(cow\) has no <bndbox>"),
         (f"<object>{box(1, 1, 9, 9)}</object>", "object 1 has no <name>"),
         (thing("cow", 1, 1, 9, 9, difficult="maybe"), "<difficult> is 'maybe'"),
         ("<size><width>wide</width></size>", "<width> of <size> is 'wide'"),
@@ -342,3 +356,65 @@ def test_bccd_has_two_slips_of_one_pixel() -> None:
     everything = [load_voc(BCCD, split, invalid_boxes=None) for split in ("trainval", "test")]
     labels = [label for one in everything for r in one.records for label in r.targets.labels.tolist()]
     assert [labels.count(label) for label in (1, 2, 3)] == [361, 4155, 372]
+
+
+def test_files_that_count_pixels_from_0(layout: Layout) -> None:
+    corners = (0, 3, 99, 79)
+    data = layout.load(thing("cow", *corners), first_pixel=0)
+    assert data.records[0].targets.boxes.tolist() == [[0, 3, 100, 80]]
+    assert data.suspicions == ()
+    data = layout.load(thing("cow", *corners), thing("cow", 1, 1, 9, 9))
+    assert [one.kind for one in data.suspicions] == ["first pixel"]
+    assert data.suspicions[0].message.startswith("1 of 2 objects have a corner at 0")
+
+
+def test_objects_of_other_classes_are_left_out_if_asked_for(layout: Layout) -> None:
+    objects = [thing("cow", 1, 1, 9, 9), thing("dog", 1, 1, 9, 9), thing("Cow", 1, 1, 9, 9)]
+    with pytest.raises(InputError, match=r"object 2 \(dog\): .*data\.other_classes=ignore"):
+        layout.load(*objects, classes=["cow"])
+    for policy in ("drop", None):  # training, evaluation
+        data = layout.load(*objects, classes=["cow"], other_classes="ignore", invalid_boxes=policy)
+        assert data.records[0].targets.labels.tolist() == [1]
+        assert data.dropped == {"of other classes": 2}
+        assert [one.kind for one in data.suspicions] == ["similar classes"]  # one of the two left out
+
+
+def test_ignored_objects_are_neither_trained_on_nor_missed(layout: Layout) -> None:
+    text = thing("cow", 1, 1, 9, 9).replace("</object>", "<ignore>1</ignore></object>")
+    targets = layout.load(text, thing("cow", 1, 1, 9, 9)).records[0].targets
+    assert targets.difficult.tolist() == targets.crowd.tolist() == [True, False]
+    assert len(trained_objects(targets, use_difficult=True)) == 1
+
+
+def test_what_is_suspicious_is_kept_with_the_data(layout: Layout) -> None:
+    layout.annotate("one", "<filename>two.jpg</filename>", thing("cow", 1, 1, 9, 9))
+    layout.draw("one.jpg")
+    layout.list("train", "one")
+    (found,) = load_voc(layout.root, "train").suspicions
+    assert (found.kind, found.file) == ("another image", str(layout.root / "Annotations" / "one.xml"))
+
+
+def test_a_split_without_any_annotation(layout: Layout) -> None:
+    for name in ("one", "two"):
+        layout.draw(f"{name}.png", 30, 40)
+    layout.list("test", "one\ntwo")
+    data = load_voc(layout.root, "test", classes=["cow"], unannotated=True)
+    assert not data.annotated
+    found = [(one.image_id, one.key, one.height, one.width, len(one.targets)) for one in data.records]
+    assert found == [("one", "JPEGImages/one.png", 30, 40, 0), ("two", "JPEGImages/two.png", 30, 40, 0)]
+    with pytest.raises(InputError, match="'one' has no annotation"):
+        load_voc(layout.root, "test", classes=["cow"])
+    layout.annotate("two")
+    with pytest.raises(InputError, match="'one' has no annotation"):  # some have one, so all should
+        load_voc(layout.root, "test", classes=["cow"], unannotated=True)
+
+
+def test_hidden_files_and_other_cases_of_the_suffix(layout: Layout) -> None:
+    path = layout.annotate("one", thing("cow", 1, 1, 9, 9))
+    path.rename(path.with_suffix(".XML"))
+    for name in ("._one.xml", ".ipynb_checkpoints/one.xml", "__MACOSX/._one.xml", ".DS_Store", "Thumbs.db"):
+        path.parent.joinpath(name).parent.mkdir(exist_ok=True)
+        path.parent.joinpath(name).write_bytes(b"\0")
+    assert find_classes(layout.root) == ("cow",)
+    data = load_voc(layout.root, "all", splits=None, require_images=False)
+    assert [record.image_id for record in data.records] == ["one"]

@@ -248,3 +248,43 @@ def test_the_table_has_a_row_a_class_and_a_figure() -> None:
     counts = [str(row[key]) for key in ("objects", "ignored", "detections")]
     assert ["cat", f"{row['AP']:.4f}", f"{row['AP50']:.4f}", *counts] in rows
     assert all([name, f"{figures[name]:.4f}"] in rows for name in FIGURES)
+
+
+@pytest.mark.parametrize("flag", ["ignore", "difficult"])
+def test_an_ignored_object_is_no_miss_and_what_is_found_on_it_no_false_positive(flag: str) -> None:
+    """pycocotools overwrites ``ignore`` by ``iscrowd``; with that flag in its place it agrees."""
+    boxes = [(1, [10, 10, 30, 30], 0), (1, [60, 60, 30, 30], 1), (2, [10, 10, 30, 30], 0)]
+    truth: dict[str, Any] = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": 1,
+                "bbox": box,
+                "area": 900,
+                "iscrowd": 0,
+                flag: on,
+            }
+            for number, (image, box, on) in enumerate(boxes, start=1)
+        ],
+    }
+    results = [
+        {"image_id": image, "category_id": 1, "bbox": box, "score": score}
+        for image, box, score in [
+            (1, [60, 60, 30, 30], 0.95),
+            (1, [61, 60, 30, 30], 0.94),
+            (1, [10, 10, 30, 30], 0.9),
+            (2, [10, 10, 30, 30], 0.8),
+        ]
+    ]
+    evaluator = CocoEvaluator(truth)
+    evaluator.add([1, 2], results)
+    figures: dict[str, Any] = evaluator.compute()
+    assert figures["AP"] == figures["AR100"] == 1.0
+    assert figures["per_class"]["cat"]["ignored"] == 1
+    assert direct(truth, results)["AP"] < 1
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = annotation.pop(flag)
+    assert direct(truth, results)["AP"] == 1.0

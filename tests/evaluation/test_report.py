@@ -44,3 +44,19 @@ def test_json_is_sorted_and_has_null_for_nan(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
         write_json(tmp_path, FIGURES)
+
+
+def test_names_stay_letters_in_the_table_and_come_back_from_json(tmp_path: Path) -> None:
+    hostile = ["\x1b[2J[red]a", "\x9b2J", "\u202eb", "\ud800", "图像", "[/]"]
+    row = {"voc07_AP": 0.25, "voc_AP": 0.125, "objects": 7, "difficult": 2, "detections": 31}
+    figures = {**FIGURES, "per_class": dict.fromkeys(hostile, row)}
+    output = io.StringIO()
+    Console(width=100, file=output).print(voc_table(figures))
+    for shown in ("\\x1b[2J[red]a", "\\x9b2J", "\\u202eb", "\\ud800", "图像", "[/]"):
+        assert f" {shown} " in output.getvalue()
+    path = tmp_path / "figures.json"
+    write_json(path, figures)
+    text = path.read_text(encoding="utf-8")
+    assert "图像" in text
+    assert not set(text) & set("\x1b\x9b\u202e")
+    assert set(json.loads(text)["per_class"]) == set(hostile)

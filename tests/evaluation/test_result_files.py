@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.errors import InputError
-from detector.evaluation.result_files import read_result_files, write_class_scores, write_result_files
+from detector.evaluation.result_files import (
+    other_result_files,
+    read_result_files,
+    write_class_scores,
+    write_result_files,
+)
 from detector.structures import Detections
 
 CLASSES = ["cat", "dog"]
@@ -113,6 +119,12 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
         read_result_files(tmp_path, ["a"], CLASSES)
 
 
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "comp4_det_test_dog.txt")
+    with pytest.raises(InputError, match="named pipe"):
+        read_result_files(tmp_path, ["a"], CLASSES)
+
+
 def test_nothing_is_left_behind_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*comp4_det_test_cat\.txt"):
@@ -123,9 +135,48 @@ def test_nothing_is_left_behind_where_nothing_can_be_written(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["comp4_det_test_cat.txt", "file"]
 
 
-def test_a_class_that_is_a_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'\.\./cat' cannot be part of"):
-        write_result_files(tmp_path, {}, ["../cat"])
+HARD_NAMES = [
+    *(
+        "cabinet/shelf",
+        "../cat",
+        "..",
+        ".",
+        "CON",
+        "con.x",
+        "50% off",
+        "a:b",
+        "a\\b",
+        "a b ",
+        "x.",
+        ".hidden",
+    ),
+    *("n" * 300, "n" * 301, "图" * 100, "\x1b[2J", "a\nb", "a\u202eb", "cabinet%2Fshelf", "comp4_det_test_"),
+]
+
+
+def test_every_class_has_a_file_of_its_own_and_is_read_back(tmp_path: Path) -> None:
+    rows = [(label, 0.5, 0, 0, label, 9) for label in range(1, len(HARD_NAMES) + 1)]
+    for split in ("test", "a/b", "s" * 200):
+        folder = tmp_path / str(len(split))
+        paths = write_result_files(folder, {"cam1/1": detections(rows)}, HARD_NAMES, split)
+        assert len(set(paths)) == len(HARD_NAMES) == len(list(folder.iterdir()))
+        assert all(path.parent == folder and len(path.name.encode()) < 240 for path in paths)
+        read = read_result_files(folder, ["cam1/1"], HARD_NAMES, split)["cam1/1"]
+        assert read.boxes[:, 2].tolist() == read.labels.tolist() == list(range(1, len(HARD_NAMES) + 1))
+        assert not other_result_files(folder, split, HARD_NAMES)
+        assert other_result_files(folder, split, HARD_NAMES[1:]) == [paths[0].name]
+        scores = {"x": torch.zeros(len(HARD_NAMES))}
+        assert len(set(write_class_scores(folder, scores, HARD_NAMES, split))) == len(HARD_NAMES)
+
+
+def test_files_of_other_programs_have_the_bare_class_name(tmp_path: Path) -> None:
+    (tmp_path / "comp4_det_test_a:b.txt").write_text("x 0.5 1 1 3 9\n")
+    (tmp_path / "comp4_det_test_a%3Ab.txt").write_text("x 0.5 1 1 4 9\n")
+    read = read_result_files(tmp_path, ["x"], ["a:b", "a%3Ab"])["x"]
+    assert read.boxes[:, 2].tolist() == [4]  # that is the file of a:b, and the other class has none
+    (tmp_path / "comp4_det_test_a%3Ab.txt").unlink()
+    read = read_result_files(tmp_path, ["x"], ["a:b", "a%3Ab"])["x"]
+    assert (read.boxes[:, 2].tolist(), read.labels.tolist()) == ([3], [1])
 
 
 def test_classification_files_have_every_image_and_every_digit(tmp_path: Path) -> None:
@@ -137,5 +188,3 @@ def test_classification_files_have_every_image_and_every_digit(tmp_path: Path) -
         assert [image_id for image_id, _ in rows] == list(scores)
         read = torch.tensor([float(score) for _, score in rows])
         assert torch.equal(read, torch.stack([row[number] for row in scores.values()]))
-    with pytest.raises(InputError, match="a/b"):
-        write_class_scores(tmp_path, {}, ["a/b"])

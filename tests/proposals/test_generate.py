@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from detector.errors import InputError
 from detector.ops import SelectiveSearchConfig, selective_search
 from detector.proposals.dense import dense_proposals
-from detector.proposals.generate import content_hash, generate_store
+from detector.proposals.generate import generate_store
+from detector.proposals.hashing import content_hash
 from detector.proposals.methods import full_parameters, store_name
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord, Targets

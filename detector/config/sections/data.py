@@ -40,12 +40,17 @@ class DataConfig(Section):
     split_seed: Seed = 0
     """Another seed divides the images in another way; ``seed`` has no part in it."""
     leave_out: str | None = None
-    """A text file with the ids of images that no split shall have, as ``tools/check_data.py --fix-list``
-    writes it."""
+    """A text file with the paths, below ``root``, of images that no split shall have, one a line, as
+    ``tools/check_data.py --fix-list`` writes it. An id that only one image has will do as well."""
     train_split: str = "trainval"
     test_split: str = "test"
     classes: tuple[str, ...] | Literal["voc"] | None = None
     """Class names; "voc" is the twenty of PASCAL VOC; None takes the names found in the annotations."""
+    other_classes: Literal["error", "ignore"] = "error"
+    """Objects of a class that ``classes`` does not name: an error, or left out of training and evaluation."""
+    first_pixel: Literal[0, 1] = 1
+    """voc: the number of an image's first pixel in the XML files and in VOC result files. The standard counts
+    from 1; some tools write corners that count from 0."""
     difficult: Literal["train", "skip"] = "train"
     """Objects marked ``difficult`` in training: "train" as the paper does, or "skip". Evaluation always
     follows the VOC rules."""
@@ -77,6 +82,14 @@ class DataConfig(Section):
         for key in ("train_split", "test_split"):
             if getattr(self, key) not in self.split_ratio:
                 raise ValueError(f"data.{key}: {getattr(self, key)} is not in data.split_ratio; set {key}")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_one_format(self) -> DataConfig:
+        if self.format == "coco" and self.first_pixel == 0:
+            raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
+        if self.other_classes == "ignore" and self.classes is None:
+            raise ValueError("data.other_classes: ignore needs the names of data.classes; add them")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.errors import InputError
+from detector.files import is_hidden
 from detector.proposals.readers.arrays import MAX_BOXES, RawImage, raw_image, read_array
 
 _MAX_TEXT_BYTES = 64 * MAX_BOXES
@@ -19,11 +20,14 @@ _LONGEST_LINE = 1000
 def files_of(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
     """Yield (id, path) of the files with ``suffix`` in ``folder`` and below, in order of their names.
 
-    The id is the path inside the folder without the suffix. Raises InputError if there is none.
+    Hidden files are passed by. The id is the path inside the folder without the suffix.
+
+    Raises InputError if there is none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; one with a {suffix} file for each image is wanted")
-    paths = sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file())
+    shown = (path for path in folder.rglob(f"*{suffix}") if not is_hidden(path, folder))
+    paths = sorted(path for path in shown if path.is_file())
     if not paths:
         raise InputError(f"{folder} has no {suffix} files")
     for path in paths:

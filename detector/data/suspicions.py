@@ -1,0 +1,140 @@
+"""What a data set's files say without any error that is probably not what was meant.
+
+Each finding is a `Suspicion`: ``tools/check_data.py`` shows every one as a line, and a training run that
+starts shows them summed up. Nothing is changed because of them.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import unquote
+
+DEPTH_SAMPLE = 100
+"""How many images a starting training run looks at for unused bits; a check looks at all."""
+
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # the formats that can hold 16 bits
+
+
+class Suspicion(NamedTuple):
+    """``kind`` in a few words, the ``file`` and perhaps the object in it, and what is to be looked at."""
+
+    kind: str
+    file: str
+    message: str
+    object: str | None = None
+
+
+def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Suspicion]:
+    """Look at the image that an XML file names itself, where another one, ``image``, is loaded for it.
+
+    Folders, case and an ending that alone differs are no matter, since tools write them as they like; an
+    ending is where both files are there.
+    """
+    name = PurePosixPath((named or "").replace("\\", "/")).name
+    if not name or image.name.casefold() in (name.casefold(), unquote(name).casefold()):
+        return
+    spellings = (name, PurePosixPath(name).stem, PurePosixPath(unquote(name)).stem)
+    stems = {spelling.casefold() for spelling in spellings}
+    # Longer names and ones with a null character are in no folder; asking would be an error.
+    askable = len(name.encode(errors="replace")) < 256 and "\0" not in name
+    there = askable and image.with_name(name).is_file()
+    if image.stem.casefold() in stems and not there:
+        return
+    beside = "both files are there" if there else f"no file of that name is beside {image.name}"
+    message = f"<filename> names {name[:80]!r}, the image that is read is {image.name!r}; {beside}"
+    yield Suspicion("another image", str(annotation), message)
+
+
+def several_boxes(places: Iterable[str], annotation: Path) -> Iterator[Suspicion]:
+    """Name the objects of an XML file that have more than one box, by the places of all its objects."""
+    seconds = [place for place in places if place.endswith(", box 2")]
+    for place in seconds:
+        message = "has several <bndbox>; each is read as an object of its own"
+        yield Suspicion("several boxes", str(annotation), message, place.removesuffix(", box 2"))
+
+
+def same_image(images: Sequence[tuple[object, Path]], annotations: Path) -> Iterator[Suspicion]:
+    """Look for image files that a COCO file has under two ids; ``images`` gives id and path of each."""
+    first: dict[Path, object] = {}
+    for identity, path in images:
+        before = first.setdefault(path, identity)
+        if before != identity:
+            message = f"images {before} and {identity} are one file, {path.name!r}; merge their annotations"
+            yield Suspicion("one file twice", str(annotations), message)
+
+
+def similar_names(names: Iterable[str], source: str) -> Iterator[Suspicion]:
+    """Look for class names that differ in case, in spaces or in the way of writing a letter alone."""
+    first: dict[str, str] = {}
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+        before = first.setdefault(plain, name)
+        if before != name:
+            message = f"classes {before!r} and {name!r} are two classes; if they are one, correct the name"
+            yield Suspicion("similar classes", source, message)
+
+
+def at_wrong_edge(written: Sequence[float], size: tuple[int, int], first_pixel: int) -> bool:
+    """Say whether a VOC box, as written, has a corner that files which count from ``first_pixel`` lack.
+
+    ``size`` is the image's (height, width): where pixels count from 1 no corner is at 0, and where they
+    count from 0 none is at the height or width.
+    """
+    xmin, ymin, xmax, ymax = written
+    if first_pixel == 1:
+        return xmin == 0 or ymin == 0
+    return (xmax, ymax) != (0, 0) and (xmax == size[1] or ymax == size[0])
+
+
+def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -> Iterator[Suspicion]:
+    """Report how many of a VOC data set's objects are `at_wrong_edge`."""
+    if count:
+        edge = "0" if first_pixel == 1 else "the image's width or height"
+        other = 1 - first_pixel
+        message = (
+            f"{count} of {objects} objects have a corner at {edge}, so the files seem to count pixels from "
+            f"{other}; if they do, set data.first_pixel={other}"
+        )
+        yield Suspicion("first pixel", source, message)
+
+
+def unused_bits(image: Path) -> Iterator[Suspicion]:
+    """Look for an image of 16 bits a channel that uses 12 or fewer, and so is nearly black when decoded.
+
+    Raises InputError as `detector.data.images.read_image`.
+    """
+    if image.suffix.lower() in _DEEP_SUFFIXES:
+        from detector.data.images import low_bit_depth  # OpenCV only for the few files that need it
+
+        message = low_bit_depth(image)
+        if message is not None:
+            yield Suspicion("unused bits", str(image), message)
+
+
+def sampled_unused_bits(images: Sequence[Path]) -> Iterator[Suspicion]:
+    """Apply `unused_bits` to at most `DEPTH_SAMPLE` of ``images``, at equal distances."""
+    deep = [path for path in images if path.suffix.lower() in _DEEP_SUFFIXES]
+    for path in deep[:: max(1, -(-len(deep) // DEPTH_SAMPLE))]:
+        yield from unused_bits(path)
+
+
+def summed_up(suspicions: Iterable[Suspicion]) -> list[str]:
+    """Return one line for each kind: how many there are, and the first."""
+    kinds: dict[str, list[Suspicion]] = {}
+    for one in suspicions:
+        kinds.setdefault(one.kind, []).append(one)
+    return [_line(kind, found) for kind, found in kinds.items()]
+
+
+def _line(kind: str, found: Sequence[Suspicion]) -> str:
+    place = ": ".join(filter(None, (found[0].file, found[0].object)))
+    more = f" ({len(found) - 1} more of this kind; tools/check_data.py lists all)" if len(found) > 1 else ""
+    return f"warning: {kind}: {place}: {found[0].message}{more}"
+
+
+def names_with_others(classes: Sequence[str], others: Mapping[str, int]) -> list[str]:
+    """Return the classes and those names of objects that are none of them."""
+    return [*classes, *(name for name in sorted(others) if name not in classes)]

@@ -1,0 +1,129 @@
+"""Detections in files that are well-formed and yet seem wrong: said in a warning, scored all the same.
+
+Boxes in another convention or in fractions of the image have an average precision near zero, which looks
+like a bad detector. Scores need not lie in 0..1, since those of an SVM do not: only their order counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.evaluation.result_files import FileDetections
+
+_log = logging.getLogger(__name__)
+
+_TOLERANCE = 1.0  # pixels that a box may reach out of its image
+_MOST = 0.9  # the part of the boxes that has to fit in another convention
+
+Sizes = Mapping[Any, tuple[float, float]]
+"""(height, width) by image, in pixels; zeros where they are not known."""
+
+
+class _Found(NamedTuple):
+    """D detections: ``groups`` (D, 2) are the numbers of image and class, ``written`` (D, 4) is what the file
+    has, ``corners`` (D, 4) what that means, half-open, ``sizes`` (D, 2) the images' (height, width)."""
+
+    groups: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    written: NDArray[np.float64]
+    corners: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+
+
+def warn_of_coco_results(path: Path, results: Sequence[Mapping[str, Any]], sizes: Sizes) -> None:
+    """Say what seems wrong with the entries of a COCO results file; ``sizes`` by COCO's image id."""
+    numbers = {image_id: number for number, image_id in enumerate(sizes)}
+    written = _table([one["bbox"] for one in results], 4)
+    found = _Found(
+        groups=_table([(numbers[one["image_id"]], one["category_id"]) for one in results], 2, np.int64),
+        scores=_table([one["score"] for one in results], 1)[:, 0],
+        written=written,
+        corners=_corners(written),
+        sizes=_table([sizes[one["image_id"]] for one in results], 2),
+    )
+    hint = "as x1, y1, x2, y2 they would fit, but bbox is x, y, width, height"
+    _warn(path, found, other=written, hint=hint)
+
+
+def warn_of_result_files(folder: Path, detections: Mapping[str, FileDetections], sizes: Sizes) -> None:
+    """Say what seems wrong with the lines of VOC result files; ``sizes`` by image id."""
+    counts = [len(found.labels) for found in detections.values()]
+    images = np.repeat(np.arange(len(counts)), counts)
+    empty = np.zeros((0, 4))
+    corners = np.concatenate([empty, *(found.boxes.double().numpy() for found in detections.values())])
+    labels = np.concatenate([empty[:, 0], *(found.labels.numpy() for found in detections.values())])
+    scores = np.concatenate([empty[:, 0], *(found.scores.numpy() for found in detections.values())])
+    written = np.add(corners, (1, 1, 0, 0))
+    found = _Found(
+        groups=np.stack((images, labels.astype(np.int64)), axis=1),
+        scores=scores,
+        written=written,
+        corners=corners,
+        sizes=_table([sizes[image_id] for image_id in detections], 2)[images],
+    )
+    hint = "as x, y, width, height they would fit, but the lines are image_id score x1 y1 x2 y2"
+    _warn(folder, found, other=_corners(written), hint=hint)
+
+
+def _table(rows: Sequence[Any], columns: int, kind: type[Any] = np.float64) -> NDArray[Any]:
+    return np.array(rows, dtype=kind).reshape(-1, columns)
+
+
+def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return x, y, width, height as corners."""
+    return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
+
+
+def _warn(place: Path, found: _Found, other: NDArray[np.float64], hint: str) -> None:
+    """Log one line about the boxes and one about the rest; ``other`` are corners of another reading."""
+    total = len(found.scores)
+    if not total:
+        return
+    flat = _is_flat(found.corners)
+    outside = ~flat & _is_outside(found.corners, found.sizes)
+    lowest, highest = found.written.min(axis=1), found.written.max(axis=1)
+    fractions = (lowest >= 0) & (highest <= 1) & (found.written != np.round(found.written)).any(axis=1)
+    counts = {
+        "have no area": int(flat.sum()),
+        "leave their image": int(outside.sum()),
+        "lie in 0..1": int(fractions.sum()),
+    }
+    said = ", ".join(f"{count} {fault}" for fault, count in counts.items() if count)
+    fits, fits_other = ~flat & ~outside, ~_is_flat(other) & ~_is_outside(other, found.sizes)
+    if fractions.mean() >= _MOST:
+        said += "; they seem to be fractions of the image's sides, pixels are expected"
+    elif fits_other.mean() >= max(_MOST, fits.mean() + 1 / total):
+        said += f"; {hint}"
+    if said:
+        _log.warning("%s: of %d boxes, %s", place, total, said)
+    _warn_of_scores(place, found)
+
+
+def _warn_of_scores(place: Path, found: _Found) -> None:
+    total = len(found.scores)
+    if total > 1 and (found.scores == found.scores[0]).all():
+        _log.warning(
+            "%s: all %d scores are %g, so that the order in the file decides the figures",
+            *(place, total, found.scores[0]),
+        )
+    rows = np.column_stack((found.groups, found.scores, found.written))
+    again = total - len(np.unique(rows, axis=0))
+    if again:
+        _log.warning("%s: %d of %d detections are there before; a second one is a miss", place, again, total)
+
+
+def _is_flat(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.any(corners[:, 2:] <= corners[:, :2], axis=1)
+
+
+def _is_outside(corners: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Say which boxes reach over a pixel out of their image, where its size is known."""
+    before = np.any(corners < -_TOLERANCE, axis=1)
+    behind = np.any(corners[:, 2:] > sizes[:, ::-1] + _TOLERANCE, axis=1)
+    return np.logical_and(before | behind, np.all(sizes > 0, axis=1))
