@@ -25,7 +25,7 @@ _SHAPING = (
 def differences(config: Config, stored: Any) -> str:
     """Return in which keys the ``stored`` config of a checkpoint asks for another network; "" for none.
 
-    The sentence has no end, for instance ``made with model.backbone.name = 'vgg16', the config says 'small'``.
+    For instance ``made with model.backbone.name = 'vgg16', the config says 'small'``.
     """
     now = config.model_dump(mode="json")
     found = [

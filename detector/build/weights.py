@@ -127,8 +127,8 @@ def report(transfer: Transfer, source: str, key: str, allow_partial: bool, made_
     """
     if made_with and transfer.faults and not allow_partial:
         raise InputError(
-            f"{source}: {made_with}; change the config to the network of the checkpoint, or set {key} to true "
-            "to take what fits"
+            f"{source}: {made_with}; change the config to the network of the checkpoint, or set {key} to "
+            "true to take what fits"
         )
     counts = Counter(row.outcome for row in transfer.rows)
     note(f"{source}: tensors " + ", ".join(f"{outcome} {count}" for outcome, count in counts.items()))

@@ -121,7 +121,7 @@ def check_model_state(model: nn.Module, state: dict[str, Any], source: str, diff
     """
     wanted, found = model.state_dict(), state["model"]
     problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unknown {name!r:.80}" for name in found if name not in wanted]
+    problems += [f"unknown {name}" for name in found if name not in wanted]
     problems += [
         f"{name} {tuple(found[name].shape)} where {tuple(wanted[name].shape)} is needed"
         for name in wanted

@@ -22,14 +22,14 @@ def check_content(state: Mapping[str, Any], source: str) -> None:
     """Check every key of a checkpoint that has a known meaning and is there; others may hold what they like.
 
     Raises:
-        InputError: names ``source``, the first such key, and what belongs there; or weights that are not finite.
+        InputError: names ``source``, the first such key and what belongs there; or a weight is not finite.
     """
     for key, (wanted, holds) in _KEYS.items():
         if key in state and not holds(state[key]):
             raise InputError(f"{source}: the checkpoint's {key!r} is not {wanted}; use another checkpoint")
     for name, tensor in state["model"].items():
         if not tensor.isfinite().all():
-            raise InputError(f"{source}: {name!r:.80} has NaN or infinite values; use an earlier checkpoint")
+            raise InputError(f"{source}: {name} has NaN or infinite values; use an earlier checkpoint")
 
 
 def check_resumable(state: Mapping[str, Any], source: str) -> None:
@@ -45,8 +45,8 @@ def check_resumable(state: Mapping[str, Any], source: str) -> None:
         if key not in state:
             raise InputError(
                 f"{source}: the checkpoint has no {key!r}, so that a run cannot go on from it; a step_N.pt "
-                "that a training run wrote has it. To take the weights alone, name it in train.initial_weights of "
-                "a new run"
+                "that a training run wrote has it. To take the weights alone, name it in "
+                "train.initial_weights of a new run"
             )
 
 
@@ -77,9 +77,12 @@ def _are_classes(value: Any) -> bool:
 
 def _are_weights(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(name, str) and _is_dense(tensor) and not tensor.is_complex()
-        for name, tensor in value.items()
+        _is_name(name) and _is_dense(tensor) and not tensor.is_complex() for name, tensor in value.items()
     )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= 300
 
 
 def _is_dense(value: Any) -> bool:

@@ -93,7 +93,10 @@ def _check_legacy(file: BinaryIO, name: str) -> None:
     digest = re.search(r"-([0-9a-f]{8,64})\.pth?$", name)
     if digest is not None:
         file.seek(0)
-        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(digest[1]):
+        found = hashlib.sha256()
+        while block := file.read(1 << 22):
+            found.update(block)
+        if not found.hexdigest().startswith(digest[1]):
             raise DamagedFile("its checksum is not the one in its name; download it again")
 
 

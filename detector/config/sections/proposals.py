@@ -91,6 +91,11 @@ class ProposalsConfig(Section):
     """Images whose boxes in the file leave the image, are not finite, or are none: an error, left out of
     training (never of evaluation), or given one box, the whole image."""
 
+    @property
+    def calls_function(self) -> bool:
+        """Whether ``method`` is a name that leads to code, and not one of the built-in methods."""
+        return self.method is not None and self.method not in METHODS
+
     @model_validator(mode="after")
     def _one_source(self) -> ProposalsConfig:
         if self.file is not None and self.method is not None:

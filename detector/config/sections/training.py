@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from detector.config.sections.base import Count, Fraction, Pixels, Positive, Resize, Scales, Section
 
-
 Jitter = Annotated[float, Field(gt=0.0, le=16.0)]
 
 
