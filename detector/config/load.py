@@ -140,6 +140,12 @@ class _Reader:
         if seen and path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path}: _base_ names this file; a base ends with {' or '.join(SUFFIXES)}")
         values = read_yaml(path, quote=not seen)
+        unknown = len(set(values) - set(Config.model_fields) - {"_base_"})
+        if seen and unknown:  # counted and not named: it may be any file
+            raise InputError(
+                f"{path}: _base_ names this file, which has {unknown} sections that no config has; a config has "
+                f"{', '.join(Config.model_fields)}"
+            )
         self._count(path)
         bases = values.pop("_base_", [])
         if isinstance(bases, str):

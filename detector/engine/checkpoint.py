@@ -70,7 +70,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     needed = {"format", "step", "config", "classes", "model"}
     if not isinstance(state, dict) or not needed <= set(state) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of this project; it needs the keys {sorted(needed)}")
-    if state["format"] is True or state["format"] != FORMAT:
+    if type(state["format"]) is not int or state["format"] != FORMAT:
         raise InputError(
             f"{path}: checkpoint format {state['format']!r:.80}, this version reads format {FORMAT}"
         )

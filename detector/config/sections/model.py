@@ -34,6 +34,8 @@ class BackboneConfig(Section):
 
 Cells = Annotated[int, Field(ge=1, le=128)]
 """Bins or cells on a side of what is pooled."""
+MAX_CROPS = 2**30
+"""Pixels of all crops that go through the network at a time."""
 _POOL_KEYS = {
     "roi": {"output_size", "center"},
     "spp": {"levels", "reduction", "rule", "window", "center", "shrink"},
@@ -112,7 +114,7 @@ class ModelConfig(Section):
     pool: PoolConfig = PoolConfig()
     head: HeadConfig = HeadConfig()
     box: BoxConfig = BoxConfig()
-    roi_chunk: int = Field(default=1024, ge=1, le=1_000_000)
+    roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time; bounds memory, changes results by no more than
     the last digits."""
 
@@ -122,6 +124,12 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
                 "file there, or set model.head.weights to false"
+            )
+        crops = self.roi_chunk * self.pool.crop_size**2
+        if self.pool.kind in ("warp", "crop") and crops > MAX_CROPS:
+            raise ValueError(
+                f"model.roi_chunk crops of model.pool.crop_size are {crops} pixels, over {MAX_CROPS}; take a "
+                "smaller model.roi_chunk"
             )
         if self.box.regression == "ridge" and self.head.class_agnostic:
             raise ValueError("model.box.regression: ridge is one regression a class; unset class_agnostic")

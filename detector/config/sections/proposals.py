@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from detector.config.sections.base import Pixels, Positive, Section
 from detector.errors import nearest
 
-MOST = 1_000_000
+MOST = 200_000
 """Proposals of an image: no method makes as many."""
 MAX_OPTIONS = 100_000
 """Characters of ``options``, written as JSON."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from detector.config.sections.base import Count, Fraction, Pixels, Resize, Scales, Section
+
+MAX_INPUT = 2**28
+"""Pixels of the inputs of an image at all scales; each takes 12 bytes before any layer."""
 
 
 class TestConfig(Section):
@@ -40,3 +43,13 @@ class TestConfig(Section):
     """How often detections are pooled and classified again from their own boxes (iterative localisation);
     costs little, since the features are there. The paper does not do it."""
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _views_fit_into_memory(self) -> TestConfig:
+        pixels = sum(min(scale, self.max_size) * self.max_size for scale in self.scales)
+        if self.resize != "none" and pixels > MAX_INPUT:
+            raise ValueError(
+                f"test.scales and test.max_size ask for {pixels} pixels of each image, over {MAX_INPUT}; "
+                "take fewer or smaller scales"
+            )
+        return self
