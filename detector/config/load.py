@@ -143,8 +143,8 @@ class _Reader:
         unknown = len(set(values) - set(Config.model_fields) - {"_base_"})
         if seen and unknown:  # counted and not named: it may be any file
             raise InputError(
-                f"{path}: _base_ names this file, which has {unknown} sections that no config has; a config has "
-                f"{', '.join(Config.model_fields)}"
+                f"{path}: _base_ names this file, which has {unknown} sections that no config has; "
+                f"a config has {', '.join(Config.model_fields)}"
             )
         self._count(path)
         bases = values.pop("_base_", [])

@@ -22,7 +22,7 @@ from detector.tensor_files.pickle_scan import ForeignContent, storage_bytes
 
 MAX_PICKLE = 1 << 26
 """Bytes of names, numbers and shapes; the tensors' values come on top."""
-MAX_VALUES = 2_000_000
+MAX_VALUES = 500_000
 MAX_DEPTH = 64
 SHARED = 4
 """Tensors may share storages; all together they may be this many times as large as the file."""
