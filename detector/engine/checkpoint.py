@@ -19,7 +19,7 @@ from torch import nn
 
 from detector.engine.checkpoint_content import check_content, check_resumable
 from detector.errors import InputError
-from detector.tensor_files import CompressedFile, DamagedFile, ForeignContent, read_tensor_file
+from detector.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
 FORMAT = 1
 
@@ -106,7 +106,7 @@ def read_saved(path: Path) -> Any:
             f"{path}: not readable as a checkpoint (truncated, damaged, or another kind of file: {error}); "
             "use an earlier step_N.pt of the run"
         ) from None
-    except (CompressedFile, ForeignContent) as error:
+    except ForeignContent as error:
         raise InputError(f"{path}: not readable as a checkpoint of this project: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read the checkpoint: {error.strerror}") from None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.structures import Normalization
-from detector.tensor_files import CompressedFile, DamagedFile, ForeignContent, read_tensor_file
+from detector.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
 MAX_TENSORS = 100_000
 """More names than this are refused: the largest published networks have some thousands."""
@@ -52,7 +52,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = read_tensor_file(path, legacy=True)
     except OSError as error:
         raise InputError(f"{path}: cannot read the weights file: {error.strerror}") from None
-    except (DamagedFile, CompressedFile) as error:
+    except DamagedFile as error:
         raise InputError(
             f"{path}: not readable as a state dict of tensors: it is damaged or another kind of file "
             f"({error}); save the network's state_dict() alone"

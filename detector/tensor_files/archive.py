@@ -18,11 +18,7 @@ _ENCRYPTED = 0x1
 
 
 class DamagedFile(ValueError):
-    """The bytes of a file are not those that were written; the message says how, without the file."""
-
-
-class CompressedFile(ValueError):
-    """The archive is sound, but packed in a way that torch.save never does."""
+    """The bytes of a file are not what ``torch.save`` writes; the message says how, without the file."""
 
 
 def checked_members(file: BinaryIO) -> dict[str, int]:
@@ -32,8 +28,8 @@ def checked_members(file: BinaryIO) -> dict[str, int]:
     lie, so that all readers of zip files see the same members.
 
     Raises:
-        DamagedFile: cut off, or a checksum, an offset or a name that does not agree.
-        CompressedFile: members that would grow when they are read.
+        DamagedFile: cut off; a checksum, an offset or a name that does not agree; or members that would grow
+            when they are read, which torch.save does not write.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -44,7 +40,7 @@ def checked_members(file: BinaryIO) -> dict[str, int]:
                 with archive.open(member) as content:
                     while content.read(_CHUNK):  # the last read compares the checksum
                         pass
-    except (DamagedFile, CompressedFile, MemoryError):
+    except (DamagedFile, MemoryError):
         raise
     except Exception as error:  # zipfile raises many kinds for damaged archives
         raise DamagedFile(f"{error!s:.200}") from None
@@ -83,12 +79,12 @@ def _read(file: BinaryIO, start: int, end: int) -> bytes:
 
 def _check_packing(members: list[zipfile.ZipInfo]) -> None:
     if len(members) > MAX_MEMBERS:
-        raise CompressedFile(f"an archive of {len(members)} parts; over {MAX_MEMBERS} is refused")
+        raise DamagedFile(f"an archive of {len(members)} parts; over {MAX_MEMBERS} is refused")
     for member in members:
         if member.flag_bits & _ENCRYPTED:
-            raise CompressedFile("its archive is encrypted")
+            raise DamagedFile("its archive is encrypted")
         if member.compress_type != zipfile.ZIP_STORED:
-            raise CompressedFile("its archive is compressed, which torch.save never does")
+            raise DamagedFile("its archive is compressed, which torch.save never does")
         if member.compress_size != member.file_size:
             raise DamagedFile("the sizes in the archive's index do not agree")
     ordered = sorted(members, key=lambda member: member.header_offset)

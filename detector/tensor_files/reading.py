@@ -36,8 +36,7 @@ def read_tensor_file(path: Path, *, legacy: bool = False) -> Any:
     Raises:
         DamagedFile: cut off, or with bytes that are not those that were written. The legacy form has no
             checksums but the one that published files carry in their name (``resnet18-f37072fd.pth``).
-        CompressedFile, ForeignContent: what ``torch.save`` of plain values and tensors never writes, or
-            what needs many times the memory of the file.
+        ForeignContent: more than plain values and tensors, or what needs many times the memory of the file.
         OSError: cannot be read.
     """
     with path.open("rb") as file:
@@ -50,6 +49,8 @@ def read_tensor_file(path: Path, *, legacy: bool = False) -> Any:
         file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
+        except RuntimeError as error:  # of its own reader of archives
+            raise DamagedFile(_first_line(error)) from None
         except Exception as error:  # torch raises many kinds for content that it does not take
             raise ForeignContent(_first_line(error)) from None
     _check_tensors(content, size)
