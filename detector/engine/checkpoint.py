@@ -162,7 +162,13 @@ def set_random_states(states: dict[str, Any]) -> None:
     """
     torch.set_rng_state(states["torch"])
     for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, number)
+        try:
+            torch.cuda.set_rng_state(state, number)
+        except (RuntimeError, TypeError):
+            raise InputError(
+                "the checkpoint's 'random' has a state that is none of a GPU's generator; use another"
+                " checkpoint"
+            ) from None
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:

@@ -78,6 +78,16 @@ def test_states_of_gpus_are_taken_once_in_use_and_put_back_by_number(monkeypatch
         assert put == dict(enumerate(saved["cuda"][:count]))
 
 
+def test_a_state_that_no_gpu_takes_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("RNG state is wrong size")
+
+    monkeypatch.setattr(torch.cuda, "set_rng_state", refuse)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="'random' has a state that is none of a GPU's"):
+        set_random_states({"torch": torch.get_rng_state(), "cuda": [torch.zeros(3, dtype=torch.uint8)]})
+
+
 @on_cuda
 def test_dropout_on_a_gpu_goes_on_where_it_was(device: str, tmp_path: Path) -> None:
     ones = torch.ones(1000, device=device)

@@ -159,6 +159,16 @@ def test_the_state_of_other_parameters_is_refused() -> None:
         load_optimizer_state(sgd(model), saved, "a.pt")
 
 
+def test_momenta_of_other_shapes_are_refused() -> None:
+    optimizer = sgd(network())
+    two_steps(optimizer)
+    saved = optimizer.state_dict()
+    for number, momentum in ((0, torch.zeros(7)), (99, torch.zeros(2))):
+        changed = {**saved, "state": {**saved["state"], number: {"momentum_buffer": momentum}}}
+        with pytest.raises(InputError, match=r"a\.pt: .* a momentum that fits no parameter of this run"):
+            load_optimizer_state(sgd(network()), changed, "a.pt")
+
+
 @on_cuda
 def test_a_gpu_has_the_fused_step_and_its_state_goes_to_the_cpu_and_back(device: str, tmp_path: Path) -> None:
     first, second, on_cpu = network().to(device), network().to(device), network()

@@ -109,3 +109,20 @@ def test_a_tensor_that_claims_more_than_its_file_holds_is_refused(tmp_path: Path
     path.write_bytes(content.replace(size, b"J" + struct.pack("<i", 2**31 - 1)))
     with pytest.raises(InputError, match="not readable as a state dict"):
         read_state_dict(path)
+
+
+def test_damage_is_noticed_in_the_values_too(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.ones(1000)}, path)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    assert torch.load(path)["a"].numel() == 1000  # torch does not compare checksums
+    with pytest.raises(InputError, match=r"weights\.pth: not readable as a state dict.*damaged"):
+        read_state_dict(path)
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1).expand(10**11)}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"'a' has the shape \(100000000000,\)"):
+        read_state_dict(tmp_path / "weights.pth")
