@@ -57,7 +57,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
-    """Check a mapping, for instance a config kept in a checkpoint; ``source`` is named in errors."""
+    """Check a mapping of the user's; ``source`` is named in errors. For a checkpoint's see `parse_stored`."""
     config = _checked(Config, values, source)
     for stage in config.stages:
         stage_config(config, stage, f"{source}: stages: {stage.name}")

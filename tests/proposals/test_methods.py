@@ -14,7 +14,7 @@ from detector.proposals.methods import load_function
 def test_a_module_that_fails_is_one_error_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    name = f"mine_{abs(hash(text))}"
+    name = f"mine_{len(text)}"
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=f"proposal method '{name}:f' cannot be loaded: "):

@@ -53,7 +53,7 @@ class DataConfig(Section):
     """Boxes that would corrupt training (swapped corners, a side under ``min_box_size``, outside)."""
     min_box_size: float = Field(default=2.0, ge=0.0)
     """Pixels of the original image."""
-    workers: int = Field(default=2, ge=0, le=256)
+    workers: int = Field(default=2, ge=0, le=64)
     """DataLoader worker processes."""
     generate: GenerateConfig | None = None
 
