@@ -38,6 +38,7 @@ from detector.errors import InputError
 from detector.evaluation.coco_results import read_coco_results
 from detector.progress import track
 from detector.proposals.readers import read_images
+from tests.fuzz_checkpoints import change_checkpoint, read_checkpoint, write_checkpoint
 from tests.proposals.formats import (
     make_boxes,
     make_records,
@@ -88,6 +89,8 @@ class Seed(NamedTuple):
 
     path: Path
     read: Callable[[Path], object]
+    change: Callable[[bytes, random.Random], bytes] | None = None
+    """How a case differs from the file; None is `damage`."""
 
 
 def make_seeds(folder: Path) -> dict[str, Seed]:
@@ -120,6 +123,8 @@ def make_seeds(folder: Path) -> dict[str, Seed]:
             f"proposals, {kind}": Seed(path, partial(read_all, file_format=kind))
             for kind, path in proposals.items()
         },
+        "checkpoint": Seed(write_checkpoint(folder), read_checkpoint),
+        "checkpoint values": Seed(folder / "step_2.pt", read_checkpoint, change_checkpoint),
     }
 
 
@@ -168,7 +173,7 @@ def run_case(case: int, seeds: dict[str, Seed], seed: int) -> Outcome:
     folder = Path(tempfile.gettempdir()) / f"fuzz_{os.getpid()}"
     folder.mkdir(exist_ok=True)
     path = folder / valid.path.name
-    path.write_bytes(damage(valid.path.read_bytes(), rng))
+    path.write_bytes((valid.change or damage)(valid.path.read_bytes(), rng))
     refused, fault = False, None
     start = time.process_time()  # not the clock's: other work on the machine is no fault of the reader
     try:
@@ -226,11 +231,12 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", default="", help="only kinds of file whose name has this text in it")
     arguments = parser.parse_args()
     cases = range(arguments.first, arguments.first + arguments.cases)
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
-        seeds = make_seeds(Path(folder))
+        seeds = {kind: one for kind, one in make_seeds(Path(folder)).items() if arguments.kind in kind}
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_set_up_worker) as pool:
             results = pool.map(partial(guarded_case, seeds=seeds, seed=arguments.seed), cases, chunksize=25)
             outcomes = list(track(results, len(cases), "damaged files"))
