@@ -13,10 +13,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 Item = TypeVar("Item")
 
@@ -55,6 +57,15 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with _bar() as bar:
         task = bar.add_task(description, total=None, figures="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
+        if bar.tasks[task].total is None:
+            bar.remove_task(task)  # there was nothing to do
+
+
+class _Count(MofNCompleteColumn):
+    """Items done of items in all, once both are known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
 
 
 class _Lines:
@@ -117,7 +128,7 @@ def _bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        _Count(),
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         TextColumn("ETA"),

@@ -6,6 +6,8 @@ Runs that are finished are not done again, and one that was stopped goes on wher
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
 import os
 import subprocess

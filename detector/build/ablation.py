@@ -94,7 +94,7 @@ def keep_studied(suite: Suite, folder: Path, studied: Path, overrides: Sequence[
         differing = sorted(key for key in now if not isinstance(before, dict) or before.get(key) != now[key])
         raise InputError(
             f"{path}: the runs here were made with other values of {', '.join(differing)}; give another "
-            "--output, or delete the folder"
+            "--output"
         )
     write_text(path, json.dumps(now, indent=1) + "\n")
 

@@ -49,28 +49,48 @@ def _reason(error: BaseException) -> str:
     return (cause.strerror if cause else None) or str(error)
 
 
+class DamagedCheckpoint(InputError):
+    """The bytes of a checkpoint are not those that were written."""
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        InputError: missing, truncated, or not a checkpoint of this project.
+        DamagedCheckpoint: the file is cut off, or its bytes have changed.
+        InputError: missing, or not a checkpoint of this project.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds for damaged files
-        raise InputError(
-            f"{path}: not readable as a checkpoint (truncated, or another kind of file); "
-            "use an earlier step_N.pt of the run"
-        ) from None
+    state = read_saved(path)
     needed = {"format", "step", "config", "classes", "model"}
     if not isinstance(state, dict) or not needed <= set(state) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of this project; it needs the keys {sorted(needed)}")
     if state["format"] != FORMAT:
         raise InputError(f"{path}: checkpoint format {state['format']}, this version reads format {FORMAT}")
     return state
+
+
+def load_resumable(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that a run is to go on from; InputErrors as of ``load_checkpoint``."""
+    return load_checkpoint(path)
+
+
+def read_saved(path: Path) -> Any:
+    """Return what `save_checkpoint` wrote to ``path``: plain values and tensors, on the CPU, unchecked.
+
+    Raises:
+        DamagedCheckpoint: the file is cut off, or its bytes have changed.
+        InputError: missing.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for damaged files
+        raise DamagedCheckpoint(
+            f"{path}: not readable as a checkpoint (truncated, or another kind of file); "
+            "use an earlier step_N.pt of the run"
+        ) from None
 
 
 def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> None:

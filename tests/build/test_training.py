@@ -220,18 +220,19 @@ def test_resuming_refuses_another_model_and_tells_of_another_rate(
 ) -> None:
     folder = tmp_path / "run"
     train(tiny("train.steps=4"), folder)
-    with pytest.raises(InputError, match=r"model\.pool\.output_size = '4', now '3'"):
+    with pytest.raises(InputError, match=r"model\.pool\.output_size = 4, now 3"):
         find_state(tiny("train.steps=8", "model.pool.output_size=3"), folder)
     with pytest.raises(InputError, match=r"done 4 steps, train\.steps is 2"):
         find_state(tiny("train.steps=2"), folder)
     config = tiny("train.steps=8", "train.learning_rate=0.5", "train.momentum=0.8")
     state = find_state(config, folder)
-    assert "train.learning_rate = '0.5' instead of '0.01'" in capsys.readouterr().err
+    assert "train.learning_rate = 0.5 instead of 0.01" in capsys.readouterr().err
     run = start_run(config, folder, "cpu", state)
     assert [group["initial_lr"] for group in run.trainer.optimizer.param_groups] == [0.5, 1.0]
     assert [group["momentum"] for group in run.trainer.optimizer.param_groups] == [0.8, 0.8]
-    with pytest.raises(InputError, match=r"this run trains 2; .*keeps train\.trainable"):
-        start_run(tiny("train.steps=8", "train.trainable=boxes"), folder, "cpu", state)
+    assert "step 5 of 8 has 0.5" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r'made with train\.trainable = "all", now "boxes"; the optimizer'):
+        find_state(tiny("train.steps=8", "train.trainable=boxes"), folder)
 
 
 def test_initial_weights_take_the_model_alone(tiny: Load, tmp_path: Path) -> None:
