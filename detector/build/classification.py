@@ -87,6 +87,7 @@ class ClassificationTask:
     def _training_data(self) -> list[ImageRecord]:
         config, split = self.config, self.config.data.train_split
         records = data_parts.load_split(config, split, self.classes, training=False).records
+        data_parts.check_batch_size(config, len(records))
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
         shown = ", ".join(f"{name} on {count}" for name, count in counts.items())

@@ -18,7 +18,6 @@ from detector.build.report import finish_figures, print_figures, write_report
 from detector.build.resuming import checked_fingerprint, evaluation_fingerprint
 from detector.config import Config
 from detector.data.images import read_image
-from detector.data.samplers import check_batch_size
 from detector.engine.memory import PeakMemory
 from detector.errors import InputError
 from detector.models.box_coder import BoxCoder, measured_coder
@@ -100,7 +99,7 @@ class DetectionTask:
         config, split = self.config, self.config.data.train_split
         dataset = data_parts.load_split(config, split, self.classes, training=True)
         self.data_fingerprint |= checked_fingerprint("training", split, dataset.records, state)
-        check_batch_size(len(dataset.records), config.train.images_per_batch)
+        data_parts.check_batch_size(config, len(dataset.records))
         self.dropped = dataset.dropped
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
         objects = sum(len(record.targets) for record in dataset.records)

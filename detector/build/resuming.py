@@ -126,8 +126,11 @@ def schedule_changed(state: Mapping[str, Any], config: Config) -> bool:
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 
 
-def other_yardstick(state: Mapping[str, Any], config: Config) -> bool:
-    """Say whether evaluations from here on cannot be compared with those before ``state``."""
+def other_yardstick(state: Mapping[str, Any], config: Config, data: Mapping[str, str]) -> bool:
+    """Say whether evaluations from here on, with fingerprints ``data``, are not as those before ``state``."""
+    before = state.get("data_fingerprint", {})
+    if any(name.startswith("evaluation") and before.get(name, now) != now for name, now in data.items()):
+        return True
     keys = ("test.", "train.evaluate_split")
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 

@@ -156,7 +156,7 @@ class TrainingRun:
         best = dict(state["best"])
         if not best:
             return {}
-        if other_yardstick(state, self.config):
+        if other_yardstick(state, self.config, self.task.data_fingerprint):
             note(
                 "evaluations are made in another way from here on: best.pt is chosen again among "
                 "those to come"

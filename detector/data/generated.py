@@ -122,8 +122,8 @@ def _holds(root: Path, manifest: dict[str, Any]) -> bool:
             return False
         if not path.exists():
             raise InputError(
-                f"{root}: the config generates images (data.generate), and this folder holds other files; for "
-                "images of your own set data.generate=null, otherwise name another data.root"
+                f"{root}: the config generates images (data.generate), and this folder holds other files; "
+                "for images of your own set data.generate=null, otherwise name another data.root"
             )
         found = read_json(path)
     except OSError as error:

@@ -11,17 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from detector.errors import InputError
 from detector.structures import ImageRecord
-
-
-def check_batch_size(count: int, batch_size: int) -> None:
-    """Raise InputError where a batch would show one of ``count`` images twice."""
-    if batch_size > count:
-        raise InputError(
-            f"train.images_per_batch: {batch_size} images per step are wanted, and there are {count} to "
-            f"train on; give at most {count}"
-        )
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
@@ -45,7 +35,6 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if count < 1:
             raise ValueError("cannot draw batches from no images")
-        check_batch_size(count, batch_size)
         self.count = count
         self.batch_size = batch_size
         self.seed = seed

@@ -18,10 +18,10 @@ def link_or_copy(source: Path, target: Path) -> None:
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    if target.exists() and source.samefile(target):
-        return  # renaming a link over another one of the same file would do nothing
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        if target.exists() and source.samefile(target):
+            return  # renaming a link over another one of the same file would do nothing
         temporary.unlink(missing_ok=True)
         try:
             temporary.hardlink_to(source)

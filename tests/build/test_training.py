@@ -27,9 +27,11 @@ PROJECT = Path(__file__).parents[2]
 Load = Callable[..., Config]
 
 
-def train(config: Config, folder: Path, device: str = "cpu", *, resume: bool = False) -> Evaluation:
+def train(
+    config: Config, folder: Path, device: str = "cpu", *, resume: bool = False, accept: bool = False
+) -> Evaluation:
     folder.mkdir(exist_ok=True)
-    state = find_state(config, folder) if resume else None
+    state = find_state(config, folder, accept_changed_data=accept) if resume else None
     evaluation: Evaluation = start_run(config, folder, device, state).run()
     return evaluation
 
@@ -295,7 +297,9 @@ def test_a_failing_evaluation_takes_no_training_with_it(tiny: Load, tmp_path: Pa
     with pytest.raises(InputError, match="truncated"):
         train(config, tmp_path / "run")
     image.write_bytes(whole)
-    evaluation = train(config, tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match=r"evaluation: test.*--accept-changed-data"):
+        train(config, tmp_path / "run", resume=True)
+    evaluation = train(config, tmp_path / "run", resume=True, accept=True)
     assert_identical(final_state(tmp_path / "whole", 4), final_state(tmp_path / "run", 4))
     assert names(tmp_path / "run") == {"best.pt", "step_4.pt"}
     evaluated = [
