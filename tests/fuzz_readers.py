@@ -48,6 +48,7 @@ from tests.proposals.formats import (
     write_mmdetection,
     write_npz,
 )
+from tests.run_records import record_seeds
 
 PROJECT = Path(__file__).parents[1]
 SECONDS = 5
@@ -120,6 +121,7 @@ def make_seeds(folder: Path) -> dict[str, Seed]:
             f"proposals, {kind}": Seed(path, partial(read_all, file_format=kind))
             for kind, path in proposals.items()
         },
+        **{kind: Seed(path, read) for kind, (path, read) in record_seeds(folder).items()},
     }
 
 
@@ -226,11 +228,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", action="append", help="this kind of file alone; may be repeated")
     arguments = parser.parse_args()
     cases = range(arguments.first, arguments.first + arguments.cases)
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
         seeds = make_seeds(Path(folder))
+        seeds = {kind: seed for kind, seed in seeds.items() if kind in (arguments.kind or seeds)}
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_set_up_worker) as pool:
             results = pool.map(partial(guarded_case, seeds=seeds, seed=arguments.seed), cases, chunksize=25)
             outcomes = list(track(results, len(cases), "damaged files"))
