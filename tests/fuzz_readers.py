@@ -228,13 +228,12 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", action="append", help="this kind of file alone; may be repeated")
+    parser.add_argument("--kind", default="", help="only kinds of file whose name has this text in it")
     arguments = parser.parse_args()
     cases = range(arguments.first, arguments.first + arguments.cases)
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
-        seeds = make_seeds(Path(folder))
-        seeds = {kind: seed for kind, seed in seeds.items() if kind in (arguments.kind or seeds)}
+        seeds = {kind: one for kind, one in make_seeds(Path(folder)).items() if arguments.kind in kind}
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_set_up_worker) as pool:
             results = pool.map(partial(guarded_case, seeds=seeds, seed=arguments.seed), cases, chunksize=25)
             outcomes = list(track(results, len(cases), "damaged files"))

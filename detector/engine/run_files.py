@@ -125,7 +125,7 @@ def remove_files(folder: Path, files: Iterable[Path]) -> None:
 
 def note_pictures(folder: Path, names: Iterable[str]) -> None:
     """Add ``names`` to the list of pictures that runs have written into ``folder``, which exists."""
-    known = sorted({*names, *_pictures(folder)})
+    known = sorted({*names, *_pictures(folder)})  # those that were removed since are forgotten
     try:
         (folder / PICTURES).write_text(json.dumps(known) + "\n", encoding="utf-8")
     except OSError as error:
@@ -133,14 +133,14 @@ def note_pictures(folder: Path, names: Iterable[str]) -> None:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """Return the names of the pictures that runs have written into ``folder``, as far as they are known."""
+    """Return those of the pictures in ``folder`` that runs have written, as far as they are known."""
     path = folder / PICTURES
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     except (OSError, ValueError, RecursionError):
         return []
-    names = found if isinstance(found, list) else []
-    return [name for name in names if isinstance(name, str) and re.fullmatch(r"[^/\0]+\.jpg", name)]
+    known = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+    return sorted(one.name for one in folder.glob("*.jpg") if one.name in known)
 
 
 def _own_files(folder: Path) -> Iterator[Path]:
@@ -150,8 +150,7 @@ def _own_files(folder: Path) -> Iterator[Path]:
             yield path
     for place in PICTURE_FOLDERS:
         for name in _pictures(folder / place):
-            if (folder / place / name).is_file():
-                yield folder / place / name
+            yield folder / place / name
 
 
 def _files(folder: Path) -> Iterator[Path]:
