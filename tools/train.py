@@ -60,7 +60,7 @@ def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) ->
     device, accept = cli.choose_device(arguments.device), arguments.accept_changed_data
     training = StagedTraining(config, folder, device, accept_changed_data=accept)
     if arguments.overwrite:
-        training.check_start()
+        training.check_start(overwrite=True)
         split_records(config, None)  # faulty data end here, while the old run is still there
         start_over(folder)
     evaluation = training.run(arguments.stage)

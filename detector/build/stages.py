@@ -93,9 +93,19 @@ class StagedTraining:
         with cuda_algorithms(self.device, deterministic=self.config.train.deterministic):
             return self._run_stages(done, only)
 
-    def check_start(self) -> None:
-        """Refuse weights that the first stage cannot read; later ones start from those of the one before."""
-        check_weights(stage_config(self.config, self.config.stages[0]))
+    def check_start(self, *, overwrite: bool = False) -> None:
+        """Refuse weights that the first stage cannot read; later ones start from those of the one before.
+
+        With ``overwrite`` also those that lie in the run that will be deleted first.
+        """
+        config = stage_config(self.config, self.config.stages[0])
+        check_weights(config)
+        weights = config.train.initial_weights
+        if overwrite and weights is not None and self.folder.resolve() in Path(weights).resolve().parents:
+            raise InputError(
+                f"train.initial_weights: {weights} is part of the run that --overwrite deletes; give another "
+                "--output"
+            )
 
     def _run_stages(self, done: list[Done], only: str | None) -> Evaluation | None:
         for number, stage in enumerate(self.config.stages):

@@ -203,6 +203,7 @@ def find_state(
 ) -> dict[str, Any] | None:
     """Return the newest sound checkpoint of the run in ``folder``, or None where there is none yet.
 
+    Where none of the numbered ones can be read, that is ``best.pt``.
     ``ignored`` names settings that may differ. With ``accept_changed_data`` the task that goes on from the
     state takes data that are not those of the checkpoint.
 
@@ -210,7 +211,8 @@ def find_state(
         InputError: every checkpoint is damaged, or the run was made with another data set, model or seed,
             or has gone further.
     """
-    found = checkpoints.numbered_checkpoints(folder / "checkpoints")
+    best = folder / "checkpoints" / "best.pt"
+    found = [*([best] if best.is_file() else []), *checkpoints.numbered_checkpoints(folder / "checkpoints")]
     if not found:
         note(f"{folder}: no checkpoint to go on from, starting at step 0")
         return None
@@ -237,6 +239,5 @@ def _newest_sound(found: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
             note(f"warning: {error}")
     assert first is not None  # the caller's list has an entry
     raise InputError(
-        f"{first}; none of the {len(found)} numbered checkpoints there can be read: start over with "
-        "--overwrite, or begin another run from the weights of best.pt with train.initial_weights"
+        f"{first}; none of the {len(found)} checkpoints there can be read: start over with --overwrite"
     )

@@ -62,8 +62,10 @@ def holds_work(folder: Path) -> bool:
     return any(any(folder.glob(f"stages/*/{name}")) for name in ("done.json", "fit.pt"))
 
 
-def check_place(folder: Path) -> None:
+def check_place(folder: Path, *, go_on: bool = False) -> None:
     """Refuse a folder in which a run would mix its files with those of others.
+
+    A run may ``go_on`` from checkpoints that were copied there alone.
 
     Raises:
         InputError: no run of ours made the files there that have a run's names; names them.
@@ -71,7 +73,8 @@ def check_place(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: cannot write the run's folder: it is a file")
     found = [name for name in _ROOTS if (folder / name).exists()]
-    if found and not is_run(folder):
+    copied = go_on and set(found) <= {"checkpoints", "stages"}
+    if found and not copied and not is_run(folder):
         raise InputError(
             f"{folder}: holds {', '.join(found)}, and no run of this project made them; give another --output"
         )

@@ -22,7 +22,7 @@ def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
         InputError: another process works there; a run is there and neither ``go_on`` nor ``overwrite`` is
             set; files of others have the names of a run's; the folder cannot be written.
     """
-    check_place(folder)
+    check_place(folder, go_on=go_on)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

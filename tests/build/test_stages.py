@@ -448,6 +448,16 @@ def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
     assert kinds == ["train"] * 12 + ["evaluate"]
 
 
+def test_a_staged_run_does_not_delete_the_weights_that_it_starts_from(staged: Staged, two_done: Path) -> None:
+    weights = place_of(two_done, 1, "classify") / "checkpoints/step_6.pt"
+    training = StagedTraining(staged(f"train.initial_weights={weights}"), two_done, "cpu")
+    training.check_start()
+    with pytest.raises(
+        InputError, match=r"initial_weights: .*step_6\.pt is part of the run that --overwrite"
+    ):
+        training.check_start(overwrite=True)
+
+
 def test_weights_that_are_missing_end_a_staged_run_first(staged: Staged, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     config = staged(f"model.backbone.weights={tmp_path / 'absent.pth'}")
