@@ -16,11 +16,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from detector.errors import printable, printable_lines
 
@@ -69,6 +71,15 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with _bar() as bar:
         task = bar.add_task(printable(description), total=None, figures="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
+        if bar.tasks[task].total is None:
+            bar.remove_task(task)  # there was nothing to do
+
+
+class _Count(MofNCompleteColumn):
+    """Items done of items in all, once both are known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
 
 
 class _Lines:
@@ -131,7 +142,7 @@ def _bar() -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        _Count(),
         TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hypothesis import settings
 from torch import Tensor
 
 PROJECT = Path(__file__).parents[1]
+sys.path.append(str(PROJECT / "tools"))  # tools that a test runs in its own process import their neighbour
 MakeBoxes = Callable[..., Tensor]
 
 # The same examples on every run; `pytest --hypothesis-profile=default` draws new ones.

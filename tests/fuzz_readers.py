@@ -49,6 +49,7 @@ from tests.proposals.formats import (
     write_mmdetection,
     write_npz,
 )
+from tests.run_records import record_seeds
 
 PROJECT = Path(__file__).parents[1]
 SECONDS = 5
@@ -125,6 +126,7 @@ def make_seeds(folder: Path) -> dict[str, Seed]:
         },
         "checkpoint": Seed(write_checkpoint(folder), read_checkpoint),
         "checkpoint values": Seed(folder / "step_2.pt", read_checkpoint, change_checkpoint),
+        **{kind: Seed(path, read) for kind, (path, read) in record_seeds(folder).items()},
     }
 
 

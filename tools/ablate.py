@@ -6,6 +6,8 @@ Runs that are finished are not done again, and one that was stopped goes on wher
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
 import os
 import subprocess
@@ -84,7 +86,11 @@ def command(run: AblationRun, config: Path, folder: Path, arguments: argparse.Na
     if run.checkpoint_of is None:
         script, tool = "train.py", ["--output", place, "--resume"]
     else:
-        trained = numbered_checkpoints(folder / run.checkpoint_of / "checkpoints")[-1]
+        place_of = folder / run.checkpoint_of / "checkpoints"
+        found = numbered_checkpoints(place_of)
+        if not found:
+            raise InputError(f"{place_of}: holds no step_N.pt, which {run.name} tests; train it again")
+        trained = found[-1]
         script, tool = "evaluate.py", ["--checkpoint", trained, "--output", place / "metrics.json"]
     parts = [sys.executable, TOOLS / script, "--config", config, *tool, "--device", arguments.device]
     return [str(part) for part in (*parts, *arguments.overrides)]

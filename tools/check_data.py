@@ -6,6 +6,8 @@ The exit status is 1 if training would not start, or would end with an error lat
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
 import sys
 from collections import Counter

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
 from pathlib import Path
 

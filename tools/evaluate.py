@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ def main() -> int:
 
 
 def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the network over the split; result files and pictures go beside the output, or into the run."""
+    """Run the network over the split; what comes out goes into a folder of this checkpoint and split."""
     from detector.build.scoring import score_checkpoint as score
     from detector.engine.checkpoint import load_checkpoint
 
@@ -36,16 +38,25 @@ def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
     device = cli.choose_device(arguments.device)
-    figures = score(config, checkpoint, arguments.checkpoint, split, results_folder(arguments, split), device)
-    return {**figures, "seconds": round(cli.seconds(), 1), "step": checkpoint["step"]}
+    folder = results_folder(arguments, split, checkpoint["step"])
+    figures = score(config, checkpoint, arguments.checkpoint, split, folder, device)
+    figures = {**figures, "seconds": round(cli.seconds(), 1), "step": checkpoint["step"]}
+    write_json(folder / "metrics.json", figures)
+    return figures
 
 
-def results_folder(arguments: argparse.Namespace, split: str) -> Path:
-    """Return where result files go: a folder named like --output, or one in the checkpoint's run."""
-    if arguments.output:
-        return Path(arguments.output).with_suffix("")
+def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path:
+    """Return the folder of one checkpoint's results on one split, which another one's never replace.
+
+    It lies in a folder named like --output, or in the checkpoint's run.
+    """
     checkpoint = Path(arguments.checkpoint)
-    return checkpoint.parent.parent / f"evaluation_{split}_{checkpoint.stem}"
+    stem = checkpoint.stem if checkpoint.stem == f"step_{step}" else f"{checkpoint.stem}_step_{step}"
+    name = f"evaluation_{split.replace('/', '_')}_{stem}"
+    if arguments.output:
+        return Path(arguments.output).with_suffix("") / name
+    in_run = checkpoint.parent.name == "checkpoints"
+    return (checkpoint.parent.parent if in_run else checkpoint.parent) / name
 
 
 def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -72,7 +83,7 @@ def parse() -> argparse.Namespace:
     cli.add_config_arguments(parser, required=False)
     parser.add_argument("--checkpoint", metavar="FILE", help="a step_N.pt or best.pt of tools/train.py")
     parser.add_argument("--split", help="split to score (default: the config's test split, or test)")
-    parser.add_argument("--output", metavar="FILE.json", help="write the figures there")
+    parser.add_argument("--output", metavar="FILE.json", help="write the figures there too")
     parser.add_argument(
         "--detections",
         metavar="PLACE",

@@ -8,6 +8,8 @@ makes the exit status 1; what training does about it is proposals.missing in the
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
 import json
 from pathlib import Path

@@ -8,6 +8,8 @@ overlap."""
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
 from functools import partial
 from pathlib import Path

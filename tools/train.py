@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import setup_check  # isort: skip  # noqa: F401
+
 import argparse
-import shutil
 from pathlib import Path
 
 from detector import cli
 from detector.config import Config, load_config
+from detector.engine.run_folder import run_folder
 from detector.engine.trainer import StopRequested
 from detector.errors import InputError
 from detector.progress import note
@@ -17,71 +19,63 @@ from detector.progress import note
 def main() -> int:
     arguments = parse()
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.stage and not config.stages:
+        raise InputError(f"--stage {arguments.stage}: {arguments.config} has no stages")
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
+    go_on = arguments.resume or bool(arguments.stage)
+    try:
+        with run_folder(folder, go_on=go_on, overwrite=arguments.overwrite):
+            return (
+                train_stages(config, folder, arguments) if config.stages else train(config, folder, arguments)
+            )
+    except StopRequested as stop:
+        note(f"{stop}{' of its stage' if config.stages else ''}; go on with --resume")
+        return stop.exit_status
 
+
+def train(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
+    """Do a run, from the start or from its last checkpoint, and score the detector that comes out."""
+    from detector.build.ending import report_end
     from detector.build.tasks import build_task
     from detector.build.training import TrainingRun, find_state
 
-    prepare_folder(folder, resume=arguments.resume or bool(arguments.stage), overwrite=arguments.overwrite)
-    if config.stages:
-        return train_stages(config, folder, arguments)
-    if arguments.stage:
-        raise InputError(f"--stage {arguments.stage}: {arguments.config} has no stages")
-    state = find_state(config, folder) if arguments.resume else None
-    try:
-        task = build_task(config, cli.choose_device(arguments.device), state)
-        if arguments.overwrite:
-            remove_run(folder)  # not before data and network have been found to be in order
-        run = TrainingRun(config, folder, task, state)
-        evaluation = run.run()
-    except StopRequested as stop:
-        note(f"{stop}; go on with --resume")
-        return stop.exit_status
-    run.task.finish(folder, evaluation, cli.seconds(), run.memory)
+    accept = arguments.accept_changed_data
+    state = find_state(config, folder, accept_changed_data=accept) if arguments.resume else None
+    task = build_task(config, cli.choose_device(arguments.device), state)
+    if arguments.overwrite:
+        start_over(folder)  # not before data and network have been found to be in order
+    run = TrainingRun(config, folder, task, state)
+    evaluation = run.run()
+    run.task.finish(folder, evaluation, run.seconds(), run.memory)
+    report_end(folder, folder / "checkpoints" / "best.pt", task.device)
     return 0
 
 
 def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     """Do the config's stages, or one of them, and score the detector that comes out."""
+    from detector.build.ending import report_end
     from detector.build.proposal_jobs import split_records
     from detector.build.stages import StagedTraining
 
+    device, accept = cli.choose_device(arguments.device), arguments.accept_changed_data
+    training = StagedTraining(config, folder, device, accept_changed_data=accept)
     if arguments.overwrite:
+        training.check_start(overwrite=True)
         split_records(config, None)  # faulty data end here, while the old run is still there
-        remove_run(folder)
-    training = StagedTraining(config, folder, cli.choose_device(arguments.device))
-    try:
-        evaluation = training.run(arguments.stage)
-    except StopRequested as stop:
-        note(f"{stop} of its stage; go on with --resume")
-        return stop.exit_status
+        start_over(folder)
+    evaluation = training.run(arguments.stage)
     if evaluation is not None:
-        training.finish(evaluation, cli.seconds())
+        report_end(folder, training.finish(evaluation), device)
     return 0
 
 
-def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the run's folder; never mix two runs in one."""
-    holds_run = any((folder / name).exists() for name in ("checkpoints", "log.jsonl", "stages"))
-    if holds_run and not (resume or overwrite):
-        raise InputError(
-            f"{folder}: holds a run already; go on with --resume, start over with --overwrite, or give "
-            "another --output"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write the run's folder: {error.strerror}") from None
+def start_over(folder: Path) -> None:
+    """Delete the run in ``folder``, and say what is there that no run wrote."""
+    from detector.engine.run_files import remove_run
 
-
-def remove_run(folder: Path) -> None:
-    """Delete what a run leaves, and nothing else that may lie in the folder."""
-    for name in ("checkpoints", "tensorboard", "results", "detections", "classified", "stages", "cache"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("log.jsonl", "config.yaml", "metrics.json", "run.png"):
-        (folder / name).unlink(missing_ok=True)
+    kept = remove_run(folder)
+    if kept:
+        note(f"{folder}: {len(kept)} files that no run wrote stay there, such as {kept[0]}")
 
 
 def parse() -> argparse.Namespace:
@@ -92,13 +86,21 @@ def parse() -> argparse.Namespace:
     cli.add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on from the folder's last step_N.pt")
+    again.add_argument("--resume", action="store_true", help="go on from the folder's last sound step_N.pt")
     again.add_argument("--overwrite", action="store_true", help="delete the run in the folder and start over")
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="with --resume: go on although images, annotations or splits have changed since",
+    )
     parser.add_argument(
         "--stage", metavar="NAME", help="of a staged config: do this stage alone, or go on with it"
     )
     cli.add_device_argument(parser)
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.accept_changed_data and not (arguments.resume or arguments.stage):
+        raise InputError("--accept-changed-data belongs to --resume")
+    return arguments
 
 
 if __name__ == "__main__":

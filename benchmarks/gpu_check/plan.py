@@ -133,7 +133,8 @@ class Plan:
         return self._part(name, title, command, limit, **options)
 
     def _quick_start(self) -> Part:
-        output = self.work / "quickstart"
+        output, data = self.work / "quickstart", self.work / "quickstart_data"
+        data.mkdir(parents=True, exist_ok=True)  # images are generated in a folder that is there
         command = [
             sys.executable,
             str(ROOT / "tools/train.py"),
@@ -142,7 +143,7 @@ class Plan:
         ]
         command += ["--output", str(output), "--overwrite", "--device", self.device]
         command += [
-            f"data.root={self.work / 'quickstart_data'}",
+            f"data.root={data}",
             *(SMALL_QUICK_START if self.rehearsal else []),
         ]
 

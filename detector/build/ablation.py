@@ -94,7 +94,7 @@ def keep_studied(suite: Suite, folder: Path, studied: Path, overrides: Sequence[
         differing = sorted(key for key in now if not isinstance(before, dict) or before.get(key) != now[key])
         raise InputError(
             f"{path}: the runs here were made with other values of {', '.join(differing)}; give another "
-            "--output, or delete the folder"
+            "--output"
         )
     write_text(path, json.dumps(now, indent=1) + "\n")
 
@@ -105,6 +105,8 @@ def results(suite: Suite, folder: Path) -> dict[str, Any]:
     for run in suite.runs:
         metrics = folder / run.name / "metrics.json"
         found = read_json(metrics) if metrics.is_file() else {}
+        if not isinstance(found, dict):
+            raise InputError(f"{metrics}: not the figures of a run")
         scored = {key: found.get(key) for key in ("voc07_mAP", "voc_mAP", "seconds")}
         rows.append({"name": run.name, "question": run.question, **scored, "paper": run.paper})
     return {"title": suite.title, "runs": rows}

@@ -15,6 +15,7 @@ from detector.build import model as model_parts
 from detector.build.classification_report import scores_picture, write_classes, write_classifier_report
 from detector.build.classified import Classified, LabelledImages, classify_images, no_proposals, open_images
 from detector.build.report import finish_figures, print_figures
+from detector.build.resuming import checked_fingerprint, evaluation_fingerprint
 from detector.config import Config
 from detector.engine.memory import PeakMemory
 from detector.models.detector import RegionDetector
@@ -37,7 +38,11 @@ class ClassificationTask:
         split = config.train.evaluate_split or config.data.test_split
         self.test_set: LabelledImages = open_images(config, split, state["classes"] if state else None)
         self.classes = self.test_set.classes
+        self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
         self.records = self._training_data()
+        self.data_fingerprint |= checked_fingerprint(
+            "classification", config.data.train_split, self.records, state
+        )
         self.model = self._build_model(state).to(device)
 
     def facts(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class ClassificationTask:
         dataset = data_parts.load_split(config, split, self.classes, training=False)
         data_parts.report_suspicions(dataset)
         records = dataset.records
+        data_parts.check_batch_size(config, len(records))
         data_parts.require_objects((one.targets for one in records), config)
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))

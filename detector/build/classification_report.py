@@ -13,6 +13,7 @@ from detector.build.evaluation import DRAWN
 from detector.build.report import run_series
 from detector.config import Config
 from detector.data.images import read_image
+from detector.engine.run_files import note_pictures
 from detector.evaluation.report import write_json
 from detector.evaluation.result_files import write_class_scores
 from detector.files import file_name_of
@@ -39,9 +40,12 @@ def classified_image(record: ImageRecord, scores: Tensor, classes: tuple[str, ..
 def write_classes(folder: Path, images: LabelledImages, evaluation: Classified) -> None:
     """Write VOC's classification files to ``folder/results`` and drawn images to ``folder/classified``."""
     write_class_scores(folder / "results", evaluation.scores, images.classes, images.split)
+    names = []
     for record in images.records[:DRAWN]:
         picture = scores_picture(record, evaluation.scores[record.image_id], images.classes)
-        save_image(folder / "classified" / f"{file_name_of(record.image_id)}.jpg", picture)
+        names.append(f"{file_name_of(record.image_id)}.jpg")
+        save_image(folder / "classified" / names[-1], picture)
+    note_pictures(folder / "classified", names)
     note(f"wrote VOC result files to {folder / 'results'} and pictures to {folder / 'classified'}")
 
 

@@ -234,6 +234,16 @@ def training_batches(
     return raise_errors(loader)
 
 
+def check_batch_size(config: Config, images: int) -> None:
+    """Raise InputError where a batch would show one of ``images`` training images twice."""
+    wanted = config.train.images_per_batch
+    if wanted > images:
+        raise InputError(
+            f"train.images_per_batch: {wanted} images per step are wanted, and {config.data.train_split} has "
+            f"{images}; give at most {images}"
+        )
+
+
 def _draws_per_scale(config: Config, sampler: TrainingBatches) -> int | None:
     """Return how many samples in a row share a scale, None where each has its own."""
     match config.train.scale_per:

@@ -15,6 +15,7 @@ from detector.build import model as model_parts
 from detector.build import proposals as proposal_parts
 from detector.build.evaluation import Evaluation, evaluate, open_test_set, write_evaluation
 from detector.build.report import finish_figures, print_figures, write_report
+from detector.build.resuming import checked_fingerprint, evaluation_fingerprint
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.memory import PeakMemory
@@ -37,7 +38,8 @@ class DetectionTask:
         split = config.train.evaluate_split or config.data.test_split
         self.test_set = open_test_set(config, split, state["classes"] if state else None)
         self.classes = self.test_set.classes
-        self.records, self.store = self._training_data()
+        self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
+        self.records, self.store = self._training_data(state)
         coder = None
         if state is None and model_parts.measures_targets(config):
             coder = self._measure_targets()
@@ -92,9 +94,11 @@ class DetectionTask:
         write_report(self.config, folder, self.test_set, evaluation, figures)
         print_figures(figures)
 
-    def _training_data(self) -> tuple[list[ImageRecord], ProposalStore]:
+    def _training_data(self, state: dict[str, Any] | None) -> tuple[list[ImageRecord], ProposalStore]:
         config, split = self.config, self.config.data.train_split
         dataset = data_parts.load_split(config, split, self.classes, training=True)
+        self.data_fingerprint |= checked_fingerprint("training", split, dataset.records, state)
+        data_parts.check_batch_size(config, len(dataset.records))
         self.dropped = dataset.dropped
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
         objects = sum(len(record.targets) for record in dataset.records)

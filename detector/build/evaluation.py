@@ -25,6 +25,7 @@ from detector.data.coco_json import Entry, read_coco
 from detector.data.images import read_image
 from detector.data.voc import VocDataset
 from detector.engine.memory import PeakMemory
+from detector.engine.run_files import note_pictures
 from detector.errors import InputError
 from detector.evaluation.report import NOTHING_SCORED
 from detector.evaluation.result_files import write_result_files
@@ -218,9 +219,12 @@ def write_evaluation(folder: Path, test_set: TestSet, evaluation: Evaluation) ->
     if test_set.coco is not None:
         name = file_name_of(f"coco_{test_set.split}.json")
         test_set.coco.write_results(folder / "results" / name)
+    names = []
     for record in test_set.records[:DRAWN]:
         found = evaluation.detections[record.image_id]
         image = read_image(record.path, (record.height, record.width))
         name = f"{file_name_of(record.image_id)}.jpg"
         save_image(folder / "detections" / name, draw_detections(image, found, test_set.classes))
+        names.append(name)
+    note_pictures(folder / "detections", names)
     note(f"wrote result files to {folder / 'results'} and pictures to {folder / 'detections'}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from detector.build import data as data_parts
 from detector.build import proposals as proposal_parts
 from detector.build.cached import CachedFeatures, embed_regions, image_regions, open_cache
+from detector.build.resuming import checked_fingerprint
 from detector.config import Config
 from detector.errors import InputError
 from detector.models.detector import RegionDetector
@@ -46,6 +47,8 @@ class LayerFit:
         self.save = save
         self.state = state
         dataset = data_parts.load_split(config, config.data.train_split, classes, training=True)
+        split = config.data.train_split
+        self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
         store = proposal_parts.open_proposals(config, dataset.records, config.data.train_split)
         self.records = proposal_parts.with_proposals(config, dataset.records, store)
         data_parts.require_objects((record.targets for record in self.records), config)

@@ -56,7 +56,7 @@ def write_report(
 
 def run_series(folder: Path) -> tuple[dict[str, Course], dict[str, Course]]:
     """Return the course of a run's losses, and of its figures where it was evaluated more than once."""
-    records = read_log(folder / "log.jsonl")
+    records = read_log(folder / "log.jsonl", note)
     evaluations = _series(records, "evaluate", COURSE)
     several = {name: course for name, course in evaluations.items() if len(course) > 1}
     return _series(records, "train", ("loss",)), several
@@ -66,7 +66,14 @@ def _series(records: list[dict[str, Any]], kind: str, starts: tuple[str, ...]) -
     """Return each figure whose name begins with one of ``starts`` as (step, value) pairs."""
     chosen = [record for record in records if record["kind"] == kind]
     names = {name: None for record in chosen for name in record if name.startswith(starts)}
-    return {name: [(record["step"], record[name]) for record in chosen if name in record] for name in names}
+    return {
+        name: [(record["step"], record[name]) for record in chosen if _is_number(record.get(name))]
+        for name in names
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _examples(test_set: TestSet, evaluation: Evaluation) -> list[Any]:

@@ -9,30 +9,43 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from detector.build.evaluation import Evaluation, evaluate, known_classes, open_test_set, write_evaluation
+from detector import cli
+from detector.build.evaluation import (
+    COURSE,
+    Evaluation,
+    evaluate,
+    known_classes,
+    open_test_set,
+    write_evaluation,
+)
 from detector.build.fine_tuning import FineTuningTask
 from detector.build.model import initial_model, restore_model
 from detector.build.report import finish_figures, print_figures, write_report
+from detector.build.resuming import ACCEPTED, changed_settings, check_fingerprint
 from detector.build.ridge_stage import RidgeFit
 from detector.build.svm_stage import SVMFit
 from detector.build.tasks import build_task
 from detector.build.training import TrainingRun, find_state
+from detector.build.weights import check_weights
 from detector.config import Config, stage_config
 from detector.config.sections.training import StageConfig
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
-from detector.engine.run_log import read_log
+from detector.engine.run_log import RunLog, read_log
 from detector.errors import InputError
-from detector.files import read_json, write_text
+from detector.files import write_text
 from detector.models.detector import RegionDetector
 from detector.progress import note
+from detector.stages.kept_fit import fault_of_fit
+from detector.stages.record import StageRecord, read_record, write_record
 
 CACHE = "cache"
 """The folder of a run's cached features, which may be deleted when the run is done."""
@@ -40,21 +53,25 @@ CACHE = "cache"
 
 @dataclass(frozen=True)
 class Done:
-    """A finished stage: its checkpoint and the optimizer steps of all stages up to it."""
+    """A finished stage: its checkpoint, the optimizer steps of all stages up to it, and the data it saw."""
 
     checkpoint: Path
     steps: int
+    data_fingerprint: dict[str, str] = field(default_factory=dict)
 
 
 class StagedTraining:
     """Runs the ``stages`` of a config in one folder."""
 
-    def __init__(self, config: Config, folder: Path, device: str) -> None:
+    def __init__(
+        self, config: Config, folder: Path, device: str, *, accept_changed_data: bool = False
+    ) -> None:
         self.config = config
         self.folder = folder
         self.device = device
+        self.accept_changed_data = accept_changed_data
         self.memory = PeakMemory(device)
-        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        self._in_stages = 0.0  # seconds of this process that the stages' own records hold
 
     def run(self, only: str | None = None) -> Evaluation | None:
         """Do what is not done yet and score the detector; with ``only``, do that one stage and no more.
@@ -66,31 +83,57 @@ class StagedTraining:
         names = [stage.name for stage in self.config.stages]
         if only is not None and only not in names:
             raise InputError(f"--stage {only}: the config's stages are {', '.join(names)}")
+        done = self._finished_stages()
+        if not done:
+            self.check_start()
+        if only is not None and names.index(only) > len(done):
+            raise InputError(f"--stage {only}: needs the stage {names[len(done)]}, which is not done yet")
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        write_text(self.folder / "config.yaml", text)
         with cuda_algorithms(self.device, deterministic=self.config.train.deterministic):
-            return self._run_stages(only)
+            return self._run_stages(done, only)
 
-    def _run_stages(self, only: str | None) -> Evaluation | None:
-        before: Done | None = None
+    def check_start(self, *, overwrite: bool = False) -> None:
+        """Refuse weights that the first stage cannot read; later ones start from those of the one before.
+
+        With ``overwrite`` also those that lie in the run that will be deleted first.
+        """
+        config = stage_config(self.config, self.config.stages[0])
+        check_weights(config)
+        weights = config.train.initial_weights
+        if overwrite and weights is not None and self.folder.resolve() in Path(weights).resolve().parents:
+            raise InputError(
+                f"train.initial_weights: {weights} is part of the run that --overwrite deletes; give another "
+                "--output"
+            )
+
+    def _run_stages(self, done: list[Done], only: str | None) -> Evaluation | None:
         for number, stage in enumerate(self.config.stages):
-            done = self._finished(number)
-            if done is None:
-                if only not in (None, stage.name):
-                    raise InputError(f"--stage {only}: needs the stage {stage.name}, which is not done yet")
+            if number == len(done):
                 note(f"stage {number + 1} of {len(self.config.stages)}: {stage.name} ({stage.kind})")
-                done = self._run_stage(number, stage, before)
+                done.append(self._run_stage(number, stage, done[-1] if done else None))
             if only == stage.name:
-                note(f"stage {only} is done: {done.checkpoint}")
+                note(f"stage {only} is done: {done[number].checkpoint}")
                 return None
-            before = done
-        assert before is not None  # the schema's staged configs have a stage
-        return self._score(before)
+        return self._score(done[-1])
 
-    def finish(self, evaluation: Evaluation, seconds: float) -> None:
-        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures."""
+    def finish(self, evaluation: Evaluation) -> Path:
+        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures.
+
+        Returns the finished detector's checkpoint.
+        """
         write_evaluation(self.folder, self.test_set, evaluation)
-        figures = finish_figures(evaluation.figures, seconds, self.memory)
+        figures = finish_figures(evaluation.figures, self.seconds(), self.memory)
         write_report(self.config, self.folder, self.test_set, evaluation, figures)
         print_figures(figures)
+        return self.detector
+
+    def seconds(self) -> float:
+        """Return the seconds of all stages, and of this process beside them."""
+        records = [
+            read_record(self._place(number) / "done.json") for number in range(len(self.config.stages))
+        ]
+        return sum(record.seconds for record in records) + max(cli.seconds() - self._in_stages, 0.0)
 
     def _place(self, number: int) -> Path:
         return self.folder / "stages" / f"{number + 1:02d}_{self.config.stages[number].name}"
@@ -111,21 +154,60 @@ class StagedTraining:
         text = json.dumps([whole, stages, views], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def _finished(self, number: int) -> Done | None:
-        record = self._place(number) / "done.json"
-        if not record.is_file():
-            return None
-        found = read_json(record)
-        self._check_key(number, found, record)
-        return Done(self._place(number) / found["checkpoint"], found["steps"])
+    def _finished_stages(self) -> list[Done]:
+        """Return the stages that are done, up to the last one whose checkpoint can be read."""
+        found: list[Done] = []
+        for number in range(len(self.config.stages)):
+            done = self._finished(number)
+            if done is None:
+                break
+            found.append(done)
+        while found:
+            try:
+                checkpoints.load_checkpoint(found[-1].checkpoint)
+                break
+            except InputError as error:
+                note(f"warning: {error}; the stage {self.config.stages[len(found) - 1].name} is done again")
+                found.pop()
+        return found
 
-    def _check_key(self, number: int, found: Any, path: Path) -> None:
+    def _finished(self, number: int) -> Done | None:
+        """Return a stage's record, or None where it has none that can be read."""
+        path = self._place(number) / "done.json"
+        if not path.is_file():
+            return None
+        try:
+            found = read_record(path)
+        except InputError as error:
+            note(f"warning: {error}; the stage goes on from its own checkpoints")
+            return None
+        checkpoint = self._place(number) / found.checkpoint
+        self._check_key(number, found.key, path, checkpoint)
+        return Done(checkpoint, found.steps, found.data_fingerprint)
+
+    def _check_key(self, number: int, key: str, path: Path, checkpoint: Path | None = None) -> None:
         """Refuse what a stage left in ``path`` when another config made it."""
-        if not isinstance(found, dict) or found.get("key") != self._key(number):
+        if key != self._key(number):
             raise InputError(
-                f"{path}: this stage was made with another config; train into another folder, or start "
-                "over with --overwrite"
+                f"{path}: this stage was made with another config{self._difference(number, checkpoint)}; "
+                "train into another folder, or start over with --overwrite"
             )
+
+    def _difference(self, number: int, checkpoint: Path | None) -> str:
+        """Return in words the first setting that differs from those of a stage's checkpoint."""
+        if checkpoint is None or not checkpoint.is_file():
+            return ""
+        config = stage_config(self.config, self.config.stages[number])
+        try:
+            state = checkpoints.load_checkpoint(checkpoint)
+            changes = changed_settings(state["config"], config, str(checkpoint))
+        except InputError:
+            return ""
+        changes.pop("train.initial_weights", None)
+        for name, (before, now) in changes.items():
+            if not (name.startswith("test.") or name == "data.workers"):
+                return f", with {name} = {before}, now {now}"
+        return ""
 
     def _run_stage(self, number: int, stage: StageConfig, before: Done | None) -> Done:
         place = self._place(number)
@@ -136,62 +218,99 @@ class StagedTraining:
             config = config.model_copy(update={"train": config.train.model_copy(update=start)})
         started = time.perf_counter()
         if stage.kind in ("train", "fine_tune"):
-            checkpoint, steps = self._train(config, stage, place)
+            done, earlier = self._train(config, stage, place, before)
         else:
-            checkpoint, steps = self._fit(config, number, place, before), 1
-        steps += before.steps if before else 0
-        record = {
-            "key": self._key(number),
-            "checkpoint": str(checkpoint.relative_to(place)),
-            "steps": steps,
-            "seconds": round(time.perf_counter() - started, 1),
-        }
-        write_text(place / "done.json", json.dumps(record, indent=1) + "\n")
-        return Done(checkpoint, steps)
+            done, earlier = self._fit(config, number, place, before)
+        took = time.perf_counter() - started
+        self._in_stages += took
+        record = StageRecord(
+            key=self._key(number),
+            checkpoint=str(done.checkpoint.relative_to(place)),
+            steps=done.steps,
+            seconds=round(earlier + took, 1),
+            data_fingerprint=done.data_fingerprint,
+        )
+        write_record(place / "done.json", record)
+        return done
 
-    def _train(self, config: Config, stage: StageConfig, place: Path) -> tuple[Path, int]:
-        state = find_state(config, place)
+    def _train(
+        self, config: Config, stage: StageConfig, place: Path, before: Done | None
+    ) -> tuple[Done, float]:
+        """Train a stage; return it with the seconds that earlier processes took."""
+        ignored = ["train.initial_weights"] if before else []  # ours, and the run's folder may have moved
+        accept = self.accept_changed_data
+        state = find_state(config, place, accept_changed_data=accept, ignored=ignored)
         task = (
             FineTuningTask(config, self.device, self.folder / CACHE, state)
             if stage.kind == "fine_tune"
             else build_task(config, self.device, state)
         )
+        if before is not None:
+            check_fingerprint(task.data_fingerprint, self._known_data(before))
         run = TrainingRun(config, place, task, state)
         run.run()
-        return checkpoints.numbered_checkpoints(place / "checkpoints")[-1], config.train.steps
+        checkpoint = place / "checkpoints" / f"step_{run.trainer.step}.pt"
+        steps = run.trainer.step + (before.steps if before else 0)
+        return Done(checkpoint, steps, task.data_fingerprint), run.seconds_before
 
-    def _fit(self, config: Config, number: int, place: Path, before: Done | None) -> Path:
+    def _known_data(self, before: Done) -> dict[str, Any]:
+        return {"data_fingerprint": before.data_fingerprint, ACCEPTED: self.accept_changed_data}
+
+    def _fit(self, config: Config, number: int, place: Path, before: Done | None) -> tuple[Done, float]:
+        """Fit a stage's layer; return it with the seconds that earlier processes took."""
         stage = self.config.stages[number]
         if before is None:
             raise InputError(f"stages: {stage.name}: a stage of kind {stage.kind} needs one before it")
         classes = known_classes(config)
         model = initial_model(config, classes)
         kept = place / "fit.pt"
-        state = self._unfinished_fit(kept, number)
+        state = self._unfinished_fit(kept, number, model, len(classes))
+        earlier = float(state.get("seconds", 0.0)) if state else 0.0
+        started = time.perf_counter()
 
         def save(fit: dict[str, Any]) -> None:
-            checkpoints.save_checkpoint(kept, {**fit, "key": self._key(number)})
+            own = {
+                "key": self._key(number),
+                "seconds": earlier + time.perf_counter() - started,
+                "data_fingerprint": layer.data_fingerprint,
+            }
+            checkpoints.save_checkpoint(kept, {**fit, **own})
 
         cache = self.folder / CACHE
-        if stage.kind == "svm":
-            SVMFit(config, model, classes, cache, self.device, save, state).fit(stage.svm)
+        kind = SVMFit if stage.kind == "svm" else RidgeFit
+        layer = kind(config, model, classes, cache, self.device, save, state)
+        check_fingerprint(layer.data_fingerprint, self._known_data(before))
+        if isinstance(layer, SVMFit):
+            layer.fit(stage.svm)
         else:
-            RidgeFit(config, model, classes, cache, self.device, save, state).fit(stage.ridge)
+            layer.fit(stage.ridge)
         target = place / "checkpoints" / "step_1.pt"
         checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
         kept.unlink(missing_ok=True)
-        return target
+        return Done(target, before.steps + 1, layer.data_fingerprint), earlier
 
-    def _unfinished_fit(self, path: Path, number: int) -> dict[str, Any] | None:
-        """Return what a fit that was stopped had kept, or None."""
+    def _unfinished_fit(
+        self, path: Path, number: int, model: RegionDetector, num_classes: int
+    ) -> dict[str, Any] | None:
+        """Return what a fit that was stopped had kept, or None where there is nothing of use."""
         if not path.is_file():
             return None
+        stage = self.config.stages[number]
+        pooled = stage.kind == "box_ridge" or stage.svm.features == "pooled"
+        width = model.region_pool.out_features if pooled else model.box_head.out_features
         try:
-            state: dict[str, Any] = checkpoints.read_saved(path)
+            state = checkpoints.read_saved(path)
+            fault = fault_of_fit(stage.kind, state, num_classes, width)
         except InputError as error:
-            raise InputError(f"{error}; delete {path}, and the stage starts again") from None
-        self._check_key(number, state, path)
-        return state
+            fault = str(error)
+        if fault is not None:
+            note(
+                f"warning: {path}: not what a stopped fit keeps: {fault}; the stage {stage.name} starts again"
+            )
+            return None
+        self._check_key(number, state["key"], path)
+        found: dict[str, Any] = {**state, ACCEPTED: self.accept_changed_data}
+        return found
 
     def _score(self, last: Done) -> Evaluation:
         """Keep the finished detector as the run's checkpoint and score it."""
@@ -201,25 +320,26 @@ class StagedTraining:
         classes = tuple(state["classes"])
         target = self.folder / "checkpoints" / f"step_{last.steps}.pt"
         checkpoints.save_checkpoint(target, _state(config, model, classes, last.steps))
-        note(f"the finished detector is {target}")
-        self._write_log()
+        self.detector = target
         split = config.train.evaluate_split or config.data.test_split
         self.test_set = open_test_set(config, split, classes)
-        return evaluate(config, model.to(self.device), self.test_set, self.device, self.memory)
+        evaluation = evaluate(config, model.to(self.device), self.test_set, self.device, self.memory)
+        self._write_log(last.steps, evaluation)
+        return evaluation
 
-    def _write_log(self) -> None:
-        """Put the stages' losses into one log, whose steps run on from stage to stage."""
-        lines: list[str] = []
-        offset = 0
-        for number, stage in enumerate(self.config.stages):
-            log = self._place(number) / "log.jsonl"
-            for record in read_log(log) if log.is_file() else []:
-                if record["kind"] == "train":
-                    shifted = {**record, "step": record["step"] + offset, "stage": stage.name}
-                    lines.append(json.dumps(shifted))
-            done = self._finished(number)
-            offset = done.steps if done else offset
-        write_text(self.folder / "log.jsonl", "\n".join(lines) + "\n")
+    def _write_log(self, steps: int, evaluation: Evaluation) -> None:
+        """Put the stages' losses and the detector's figures into one log, whose steps run on."""
+        with closing(RunLog(self.folder)) as log:
+            offset = 0
+            for number, stage in enumerate(self.config.stages):
+                for record in read_log(self._place(number) / "log.jsonl", note):
+                    if record["kind"] == "train":
+                        values = {name: value for name, value in record.items() if name != "kind"}
+                        shifted = {"step": record["step"] + offset, "stage": stage.name}
+                        log.write("train", {**values, **shifted})
+                offset = read_record(self._place(number) / "done.json").steps
+            figures = {name: value for name, value in evaluation.figures.items() if name in COURSE}
+            log.write("evaluate", {"step": steps, **figures})
 
 
 def _state(config: Config, model: RegionDetector, classes: tuple[str, ...], step: int) -> dict[str, Any]:

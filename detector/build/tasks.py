@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.build.classification import ClassificationTask
 from detector.build.detection import DetectionTask
+from detector.build.weights import check_weights
 from detector.config import Config
 from detector.engine.memory import PeakMemory
 
@@ -23,6 +24,8 @@ class Task(Protocol):
 
     device: str
     classes: tuple[str, ...]
+    data_fingerprint: dict[str, str]
+    """What the data were, by role and split (`detector.build.resuming`)."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -36,7 +39,13 @@ class Task(Protocol):
 
 
 def build_task(config: Config, device: str, state: dict[str, Any] | None = None) -> Task:
-    """Return the config's task, new or, with a checkpoint's ``state``, where that stands."""
+    """Return the config's task, new or, with a checkpoint's ``state``, where that stands.
+
+    Raises:
+        InputError: weights that cannot be read, before hours are spent on proposals; anything of the data.
+    """
+    if state is None:
+        check_weights(config)
     match config.task:
         case "detection":
             return DetectionTask(config, device, state)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from detector import cli
 from detector.build.evaluation import COURSE, UNSCORED, headline
+from detector.build.resuming import ACCEPTED, check_changes, other_yardstick, schedule_changed
 from detector.build.tasks import Task, build_task
-from detector.build.weights import check_weights
 from detector.config import Config
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
+from detector.engine.links import link_or_copy
 from detector.engine.memory import PeakMemory
 from detector.engine.optim import build_schedule, build_sgd, load_optimizer_state
 from detector.engine.run_log import RunLog
@@ -36,11 +38,12 @@ class TrainingRun:
         self.memory = PeakMemory(task.device)
         self.evaluation: Any = None
         self.best: dict[str, float] = {}
+        self.seconds_before = float(state.get("seconds", 0.0)) if state else 0.0
         start = state["step"] if state else 0
         self.trainer = self._build_trainer(start)
         if state is not None:
             self._restore(state)
-        self.log = RunLog(folder, start)
+        self.log = RunLog(folder, start, report=note)
         if state is None:
             self.log.write("data", {"step": 0, **task.facts()})
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -56,7 +59,12 @@ class TrainingRun:
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
                 self.evaluation = self.task.evaluate(self.memory)
+                self._keep_if_best(self.trainer)
         return self.evaluation
+
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken, those of the processes before this one included."""
+        return self.seconds_before + cli.seconds()
 
     def _build_trainer(self, start: int) -> Trainer:
         settings = self.config.train
@@ -100,16 +108,25 @@ class TrainingRun:
         self.log.images("test images", self.task.pictures(self.evaluation), trainer.step)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         note(f"step {trainer.step}: {shown or NOTHING_SCORED}")
+        self._keep_if_best(trainer)
+
+    def _keep_if_best(self, trainer: Trainer) -> None:
         metric = headline(self.config, self.evaluation.figures)
         if metric == UNSCORED or metric > self.best.get("metric", UNSCORED):
             self.best = {"metric": metric, "step": float(trainer.step)}
-            checkpoints.save_checkpoint(self._checkpoint_path("best"), self._state(trainer))
+            if not trainer.saves_here:  # otherwise the step's own checkpoint becomes the best one
+                checkpoints.save_checkpoint(self._checkpoint_path("best"), self._state(trainer))
 
     def _save(self, trainer: Trainer) -> None:
-        checkpoints.save_checkpoint(self._checkpoint_path(f"step_{trainer.step}"), self._state(trainer))
+        saved = self._checkpoint_path(f"step_{trainer.step}")
+        checkpoints.save_checkpoint(saved, self._state(trainer))
+        if self.best.get("step") == trainer.step:
+            link_or_copy(saved, self._checkpoint_path("best"))
         keep = self.config.train.keep_checkpoints
         if keep is not None:
-            for old in checkpoints.numbered_checkpoints(self.folder / "checkpoints")[:-keep]:
+            known = checkpoints.numbered_checkpoints(self.folder / "checkpoints")
+            # A later one is damaged, or the run would have gone on from there; it is written again.
+            for old in known[: known.index(saved) + 1][:-keep]:
                 old.unlink()
 
     def _checkpoint_path(self, name: str) -> Path:
@@ -123,59 +140,106 @@ class TrainingRun:
             **self.task.state(),
             "random": checkpoints.random_states(),
             "best": self.best,
+            "seconds": self.seconds(),
+            "data_fingerprint": self.task.data_fingerprint,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over everything but what the task has taken already."""
         load_optimizer_state(self.trainer.optimizer, state["optimizer"], state["file"])
-        self.best = dict(state["best"])
         self.trainer.evaluated = state["evaluated"]
+        self.best = self._restored_best(state)
         checkpoints.set_random_states(state["random"])
+        if schedule_changed(state, self.config):
+            self._note_rate()
+
+    def _restored_best(self, state: dict[str, Any]) -> dict[str, float]:
+        """Return the best figure so far; nothing where ``best.pt`` has to be chosen again."""
+        best = dict(state["best"])
+        if not best:
+            return {}
+        if other_yardstick(state, self.config, self.task.data_fingerprint):
+            note(
+                "evaluations are made in another way from here on: best.pt is chosen again among "
+                "those to come"
+            )
+            return {}
+        path = self._checkpoint_path("best")
+        source = self._checkpoint_path(f"step_{best['step']:.0f}")
+        try:
+            if not (
+                path.exists() and source.exists() and path.samefile(source) and best["step"] == state["step"]
+            ):
+                checkpoints.load_checkpoint(path)
+            return best
+        except InputError as error:
+            note(f"warning: {error}")
+        try:
+            checkpoints.load_checkpoint(source)
+        except InputError:
+            note(f"{path.name} is chosen again among the evaluations to come")
+            return {}
+        link_or_copy(source, path)
+        note(f"{path.name} is {source.name} again")
+        return best
+
+    def _note_rate(self) -> None:
+        trainer = self.trainer
+        if trainer.step >= trainer.steps:
+            return
+        rate = self.config.train.learning_rate * trainer.schedule(trainer.step)
+        note(
+            f"the learning rate is a function of the step, the number of steps, train.learning_rate and "
+            f"train.schedule: step {trainer.step + 1} of {trainer.steps} has {rate:.3g}, as if the run had "
+            "begun with these settings; the steps that are done stay as they are"
+        )
 
 
 def start_run(config: Config, folder: Path, device: str, state: dict[str, Any] | None = None) -> TrainingRun:
     """Read the data, build the network and return the run, new or where ``state`` stands."""
-    if state is None:
-        check_weights(config)
     return TrainingRun(config, folder, build_task(config, device, state), state)
 
 
-def find_state(config: Config, folder: Path) -> dict[str, Any] | None:
-    """Return the last checkpoint of the run in ``folder``, or None where there is none yet.
+def find_state(
+    config: Config, folder: Path, *, accept_changed_data: bool = False, ignored: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Return the newest sound checkpoint of the run in ``folder``, or None where there is none yet.
+
+    Where none of the numbered ones can be read, that is ``best.pt``.
+    ``ignored`` names settings that may differ. With ``accept_changed_data`` the task that goes on from the
+    state takes data that are not those of the checkpoint.
 
     Raises:
-        InputError: the run was made with another data set, model or seed, or has gone further.
+        InputError: every checkpoint is damaged, or the run was made with another data set, model or seed,
+            or has gone further.
     """
-    found = checkpoints.numbered_checkpoints(folder / "checkpoints")
+    best = folder / "checkpoints" / "best.pt"
+    found = [*([best] if best.is_file() else []), *checkpoints.numbered_checkpoints(folder / "checkpoints")]
     if not found:
         note(f"{folder}: no checkpoint to go on from, starting at step 0")
         return None
     for unfinished in (folder / "checkpoints").glob(".*.tmp"):
         unfinished.unlink()  # a run killed while it saved leaves one
-    state = checkpoints.load_resumable(found[-1])
-    before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
-    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    fixed = [key for key in changed if not key.startswith(("train.", "test.", "data.workers"))]
-    if fixed:
-        key = fixed[0]
-        raise InputError(
-            f"{found[-1]}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; a resumed run keeps "
-            "its data, proposals, model and seed: train into another folder"
-        )
+    path, state = _newest_sound(found)
+    check_changes(state, config, str(path), ignored=ignored)
     if state["step"] > config.train.steps:
         raise InputError(
-            f"{found[-1]}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
+            f"{path}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
         )
-    for key in changed:
-        note(f"resuming with {key} = {now.get(key)!r} instead of {before.get(key)!r}")
-    note(f"resuming after step {state['step']} from {found[-1]}")
-    return state
+    note(f"resuming after step {state['step']} from {path}")
+    return {**state, ACCEPTED: accept_changed_data}
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: json.dumps(values)}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return found
+def _newest_sound(found: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """Return the last of the checkpoints ``found`` that can be read, and say which ones cannot."""
+    first: InputError | None = None
+    for path in reversed(found):
+        try:
+            return path, checkpoints.load_resumable(path)
+        except InputError as error:
+            first = first or error
+            note(f"warning: {error}")
+    assert first is not None  # the caller's list has an entry
+    raise InputError(
+        f"{first}; none of the {len(found)} checkpoints there can be read: start over with --overwrite"
+    )

@@ -22,8 +22,11 @@ from detector.data.arrangements import ARRANGEMENTS, draw_arrangement
 from detector.data.scenes import SceneObject, draw_scene
 from detector.data.shapes import CLASSES
 from detector.errors import InputError
+from detector.files import read_json
 
 MANIFEST = "generated.json"
+SHIPPED_ROOTS = ("data/quickstart", "data/arrangements")
+"""The folders that the shipped configs name, relative to the working directory."""
 VERSION = 2  # raise it whenever the same parameters give other images
 
 _CLASSES = {"scenes": CLASSES, "arrangements": ARRANGEMENTS}
@@ -42,13 +45,24 @@ def ensure_generated(
     seed: int = 0,
     kind: str = "scenes",
 ) -> None:
-    """Make the data set where it is missing and leave a finished one alone; arguments as `generate_voc`.
+    """Make the data set where it may be made, and leave a finished one alone; arguments as `generate_voc`.
 
-    Raises InputError where ``root`` holds a data set with other parameters, or anything else.
+    It is made in the folders that the shipped configs name, and in an empty folder that is there already: a
+    folder that is mistyped, or holds files of others, never becomes a data set.
+
+    Raises InputError where ``root`` is missing and none of the shipped configs', where it holds a data set
+    with other parameters, or anything else.
     """
-    manifest = _manifest(train_images, test_images, image_size, seed, kind)
-    if not _holds(Path(root), manifest):
-        _generate(Path(root), manifest)
+    root, manifest = Path(root), _manifest(train_images, test_images, image_size, seed, kind)
+    if _holds(root, manifest):
+        return
+    if not root.exists() and root.resolve() not in [Path(place).resolve() for place in SHIPPED_ROOTS]:
+        raise InputError(
+            f"{root}: no such folder. Is data.root spelled right? The config generates images, in "
+            f"{' and '.join(SHIPPED_ROOTS)}, or in an empty folder: make that folder to have them there; for "
+            "images of your own set data.generate=null"
+        )
+    _generate(root, manifest)
 
 
 def generate_voc(
@@ -74,7 +88,7 @@ def generate_voc(
     """
     root, manifest = Path(root), _manifest(train_images, test_images, image_size, seed, kind)
     if _holds(root, manifest):
-        raise InputError(f"{root}: the generated data set is already there; delete the folder to renew it")
+        raise InputError(f"{root}: the generated data set is there already; name another folder")
     _generate(root, manifest)
 
 
@@ -102,15 +116,20 @@ def _manifest(
 
 def _holds(root: Path, manifest: dict[str, Any]) -> bool:
     """Say whether ``root`` is this data set, finished; False where it is missing or empty."""
+    path = root / MANIFEST
     try:
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             return False
-        found = dict(json.loads((root / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{root}: holds something that is not a generated data set ({MANIFEST}: {error}); delete it, "
-            "or name another folder"
-        ) from error
+        if not path.exists():
+            raise InputError(
+                f"{root}: the config generates images (data.generate), and this folder holds other files; "
+                "for images of your own set data.generate=null, otherwise name another data.root"
+            )
+        found = read_json(path)
+    except OSError as error:
+        raise InputError(f"{root}: cannot read the folder: {error.strerror}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not the record of a generated data set; name another data.root")
     if found == manifest:
         return True
     differing = [
@@ -119,8 +138,8 @@ def _holds(root: Path, manifest: dict[str, Any]) -> bool:
         if found.get(key) != value
     ]
     raise InputError(
-        f"{root}: was generated with other parameters ({', '.join(differing)}); delete the folder to "
-        "make it anew, or name another one"
+        f"{root}: was generated with other parameters ({', '.join(differing)}); name another "
+        "data.root, or set data.generate as it was"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,23 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detector.errors import InputError
 
+_LONGEST_LINE = 2**20
+_LARGEST_STEP = 2**53  # as a float it is still exact
+
 
 class RunLog:
     """Writes ``log.jsonl`` and ``tensorboard/`` in a run's folder.
 
     A resumed run starts at a step that may lie before the last line written; lines past it are taken
-    out, since they will be written again.
+    out, since they will be written again. ``report`` is called with a sentence about damaged lines.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, report: Callable[[str], None] = lambda _: None) -> None:
         self.path = folder / "log.jsonl"
-        kept = [record for record in read_log(self.path) if record["step"] <= step] if step else []
+        kept = [record for record in read_log(self.path, report) if record["step"] <= step] if step else []
         try:
             self._replace(kept)
             self._file = self.path.open("a", encoding="utf-8")
@@ -65,14 +71,46 @@ class RunLog:
         temporary.replace(self.path)
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a run's log; a last line that a crash cut off is left out."""
+def read_log(path: Path, report: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """Return the records of a run's log: dicts with a text ``kind`` and a number ``step``.
+
+    A last line that a crash cut off is left out; so are damaged lines before it, of which ``report`` is
+    called with a sentence.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    records: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                record = _record(line)
+                if record is not None:
+                    records.append(record)
+                elif line.endswith(b"\n"):
+                    damaged.append(number)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the run's log: {error.strerror}") from None
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        report(f"warning: {path}: {len(damaged)} damaged lines are left out: {shown}")
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return what a line says, or None where it is no record."""
+    if len(line) > _LONGEST_LINE:
+        return None
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
+        return None
+    step = found.get("step")
+    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < _LARGEST_STEP:
+        return None
+    return found

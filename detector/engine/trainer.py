@@ -75,6 +75,11 @@ class Trainer:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    @property
+    def saves_here(self) -> bool:
+        """Whether a checkpoint of the current step is due, before and after an evaluation."""
+        return self._due(self.checkpoint_every)
+
     def _loop(self) -> None:
         self.model.train()
         self._since = time.perf_counter()
@@ -93,11 +98,11 @@ class Trainer:
             self.on_step(self)
             if self._due(self.log_every):
                 self.on_record(self, self._record(rate))
-            if self._due(self.checkpoint_every):
+            if self.saves_here:
                 self._save()  # before the evaluation, which may fail and must not take the training with it
             if self._due(self.evaluate_every):
                 self._evaluate()
-                if self._due(self.checkpoint_every) and self.evaluated == self.step:
+                if self.saves_here and self.evaluated == self.step:
                     self._save()
             if self._stop is not None:
                 break

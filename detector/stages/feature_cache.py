@@ -167,14 +167,15 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
     found = read_json(path)
     parts = found.get("parts") if isinstance(found, dict) else None
     if not isinstance(parts, dict):
-        raise InputError(f"{path}: not the record of a feature cache; delete the folder to make it anew")
+        raise InputError(
+            f"{path}: not the record of a feature cache; remove that file and the cache is made again"
+        )
     if found == plan.manifest():
         return
     differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
     raise InputError(
         f"{folder}: the feature cache of something else: its {', '.join(differing) or 'format'} "
-        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; delete the folder to make it "
-        "anew, or use another"
+        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; name another one"
     )
 
 
@@ -183,10 +184,13 @@ def _missing(folder: Path, plan: CachePlan) -> list[int]:
     try:
         size, done = (folder / "maps.bin").stat().st_size, (folder / "done.bin").read_bytes()
     except OSError as error:
-        raise InputError(f"{folder}: a damaged feature cache ({error.strerror}); delete the folder") from None
+        raise InputError(
+            f"{folder}: a damaged feature cache ({error.strerror}); remove its cache.json and it is "
+            "made again"
+        ) from None
     if size != plan.bytes or len(done) != len(plan.images):
         raise InputError(
-            f"{folder}: a damaged feature cache: maps.bin has {size} bytes, {plan.bytes} are needed; delete "
-            "the folder to make it anew"
+            f"{folder}: a damaged feature cache: maps.bin has {size} bytes, {plan.bytes} are needed; "
+            "remove its cache.json and it is made again"
         )
     return [number for number, flag in enumerate(done) if flag != 1]

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -344,3 +345,120 @@ def test_too_little_disk_is_said_before_the_convolutions_run(
     with pytest.raises(InputError, match=r"needs .* and the disk has 0\.0 MiB free"):
         StagedTraining(config, tmp_path / "run", "cpu").run()
     assert stages_module.CACHE in {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def place_of(folder: Path, number: int, stage: str) -> Path:
+    return folder / "stages" / f"{number:02d}_{stage}"
+
+
+@pytest.fixture
+def two_done(staged: Staged, tmp_path: Path) -> Path:
+    """A run whose first two stages are done."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("classify", "fine_tune"):
+        StagedTraining(staged(), folder, "cpu").run(name)
+    return folder
+
+
+def test_damaged_records_and_checkpoints_of_stages_are_made_again(
+    staged: Staged, two_done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = place_of(two_done, 2, "fine_tune")
+    whole = weights(place)
+    for text in ('{"key": 3}', "{", "[]"):
+        (place / "done.json").write_text(text)
+        assert StagedTraining(staged(), two_done, "cpu").run("fine_tune") is None
+        assert "done.json: " in capsys.readouterr().err
+    last = place / "checkpoints/step_6.pt"
+    content = last.read_bytes()[:4000]
+    last.unlink()
+    last.write_bytes(content)
+    assert StagedTraining(staged(), two_done, "cpu").run("fine_tune") is None
+    said = capsys.readouterr().err
+    assert "step_6.pt: not readable" in said
+    assert "the stage fine_tune is done again" in said
+    assert "resuming after step 4 from" in said
+    assert all(torch.equal(value, weights(place)[name]) for name, value in whole.items())
+
+
+def test_a_refused_stage_names_the_setting_and_leaves_the_config_as_it_was(
+    staged: Staged, two_done: Path
+) -> None:
+    before = (two_done / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match=r"another config, with train\.momentum = 0\.9, now 0\.5; train"):
+        StagedTraining(staged("train.momentum=0.5"), two_done, "cpu").run()
+    assert (two_done / "config.yaml").read_bytes() == before
+
+
+def test_staged_runs_notice_changed_data(staged: Staged, tmp_path: Path, tiny_root: Path) -> None:
+    copy = Path(shutil.copytree(tiny_root, tmp_path / "copy"))
+    config, folder = staged(f"data.root={copy}"), tmp_path / "run"
+    folder.mkdir()
+    for name in ("classify", "fine_tune", "svm"):
+        StagedTraining(config, folder, "cpu").run(name)
+    split = copy / "ImageSets/Main/trainval.txt"
+    split.write_text("\n".join(split.read_text().split()[:-1]) + "\n")
+    with pytest.raises(InputError, match=r"training: trainval.*--accept-changed-data"):
+        StagedTraining(config, folder, "cpu").run("boxes")
+    assert StagedTraining(config, folder, "cpu", accept_changed_data=True).run("boxes") is None
+
+
+def test_a_damaged_fit_starts_again(
+    staged: Staged, two_done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = place_of(two_done, 3, "svm") / "fit.pt"
+    kept.parent.mkdir()
+    for state in (b"PK\x03\x04 torn", {"key": 3}, [1]):
+        if isinstance(state, bytes):
+            kept.write_bytes(state)
+        else:
+            torch.save(state, kept)
+        training = StagedTraining(staged(), two_done, "cpu")
+        classes = class_names(training.config)
+        model = build_model(training.config, len(classes))
+        assert training._unfinished_fit(kept, 2, model, len(classes)) is None
+        assert "fit.pt: not what a stopped fit keeps" in capsys.readouterr().err
+    assert StagedTraining(staged(), two_done, "cpu").run("svm") is None
+
+
+def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
+    staged: Staged, two_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for number, name in enumerate(("classify", "fine_tune"), start=1):
+        path = place_of(two_done, number, name) / "done.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 1000.0}))
+    training = StagedTraining(staged(), two_done, "cpu")
+    evaluation = training.run()
+    assert evaluation is not None
+    assert 2000 < training.seconds() < 3000
+    detector = training.finish(evaluation)
+    assert detector == two_done / "checkpoints/step_14.pt"
+    assert json.loads((two_done / "metrics.json").read_text())["seconds"] > 2000
+    events = EventAccumulator(str(two_done / "tensorboard")).Reload()
+    (scalar,) = events.Scalars("evaluate/voc_mAP")
+    assert scalar.step == 14
+    assert scalar.value == pytest.approx(evaluation.figures["voc_mAP"])
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
+    kinds = [json.loads(line)["kind"] for line in (two_done / "log.jsonl").read_text().splitlines()]
+    assert kinds == ["train"] * 12 + ["evaluate"]
+
+
+def test_a_staged_run_does_not_delete_the_weights_that_it_starts_from(staged: Staged, two_done: Path) -> None:
+    weights = place_of(two_done, 1, "classify") / "checkpoints/step_6.pt"
+    training = StagedTraining(staged(f"train.initial_weights={weights}"), two_done, "cpu")
+    training.check_start()
+    with pytest.raises(
+        InputError, match=r"initial_weights: .*step_6\.pt is part of the run that --overwrite"
+    ):
+        training.check_start(overwrite=True)
+
+
+def test_weights_that_are_missing_end_a_staged_run_first(staged: Staged, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    config = staged(f"model.backbone.weights={tmp_path / 'absent.pth'}")
+    with pytest.raises(InputError, match=r"absent\.pth"):
+        StagedTraining(config, tmp_path / "run", "cpu").run()
+    assert list((tmp_path / "run").iterdir()) == []

@@ -27,9 +27,11 @@ PROJECT = Path(__file__).parents[2]
 Load = Callable[..., Config]
 
 
-def train(config: Config, folder: Path, device: str = "cpu", *, resume: bool = False) -> Evaluation:
+def train(
+    config: Config, folder: Path, device: str = "cpu", *, resume: bool = False, accept: bool = False
+) -> Evaluation:
     folder.mkdir(exist_ok=True)
-    state = find_state(config, folder) if resume else None
+    state = find_state(config, folder, accept_changed_data=accept) if resume else None
     evaluation: Evaluation = start_run(config, folder, device, state).run()
     return evaluation
 
@@ -220,18 +222,19 @@ def test_resuming_refuses_another_model_and_tells_of_another_rate(
 ) -> None:
     folder = tmp_path / "run"
     train(tiny("train.steps=4"), folder)
-    with pytest.raises(InputError, match=r"model\.pool\.output_size = '4', now '3'"):
+    with pytest.raises(InputError, match=r"model\.pool\.output_size = 4, now 3"):
         find_state(tiny("train.steps=8", "model.pool.output_size=3"), folder)
     with pytest.raises(InputError, match=r"done 4 steps, train\.steps is 2"):
         find_state(tiny("train.steps=2"), folder)
     config = tiny("train.steps=8", "train.learning_rate=0.5", "train.momentum=0.8")
     state = find_state(config, folder)
-    assert "train.learning_rate = '0.5' instead of '0.01'" in capsys.readouterr().err
+    assert "train.learning_rate = 0.5 instead of 0.01" in capsys.readouterr().err
     run = start_run(config, folder, "cpu", state)
     assert [group["initial_lr"] for group in run.trainer.optimizer.param_groups] == [0.5, 1.0]
     assert [group["momentum"] for group in run.trainer.optimizer.param_groups] == [0.8, 0.8]
-    with pytest.raises(InputError, match=r"this run trains 2; .*keeps train\.trainable"):
-        start_run(tiny("train.steps=8", "train.trainable=boxes"), folder, "cpu", state)
+    assert "step 5 of 8 has 0.5" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r'made with train\.trainable = "all", now "boxes"; the optimizer'):
+        find_state(tiny("train.steps=8", "train.trainable=boxes"), folder)
 
 
 def test_initial_weights_take_the_model_alone(tiny: Load, tmp_path: Path) -> None:
@@ -294,7 +297,9 @@ def test_a_failing_evaluation_takes_no_training_with_it(tiny: Load, tmp_path: Pa
     with pytest.raises(InputError, match="truncated"):
         train(config, tmp_path / "run")
     image.write_bytes(whole)
-    evaluation = train(config, tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match=r"evaluation: test.*--accept-changed-data"):
+        train(config, tmp_path / "run", resume=True)
+    evaluation = train(config, tmp_path / "run", resume=True, accept=True)
     assert_identical(final_state(tmp_path / "whole", 4), final_state(tmp_path / "run", 4))
     assert names(tmp_path / "run") == {"best.pt", "step_4.pt"}
     evaluated = [

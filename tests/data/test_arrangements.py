@@ -97,6 +97,7 @@ def test_an_image_without_room_for_a_pair_shows_one_shape(tmp_path: Path) -> Non
 
 def test_kinds_are_never_mixed(tmp_path: Path) -> None:
     few = {"train_images": 2, "test_images": 1}
+    (tmp_path / "set").mkdir()
     ensure_generated(tmp_path / "set", **few, kind="arrangements")
     ensure_generated(tmp_path / "set", **few, kind="arrangements")
     with pytest.raises(

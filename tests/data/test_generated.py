@@ -21,6 +21,7 @@ from detector.data.scenes import Scene, draw_scene
 from detector.data.shapes import CLASSES, Shape
 from detector.data.voc import load_voc
 from detector.errors import InputError
+from tests.conftest import PROJECT
 
 SMALL = {"train_images": 12, "test_images": 5, "image_size": (80, 120), "seed": 3}
 
@@ -173,32 +174,71 @@ def test_test_images_do_not_depend_on_the_number_of_training_images(tmp_path: Pa
 
 def test_a_finished_set_is_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "nested/set"
+    root.mkdir(parents=True)
     ensure_generated(root, **SMALL)
     (root / "proposals").mkdir()  # what others put beside it stays
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     ensure_generated(root, **SMALL)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == stamps
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="there already"):
         generate_voc(root, **SMALL)
 
 
 def test_other_parameters_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "set"
+    root.mkdir()
     ensure_generated(root, **SMALL)
     before = contents(root)
-    with pytest.raises(InputError, match=r"set: .*seed 3 instead of 5.*delete"):
+    with pytest.raises(InputError, match=r"set: .*seed 3 instead of 5.*name another"):
         ensure_generated(root, **{**SMALL, "seed": 5})
     assert contents(root) == before
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "holiday.jpg").write_bytes(b"mine")
-    with pytest.raises(InputError, match="photos: holds something"):
+    with pytest.raises(InputError, match=r"photos: .*data\.generate=null"):
         ensure_generated(foreign, **SMALL)
     assert contents(foreign) == {"holiday.jpg": b"mine"}
     for text in ("[]", "{", '{"version": 0}'):
         (foreign / MANIFEST).write_text(text)
-        with pytest.raises(InputError, match="photos: "):
+        with pytest.raises(InputError, match=r"photos[:/]"):
             ensure_generated(foreign, **SMALL)
+
+
+def test_a_folder_that_is_not_there_is_no_place_for_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a shipped config's folder, or an empty one that is there: a mistyped root is drawn nowhere."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"data/raccoon: no such folder.*data\.generate=null"):
+        ensure_generated(Path("data/raccoon"), **SMALL)
+    assert not list(tmp_path.iterdir())
+    ensure_generated(Path("data/quickstart"), **SMALL)
+    assert (tmp_path / "data/quickstart" / MANIFEST).is_file()
+    (tmp_path / "mine").mkdir()
+    ensure_generated(Path("mine"), **SMALL)
+    assert (tmp_path / "mine" / MANIFEST).is_file()
+
+
+def test_no_refusal_asks_to_delete_anything(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").write_bytes(b"mine")
+    generate_voc(tmp_path / "set", **SMALL)
+    for call in (
+        lambda: ensure_generated(tmp_path / "photos", **SMALL),
+        lambda: ensure_generated(tmp_path / "set", **{**SMALL, "seed": 5}),
+        lambda: generate_voc(tmp_path / "set", **SMALL),
+    ):
+        with pytest.raises(InputError) as refusal:
+            call()
+        assert not {"delete", "remove"} & set(str(refusal.value).split())
+
+
+def test_the_shipped_configs_name_these_folders() -> None:
+    from detector.config import load_config
+
+    configs = (load_config(path) for path in sorted((PROJECT / "configs").glob("*.yaml")))
+    roots = {config.data.root for config in configs if config.data.generate is not None}
+    assert roots == set(generated.SHIPPED_ROOTS)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +269,7 @@ def test_an_interruption_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(generated, "draw_scene", stop_after(4, error))
     with pytest.raises((KeyboardInterrupt, InputError), match=r"No space|^$"):
-        ensure_generated(tmp_path / "set", **SMALL)
+        generate_voc(tmp_path / "set", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -240,10 +280,10 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(
         patch.setattr(generated, "draw_scene", stop_after(4, KeyboardInterrupt()))
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # SIGKILL leaves no time to clean up
         with pytest.raises(KeyboardInterrupt):
-            ensure_generated(tmp_path / "set", **SMALL)
+            generate_voc(tmp_path / "set", **SMALL)
     assert not (tmp_path / "set").exists()
     assert not list(tmp_path.rglob(MANIFEST))
-    ensure_generated(tmp_path / "set", **SMALL)
+    generate_voc(tmp_path / "set", **SMALL)
     assert json.loads((tmp_path / "set" / MANIFEST).read_text())["seed"] == 3
 
 
@@ -256,6 +296,7 @@ def test_two_processes_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
         generate_voc(root, **SMALL)
         return draw_scene(rng, size)
 
+    root.mkdir()
     monkeypatch.setattr(generated, "draw_scene", draw)
     ensure_generated(root, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

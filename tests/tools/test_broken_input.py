@@ -146,6 +146,7 @@ import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 sys.argv = ["train.py", *{arguments!r}]
+sys.path.insert(0, {str(PROJECT / "tools")!r})
 runpy.run_path({str(PROJECT / "tools" / "train.py")!r}, run_name="__main__")
 """
     done = subprocess.run(

@@ -40,7 +40,7 @@ def test_a_checkpoint_and_its_result_files_score_the_same(
     assert "11-point AP" in result.stdout
     assert figures["peak_rss_mib"] > 100
 
-    files = tmp_path / "figures" / "results"
+    files = tmp_path / "figures" / "evaluation_test_step_20" / "results"
     assert len(list(files.glob("comp4_det_test_*.txt"))) == 5
     again = tmp_path / "again.json"
     scored = tool("evaluate", "--detections", files, "--annotations", root, "--split", "test",

@@ -10,7 +10,11 @@ from detector.config.sections.base import Section, Seed
 
 
 class GenerateConfig(Section):
-    """How to make the data set where ``data.root`` does not exist (quick start only)."""
+    """How to make the images of ``data.root`` where they are missing; for the quick start and lessons.
+
+    They are made in a folder that the shipped configs name (``data/quickstart``, ``data/arrangements``), and
+    in a folder of another name only if it is there and empty. With a data set of your own this is null.
+    """
 
     kind: Literal["scenes", "arrangements"] = "scenes"
     """"scenes" has shapes as classes; "arrangements" has ways in which two shapes stand to each other, which

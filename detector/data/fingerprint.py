@@ -1,0 +1,39 @@
+"""What of a split decides the course of a training, as one short text to compare with that of later."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+from detector.errors import InputError
+from detector.structures import ImageRecord
+
+
+def fingerprint(records: Sequence[ImageRecord]) -> str:
+    """Return a digest of the images of a split, in their order, with their objects.
+
+    An image counts with its id, its file's name and size in bytes, its size in pixels and its objects' boxes,
+    labels and flags. Folders do not count, so that a data set may be moved. An image of another content whose
+    file has the same size is not noticed: nothing is read but what the file system knows.
+
+    Raises:
+        InputError: an image file is missing.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for record in records:
+        name = f"{record.image_id}\0{record.path.name}\0".encode(errors="surrogatepass")
+        digest.update(struct.pack("<Q", len(name)) + name)
+        targets = record.targets
+        sizes = (_bytes_of(record), record.height, record.width, len(targets))
+        digest.update(struct.pack("<4Q", *sizes))
+        for values in (targets.boxes, targets.labels, targets.difficult, targets.crowd, targets.area):
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bytes_of(record: ImageRecord) -> int:
+    try:
+        return record.path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{record.path}: cannot read the image: {error.strerror}") from None

@@ -1,0 +1,316 @@
+"""What a resumed run may change: every key is applied or refused, data and damage are noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from detector.build.resuming import APPLIED, REFUSED, SAME_DATA, check_changes, policy
+from detector.build.training import TrainingRun, find_state, start_run
+from detector.config import Config
+from detector.config.sections.data import DataConfig
+from detector.config.sections.testing import TestConfig
+from detector.config.sections.training import TrainConfig
+from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint
+from detector.engine.run_log import read_log
+from detector.errors import InputError
+
+Load = Callable[..., Config]
+SECTIONS = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
+
+
+def keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Yield every key of a section, ``prefix.a.b`` for those of a section inside it."""
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *typing.get_args(field.annotation)]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        assert len(inner) < 2
+        if inner:
+            yield from keys(inner[0], f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}"
+
+
+ALL = sorted(key for name, section in SECTIONS.items() for key in keys(section, name))
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_every_key_of_the_schema_is_applied_or_refused(key: str) -> None:
+    assert policy(key) in ("applied", "same data", "refused"), (
+        f"decide in detector/build/resuming.py what {key} does"
+    )
+
+
+def test_no_rule_is_for_a_key_that_does_not_exist() -> None:
+    parents = {key.rpartition(".")[0] for key in ALL} | set(ALL)
+    assert APPLIED | SAME_DATA | set(REFUSED) <= parents
+    assert not APPLIED & SAME_DATA
+    assert not (APPLIED | SAME_DATA) & set(REFUSED)
+    assert policy("data.generate.seed") == "same data"
+    assert policy("model.head.dropout") is None
+
+
+def run(config: Config, folder: Path, *, resume: bool = False, accept: bool = False) -> TrainingRun:
+    folder.mkdir(exist_ok=True)
+    state = find_state(config, folder, accept_changed_data=accept) if resume else None
+    done = start_run(config, folder, "cpu", state)
+    done.run()
+    return done
+
+
+OTHERS = {
+    "train.trainable": "boxes",
+    "train.initial_weights": "x.pt",
+    "train.allow_partial": "true",
+    "data.train_split": "train",
+    "data.difficult": "skip",
+    "data.min_box_size": "3",
+    "data.invalid_boxes": "clip",
+    "proposals.top_k_train": "7",
+    "model.head.dropout": "0.1",
+    "seed": "9",
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_what_cannot_be_changed_is_refused_in_one_sentence(tiny: Load, key: str) -> None:
+    state = {"step": 4, "config": tiny().model_dump(mode="json")}
+    with pytest.raises(InputError) as refusal:
+        check_changes(state, tiny(f"{key}={OTHERS[key]}"), "step_4.pt")
+    assert str(refusal.value).startswith(f"step_4.pt: made with {key} = ")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_key_younger_than_the_checkpoint_counts_with_its_default(tiny: Load) -> None:
+    stored = tiny().model_dump(mode="json")
+    del stored["data"]["min_box_size"], stored["train"]["trainable"]
+    check_changes({"step": 4, "config": stored}, tiny(), "step_4.pt")
+    with pytest.raises(InputError, match=r"data\.min_box_size = 2\.0, now 5\.0"):
+        check_changes({"step": 4, "config": stored}, tiny("data.min_box_size=5.0"), "step_4.pt")
+
+
+def test_measured_targets_keep_their_threshold(tiny: Load) -> None:
+    state = {"step": 4, "config": tiny("model.box.normalize=dataset").model_dump(mode="json")}
+    changed = "train.sampling.foreground_iou=0.6"
+    with pytest.raises(InputError, match="constants of the box targets were measured"):
+        check_changes(state, tiny("model.box.normalize=dataset", changed), "step_4.pt")
+    check_changes(
+        {**state, "config": tiny("model.box.normalize=fixed").model_dump(mode="json")},
+        tiny("model.box.normalize=fixed", changed),
+        "step_4.pt",
+    )
+
+
+CHANGES = {
+    "train.weight_decay=0.5": (0.9, 0.5, 0.0),
+    "train.momentum=0.2": (0.2, 5e-4, 0.0),
+    "train.bias_decay=true": (0.9, 5e-4, 5e-4),
+}
+
+
+def test_solver_settings_are_applied_to_the_steps_to_come(tiny: Load, tmp_path: Path) -> None:
+    few = ("train.checkpoint_every=1", "train.schedule.milestones=[1.0]", "data.workers=0")
+    run(tiny("train.steps=1", *few), tmp_path / "run")
+    ends = {}
+    for number, (change, expected) in enumerate({"train.log_every=1": (0.9, 5e-4, 0.0), **CHANGES}.items()):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "run", folder)
+        done = run(tiny("train.steps=2", *few, change), folder, resume=True)
+        weights, biases = done.trainer.optimizer.param_groups
+        assert (weights["momentum"], weights["weight_decay"], biases["weight_decay"]) == expected
+        assert biases["momentum"] == weights["momentum"]
+        ends[change] = load_checkpoint(folder / "checkpoints/step_2.pt")["model"]
+    plain = ends.pop("train.log_every=1")
+    weight, bias = "predictor.cls_score.weight", "predictor.cls_score.bias"
+    differing = {
+        change: {name for name in (weight, bias) if not torch.equal(plain[name], state[name])}
+        for change, state in ends.items()
+    }
+    assert list(differing.values()) == [{weight}, {weight, bias}, {bias}]
+
+
+def test_a_new_rate_comes_with_what_it_means_for_the_schedule(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("train.schedule.milestones=[0.5]", "data.workers=0")
+    run(tiny("train.steps=2", *few), tmp_path / "run")
+    capsys.readouterr()
+    run(tiny("train.steps=6", "train.learning_rate=0.002", *few), tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "resuming with train.learning_rate = 0.002 instead of 0.01" in said
+    assert "step 3 of 6 has 0.002, as if the run had begun with these settings" in said
+    rates = [
+        record["learning_rate"]
+        for record in read_log(tmp_path / "run/log.jsonl")
+        if record["kind"] == "train"
+    ]
+    assert rates == pytest.approx([0.01, 0.001, 0.002, 0.0002, 0.0002, 0.0002])
+
+
+@pytest.fixture
+def copied(tiny_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_root, tmp_path / "copied"))
+
+
+def test_changed_data_are_refused_and_accepted_by_request(tiny: Load, tmp_path: Path, copied: Path) -> None:
+    few = (f"data.root={copied}", "data.workers=0")
+    run(tiny("train.steps=2", *few), tmp_path / "run")
+    moved = copied.rename(tmp_path / "moved")
+    run(tiny("train.steps=3", f"data.root={moved}", "data.workers=0"), tmp_path / "run", resume=True)
+    split = moved / "ImageSets/Main/trainval.txt"
+    split.write_text("\n".join(split.read_text().split()[:-1]) + "\n")
+    config = tiny("train.steps=4", f"data.root={moved}", "data.workers=0")
+    before = (tmp_path / "run/checkpoints/step_3.pt").read_bytes()
+    with pytest.raises(InputError, match=r"data have changed.*training: trainval.*--accept-changed-data"):
+        run(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/checkpoints/step_3.pt").read_bytes() == before
+    run(config, tmp_path / "run", resume=True, accept=True)
+    state = load_checkpoint(tmp_path / "run/checkpoints/step_4.pt")
+    assert set(state["data_fingerprint"]) == {"training: trainval", "evaluation: test"}
+    run(tiny("train.steps=5", f"data.root={moved}", "data.workers=0"), tmp_path / "run", resume=True)
+
+
+def damage(path: Path) -> None:
+    content = path.read_bytes()[:3000]
+    path.unlink()  # best.pt may be the same file
+    path.write_bytes(content)
+
+
+def test_a_resumed_run_goes_back_to_the_newest_sound_checkpoint(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("train.steps=6", "train.checkpoint_every=2", "train.keep_checkpoints=2", "data.workers=0")
+    run(tiny(*few, "train.keep_checkpoints=null"), tmp_path / "run")
+    whole = load_checkpoint(tmp_path / "run/checkpoints/step_6.pt")["model"]
+    places = [tmp_path / "run/checkpoints" / f"step_{step}.pt" for step in (4, 6)]
+    for path in places:
+        damage(path)
+        with pytest.raises(DamagedCheckpoint):
+            load_checkpoint(path)
+    capsys.readouterr()
+    run(tiny(*few), tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "step_6.pt: not readable" in said
+    assert "step_4.pt: not readable" in said
+    assert "resuming after step 2 from" in said
+    again = load_checkpoint(places[1])["model"]
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert {path.name for path in places[0].parent.iterdir()} == {"best.pt", "step_4.pt", "step_6.pt"}
+    for path in places:
+        damage(path)
+    best = places[0].with_name("best.pt")
+    state = find_state(tiny(*few), tmp_path / "run")  # best.pt is as complete as the others
+    assert state is not None
+    assert state["step"] == load_checkpoint(best)["step"]
+    damage(best)
+    with pytest.raises(InputError, match=r"none of the 3 checkpoints there can be read"):
+        find_state(tiny(*few), tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_a_link_that_outlives_its_source(tiny: Load, tmp_path: Path) -> None:
+    few = ("train.checkpoint_every=2", "train.evaluate_every=1", "train.keep_checkpoints=1", "data.workers=0")
+    run(tiny("train.steps=4", *few), tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    state, last = load_checkpoint(folder / "best.pt"), load_checkpoint(folder / "step_4.pt")
+    assert state["step"] == last["best"]["step"] == state["best"]["step"]
+    assert {path.name for path in folder.iterdir()} == {"best.pt", "step_4.pt"}
+    assert (folder / "best.pt").samefile(folder / "step_4.pt") is (state["step"] == 4)
+
+
+@pytest.mark.parametrize("best_at", [1, 2, 3, 4])
+def test_the_best_step_is_kept_whether_or_not_a_checkpoint_was_due(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best_at: int
+) -> None:
+    figures = iter([0.9 if step == best_at else 0.5 for step in (1, 2, 3, 4)])
+    monkeypatch.setattr("detector.build.training.headline", lambda *_: next(figures))
+    few = ("train.checkpoint_every=2", "train.evaluate_every=1", "train.keep_checkpoints=1", "data.workers=0")
+    run(tiny("train.steps=4", *few), tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    assert load_checkpoint(folder / "best.pt")["step"] == best_at
+    assert (folder / "best.pt").stat().st_nlink == (2 if best_at == 4 else 1)
+
+
+def test_a_damaged_best_checkpoint_is_taken_from_its_step_or_chosen_again(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("train.checkpoint_every=2", "data.workers=0")
+    run(tiny("train.steps=2", *few), tmp_path / "run")
+    best, step = tmp_path / "run/checkpoints/best.pt", tmp_path / "run/checkpoints/step_2.pt"
+    best.unlink()  # a copy, as a restored backup has it
+    best.write_bytes(step.read_bytes()[:3000])
+    run(tiny("train.steps=2", *few), tmp_path / "run", resume=True)
+    assert best.samefile(step)
+    assert "best.pt is step_2.pt again" in capsys.readouterr().err
+    run(tiny("train.steps=4", *few), tmp_path / "run", resume=True)
+    step.unlink()
+    damage(best)
+    best_step = load_checkpoint(step.with_name("step_4.pt"))["best"]["step"]
+    run(tiny("train.steps=6", *few), tmp_path / "run", resume=True)
+    assert load_checkpoint(best)["step"] in (6, best_step)
+
+
+def test_other_ways_of_testing_choose_the_best_again(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny("train.steps=1", "data.workers=0"), tmp_path / "run")
+    state = find_state(tiny("train.steps=2", "test.metric=voc"), tmp_path / "run")
+    assert start_run(tiny("train.steps=2", "test.metric=voc"), tmp_path / "run", "cpu", state).best == {}
+    assert "best.pt is chosen again" in capsys.readouterr().err
+
+
+def test_seconds_are_those_of_all_processes(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detector.cli.seconds", lambda: 100.0)
+    run(tiny("train.steps=1", "data.workers=0"), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run/checkpoints/step_1.pt")["seconds"] == 100
+    done = run(tiny("train.steps=2", "data.workers=0"), tmp_path / "run", resume=True)
+    assert done.seconds() == 200
+
+
+def test_more_images_per_batch_than_there_are_is_its_own_sentence(tiny: Load, tmp_path: Path) -> None:
+    for task in ("detection", "classification"):
+        pool = ["model.pool={kind: spp, levels: [2, 1]}", f"task={task}"]
+        with pytest.raises(
+            InputError, match=r"^train\.images_per_batch: 1000 .* trainval has 8; give at most 8$"
+        ):
+            start_run(tiny("train.images_per_batch=1000", *pool), tmp_path, "cpu")
+
+
+def test_a_damaged_log_is_repaired_and_said(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny("train.steps=3", "data.workers=0"), tmp_path / "run")
+    log = tmp_path / "run/log.jsonl"
+    lines = log.read_text().splitlines()
+    lines[1] = lines[1][:20]
+    wrong: list[Any] = [[], 3, {"kind": "train"}, {"kind": "train", "step": "2"}, {"kind": 1, "step": True}]
+    log.write_text("\n".join([*lines, *map(json.dumps, wrong)]) + '\n{"kind": "tra')
+    capsys.readouterr()
+    run(tiny("train.steps=4", "data.workers=0"), tmp_path / "run", resume=True)
+    assert "log.jsonl: 6 damaged lines are left out: 2, " in capsys.readouterr().err
+    assert [record["step"] for record in read_log(log) if record["kind"] == "train"] == [2, 3, 4]
+
+
+def test_a_task_without_readable_weights_ends_before_any_proposal(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detector.build.tasks import build_task
+
+    def opened(*_: object) -> types.NoneType:
+        raise AssertionError("proposals were opened first")
+
+    monkeypatch.setattr("detector.build.proposals.open_proposals", opened)
+    monkeypatch.setattr("detector.build.evaluation.open_proposals", opened)
+    for key in ("model.backbone.weights", "train.initial_weights"):
+        with pytest.raises(InputError, match=r"absent\.p"):
+            build_task(tiny(f"{key}={tmp_path / 'absent.pth'}"), "cpu")

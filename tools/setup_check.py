@@ -1,0 +1,34 @@
+"""Imported first by every tool: without the project's environment it says how to set it up.
+
+It needs Python itself and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+NEEDED = ("detector", "torch", "torchvision", "numpy", "cv2", "yaml", "pydantic", "rich")
+"""Modules without which no tool starts."""
+
+
+def explain(missing: list[str]) -> str:
+    """Return what to do about modules that this Python does not have."""
+    script = Path(sys.argv[0])
+    tool = f"tools/{script.name}" if script.suffix == ".py" else "tools/train.py"
+    return (
+        f"error: this Python ({sys.executable}) has no {', '.join(missing)}: it is not the project's "
+        f"environment. Set that up with `make install` in {Path(__file__).resolve().parents[1]}, then run "
+        f"`.venv/bin/python {tool}` there"
+    )
+
+
+def missing_modules() -> list[str]:
+    """Return those of ``NEEDED`` that cannot be found."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
+if missing := missing_modules():
+    print(explain(missing), file=sys.stderr)
+    sys.exit(2)
