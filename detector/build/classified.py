@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detector.build.data import ensure_data, inference_views, load_split, naming
 from detector.build.evaluation import known_classes
+from detector.build.validation import find_validation, load_validation
 from detector.config import Config
 from detector.engine.classify import classify
 from detector.engine.memory import PeakMemory
@@ -19,7 +20,7 @@ from detector.evaluation.classification import ClassificationEvaluator
 from detector.models.detector import RegionDetector
 from detector.models.multi_label import class_scores
 from detector.models.whole_map import whole_image_rois
-from detector.progress import track
+from detector.progress import note, track
 from detector.structures import Batch, ImageRecord, Proposals
 
 
@@ -56,6 +57,20 @@ def open_images(config: Config, split: str, classes: Sequence[str] | None = None
     found = known_classes(config, classes)
     records = load_split(config, split, found, training=False).records[: config.test.max_images]
     return LabelledImages(split=split, records=records, classes=found)
+
+
+def open_validation_images(config: Config, classes: tuple[str, ...]) -> LabelledImages | None:
+    """Read the validation images, or the first ``test.max_images``; None without any.
+
+    Raises:
+        InputError: anything missing.
+    """
+    loaded = load_validation(config, classes)
+    if loaded is None:
+        return None
+    split, dataset = loaded
+    note(find_validation(config).describe(len(dataset.records), config))
+    return LabelledImages(split=split, records=dataset.records[: config.test.max_images], classes=classes)
 
 
 def classify_view(config: Config, model: RegionDetector, views: Sequence[Batch], device: str) -> Tensor:

@@ -59,11 +59,15 @@ def class_names(config: Config) -> tuple[str, ...]:
 
 
 def load_split(
-    config: Config, split: str, classes: Sequence[str], *, training: bool
+    config: Config, split: str, classes: Sequence[str], *, training: bool, choose: Choice | None = None
 ) -> VocDataset | CocoDataset:
-    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not."""
+    """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not.
+
+    With ``choose`` only those of its images that are chosen.
+    """
     policy = config.data.invalid_boxes if training else None
-    size, choose = config.data.min_box_size, split_choice(config, split)
+    size, chosen = config.data.min_box_size, split_choice(config, split)
+    choose = chosen if choose is None else in_turn([chosen, choose])
     images = for_split(config.data.images, split)
     if config.data.format == "coco":
         return load_coco(

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.build import data as data_parts
 from detector.build import proposals as proposal_parts
 from detector.build.cached import CachedFeatures, embed_regions, image_regions, open_cache
+from detector.build.validation import load_training
 from detector.config import Config
 from detector.errors import InputError
 from detector.models.detector import RegionDetector
@@ -45,7 +45,7 @@ class LayerFit:
         self.classes = classes
         self.save = save
         self.state = state
-        dataset = data_parts.load_split(config, config.data.train_split, classes, training=True)
+        dataset = load_training(config, classes, training=True)
         store = proposal_parts.open_proposals(config, dataset.records, config.data.train_split)
         self.records = proposal_parts.with_proposals(config, dataset.records, store)
         self.source = proposal_parts.stored_proposals(config, store, training=True)

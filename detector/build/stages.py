@@ -16,9 +16,17 @@ from typing import Any
 import torch
 import yaml
 
-from detector.build.evaluation import Evaluation, evaluate, known_classes, open_test_set, write_evaluation
+from detector.build.evaluation import (
+    Evaluation,
+    evaluate,
+    known_classes,
+    open_test_set,
+    open_validation,
+    write_evaluation,
+)
 from detector.build.fine_tuning import FineTuningTask
 from detector.build.model import initial_model, restore_model
+from detector.build.operating import choose_point, say_point, with_point
 from detector.build.report import finish_figures, print_figures, write_report
 from detector.build.ridge_stage import RidgeFit
 from detector.build.svm_stage import SVMFit
@@ -159,7 +167,7 @@ class StagedTraining:
         )
         run = TrainingRun(config, place, task, state)
         run.run()
-        return checkpoints.numbered_checkpoints(place / "checkpoints")[-1], config.train.steps
+        return checkpoints.numbered_checkpoints(place / "checkpoints")[-1], run.steps
 
     def _fit(self, config: Config, number: int, place: Path, before: Done | None) -> Path:
         stage = self.config.stages[number]
@@ -195,18 +203,29 @@ class StagedTraining:
         return state
 
     def _score(self, last: Done) -> Evaluation:
-        """Keep the finished detector as the run's checkpoint and score it."""
+        """Keep the finished detector as the run's checkpoint, score it, and store its score threshold."""
         config = self.config
         state = checkpoints.load_checkpoint(last.checkpoint)
         model = restore_model(config, state, str(last.checkpoint))
         classes = tuple(state["classes"])
         target = self.folder / "checkpoints" / f"step_{last.steps}.pt"
-        checkpoints.save_checkpoint(target, _state(config, model, classes, last.steps))
+        finished = _state(config, model, classes, last.steps)
+        checkpoints.save_checkpoint(target, finished)
         note(f"the finished detector is {target}")
         self._write_log()
         split = config.train.evaluate_split or config.data.test_split
         self.test_set = open_test_set(config, split, classes)
-        return evaluate(config, model.to(self.device), self.test_set, self.device, self.memory)
+        validation_set = open_validation(config, classes)
+        model = model.to(self.device)
+        validation = None
+        if validation_set is not None:
+            validation = evaluate(config, model, validation_set, self.device, self.memory)
+        point = choose_point(validation)
+        if point is not None:
+            checkpoints.save_checkpoint(target, {**finished, "score_threshold": point.score_threshold})
+        say_point(point, validation)
+        evaluation = evaluate(config, model, self.test_set, self.device, self.memory)
+        return with_point(evaluation, validation, point)
 
     def _write_log(self) -> None:
         """Put the stages' losses into one log, whose steps run on from stage to stage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from detector.build.evaluation import COURSE, headline
+from detector.build.operating import say_point
 from detector.build.tasks import Task, build_task
 from detector.build.weights import check_weights
 from detector.config import Config
@@ -20,6 +22,7 @@ from detector.engine.optim import build_schedule, build_sgd, load_optimizer_stat
 from detector.engine.run_log import RunLog
 from detector.engine.trainer import Record, Trainer, training_state
 from detector.errors import InputError
+from detector.evaluation.operating_point import OperatingPoint
 from detector.files import write_text
 from detector.progress import TrainingProgress, note
 
@@ -34,27 +37,34 @@ class TrainingRun:
         self.task = task
         self.memory = PeakMemory(task.device)
         self.evaluation: Any = None
+        self.point: OperatingPoint | None = None
+        self.steps = run_length(config, len(task.records))
         self.best: dict[str, float] = {}
         start = state["step"] if state else 0
+        if start > self.steps:
+            raise InputError(
+                f"{folder}: the run has done {start} steps, and train.epochs {config.train.epochs:g} are "
+                f"{self.steps}"
+            )
         self.trainer = self._build_trainer(start)
         if state is not None:
             self._restore(state)
         self.log = RunLog(folder, start)
         if state is None:
-            self.log.write("data", {"step": 0, **task.facts()})
+            self.log.write("data", {"step": 0, **task.facts(), "steps": self.steps})
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def run(self) -> Any:
         """Train to the end and return the last evaluation."""
         with (
             cuda_algorithms(self.task.device, deterministic=self.config.train.deterministic),
-            TrainingProgress(self.config.train.steps, self.trainer.step) as self.progress,
+            TrainingProgress(self.steps, self.trainer.step) as self.progress,
             closing(self.log),
             closing(self.trainer.batches),  # ends its worker processes, at once
         ):
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
-                self.evaluation = self.task.evaluate(self.memory)
+                self._score(last=True)
         return self.evaluation
 
     def _build_trainer(self, start: int) -> Trainer:
@@ -70,10 +80,10 @@ class TrainingRun:
         return Trainer(
             model=self.task.model,
             optimizer=optimizer,
-            schedule=build_schedule(settings.steps, **settings.schedule.model_dump()),
+            schedule=build_schedule(self.steps, **settings.schedule.model_dump()),
             batches=self.task.batches(start),
             training_step=self.task.step,
-            steps=settings.steps,
+            steps=self.steps,
             step=start,
             log_every=settings.log_every,
             checkpoint_every=settings.checkpoint_every,
@@ -92,13 +102,27 @@ class TrainingRun:
         self.log.write("train", record)
         self.progress.record(record)
 
+    def _score(self, *, last: bool) -> Any:
+        """Return the evaluation that chooses between checkpoints: on validation images, where there are any.
+
+        Then the split that is kept for the end is scored only when ``last``, into ``evaluation``.
+        """
+        validation = self.task.validate(self.memory)
+        self.point = self.task.choose_point(validation)
+        if last or validation is None:
+            evaluation = self.task.evaluate(self.memory)
+            self.evaluation = self.task.with_point(evaluation, validation, self.point)
+        if last and self.config.task == "detection":
+            say_point(self.point, validation)
+        return self.evaluation if validation is None else validation
+
     def _evaluate(self, trainer: Trainer) -> None:
-        self.evaluation = self.task.evaluate(self.memory)
-        figures = {name: value for name, value in self.evaluation.figures.items() if name in COURSE}
-        self.log.write("evaluate", {"step": trainer.step, **figures})
-        self.log.images("test images", self.task.pictures(self.evaluation), trainer.step)
+        chosen = self._score(last=trainer.step == self.steps)
+        figures = {name: value for name, value in chosen.figures.items() if name in COURSE}
+        self.log.write("evaluate", {"step": trainer.step, **figures, "split": chosen.figures["split"]})
+        self.log.images(f"{chosen.figures['split']} images", self.task.pictures(chosen), trainer.step)
         note(f"step {trainer.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-        metric = headline(self.config, self.evaluation.figures)
+        metric = headline(self.config, chosen.figures)
         if metric > self.best.get("metric", -1.0):
             self.best = {"metric": metric, "step": float(trainer.step)}
             checkpoints.save_checkpoint(self._checkpoint_path("best"), self._state(trainer))
@@ -121,6 +145,7 @@ class TrainingRun:
             **self.task.state(),
             "random": checkpoints.random_states(),
             "best": self.best,
+            "score_threshold": self.point.score_threshold if self.point else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -129,6 +154,20 @@ class TrainingRun:
         self.best = dict(state["best"])
         self.trainer.evaluated = state["evaluated"]
         checkpoints.set_random_states(state["random"])
+
+
+def run_length(config: Config, images: int) -> int:
+    """Return the steps of a run over ``images`` training images, from ``train.steps`` or ``train.epochs``."""
+    settings = config.train
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None  # the schema's: exactly one of the two
+    steps = math.ceil(settings.epochs * images / settings.images_per_batch)
+    note(
+        f"train.epochs {settings.epochs:g} of {images} images in batches of {settings.images_per_batch}: "
+        f"{steps} steps"
+    )
+    return steps
 
 
 def start_run(config: Config, folder: Path, device: str, state: dict[str, Any] | None = None) -> TrainingRun:
@@ -160,7 +199,7 @@ def find_state(config: Config, folder: Path) -> dict[str, Any] | None:
             f"{found[-1]}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; a resumed run keeps "
             "its data, proposals, model and seed: train into another folder"
         )
-    if state["step"] > config.train.steps:
+    if config.train.steps is not None and state["step"] > config.train.steps:
         raise InputError(
             f"{found[-1]}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
         )
