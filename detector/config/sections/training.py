@@ -17,6 +17,11 @@ class SamplingConfig(Section):
     foreground_iou: Fraction = 0.5
     background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
     """Background RoIs have their best IoU in [low, high)."""
+    far_background_fraction: Fraction = 0.0
+    """Share of the background RoIs that is drawn from those with a best IoU below ``background_iou``'s low,
+    far from all objects. The paper draws none, and a detector that never saw such places reports objects
+    there; with ``background_iou: [0.0, 0.5]`` they would be nearly all of the background, and what lies
+    near objects, which is harder, would be rare."""
     add_targets: bool = True
     """Put the ground-truth boxes among the proposals."""
 
