@@ -68,6 +68,14 @@ def test_another_kind_of_pooling_replaces_the_inherited_one_and_the_same_kind_do
     assert other.model.pool.crop_size != 96
 
 
+def test_another_backbone_does_not_inherit_what_belongs_to_the_one_before() -> None:
+    path, names = PROJECT / "configs/own_data.yaml", ("squeezenet1_0", "resnet18")
+    same, other = (load_config(path, [f"model.backbone.name={name}"]) for name in names)
+    assert (same.model.backbone.stage, same.model.backbone.feature_scale) == ("fire8", 0.01)
+    assert (other.model.backbone.stage, other.model.backbone.feature_scale) == (None, 1.0)
+    assert (other.model.backbone.weights, other.model.backbone.freeze) == ("default", 2)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
