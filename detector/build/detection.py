@@ -125,6 +125,8 @@ class DetectionTask:
         )
         if self.validation is not None:
             check_apart(config, dataset.records, self.validation.records)
+            if not any(len(record.targets) for record in self.validation.records):
+                note("warning: no validation image has an object: best.pt will be the last checkpoint")
         store = proposal_parts.open_proposals(config, dataset.records, split)
         records = proposal_parts.with_proposals(config, dataset.records, store)
         if not sum(len(record.targets) for record in records):

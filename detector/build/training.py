@@ -14,7 +14,7 @@ from detector.build.evaluation import COURSE, headline
 from detector.build.operating import say_point
 from detector.build.tasks import Task, build_task
 from detector.build.weights import check_weights
-from detector.config import Config
+from detector.config import Config, parse_config
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
@@ -118,12 +118,14 @@ class TrainingRun:
 
     def _evaluate(self, trainer: Trainer) -> None:
         chosen = self._score(last=trainer.step == self.steps)
-        figures = {name: value for name, value in chosen.figures.items() if name in COURSE}
+        figures = _course(chosen)
         self.log.write("evaluate", {"step": trainer.step, **figures, "split": chosen.figures["split"]})
+        if self.evaluation not in (None, chosen):
+            self.log.write("test", {"step": trainer.step, **_course(self.evaluation)})
         self.log.images(f"{chosen.figures['split']} images", self.task.pictures(chosen), trainer.step)
         note(f"step {trainer.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         metric = headline(self.config, chosen.figures)
-        if metric > self.best.get("metric", -1.0):
+        if not metric <= self.best.get("metric", -1.0):  # NaN, without objects: the last one is kept
             self.best = {"metric": metric, "step": float(trainer.step)}
             checkpoints.save_checkpoint(self._checkpoint_path("best"), self._state(trainer))
 
@@ -154,6 +156,10 @@ class TrainingRun:
         self.best = dict(state["best"])
         self.trainer.evaluated = state["evaluated"]
         checkpoints.set_random_states(state["random"])
+
+
+def _course(evaluation: Any) -> dict[str, float]:
+    return {name: value for name, value in evaluation.figures.items() if name in COURSE}
 
 
 def run_length(config: Config, images: int) -> int:
@@ -190,7 +196,8 @@ def find_state(config: Config, folder: Path) -> dict[str, Any] | None:
     for unfinished in (folder / "checkpoints").glob(".*.tmp"):
         unfinished.unlink()  # a run killed while it saved leaves one
     state = checkpoints.load_checkpoint(found[-1])
-    before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
+    stored = parse_config(state["config"], str(found[-1]))  # with the defaults of keys that are newer than it
+    before, now = _flat(stored.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     fixed = [key for key in changed if not key.startswith(("train.", "test.", "data.workers"))]
     if fixed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from detector.build.training import TrainingRun, find_state, start_run
 from detector.build.validation import Validation, find_validation, load_training, load_validation
 from detector.config import Config
 from detector.data.convert import voc_to_coco
-from detector.engine.checkpoint import load_checkpoint
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
 from detector.errors import InputError
 from detector.evaluation.operating_point import best_f1
@@ -78,6 +79,10 @@ def test_a_choice_between_checkpoints_sets_images_aside_and_the_test_split_stays
     assert "validation images: 1, set aside from trainval (train.validation_fraction 0.15" in said
     lines = [record for record in read_log(tmp_path / "run/log.jsonl") if record["kind"] == "evaluate"]
     assert [(line["step"], line["split"]) for line in lines] == [(2, "trainval"), (4, "trainval")]
+    tested = [record for record in read_log(tmp_path / "run/log.jsonl") if record["kind"] == "test"]
+    assert [(line["step"], line["voc07_mAP"]) for line in tested] == [
+        (4, run.evaluation.figures["voc07_mAP"])
+    ]
     best = load_checkpoint(tmp_path / "run/checkpoints/best.pt")
     assert best["best"]["metric"] == max(line["voc07_mAP"] for line in lines)
 
@@ -142,6 +147,31 @@ def test_a_choice_without_images_to_choose_on_is_refused(tiny: Load) -> None:
         find_validation(tiny("train.evaluate_every=2", "train.validation_fraction=0"))
     named = tiny("train.evaluate_every=2", "train.evaluate_split=test")
     assert not find_validation(named)
+
+
+def test_validation_images_without_an_object_leave_the_last_checkpoint_the_best(
+    tiny: Load, with_val: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in (with_val / "ImageSets/Main/val.txt").read_text().split():
+        path = with_val / f"Annotations/{name}.xml"
+        path.write_text(re.sub(r"<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
+    config = tiny(*SHORT, f"data.root={with_val}", "data.train_split=train", "train.evaluate_every=2")
+    begin(config, tmp_path / "run").run()
+    said = capfd.readouterr().err
+    assert "warning: no validation image has an object" in said
+    assert "no score threshold is stored: no object of the validation images was found" in said
+    assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["step"] == 4
+
+
+def test_a_run_of_a_version_without_these_keys_is_resumed(tiny: Load, tmp_path: Path) -> None:
+    begin(tiny(*SHORT), tmp_path / "run").run()
+    path = tmp_path / "run/checkpoints/step_4.pt"
+    state = load_checkpoint(path)
+    del state["format"], state["score_threshold"], state["config"]["data"]["val_split"]
+    del state["config"]["train"]["epochs"], state["config"]["train"]["validation_fraction"]
+    save_checkpoint(path, state)
+    longer = tiny(*SHORT[1:], "train.steps=6")
+    assert find_state(longer, tmp_path / "run") is not None
 
 
 def test_one_training_image_cannot_be_set_aside(tiny: Load, with_val: Path) -> None:
