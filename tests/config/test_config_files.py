@@ -122,6 +122,12 @@ def test_the_base_for_own_data_generates_nothing_and_fits_its_length() -> None:
     assert config.model.backbone.weights == "default"
     assert config.proposals.method == "selective_search"
     assert config.train.validation_fraction
+    assert config.train.sampling.far_background_fraction > 0
+    assert config.test.nested_threshold is not None
+    for other in ("quickstart", "bccd_squeezenet", "fast_rcnn_vgg16_voc07"):  # these stay the paper's
+        papers = load_config(PROJECT / f"configs/{other}.yaml")
+        assert (papers.train.sampling.far_background_fraction, papers.test.nested_threshold) == (0.0, None)
+        assert papers.train.validation_fraction is None
 
 
 def test_a_config_is_frozen() -> None:
