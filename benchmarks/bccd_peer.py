@@ -30,6 +30,7 @@ from detector.build import data as data_parts
 from detector.build import model as model_parts
 from detector.build import proposals as proposal_parts
 from detector.build.evaluation import open_test_set
+from detector.build.validation import load_training
 from detector.config import Config, load_config
 from detector.engine.inference import detect
 from detector.engine.optim import build_sgd
@@ -87,7 +88,7 @@ class Setting:
 def setting() -> Setting:
     config = load_config("configs/bccd_squeezenet.yaml")
     test_set = open_test_set(config, config.data.test_split)
-    dataset = data_parts.load_split(config, config.data.train_split, test_set.classes, training=True)
+    dataset = load_training(config, test_set.classes, training=True)
     store = proposal_parts.open_proposals(config, dataset.records)
     source = proposal_parts.StoredProposals(store, config.proposals.top_k_test, config.proposals.min_size)
     return Setting(config, data_parts.training_batches(config, dataset.records, source, 0), test_set, source)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.models import resnet18
+from torchvision.models import resnet18, squeezenet1_0
 
 from detector.build.data import class_names, load_split
 from detector.build.proposals import open_proposals
@@ -87,6 +87,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "my_text_boxes" / f"{path.stem}.txt").write_text("0 0 49 39 0.2\n10 20 59 49 0.5\n")
     (tmp_path / "my_weights").mkdir()
     torch.save(resnet18().state_dict(), tmp_path / "my_weights" / "resnet18-f37072fd.pth")
+    (tmp_path / "data" / "weights").mkdir(parents=True)
+    torch.save(squeezenet1_0().state_dict(), tmp_path / "data" / "weights" / "squeezenet1_0.pth")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -104,7 +106,9 @@ def test_bring_your_own(
             write_named(text, place)
     assert len(commands) >= 6
     said = capfd.readouterr()
-    assert "train: 9 images" in said.err
+    assert "validation images: 1, set aside from train" in said.err
+    assert "train: 8 images" in said.err
+    assert "data/weights/squeezenet1_0.pth: tensors loaded 44" in said.err
     assert "training would start" in said.out
     assert "my_weights/resnet18-f37072fd.pth: tensors loaded 75, left out 47" in said.err
     assert "runs/mine/checkpoints/best.pt: tensors loaded" in said.err

@@ -7,6 +7,7 @@ import setup_check  # isort: skip  # noqa: F401
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from detector import cli
 from detector.errors import InputError
@@ -43,9 +44,24 @@ def main() -> int:
         if classifies
         else (run_demo, "detections", "detections.json")
     )
-    found = run(config, model, checkpoint["classes"], images, folder, device, arguments.score_threshold)
+    threshold = arguments.score_threshold
+    if threshold is None:
+        threshold = default_threshold(checkpoint, arguments.checkpoint)
+    found = run(config, model, checkpoint["classes"], images, folder, device, threshold)
     note(f"{found} {what} in {len(images)} images; wrote {folder / file} and the pictures")
     return 0
+
+
+def default_threshold(checkpoint: dict[str, Any], source: str) -> float:
+    """Return the checkpoint's own score threshold, or the usual one, and say which."""
+    from detector.build.operating import FALLBACK_THRESHOLD, stored_threshold
+
+    stored = stored_threshold(checkpoint, source)
+    if stored is None:
+        note(f"score threshold {FALLBACK_THRESHOLD:g}: the checkpoint has none of its own")
+        return FALLBACK_THRESHOLD
+    note(f"score threshold {stored:.3f}: the checkpoint's, with the best F1 on its validation images")
+    return stored
 
 
 def parse() -> argparse.Namespace:
@@ -67,8 +83,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--score-threshold",
         type=float,
-        default=0.5,
-        help="draw detections, or name classes, from this score on (default 0.5)",
+        help="draw detections, or name classes, from this score on (default: the checkpoint's, chosen on its "
+        "validation images, else 0.5)",
     )
     parser.add_argument(
         "--set",
@@ -84,7 +100,7 @@ def parse() -> argparse.Namespace:
         kind = guess_format(Path(arguments.proposals))
         given = [f"proposals.file={arguments.proposals}", f"proposals.format={kind}"]
         arguments.overrides = given + arguments.overrides
-    if not 0 <= arguments.score_threshold <= 1:
+    if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
         raise InputError(f"--score-threshold {arguments.score_threshold:g}: expected a number from 0 to 1")
     return arguments
 

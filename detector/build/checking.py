@@ -20,6 +20,7 @@ from detector.build.data import (
     require_objects,
     split_choice,
 )
+from detector.build.validation import read_splits
 from detector.config import Config
 from detector.data.check import Checked, Problem, Rules, check_item
 from detector.data.check_items import Found, coco_items, voc_items
@@ -35,8 +36,7 @@ CHUNK = 16
 
 def checked_splits(config: Config) -> list[str]:
     """Return the splits that training with ``config`` reads."""
-    evaluated = config.train.evaluate_split or config.data.test_split
-    return list(dict.fromkeys((config.data.train_split, config.data.test_split, evaluated)))
+    return read_splits(config)
 
 
 def check_data(config: Config, splits: Sequence[str], *, images: bool = True) -> CheckReport:

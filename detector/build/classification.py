@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,17 @@ from torch import Tensor
 from detector.build import data as data_parts
 from detector.build import model as model_parts
 from detector.build.classification_report import scores_picture, write_classes, write_classifier_report
-from detector.build.classified import Classified, LabelledImages, classify_images, no_proposals, open_images
+from detector.build.classified import (
+    Classified,
+    LabelledImages,
+    classify_images,
+    no_proposals,
+    open_images,
+    open_validation_images,
+)
 from detector.build.report import finish_figures, print_figures
 from detector.build.resuming import checked_fingerprint, evaluation_fingerprint
+from detector.build.validation import check_apart, load_training
 from detector.config import Config
 from detector.engine.memory import PeakMemory
 from detector.models.detector import RegionDetector
@@ -39,6 +48,7 @@ class ClassificationTask:
         self.test_set: LabelledImages = open_images(config, split, state["classes"] if state else None)
         self.classes = self.test_set.classes
         self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
+        self.validation = open_validation_images(config, self.classes)
         self.records = self._training_data()
         self.data_fingerprint |= checked_fingerprint(
             "classification", config.data.train_split, self.records, state
@@ -71,9 +81,26 @@ class ClassificationTask:
         """Score the network on the split that the config names."""
         return classify_images(self.config, self.model, self.test_set, self.device, memory)
 
+    def validate(self, memory: PeakMemory) -> Classified | None:
+        """Score the network on the validation images, if there are any."""
+        if self.validation is None:
+            return None
+        return classify_images(self.config, self.model, self.validation, self.device, memory)
+
+    def choose_point(self, validation: Classified | None) -> None:
+        """Return None: each class has a threshold of its own, and none is chosen."""
+
+    def with_point(self, evaluation: Classified, validation: Classified | None, point: None) -> Classified:
+        """Return ``evaluation`` with the figures of validation."""
+        if validation is None:
+            return evaluation
+        kept = ("split", "voc07_mAP", "voc_mAP", "images")
+        figures = {name: validation.figures[name] for name in kept}
+        return replace(evaluation, figures={**evaluation.figures, "validation": figures})
+
     def pictures(self, evaluation: Classified) -> list[np.ndarray]:
-        """Return a few images with their classes' scores."""
-        shown = self.test_set.records[: self.config.train.draw_images]
+        """Return a few images with their classes' scores: validation images where there are any."""
+        shown = (self.validation or self.test_set).records[: self.config.train.draw_images]
         return [scores_picture(record, evaluation.scores[record.image_id], self.classes) for record in shown]
 
     def finish(self, folder: Path, evaluation: Classified, seconds: float, memory: PeakMemory) -> None:
@@ -85,11 +112,13 @@ class ClassificationTask:
 
     def _training_data(self) -> list[ImageRecord]:
         config, split = self.config, self.config.data.train_split
-        dataset = data_parts.load_split(config, split, self.classes, training=False)
+        dataset = load_training(config, self.classes, training=False)
         data_parts.report_suspicions(dataset)
         records = dataset.records
         data_parts.check_batch_size(config, len(records))
         data_parts.require_objects((one.targets for one in records), config)
+        if self.validation is not None:
+            check_apart(config, records, self.validation.records)
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
         shown = ", ".join(f"{name} on {count}" for name, count in counts.items())

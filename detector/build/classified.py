@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detector.build.data import ensure_data, inference_views, load_split, naming
 from detector.build.evaluation import known_classes
+from detector.build.validation import find_validation, load_validation
 from detector.config import Config
 from detector.engine.classify import classify
 from detector.engine.memory import PeakMemory
@@ -62,6 +63,20 @@ def open_images(config: Config, split: str, classes: Sequence[str] | None = None
         note(f"{split}: {NOTHING_SCORED}; result files will be written all the same")
     records = dataset.records[: config.test.max_images]
     return LabelledImages(split=split, records=records, classes=found, annotated=dataset.annotated)
+
+
+def open_validation_images(config: Config, classes: tuple[str, ...]) -> LabelledImages | None:
+    """Read the validation images, or the first ``test.max_images``; None without any.
+
+    Raises:
+        InputError: anything missing.
+    """
+    loaded = load_validation(config, classes)
+    if loaded is None:
+        return None
+    split, dataset = loaded
+    note(find_validation(config).describe(len(dataset.records), config))
+    return LabelledImages(split=split, records=dataset.records[: config.test.max_images], classes=classes)
 
 
 def classify_view(config: Config, model: RegionDetector, views: Sequence[Batch], device: str) -> Tensor:

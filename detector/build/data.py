@@ -70,14 +70,17 @@ def class_names(config: Config) -> tuple[str, ...]:
 
 
 def load_split(
-    config: Config, split: str, classes: Sequence[str], *, training: bool
+    config: Config, split: str, classes: Sequence[str], *, training: bool, choose: Choice | None = None
 ) -> VocDataset | CocoDataset:
     """Read a split; for evaluation every object is kept as annotated, for training faulty ones are not.
 
     For evaluation the split may have no annotations at all: see ``annotated`` of what is returned. For
-    training it must, and what is suspicious about it is reported.
+    training it must, and what is suspicious about it is reported. With ``choose`` only those of its images
+    that are chosen.
     """
-    dataset = _read_split(config, split, classes, training=training)
+    chosen = split_choice(config, split)
+    choose = chosen if choose is None else in_turn([chosen, choose])
+    dataset = _read_split(config, split, classes, choose, training=training)
     others = dataset.dropped.get(OTHER_CLASS, 0)
     if others:
         note(f"{split}: {others} objects of other classes than data.classes are left out")
@@ -87,7 +90,7 @@ def load_split(
 
 
 def _read_split(
-    config: Config, split: str, classes: Sequence[str], *, training: bool
+    config: Config, split: str, classes: Sequence[str], choose: Choice, *, training: bool
 ) -> VocDataset | CocoDataset:
     data = config.data
     images = for_split(data.images, split)
@@ -96,7 +99,7 @@ def _read_split(
             annotation_place(config, split),
             Path(data.root) / images,
             root=data.root,
-            choose=split_choice(config, split),
+            choose=choose,
             classes=classes,
             invalid_boxes=data.invalid_boxes if training else None,
             min_box_size=data.min_box_size,
@@ -109,7 +112,7 @@ def _read_split(
         annotations=for_split(data.annotations, split),
         images=images,
         splits=None if data.split_ratio else data.splits,
-        choose=split_choice(config, split),
+        choose=choose,
         classes=classes,
         invalid_boxes=data.invalid_boxes if training else None,
         min_box_size=data.min_box_size,

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from detector.build import data as data_parts
 from detector.build import model as model_parts
+from detector.build import operating
 from detector.build import proposals as proposal_parts
-from detector.build.evaluation import Evaluation, evaluate, open_test_set, write_evaluation
+from detector.build.evaluation import Evaluation, evaluate, open_test_set, open_validation, write_evaluation
 from detector.build.report import finish_figures, print_figures, write_report
 from detector.build.resuming import checked_fingerprint, evaluation_fingerprint
+from detector.build.validation import check_apart, load_training
 from detector.config import Config
 from detector.data.images import read_image
 from detector.engine.memory import PeakMemory
+from detector.evaluation.operating_point import OperatingPoint
 from detector.models.box_coder import BoxCoder, measured_coder
 from detector.models.detector import RegionDetector
 from detector.models.roi_sampler import trained_objects
@@ -39,6 +42,7 @@ class DetectionTask:
         self.test_set = open_test_set(config, split, state["classes"] if state else None)
         self.classes = self.test_set.classes
         self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
+        self.validation = open_validation(config, self.classes)
         self.records, self.store = self._training_data(state)
         coder = None
         if state is None and model_parts.measures_targets(config):
@@ -76,15 +80,31 @@ class DetectionTask:
         """Score the network on the split that the config names."""
         return evaluate(self.config, self.model, self.test_set, self.device, memory)
 
+    def validate(self, memory: PeakMemory) -> Evaluation | None:
+        """Score the network on the validation images, if there are any."""
+        if self.validation is None:
+            return None
+        return evaluate(self.config, self.model, self.validation, self.device, memory)
+
+    def choose_point(self, validation: Evaluation | None) -> OperatingPoint | None:
+        """Return the operating point with the best F1 on the validation images."""
+        return operating.choose_point(validation)
+
+    def with_point(
+        self, evaluation: Evaluation, validation: Evaluation | None, point: OperatingPoint | None
+    ) -> Evaluation:
+        """Return ``evaluation`` with the figures of validation and of the chosen operating point."""
+        return operating.with_point(evaluation, validation, point)
+
     def pictures(self, evaluation: Evaluation) -> list[np.ndarray]:
-        """Return a few images with what was found on them."""
+        """Return a few images with what was found on them: validation images where there are any."""
         return [
             draw_detections(
                 read_image(record.path, (record.height, record.width)),
                 evaluation.detections[record.image_id],
                 self.classes,
             )
-            for record in self.test_set.records[: self.config.train.draw_images]
+            for record in (self.validation or self.test_set).records[: self.config.train.draw_images]
         ]
 
     def finish(self, folder: Path, evaluation: Evaluation, seconds: float, memory: PeakMemory) -> None:
@@ -96,7 +116,7 @@ class DetectionTask:
 
     def _training_data(self, state: dict[str, Any] | None) -> tuple[list[ImageRecord], ProposalStore]:
         config, split = self.config, self.config.data.train_split
-        dataset = data_parts.load_split(config, split, self.classes, training=True)
+        dataset = load_training(config, self.classes, training=True)
         self.data_fingerprint |= checked_fingerprint("training", split, dataset.records, state)
         data_parts.check_batch_size(config, len(dataset.records))
         self.dropped = dataset.dropped
@@ -108,6 +128,10 @@ class DetectionTask:
         )
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, config, f"; boxes dropped: {faults or 'none'}")
+        if self.validation is not None:
+            check_apart(config, dataset.records, self.validation.records)
+            if not any(len(record.targets) for record in self.validation.records):
+                note("warning: no validation image has an object: best.pt will be the last checkpoint")
         store = proposal_parts.open_proposals(config, dataset.records, split)
         records = proposal_parts.with_proposals(config, dataset.records, store)
         data_parts.require_objects(

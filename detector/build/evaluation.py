@@ -19,6 +19,7 @@ from detector.build.data import (
 )
 from detector.build.model import build_detector
 from detector.build.proposals import open_proposals, report_recall, stored_proposals, with_proposals
+from detector.build.validation import find_validation, load_validation
 from detector.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.coco_json import Entry, read_coco
@@ -84,7 +85,24 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
     """
     ensure_data(config)
     found = known_classes(config, classes)
-    dataset = load_split(config, split, found, training=False)
+    return _test_set(config, split, load_split(config, split, found, training=False))
+
+
+def open_validation(config: Config, classes: Sequence[str]) -> TestSet | None:
+    """Read the validation images, or the first ``test.max_images``, and the proposals; None without any.
+
+    Raises:
+        InputError: anything missing.
+    """
+    loaded = load_validation(config, classes)
+    if loaded is None:
+        return None
+    split, dataset = loaded
+    note(find_validation(config).describe(len(dataset.records), config))
+    return _test_set(config, split, dataset)
+
+
+def _test_set(config: Config, split: str, dataset: VocDataset | CocoDataset) -> TestSet:
     records = dataset.records[: config.test.max_images]
     store = open_proposals(config, records, split)
     if dataset.annotated:
@@ -96,7 +114,7 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
         split=split,
         records=records,
         store=store,
-        classes=found,
+        classes=dataset.classes,
         annotated=dataset.annotated,
         first_pixel=config.data.first_pixel,
         coco=coco,

@@ -13,6 +13,7 @@ from detector.build import data as data_parts
 from detector.build import proposals as proposal_parts
 from detector.build.cached import CachedFeatures, embed_regions, image_regions, open_cache
 from detector.build.resuming import checked_fingerprint
+from detector.build.validation import load_training
 from detector.config import Config
 from detector.errors import InputError
 from detector.models.detector import RegionDetector
@@ -46,7 +47,7 @@ class LayerFit:
         self.classes = classes
         self.save = save
         self.state = state
-        dataset = data_parts.load_split(config, config.data.train_split, classes, training=True)
+        dataset = load_training(config, classes, training=True)
         split = config.data.train_split
         self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
         store = proposal_parts.open_proposals(config, dataset.records, config.data.train_split)

@@ -26,6 +26,7 @@ from detector.models.postprocess import Postprocess, margin_scores, softmax_scor
 from detector.models.region_pools import PyramidPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool
+from detector.progress import note
 from detector.structures import Batch, Detections, Normalization
 
 
@@ -61,13 +62,26 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
 
 
 def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None = None) -> RegionDetector:
-    """Return the network that a run begins with: another run's weights, published ones, or random ones."""
+    """Return the network that a run begins with: another run's weights, published ones, or random ones.
+
+    Says so where random convolutions are frozen: the run then measures what random filters are worth.
+    """
     if config.train.initial_weights is None:
+        if config.model.backbone.weights is None and _freezes(config):
+            note(
+                "warning: the run begins with random convolutions and keeps them, because of "
+                "model.backbone.freeze or train.trainable; name trained ones in model.backbone.weights or "
+                "train.initial_weights, unless random filters are what you want to study"
+            )
         return build_model(config, len(classes), coder)
     torch.manual_seed(config.seed)
     model = _random_model(config, len(classes), coder)
     load_initial(config, model, classes)
     return model
+
+
+def _freezes(config: Config) -> bool:
+    return config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
 
 
 def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:
@@ -170,6 +184,7 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
         foreground_fraction=chosen.foreground_fraction,
         foreground_iou=chosen.foreground_iou,
         background_iou=chosen.background_iou,
+        far_background_fraction=chosen.far_background_fraction,
         add_targets=chosen.add_targets,
         use_difficult=config.data.difficult == "train",
         seed=config.seed,
@@ -185,6 +200,7 @@ def build_postprocess(config: Config, coder: BoxCoder) -> Postprocess:
         coder,
         score_threshold=config.test.score_threshold,
         nms_threshold=config.test.nms_threshold,
+        nested_threshold=config.test.nested_threshold,
         max_detections=config.test.max_detections,
         box_regression=config.test.box_regression,
         scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,

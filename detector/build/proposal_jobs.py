@@ -10,6 +10,7 @@ from typing import Any
 
 from detector.build import data as data_parts
 from detector.build import proposals as proposal_parts
+from detector.build.validation import read_splits
 from detector.config import Config
 from detector.config.load import override, parse_proposals
 from detector.config.sections.proposals import ProposalsConfig
@@ -76,10 +77,10 @@ def parse_shard(text: str) -> Shard:
 
 
 def split_records(config: Config, splits: Sequence[str] | None) -> Splits:
-    """Read the images of ``splits``, by default of the config's training and test split."""
+    """Read the images of ``splits``, by default of those that training reads."""
     data_parts.ensure_data(config)
     classes = data_parts.class_names(config)
-    names = splits or list(dict.fromkeys((config.data.train_split, config.data.test_split)))
+    names = splits or read_splits(config)
     return {name: data_parts.load_split(config, name, classes, training=False).records for name in names}
 
 

@@ -9,6 +9,7 @@ from detector.build.classification_report import write_classes
 from detector.build.classified import classify_images, open_images
 from detector.build.evaluation import evaluate, open_test_set, write_evaluation
 from detector.build.model import restore_model
+from detector.build.operating import at_own_threshold, stored_threshold
 from detector.config import Config
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
@@ -36,5 +37,5 @@ def score_checkpoint(
         with algorithms:
             evaluation = evaluate(config, model, test_set, device, memory)
         write_evaluation(folder, test_set, evaluation)
-        figures = evaluation.figures
+        figures = at_own_threshold(evaluation, stored_threshold(checkpoint, source)).figures
     return {**figures, **memory.figures()}

@@ -23,10 +23,12 @@ from detector.build.evaluation import (
     evaluate,
     known_classes,
     open_test_set,
+    open_validation,
     write_evaluation,
 )
 from detector.build.fine_tuning import FineTuningTask
 from detector.build.model import initial_model, restore_model
+from detector.build.operating import choose_point, say_point, with_point
 from detector.build.report import finish_figures, print_figures, write_report
 from detector.build.resuming import ACCEPTED, changed_settings, check_fingerprint
 from detector.build.ridge_stage import RidgeFit
@@ -313,19 +315,29 @@ class StagedTraining:
         return found
 
     def _score(self, last: Done) -> Evaluation:
-        """Keep the finished detector as the run's checkpoint and score it."""
+        """Keep the finished detector as the run's checkpoint, score it, and store its score threshold."""
         config = self.config
         state = checkpoints.load_checkpoint(last.checkpoint)
         model = restore_model(config, state, str(last.checkpoint))
         classes = tuple(state["classes"])
         target = self.folder / "checkpoints" / f"step_{last.steps}.pt"
-        checkpoints.save_checkpoint(target, _state(config, model, classes, last.steps))
+        finished = _state(config, model, classes, last.steps)
+        checkpoints.save_checkpoint(target, finished)
         self.detector = target
         split = config.train.evaluate_split or config.data.test_split
         self.test_set = open_test_set(config, split, classes)
-        evaluation = evaluate(config, model.to(self.device), self.test_set, self.device, self.memory)
+        validation_set = open_validation(config, classes)
+        model = model.to(self.device)
+        validation = None
+        if validation_set is not None:
+            validation = evaluate(config, model, validation_set, self.device, self.memory)
+        point = choose_point(validation)
+        if point is not None:
+            checkpoints.save_checkpoint(target, {**finished, "score_threshold": point.score_threshold})
+        say_point(point, validation)
+        evaluation = evaluate(config, model, self.test_set, self.device, self.memory)
         self._write_log(last.steps, evaluation)
-        return evaluation
+        return with_point(evaluation, validation, point)
 
     def _write_log(self, steps: int, evaluation: Evaluation) -> None:
         """Put the stages' losses and the detector's figures into one log, whose steps run on."""

@@ -14,18 +14,24 @@ from detector.build.detection import DetectionTask
 from detector.build.weights import check_weights
 from detector.config import Config
 from detector.engine.memory import PeakMemory
+from detector.evaluation.operating_point import OperatingPoint
+from detector.structures import ImageRecord
 
 
 class Task(Protocol):
     """What ``TrainingRun`` drives; it knows loops, logs and checkpoints, and nothing of boxes.
 
     An evaluation has ``figures``, a dict for metrics.json; everything else about it is the task's own.
+    ``validate`` scores on validation images, ``evaluate`` on the split that is kept for the end; ``pictures``
+    are of the images of the first where there are any.
     """
 
     device: str
     classes: tuple[str, ...]
     data_fingerprint: dict[str, str]
     """What the data were, by role and split (`detector.build.resuming`)."""
+    records: list[ImageRecord]
+    """The images that are trained on."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -34,6 +40,9 @@ class Task(Protocol):
     def step(self, batch: Any) -> dict[str, Tensor]: ...
     def state(self) -> dict[str, Any]: ...
     def evaluate(self, memory: PeakMemory) -> Any: ...
+    def validate(self, memory: PeakMemory) -> Any | None: ...
+    def choose_point(self, validation: Any | None) -> OperatingPoint | None: ...
+    def with_point(self, evaluation: Any, validation: Any | None, point: Any) -> Any: ...
     def pictures(self, evaluation: Any) -> list[np.ndarray]: ...
     def finish(self, folder: Path, evaluation: Any, seconds: float, memory: PeakMemory) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from detector import cli
 from detector.build.evaluation import COURSE, UNSCORED, headline
+from detector.build.operating import say_point
 from detector.build.resuming import ACCEPTED, check_changes, other_yardstick, schedule_changed
 from detector.build.tasks import Task, build_task
 from detector.config import Config
@@ -22,6 +24,7 @@ from detector.engine.optim import build_schedule, build_sgd, load_optimizer_stat
 from detector.engine.run_log import RunLog
 from detector.engine.trainer import Record, Trainer, training_state
 from detector.errors import InputError
+from detector.evaluation.operating_point import OperatingPoint
 from detector.evaluation.report import NOTHING_SCORED
 from detector.files import write_text
 from detector.progress import TrainingProgress, note
@@ -37,29 +40,35 @@ class TrainingRun:
         self.task = task
         self.memory = PeakMemory(task.device)
         self.evaluation: Any = None
+        self.point: OperatingPoint | None = None
+        self.steps = run_length(config, len(task.records))
         self.best: dict[str, float] = {}
         self.seconds_before = float(state.get("seconds", 0.0)) if state else 0.0
         start = state["step"] if state else 0
+        if start > self.steps:
+            raise InputError(
+                f"{folder}: the run has done {start} steps, and train.epochs {config.train.epochs:g} are "
+                f"{self.steps}"
+            )
         self.trainer = self._build_trainer(start)
         if state is not None:
             self._restore(state)
         self.log = RunLog(folder, start, report=note)
         if state is None:
-            self.log.write("data", {"step": 0, **task.facts()})
+            self.log.write("data", {"step": 0, **task.facts(), "steps": self.steps})
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def run(self) -> Any:
         """Train to the end and return the last evaluation."""
         with (
             cuda_algorithms(self.task.device, deterministic=self.config.train.deterministic),
-            TrainingProgress(self.config.train.steps, self.trainer.step) as self.progress,
+            TrainingProgress(self.steps, self.trainer.step) as self.progress,
             closing(self.log),
             closing(self.trainer.batches),  # ends its worker processes, at once
         ):
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
-                self.evaluation = self.task.evaluate(self.memory)
-                self._keep_if_best(self.trainer)
+                self._keep_if_best(self.trainer, self._score(last=True))
         return self.evaluation
 
     def seconds(self) -> float:
@@ -79,10 +88,10 @@ class TrainingRun:
         return Trainer(
             model=self.task.model,
             optimizer=optimizer,
-            schedule=build_schedule(settings.steps, **settings.schedule.model_dump()),
+            schedule=build_schedule(self.steps, **settings.schedule.model_dump()),
             batches=self.task.batches(start),
             training_step=self.task.step,
-            steps=settings.steps,
+            steps=self.steps,
             step=start,
             log_every=settings.log_every,
             checkpoint_every=settings.checkpoint_every,
@@ -101,17 +110,33 @@ class TrainingRun:
         self.log.write("train", record)
         self.progress.record(record)
 
+    def _score(self, *, last: bool) -> Any:
+        """Return the evaluation that chooses between checkpoints: on validation images, where there are any.
+
+        Then the split that is kept for the end is scored only when ``last``, into ``evaluation``.
+        """
+        validation = self.task.validate(self.memory)
+        self.point = self.task.choose_point(validation)
+        if last or validation is None:
+            evaluation = self.task.evaluate(self.memory)
+            self.evaluation = self.task.with_point(evaluation, validation, self.point)
+        if last and self.config.task == "detection":
+            say_point(self.point, validation)
+        return self.evaluation if validation is None else validation
+
     def _evaluate(self, trainer: Trainer) -> None:
-        self.evaluation = self.task.evaluate(self.memory)
-        figures = {name: value for name, value in self.evaluation.figures.items() if name in COURSE}
-        self.log.write("evaluate", {"step": trainer.step, **figures})
-        self.log.images("test images", self.task.pictures(self.evaluation), trainer.step)
+        chosen = self._score(last=trainer.step == self.steps)
+        figures = _course(chosen)
+        self.log.write("evaluate", {"step": trainer.step, **figures, "split": chosen.figures["split"]})
+        if self.evaluation not in (None, chosen):
+            self.log.write("test", {"step": trainer.step, **_course(self.evaluation)})
+        self.log.images(f"{chosen.figures['split']} images", self.task.pictures(chosen), trainer.step)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         note(f"step {trainer.step}: {shown or NOTHING_SCORED}")
-        self._keep_if_best(trainer)
+        self._keep_if_best(trainer, chosen)
 
-    def _keep_if_best(self, trainer: Trainer) -> None:
-        metric = headline(self.config, self.evaluation.figures)
+    def _keep_if_best(self, trainer: Trainer, chosen: Any) -> None:
+        metric = headline(self.config, chosen.figures)
         if metric == UNSCORED or metric > self.best.get("metric", UNSCORED):
             self.best = {"metric": metric, "step": float(trainer.step)}
             if not trainer.saves_here:  # otherwise the step's own checkpoint becomes the best one
@@ -142,6 +167,7 @@ class TrainingRun:
             "best": self.best,
             "seconds": self.seconds(),
             "data_fingerprint": self.task.data_fingerprint,
+            "score_threshold": self.point.score_threshold if self.point else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -195,6 +221,24 @@ class TrainingRun:
         )
 
 
+def _course(evaluation: Any) -> dict[str, float]:
+    return {name: value for name, value in evaluation.figures.items() if name in COURSE}
+
+
+def run_length(config: Config, images: int) -> int:
+    """Return the steps of a run over ``images`` training images, from ``train.steps`` or ``train.epochs``."""
+    settings = config.train
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None  # the schema's: exactly one of the two
+    steps = math.ceil(settings.epochs * images / settings.images_per_batch)
+    note(
+        f"train.epochs {settings.epochs:g} of {images} images in batches of {settings.images_per_batch}: "
+        f"{steps} steps"
+    )
+    return steps
+
+
 def start_run(config: Config, folder: Path, device: str, state: dict[str, Any] | None = None) -> TrainingRun:
     """Read the data, build the network and return the run, new or where ``state`` stands."""
     return TrainingRun(config, folder, build_task(config, device, state), state)
@@ -222,7 +266,7 @@ def find_state(
         unfinished.unlink()  # a run killed while it saved leaves one
     path, state = _newest_sound(found)
     check_changes(state, config, str(path), ignored=ignored)
-    if state["step"] > config.train.steps:
+    if config.train.steps is not None and state["step"] > config.train.steps:
         raise InputError(
             f"{path}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
         )

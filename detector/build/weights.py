@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -15,6 +16,7 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.errors import InputError
 from detector.evaluation.report import plain
 from detector.models.backbones import Backbone
+from detector.models.default_weights import DEFAULT, default_weights
 from detector.models.published import FEATURES, HEAD, has_fully_connected, our_names
 from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
 from detector.models.weights import read_state_dict
@@ -28,7 +30,14 @@ def check_weights(config: Config) -> None:
     if config.train.initial_weights is not None:
         load_checkpoint(config.train.initial_weights)
     elif config.model.backbone.weights is not None:
-        read_state_dict(config.model.backbone.weights)
+        read_state_dict(weights_file(config))
+
+
+def weights_file(config: Config) -> Path:
+    """Return the file of ``model.backbone.weights``, which is not null; "default" is found or fetched."""
+    chosen = config.model.backbone
+    assert chosen.weights is not None
+    return default_weights(chosen.name) if chosen.weights == DEFAULT else Path(chosen.weights)
 
 
 def load_published(config: Config, backbone: Backbone, head: nn.Module | None = None) -> None:
@@ -39,15 +48,15 @@ def load_published(config: Config, backbone: Backbone, head: nn.Module | None = 
             ``model.backbone.allow_partial`` lets what fits be taken.
     """
     chosen = config.model.backbone
-    assert chosen.weights is not None
     if head is not None and not has_fully_connected(chosen.name):
         raise InputError(f"model.head.weights: {chosen.name} has no fc6 and fc7; set it to false")
     wanted = {f"{FEATURES}{name}": tensor for name, tensor in backbone.features.state_dict().items()}
     if head is not None:
         wanted |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
-    found, spare = our_names(chosen.name, read_state_dict(chosen.weights), wanted)
+    source = weights_file(config)
+    found, spare = our_names(chosen.name, read_state_dict(source), wanted)
     transfer = plan_transfer(wanted, found, spare=spare)
-    report(transfer, chosen.weights, "model.backbone.allow_partial", chosen.allow_partial)
+    report(transfer, str(source), "model.backbone.allow_partial", chosen.allow_partial)
     for prefix, module in ((FEATURES, backbone.features), (HEAD, head)):
         if module is not None:
             taken = {

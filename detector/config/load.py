@@ -2,7 +2,9 @@
 
 ``_base_`` is a path, or a list of paths, relative to the file that names it; later ones win and the file
 itself wins over all. Mappings are merged key by key, except that a ``proposals`` mapping which names a
-``file`` or a ``method`` replaces the inherited source (another ``file`` keeps the ``format``). An override
+``file`` or a ``method`` replaces the inherited source (another ``file`` keeps the ``format``), and of
+``train.steps`` and ``train.epochs`` the one that is named replaces the other. Another name of
+``model.backbone`` does not inherit ``stage`` and ``feature_scale``. An override
 is ``section.key=value`` with a YAML value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
 
 **A config file is code of whoever wrote it**: ``proposals.method: module:function`` imports the module and
@@ -263,11 +265,21 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[
         base = {name: value for name, value in base.items() if name in kept}
     if key == "pool" and "kind" in top and top["kind"] != base.get("kind", "roi"):
         base = {}  # another kind of pooling has other keys
+    if key == "backbone" and top.get("name", base.get("name")) != base.get("name"):
+        base = {name: value for name, value in base.items() if name not in ("stage", "feature_scale")}
+    if key == "train":
+        base = {name: value for name, value in base.items() if name not in _replaced_length(top)}
     merged = dict(base)
     for name, value in top.items():
         both = isinstance(merged.get(name), dict) and isinstance(value, dict)
         merged[name] = _merge(merged[name], value, name) if both else value
     return merged
+
+
+def _replaced_length(top: Mapping[str, Any]) -> set[str]:
+    """Return which of ``train``'s two lengths gives way to the other one, which ``top`` names."""
+    named = {name for name in ("steps", "epochs") if top.get(name) is not None}
+    return {"steps", "epochs"} - named if named else set()
 
 
 def _apply_override(values: dict[str, Any], written: str) -> dict[str, Any]:

@@ -35,6 +35,21 @@ def divide(ids: Sequence[str], ratio: Mapping[str, float], seed: int) -> dict[st
     return splits
 
 
+def set_aside(ids: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Return the ids that stay and the ``fraction`` of them, at least one, that is set aside; see `divide`.
+
+    Raises InputError for fewer than two images, of which none would stay.
+    """
+    if len(ids) < 2:
+        raise InputError(
+            f"train.validation_fraction: of {len(ids)} training images none can be set aside; set it to 0, "
+            "or name data.val_split"
+        )
+    count = min(max(round(fraction * len(ids)), 1), len(ids) - 1)
+    parts = divide(ids, {"aside": count / len(ids), "stays": 1 - count / len(ids)}, seed)
+    return parts["stays"], parts["aside"]
+
+
 def by_ratio(split: str, ratio: Mapping[str, float], seed: int) -> Choice:
     """Return the choice of one split of `divide`.
 

@@ -34,8 +34,9 @@ class Postprocess:
     """Turns the output for one image into its detections, in original-image pixels.
 
     Per class: boxes are clipped to the image, those at or below ``score_threshold`` dropped, the rest
-    thinned by greedy non-maximum suppression at IoU above ``nms_threshold``; then the best
-    ``max_detections`` of all classes together stay. (The release suppressed at IoU equal to the
+    thinned by greedy non-maximum suppression at IoU above ``nms_threshold``, and with ``nested_threshold``
+    also where two share more than that of the smaller one's area; then the best ``max_detections`` of all
+    classes together stay. (The release suppressed at IoU equal to the
     threshold too, and capped before suppression.)
 
     The network's output may be on any device. It is decoded and thresholded there, and detections are on the
@@ -55,6 +56,7 @@ class Postprocess:
         *,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
+        nested_threshold: float | None = None,
         max_detections: int = 100,
         box_regression: bool = True,
         scores: Callable[[Tensor], Tensor] = softmax_scores,
@@ -62,6 +64,7 @@ class Postprocess:
         self.coder = coder
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
+        self.nested_threshold = nested_threshold
         self.max_detections = max_detections
         self.box_regression = box_regression
         self.scores = scores
@@ -76,7 +79,8 @@ class Postprocess:
     def candidates(self, views: Sequence[View], proposals: Tensor) -> Detections:
         """Return up to twice ``max_detections`` loosely thinned detections, to be refined."""
         size = views[0][1].original_size
-        return self.select(self._decode(views, proposals), size, CANDIDATE_NMS, 2 * self.max_detections)
+        decoded = self._decode(views, proposals)
+        return self.select(decoded, size, (CANDIDATE_NMS, None), 2 * self.max_detections)
 
     def refine(self, views: Sequence[View], candidates: Detections) -> Detections:
         """Return ``candidates`` with the box and score that a second look at them gives for their class.
@@ -112,6 +116,7 @@ class Postprocess:
             refined.labels[rows],
             self.nms_threshold,
             self.max_detections,
+            self.nested_threshold,
         )
 
     def decode(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> tuple[Tensor, Tensor]:
@@ -132,11 +137,14 @@ class Postprocess:
         self,
         views: Sequence[tuple[Tensor, Tensor]],
         size: tuple[int, int],
-        nms_threshold: float | None = None,
+        thresholds: tuple[float, float | None] | None = None,
         max_detections: int | None = None,
     ) -> Detections:
-        """Return the detections from one or several decoded views of an image of ``size``."""
-        nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
+        """Return the detections from one or several decoded views of an image of ``size``.
+
+        ``thresholds``, of IoU and for nested boxes, replace this object's own.
+        """
+        nms_threshold, nested_threshold = thresholds or (self.nms_threshold, self.nested_threshold)
         boxes = box_ops.clip(torch.cat([view[0] for view in views]), size)
         scores = torch.cat([view[1] for view in views])
         foreground = slice(1, None) if boxes.shape[1] > 1 else slice(None)
@@ -146,7 +154,12 @@ class Postprocess:
         labels = classes + 1
         found = boxes[rows, labels.clamp(max=boxes.shape[1] - 1)]
         return best_detections(
-            found, scores[rows, labels], labels, nms_threshold, max_detections or self.max_detections
+            found,
+            scores[rows, labels],
+            labels,
+            nms_threshold,
+            max_detections or self.max_detections,
+            nested_threshold,
         )
 
 

@@ -38,6 +38,8 @@ class RoISampler:
     is short too the batch shrinks. On an image without objects, or with none but those left out (crowds,
     and ``difficult`` ones where they are not used), every proposal counts as background: the lower bound
     is there to find hard negatives near objects, and the release left such images out.
+    ``far_background_fraction`` of the background is drawn from RoIs with a best IoU below ``low``, which are
+    not seen otherwise; what either part of the background lacks, the other one fills.
     Boxes with a side of no length cannot be regressed from and are never drawn.
     """
 
@@ -49,6 +51,7 @@ class RoISampler:
         foreground_fraction: float = 0.25,
         foreground_iou: float = 0.5,
         background_iou: tuple[float, float] = (0.1, 0.5),
+        far_background_fraction: float = 0.0,
         add_targets: bool = True,
         use_difficult: bool = True,
         seed: int = 0,
@@ -59,6 +62,7 @@ class RoISampler:
         self.foreground_count = round(rois_per_image * foreground_fraction)
         self.foreground_iou = foreground_iou
         self.background_iou = background_iou
+        self.far_background_fraction = far_background_fraction
         self.add_targets = add_targets
         self.use_difficult = use_difficult
         self.generator = torch.Generator().manual_seed(seed)
@@ -81,9 +85,10 @@ class RoISampler:
             rois = torch.cat((objects.boxes, rois))
         overlap, match = match_proposals(rois, objects)
         foreground = self._draw(overlap >= self.foreground_iou, rois, self.foreground_count)
-        background = self._draw(
-            self._is_background(rois, overlap, bool(len(objects)), targets.boxes[targets.crowd]),
+        background = self._draw_background(
             rois,
+            self._is_background(rois, overlap, targets.boxes[targets.crowd]),
+            (overlap < self.background_iou[0]) & bool(len(objects)),
             self.rois_per_image - len(foreground),
         )
         chosen = torch.cat((foreground, background))
@@ -99,11 +104,18 @@ class RoISampler:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["generator"])
 
-    def _is_background(self, rois: Tensor, overlap: Tensor, has_objects: bool, crowds: Tensor) -> Tensor:
-        low, high = self.background_iou
-        background = overlap < high
-        if has_objects:
-            background &= overlap >= low
+    def _draw_background(self, rois: Tensor, background: Tensor, is_far: Tensor, count: int) -> Tensor:
+        """Draw up to ``count`` rows of the mask ``background``, the wanted share of them from ``is_far``."""
+        if not self.far_background_fraction:
+            return self._draw(background & ~is_far, rois, count)
+        near = self._draw(background & ~is_far, rois, count)
+        far = self._draw(background & is_far, rois, count)
+        wanted = round(count * self.far_background_fraction)
+        far_count = min(len(far), max(wanted, count - len(near)))
+        return torch.cat((near[: count - far_count], far[:far_count]))
+
+    def _is_background(self, rois: Tensor, overlap: Tensor, crowds: Tensor) -> Tensor:
+        background = overlap < self.background_iou[1]
         if len(crowds):
             share = box_ops.intersection(rois, crowds) / box_ops.area(rois)[:, None].clamp(min=1e-6)
             background &= share.amax(dim=1) <= CROWD_OVERLAP

@@ -462,3 +462,23 @@ def test_weights_that_are_missing_end_a_staged_run_first(staged: Staged, tmp_pat
     with pytest.raises(InputError, match=r"absent\.pth"):
         StagedTraining(config, tmp_path / "run", "cpu").run()
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_finished_detector_has_the_threshold_of_images_that_no_stage_was_trained_on(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = staged("train.validation_fraction=0.3", "train.steps=2", "train.epochs=0.5")
+    assert config.train.steps is None
+    training = StagedTraining(config, tmp_path, "cpu")
+    evaluation = training.run()
+    assert evaluation is not None
+    training.finish(evaluation, 1.0)
+    said = capfd.readouterr().err
+    assert said.count("validation images: 2, set aside from trainval") == 3  # classify, fine_tune, at the end
+    assert said.count("train.epochs 0.5 of 6 images in batches of 2: 2 steps") == 2
+    state = load_checkpoint(numbered_checkpoints(tmp_path / "checkpoints")[-1])
+    stored = state.get("score_threshold")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["split"] == "test"
+    assert metrics["validation"]["images"] == 2
+    assert metrics.get("score_threshold") == stored

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from detector.build.model import build_backbone, build_normalization, initial_model
+from detector.build.model import build_backbone, build_model, build_normalization, initial_model
 from detector.build.training import start_run
-from detector.build.weights import load_published
-from detector.config import Config
+from detector.build.weights import check_weights, load_published
+from detector.config import Config, load_config
 from detector.data.transforms import ImageTransform
 from detector.engine.checkpoint import save_checkpoint
 from detector.errors import InputError
@@ -267,3 +267,34 @@ def test_weights_of_another_input_convention_are_refused(tiny: Load, tmp_path: P
     with pytest.raises(InputError, match=r"trained with model\.backbone\.convention = 'caffe'"):
         begun(path, CLASSES, load=tiny)
     begun(path, CLASSES, "train.allow_partial=true", load=tiny)
+
+
+def test_default_weights_are_those_in_the_folder_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/weights").mkdir(parents=True)
+    state = published("squeezenet1_0").state_dict()
+    torch.save(state, tmp_path / "data/weights/squeezenet1_0.pth")
+    config = load_config(PROJECT / "configs/own_data.yaml", ["model.head.hidden=[8]"])
+    check_weights(config)
+    model = build_model(config, 2)
+    assert torch.equal(model.backbone.features.state_dict()["0.weight"], state["features.0.weight"])
+    assert "data/weights/squeezenet1_0.pth: tensors loaded" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ((), False),
+        (("model.backbone.freeze=none",), False),
+        (("model.backbone.freeze=1",), True),
+        (("model.backbone.freeze=all",), True),
+        (("train.trainable=boxes",), True),
+    ],
+)
+def test_frozen_random_convolutions_are_warned_of(
+    given: tuple[str, ...], warned: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    initial_model(load_config(PROJECT / "configs/quickstart.yaml", given), ("a", "b"))
+    assert ("begins with random convolutions and keeps them" in capfd.readouterr().err) == warned

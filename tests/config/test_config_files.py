@@ -69,6 +69,68 @@ def test_another_kind_of_pooling_replaces_the_inherited_one_and_the_same_kind_do
     assert other.model.pool.crop_size != 96
 
 
+def test_another_backbone_does_not_inherit_what_belongs_to_the_one_before() -> None:
+    path, names = PROJECT / "configs/own_data.yaml", ("squeezenet1_0", "resnet18")
+    same, other = (load_config(path, [f"model.backbone.name={name}"]) for name in names)
+    assert (same.model.backbone.stage, same.model.backbone.feature_scale) == ("fire8", 0.01)
+    assert (other.model.backbone.stage, other.model.backbone.feature_scale) == (None, 1.0)
+    assert (other.model.backbone.weights, other.model.backbone.freeze) == ("default", 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), (1500, None)),
+        (("train.epochs=2.5",), (None, 2.5)),
+        (("train.epochs=3", "train.steps=7"), (7, None)),
+        (("train={epochs: 3, flip: 0.25}",), (None, 3)),
+    ],
+)
+def test_of_steps_and_epochs_the_one_given_last_counts(given: tuple[str, ...], expected: object) -> None:
+    train = load(*given).train
+    assert (train.steps, train.epochs) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("train={steps: 3, epochs: 3}", "both is given"), ("train.steps=null", "neither is given")],
+)
+def test_exactly_one_of_steps_and_epochs(given: str, said: str) -> None:
+    with pytest.raises(InputError, match=rf"exactly one of train\.steps and train\.epochs; {said}"):
+        load(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("data.val_split=trainval", "is the training or the test split as well"),
+        ("data.val_split=test", "is the training or the test split as well"),
+        ("data={split_ratio: {trainval: 0.5, test: 0.5}, val_split: val}", r"data\.val_split: val is not in"),
+        ("train.validation_fraction=1.0", "less than 1"),
+        ("model.backbone={name: small, weights: default}", "small has no published weights"),
+        ("model.backbone={name: vgg16, weights: default, convention: caffe}", "torchvision's weights"),
+    ],
+)
+def test_settings_for_own_data_that_cannot_be(given: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(given)
+
+
+def test_the_base_for_own_data_generates_nothing_and_fits_its_length() -> None:
+    config = load_config(PROJECT / "configs/own_data.yaml", ["data.root=anywhere"])
+    assert config.data.generate is None
+    assert config.train.steps is None
+    assert config.model.backbone.weights == "default"
+    assert config.proposals.method == "selective_search"
+    assert config.train.validation_fraction
+    assert config.train.sampling.far_background_fraction > 0
+    assert config.test.nested_threshold is not None
+    for other in ("quickstart", "bccd_squeezenet", "fast_rcnn_vgg16_voc07"):  # these stay the paper's
+        papers = load_config(PROJECT / f"configs/{other}.yaml")
+        assert (papers.train.sampling.far_background_fraction, papers.test.nested_threshold) == (0.0, None)
+        assert papers.train.validation_fraction is None
+
+
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load().train.steps = 3  # type: ignore[misc]

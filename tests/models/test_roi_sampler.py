@@ -201,3 +201,34 @@ def test_targets_use_the_statistics_of_the_matched_class() -> None:
     _, _, halved = sampler.sample_image(torch.tensor([ON_OBJECT]), one_object())
     plain = RoISampler(BoxCoder(torch.zeros(4, 4), torch.ones(4, 4)), add_targets=False)
     assert torch.equal(halved, 2 * plain.sample_image(torch.tensor([ON_OBJECT]), one_object())[2])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_wanted_share_of_the_background_lies_far_from_objects(
+    make_boxes: MakeBoxes, seed: int, fraction: float
+) -> None:
+    rois, targets = crowded_scene(make_boxes, seed)
+    sampler = RoISampler(CODER, rois_per_image=32, far_background_fraction=fraction, seed=seed)
+    boxes, labels, _ = sampler.sample_image(rois, targets)
+    overlap, _ = match_proposals(boxes[labels == 0], targets)
+    count = len(overlap)
+    assert count == 24
+    assert int((overlap < 0.1).sum()) == round(count * fraction)
+    assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)
+
+
+def test_each_part_of_the_background_fills_what_the_other_lacks(make_boxes: MakeBoxes) -> None:
+    rois, targets = crowded_scene(make_boxes, 0)
+    overlap, _ = match_proposals(rois, targets)
+    for few, others in ((overlap < 0.1, overlap >= 0.1), (overlap >= 0.1, overlap < 0.1)):
+        chosen = torch.cat((torch.nonzero(few)[:2, 0], torch.nonzero(others & (overlap < 0.5))[:, 0]))
+        sampler = RoISampler(CODER, rois_per_image=16, foreground_fraction=0.0, far_background_fraction=0.5)
+        boxes, _, _ = sampler.sample_image(rois[chosen], targets)
+        assert len(boxes) == 16
+
+
+def test_an_image_without_objects_has_background_of_every_kind(make_boxes: MakeBoxes) -> None:
+    sampler = RoISampler(CODER, rois_per_image=16, far_background_fraction=0.5)
+    boxes, labels, _ = sampler.sample_image(make_boxes(40), Targets.empty())
+    assert (len(boxes), int(labels.sum())) == (16, 0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from detector import boxes as box_ops
 from detector.models import suppression
 from detector.models.suppression import best_detections
 from detector.structures import Detections
@@ -86,3 +87,45 @@ def test_a_gpu_keeps_the_same_candidates(make_candidates: MakeCandidates) -> Non
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.labels, expected.labels)
+
+
+def without_nested_slowly(
+    boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, nested_threshold: float
+) -> list[int]:
+    """Go through the candidates by falling score and compare each with those that stayed."""
+    stayed: list[int] = []
+    for row in torch.sort(scores, descending=True, stable=True).indices.tolist():
+        for other in stayed:
+            shared = float(box_ops.intersection(boxes[row, None], boxes[other, None]))
+            areas = [float(box_ops.area(boxes[at, None])) for at in (row, other)]
+            too_close = (
+                shared / (sum(areas) - shared) > nms_threshold or shared / min(areas) > nested_threshold
+            )
+            if labels[row] == labels[other] and too_close:
+                break
+        else:
+            stayed.append(row)
+    return stayed
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("nested", [0.0, 0.5, 0.8, 1.0])
+def test_nested_boxes_are_dropped_by_better_ones_that_stay(
+    make_candidates: MakeCandidates, nested: float, seed: int
+) -> None:
+    boxes, scores, labels = make_candidates(60, 3, 60.0, seed)
+    expected = without_nested_slowly(boxes, scores, labels, 0.4, nested)
+    found = best_detections(boxes, scores, labels, 0.4, 100, nested)
+    assert torch.equal(found.boxes, boxes[expected])
+    assert torch.equal(found.labels, labels[expected])
+    few = best_detections(boxes, scores, labels, 0.4, 2, nested)
+    assert torch.equal(few.boxes, found.boxes[:2])
+
+
+def test_a_part_beside_the_whole_is_dropped_and_another_class_stays() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 100.0, 100.0], [10.0, 10.0, 40.0, 40.0], [10.0, 10.0, 40.0, 40.0]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 1, 2])
+    assert best_detections(boxes, scores, labels, 0.3, 9).labels.tolist() == [1, 1, 2]
+    found = best_detections(boxes, scores, labels, 0.3, 9, 0.8)
+    assert found.labels.tolist() == [1, 2]
+    assert torch.equal(found.boxes, boxes[[0, 2]])

@@ -115,3 +115,39 @@ def test_files_that_a_checkpoint_names_are_not_opened(tool: Tool, checkpoint: Pa
     photo = next((tmp_path / "voc/JPEGImages").iterdir())
     result = tool("demo", "--checkpoint", "named.pt", photo, "--output", "out", "--device", "cpu")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("stored", [None, 0.3])
+def test_the_threshold_is_the_checkpoints_unless_it_has_none_or_another_is_given(
+    tool: Tool, checkpoint: Path, tmp_path: Path, stored: float | None
+) -> None:
+    state = load_checkpoint(checkpoint)
+    del state["format"]
+    save_checkpoint(checkpoint, {**state, "score_threshold": stored})
+    image = next((tmp_path / "voc/JPEGImages").iterdir())
+    arguments = ("--checkpoint", checkpoint, image, "--output", "out", "--device", "cpu")
+
+    result = tool("demo", *arguments)
+    assert result.returncode == 0, result.stderr
+    source = "the checkpoint's" if stored else "the checkpoint has none of its own"
+    assert f"score threshold {stored or 0.5:.{3 if stored else 1}f}: {source}" in result.stderr
+    images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    drawn = sum(found["score"] >= (stored or 0.5) for image in images for found in image["detections"])
+    assert f"{drawn} detections in 1 images" in result.stderr
+
+    result = tool("demo", *arguments, "--score-threshold", "0")
+    assert "the checkpoint" not in result.stderr.replace("the checkpoint's proposals", "")
+    assert f"{len(images[0]['detections'])} detections in 1 images" in result.stderr
+
+
+@pytest.mark.parametrize("stored", ["0.5", float("nan"), [0.5], True])
+def test_a_stored_threshold_that_is_no_number_is_refused(
+    tool: Tool, checkpoint: Path, tmp_path: Path, stored: object
+) -> None:
+    state = load_checkpoint(checkpoint)
+    del state["format"]
+    save_checkpoint(checkpoint, {**state, "score_threshold": stored})
+    image = next((tmp_path / "voc/JPEGImages").iterdir())
+    result = tool("demo", "--checkpoint", checkpoint, image, "--output", "out", "--device", "cpu")
+    assert result.returncode == 2
+    assert "score_threshold is not a finite number" in result.stderr

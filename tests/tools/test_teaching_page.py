@@ -17,7 +17,7 @@ from tests.tools.conftest import Tool
 
 PAGE = PROJECT / "docs" / "three_pipelines.md"
 TEXT = PAGE.read_text()
-COMMANDS = [shlex.split(line) for line in TEXT.splitlines() if line.startswith("    python tools/")]
+COMMANDS = [shlex.split(line) for line in TEXT.splitlines() if re.match(r" {4,}python tools/", line)]
 SMALL = [
     "data.generate.train_images=6",
     "data.generate.test_images=3",

@@ -48,6 +48,12 @@ class DataConfig(Section):
     ``tools/check_data.py --fix-list`` writes it. An id that only one image has will do as well."""
     train_split: str = "trainval"
     test_split: str = "test"
+    val_split: str | None = None
+    """A split of images that are not trained on: ``train.evaluate_every`` chooses ``best.pt`` on it, and
+    the score threshold that ``tools/demo.py`` uses is chosen on it. None takes the split that is customary
+    beside a ``train_split`` such as "train" or "train2017": with "val" or "valid" in its name, where the data
+    set has one and it is not the test split. An image that is trained on too is an error. Where there is no
+    such split, see ``train.validation_fraction``."""
     classes: tuple[str, ...] | Literal["voc"] | None = None
     """Class names; "voc" is the twenty of PASCAL VOC; None takes the names found in the annotations."""
     other_classes: Literal["error", "ignore"] = "error"
@@ -83,8 +89,8 @@ class DataConfig(Section):
             raise ValueError("data.split_ratio divides one set, data.annotations has one a {split}; drop one")
         if sum(self.split_ratio.values()) > 1 + 1e-9:
             raise ValueError("data.split_ratio must not add up to more than 1")
-        for key in ("train_split", "test_split"):
-            if getattr(self, key) not in self.split_ratio:
+        for key in ("train_split", "test_split", "val_split"):
+            if getattr(self, key) not in (None, *self.split_ratio):
                 raise ValueError(f"data.{key}: {getattr(self, key)} is not in data.split_ratio; set {key}")
         return self
 
@@ -94,6 +100,15 @@ class DataConfig(Section):
             raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
         if self.other_classes == "ignore" and self.classes is None:
             raise ValueError("data.other_classes: ignore needs the names of data.classes; add them")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_apart(self) -> DataConfig:
+        if self.val_split is not None and self.val_split in (self.train_split, self.test_split):
+            raise ValueError(
+                f"data.val_split: {self.val_split} is the training or the test split as well; name one of "
+                "other images, or leave it out and set train.validation_fraction"
+            )
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,12 @@ class BackboneConfig(Section):
     stage: str | None = None
     """The last stage that is kept; None is the last convolution stage (ResNet: C4)."""
     weights: str | None = None
-    """A state dict file under torchvision's, timm's or Caffe's names; None starts from random weights."""
+    """A state dict file under torchvision's, timm's or Caffe's names; None starts from random weights.
+    "default" is ImageNet's weights for this network (alexnet, resnet18, resnet50, squeezenet1_0, vgg16): the
+    first of these files in ``data/weights/``: the one of torchvision's name (IMAGENET1K_V1, for instance
+    ``resnet18-f37072fd.pth``), for squeezenet1_0 also ``squeezenet1_0-dc_tvnorm-fba6d0e6.pth``, ``NAME.pth``
+    with this network's name. Where none is there, torchvision's file is downloaded to it and its checksum
+    compared. A file that is really called so is written ``./default``."""
     allow_partial: bool = False
     """Take what fits of a weights file that does not fit in whole, and begin the rest at random."""
     convention: Literal["torchvision", "caffe"] = "torchvision"
@@ -30,6 +35,20 @@ class BackboneConfig(Section):
     """Factor on the features: brings activations of other networks to the size a new head expects."""
     reduce_channels: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Width of a 1x1 convolution after the features, which makes fc6 cheaper; None has none (paper)."""
+
+    @model_validator(mode="after")
+    def _default_weights_exist(self) -> BackboneConfig:
+        if self.weights == "default" and self.name in ("caffenet", "small"):
+            raise ValueError(
+                f"model.backbone.weights: default: {self.name} has no published weights; take alexnet, "
+                "resnet18, resnet50, squeezenet1_0 or vgg16, or name a file"
+            )
+        if self.weights == "default" and self.convention != "torchvision":
+            raise ValueError(
+                "model.backbone.weights: default means torchvision's weights; leave out "
+                "model.backbone.convention"
+            )
+        return self
 
 
 Cells = Annotated[int, Field(ge=1, le=128)]

@@ -34,6 +34,10 @@ class TestConfig(Section):
     score_threshold: float = 0.05
     """A probability, or the margin of an SVM."""
     nms_threshold: Fraction = 0.3
+    nested_threshold: Fraction | None = None
+    """Of two boxes of a class that share more than this of the smaller one's area, the worse is dropped,
+    however small their IoU: a part of an object reported beside the whole. None drops none for that, as the
+    paper."""
     max_detections: int = Field(default=100, ge=1, le=1_000_000)
     """Detections kept of an image, all classes together."""
     max_images: Count | None = None

@@ -19,6 +19,11 @@ class SamplingConfig(Section):
     foreground_iou: Fraction = 0.5
     background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
     """Background RoIs have their best IoU in [low, high)."""
+    far_background_fraction: Fraction = 0.0
+    """Share of the background RoIs that is drawn from those with a best IoU below ``background_iou``'s low,
+    far from all objects. The paper draws none, and a detector that never saw such places reports objects
+    there; with ``background_iou: [0.0, 0.5]`` they would be nearly all of the background, and what lies
+    near objects, which is harder, would be rare."""
     add_targets: bool = True
     """Put the ground-truth boxes among the proposals."""
 
@@ -33,7 +38,7 @@ class SamplingConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning rate over the run; points are fractions of ``train.steps``."""
+    """Learning rate over the run; points are fractions of its steps."""
 
     kind: Literal["step", "cosine"] = "step"
     milestones: Annotated[tuple[Fraction, ...], Field(max_length=1000)] = (0.75,)
@@ -54,7 +59,11 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: Count
+    steps: Count | None = None
+    """Optimizer steps of the run; exactly one of this and ``epochs`` is given."""
+    epochs: Positive | None = None
+    """Passes over the training images: the run has ceil(epochs * images / ``images_per_batch``) steps, which
+    its log keeps. In a config that inherits the other of the two, the one that is given replaces it."""
     images_per_batch: int = Field(default=2, ge=1, le=4096)
     scales: Scales = (600,)
     """Sides of the input in pixels, the shorter one by ``resize``; one is drawn at random for each image,
@@ -99,9 +108,15 @@ class TrainConfig(Section):
     keep_checkpoints: Count | None = None
     """How many numbered checkpoints stay; None removes none."""
     evaluate_every: Count | None = None
-    """None evaluates at the end alone."""
+    """Steps between evaluations, of which the best one chooses ``best.pt``; None evaluates at the end alone.
+    They are made on validation images: those of ``data.val_split``, or of ``validation_fraction``."""
     evaluate_split: str | None = None
-    """None is ``data.test_split``."""
+    """The split that is scored at the end; None is ``data.test_split``. Where it is given and there are no
+    validation images, ``evaluate_every`` uses it too, and ``best.pt`` is then chosen on it."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of the training images that is set aside for validation where there is no validation split; which
+    images these are depends on ``data.split_seed`` and the images' names alone. None sets none aside, except
+    that ``evaluate_every`` without a validation split and without ``evaluate_split`` sets aside 0.15."""
     trainable: Literal["all", "boxes"] = "all"
     """"boxes" trains bbox_pred alone, as the second stage of stage-wise training does. Which convolutions
     train is ``model.backbone.freeze``."""
@@ -114,6 +129,13 @@ class TrainConfig(Section):
     box targets begin anew where the classes or the task differ."""
     allow_partial: bool = False
     """Take what fits of ``initial_weights`` that do not fit in whole, and begin the rest at random."""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither" if self.steps is None else "both"
+            raise ValueError(f"train needs exactly one of train.steps and train.epochs; {given} is given")
+        return self
 
     @model_validator(mode="after")
     def _jitter_is_ordered(self) -> TrainConfig:

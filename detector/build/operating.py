@@ -1,0 +1,83 @@
+"""The score threshold of a trained detector: chosen on validation images, kept, reported, and used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from detector.build.evaluation import Evaluation
+from detector.errors import InputError
+from detector.evaluation.operating_point import OperatingPoint, at_threshold, best_f1
+from detector.progress import note
+
+FALLBACK_THRESHOLD = 0.5
+"""For a checkpoint without a threshold of its own."""
+
+
+def choose_point(validation: Evaluation | None) -> OperatingPoint | None:
+    """Return the F1-best operating point of an evaluation on validation images; None where there is none."""
+    if validation is None:
+        return None
+    return best_f1(validation.evaluator.precision_recall().values(), validation.figures["images"])
+
+
+def with_point(
+    evaluation: Evaluation, validation: Evaluation | None, point: OperatingPoint | None
+) -> Evaluation:
+    """Return ``evaluation`` with what was chosen on validation images among its figures.
+
+    ``score_threshold`` is the threshold, ``validation`` what it brings there with the split's mAP, and
+    ``at_score_threshold`` what it brings on the evaluation's own images.
+    """
+    if validation is None:
+        return evaluation
+    kept = ("split", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
+    figures = {name: validation.figures[name] for name in kept if name in validation.figures}
+    found = {**evaluation.figures, "validation": figures | (point.figures() if point else {})}
+    return at_own_threshold(replace(evaluation, figures=found), point.score_threshold if point else None)
+
+
+def at_own_threshold(evaluation: Evaluation, score_threshold: float | None) -> Evaluation:
+    """Return ``evaluation`` with ``score_threshold``, unless it is None, and what it brings on its images."""
+    if score_threshold is None:
+        return evaluation
+    figures = {**evaluation.figures, "score_threshold": score_threshold}
+    point = at_threshold(evaluation.evaluator.precision_recall().values(), figures["images"], score_threshold)
+    if point is not None:
+        figures["at_score_threshold"] = point.figures()
+    return replace(evaluation, figures=figures)
+
+
+def say_point(point: OperatingPoint | None, validation: Evaluation | None) -> None:
+    """Say which score threshold is stored and what it brings on the validation images, or why none is."""
+    if validation is None:
+        note(
+            "no score threshold is stored: there are no validation images to choose one on; data.val_split "
+            "names a split of them, and train.validation_fraction sets training images aside"
+        )
+    elif point is None:
+        note("no score threshold is stored: no object of the validation images was found")
+    else:
+        note(
+            f"score threshold {point.score_threshold:.3f}, with the best F1 on {point.images} validation "
+            f"images of {validation.figures['split']}: precision {point.precision:.3f}, recall "
+            f"{point.recall:.3f}, {point.false_positives_per_image:.2f} false positives per image"
+        )
+
+
+def stored_threshold(checkpoint: Mapping[str, Any], source: str) -> float | None:
+    """Return the score threshold in a checkpoint read from ``source``, or None where it has none.
+
+    Raises:
+        InputError: what is stored is no finite number.
+    """
+    found = checkpoint.get("score_threshold")
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise InputError(
+            f"{source}: score_threshold is not a finite number; give another checkpoint, or retrain"
+        )
+    return float(found)
