@@ -22,6 +22,7 @@ from detector.data.arrangements import ARRANGEMENTS, draw_arrangement
 from detector.data.scenes import SceneObject, draw_scene
 from detector.data.shapes import CLASSES
 from detector.errors import InputError
+from detector.files import require_regular
 
 MANIFEST = "generated.json"
 VERSION = 2  # raise it whenever the same parameters give other images
@@ -105,6 +106,8 @@ def _holds(root: Path, manifest: dict[str, Any]) -> bool:
     try:
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             return False
+        if (root / MANIFEST).exists():
+            require_regular(root / MANIFEST)
         found = dict(json.loads((root / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
