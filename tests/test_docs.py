@@ -119,7 +119,7 @@ def test_bring_your_own(
     records = load_split(text, "train", class_names(text), training=False).records
     store = open_proposals(text, records, "train")
     for record in records:
-        boxes = store[record.image_id].boxes.tolist()
+        boxes = store[record.key].boxes.tolist()
         whole = not Path(f"my_text_boxes/{record.image_id}.txt").exists()
         assert boxes == (
             [[0, 0, record.width, record.height]] if whole else [[0, 0, 50, 40], [10, 20, 60, 50]]

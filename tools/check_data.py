@@ -105,7 +105,7 @@ def parse() -> argparse.Namespace:
         help="problems and statistics, with a picture beside it, FILE.png (default: in runs/check/)",
     )
     parser.add_argument(
-        "--fix-list", metavar="FILE", help="write the ids of images to leave out, for data.leave_out"
+        "--fix-list", metavar="FILE", help="write the images to leave out, for data.leave_out"
     )
     arguments = parser.parse_intermixed_args()
     if arguments.output and Path(arguments.output).suffix.lower() != ".json":

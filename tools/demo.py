@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--proposals",
         metavar="PLACE",
-        help="a ProposalStore or a proposal file with boxes of these images, by file stem (default: made by "
+        help="a ProposalStore or a proposal file with boxes of these images, by file name (default: made by "
         "the checkpoint's method, or by selective search)",
     )
     parser.add_argument(

@@ -25,7 +25,6 @@ from detector.data.suspicions import sampled_unused_bits, summed_up
 from detector.data.transforms import ImageTransform
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc, split_ids
 from detector.data.voc import image_names as voc_names
-from detector.data.voc_split import resolve_folder
 from detector.errors import InputError
 from detector.models.roi_sampler import trained_objects
 from detector.progress import note
@@ -189,7 +188,7 @@ def _split_names(config: Config, split: str) -> Sequence[ImageName]:
     images, choose = for_split(data.images, split), in_turn(_divided(config, split))
     if data.format == "coco":
         return choose(coco_names(read_coco(annotation_place(config, split)), root / images, root))
-    folder = resolve_folder(root, for_split(data.annotations, split), "one XML file an image")
+    folder = annotation_place(config, split)
     lists = None if data.split_ratio else data.splits
     return voc_names(split_ids(root, lists, split, folder, choose, images=images)[0], root, images)
 

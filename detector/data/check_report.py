@@ -114,15 +114,16 @@ def _names(checked: Sequence[Checked], classes: Iterable[str]) -> list[str]:
 
 def _in_two_splits(checked: Sequence[Checked], splits: Sequence[str]) -> Iterable[Problem]:
     """Yield a problem for each image of two splits; one for two splits that are the same."""
-    members = {split: {one.item.key for one in checked if split in one.item.splits} for split in splits}
-    items = {one.item.key: one.item for one in checked}
+    places = [(one.item.image.resolve(), one.item) for one in checked]  # a link shows the same image
+    members = {split: {place for place, item in places if split in item.splits} for split in splits}
+    items = dict(places)
     for first, second in combinations(splits, 2):
         both = members[first] & members[second]
         if both and members[first] == members[second]:
             message = f"{first} and {second} are the same {len(both)} images: figures would say nothing"
             yield Problem(kind="in two splits", file=first, message=message, splits=(first, second))
             continue
-        for item in (items[key] for key in sorted(both)):
+        for item in (items[place] for place in sorted(both)):
             message = f"image {item.key!r} is in {first} and in {second}"
             yield Problem(
                 kind="in two splits", file=str(item.file), message=message, image_id=item.image_id,

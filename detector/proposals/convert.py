@@ -219,7 +219,9 @@ class _Conversion:
     def _find(self, key: str | Position) -> str | None:
         """Return the data set's key of the image that the file calls ``key``, or None."""
         if isinstance(key, str):
-            return key if key in self._records else self._match_all().get(key)
+            if key in self._records:
+                return key
+            return self._match_all().get(key) if self._records else None
         if not self._one_split:
             raise InputError(
                 f"{self._source} names no images, and several splits could be meant; give the one in whose "
@@ -273,8 +275,8 @@ class _Conversion:
             there = "the file is empty" if example is None else f"the file has {example!r}"
             raise InputError(
                 f"{self._source}: {len(missing)} of {len(self._records)} images are not in the file; is it "
-                f"of another split? The first is {missing[0]!r}, {there}. What to do with such images is "
-                "proposals.missing"
+                f"of another split? The first is {self._records[missing[0]].path}, {there}. What to do with "
+                "such images is proposals.missing"
             )
         for key in missing:
             yield from self._replace(key, "not in the file", self._records[key], self._absent)

@@ -38,8 +38,8 @@ class ImageMatcher:
        so that ``cam1/1.jpg`` is ``images/cam1/1.jpg`` and never ``images/cam2/1.jpg``;
     3. file name without suffix: the same without the suffixes of image files.
 
-    If a file has no name for which a rule found an image of any split, the number of a name without folders is
-    compared with those of image ids and file names: 4 is ``000004``, 2008000001 is ``2008_000001``, and
+    If a file has no name for which a rule found an image of any split, the number of a name without folders
+    is compared with those of image ids and file names: 4 is ``000004``, 2008000001 is ``2008_000001``, and
     ``COCO_val2014_000000000042`` is 42.
     """
 

@@ -55,8 +55,9 @@ def _check_agreement(store: ProposalStore, merged: ProposalStore) -> None:
     for image_id in store.ids():
         if image_id in merged and store.fingerprint(image_id) != merged.fingerprint(image_id):
             raise InputError(
-                f"{store.path} and {merged.path} hold different proposals for image {image_id!r}; was the "
-                "image another one? Make the older store anew"
+                f"{store.path} and {merged.path} hold different proposals for image {image_id!r}; either its "
+                "file has changed, or stores of an older version, which name images by id, are of two splits "
+                "with the same ids: make the older store again"
             )
 
 

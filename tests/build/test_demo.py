@@ -90,7 +90,7 @@ def test_given_proposals_are_looked_up_by_stem(tiny: Load, tmp_path: Path) -> No
     run_demo(config, model, test_set.classes, paths[:1], tmp_path / "out", "cpu", score_threshold=0.0)
     found = json.loads((tmp_path / "out" / "detections.json").read_text())["images"][0]["detections"]
     assert len(found) == len(test_set.classes)  # the one proposal, once for each class
-    with pytest.raises(InputError, match=rf"first '{paths[1].stem}', are not in .*boxes\.npz"):
+    with pytest.raises(InputError, match=rf"boxes\.npz: 1 of 2 .*first is {paths[1]},"):
         run_demo(config, model, test_set.classes, paths, tmp_path / "out", "cpu", score_threshold=0.0)
 
 

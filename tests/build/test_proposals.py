@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +27,12 @@ from detector.build.proposals import (
 from detector.config import Config
 from detector.errors import InputError
 from detector.ops import selective_search
+from detector.proposals.convert import convert
 from detector.proposals.prepare import filter_proposals
-from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord, Proposals
+from detector.proposals.recall import recall
+from detector.proposals.store import Entry, ProposalStore
+from detector.structures import ImageRecord, Proposals, Targets
+from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
 
 Load = Callable[..., Config]
 FloatArray = NDArray[np.float32]
@@ -175,6 +180,102 @@ def test_one_file_for_all_splits_gives_each_its_own_images(tiny: Load, tmp_path:
         assert store.ids() == sorted(record.key for record in records)
 
 
+class TestWhichImage:
+    """Names in proposal files and older stores, in data sets whose splits share names."""
+
+    @pytest.fixture(params=["coco", "voc"])
+    def splits(self, request: pytest.FixtureRequest, tiny: Load, tmp_path: Path) -> list[str]:
+        """Settings for a data set of the splits train and valid in which all names of images come twice."""
+        if request.param == "coco":
+            root, data = numbered_coco(tmp_path / "set", {"train": 4, "valid": 4}), COCO
+        else:
+            root, data = voc_folders(tmp_path / "set"), VOC
+        given = [f"data.{name}='{value}'" for name, value in data.items()]
+        return [f"data.root={root}", "data.workers=0", *given]
+
+    def test_one_file_by_keys(self, tiny: Load, splits: list[str], tmp_path: Path) -> None:
+        records = {split: split_of(tiny(*splits), split) for split in ("train", "valid")}
+        boxes = {}
+        for found in records.values():
+            own = own_boxes(found)
+            boxes |= {record.key: own[record.image_id] for record in found}
+        path = write_npz(tmp_path / "boxes.npz", boxes)
+        config = tiny(*splits, f"proposals.file={path}", "proposals.format=npz")
+        for split, found in records.items():
+            store = open_proposals(config, found, split)
+            assert recall(found, store)["recall_0.7"] == 1
+            assert len(store) == len(found)
+
+    def test_ids_in_one_file_of_both_splits_are_an_error_and_in_a_file_a_split_are_not(
+        self, tiny: Load, splits: list[str], tmp_path: Path
+    ) -> None:
+        records = {split: split_of(tiny(*splits), split) for split in ("train", "valid")}
+        for split, found in records.items():
+            write_npz(tmp_path / f"{split}.npz", own_boxes(found))
+        one = tiny(*splits, "proposals.file=valid.npz", "proposals.format=npz")
+        for split, found in records.items():
+            with pytest.raises(InputError, match=r"'.*' could be 'train/.*' or 'valid/.*'; use these paths"):
+                open_proposals(one, found, split)
+        files = "proposals.file={train: train.npz, valid: valid.npz}"
+        each = tiny(*splits, files, "proposals.format=npz")
+        for split, found in records.items():
+            assert recall(found, open_proposals(each, found, split))["recall_0.7"] == 1
+
+    def test_a_file_of_the_training_split_alone(self, tiny: Load, tiny_root: Path, tmp_path: Path) -> None:
+        """Ids that differ in underscores alone were taken for each other."""
+        root = shutil.copytree(tiny_root, tmp_path / "frames")
+        lists = root / "ImageSets" / "Main"
+        names = {"trainval": ["1_11", "1_12"], "test": ["11_1", "11_2"]}
+        ids = {split: (lists / f"{split}.txt").read_text().split() for split in names}
+        for split, given in names.items():
+            for old, new in zip(ids[split], given, strict=False):
+                for path in (*root.glob(f"*/{old}.xml"), *root.glob(f"*/{old}.jpg")):
+                    path.rename(path.with_stem(new))
+            (lists / f"{split}.txt").write_text("\n".join(given))
+        train = split_of(tiny(f"data.root={root}"), "trainval")
+        path = write_npz(tmp_path / "boxes.npz", own_boxes(train))
+        config = tiny(f"data.root={root}", f"proposals.file={path}", "proposals.format=npz")
+        assert recall(train, open_proposals(config, train, "trainval"))["recall_0.7"] == 1
+        test = split_of(config, "test")
+        with pytest.raises(InputError, match="2 of 2 images are not in the file; is it of another split"):
+            open_proposals(config, test, "test")
+        stored = tiny(f"data.root={root}", f"proposals.file={tmp_path}/s", "proposals.format=store")
+        convert(path, "npz", tmp_path / "s")
+        assert recall(train, open_proposals(stored, train, "trainval"))["recall_0.7"] == 1
+        with pytest.raises(InputError, match="2 of 2 images are not in the store; is it of another split"):
+            with_proposals(stored, test, open_proposals(stored, test, "test"))
+
+    def test_what_an_older_version_made_is_not_made_again(self, tiny: Load, tmp_path: Path) -> None:
+        """Its stores have images by their ids."""
+        config = tiny("proposals.method=tests.build.test_proposals:quarters", "proposals.options={part: 4}")
+        records = split_of(config, "test")
+        made = make_proposals(config, records)
+        entries = {
+            record.image_id: Entry(made[record.key], made.content_hash(record.key), (96, 128))
+            for record in records
+        }
+        shutil.rmtree(made.path)
+        old = ProposalStore.create(made.path, generator=made.generator, parameters=made.parameters)
+        old.append(entries)
+        before = {path.name: path.stat().st_mtime_ns for path in made.path.iterdir()}
+        again = make_proposals(config, records)
+        assert with_proposals(config, records, again) == records
+        assert {path.name: path.stat().st_mtime_ns for path in made.path.iterdir()} == before
+        assert again[records[0].key].boxes.tolist() == entries[records[0].image_id].proposals.boxes.tolist()
+        records[1].path.touch()
+        stored = tiny(f"proposals.file={made.path}", "proposals.format=store")
+        assert with_proposals(stored, records, open_proposals(stored, records, "test")) == records
+
+
+def test_without_objects_there_is_no_recall(tiny: Load, capfd: pytest.CaptureFixture[str]) -> None:
+    config = tiny()
+    records = [dataclasses.replace(record, targets=Targets.empty()) for record in split_of(config, "test")]
+    report_recall(records, open_proposals(config, records), config, "test")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "no annotated objects to measure recall with" in said
+    assert "0.000" not in said
+
+
 def test_a_limit_that_cuts_the_good_boxes_off_is_warned_of(
     tiny: Load, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,7 +306,9 @@ class TestPolicies:
         gone = records[3]
         del boxes[gone.image_id]
         path = write_npz(tmp_path / "boxes.npz", boxes)
-        with pytest.raises(InputError, match=rf"1 of 8 images .*first is '{gone.key}'.*proposals\.missing"):
+        with pytest.raises(
+            InputError, match=rf"1 of 8 images .*first is .*/{gone.key}, .*proposals\.missing"
+        ):
             open_proposals(self.config(tiny, path), records)
 
         skip = self.config(tiny, path, "proposals.missing=skip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import sys
 import types
@@ -17,7 +18,7 @@ from detector.proposals.inspection import guess_format, inspect
 from detector.proposals.readers.folders import files_of
 from detector.proposals.sources import conversion_name, source_parameters
 from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord
+from detector.structures import ImageRecord, Targets
 from tests.proposals.formats import (
     SCORED,
     FloatArray,
@@ -205,7 +206,7 @@ class TestFaults:
             ({"000017": boxes["000017"]}, "'000017': it has no boxes"),
             (
                 {"000100": boxes["000100"]},
-                "3 of 4 images are not in the file.*first is '000004', .*has '000100'",
+                "3 of 4 images are not in the file.*first is 000004, .*has '000100'",
             ),
             ({"x": boxes["000100"]}, "4 of 4 images are not in the file; is it of another split.*has 'x'"),
             ({"000100": boxes["000100"] + 100}, "leave the image of 500 x 300 pixels"),
@@ -283,6 +284,15 @@ def test_square_images_without_objects_do_not_tell_the_axes(tmp_path: Path) -> N
     )
     with pytest.raises(InputError, match=r"fit .* alike \(the 1 images looked at have no objects"):
         convert(tmp_path / "boxes.npz", "npz", tmp_path / "store", records=[square], convention="auto")
+
+
+def test_without_objects_there_is_no_overlap_to_speak_of(tmp_path: Path) -> None:
+    np.savez(tmp_path / "boxes.npz", a=np.float32([[0, 0, 499, 299], [10, 20, 450, 90]]))
+    record = dataclasses.replace(make_records(["a"])[0], targets=Targets.empty())
+    store = convert(tmp_path / "boxes.npz", "npz", tmp_path / "store", records=[record], convention="auto")
+    assert "box convention xyxy_inclusive" in store.notes[0]
+    assert "there are no objects to compare with" in store.notes[0]
+    assert "IoU" not in store.notes[0]
 
 
 def test_inspect_describes_a_file(tmp_path: Path, boxes: dict[str, FloatArray]) -> None:

@@ -72,4 +72,6 @@ def test_a_file_is_looked_up_by_stem(tool: Tool, checkpoint: Path, tmp_path: Pat
     (tmp_path / "other/000999.txt").write_text("3 4 50 60\n")
     result = tool("demo", *arguments, "--proposals", "other")
     assert result.returncode == 2
-    assert f"first '{image.stem}', are not in other" in result.stderr
+    assert f"other: 1 of 1 images are not in the file; is it of another split? The first is {image}" in (
+        result.stderr
+    )

@@ -40,8 +40,8 @@ class DataConfig(Section):
     split_seed: Seed = 0
     """Another seed divides the images in another way; ``seed`` has no part in it."""
     leave_out: str | None = None
-    """A text file with the ids of images that no split shall have, as ``tools/check_data.py --fix-list``
-    writes it."""
+    """A text file with the paths, below ``root``, of images that no split shall have, one a line, as
+    ``tools/check_data.py --fix-list`` writes it. An id that only one image has will do as well."""
     train_split: str = "trainval"
     test_split: str = "test"
     classes: tuple[str, ...] | Literal["voc"] | None = None
