@@ -15,5 +15,8 @@ def image_key(path: Path, root: Path) -> str:
     Links are not followed, so the key is what the config and the annotations say and not where a link leads.
     An image outside the root has a key as well: each step upwards is written `OUTSIDE`.
     """
+    text, start = str(path), f"{root}{os.sep}"
+    if text.startswith(start) and os.pardir not in text:
+        return text.removeprefix(start).replace(os.sep, "/")
     parts = Path(os.path.relpath(path, root)).parts
     return "/".join(OUTSIDE if part == os.pardir else part for part in parts)

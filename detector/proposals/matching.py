@@ -145,17 +145,20 @@ class _Names:
 
 
 class _Table:
-    """Sets of keys by a name."""
+    """Sets of keys by a name; most names have one key, and a set of one takes ten times its memory."""
 
     def __init__(self) -> None:
-        self._keys: defaultdict[str, set[str]] = defaultdict(set)
+        self._first: dict[str, str] = {}
+        self._more: defaultdict[str, set[str]] = defaultdict(set)
 
     def add(self, name: str | None, key: str) -> None:
-        if name is not None:
-            self._keys[name].add(key)
+        if name is not None and self._first.setdefault(name, key) != key:
+            self._more[name].add(key)
 
     def __getitem__(self, name: str | None) -> set[str]:
-        return self._keys.get(name, set()) if name is not None else set()
+        if name is None or name not in self._first:
+            return set()
+        return {self._first[name], *self._more.get(name, ())}
 
 
 def number_of(name: str) -> str | None:
