@@ -28,6 +28,7 @@ def main() -> int:
 
 def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the network over the split; result files and pictures go beside the output, or into the run."""
+    from detector.build.resources import use_cores
     from detector.build.scoring import score_checkpoint as score
     from detector.engine.checkpoint import load_checkpoint
 
@@ -36,6 +37,7 @@ def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
     device = cli.choose_device(arguments.device)
+    use_cores(config, device)
     figures = score(config, checkpoint, arguments.checkpoint, split, results_folder(arguments, split), device)
     return {**figures, "seconds": round(cli.seconds(), 1), "step": checkpoint["step"]}
 

@@ -19,17 +19,21 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
 
+    from detector.build.resources import use_cores
     from detector.build.tasks import build_task
     from detector.build.training import TrainingRun, find_state
 
+    device = cli.choose_device(arguments.device)
+    use_cores(config, device)
+
     prepare_folder(folder, resume=arguments.resume or bool(arguments.stage), overwrite=arguments.overwrite)
     if config.stages:
-        return train_stages(config, folder, arguments)
+        return train_stages(config, folder, arguments, device)
     if arguments.stage:
         raise InputError(f"--stage {arguments.stage}: {arguments.config} has no stages")
     state = find_state(config, folder) if arguments.resume else None
     try:
-        task = build_task(config, cli.choose_device(arguments.device), state)
+        task = build_task(config, device, state)
         if arguments.overwrite:
             remove_run(folder)  # not before data and network have been found to be in order
         run = TrainingRun(config, folder, task, state)
@@ -41,7 +45,7 @@ def main() -> int:
     return 0
 
 
-def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
+def train_stages(config: Config, folder: Path, arguments: argparse.Namespace, device: str) -> int:
     """Do the config's stages, or one of them, and score the detector that comes out."""
     from detector.build.proposal_jobs import split_records
     from detector.build.stages import StagedTraining
@@ -49,7 +53,7 @@ def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) ->
     if arguments.overwrite:
         split_records(config, None)  # faulty data end here, while the old run is still there
         remove_run(folder)
-    training = StagedTraining(config, folder, cli.choose_device(arguments.device))
+    training = StagedTraining(config, folder, device)
     try:
         evaluation = training.run(arguments.stage)
     except StopRequested as stop:

@@ -26,6 +26,7 @@ from detector.build.tasks import build_task
 from detector.build.training import TrainingRun, find_state
 from detector.config import Config, stage_config
 from detector.config.sections.training import StageConfig
+from detector.data.loading import workers_watched
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
@@ -57,6 +58,7 @@ class StagedTraining:
         self.memory = PeakMemory(device)
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
+    @workers_watched("; go on from the last checkpoint with --resume")
     def run(self, only: str | None = None) -> Evaluation | None:
         """Do what is not done yet and score the detector; with ``only``, do that one stage and no more.
 

@@ -7,12 +7,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from detector.build.evaluation import COURSE, UNSCORED, headline
+from detector.build.resources import thread_note
 from detector.build.tasks import Task, build_task
 from detector.build.weights import check_weights
 from detector.config import Config
+from detector.data.loading import workers_watched
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
@@ -52,6 +55,7 @@ class TrainingRun:
             TrainingProgress(self.config.train.steps, self.trainer.step) as self.progress,
             closing(self.log),
             closing(self.trainer.batches),  # ends its worker processes, at once
+            workers_watched("; go on from the last checkpoint with --resume"),
         ):
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
@@ -122,6 +126,7 @@ class TrainingRun:
             "classes": list(self.task.classes),
             **self.task.state(),
             "random": checkpoints.random_states(),
+            "threads": torch.get_num_threads(),
             "best": self.best,
         }
 
@@ -130,6 +135,8 @@ class TrainingRun:
         load_optimizer_state(self.trainer.optimizer, state["optimizer"])
         self.best = dict(state["best"])
         self.trainer.evaluated = state["evaluated"]
+        if (changed := thread_note(state.get("threads"), self.task.device)) is not None:
+            note(changed)
         checkpoints.set_random_states(state["random"])
 
 
