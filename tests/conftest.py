@@ -11,6 +11,10 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 # cuBLAS reads this when a test first uses it on a GPU, which may be before the first deterministic run.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Processes that tests start in other folders find this tree first, then what the caller's path has.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
+)
 
 import pytest
 import torch

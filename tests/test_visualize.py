@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from detector.errors import InputError
@@ -23,7 +24,10 @@ from detector.visualize import (
     run_picture,
     save_image,
 )
+from detector.visualize.data_page import data_picture
 from detector.visualize.grid import example_grid
+from detector.visualize.page import charts, line_colour
+from detector.visualize.recall import recall_figure
 
 GREY = 128
 CLASSES = ("disc", "Blutplättchen", "Ωжñ")
@@ -78,6 +82,74 @@ def test_labels_stand_above_the_box_or_inside_the_image() -> None:
     left, _, right, _ = extent(is_colour(at_right, 2))
     assert left < 230
     assert right == 300
+
+
+def test_labels_of_one_place_do_not_cover_each_other() -> None:
+    box, first = (60, 80, 240, 160), [0.9, 0.8, 0.7]
+    rows = [(*box, score, label) for label, score in enumerate(first, start=1)]
+    together = draw_detections(blank(), detections(*rows), CLASSES)
+    for row in rows:
+        alone = draw_detections(blank(), detections(row), CLASSES)
+        without = draw_detections(blank(), detections(row), CLASSES, labels=False)
+        label = int(row[5])
+        ground = int(is_colour(alone, label).sum() - is_colour(without, label).sum())
+        assert is_colour(together, label).sum() >= 0.8 * ground
+
+
+def test_a_part_that_is_nearly_the_whole_loss_does_not_hide_it() -> None:
+    series = [(float(step), 1 / (1 + step)) for step in range(60)]
+    losses = {"loss_cls": series, "loss": series}
+    page = charts(losses=losses, pr_curves={}, figures={}, classes=["a"], title="")
+    only = charts(losses={"loss_cls": series}, pr_curves={}, figures={}, classes=["a"], title="")
+    cls = np.abs(only - np.array([round(255 * c) for c in line_colour(1)])).sum(axis=2) < 12
+    total = np.abs(page.astype(int) - 178).max(axis=2) < 6
+    upper_right = np.s_[: page.shape[0] // 3, page.shape[1] // 4 :]
+    total[upper_right] = False  # the legend
+    assert total.sum() > 1000
+    assert (np.abs(page.astype(int) - np.array([round(255 * c) for c in line_colour(1)])).sum(axis=2) < 12)[
+        cls
+    ].mean() > 0.9
+
+
+def test_the_legends_of_recall_cover_no_axes() -> None:
+    report = {
+        "counts": [1, 10, 100],
+        "proposals_per_image": 100.0,
+        "images": 3,
+        "iou_thresholds": [0.5, 0.7, 0.9],
+        "recall": {threshold: [0.1, 0.5, 0.9] for threshold in ("0.5", "0.7", "0.9")},
+        "average_recall": [0.1, 0.4, 0.6],
+        "MABO": [0.2, 0.5, 0.7],
+        "per_class": {"disc": {"objects": 4, "mean_best_overlap": [0.2, 0.5, 0.7]}},
+        "per_size": {"small": {"objects": 4, "mean_best_overlap": [0.2, 0.5, 0.7]}},
+    }
+    figure = recall_figure({"ours": report, "a store with a name that is rather long": report}, "recall")
+    FigureCanvasAgg(figure).draw()
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(panel) for panel in panels)
+        assert figure.bbox.x1 >= box.x1
+
+
+def test_the_page_of_a_data_set_shows_photographs(tmp_path: Path) -> None:
+    shown = {
+        "classes": {"disc": 2, "ring": 1},
+        "sides": np.array([[20.0, 30], [40, 30], [50, 60]]),
+        "objects_per_image": np.array([1, 2]),
+        "title": "set",
+        "summary": "",
+    }
+    data_picture(tmp_path / "without.png", **shown)
+    targets = Targets.make(torch.tensor([[60.0, 50, 161, 141]]), torch.tensor([2]))
+    data_picture(tmp_path / "with.png", **shown, examples=[(blank(), targets)] * 6)
+    without, page = (cv2.imread(str(tmp_path / name))[..., ::-1] for name in ("without.png", "with.png"))
+    assert (page[: len(without)] == without).all()
+    row = page[len(without) :]
+    assert (row == GREY).all(axis=2).mean() > 0.5
+    assert is_colour(row, 2).sum() > 400
 
 
 def test_the_label_tells_name_and_score() -> None:

@@ -9,20 +9,28 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from detector import cli
 from detector.build.checking import check_data, checked_splits
 from detector.config import load_config
+from detector.data.check import Checked
 from detector.data.check_report import CheckReport, fix_list, problem_line
+from detector.data.images import read_image
 from detector.errors import InputError
 from detector.evaluation.report import plain, write_json
 from detector.files import write_text
 from detector.progress import note, show
+from detector.structures import Targets
 from detector.visualize.data_page import data_picture
+
+EXAMPLES = 4
+"""Images on the page."""
 
 
 def main() -> int:
@@ -77,17 +85,37 @@ def summary(report: CheckReport) -> str:
 
 
 def draw(report: CheckReport, path: Path, root: str) -> None:
-    """Write the page of statistics to ``path``."""
+    """Write the page of statistics, with some of the images, to ``path``."""
     images = report.in_splits()
     objects = [thing for one in images for thing in one.objects]
+    classes = Counter(name for name, _, _ in objects)
     data_picture(
         path,
-        classes=Counter(name for name, _, _ in objects),
+        examples=example_images(images, list(classes)),
+        classes=classes,
         sides=np.array([(width, height) for _, width, height in objects]),
         objects_per_image=np.array([len(one.objects) for one in images]),
         title=f"{Path(root).name}: {', '.join(report.splits)}",
         summary=f"{len(images)} images, {len(objects)} objects; {summary(report).splitlines()[-2]}",
     )
+
+
+def example_images(images: Sequence[Checked], classes: Sequence[str]) -> list[tuple[np.ndarray, Targets]]:
+    """Return some images that can be read with the objects that can be used, from all over the data set."""
+    examples: list[tuple[np.ndarray, Targets]] = []
+    sound = [one for one in images if one.objects and not any(problem.stops for problem in one.problems)]
+    for one in sound[:: max(1, len(sound) // EXAMPLES)]:
+        try:
+            image = read_image(one.item.image, one.item.size)
+        except InputError:  # with --no-images nobody has looked at it before
+            continue
+        labels = torch.tensor([classes.index(name) + 1 for name, _, _ in one.objects])
+        ignored = torch.tensor([difficult or crowd for difficult, crowd in one.flags])
+        boxes = torch.tensor(one.boxes, dtype=torch.float32)
+        examples.append((image, Targets.make(boxes, labels, difficult=ignored)))
+        if len(examples) == EXAMPLES:
+            break
+    return examples
 
 
 def parse() -> argparse.Namespace:

@@ -105,7 +105,7 @@ class Plan:
         command += ["-p", "no:cacheprovider", "-rfE", "--tb=short", "--durations=12", *tests]
         if self.rehearsal:
             command += ["-k", "test_roi_pool or gpu"]
-        return self._part("tests", "Tests", command, 170, folder=ROOT, read=readers.read_pytest)
+        return self._part("tests", "Tests", command, 230, folder=ROOT, read=readers.read_pytest)
 
     def _sanitizer(self, tool: str) -> Part:
         found = self.machine.tool("compute-sanitizer")

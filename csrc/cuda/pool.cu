@@ -190,19 +190,6 @@ struct Column {
   }
 };
 
-// Calls f(bin, its row p and column q in the grid) for the warp's bins among begin .. end of a level.
-template <typename F>
-__device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, int end, const F& f) {
-  const int width = static_cast<int>(level.width), warps = blockDim.x / kWarp;
-  int bin = begin + threadIdx.x / kWarp;
-  int p = bin / width, q = bin % width;
-  for (; bin < end; bin += warps) {
-    f(bin, p, q);
-    q += warps;
-    while (q >= width) q -= width, ++p;
-  }
-}
-
 template <typename scalar_t, Mode mode, typename place_t>
 __device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job, const Level& level,
                                               const Edge* edges, const Image<scalar_t, place_t>& image,

@@ -185,6 +185,19 @@ __device__ __forceinline__ void for_each_part(const Geometry& geometry, int firs
   }
 }
 
+// Calls f(bin, its row p and column q in the grid) for the warp's bins among begin .. end of a level.
+template <typename F>
+__device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, int end, const F& f) {
+  const int width = static_cast<int>(level.width), warps = blockDim.x / kWarp;
+  int bin = begin + threadIdx.x / kWarp;
+  int p = bin / width, q = bin % width;
+  for (; bin < end; bin += warps) {
+    f(bin, p, q);
+    q += warps;
+    while (q >= width) q -= width, ++p;
+  }
+}
+
 // How blocks share the work on RoIs: a block takes one RoI, one group of channels and some of its bins.
 struct Split {
   int tile_bins;

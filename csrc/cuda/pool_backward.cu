@@ -70,20 +70,20 @@ __global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constan
   for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
     const Level& level = geometry.levels[l];
     const Edge* rows = edges + level.first_edge;
-    for (int bin = begin + threadIdx.x / kWarp; bin < end; bin += kTurnThreads / kWarp) {
+    each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
       Pack<Share, kPack<scalar_t>> value{};
 #pragma unroll
       for (int k = 0; k < kPack<scalar_t>; ++k)
         if (lane + k * kWarp < channels)
           value.at[k] = static_cast<Share>(tile[offset + (lane + k * kWarp) * row + bin - begin]);
       if constexpr (average) {
-        const Edge y = rows[bin / level.width], x = rows[level.height + bin % level.width];
+        const Edge y = rows[p], x = rows[level.height + q];
         const auto cells = static_cast<Share>((y.end - y.begin) * (x.end - x.begin));
 #pragma unroll
         for (int k = 0; k < kPack<scalar_t>; ++k) value.at[k] /= cells;
       }
       store(to + (level.first_bin + bin) * job.slots, value);
-    }
+    });
   });
 }
 
@@ -272,14 +272,25 @@ struct Spread {
     return entry_of(tile, bin, row, column);
   }
 
-  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
-                                      int count, int slot) {
-    for (int begin = 0; begin < count; begin += kAhead) {
-      Shares shares[kAhead];
+  // What kAhead listed bins give to each of their cells.
+  struct Batch {
+    Shares shares[kAhead];
+
+    __device__ __forceinline__ void read(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
+                                         int begin, int count, int slot) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i)
         shares[i] =
             load<Shares>(job.shares + int64_t(list[min(begin + i, count - 1)].bin) * job.slots + slot);
+    }
+  };
+
+  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
+                                      int count, int slot) {
+    Batch now, next;
+    now.read(job, list, 0, count, slot);
+    for (int begin = 0; begin < count; begin += kAhead) {
+      next.read(job, list, begin + kAhead, count, slot);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const unsigned cells = begin + i < count ? list[begin + i].cells : 0;
@@ -287,8 +298,9 @@ struct Spread {
         for (int cell = 0; cell < kCells; ++cell)
           if (cells >> cell & 1)
 #pragma unroll
-            for (int v = 0; v < kPerThread; ++v) sum[cell][v] += shares[i].at[v];
+            for (int v = 0; v < kPerThread; ++v) sum[cell][v] += now.shares[i].at[v];
       }
+      now = next;
     }
   }
 

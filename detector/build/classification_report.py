@@ -69,10 +69,14 @@ def write_classifier_report(
 def _extremes(
     images: LabelledImages, evaluation: Classified
 ) -> tuple[list[ClassifiedImage], list[ClassifiedImage]]:
-    """Return the images whose scores fit what is on them best, and those with the worst first."""
+    """Return the images whose scores fit what is on them best, and those with the worst first.
+
+    The best are chosen among images that show something: low scores of an empty image prove little.
+    """
     records = sorted(images.records, key=lambda record: _misfit(record, evaluation.scores[record.image_id]))
-    count = min(EXTREMES, len(records) // 2)
-    chosen = records[:count], records[len(records) - count :][::-1]
+    shows = [record for record in records if (record.targets.presence(len(images.classes)) > 0).any()]
+    worst_first = records[len(records) - min(EXTREMES, len(records) // 2) :][::-1]
+    chosen = [record for record in shows if record not in worst_first][:EXTREMES], worst_first
     best, worst = (
         [classified_image(record, evaluation.scores[record.image_id], images.classes) for record in group]
         for group in chosen

@@ -65,19 +65,20 @@ def pool_every_way(
     box: tuple[float, float, float, float],
     bins: int = 3,
     channel: int | None = None,
+    trained: Backbone | None = None,
 ) -> tuple[RegionView, list[PooledRegion], int]:
     """Pool ``box`` (x1, y1, x2, y2) of ``image`` (H, W, 3) on the config's backbone by every rule.
 
-    Returns the view, a region a rule, and the channel shown: ``channel``, or the strongest in the box.
+    ``trained`` is that backbone with its weights; None builds it, with the config's published weights or, if
+    it names none, with random filters that are the same every time.
+
+    Returns the view, one region per rule, and the channel shown: ``channel``, or the strongest in the box.
 
     Raises:
         InputError: a box without area or outside the image, or a channel the backbone does not have.
     """
     _check_box(box, image.shape[:2])
-    torch.manual_seed(config.seed)  # without a weights file the filters are random, and the same every time
-    backbone = build_backbone(config).eval()
-    if config.model.backbone.weights is not None:
-        load_published(config, backbone)
+    backbone = trained or initial_backbone(config)
     pixels, meta = inference_transforms(config)[0](image, "image")
     with torch.no_grad():
         features = backbone(pixels[None])
@@ -90,6 +91,15 @@ def pool_every_way(
     view = _view(image, features[0, channel], box, backbone, meta.scale)
     regions = [pooled_region(name, pool, features, roi, channel) for name, pool in rules.items()]
     return view, regions, channel
+
+
+def initial_backbone(config: Config) -> Backbone:
+    """Return the config's backbone before training; without a weights file its filters come from the seed."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config).eval()
+    if config.model.backbone.weights is not None:
+        load_published(config, backbone)
+    return backbone
 
 
 def _view(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
-from detector.data.objects import AnnotatedObject, InvalidBoxes, box_fault
+from detector.data.objects import AnnotatedObject, Box, InvalidBoxes, box_fault
 from detector.data.suffixes import IMAGE_SUFFIXES
 from detector.data.suspicions import Suspicion, at_wrong_edge, unused_bits
 from detector.data.voc import annotated_objects, suspicions_of
@@ -75,13 +75,15 @@ class Rules:
 class Checked:
     """What was found on one image: problems, and (class, width, height) of each object that can be used.
 
-    ``flags`` has (difficult, crowd) of the same objects, ``others`` the objects of classes that are not
-    asked for; ``at_edge`` of ``from_voc`` objects in XML are `detector.data.suspicions.at_wrong_edge`.
+    ``boxes`` and ``flags``, (difficult, crowd), are those of the same objects, ``others`` the objects of
+    classes that are not asked for; ``at_edge`` of ``from_voc`` objects in XML are
+    `detector.data.suspicions.at_wrong_edge`.
     """
 
     item: Item
     problems: list[Problem] = field(default_factory=list)
     objects: list[tuple[str, float, float]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     flags: list[tuple[bool, bool]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     at_edge: int = 0
@@ -198,6 +200,7 @@ def _check_objects(
         if fault is None:
             x1, y1, x2, y2 = thing.box
             found.objects.append((thing.name, x2 - x1, y2 - y1))
+            found.boxes.append(thing.box)
             found.flags.append((thing.difficult or thing.ignore, thing.crowd or thing.ignore))
         else:
             extent = f" of an image of {size[1]}x{size[0]}" if size and fault == "outside" else ""

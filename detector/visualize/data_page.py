@@ -1,8 +1,9 @@
-"""One page about a data set: its classes, the sizes and shapes of its objects, and how many an image has."""
+"""One page about a data set: its classes, the sizes and shapes of its objects, how many there are per image,
+and some of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from detector.errors import printable
+from detector.structures import Targets
 from detector.visualize.drawing import save_image
+from detector.visualize.grid import photograph_row
 from detector.visualize.names import draw_names_plainly
+from detector.visualize.page import line_colour
 
 _BLUE = "#4477aa"
 _GREY = "0.45"
@@ -28,11 +32,13 @@ def data_picture(
     objects_per_image: np.ndarray,
     title: str,
     summary: str,
+    examples: Sequence[tuple[np.ndarray, Targets]] = (),
 ) -> None:
     """Write the page to ``path`` (.png or .jpg).
 
     ``classes`` counts objects by class; ``sides`` (G, 2) are widths and heights in pixels of the original
-    images; ``objects_per_image`` (N,). Any of them may be empty. Raises InputError where ``path`` cannot be
+    images; ``objects_per_image`` (N,); ``examples`` are images (H, W, 3) uint8 RGB with their objects, whose
+    label k is the k-th of ``classes``. Any of them may be empty. Raises InputError where ``path`` cannot be
     written.
     """
     figure = Figure(figsize=(13, 7.5), dpi=110, facecolor="white")
@@ -60,7 +66,8 @@ def data_picture(
     draw_names_plainly(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
+    charts = np.asarray(canvas.buffer_rgba())[..., :3]
+    save_image(path, np.vstack((charts, photograph_row(examples, list(classes), charts.shape[1]))))
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
@@ -78,13 +85,15 @@ def _plot_classes(axes: Axes, classes: Mapping[str, int]) -> None:
     left_out = len(classes) - len(most)
     _style(
         axes,
-        "objects of a class" + (f" (the {left_out} rarest not shown)" if left_out else ""),
+        "objects per class" + (f" (the {left_out} rarest not shown)" if left_out else ""),
         "objects",
         "",
     )
     shown = [printable(name) for name, _ in most]
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in shown]
-    axes.barh(range(len(most)), [count for _, count in most], color=_BLUE)
+    labels = {name: label for label, name in enumerate(classes, start=1)}
+    colours = [line_colour(labels[name]) for name, _ in most]  # as the boxes on the images below
+    axes.barh(range(len(most)), [count for _, count in most], color=colours)
     axes.set_yticks(range(len(most)), names, fontsize=9 if len(most) <= 12 else 6)
     axes.grid(axis="y", visible=False)
 
@@ -106,7 +115,7 @@ def _histogram(axes: Axes, values: np.ndarray, title: str, x: str) -> None:
 
 
 def _plot_counts(axes: Axes, counts: np.ndarray) -> None:
-    _style(axes, "objects an image", "objects", "images")
+    _style(axes, "objects per image", "objects", "images")
     if len(counts):
         highest = int(counts.max())
         step = max(1, -(-(highest + 1) // 60))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from detector.errors import InputError, printable
 from detector.structures import Detections, Targets
 
 Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, half-open
 
 # Okabe and Ito, "Color Universal Design" (2008), without black, the order changed so that neighbours differ.
 _PALETTE: tuple[Colour, ...] = (
@@ -57,8 +58,8 @@ def draw_detections(
     """Return a copy of ``image`` (H, W, 3) uint8 RGB with the detections drawn in.
 
     Boxes are in pixels of this image; ``classes`` are the K names; detections that score less than
-    ``score_threshold`` are left out. Better ones are drawn over worse ones. With ``labels`` False only the
-    colours tell the classes.
+    ``score_threshold`` are left out. Better ones are drawn over worse ones, and their labels get the first
+    choice of a place. With ``labels`` False only the colours show the classes.
     """
     canvas = _Canvas(image)
     by_score = detections.scores.cpu().argsort(stable=True)
@@ -68,7 +69,7 @@ def draw_detections(
     for box, label in zip(boxes, found, strict=True):
         canvas.outline(box, class_colour(label))
     if labels:
-        for box, label, score in zip(boxes, found, scores, strict=True):
+        for box, label, score in reversed(list(zip(boxes, found, scores, strict=True))):
             canvas.label(box, classes[label - 1], f" {score:.2f}", class_colour(label))
     return canvas.pixels()
 
@@ -79,7 +80,7 @@ def draw_targets(
     """Return a copy of ``image`` (H, W, 3) uint8 RGB with the objects drawn in.
 
     Boxes are in pixels of this image; ``classes`` are the K names. Objects that the metric leaves out
-    (``difficult`` or ``crowd``) have dashed boxes. With ``labels`` False only the colours tell the classes.
+    (``difficult`` or ``crowd``) have dashed boxes. With ``labels`` False only the colours show the classes.
     """
     canvas = _Canvas(image)
     boxes, found = targets.boxes.cpu(), targets.labels.tolist()
@@ -140,6 +141,7 @@ class _Canvas:
         side = (self.height * self.width) ** 0.5
         self._line = max(2, round(side / 220))
         self._font = font(int(np.clip(round(side / 32), 9, 48)))
+        self._labels: list[Rectangle] = []
 
     def pixels(self) -> np.ndarray:
         return np.array(self._image)
@@ -157,22 +159,40 @@ class _Canvas:
                 self._fill(x, y1 + along[0], x + self._line, min(y1 + along[1], y2), colour)
 
     def label(self, box: Tensor, name: str, suffix: str, colour: Colour) -> None:
-        """Write ``name`` and ``suffix`` above the box, or in it at the image's upper edge.
+        """Write ``name`` and ``suffix`` above the box, or where they cover no label that is there already.
 
         A name too long for the image is shortened; where not even ``suffix`` fits, nothing is written.
         """
-        x1, y1, _, _ = self._whole_pixels(box)
         text = self._shortened(printable(name), suffix)
         width, height = self._text_size(text)
         if width > self.width or height > self.height:
             return
-        x = min(x1, self.width - width)
-        y = y1 - height if y1 >= height else min(y1, self.height - height)
+        places = list(self._label_places(self._whole_pixels(box), width, height))
+        x, y, _, _ = place = min(places, key=self._covered)  # the first of those that cover least
+        self._labels.append(place)
         self._fill(x, y, x + width, y + height, colour)
         ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
         self._draw.text((x + 2, y), text, fill=ink, font=self._font)
 
-    def _whole_pixels(self, box: Tensor) -> tuple[int, int, int, int]:
+    def _label_places(self, box: Rectangle, width: int, height: int) -> Iterator[Rectangle]:
+        """Yield where a label of this size may stand, the best place first: above the box, or in it at the
+        image's upper edge; then at its other edges, inside and outside, from left to right."""
+        x1, y1, x2, y2 = box
+        above = y1 - height if y1 >= height else y1
+        for y in dict.fromkeys((above, y1, y2, y2 - height)):
+            for x in dict.fromkeys((x1, (x1 + x2 - width) // 2, x2 - width)):
+                left, top = min(max(x, 0), self.width - width), min(max(y, 0), self.height - height)
+                yield left, top, left + width, top + height
+
+    def _covered(self, place: Rectangle) -> int:
+        """Return how many pixels of the labels written so far ``place`` covers."""
+        x1, y1, x2, y2 = place
+        return sum(
+            max(min(x2, right) - max(x1, left), 0) * max(min(y2, bottom) - max(y1, top), 0)
+            for left, top, right, bottom in self._labels
+        )
+
+    def _whole_pixels(self, box: Tensor) -> Rectangle:
         """Return the pixels that ``box`` (4,) touches, half-open, inside the image, at least one."""
         x1, y1, x2, y2 = box_ops.clip(box.float(), (self.height, self.width)).tolist()
         left, top = min(int(x1), self.width - 1), min(int(y1), self.height - 1)

@@ -54,11 +54,7 @@ def _pair(
     image: np.ndarray, detections: Detections, targets: Targets, classes: Sequence[str], half: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both drawings, each at most ``half`` pixels wide."""
-    height, width = image.shape[:2]
-    scale = min(half / width, _HIGHEST / height)
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    factor = (size[0] / height, size[1] / width)
+    resized, factor = _fitted(image, half)
     found = replace(detections, boxes=box_ops.scale(detections.boxes, factor))
     truth = targets.with_boxes(box_ops.scale(targets.boxes, factor))
     labels = len(targets) <= _MOST_LABELLED
@@ -66,3 +62,33 @@ def _pair(
         draw_detections(resized, found, classes, labels=labels),
         draw_targets(resized, truth, classes, labels=labels),
     )
+
+
+def photograph_row(
+    examples: Sequence[tuple[np.ndarray, Targets]], classes: Sequence[str], width: int
+) -> np.ndarray:
+    """Return a white picture (h, ``width``, 3) uint8 RGB of the first four images with their objects.
+
+    Boxes are in pixels of the images, (H, W, 3) uint8 RGB. Without examples h is 0.
+    """
+    column = (width - _MARGIN) // _COLUMNS
+    drawn = []
+    for image, targets in examples[:_COLUMNS]:
+        resized, factor = _fitted(image, column - _MARGIN)
+        shown = targets.with_boxes(box_ops.scale(targets.boxes, factor))
+        drawn.append(draw_targets(resized, shown, classes, labels=len(targets) <= _MOST_LABELLED))
+    if not drawn:
+        return np.zeros((0, width, 3), np.uint8)
+    row = Image.new("RGB", (width, max(len(picture) for picture in drawn) + _MARGIN), "white")
+    for place, picture in enumerate(drawn):
+        row.paste(Image.fromarray(picture), (_MARGIN + place * column, 0))
+    return np.array(row)
+
+
+def _fitted(image: np.ndarray, most_width: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """Return the image at the size it is shown at, and by what its height and width were multiplied."""
+    height, width = image.shape[:2]
+    scale = min(most_width / width, _HIGHEST / height)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return resized, (size[0] / height, size[1] / width)

@@ -143,10 +143,12 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
     for place, (name, series) in enumerate(losses.items()):
         steps, values = _finite(series)
         if len(steps):
-            colour = "0.15" if name == "loss" else line_colour(place + 1)
+            # The sum is a broad line below its parts, so that a part that is nearly all of it hides nothing.
+            is_sum = name == "loss"
+            colour, width = ("0.7", 5.0) if is_sum else (line_colour(place + 1), 1.6)
             smooth = _moving_average(values)
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9)
-            axes.plot(steps, smooth, color=colour, linewidth=1.8, label=name)
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9, zorder=1 if is_sum else 2)
+            axes.plot(steps, smooth, color=colour, linewidth=width, label=name, zorder=2 if is_sum else 3)
             highest = max(highest, float(smooth.max()))
     if highest:
         axes.set(xlim=(0, None), ylim=(0, 1.1 * highest))

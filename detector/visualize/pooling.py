@@ -66,13 +66,17 @@ class RegionView:
         return left, top, right, bottom
 
 
-def draw_pooling(view: RegionView, regions: Sequence[PooledRegion], shown: int | None = None) -> np.ndarray:
-    """Draw each of ``regions`` in a column of its own; returns an image (H, W, 3) uint8.
+def draw_pooling(
+    view: RegionView, regions: Sequence[PooledRegion], shown: int | None = None, caption: str = ""
+) -> np.ndarray:
+    """Draw each of ``regions`` in a column of its own, below ``caption``; returns an image (H, W, 3) uint8.
 
     From above: the image with the region (white, dashed) and the bins, the map with the bins, the pooled
     values. ``shown`` lights only the first bins, row by row: a frame of an animation.
     """
     figure = Figure(figsize=(3.6 * len(regions), 9.6), dpi=_DPI, layout="constrained")
+    if caption:
+        figure.suptitle(caption, fontsize=10, color="0.35", x=0.01, ha="left")
     axes = figure.subplots(3, len(regions), squeeze=False, height_ratios=(1.0, 1.15, 0.85))
     for region, (on_image, on_map, values) in zip(regions, axes.T, strict=True):
         last = len(region.rows) * len(region.columns) if shown is None else shown
@@ -85,7 +89,7 @@ def draw_pooling(view: RegionView, regions: Sequence[PooledRegion], shown: int |
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]) -> None:
+def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion], caption: str = "") -> None:
     """Write a GIF that fills one bin after another; a half-written file is never left.
 
     Raises InputError for another suffix or a place that cannot be written.
@@ -93,7 +97,8 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
     if path.suffix.lower() != ".gif":
         raise InputError(f"{path}: animations are written as .gif, not {path.suffix!r}")
     bins = max(len(region.rows) * len(region.columns) for region in regions)
-    first, *others = animation_frames([draw_pooling(view, regions, shown) for shown in range(1, bins + 1)])
+    pictures = [draw_pooling(view, regions, shown, caption) for shown in range(1, bins + 1)]
+    first, *others = animation_frames(pictures)
     times = [_FRAME] * len(others) + [3 * _FRAME]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
     try:

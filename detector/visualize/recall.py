@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from detector.visualize.page import line_colour, style_axes
 
 _DPI = 120
 _MOST_CLASSES = 20
+_LEGEND_LETTERS = 26  # a line
 _STYLES = ("-", "--", ":", "-.")  # one an IoU threshold
 _SHOWN_THRESHOLDS = ("0.5", "0.7", "0.9")
 
@@ -31,17 +33,22 @@ def recall_picture(path: Path, reports: Reports, title: str) -> None:
     them, and the mean best overlap of each class and object size. Raises InputError where ``path`` cannot
     be written.
     """
-    figure = Figure(figsize=(15, 9.2), dpi=_DPI, facecolor="white")
-    figure.text(0.05, 0.965, title, fontsize=16, weight="bold", va="center")
-    panels = figure.add_gridspec(2, 2, left=0.05, right=0.98, bottom=0.08, top=0.9, wspace=0.12, hspace=0.32)
+    canvas = FigureCanvasAgg(recall_figure(reports, title))
+    canvas.draw()
+    save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def recall_figure(reports: Reports, title: str) -> Figure:
+    """Return the figure of `recall_picture`."""
+    figure = Figure(figsize=(16.5, 9.2), dpi=_DPI, facecolor="white")
+    figure.text(0.04, 0.965, title, fontsize=16, weight="bold", va="center")
+    panels = figure.add_gridspec(2, 2, left=0.04, right=0.86, bottom=0.1, top=0.9, wspace=0.5, hspace=0.32)
     _plot_recall(figure.add_subplot(panels[0, 0]), reports)
     _plot_average_recall(figure.add_subplot(panels[0, 1]), reports)
     _plot_thresholds(figure.add_subplot(panels[1, 0]), reports)
     _plot_groups(figure.add_subplot(panels[1, 1]), reports)
     draw_names_plainly(figure)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
+    return figure
 
 
 def _plot_recall(axes: Axes, reports: Reports) -> None:
@@ -68,10 +75,10 @@ def _plot_thresholds(axes: Axes, reports: Reports) -> None:
     for place, (name, report) in enumerate(reports.items(), 1):
         thresholds = [f"{threshold:g}" for threshold in report["iou_thresholds"]]
         values = [_values(report, "recall", threshold)[-1] for threshold in thresholds]
-        label = f"{name}: {report['proposals_per_image']:.0f} an image"
+        label = f"{name}: {report['proposals_per_image']:.0f} per image"
         axes.plot(report["iou_thresholds"], values, color=line_colour(place), label=label, marker=".")
     axes.set(ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    _legend(axes)
 
 
 def _plot_groups(axes: Axes, reports: Reports) -> None:
@@ -94,8 +101,7 @@ def _plot_groups(axes: Axes, reports: Reports) -> None:
         ha="right" if slanted else "center",
     )
     axes.set(ylim=(0, 1.02))
-    # In the line of the title: inside, it would cover bars.
-    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=len(reports))
+    _legend(axes)
 
 
 def _values(report: Mapping[str, Any], *keys: str) -> Sequence[float]:
@@ -112,4 +118,11 @@ def _last(values: Sequence[float] | None) -> float:
 def _count_axis(axes: Axes) -> None:
     axes.set(ylim=(0, 1.02), xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Put the legend beside the axes: inside, it would cover curves or bars."""
+    handles, names = axes.get_legend_handles_labels()
+    labels = ["\n".join(wrap(name, _LEGEND_LETTERS)) for name in names]
+    axes.legend(handles, labels, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.01, 1.03))

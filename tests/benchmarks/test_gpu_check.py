@@ -29,7 +29,7 @@ def command(out: Path, *options: str) -> list[str]:
 
 def environment(tmp_path: Path, fuzz: str = FUZZ) -> dict[str, str]:
     (tmp_path / "fuzz.py").write_text(fuzz)
-    return {**os.environ, "PYTHONPATH": str(PROJECT), "GPU_CHECK_FUZZ": str(tmp_path / "fuzz.py")}
+    return {**os.environ, "GPU_CHECK_FUZZ": str(tmp_path / "fuzz.py")}
 
 
 def test_a_rehearsal_writes_the_report(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_killed_three_times_it_ends_as_if_it_never_was(
     config, folder, rng = tiny(*few), tmp_path / "killed", random.Random(5)
     command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config), *few]
     command += ["--device", device]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(tmp_path)}
+    environment = {**os.environ, "HOME": str(tmp_path)}
     for moment in (3, 12, 24):
         process = subprocess.Popen(
             [*command, "--output", str(folder), "--resume"], env=environment, stderr=subprocess.DEVNULL

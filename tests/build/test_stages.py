@@ -32,7 +32,6 @@ from detector.engine.determinism import cuda_algorithms
 from detector.engine.trainer import StopRequested, Trainer
 from detector.errors import InputError
 from tests.build.conftest import TINY
-from tests.conftest import PROJECT
 from tests.devices import each_device
 
 SOFTMAX = {"head": {"scores": "softmax"}, "box": {"regression": "none"}}
@@ -92,16 +91,15 @@ def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
     """Run in a process forked off one that has everything imported and has computed nothing."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # found by PYTHONPATH, or every process imports torch anew
+    context.set_forkserver_preload([__name__])  # found by PYTHONPATH, or every process imports torch again
     process = context.Process(target=run_alone, args=(config, folder))
     process.start()
     return process
 
 
 def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
-    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    staged: Staged, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     config, killed = staged(), tmp_path / "killed"
     whole = start(config, tmp_path / "whole")
     whole.join(300)

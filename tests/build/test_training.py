@@ -149,7 +149,7 @@ def test_a_stopped_run_goes_on_exactly(
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
     command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config)]
     command += ["--device", device]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(tmp_path)}
+    environment = {**os.environ, "HOME": str(tmp_path)}
     slow = ["train.steps=60", "train.checkpoint_every=5"]
     process = subprocess.Popen(
         [*command, "--output", str(folder), *slow], env=environment, stderr=subprocess.DEVNULL

@@ -155,7 +155,7 @@ EDITS = [
     ),
     Mutant(
         "a warp skips at most one row of bins",
-        "cuda/pool.cu",
+        "cuda/pool.h",
         "while (q >= width) q -= width, ++p;",
         "if (q >= width) q -= width, ++p;",
     ),

@@ -16,7 +16,6 @@ from torch.utils import backend_registration
 from detector.data.generated import generate_voc
 from tests.build.conftest import TINY
 from tests.build.test_stages import STAGED
-from tests.conftest import PROJECT
 from tests.emulator.build import build, why_not
 
 pytestmark = [
@@ -44,7 +43,7 @@ def train(config: dict[str, Any], folder: Path) -> str:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     command = [sys.executable, "-m", "tests.fake_gpu.training", str(path), str(folder / "run"), str(build())]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(  # in the folder, below which proposals are kept
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -92,7 +91,7 @@ with device.FakeGpu():
 
 def test_pooling_from_several_levels_waits_only_for_levels_that_are_on_the_device() -> None:
     command = [sys.executable, "-c", POOL_LEVELS, str(build())]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     on_cpu, on_device = map(int, done.stdout.split())

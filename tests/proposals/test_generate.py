@@ -200,7 +200,6 @@ def logged(image: NDArray[np.uint8], log: str) -> list[list[int]]:
 @pytest.mark.parametrize(("workers", "kills"), [(0, 2), (2, 1)])
 def test_a_job_killed_again_and_again_does_nothing_twice(tmp_path: Path, workers: int, kills: int) -> None:
     """Killed by signal 9 a few times, at any moment; an image is lost only while it is being made."""
-    root = Path(__file__).parents[2]
     (tmp_path / "job.py").write_text(_JOB)
     command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path), LOGGED, str(workers)]
     log = tmp_path / "log"
@@ -208,9 +207,7 @@ def test_a_job_killed_again_and_again_does_nothing_twice(tmp_path: Path, workers
     rng = np.random.default_rng(workers)
     for _ in range(kills):
         done = log.stat().st_size
-        job = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
-        )
+        job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert job.stdout is not None
         assert job.stdout.readline() == "ready\n"
         deadline = time.monotonic() + 200
@@ -288,13 +285,10 @@ def test_a_changed_image_that_fails_loses_its_old_boxes_and_one_out_of_reach_kee
 
 def test_two_jobs_of_one_store_share_the_work(tmp_path: Path) -> None:
     """As the ranks of a training do: one works, the others wait and find everything there."""
-    root = Path(__file__).parents[2]
     (tmp_path / "job.py").write_text(_JOB)
     command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path), LOGGED, "0"]
     (tmp_path / "log").touch()
-    job = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while (tmp_path / "log").stat().st_size < 10:
         assert time.monotonic() < deadline
