@@ -14,10 +14,12 @@ Every container is frozen and checks shapes and dtypes once, when it is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,8 +36,38 @@ def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torc
         raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
 
 
+class _Parcel:
+    """Travels between processes as arrays, but for images.
+
+    Torch would hand every tensor over in shared memory, with a file descriptor for each.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        images = {name: values.pop(name) for name in ("image", "images") if name in values}
+        return _unpack, (type(self), {name: _to_arrays(value) for name, value in values.items()}, images)
+
+
+def _to_arrays(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_arrays(item) for item in value]
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _from_arrays(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_arrays(item) for item in value]
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _unpack(kind: Callable[..., Any], values: dict[str, Any], images: dict[str, Tensor]) -> Any:
+    return kind(**{name: _from_arrays(value) for name, value in values.items()}, **images)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Targets:
+class Targets(_Parcel):
     """The G objects of one image: boxes (G, 4), labels (G,) 1..K, flags and areas (G,).
 
     ``difficult`` is VOC's flag, ``crowd`` COCO's; ``area`` is the annotated area in square pixels of the
@@ -91,6 +123,10 @@ class Targets:
         """Return the same objects at other ``boxes`` (G, 4); ``area`` stays the annotated one."""
         return replace(self, boxes=boxes)
 
+    def clone(self) -> Targets:
+        """Return the same objects in memory of their own."""
+        return Targets(**{field.name: getattr(self, field.name).clone() for field in fields(self)})
+
     def presence(self, num_classes: int) -> Tensor:
         """Return (K,) int64, for each class 1 where it is there, -1 where not, 0 where only as difficult.
 
@@ -133,7 +169,7 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Proposals:
+class Proposals(_Parcel):
     """The P proposals of one image: boxes (P, 4) in original-image pixels, scores (P,) or None."""
 
     boxes: Tensor
@@ -192,7 +228,7 @@ class ImageMeta:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
+class Sample(_Parcel):
     """One image ready for a batch.
 
     ``image`` (3, h, w) float32 is normalised; ``proposals`` stay in original-image pixels, ``rois``
@@ -211,7 +247,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class Batch(_Parcel):
     """N samples: images (N, 3, H, W) padded right and bottom with zeros, and lists of length N."""
 
     images: Tensor

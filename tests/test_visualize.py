@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from detector.errors import InputError
 from detector.structures import Detections, Targets
@@ -241,6 +242,13 @@ def test_save_image(tmp_path: Path, name: str) -> None:
     read = cv2.imread(str(path))[..., ::-1]
     assert np.abs(read.astype(int) - image).mean() < (0.01 if name == "a.png" else 4)
     assert [found.name for found in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("name", "width"), [("wide.jpg", 65_500), ("wide.png", 70_000)])
+def test_a_picture_wider_than_jpeg_can_be_is_shrunk(tmp_path: Path, name: str, width: int) -> None:
+    save_image(tmp_path / name, np.zeros((40, 70_000, 3), np.uint8))
+    with Image.open(tmp_path / name) as written:
+        assert written.width == width
 
 
 def test_save_image_refuses_what_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import setup_check  # isort: skip  # noqa: F401
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def main() -> int:
     from detector.build.demo import find_images, run_demo
     from detector.build.demo_classes import run_class_demo
     from detector.build.model import restore_model
+    from detector.build.resources import use_cores
     from detector.config.load import override, parse_stored
     from detector.engine.checkpoint import load_checkpoint
 
@@ -36,6 +38,13 @@ def main() -> int:
         overrides = [*arguments.overrides, "proposals.method=selective_search"]
         config = parse_stored(checkpoint["config"], overrides, arguments.checkpoint)
     device = cli.choose_device(arguments.device)
+    use_cores(config, device)
+    lowest, asked = config.test.score_threshold, arguments.score_threshold
+    if not classifies and asked is not None and asked < lowest:
+        note(
+            f"note: no detections below test.score_threshold = {lowest:g} are made; add "
+            f"--set test.score_threshold={asked:g} to see them"
+        )
     model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
     images = find_images([Path(place) for place in arguments.images])
     folder = Path(arguments.output)
@@ -100,8 +109,8 @@ def parse() -> argparse.Namespace:
         kind = guess_format(Path(arguments.proposals))
         given = [f"proposals.file={arguments.proposals}", f"proposals.format={kind}"]
         arguments.overrides = given + arguments.overrides
-    if arguments.score_threshold is not None and not 0 <= arguments.score_threshold <= 1:
-        raise InputError(f"--score-threshold {arguments.score_threshold:g}: expected a number from 0 to 1")
+    if arguments.score_threshold is not None and not math.isfinite(arguments.score_threshold):
+        raise InputError(f"--score-threshold {arguments.score_threshold:g}: expected a finite number")
     return arguments
 
 

@@ -13,6 +13,7 @@ from detector import cli
 from detector.config import load_config
 from detector.errors import InputError
 from detector.evaluation.report import figures_shown, write_json
+from detector.files import file_name_of
 from detector.progress import show
 
 
@@ -30,6 +31,7 @@ def main() -> int:
 
 def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the network over the split; what comes out goes into a folder of this checkpoint and split."""
+    from detector.build.resources import use_cores
     from detector.build.scoring import score_checkpoint as score
     from detector.engine.checkpoint import load_checkpoint
 
@@ -38,6 +40,7 @@ def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
     device = cli.choose_device(arguments.device)
+    use_cores(config, device)
     folder = results_folder(arguments, split, checkpoint["step"])
     figures = score(config, checkpoint, arguments.checkpoint, split, folder, device)
     figures = {**figures, "seconds": round(cli.seconds(), 1), "step": checkpoint["step"]}
@@ -52,7 +55,7 @@ def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path
     """
     checkpoint = Path(arguments.checkpoint)
     stem = checkpoint.stem if checkpoint.stem == f"step_{step}" else f"{checkpoint.stem}_step_{step}"
-    name = f"evaluation_{split.replace('/', '_')}_{stem}"
+    name = f"evaluation_{file_name_of(split)}_{stem}"
     if arguments.output:
         return Path(arguments.output).with_suffix("") / name
     in_run = checkpoint.parent.name == "checkpoints"

@@ -36,12 +36,15 @@ def main() -> int:
 def train(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     """Do a run, from the start or from its last checkpoint, and score the detector that comes out."""
     from detector.build.ending import report_end
+    from detector.build.resources import use_cores
     from detector.build.tasks import build_task
     from detector.build.training import TrainingRun, find_state
 
     accept = arguments.accept_changed_data
+    device = cli.choose_device(arguments.device)
+    use_cores(config, device)
     state = find_state(config, folder, accept_changed_data=accept) if arguments.resume else None
-    task = build_task(config, cli.choose_device(arguments.device), state)
+    task = build_task(config, device, state)
     if arguments.overwrite:
         start_over(folder)  # not before data and network have been found to be in order
     run = TrainingRun(config, folder, task, state)
@@ -55,9 +58,11 @@ def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) ->
     """Do the config's stages, or one of them, and score the detector that comes out."""
     from detector.build.ending import report_end
     from detector.build.proposal_jobs import split_records
+    from detector.build.resources import use_cores
     from detector.build.stages import StagedTraining
 
     device, accept = cli.choose_device(arguments.device), arguments.accept_changed_data
+    use_cores(config, device)
     training = StagedTraining(config, folder, device, accept_changed_data=accept)
     if arguments.overwrite:
         training.check_start(overwrite=True)

@@ -17,6 +17,7 @@ from detector.config import Config
 from detector.data.dataset import ProposalSource
 from detector.engine.inference import choose_scales
 from detector.errors import InputError
+from detector.files import require_regular
 from detector.models.detector import RegionDetector
 from detector.progress import note, progress_bar
 from detector.stages.cache_plan import CachedImage, CachePlan, weights_digest
@@ -54,7 +55,7 @@ def open_cache(
 
     def load(numbers: Sequence[int]) -> Iterable[Sequence[Tensor]]:
         missing = [records[number] for number in numbers]
-        views = inference_views(config, missing, _no_proposals) if missing else iter(())
+        views = inference_views(config, missing, _no_proposals, device) if missing else iter(())
         return ([view.images.to(device, non_blocking=True) for view in image] for image in views)
 
     @torch.inference_mode()
@@ -103,6 +104,7 @@ def _plan(config: Config, model: RegionDetector, records: Sequence[ImageRecord])
 
 
 def _content(path: Path) -> str:
+    require_regular(path)
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except OSError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from detector.data.check_items import Found, coco_items, voc_items
 from detector.data.check_report import CheckReport, summarise
 from detector.data.voc import VOC_CLASSES
 from detector.errors import InputError
+from detector.machine import available_cores
 from detector.progress import track
 from detector.structures import Targets
 
@@ -56,9 +57,15 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
         other_classes=config.data.other_classes == "ignore",
         first_pixel=config.data.first_pixel,
     )
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_one_thread) as pool:
-        results = pool.map(partial(check_item, rules=rules), items, chunksize=CHUNK)
-        checked = list(track(results, len(items), "checking"))
+    try:
+        with ProcessPoolExecutor(available_cores(), initializer=_one_thread) as pool:
+            results = pool.map(partial(check_item, rules=rules), items, chunksize=CHUNK)
+            checked = list(track(results, len(items), "checking"))
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that checks images died; most often memory ran out: close other programs, or let it "
+            "use fewer cores (taskset -c 0 python tools/check_data.py ...)"
+        ) from None
     if any(config.data.train_split in one.item.splits for one in checked):
         problems += _nothing_to_train_on(config, checked)
     return summarise(

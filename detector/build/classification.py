@@ -61,7 +61,7 @@ class ClassificationTask:
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Return the endless training batches from step ``start`` on."""
-        return data_parts.training_batches(self.config, self.records, no_proposals, start)
+        return data_parts.training_batches(self.config, self.records, no_proposals, start, self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""

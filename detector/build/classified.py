@@ -99,7 +99,7 @@ def classify_images(
     scores: dict[str, Tensor] = {}
     model.eval()
     started = time.perf_counter()
-    all_views = inference_views(config, images.records, no_proposals)
+    all_views = inference_views(config, images.records, no_proposals, device)
     for views in track(all_views, len(images.records), f"testing on {images.split}"):
         image_id = views[0].metas[0].image_id
         scores[image_id] = classify_view(config, model, views, device)

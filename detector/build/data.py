@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from detector.build.model import build_normalization
+from detector.build.resources import worker_count
 from detector.config import Config
 from detector.data.choice import Choice, by_ratio, in_turn, read_left_out, without
 from detector.data.coco import CocoDataset, category_names, load_coco
 from detector.data.coco import image_names as coco_names
 from detector.data.coco_json import read_coco
-from detector.data.collate import collate, collate_or_error, raise_errors
+from detector.data.collate import collate, collate_or_error, views_or_error
 from detector.data.dataset import InferenceDataset, ProposalSource, TrainingDataset, quiet_worker
 from detector.data.generated import ensure_generated
+from detector.data.loading import PREFETCH, TRY_SECONDS, fitting_workers, load
 from detector.data.objects import OTHER_CLASS
 from detector.data.samplers import TrainingBatches, aspect_groups
 from detector.data.suspicions import sampled_unused_bits, summed_up
@@ -28,7 +31,7 @@ from detector.data.voc import image_names as voc_names
 from detector.errors import InputError
 from detector.models.roi_sampler import trained_objects
 from detector.progress import note
-from detector.structures import Batch, ImageMeta, ImageName, ImageRecord, Sample, Targets
+from detector.structures import Batch, ImageMeta, ImageName, ImageRecord, Targets
 
 
 def ensure_data(config: Config) -> None:
@@ -206,9 +209,19 @@ def for_split(name: str, split: str) -> str:
 
 
 def training_batches(
-    config: Config, records: Sequence[ImageRecord], source: ProposalSource, start_step: int
+    config: Config,
+    records: Sequence[ImageRecord],
+    source: ProposalSource,
+    start_step: int,
+    device: str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """Return the endless training batches from ``start_step`` on; ``source`` gives their proposals."""
+    """Return the endless training batches from ``start_step`` on; ``source`` gives their proposals.
+
+    The training is on ``device``, which has a say in the number of worker processes.
+
+    Raises:
+        InputError: the workers' batches may not fit into shared memory.
+    """
     settings = config.train
     transform = ImageTransform(
         normalization=build_normalization(config),
@@ -226,15 +239,9 @@ def training_batches(
         groups=aspect_groups(records) if settings.group_by_aspect else None,
         start_step=start_step,
     )
-    loader: DataLoader[Sample | InputError] = DataLoader(
-        TrainingDataset(records, source, transform, config.seed, _draws_per_scale(config, sampler)),
-        batch_sampler=sampler,
-        collate_fn=collate_or_error,
-        num_workers=config.data.workers,
-        worker_init_fn=quiet_worker,
-        generator=_own_generator(),
-    )
-    return raise_errors(loader)
+    dataset = TrainingDataset(records, source, transform, config.seed, _draws_per_scale(config, sampler))
+    workers = _workers(config, device, *batch_bytes(records, transform, settings.images_per_batch))
+    return load(_loader(dataset, workers, collate_or_error, batch_sampler=sampler))
 
 
 def check_batch_size(config: Config, images: int) -> None:
@@ -274,17 +281,65 @@ def inference_transforms(config: Config) -> list[ImageTransform]:
 
 
 def inference_views(
-    config: Config, records: Sequence[ImageRecord], source: ProposalSource
+    config: Config, records: Sequence[ImageRecord], source: ProposalSource, device: str = "cpu"
 ) -> Iterator[list[Batch]]:
-    """Return, image by image in order, one batch of one sample a view."""
-    loader: DataLoader[list[Sample] | InputError] = DataLoader(
-        InferenceDataset(records, source, inference_transforms(config)),
-        batch_size=None,
-        num_workers=min(config.data.workers, len(records)),
+    """Return, image by image in order, one batch of one sample a view; ``device`` as `training_batches`."""
+    transforms = inference_transforms(config)
+    image_bytes = max(
+        (sum(batch_bytes([record], view, 1)[0] for view in transforms) for record in _shapes(records)),
+        default=0,
+    )
+    workers = min(_workers(config, device, image_bytes), len(records))
+    dataset = InferenceDataset(records, source, transforms)
+    loader = _loader(dataset, workers, views_or_error, batch_size=None)
+    return ([collate([sample]) for sample in samples] for samples in load(loader))
+
+
+def _loader(
+    dataset: Dataset[Any], workers: int, collate_fn: Callable[[Any], Any], **batches: Any
+) -> DataLoader[Any]:
+    helped: dict[str, Any] = {"timeout": TRY_SECONDS, "prefetch_factor": PREFETCH} if workers else {}
+    return DataLoader(
+        dataset,
+        collate_fn=collate_fn,
+        num_workers=workers,
         worker_init_fn=quiet_worker,
         generator=_own_generator(),
+        **helped,
+        **batches,
     )
-    return ([collate([sample]) for sample in samples] for samples in raise_errors(loader))
+
+
+def _workers(config: Config, device: str, usual_bytes: int, largest_bytes: int | None = None) -> int:
+    """Return how many worker processes load batches of so many bytes; says so where memory decides."""
+    wanted, fixed = worker_count(config, device), config.data.workers is not None
+    found = fitting_workers(wanted, usual_bytes, largest_bytes, fixed=fixed)
+    if found != wanted:
+        note(f"/dev/shm has room for the images of {found} loader processes, not of {wanted}: {found} it is")
+    return found
+
+
+def batch_bytes(records: Sequence[ImageRecord], transform: ImageTransform, count: int) -> tuple[int, int]:
+    """Return the most bytes that the images of a batch of ``count`` take: usually, of one group as
+    `aspect_groups` makes them, and where landscape and portrait images share the batch."""
+    scale = max(transform.scales) * max(transform.scale_jitter or (1.0,))
+    sizes = [transform.size_of((record.height, record.width), scale) for record in _shapes(records)]
+    upright = [size for size in sizes if size[0] > size[1]]
+    lying = [size for size in sizes if size[0] <= size[1]]
+    usual = max((_padded(group) for group in (upright, lying) if group), default=0)
+    mixed = _padded(sizes) if count > 1 and sizes else usual
+    if count == 1:
+        usual = mixed = max((height * width for height, width in sizes), default=0)
+    return 12 * count * usual, 12 * count * mixed  # three channels of four bytes
+
+
+def _padded(sizes: Sequence[tuple[int, int]]) -> int:
+    return max(height for height, _ in sizes) * max(width for _, width in sizes)
+
+
+def _shapes(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Return one record of each image size."""
+    return list({(record.height, record.width): record for record in records}.values())
 
 
 @contextmanager

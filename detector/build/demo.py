@@ -19,6 +19,7 @@ from detector.build.proposals import (
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.keys import image_key
+from detector.data.loading import workers_watched
 from detector.engine.determinism import cuda_algorithms
 from detector.errors import InputError
 from detector.evaluation.report import write_json
@@ -55,6 +56,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     return found
 
 
+@workers_watched()
 def run_demo(
     config: Config,
     model: RegionDetector,
@@ -76,7 +78,7 @@ def run_demo(
     drawn = 0
     algorithms = cuda_algorithms(device, deterministic=config.train.deterministic)  # those of evaluation
     with algorithms, demo_proposals(config, records) as source:
-        views = inference_views(config, records, source)
+        views = inference_views(config, records, source, device)
         for record, image in zip(records, track(views, len(records), "detecting"), strict=True):
             with naming(image[0].metas):
                 found = detect(image)

@@ -13,6 +13,7 @@ from detector.build.classified import classify_view, no_proposals
 from detector.build.data import inference_views
 from detector.build.demo import picture_name, record_of, refuse_overwriting, unique_stems
 from detector.config import Config
+from detector.data.loading import workers_watched
 from detector.engine.determinism import cuda_algorithms
 from detector.evaluation.report import write_json
 from detector.models.detector import RegionDetector
@@ -21,6 +22,7 @@ from detector.structures import ImageRecord
 from detector.visualize import draw_class_scores, save_image
 
 
+@workers_watched()
 def run_class_demo(
     config: Config,
     model: RegionDetector,
@@ -37,7 +39,7 @@ def run_class_demo(
     records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
     refuse_overwriting(records, folder)
     results: list[dict[str, Any]] = []
-    views = inference_views(config, records, no_proposals)
+    views = inference_views(config, records, no_proposals, device)
     # The algorithms of evaluation, whose scores these are.
     with cuda_algorithms(device, deterministic=config.train.deterministic):
         for record, image in zip(records, track(views, len(records), "classifying"), strict=True):

@@ -60,7 +60,7 @@ class DetectionTask:
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Return the endless training batches from step ``start`` on."""
         source = proposal_parts.stored_proposals(self.config, self.store, training=True)
-        return data_parts.training_batches(self.config, self.records, source, start)
+        return data_parts.training_batches(self.config, self.records, source, start, self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""

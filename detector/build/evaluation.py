@@ -186,7 +186,7 @@ def evaluate(
     model.eval()
     detect = build_detector(config, model, device)
     started = time.perf_counter()
-    views = inference_views(config, test_set.records, source)
+    views = inference_views(config, test_set.records, source, device)
     for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
         image_id = image[0].metas[0].image_id
         with naming(image[0].metas):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from detector.config import Config
 from detector.config.sections.proposals import ProposalsConfig
 from detector.data.images import read_image
 from detector.errors import InputError
+from detector.machine import available_cores
 from detector.progress import note, progress_bar
 from detector.proposals.convert import convert
 from detector.proposals.generate import generate_store
@@ -156,7 +156,7 @@ def generate(
     if workers is None:
         pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
         alone = source.method == "dense" or pixels < ALONE_PIXELS
-        workers = 0 if alone else _cores()
+        workers = 0 if alone else available_cores()
     failures: dict[str, str] = {}
     with progress_bar(f"{source.method} proposals") as advance:
         store = generate_store(
@@ -254,11 +254,6 @@ def _warn_of_limit(
             f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at IoU "
             f"0.5, all of them {whole:.0%}; raise {key}, or give scores if their order means nothing"
         )
-
-
-def _cores() -> int:
-    """Return how many cores this process may use; not every system tells it apart from how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _file_of(config: Config, split: str | None) -> Path:

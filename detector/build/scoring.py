@@ -11,10 +11,12 @@ from detector.build.evaluation import evaluate, open_test_set, write_evaluation
 from detector.build.model import restore_model
 from detector.build.operating import at_own_threshold, stored_threshold
 from detector.config import Config
+from detector.data.loading import workers_watched
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
 
 
+@workers_watched()
 def score_checkpoint(
     config: Config, checkpoint: dict[str, Any], source: str, split: str, folder: Path, device: str
 ) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from detector.build.training import TrainingRun, find_state
 from detector.build.weights import check_weights
 from detector.config import Config, stage_config
 from detector.config.sections.training import StageConfig
+from detector.data.loading import workers_watched
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
@@ -75,6 +76,7 @@ class StagedTraining:
         self.memory = PeakMemory(device)
         self._in_stages = 0.0  # seconds of this process that the stages' own records hold
 
+    @workers_watched("; go on from the last checkpoint with --resume")
     def run(self, only: str | None = None) -> Evaluation | None:
         """Do what is not done yet and score the detector; with ``only``, do that one stage and no more.
 

@@ -8,14 +8,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from detector import cli
 from detector.build.evaluation import COURSE, UNSCORED, headline
 from detector.build.operating import say_point
+from detector.build.resources import thread_note
 from detector.build.resuming import ACCEPTED, check_changes, other_yardstick, schedule_changed
 from detector.build.tasks import Task, build_task
 from detector.config import Config
+from detector.data.loading import workers_watched
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.links import link_or_copy
@@ -65,6 +68,7 @@ class TrainingRun:
             TrainingProgress(self.steps, self.trainer.step) as self.progress,
             closing(self.log),
             closing(self.trainer.batches),  # ends its worker processes, at once
+            workers_watched("; go on from the last checkpoint with --resume"),
         ):
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
@@ -164,6 +168,7 @@ class TrainingRun:
             "classes": list(self.task.classes),
             **self.task.state(),
             "random": checkpoints.random_states(),
+            "threads": torch.get_num_threads(),
             "best": self.best,
             "seconds": self.seconds(),
             "data_fingerprint": self.task.data_fingerprint,
@@ -175,6 +180,8 @@ class TrainingRun:
         load_optimizer_state(self.trainer.optimizer, state["optimizer"], state["file"])
         self.trainer.evaluated = state["evaluated"]
         self.best = self._restored_best(state)
+        if (changed := thread_note(state.get("threads"), self.task.device)) is not None:
+            note(changed)
         checkpoints.set_random_states(state["random"])
         if schedule_changed(state, self.config):
             self._note_rate()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -106,6 +106,7 @@ def parse_proposals(values: Mapping[str, Any], source: str) -> ProposalsConfig:
 
 
 def _checked(section: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
+    _refuse_unusable_texts(values, source)
     try:
         return section.model_validate(_with_tuples(values))
     except ValidationError as error:
@@ -114,6 +115,28 @@ def _checked(section: type[Checked], values: Mapping[str, Any], source: str) -> 
         if len(found) > MAX_ERRORS:
             lines.append(f"{source}: and {len(found) - MAX_ERRORS} more")
         raise InputError("\n".join(lines)) from None
+
+
+def _refuse_unusable_texts(value: Any, source: str, key: str = "") -> None:
+    """Raise InputError for a text that can be no path, name or line of output."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_unusable_texts(name, source, key)
+            _refuse_unusable_texts(item, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_unusable_texts(item, source, key)
+    elif isinstance(value, str):
+        try:
+            value.encode("utf-8", "surrogateescape")  # so the shell's bytes that are no UTF-8 pass
+            usable = "\0" not in value
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise InputError(
+                f"{source}: {key or 'a key'} = {_shown(value)}: holds a null character or half a surrogate "
+                "pair, which no path or name can have; remove it"
+            )
 
 
 def stage_config(config: Config, stage: StageConfig, source: str = "the config") -> Config:
@@ -317,10 +340,28 @@ def _explain(source: str, item: Any) -> str:
     if item["type"] == "missing":
         return f"{source}: {key}: missing; it has to be given"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "tuple_type":
+        message = f"expected a list{_list_hint(list(_known(keys)), item['input'])}"
     if item["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         message += nearest(str(item["input"]), choices)
     return f"{source}: {key} = {_shown(item['input'])}: {message}"
+
+
+def _list_hint(keys: list[str], value: Any) -> str:
+    """Return how to write a single value that stands where the list of ``keys`` is expected."""
+    if value is None or isinstance(value, Mapping):
+        return ""
+    length = _fixed_length(keys)
+    return f"; write [{value}]" if length in (None, 1) else f" of {length} values; write [{value}, ...]"
+
+
+def _fixed_length(keys: list[str]) -> int | None:
+    """Return how many values a list has to have, None where any number will do."""
+    field = _section_at(keys[:-1]).model_fields.get(keys[-1]) if keys else None
+    kinds = [field.annotation, *get_args(field.annotation)] if field else []
+    lists = [get_args(kind) for kind in kinds if get_origin(kind) is tuple]
+    return None if not lists or Ellipsis in lists[0] else len(lists[0])
 
 
 def _shown(value: Any) -> str:
@@ -339,6 +380,10 @@ def _known(keys: list[str]) -> Iterator[str]:
 
 
 def _names_at(keys: list[str]) -> list[str]:
+    return list(_section_at(keys).model_fields)
+
+
+def _section_at(keys: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Config
     for key in keys:
         field = section.model_fields.get(key)
@@ -346,4 +391,4 @@ def _names_at(keys: list[str]) -> list[str]:
         found = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if found:
             section = found[0]
-    return list(section.model_fields)
+    return section

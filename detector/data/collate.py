@@ -1,16 +1,14 @@
-"""Samples to a batch, and a batch's way out of the DataLoader."""
+"""Samples to a batch, for a DataLoader."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 
+from detector.data.loading import share
 from detector.errors import InputError
 from detector.structures import Batch, Sample
-
-Item = TypeVar("Item")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -30,15 +28,25 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def collate_or_error(samples: Sequence[Sample | InputError]) -> Batch | InputError:
-    """``collate``, or the first error that a worker met."""
+    """``collate``, or the first error that a worker met; a worker's images are in shared memory."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     errors = [sample for sample in samples if isinstance(sample, InputError)]
-    return errors[0] if errors else collate(good)
+    if errors:
+        return errors[0]
+    batch = collate(good)
+    try:
+        share(batch.images)
+    except InputError as error:
+        return error
+    return batch
 
 
-def raise_errors(items: Iterable[Item | InputError]) -> Generator[Item, None, None]:
-    """Pass on what a DataLoader yields and raise, here in the main process, what a worker refused."""
-    for item in items:
-        if isinstance(item, InputError):
-            raise item
-        yield item
+def views_or_error(views: list[Sample] | InputError) -> list[Sample] | InputError:
+    """Return the views of one image, or the error that a worker met; images as in `collate_or_error`."""
+    if not isinstance(views, InputError):
+        try:
+            for view in views:
+                share(view.image)
+        except InputError as error:
+            return error
+    return views

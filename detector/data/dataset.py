@@ -29,13 +29,17 @@ def make_sample(
     rng: np.random.Generator | None = None,
     scale_rng: np.random.Generator | None = None,
 ) -> Sample:
-    """Bring one image and its boxes into network-input pixels; training, evaluation and demo alike."""
+    """Bring one image and its boxes into network-input pixels; training, evaluation and demo alike.
+
+    Nothing of the sample lies in the record's memory: sending it to another process could move that into
+    shared memory for as long as the record lives.
+    """
     pixels, meta = transform(image, record.image_id, rng, scale_rng)
     return Sample(
         image=pixels,
         proposals=proposals,
         rois=meta.to_input(proposals.boxes),
-        targets=record.targets.with_boxes(meta.to_input(record.targets.boxes)),
+        targets=record.targets.with_boxes(meta.to_input(record.targets.boxes)).clone(),
         meta=meta,
     )
 

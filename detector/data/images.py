@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from detector.data.bit_depth import Depth, doubt, file_depth, to_eight_bits, used_bits
 from detector.data.suffixes import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from detector.errors import InputError
 from detector.files import require_regular
@@ -18,9 +19,12 @@ from detector.files import require_regular
 # Pillow's names of what OpenCV decodes too.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
-_REPLACE = "replace the file or leave its id out of the split"
+_REPLACE = (
+    "replace the file or leave its id out of the split (tools/check_data.py --fix-list LIST finds all such "
+    "images, data.leave_out=LIST leaves them out)"
+)
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_TWELVE_BITS = 2**12
+_HEAD = 1 << 16  # bytes in which the headers that say something about the depth lie
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 
@@ -44,31 +48,39 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decode ``path`` to an array (H, W, 3) uint8, RGB.
 
     ``size`` is the annotated (height, width). The orientation that a camera wrote into the file is
-    applied, unless the annotated size says that the annotator saw the image without it.
+    applied, unless the annotated size says that the annotator saw the image without it. Of files with 16
+    bits per sample the highest 8 bits are kept; data of fewer bits are read as `bit_depth` says.
 
     Raises:
         InputError: no such file, not an image, one of over `MAX_PIXELS`, truncated (`TruncatedImage`), or
             of another size than annotated (`WrongImageSize`).
     """
-    require_regular(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
-    _refuse_truncated(path, data.tobytes())
-    with _header(path):
-        pass  # a size that is refused, before it is decoded
-    image = _decode(path, data, cv2.IMREAD_COLOR)
+    data, depth = _read_bytes(path)
+    image = _decode(path, data, cv2.IMREAD_COLOR, depth)
     if size is not None and image.shape[:2] != size:
-        image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, depth)
         if image.shape[:2] != size:
             raise WrongImageSize(
                 f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
                 f"{size[1]}x{size[0]}; correct the annotation's <size> or put back the right image"
             )
     return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def low_bit_depth(path: Path) -> str | None:
+    """Return what is doubtful about the depth of an image file's data, or None; only files with 16 bits per
+    sample are decoded.
+
+    Raises InputError as `read_image`.
+    """
+    require_regular(path)
+    with _header(path) as image, path.open("rb") as file:
+        depth = file_depth(image, file.read(_HEAD))
+    if depth.stored != 16:
+        return None
+    data, depth = _read_bytes(path)
+    pixels = _decode_raw(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return doubt(pixels, depth.declared) if pixels.dtype == np.uint16 else None
 
 
 def stored_view(path: Path) -> tuple[tuple[int, int], int]:
@@ -81,26 +93,6 @@ def stored_view(path: Path) -> tuple[tuple[int, int], int]:
     with _header(path) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)  # of a PNG this decodes the pixels
         return (image.height, image.width), orientation if orientation in range(1, 9) else 1
-
-
-def low_bit_depth(path: Path) -> str | None:
-    """Return what to say of an image with 16 bits a channel of which it uses 12 or fewer, else None.
-
-    Such files, of cameras and scanners, are decoded to 0..15 of 255, nearly black.
-
-    Raises InputError as `read_image`.
-    """
-    with _header(path) as image:
-        if image.format not in ("PNG", "TIFF"):
-            return None
-    values = _decode(path, np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    largest = int(values.max(initial=0)) if values.dtype == np.uint16 else 0
-    if not 0 < largest < _TWELVE_BITS:
-        return None
-    return (
-        f"16 bits a channel, of which the brightest pixel uses {largest.bit_length()} ({largest} of 65535): "
-        f"it is decoded to 0..{largest >> 8} of 255, nearly black; stretch the values to the full range"
-    )
 
 
 @contextmanager
@@ -126,11 +118,35 @@ def _bomb(path: Path, size: str) -> str:
     return f"{path}: more than {MAX_PIXELS} pixels{size}, which is refused; cut the image into tiles"
 
 
-def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
+def _read_bytes(path: Path) -> tuple[np.ndarray, Depth]:
+    """Return the bytes (n,) uint8 of an image file that is whole and of a size that may be decoded."""
+    require_regular(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
+    _refuse_truncated(path, data.tobytes())
+    with _header(path) as image:
+        return data, file_depth(image, data[:_HEAD].tobytes())
+
+
+def _decode(path: Path, data: np.ndarray, flags: int, depth: Depth) -> np.ndarray:
+    if depth.stored == 16:
+        image = _decode_raw(path, data, flags | cv2.IMREAD_ANYDEPTH)
+        if image.dtype == np.uint16 and used_bits(image, depth.declared) < 16:
+            return to_eight_bits(image, depth.declared)
+    return _decode_raw(path, data, flags)
+
+
+def _decode_raw(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(data, flags) if data.size else None
     except cv2.error as error:  # more pixels than OpenCV is willing to decode, for instance
         raise InputError(f"{path}: OpenCV does not decode this image: {error.err}") from None
+    except MemoryError:
+        raise InputError(f"{path}: too little memory to decode this image; cut it into tiles") from None
     if image is None:
         raise InputError(f"{path}: not a readable image; {_REPLACE}")
     return image

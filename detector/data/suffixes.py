@@ -12,19 +12,18 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def with_suffix_of(base: Path, suffixes: tuple[str, ...]) -> Path | None:
     """Return the first file named ``base`` and one of ``suffixes`` in any case, None where there is none.
 
-    ``suffixes`` are in lower case. The order is theirs; of one suffix, lower case comes before upper case
-    and that before any mixture.
+    ``suffixes`` are in lower case. All are tried in lower case, then all in upper case, then the mixtures.
     """
-    for suffix in suffixes:
-        for written in _cases(suffix):
-            path = base.with_name(base.name + written)
-            if path.is_file():
-                return path
+    for written in _spellings(suffixes):
+        path = base.with_name(base.name + written)
+        if path.is_file():
+            return path
     return None
 
 
-def _cases(suffix: str) -> Iterator[str]:
-    yield suffix
-    yield suffix.upper()
-    mixtures = map("".join, product(*((letter, letter.upper()) for letter in suffix[1:])))
-    yield from (f".{mixture}" for mixture in mixtures)
+def _spellings(suffixes: tuple[str, ...]) -> Iterator[str]:
+    yield from suffixes
+    yield from map(str.upper, suffixes)
+    for suffix in suffixes:
+        for letters in product(*((letter, letter.upper()) for letter in suffix)):
+            yield "".join(letters)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 DEPTH_SAMPLE = 100
-"""How many images a starting training run looks at for unused bits; a check looks at all."""
+"""How many images a starting training run looks at for the depth of its data; a check looks at all."""
 
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # the formats that can hold 16 bits
 
@@ -102,7 +102,7 @@ def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -
 
 
 def unused_bits(image: Path) -> Iterator[Suspicion]:
-    """Look for an image of 16 bits a channel that uses 12 or fewer, and so is nearly black when decoded.
+    """Look for an image of 16 bits per channel whose data seem to have fewer.
 
     Raises InputError as `detector.data.images.read_image`.
     """
@@ -111,7 +111,7 @@ def unused_bits(image: Path) -> Iterator[Suspicion]:
 
         message = low_bit_depth(image)
         if message is not None:
-            yield Suspicion("unused bits", str(image), message)
+            yield Suspicion("bit depth", str(image), message)
 
 
 def sampled_unused_bits(images: Sequence[Path]) -> Iterator[Suspicion]:

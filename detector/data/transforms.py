@@ -98,7 +98,7 @@ class ImageTransform:
             image = image[::-1]
         if self.normalization.bgr:
             image = image[:, :, ::-1]
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).float()
         mean = torch.tensor(self.normalization.mean).view(3, 1, 1)
         deviation = torch.tensor(self.normalization.deviation).view(3, 1, 1)
         return (pixels / self.normalization.maximum - mean) / deviation

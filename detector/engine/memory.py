@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
+_PROC = Path("/proc")
+SHARED_TWICE = "shared pages are counted once per process: this system has no /proc/PID/smaps_rollup"
+
 
 class PeakMemory:
-    """Peak resident memory of this process plus, for the fullest moment sampled, that of its workers.
+    """Peak memory of this process and its workers, in which a page that several of them share counts once.
 
-    With a CUDA ``device`` also the most that this process's tensors held there at a time.
+    The sum over the processes of their proportional set sizes (PSS) at the fullest moment sampled, or this
+    process's own peak where that is more. Where the system does not give the PSS, peak resident sets are
+    added up, and the figures say so. With a CUDA ``device`` also the most that this process's tensors held
+    there at a time.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._workers = 0.0
+        self._peak = 0.0
+        self._workers_resident = 0.0
         self._gpu = torch.device(device) if torch.device(device).type == "cuda" else None
+        self._shares_known = pss_mib(os.getpid()) is not None
 
     def sample(self) -> None:
-        """Look at the workers that are alive now; call it now and then while they run."""
-        peaks = [_peak_mib(child.pid) for child in multiprocessing.active_children()]
-        self._workers = max(self._workers, sum(peaks))
+        """Look at the processes that are alive now; call it now and then while workers run."""
+        workers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+        if self._shares_known:
+            self._peak = max(self._peak, sum(pss_mib(pid) or 0.0 for pid in (os.getpid(), *workers)))
+        else:
+            self._workers_resident = max(self._workers_resident, sum(map(_resident_peak_mib, workers)))
 
     def mib(self) -> float:
         """Return the peak in MiB."""
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB on Linux
-        return own * unit / (1 << 20) + self._workers
+        self.sample()
+        return max(self._peak, _own_peak_mib() + self._workers_resident)
 
     def gpu_figures(self) -> dict[str, float]:
         """Return ``peak_gpu_memory_mib``, or nothing on the CPU; a counter is read and nothing waited for."""
@@ -37,16 +48,37 @@ class PeakMemory:
             return {}
         return {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(self._gpu) / (1 << 20), 1)}
 
-    def figures(self) -> dict[str, float]:
-        """Return what ``metrics.json`` says of memory: ``peak_rss_mib`` and the figure of the GPU."""
-        return {"peak_rss_mib": round(self.mib(), 1), **self.gpu_figures()}
+    def figures(self) -> dict[str, float | str]:
+        """Return what ``metrics.json`` says of memory: ``peak_rss_mib``, the figure of the GPU, and, where
+        shared pages are counted more than once, ``peak_rss_note`` with the reason."""
+        note = {} if self._shares_known else {"peak_rss_note": SHARED_TWICE}
+        return {"peak_rss_mib": round(self.mib(), 1), **self.gpu_figures(), **note}
 
 
-def _peak_mib(pid: int | None) -> float:
+def pss_mib(pid: int) -> float | None:
+    """Return the proportional set size of a process in MiB: each page divided by how many processes map it.
+
+    None where the system does not tell, or the process has ended.
+    """
+    return _kib_line(_PROC / str(pid) / "smaps_rollup", "Pss:")
+
+
+def _resident_peak_mib(pid: int) -> float:
     """Return the peak resident set of another process in MiB; 0 where the system does not tell."""
+    return _kib_line(_PROC / str(pid) / "status", "VmHWM:") or 0.0
+
+
+def _own_peak_mib() -> float:
+    own = _resident_peak_mib(os.getpid())
+    if own:
+        return own
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 20)
+
+
+def _kib_line(path: Path, name: str) -> float | None:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        lines = path.read_text().splitlines()
     except OSError:
-        return 0.0
-    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
-    return int(line.split()[1]) / 1024
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(name)), None)

@@ -59,7 +59,7 @@ def guess_format(source: Path) -> str:
     found: str | None
     if source.is_dir():
         shown = (path for path in source.rglob("*") if not is_hidden(path, source))
-        suffixes = {path.suffix for path in islice(shown, 1000) if path.is_file()}
+        suffixes = {path.suffix.lower() for path in islice(shown, 1000) if path.is_file()}
         found = next((kind for kind in ("npy", "mat", "txt") if f".{kind}" in suffixes), None)
         found = "store" if (source / "manifest.json").exists() else "text" if found == "txt" else found
     elif source.suffix.lower() in (".pkl", ".pickle"):

@@ -79,7 +79,11 @@ def propose(
         case "dense":
             return dense_proposals(size, **parameters)
         case "selective_search":
-            return _search(read_image(path, size), parameters)
+            image = read_image(path, size)
+            try:
+                return _search(image, parameters)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
         case _:
             function = load_function(method)
             return _call(function, method, read_image(path, size), parameters, path)

@@ -7,12 +7,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
+import cv2
+import torch
+
 from detector.errors import InputError
+from detector.machine import available_cores, threads_are_chosen
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -37,12 +42,15 @@ def run_tasks(
 
     A task that takes over ``time_limit`` seconds, or whose process dies, is yielded as `Lost`; its process is
     replaced. An exception of ``function`` is raised here. ``prepare`` is called once in each process, before
-    its first task and outside the limit. Function, tasks and answers travel as pickles.
+    its first task and outside the limit. Function, tasks and answers travel as pickles. The processes share
+    the cores: each computes with its part of them, one thread where there are as many processes as cores.
     """
     pool: list[_Worker[Task, Answer]] = []
     todo = iter(tasks)
     try:
-        pool = [_Worker(function, prepare, task) for _, task in zip(range(workers), todo, strict=False)]
+        threads = max(1, available_cores() // max(workers, 1))
+        start = partial(_Worker, function, prepare, threads)
+        pool = [start(task) for _, task in zip(range(workers), todo, strict=False)]
         while pool:
             for worker in _ready(pool, time_limit):
                 outcome = worker.outcome(time_limit)
@@ -56,7 +64,7 @@ def run_tasks(
                     pool.remove(worker)
                 if following is not None:
                     if worker_lost:
-                        pool.append(_Worker(function, prepare, following))
+                        pool.append(start(following))
                     else:
                         worker.give(following)
     finally:
@@ -68,13 +76,13 @@ class _Worker(Generic[Task, Answer]):
     """One process and the task that it has."""
 
     def __init__(
-        self, function: Callable[[Task], Answer], prepare: Callable[[], None] | None, task: Task
+        self, function: Callable[[Task], Answer], prepare: Callable[[], None] | None, threads: int, task: Task
     ) -> None:
         # Fresh processes: forking one that has threads, as this one has, may leave locks held for ever.
         context = get_context("spawn")
         self.connection, far_end = context.Pipe()
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(function, prepare, far_end), daemon=True
+            target=_serve, args=(function, prepare, threads, far_end), daemon=True
         )
         self._process.start()
         far_end.close()
@@ -135,9 +143,15 @@ def _ready(pool: list[_Worker[Task, Answer]], time_limit: float | None) -> list[
 
 
 def _serve(
-    function: Callable[[Task], Answer], prepare: Callable[[], None] | None, connection: Connection
+    function: Callable[[Task], Answer],
+    prepare: Callable[[], None] | None,
+    threads: int,
+    connection: Connection,
 ) -> None:
     """What a worker does: answer until the other end is closed."""
+    if not threads_are_chosen():
+        torch.set_num_threads(threads)
+    cv2.setNumThreads(min(threads, torch.get_num_threads()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if prepare is not None:
         prepare()

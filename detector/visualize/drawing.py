@@ -37,6 +37,7 @@ _PALETTE: tuple[Colour, ...] = (
 # Later rounds through the palette are mixed with white or black, by these parts.
 _ROUNDS: tuple[tuple[int, float], ...] = ((0, 0.0), (255, 0.45), (0, 0.4), (255, 0.7), (0, 0.6))
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+_JPEG_SIDE = 65_500  # libjpeg's limit
 
 
 def class_colour(label: int) -> Colour:
@@ -95,12 +96,16 @@ def draw_targets(
 def save_image(path: Path, image: np.ndarray) -> None:
     """Write ``image`` (H, W, 3) uint8 RGB as JPEG or PNG, by the suffix; a half-written file is never left.
 
+    A side of more than 65500 pixels, which no JPEG can have, is shrunk to that, the other one in proportion.
+
     Raises InputError for another suffix or a place that cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(f"{path}: pictures are written as {', '.join(_SUFFIXES)}, not {path.suffix!r}")
     picture = Image.fromarray(_checked(image))
+    if path.suffix.lower() != ".png":
+        picture.thumbnail((_JPEG_SIDE, _JPEG_SIDE))  # leaves smaller ones as they are
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def test_all_suspicions_are_lines_of_the_check_and_warnings_of_training(
     image.unlink()
     cv2.imwrite(str(image.with_suffix(".png")), np.full((height, width, 3), 3000, np.uint16))
     config = tiny(f"data.root={root}", "data.workers=0")
-    expected = {"another image", "similar classes", "first pixel", "unused bits"}
+    expected = {"another image", "similar classes", "first pixel", "bit depth"}
     found = kinds(config)
     assert expected <= set(found)
     assert not any(found[kind] for kind in expected)

@@ -27,7 +27,6 @@ MISTAKES = [
     ("train.steps=1e3", r"train\.steps = 1000\.0: Input should be a valid integer"),
     ("train.steps=true", r"train\.steps = True: Input should be a valid integer"),
     ("train.steps=0", r"train\.steps = 0: Input should be greater than or equal to 1"),
-    ("train.scales=600", r"train\.scales = 600: Input should be a valid tuple"),
     ("train.scales=[600,big]", r"train\.scales\.1 = 'big'"),
     ("train.scales=[]", r"train\.scales = \(\)"),
     ("test.scales=[]", r"test\.scales = \(\)"),
@@ -40,6 +39,19 @@ MISTAKES = [
     ("model.backbone.name=vgg", r"model\.backbone\.name = 'vgg': .*did you mean 'vgg16'\?"),
     ("model.backbone.freeze=al", r"model\.backbone\.freeze = 'al': .*did you mean 'all'\?"),
     ("model.box.means=[0,0]", r"model\.box\.means\.2: missing"),
+    # A list in one word
+    ("train.scales=480", r"train\.scales = 480: expected a list; write \[480\]"),
+    ("train.scales=480,600", r"train\.scales = '480,600': expected a list; write \[480,600\]"),
+    ("model.head.hidden=256", r"model\.head\.hidden = 256: expected a list; write \[256\]"),
+    ("data.classes=7", r"data\.classes = 7: expected a list; write \[7\]"),
+    ("train.scale_jitter=0.8", r"scale_jitter = 0\.8: expected a list of 2 values; write \[0\.8, \.\.\.\]"),
+    ("train.scales=null", r"train\.scales = None: expected a list$"),
+    # Texts that no path or name can have
+    ('data.root="\\0"', r"data\.root = '\\x00': holds a null character .* remove it"),
+    ('data.classes=[cat,"d\\0g"]', r"data\.classes = 'd\\x00g': holds a null character"),
+    ('proposals.options={"a\\0": 1}', r"proposals\.options = 'a\\x00': holds a null character"),
+    ('model.backbone.weights="a\\0b"', r"model\.backbone\.weights = 'a\\x00b': holds a null"),
+    ('data.classes=["\\uD800"]', r"data\.classes = '\\ud800': .* half a surrogate pair"),
     ("train=3", r"train = 3: Input should be a valid dictionary"),
     ("train=null", r"train = None"),
     # What two keys say together

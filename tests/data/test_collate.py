@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from detector.data.collate import collate, collate_or_error, raise_errors
+from detector.data.collate import collate, collate_or_error
 from detector.errors import InputError
 from detector.structures import ImageMeta, Proposals, Sample, Targets
 from tests.conftest import MakeBoxes
@@ -41,10 +40,3 @@ def test_the_first_error_of_a_batch_takes_its_place(make_boxes: MakeBoxes) -> No
     batch = collate_or_error([good, good])
     assert not isinstance(batch, InputError)
     assert len(batch) == 2
-
-
-def test_errors_are_raised_where_the_batches_are_read() -> None:
-    passed = raise_errors([1, 2, InputError("bad image"), 3])
-    assert [next(passed), next(passed)] == [1, 2]
-    with pytest.raises(InputError, match=r"^bad image$"):
-        next(passed)

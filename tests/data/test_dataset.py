@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from detector.data.collate import collate_or_error, raise_errors
+from detector.data.collate import collate_or_error
 from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
+from detector.data.loading import load
 from detector.data.transforms import ImageTransform
 from detector.errors import InputError
 from detector.structures import Batch, ImageRecord, Normalization, Proposals, Targets
@@ -56,7 +57,7 @@ def batches(records: list[ImageRecord], workers: int) -> list[Batch]:
         num_workers=workers,
         worker_init_fn=quiet_worker,
     )
-    return list(raise_errors(loader))
+    return list(load(loader))
 
 
 def test_workers_do_not_change_a_byte(records: list[ImageRecord]) -> None:
@@ -83,7 +84,8 @@ def test_a_broken_image_in_a_worker_is_one_clean_error(records: list[ImageRecord
     with pytest.raises(InputError) as caught:
         batches(records, workers)
     assert str(caught.value) == (
-        f"{records[3].path}: not a readable image; replace the file or leave its id out of the split"
+        f"{records[3].path}: not a readable image; replace the file or leave its id out of the split "
+        "(tools/check_data.py --fix-list LIST finds all such images, data.leave_out=LIST leaves them out)"
     )
 
 

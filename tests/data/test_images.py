@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from detector.data.images import read_image
+from detector.data.images import low_bit_depth, read_image, stored_view
 from detector.errors import InputError
 
 Array = np.ndarray
@@ -182,3 +185,101 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.jpg")
     with pytest.raises(InputError, match="is a folder"):
         read_image(tmp_path)
+
+
+def test_a_truncated_image_comes_with_the_way_to_leave_it_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encode(picture(64, 48))[:500])
+    with pytest.raises(InputError, match=r"truncated; .*check_data\.py --fix-list LIST .*leave_out=LIST"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("read", [read_image, stored_view, low_bit_depth])
+def test_only_regular_files_are_opened(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match=r"pipe\.jpg: is a named pipe"):
+        read(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match="/dev/zero: is a device"):
+        read(Path("/dev/zero"))
+
+
+def test_too_little_memory_for_an_image_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(encode(picture(64, 48), ".png"))
+    monkeypatch.setattr(cv2, "imdecode", refuse)
+    with pytest.raises(InputError, match=r"a\.png: too little memory to decode this image; cut it"):
+        read_image(tmp_path / "a.png")
+
+
+def ramp(top: int) -> Array:
+    """A 16-bit image with every value from 0 to ``top``, in equal channels."""
+    row = np.linspace(0, top, 4096).round().astype(np.uint16).reshape(64, 64)
+    return np.dstack([row] * 3)
+
+
+def with_significant_bits(png: bytes, bits: int) -> bytes:
+    data = b"sBIT" + bytes([bits] * 3)
+    return png[:33] + struct.pack(">I", 3) + data + struct.pack(">I", zlib.crc32(data)) + png[33:]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm"])
+@pytest.mark.parametrize(
+    ("top", "brightest", "words"),
+    [
+        (65535, 255, None),
+        (20000, 78, None),
+        (
+            4096,
+            16,
+            "values end at 4096: read as data of 16 bits, so that no pixel is brighter than 16",
+        ),
+        (4095, 255, "values end at 4095: read as data of 12 bits"),
+        (3500, 218, "values end at 3500: read as data of 12 bits"),
+        (255, 255, "values end at 255: read as data of 8 bits"),
+    ],
+)
+def test_the_depth_of_sixteen_bit_files(
+    tmp_path: Path, suffix: str, top: int, brightest: int, words: str | None
+) -> None:
+    """12 bits in 16-bit files were decoded to 0..15 of 255."""
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(cv2.imencode(suffix, ramp(top))[1].tobytes())
+    image = read_image(path, (64, 64))
+    assert (image.dtype, image.shape, image.min()) == (np.uint8, (64, 64, 3), 0)
+    assert abs(int(image.max()) - brightest) <= 1  # OpenCV rounds some formats
+    found = low_bit_depth(path)
+    assert found is None if words is None else words in str(found)
+
+
+def test_a_declared_depth_is_kept_without_a_word(tmp_path: Path) -> None:
+    dark = ramp(700)
+    for bits, brightest in ((10, 175), (12, 43), (14, 10), (16, 2)):
+        (tmp_path / "a.png").write_bytes(with_significant_bits(cv2.imencode(".png", dark)[1].tobytes(), bits))
+        assert read_image(tmp_path / "a.png").max() == brightest
+        assert low_bit_depth(tmp_path / "a.png") is None
+    (tmp_path / "a.pgm").write_bytes(b"P5\n# camera\n64 64\n4095\n" + dark[:, :, 0].astype(">u2").tobytes())
+    assert read_image(tmp_path / "a.pgm").max() == 43
+    assert low_bit_depth(tmp_path / "a.pgm") is None
+    page = Image.fromarray(dark[:, :, 0])
+    page.save(tmp_path / "a.tif", tiffinfo={281: 16383})
+    assert read_image(tmp_path / "a.tif").max() == 10
+    assert low_bit_depth(tmp_path / "a.tif") is None
+
+
+def test_a_wrong_declaration_never_cuts_values_off(tmp_path: Path) -> None:
+    png = cv2.imencode(".png", ramp(60000))[1].tobytes()
+    (tmp_path / "a.png").write_bytes(with_significant_bits(png, 9))
+    assert read_image(tmp_path / "a.png").max() == 60000 >> 8
+
+
+def test_eight_bit_files_are_not_decoded_for_their_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in (".jpg", ".png", ".tif", ".bmp"):
+        (tmp_path / f"a{suffix}").write_bytes(encode(picture(64, 48), suffix))
+        with monkeypatch.context() as patch:
+            patch.setattr(cv2, "imdecode", None)
+            assert low_bit_depth(tmp_path / f"a{suffix}") is None

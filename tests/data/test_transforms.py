@@ -142,3 +142,19 @@ def test_a_generator_for_scales_decides_these_alone() -> None:
     ]
     assert len({meta.input_size for meta in draws}) == 1
     assert {meta.flipped for meta in draws} == {True, False}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (4, 1)])
+def test_an_input_of_one_pixel_can_be_flipped(size: tuple[int, int]) -> None:
+    """Numpy calls an axis of one pixel contiguous whichever way it runs; torch takes no negative strides."""
+    transform = ImageTransform(
+        normalization=Normalization(mean=(0.0,) * 3, deviation=(1.0,) * 3, maximum=255.0, bgr=False),
+        scales=(1,),
+        max_size=4,
+        flip=1.0,
+        vertical_flip=1.0,
+    )
+    pixels, meta = transform(np.full((*size, 3), 255, np.uint8), "a", np.random.default_rng(0))
+    assert meta.input_size == size
+    assert pixels.shape == (3, *size)
+    assert (pixels == 1).all()

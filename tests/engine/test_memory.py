@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 
 import numpy as np
 import pytest
 import torch
 
-from detector.engine.memory import PeakMemory
+from detector.engine.memory import PeakMemory, pss_mib
 from tests.devices import on_cuda
 
 MIB = 1 << 20
@@ -22,23 +24,58 @@ def hold(mib: int, ready: Event, leave: Event) -> None:
     del block
 
 
-def test_the_peak_holds_at_least_what_workers_allocated() -> None:
+def forked(blocks: int, hold: Callable[..., None], *arguments: object) -> tuple[float, PeakMemory]:
+    """Return by how many MiB ``blocks`` processes that run ``hold`` raise the peak, and the peak."""
     memory = PeakMemory()
-    alone = memory.mib()
+    alone = pss_mib(os.getpid())
+    assert alone is not None
     context = multiprocessing.get_context("fork")
-    ready, leave = [context.Event() for _ in range(2)], context.Event()
-    workers = [context.Process(target=hold, args=(100, event, leave)) for event in ready]
+    ready, leave = [context.Event() for _ in range(blocks)], context.Event()
+    workers = [context.Process(target=hold, args=(*arguments, event, leave)) for event in ready]
     for worker in workers:
         worker.start()
     assert all(event.wait(60) for event in ready)
     memory.sample()
-    during = memory.mib()
     leave.set()
     for worker in workers:
         worker.join(60)
-    assert during - alone >= 200
+    return memory.mib() - alone, memory
+
+
+@pytest.fixture
+def no_own_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process have had a peak of their own."""
+    monkeypatch.setattr("detector.engine.memory._own_peak_mib", lambda: 0.0)
+
+
+def test_the_peak_holds_at_least_what_workers_allocated(no_own_peak: None) -> None:
+    more, memory = forked(2, hold, 100)
+    assert more >= 200
+    peak = memory.mib()
     memory.sample()
-    assert memory.mib() >= during  # the peak stays when the workers have gone
+    assert memory.mib() == peak  # the peak stays when the workers have gone
+
+
+def look(block: np.ndarray, ready: Event, leave: Event) -> None:
+    assert block.sum(dtype=np.int64) == len(block)
+    ready.set()
+    leave.wait(60)
+
+
+def test_a_page_that_workers_share_counts_once(no_own_peak: None) -> None:
+    """Three processes with one block of 300 MiB had 900 MiB."""
+    block = np.ones(300 * MIB, np.uint8)
+    more, _ = forked(2, look, block)
+    assert more < 150
+    del block
+
+
+def test_a_system_without_shares_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.engine.memory.pss_mib", lambda pid: None)
+    memory = PeakMemory()
+    figures = memory.figures()
+    assert figures["peak_rss_note"].startswith("shared pages are counted once per process: ")
+    assert figures["peak_rss_mib"] > 100
 
 
 def test_the_own_peak_rises_with_what_is_held() -> None:

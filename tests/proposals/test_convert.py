@@ -15,6 +15,7 @@ import pytest
 from detector.errors import InputError
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format, inspect
+from detector.proposals.readers.folders import files_of
 from detector.proposals.sources import conversion_name, source_parameters
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord, Targets
@@ -310,3 +311,14 @@ def test_inspect_describes_a_file(tmp_path: Path, boxes: dict[str, FloatArray]) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="give its format"):
         inspect(tmp_path / "empty")
+
+
+def test_hidden_files_and_the_case_of_a_suffix_do_not_matter(tmp_path: Path) -> None:
+    for name in ("._a.npy", ".cache/a.npy", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no array")
+    np.save(tmp_path / "a.npy", np.ones((2, 4), np.float32))
+    (tmp_path / "a.npy").rename(tmp_path / "a.NPY")
+    assert [key for key, _ in files_of(tmp_path, ".npy")] == ["a"]
+    assert guess_format(tmp_path) == "npy"
+    assert guess_format(tmp_path / "boxes.JSON") == "coco"

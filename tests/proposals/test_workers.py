@@ -7,7 +7,9 @@ import signal
 import time
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
 from detector.proposals.workers import Lost, run_tasks
 
@@ -43,6 +45,20 @@ def test_an_error_is_raised_here_with_its_place() -> None:
     with pytest.raises(KeyError, match="sky") as caught:
         list(run_tasks(work, [1, "fail"], workers=1))
     assert 'raise KeyError("sky")' in caught.value.__notes__[0]
+
+
+def threads(_task: int) -> tuple[int, int]:
+    return torch.get_num_threads(), cv2.getNumThreads()
+
+
+def test_the_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each had as many threads as there are cores."""
+    monkeypatch.setattr("detector.proposals.workers.available_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for workers, expected in ((2, 3), (6, 1), (8, 1)):
+        assert next(run_tasks(threads, [0], workers=workers)) == (0, (expected, expected))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert next(run_tasks(threads, [0], workers=2)) == (0, (1, 1))
 
 
 def test_no_process_is_left_behind() -> None:

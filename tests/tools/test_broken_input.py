@@ -71,6 +71,13 @@ def test_config_faults(tool: Tool, config: Path, tmp_path: Path) -> None:
     assert not (run / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("name", ["train", "evaluate", "check_data", "recall", "propose", "draw_pooling"])
+def test_a_config_without_its_option(tool: Tool, name: str) -> None:
+    result = tool(name, "configs/mine.yaml")
+    assert result.returncode == 2
+    assert "write --config configs/mine.yaml" in result.stderr
+
+
 def test_an_id_without_annotation_or_image(tool: Tool, config: Path, root: Path, tmp_path: Path) -> None:
     train = ("train", "--config", config, "--output", tmp_path / "run")
     first = (root / "ImageSets/Main/trainval.txt").read_text().split()[0]

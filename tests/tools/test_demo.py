@@ -62,6 +62,30 @@ def test_images_of_any_folder_need_no_store(tool: Tool, checkpoint: Path, tmp_pa
     assert proposals_of_each(tmp_path / "out") == [1, 1, 1, 1]
 
 
+def test_scores_of_svms_may_be_below_zero(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
+    image = next((tmp_path / "voc/JPEGImages").iterdir())
+    (tmp_path / "text").mkdir()
+    (tmp_path / f"text/{image.stem}.txt").write_text("3 4 50 60\n")
+    arguments = (
+        "--checkpoint",
+        checkpoint,
+        image,
+        "--output",
+        "out",
+        "--device",
+        "cpu",
+        "--proposals",
+        "text",
+    )
+    result = tool("demo", *arguments, "--score-threshold", "-0.5")
+    assert result.returncode == 0, result.stderr
+    assert "no detections below test.score_threshold = 0 are made" in result.stderr
+    assert "--set test.score_threshold=-0.5" in result.stderr
+    result = tool("demo", *arguments, "--score-threshold", "nan")
+    assert result.returncode == 2
+    assert "--score-threshold nan: expected a finite number" in result.stderr
+
+
 def test_a_file_is_looked_up_by_stem(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
     image = next((tmp_path / "voc/JPEGImages").iterdir())
     (tmp_path / "text").mkdir()

@@ -20,18 +20,19 @@ _LONGEST_LINE = 1000
 def files_of(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
     """Yield (id, path) of the files with ``suffix`` in ``folder`` and below, in order of their names.
 
-    Hidden files are passed by. The id is the path inside the folder without the suffix.
+    The suffix's case is no matter; hidden files are passed by. The id is the path inside the folder without
+    the suffix.
 
     Raises InputError if there is none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; one with a {suffix} file for each image is wanted")
-    shown = (path for path in folder.rglob(f"*{suffix}") if not is_hidden(path, folder))
-    paths = sorted(path for path in shown if path.is_file())
+    named = (path for path in folder.rglob("*") if path.suffix.lower() == suffix)
+    paths = sorted(path for path in named if not is_hidden(path, folder) and path.is_file())
     if not paths:
         raise InputError(f"{folder} has no {suffix} files")
     for path in paths:
-        yield path.relative_to(folder).as_posix().removesuffix(suffix), path
+        yield path.relative_to(folder).with_suffix("").as_posix(), path
 
 
 def read_npy_folder(folder: Path) -> Iterator[RawImage]:
