@@ -20,17 +20,20 @@ _SHAPING = (
     "model.box.regression",
 )
 """The keys that decide which tensors a network has."""
+_OF_PREDICTOR = {"task", "model.head.class_agnostic", "model.box.regression"}
 
 
-def differences(config: Config, stored: Any) -> str:
+def differences(config: Config, stored: Any, *, predictor: bool = True) -> str:
     """Return in which keys the ``stored`` config of a checkpoint asks for another network; "" for none.
 
-    For instance ``made with model.backbone.name = 'vgg16', the config says 'small'``.
+    Without ``predictor``, what only decides on cls_score and bbox_pred does not count. For instance
+    ``made with model.backbone.name = 'vgg16', the config says 'small'``.
     """
     now = config.model_dump(mode="json")
     found = [
         f"{key} = {before!r:.80}, the config says {wanted!r:.80}"
         for key in _SHAPING
+        if predictor or key not in _OF_PREDICTOR
         for before in _at(stored, key)
         for wanted in _at(now, key)
         if before != wanted

@@ -92,7 +92,7 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
         {_common_name(name): tensor for name, tensor in checkpoint["model"].items()},
         remake=HEADS if reason is not None else (),
     )
-    made_with = differences(config, checkpoint["config"])
+    made_with = differences(config, checkpoint["config"], predictor=False)
     report(transfer, source, "train.allow_partial", config.train.allow_partial, made_with)
     taken = {ours[common]: tensor for common, tensor in transfer.tensors.items()}
     model.load_state_dict(taken, strict=False)

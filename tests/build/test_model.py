@@ -96,6 +96,8 @@ def test_differences_are_those_that_change_the_network(tiny: Load) -> None:
     assert differences(config, tiny("train.steps=5", "model.roi_chunk=7").model_dump(mode="json")) == ""
     for odd in (None, [], {"model": 3}, {"model": {"backbone": None}}):
         assert differences(config, odd) == ""
+    other = tiny("model.box.regression=none").model_dump(mode="json")
+    assert differences(config, other, predictor=False) == ""
     both = tiny("model.head.hidden=[4]", "model.box.regression=none").model_dump(mode="json")
     assert differences(config, both) == (
         "made with model.head.hidden = [4], the config says [32, 32]; with model.box.regression = 'none', "

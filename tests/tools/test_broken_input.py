@@ -102,7 +102,10 @@ def test_checkpoints_that_do_not_fit(tool: Tool, config: Path, checkpoint: Path,
     evaluate = ("evaluate", "--config", config, "--checkpoint")
     refused(tool(*evaluate, short), "short.pt", "truncated")
     refused(tool(*evaluate, tmp_path / "none.pt"), "none.pt", "no such checkpoint")
-    refused(tool(*evaluate, checkpoint, "model.pool.output_size=3"), "another architecture", "fc6.weight")
+    refused(
+        tool(*evaluate, checkpoint, "model.pool.output_size=3"),
+        "made with model.pool.output_size = 4, the config says 3",
+    )
     foreign = tmp_path / "foreign.pt"
     torch.save({"weights": torch.zeros(3)}, foreign)
     refused(tool(*evaluate, foreign), "foreign.pt", "not a checkpoint of this project")

@@ -62,4 +62,4 @@ def test_a_detectors_checkpoint_is_no_classifiers(tool: Tool, tmp_path: Path, co
     checkpoint = tmp_path / "run" / "checkpoints" / "step_2.pt"
     refused = tool("evaluate", "--config", config, "--checkpoint", checkpoint, *detection)
     assert refused.returncode != 0
-    assert "missing predictor.bbox_pred" in refused.stderr
+    assert "made with task = 'classification', the config says 'detection'" in refused.stderr
