@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,33 @@ from detector.errors import InputError
 MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
 MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of their text
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def require_regular(path: Path) -> None:
+    """Raise InputError unless ``path`` is a regular file; links are followed.
+
+    To be called before a user's file is opened: a named pipe would be waited for without end, and a device
+    can have any length.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r}: cannot open the file: {reason}") from None
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise InputError(f"{path}: is {kind}; expected a regular file, nothing else is opened")
 
 
 def write_text(path: Path, text: str) -> None:

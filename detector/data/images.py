@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from detector.errors import InputError
+from detector.files import require_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -62,11 +63,34 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     if size is not None and image.shape[:2] != size:
         image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image.shape[:2] != size:
-            raise WrongImageSize(
-                f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
-                f"{size[1]}x{size[0]}; correct the annotation's <size> or put back the right image"
-            )
+            raise _wrong_size(path, image.shape[:2], size)
     return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def check_image(path: Path, size: tuple[int, int] | None = None) -> None:
+    """Raise InputError where `read_image` would because of the header, the size or a missing end.
+
+    The pixels are not decoded, so damage between the header and the end is not found.
+    """
+    require_regular(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
+        _refuse_truncated(path, path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
+    with _header(path) as image:
+        stored = (image.height, image.width)
+        swapped = stored[::-1] == size and image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+    if size is not None and stored != size and not swapped:
+        raise _wrong_size(path, stored, size)
+
+
+def _wrong_size(path: Path, found: tuple[int, ...], annotated: tuple[int, int]) -> WrongImageSize:
+    return WrongImageSize(
+        f"{path}: the image is {found[1]}x{found[0]} pixels, its annotation says "
+        f"{annotated[1]}x{annotated[0]}; correct the annotation's <size> or put back the right image"
+    )
 
 
 def stored_view(path: Path) -> tuple[tuple[int, int], int]:

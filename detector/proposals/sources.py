@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
+from detector.files import require_regular
 from detector.structures import ImageRecord
 
 
@@ -47,5 +48,6 @@ def conversion_name(parameters: dict[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
+    require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
