@@ -68,7 +68,7 @@ def read_header(file: IO[bytes]) -> Header:
     except Exception as error:  # numpy lets many kinds out of a damaged header, those of a tokenizer too
         raise ValueError(f"a damaged .npy header: {error}") from error
     if header.dtype.hasobject:
-        raise ValueError("an array of Python objects, which is not read")
+        raise ValueError("Python objects and not plain numbers")
     if any(side < 0 for side in header.shape):
         raise ValueError(f"an array of shape {header.shape}")
     return header
