@@ -69,7 +69,7 @@ def read_header(file: IO[bytes]) -> Header:
         raise ValueError(f"a damaged .npy header: {error}") from error
     if header.dtype.hasobject:
         raise ValueError("Python objects and not plain numbers")
-    if any(side < 0 for side in header.shape):
+    if any(type(side) is not int or side < 0 for side in header.shape):
         raise ValueError(f"an array of shape {header.shape}")
     return header
 

@@ -166,6 +166,7 @@ HEADERS = [
     b"{'descr': '<f4', 'fortran_order': False, 'shape': (-2, 4)}\n",
     b"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 1" + b"0" * 30 + b")}\n",
     b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, None)}\n",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4)}\n",
     b"{'descr': '<f4', 'fortran_order': False, 'shape': 8}\n",
     b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 4)}\n",
     b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2, 4)}\n",
