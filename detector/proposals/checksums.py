@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from detector.proposals.index import Row
-from detector.proposals.segments import ROW_BYTES, open_part, segment_path
+from detector.proposals.index import SegmentRows
+from detector.proposals.segments import Part, open_part, segment_path
 
 _BLOCK = 1 << 20
 
@@ -21,61 +22,58 @@ class Damage(NamedTuple):
     image_ids: list[str]
 
 
-def find_damage(folder: Path, number: int, rows: list[Row]) -> Damage | None:
-    """Read what ``rows``, in order of their offsets, have in segment ``number``; None where all is sound.
+def find_damage(folder: Path, number: int, rows: SegmentRows) -> Damage | None:
+    """Read what ``rows`` have in segment ``number``; None where all is sound.
 
     The files are read once, a block at a time. Raises FileNotFoundError where one is missing.
     """
-    path = segment_path(folder, number, "boxes")
-    try:
-        with open_part(folder, number, "boxes") as boxes:
-            if not any(row.scored for row in rows):
-                damaged = list(_damaged(rows, boxes.file, boxes.start, boxes.rows, None, 0))
-            else:
-                path = segment_path(folder, number, "scores")
-                with open_part(folder, number, "scores") as scores:
-                    length = min(boxes.rows, scores.rows)
-                    damaged = list(_damaged(rows, boxes.file, boxes.start, length, scores.file, scores.start))
-    except FileNotFoundError:
-        raise
-    except (ValueError, OSError) as error:
-        return Damage(path, str(error), [row.image_id for row in rows])
+    kinds = ("boxes", "scores") if any(rows.scored) else ("boxes",)
+    parts = []
+    with ExitStack() as opened:
+        for kind in kinds:
+            path = segment_path(folder, number, kind)
+            try:
+                parts.append(opened.enter_context(open_part(folder, number, kind)))
+            except FileNotFoundError:
+                raise
+            except (ValueError, OSError) as error:
+                return Damage(path, str(error), rows.ids(range(len(rows))))
+        path = segment_path(folder, number, "boxes")
+        try:
+            damaged = rows.ids(_damaged(rows, parts))
+        except OSError as error:
+            return Damage(path, str(error), rows.ids(range(len(rows))))
     if not damaged:
         return None
     reason = f"{len(damaged)} of its {len(rows)} images, first {damaged[0]!r}, are not as they were written"
-    return Damage(segment_path(folder, number, "boxes"), reason, damaged)
+    return Damage(path, reason, damaged)
 
 
-def _damaged(
-    rows: Iterable[Row],
-    boxes: BinaryIO,
-    boxes_start: int,
-    length: int,
-    scores: BinaryIO | None,
-    scores_start: int,
-) -> Iterable[str]:
-    """Yield the images whose bytes have another checksum, or that overlap others or leave the file."""
-    block = memoryview(bytearray(_BLOCK))
+def _damaged(rows: SegmentRows, parts: list[Part]) -> Iterator[int]:
+    """Yield the places of ``rows`` whose bytes have another checksum, or that overlap or leave the file."""
+    length = min(part.rows for part in parts)
     end = 0
-    for row in rows:
-        inside = (end <= row.offset or row.boxes == 0) and row.offset + row.boxes <= length
-        if inside:
-            size = ROW_BYTES["boxes"]
-            found = _checksum(boxes, boxes_start + row.offset * size, row.boxes * size, 0, block)
-            if row.scored and scores is not None:
-                size = ROW_BYTES["scores"]
-                found = _checksum(scores, scores_start + row.offset * size, row.boxes * size, found, block)
-            end = max(end, row.offset + row.boxes)
-        if not inside or found != row.checksum:
-            yield row.image_id
+    columns = zip(rows.offsets, rows.boxes, rows.scored, rows.checksums, strict=True)
+    for place, (offset, boxes, scored, wanted) in enumerate(columns):
+        sound = (end <= offset or boxes == 0) and offset + boxes <= length
+        if sound:
+            found = 0
+            for part in parts if scored else parts[:1]:
+                found = _checksum(part, offset, boxes, found)
+            sound = found == wanted
+            end = max(end, offset + boxes)
+        if not sound:
+            yield place
 
 
-def _checksum(file: BinaryIO, start: int, length: int, checksum: int, block: memoryview) -> int:
-    file.seek(start)
-    while length > 0:
-        part = block[: file.readinto(block[: min(length, len(block))])]  # type: ignore[attr-defined]
-        if not part:
+def _checksum(part: Part, offset: int, count: int, checksum: int) -> int:
+    start, left = part.start + offset * part.row_bytes, count * part.row_bytes
+    if part.file.tell() != start:
+        part.file.seek(start)
+    while left > 0:
+        data = part.file.read(min(left, _BLOCK))
+        if not data:
             raise OSError("the file ends too early")
-        checksum = zlib.crc32(part, checksum)
-        length -= len(part)
+        checksum = zlib.crc32(data, checksum)
+        left -= len(data)
     return checksum

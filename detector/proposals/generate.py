@@ -255,5 +255,6 @@ def _read_bytes(path: Path) -> bytes:
         require_regular(path)
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the image {path}: {reason}") from error

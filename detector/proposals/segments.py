@@ -20,7 +20,7 @@ from detector.proposals.npy import Header, check_length, map_file, read_header
 
 FloatArray = NDArray[np.float32]
 _NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
-ROW_BYTES = {"boxes": 16, "scores": 4}
+_BUFFER = 1 << 18
 Signature = tuple[tuple[int, ...] | None, ...]
 # A map holds a file descriptor and most systems allow a process 1024 of them.
 _OPEN_SEGMENTS = 64
@@ -63,28 +63,28 @@ def greatest_number(folder: Path) -> int:
 
 
 class Part(NamedTuple):
-    """An open file of a segment: its ``rows`` of boxes or scores begin at byte ``start``."""
+    """An open file of a segment: its ``rows`` of boxes or scores, ``row_bytes`` each, begin at ``start``."""
 
     file: BinaryIO
     start: int
     rows: int
+    row_bytes: int
 
 
 @contextmanager
 def open_part(folder: Path, number: int, kind: str) -> Iterator[Part]:
-    """Open the ``boxes`` or ``scores`` of segment ``number`` for unbuffered reading.
+    """Open the ``boxes`` or ``scores`` of segment ``number`` for reading.
 
     Raises FileNotFoundError where the file is missing, ValueError for one that is no such part.
     """
     path = segment_path(folder, number, kind)
     if path.exists():
         require_regular(path)
-    with path.open("rb", buffering=0) as raw:
-        file: BinaryIO = raw
+    with path.open("rb", buffering=_BUFFER) as file:
         header = read_header(file)
         _check_kind(header, kind)
         check_length(file.tell() + header.data_bytes, os.fstat(file.fileno()).st_size)
-        yield Part(file, file.tell(), header.shape[0])
+        yield Part(file, file.tell(), header.shape[0], 16 if kind == "boxes" else 4)
 
 
 class SegmentMaps:

@@ -19,7 +19,11 @@ def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
         if source.is_dir():
             whole = hashlib.blake2b(digest_size=16)
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
-                whole.update(f"{path.relative_to(source).as_posix()}\n{_digest(path)}\n".encode())
+                whole.update(
+                    f"{path.relative_to(source).as_posix()}\n{_digest(path)}\n".encode(
+                        "utf-8", "surrogatepass"
+                    )
+                )
             digest = whole.hexdigest()
         else:
             digest = _digest(source)
@@ -32,7 +36,7 @@ def record_digest(records: Iterable[ImageRecord]) -> str:
     """Return a hash of the ids and sizes of ``records``, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for record in records:
-        digest.update(f"{record.image_id}\n{record.height} {record.width}\n".encode())
+        digest.update(f"{record.image_id}\n{record.height} {record.width}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -256,7 +256,7 @@ class ProposalStore:
         try:
             return find_damage(self.path, number, rows)
         except FileNotFoundError as error:
-            return Damage(Path(error.filename), "it is missing", [row.image_id for row in rows])
+            return Damage(Path(error.filename), "it is missing", rows.ids(range(len(rows))))
 
     def _remedy(self) -> str:
         if self.generator == "converted":

@@ -40,11 +40,11 @@ def read_all(source: Path, file_format: str) -> list[Any]:
 
 
 def refused(source: Path, file_format: str, message: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()  # not the clock's: other work on the machine is no fault of the reader
     with pytest.raises(InputError, match=message) as caught:
         read_all(source, file_format)
     assert str(source) in str(caught.value)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 class _Runs:
