@@ -103,15 +103,33 @@ class Targets:
         return found[1:]
 
 
+class ImageName(NamedTuple):
+    """The two names of an image: ``image_id`` as in `ImageRecord`, and its ``key``."""
+
+    image_id: str
+    key: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One image of a data set as the reader gives it: where it lies, its size, what is on it."""
+    """One image of a data set as the reader gives it: where it lies, its size, what is on it.
+
+    ``image_id`` is the image's name in annotations and result files; it is unique within a split alone,
+    since COCO files may count from 1 in every split. ``key`` is unique within the data set: the image's path
+    below the data root with its suffix (`detector.data.keys.image_key`), by which proposal stores, lists of
+    images and caches know the image. A record that is made without one takes ``image_id``.
+    """
 
     image_id: str
     path: Path
     height: int
     width: int
     targets: Targets
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", self.image_id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -161,7 +161,7 @@ def read_journal(path: Path) -> object:
 
 def cache_plan() -> CachePlan:
     views = (ImageMeta(image_id="a", original_size=(20, 30), input_size=(32, 40)),)
-    images = [CachedImage(views=views, content="x")]
+    images = [CachedImage(key="a", views=views, content="x")]
     return CachePlan(images, {"weights": "w"}, map_size=lambda size: (size[0] // 8, size[1] // 8), channels=3)
 
 

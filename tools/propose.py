@@ -57,7 +57,7 @@ def main() -> int:
     elif config.proposals.method is None:
         reports = [jobs.open_split(config, split, records) for split, records in splits.items()]
     else:
-        reports = [(jobs.generate_for_config(config, splits, target, shard, arguments.workers), splits)]
+        reports = [jobs.generate_for_config(config, splits, target, shard, arguments.workers)]
     for report, covered in reports:
         if config is not None:
             jobs.report_splits(report, covered, config)

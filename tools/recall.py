@@ -9,6 +9,7 @@ overlap."""
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from detector.errors import InputError
 from detector.evaluation.report import recall_tables, write_json
 from detector.progress import note, progress_bar
 from detector.proposals.analysis import measure_overlaps, recall_report
+from detector.proposals.matched import match_store
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord
 from detector.visualize.recall import recall_picture
@@ -64,8 +66,9 @@ def open_stores(
         name = name or Path(place).name
         if name in stores:
             raise InputError(f"--store {text}: two are called {name!r}; name them: --store NAME={place}")
-        stores[name] = ProposalStore.open(place)
-        if not any(record.image_id in stores[name] for record in records):
+        everything = partial(data_parts.all_names, config)
+        stores[name] = match_store(ProposalStore.open(place), records, everything)
+        if not any(record.key in stores[name] for record in records):
             raise InputError(f"{place}: no proposals for any image of {split}; is it of another data set?")
     if not stores:
         own = proposal_parts.open_proposals(config, records, split)

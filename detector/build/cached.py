@@ -34,8 +34,8 @@ class CachedFeatures:
 
     def __call__(self, record: ImageRecord) -> tuple[list[Tensor], list[ImageMeta]]:
         """Return the levels, (1, C, h, w) float32 each, and the meta data of their scales."""
-        levels = [level.to(self.device, non_blocking=True) for level in self.cache.levels(record.image_id)]
-        return levels, self.metas[record.image_id]
+        levels = [level.to(self.device, non_blocking=True) for level in self.cache.levels(record.key)]
+        return levels, self.metas[record.key]
 
 
 def open_cache(
@@ -66,7 +66,7 @@ def open_cache(
     note(f"features of {len(records)} images at {scales} scales: {plan.bytes / 2**20:.1f} MiB in {place}")
     with progress_bar("convolutions") as advance:
         cache = fill_cache(place, plan, features, load, advance)
-    metas = {image.image_id: list(image.views) for image in plan.images}
+    metas = {image.key: list(image.views) for image in plan.images}
     return CachedFeatures(cache, metas, device)
 
 
@@ -74,6 +74,7 @@ def _plan(config: Config, model: RegionDetector, records: Sequence[ImageRecord])
     transforms = inference_transforms(config)
     images = [
         CachedImage(
+            key=record.key,
             views=tuple(
                 ImageMeta(
                     image_id=record.image_id,

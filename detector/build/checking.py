@@ -71,7 +71,7 @@ def _find_items(config: Config, splits: Sequence[str]) -> Found:
             found = [voc_items(root, places, images, lists, choices, every)]
         else:
             found = [
-                coco_items(annotation_place(config, split), root / images, split, choose)
+                coco_items(annotation_place(config, split), root / images, root, split, choose)
                 for split, choose in choices.items()
             ]
         for more, faults in found:

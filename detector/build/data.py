@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,15 +14,18 @@ from detector.build.model import build_normalization
 from detector.config import Config
 from detector.data.choice import Choice, by_ratio, in_turn, read_left_out, without
 from detector.data.coco import CocoDataset, category_names, load_coco
+from detector.data.coco import image_names as coco_names
 from detector.data.coco_json import read_coco
 from detector.data.collate import collate, collate_or_error, raise_errors
 from detector.data.dataset import InferenceDataset, ProposalSource, TrainingDataset, quiet_worker
 from detector.data.generated import ensure_generated
 from detector.data.samplers import TrainingBatches, aspect_groups
 from detector.data.transforms import ImageTransform
-from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
+from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc, split_ids
+from detector.data.voc import image_names as voc_names
+from detector.data.voc_split import resolve_folder
 from detector.errors import InputError
-from detector.structures import Batch, ImageMeta, ImageRecord, Sample
+from detector.structures import Batch, ImageMeta, ImageName, ImageRecord, Sample
 
 
 def ensure_data(config: Config) -> None:
@@ -49,8 +53,12 @@ def class_names(config: Config) -> tuple[str, ...]:
             )
         case None:
             splits = (config.data.train_split, config.data.test_split)
-            folders = dict.fromkeys(for_split(config.data.annotations, split) for split in splits)
-            found = (find_classes(config.data.root, folder, kept_images(config)) for folder in folders)
+            places = dict.fromkeys(
+                (for_split(config.data.annotations, split), for_split(config.data.images, split))
+                for split in splits
+            )
+            kept = kept_images(config)
+            found = (find_classes(config.data.root, folder, kept, images=images) for folder, images in places)
             return tuple(sorted(set().union(*found)))
         case "voc":
             return VOC_CLASSES
@@ -69,6 +77,7 @@ def load_split(
         return load_coco(
             annotation_place(config, split),
             Path(config.data.root) / images,
+            root=config.data.root,
             choose=choose,
             classes=classes,
             invalid_boxes=policy,
@@ -93,16 +102,54 @@ def annotation_place(config: Config, split: str) -> Path:
 
 
 def split_choice(config: Config, split: str) -> Choice:
-    """Return which of the ids that the annotations or the split file name belong to ``split``."""
-    ratio = config.data.split_ratio
-    divided = [by_ratio(split, ratio, config.data.split_seed)] if ratio else []
-    return in_turn([*divided, kept_images(config)])
+    """Return which of the images that the annotations or the split file name belong to ``split``."""
+    return in_turn([*_divided(config, split), kept_images(config)])
 
 
 def kept_images(config: Config) -> Choice:
     """Return the choice of all images but those of ``data.leave_out``."""
     listed = config.data.leave_out
-    return without(read_left_out(Path(listed)) if listed else set())
+    if listed is None:
+        return in_turn([])
+    shared = "{split}" not in config.data.annotations + config.data.images
+    return without(
+        read_left_out(Path(listed)),
+        listed,
+        tuple if shared else partial(all_names, config),  # within one folder or file, ids are unique
+    )
+
+
+def all_names(config: Config) -> list[ImageName]:
+    """Return the names of the images of every split that the config names, those left out included.
+
+    A split that is not there has none. Raises InputError for one that cannot be read.
+    """
+    data = config.data
+    splits = filter(None, (data.train_split, data.test_split, config.train.evaluate_split))
+    there = [split for split in dict.fromkeys(splits) if _split_source(config, split).exists()]
+    return list(dict.fromkeys(name for split in there for name in _split_names(config, split)))
+
+
+def _split_source(config: Config, split: str) -> Path:
+    """Return the file or folder that names the images of a split."""
+    if config.data.format == "coco" or config.data.split_ratio or config.data.splits is None:
+        return annotation_place(config, split)
+    return Path(config.data.root) / config.data.splits / f"{split}.txt"
+
+
+def _split_names(config: Config, split: str) -> Sequence[ImageName]:
+    data, root = config.data, Path(config.data.root)
+    images, choose = for_split(data.images, split), in_turn(_divided(config, split))
+    if data.format == "coco":
+        return choose(coco_names(read_coco(annotation_place(config, split)), root / images, root))
+    folder = resolve_folder(root, for_split(data.annotations, split), "one XML file an image")
+    lists = None if data.split_ratio else data.splits
+    return voc_names(split_ids(root, lists, split, folder, choose, images=images)[0], root, images)
+
+
+def _divided(config: Config, split: str) -> list[Choice]:
+    ratio = config.data.split_ratio
+    return [by_ratio(split, ratio, config.data.split_seed)] if ratio else []
 
 
 def for_split(name: str, split: str) -> str:

@@ -18,6 +18,7 @@ from detector.build.proposals import (
 )
 from detector.config import Config
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.keys import image_key
 from detector.engine.determinism import cuda_algorithms
 from detector.errors import InputError
 from detector.evaluation.report import write_json
@@ -57,7 +58,8 @@ def run_demo(
 ) -> int:
     """Detect in ``images``, draw into ``folder``, write ``detections.json``; return how many were drawn.
 
-    Proposals come from the config's file, by the images' stems, or are made on the spot by its method.
+    Proposals come from the config's file, by the images' paths or file names, or are made on the spot by
+    its method.
     """
     records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
     refuse_overwriting(records, folder)
@@ -91,7 +93,10 @@ def refuse_overwriting(records: Sequence[ImageRecord], folder: Path) -> None:
 def record_of(path: Path, image_id: str) -> ImageRecord:
     """Return a record for an image file without annotations."""
     height, width = read_image(path).shape[:2]
-    return ImageRecord(image_id=image_id, path=path, height=height, width=width, targets=Targets.empty())
+    key = image_key(path, Path())
+    return ImageRecord(
+        image_id=image_id, key=key, path=path, height=height, width=width, targets=Targets.empty()
+    )
 
 
 @contextmanager
@@ -106,10 +111,10 @@ def demo_proposals(config: Config, records: Sequence[ImageRecord]) -> Iterator[S
             store = make_proposals(config, records, target)
         else:
             store = convert_proposals(config, records, target=target)
-        missing = [record for record in records if record.image_id not in store]
+        missing = [record for record in records if record.key not in store]
         if missing and config.proposals.missing == "error":
             raise InputError(
-                f"{store.path}: no proposals for {missing[0].path} (id {missing[0].image_id!r}); give a file "
+                f"{store.path}: no proposals for {missing[0].path}; give a file "
                 "that has them with --proposals, or leave it out to have them made"
             )
         yield stored_proposals(config, store, training=False)

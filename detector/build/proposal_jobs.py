@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from detector.config import Config
 from detector.config.load import override, parse_proposals
 from detector.config.sections.proposals import ProposalsConfig
 from detector.data.images import IMAGE_SUFFIXES
+from detector.data.keys import image_key
 from detector.errors import InputError
 from detector.progress import note, progress_bar
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format
+from detector.proposals.matched import match_store
 from detector.proposals.merge import merge_stores
 from detector.proposals.methods import store_name
 from detector.proposals.recall import recall
@@ -81,29 +84,32 @@ def split_records(config: Config, splits: Sequence[str] | None) -> Splits:
 
 def all_records(splits: Splits) -> list[ImageRecord]:
     """Return every image of ``splits`` once."""
-    return list({record.image_id: record for found in splits.values() for record in found}.values())
+    return list({record.key: record for found in splits.values() for record in found}.values())
 
 
 def folder_records(folder: Path) -> list[ImageRecord]:
-    """Return the images in ``folder`` and below; the id is the path inside it without the suffix.
+    """Return the images in ``folder`` and below; the key is the path inside it.
 
-    Raises InputError where there is none, and where two would have one id.
+    Raises InputError where there is none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of images")
-    paths: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            image_id = path.relative_to(folder).with_suffix("").as_posix()
-            if image_id in paths:
-                raise InputError(f"{path} and {paths[image_id]} would both be image {image_id!r}; rename one")
-            paths[image_id] = path
+    paths = [
+        path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    ]
     if not paths:
         raise InputError(f"no image in {folder}; known: {', '.join(IMAGE_SUFFIXES)}")
     return [
         # Size 0 x 0: taken from the file when it is decoded.
-        ImageRecord(image_id=image_id, path=path, height=0, width=0, targets=Targets.empty())
-        for image_id, path in paths.items()
+        ImageRecord(
+            image_id=path.relative_to(folder).with_suffix("").as_posix(),
+            key=image_key(path, folder),
+            path=path,
+            height=0,
+            width=0,
+            targets=Targets.empty(),
+        )
+        for path in paths
     ]
 
 
@@ -124,11 +130,20 @@ def default_folder(config: Config) -> Path:
 
 def generate_for_config(
     config: Config, splits: Splits, target: Path | None, shard: Shard, workers: int | None
-) -> Report:
-    """Make the proposals of ``splits``; ``target`` None is where training looks, or a place for the part."""
+) -> tuple[Report, Splits]:
+    """Make the proposals of ``splits`` and return what came of it with the images of the part, by split.
+
+    ``target`` None is where training looks, or a place for the part.
+    """
     folder = target or shard.folder(default_folder(config))
-    part = shard.of(all_records(splits))
-    return Report(*proposal_parts.generate(config.proposals, part, folder, workers=workers))
+    records = all_records(splits)
+    part = shard.of(records)
+    if shard.total > 1:
+        note(f"part {shard.number} of {shard.total}: {len(part)} of {len(records)} images")
+    store, failed = proposal_parts.generate(config.proposals, part, folder, workers=workers)
+    keys = {record.key for record in part}
+    covered = {split: [one for one in found if one.key in keys] for split, found in splits.items()}
+    return Report(match_store(store, part), failed), covered
 
 
 def generate_for_folder(
@@ -171,6 +186,7 @@ def convert_file(
                 target,
                 records=records or None,
                 one_split=len(splits) <= 1,
+                everything=tuple if config is None else partial(data_parts.all_names, config),
                 progress=lambda done: advance(done, max(done, len(records))),
                 **options,
             )
@@ -191,8 +207,8 @@ def tell(report: Report) -> None:
     """Say what was found and what failed."""
     for text in report.store.notes:
         note(text)
-    for image_id, reason in report.failed.items():
-        note(f"no proposals for {image_id}: {reason}")
+    for key, reason in report.failed.items():
+        note(f"no proposals for {key}: {reason}")
     failed = f", {len(report.failed)} failed" if report.failed else ""
     note(f"{report.store.path}: {len(report.store)} images{failed}")
 
@@ -200,7 +216,9 @@ def tell(report: Report) -> None:
 def report_splits(report: Report, splits: Splits, config: Config) -> None:
     """Measure and print the recall of each split's images that have proposals."""
     for split, records in splits.items():
-        known = [record for record in records if record.image_id in report.store]
+        if not records:
+            continue  # none of this split is in the part that was made
+        known = [record for record in records if record.key in report.store]
         proposal_parts.report_recall(known, report.store, config, split)
         report.recall[split] = recall(known, report.store)
         if len(known) < len(records):

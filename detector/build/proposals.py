@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from detector.build.data import all_names
 from detector.config import Config
 from detector.config.sections.proposals import ProposalsConfig
 from detector.data.images import check_image, read_image
@@ -18,12 +20,13 @@ from detector.errors import InputError
 from detector.progress import note, progress_bar
 from detector.proposals.convert import convert
 from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
+from detector.proposals.matched import match_store
 from detector.proposals.methods import store_name
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.recall import recall
 from detector.proposals.sources import conversion_name, record_digest, source_parameters
 from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord, Proposals
+from detector.structures import ImageName, ImageRecord, Proposals
 
 PROPOSALS_FOLDER = Path("data/proposals")
 LOW_RECALL = 0.5
@@ -53,10 +56,10 @@ class StoredProposals:
 
     def __call__(self, record: ImageRecord) -> Proposals:
         size = (record.height, record.width)
-        if record.image_id not in self.store:
+        if record.key not in self.store:
             whole = torch.tensor([[0.0, 0.0, record.width, record.height]])
             return Proposals(boxes=whole if self.full_image else torch.zeros(0, 4))
-        found = self.store[record.image_id]
+        found = self.store[record.key]
         return filter_proposals(found, size, min_size=self.min_size, top_k=self.top_k)
 
 
@@ -89,8 +92,9 @@ def convert_proposals(
             f"{path}: no such proposals; proposals.file names a file of format {source.format!r} with the "
             f"boxes of every image of {config.data.root}, or set proposals.method to make them"
         )
+    everything = other_images(config, split)
     if source.format is None or source.format == "store":
-        return ProposalStore.open(path)
+        return match_store(ProposalStore.open(path), records, everything)
     options: dict[str, Any] = {"convention": source.convention, "faults": source.faults}
     options |= {"missing": source.missing, "keep_others": False}
     if target is None:
@@ -101,10 +105,21 @@ def convert_proposals(
     if fresh:
         note(f"converting {path} into the store {target}")
     one_split = not isinstance(source.file, str) or config.data.train_split == config.data.test_split
-    store = convert(path, source.format, target, records=records, one_split=one_split, **options)
+    options |= {"one_split": one_split, "everything": everything}
+    store = convert(path, source.format, target, records=records, **options)
     for found in store.notes if fresh else []:
         note(found)
     return store
+
+
+def other_images(config: Config, split: str | None) -> Callable[[], Sequence[ImageName]]:
+    """Return what gives the images that the config's file may hold besides those of ``split``.
+
+    Where each split has a file, or for None, that of images of no split, there are no others.
+    """
+    if split is None or not isinstance(config.proposals.file, str):
+        return tuple
+    return partial(all_names, config)
 
 
 def make_proposals(
@@ -115,7 +130,8 @@ def make_proposals(
     if source.method is None:
         raise InputError("proposals.method is not set; name one to make proposals with")
     folder = target or proposals_folder(config) / store_name(source.method, method_parameters(source))
-    store, failures = generate(source, records, folder, check_first=source.missing == "error")
+    made, failures = generate(source, records, folder, check_first=source.missing == "error")
+    store = match_store(made, records)
     if failures and source.missing == "error":
         first = next(iter(failures.values()))
         raise InputError(
@@ -134,7 +150,7 @@ def generate(
     workers: int | None = None,
     check_first: bool = False,
 ) -> tuple[ProposalStore, dict[str, str]]:
-    """Bring the store ``folder`` up to date with ``records``; return it and what failed, by image id.
+    """Bring the store ``folder`` up to date with ``records``; return it and what failed, by key.
 
     With ``check_first`` images that cannot be read are an InputError before any work.
     ``workers`` None takes every core where that is worth starting processes.
@@ -187,9 +203,15 @@ def proposals_folder(config: Config) -> Path:
 def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
     """Return the ``records`` that may be trained on; what happens without proposals is in the config."""
     source = config.proposals
-    missing = [record.image_id for record in records if record.image_id not in store]
+    missing = [record.key for record in records if record.key not in store]
     if not missing:
         return list(records)
+    if source.method is None and len(missing) == len(records):
+        raise InputError(
+            f"{store.path}: {len(missing)} of {len(records)} images are not in the store; is it of another "
+            f"split, or of images that have changed since? The first is {missing[0]!r}, the store has "
+            f"{next(iter(store.ids()), 'none')!r}"
+        )
     # What a conversion left out because of faults is no surprise; what is not in the file it has refused.
     converted = source.format not in (None, "store")
     if source.missing == "error" and not (converted and source.faults == "skip"):
@@ -202,7 +224,7 @@ def with_proposals(config: Config, records: Sequence[ImageRecord], store: Propos
         note(f"{which}: each is given one box, the whole image")
         return list(records)
     note(f"{which}: not trained on, nothing found")
-    return [record for record in records if record.image_id in store]
+    return [record for record in records if record.key in store]
 
 
 def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: Config, split: str) -> None:
@@ -210,13 +232,15 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
     training = split == config.data.train_split
     key = "top_k_train" if training else "top_k_test"
     limit = getattr(config.proposals, key)
-    known = [record for record in records if record.image_id in store]
+    known = [record for record in records if record.key in store]
     figures = recall(known, store, limit=limit)
-    note(
-        f"proposals for {split}: {figures['proposals_per_image']:.0f} an image, recall "
-        f"{figures['recall_0.5']:.3f} at IoU 0.5, {figures['recall_0.7']:.3f} at IoU 0.7"
+    reached = (
+        f"recall {figures['recall_0.5']:.3f} at IoU 0.5, {figures['recall_0.7']:.3f} at IoU 0.7"
+        if figures["objects"]
+        else "no annotated objects to measure recall with"
     )
-    if any(store.count(record.image_id) > limit for record in known):
+    note(f"proposals for {split}: {figures['proposals_per_image']:.0f} per image, {reached}")
+    if any(store.count(record.key) > limit for record in known):
         _warn_of_limit(known, store, figures["recall_0.5"], f"proposals.{key}", limit)
     if figures["objects"] and figures["recall_0.5"] < LOW_RECALL:
         note(

@@ -30,6 +30,7 @@ class Problem:
     message: str
     object: str | None = None
     image_id: str | None = None
+    key: str | None = None
     splits: tuple[str, ...] = ()
     stops: bool = False
     unusable: bool = False
@@ -43,6 +44,7 @@ class Item:
     """
 
     image_id: str
+    key: str
     splits: tuple[str, ...]
     file: Path
     image: Path
@@ -80,6 +82,7 @@ class Checked:
                 object=thing,
                 message=message.removeprefix(f"{file}: "),
                 image_id=self.item.image_id,
+                key=self.item.key,
                 splits=self.item.splits,
                 stops=stops,
                 unusable=thing is not None and kind != "duplicate object",

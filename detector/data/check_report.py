@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.check import Checked, Problem, count_kinds
+from detector.data.choice import list_line
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -91,19 +92,19 @@ def summarise(
 
 def _in_two_splits(checked: Sequence[Checked], splits: Sequence[str]) -> Iterable[Problem]:
     """Yield a problem for each image of two splits; one for two splits that are the same."""
-    members = {split: {one.item.image_id for one in checked if split in one.item.splits} for split in splits}
-    files = {one.item.image_id: str(one.item.file) for one in checked}
+    members = {split: {one.item.key for one in checked if split in one.item.splits} for split in splits}
+    items = {one.item.key: one.item for one in checked}
     for first, second in combinations(splits, 2):
         both = members[first] & members[second]
         if both and members[first] == members[second]:
             message = f"{first} and {second} are the same {len(both)} images: figures would say nothing"
             yield Problem(kind="in two splits", file=first, message=message, splits=(first, second))
             continue
-        for image_id in sorted(both):
-            message = f"image id {image_id!r} is in {first} and in {second}"
+        for item in (items[key] for key in sorted(both)):
+            message = f"image {item.key!r} is in {first} and in {second}"
             yield Problem(
-                kind="in two splits", file=files[image_id], message=message, image_id=image_id,
-                splits=(first, second),
+                kind="in two splits", file=str(item.file), message=message, image_id=item.image_id,
+                key=item.key, splits=(first, second),
             )  # fmt: skip
 
 
@@ -116,18 +117,21 @@ def problem_line(problem: Problem) -> str:
 
 
 def fix_list(report: CheckReport) -> str:
-    """Return a list for ``data.leave_out``: images that stop training as ids, those of which an object is
-    left out anyway as comments."""
-    lines = ["# For data.leave_out: one image id a line; lines that begin with # are comments."]
+    """Return a list for ``data.leave_out``: images that stop training, those of which an object is left
+    out anyway as comments."""
+    lines = [
+        "# For data.leave_out: the path of one image below data.root a line; lines that begin with # are "
+        "comments."
+    ]
     by_image: dict[str, list[Problem]] = {}
     for problem in report.problems:
-        if problem.image_id is not None and (problem.stops or problem.unusable):
-            by_image.setdefault(problem.image_id, []).append(problem)
-    for image_id, problems in sorted(by_image.items()):
+        if problem.key is not None and (problem.stops or problem.unusable):
+            by_image.setdefault(problem.key, []).append(problem)
+    for key, problems in sorted(by_image.items()):
         kinds = ", ".join(dict.fromkeys(problem.kind for problem in problems))
         if any(problem.stops for problem in problems):
-            lines += [f"# {kinds}:", image_id]
+            lines += [f"# {kinds}:", list_line(key)]
         else:
             lines += [f"# {kinds}; only the object is left out. To leave out the image too, remove the mark:"]
-            lines += [f"#{image_id}"]
+            lines += [f"#{list_line(key)}"]
     return "\n".join(lines) + "\n"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detector.errors import InputError, nearest
 from detector.files import read_short_text
+from detector.structures import ImageName
 
-Choice = Callable[[Sequence[str]], Sequence[str]]
-"""Takes the ids of all images that a source names and returns those to read, in the same order."""
+Choice = Callable[[Sequence[ImageName]], Sequence[ImageName]]
+"""Takes the names of all images of a source and returns those of the images to read, in the same order."""
+
+_HERE = "./"
 
 
 def divide(ids: Sequence[str], ratio: Mapping[str, float], seed: int) -> dict[str, list[str]]:
@@ -42,38 +45,72 @@ def by_ratio(split: str, ratio: Mapping[str, float], seed: int) -> Choice:
             f"data.split_ratio names no split {split!r}{nearest(split, ratio)}; it has {', '.join(ratio)}"
         )
 
-    def choose(ids: Sequence[str]) -> list[str]:
-        chosen = divide(ids, ratio, seed)[split]
+    def choose(names: Sequence[ImageName]) -> list[ImageName]:
+        chosen = set(divide([name.image_id for name in names], ratio, seed)[split])
         if not chosen:
             raise InputError(
-                f"data.split_ratio: {ratio[split]:g} of {len(ids)} images leaves none for {split!r}; "
+                f"data.split_ratio: {ratio[split]:g} of {len(names)} images leaves none for {split!r}; "
                 "give it a larger share"
             )
-        return chosen
+        return [name for name in names if name.image_id in chosen]
 
     return choose
 
 
-def without(left_out: set[str]) -> Choice:
-    """Return the choice of everything that is not in ``left_out``."""
-    return lambda ids: [image_id for image_id in ids if image_id not in left_out]
+def without(
+    left_out: Collection[str], source: Path | str, everything: Callable[[], Iterable[ImageName]] = tuple
+) -> Choice:
+    """Return the choice of every image that ``left_out``, read from ``source``, does not name.
+
+    An image is named by its key, or by its id if no other image has that id; ``everything`` gives the images
+    of all splits, and is asked only where an id is named. When called, the choice raises InputError for an
+    id that two images have.
+    """
+
+    def choose(names: Sequence[ImageName]) -> list[ImageName]:
+        by_id = {
+            name.image_id: name.key
+            for name in names
+            if name.image_id in left_out and name.key not in left_out
+        }
+        if by_id:
+            _refuse_shared(by_id, everything(), source)
+        return [name for name in names if name.key not in left_out and name.image_id not in by_id]
+
+    return choose
+
+
+def _refuse_shared(by_id: Mapping[str, str], everything: Iterable[ImageName], source: Path | str) -> None:
+    for image_id, key in everything:
+        listed = by_id.get(image_id, key)
+        if listed != key:
+            raise InputError(
+                f"{source}: {image_id!r} is the id of {listed!r} and of {key!r}; write instead the path of "
+                "the image to leave out"
+            )
 
 
 def in_turn(choices: Sequence[Choice]) -> Choice:
     """Return one choice that applies several, the first first."""
 
-    def choose(ids: Sequence[str]) -> Sequence[str]:
+    def choose(names: Sequence[ImageName]) -> Sequence[ImageName]:
         for choice in choices:
-            ids = choice(ids)
-        return ids
+            names = choice(names)
+        return names
 
     return choose
 
 
 def read_left_out(path: Path) -> set[str]:
-    """Return the image ids of a list, one a line; blank lines and lines that begin with # are comments.
+    """Return the keys or ids of a list, one a line; blank lines and lines that begin with # are comments.
 
     Raises InputError for a file that cannot be read or is over 64 MiB.
     """
-    lines = read_short_text(path, "the list of images to leave out").splitlines()
-    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    lines = read_short_text(path, "the list of images to leave out").split("\n")
+    listed = (line.strip() for line in lines if not line.startswith("#"))
+    return {line.removeprefix(_HERE) for line in listed if line}
+
+
+def list_line(key: str) -> str:
+    """Return the line by which `read_left_out` finds ``key``, although it may look like a comment."""
+    return f"{_HERE}{key}" if key.startswith("#") else key

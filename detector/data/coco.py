@@ -13,9 +13,10 @@ from pathlib import Path
 
 from detector.data.choice import Choice
 from detector.data.coco_json import CocoData, Entry, read_coco
+from detector.data.keys import image_key
 from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
 from detector.errors import InputError
-from detector.structures import ImageRecord
+from detector.structures import ImageName, ImageRecord
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def load_coco(
     annotation_file: Path | str,
     image_folder: Path | str,
     *,
+    root: Path | str | None = None,
     choose: Choice | None = None,
     classes: Sequence[str] | None = None,
     invalid_boxes: InvalidBoxes | None = "drop",
@@ -40,8 +42,8 @@ def load_coco(
 ) -> CocoDataset:
     """Read all images of an annotation file, in its order, those without objects included.
 
-    ``choose`` picks some of them by the records' ids, None takes all.
-    A record's id is COCO's id as text, or the id that the image had in VOC layout where
+    ``choose`` picks some of them, None takes all. Keys are paths below ``root``, or below the image folder
+    where it is None. A record's id is COCO's id as text, or the id that the image had in VOC layout where
     `detector.data.convert` made the file. ``iscrowd`` becomes ``Targets.crowd``, ``area`` the annotated
     area. ``classes`` None means all categories by id. ``invalid_boxes`` and ``min_box_size`` are those of
     `detector.data.objects.TargetBuilder`. ``require_images=False`` does not look for the images; a size
@@ -64,11 +66,13 @@ def load_coco(
     entries = {record_id(entry): entry for entry in data["images"]}
     if len(entries) < len(data["images"]):
         raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
-    chosen = list(choose(list(entries))) if choose else list(entries)
+    root = folder if root is None else Path(root)
+    names_of_images = image_names(data, folder, root)
+    chosen = list(choose(names_of_images)) if choose else names_of_images
     if not chosen:
         raise InputError(f"{path}: all {len(entries)} images are left out; keep at least one")
     records = []
-    for image_id in chosen:
+    for image_id, key in chosen:
         entry = entries[image_id]
         image = folder / entry["file_name"]
         if require_images and not image.is_file():
@@ -77,9 +81,11 @@ def load_coco(
         objects = annotated_objects(annotations[entry["id"]], names, path)
         targets = build_targets(objects, size)
         records.append(
-            ImageRecord(image_id=image_id, path=image, height=size[0], width=size[1], targets=targets)
+            ImageRecord(
+                image_id=image_id, key=key, path=image, height=size[0], width=size[1], targets=targets
+            )
         )
-    image_ids = {image_id: entries[image_id]["id"] for image_id in chosen}
+    image_ids = {image_id: entries[image_id]["id"] for image_id, _ in chosen}
     return CocoDataset(
         records=records, classes=classes, dropped=dict(build_targets.counts), image_ids=image_ids
     )
@@ -93,6 +99,14 @@ def category_names(data: CocoData) -> dict[int, str]:
 def record_id(entry: Entry) -> str:
     """Return the id that an image's record has."""
     return str(entry.get("voc_id", entry["id"]))
+
+
+def image_names(data: CocoData, image_folder: Path, root: Path) -> list[ImageName]:
+    """Return the names of the images of a file, in its order; keys are paths below ``root``."""
+    return [
+        ImageName(record_id(entry), image_key(image_folder / entry["file_name"], root))
+        for entry in data["images"]
+    ]
 
 
 def annotations_by_image(data: CocoData) -> defaultdict[int, list[tuple[int, Entry]]]:

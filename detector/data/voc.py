@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detector.data.choice import Choice
+from detector.data.keys import image_key
 from detector.data.objects import AnnotatedObject, InvalidBoxes, TargetBuilder
 from detector.data.voc_split import find_image, read_split, resolve_folder
 from detector.data.voc_xml import VocAnnotation, read_annotation
 from detector.errors import InputError
-from detector.structures import ImageRecord
+from detector.structures import ImageName, ImageRecord
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
 VOC_CLASSES = (
@@ -51,7 +52,7 @@ def load_voc(
 ) -> VocDataset:
     """Read the images that ``ROOT/<splits>/<split>.txt`` names, all annotated ones if ``splits`` is None.
 
-    ``choose`` picks some of these ids, None takes all.
+    ``choose`` picks some of these images, None takes all. Keys are paths below ``root``.
     ``classes`` None means the names in the split's annotations, sorted. ``invalid_boxes`` and
     ``min_box_size`` are those of `detector.data.objects.TargetBuilder`; None, for evaluation, keeps every
     object exactly as annotated.
@@ -67,7 +68,7 @@ def load_voc(
     root = Path(root)
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
-    ids, split_file = split_ids(root, splits, split, annotation_folder, choose)
+    ids, split_file = split_ids(root, splits, split, annotation_folder, choose, images=images)
     parsed = [read_annotation(annotation_path(annotation_folder, image_id, split_file)) for image_id in ids]
     if classes is None:
         classes = sorted({thing.name for annotation in parsed for thing in annotation.objects})
@@ -77,24 +78,29 @@ def load_voc(
         path = find_image(image_folder, image_id, split_file if require_images else None)
         size = annotation.size or image_size(path, annotation, require_images or invalid_boxes is not None)
         targets = build_targets(annotated_objects(annotation), size)
+        key = image_key(root / images / path.relative_to(image_folder), root)
         records.append(
-            ImageRecord(image_id=image_id, path=path, height=size[0], width=size[1], targets=targets)
+            ImageRecord(image_id=image_id, key=key, path=path, height=size[0], width=size[1], targets=targets)
         )
     return VocDataset(records=records, classes=tuple(classes), dropped=dict(build_targets.counts))
 
 
 def find_classes(
-    root: Path | str, annotations: str = "Annotations", choose: Choice | None = None
+    root: Path | str,
+    annotations: str = "Annotations",
+    choose: Choice | None = None,
+    *,
+    images: str = "JPEGImages",
 ) -> tuple[str, ...]:
     """Return the sorted class names of all annotation files, whatever split they belong to.
 
-    ``choose`` picks some of the files by their ids, None takes all.
+    ``choose`` picks some of the files by the images in ``ROOT/<images>``, None takes all.
 
     Raises InputError for a missing folder, a malformed annotation, or a folder without annotations.
     """
     folder = resolve_folder(Path(root), annotations, "one XML file an image")
-    ids = annotated_ids(folder)
-    paths = [folder / f"{image_id}.xml" for image_id in (choose(ids) if choose else ids)]
+    ids = chosen_ids(annotated_ids(folder), choose, Path(root), images)
+    paths = [folder / f"{image_id}.xml" for image_id in ids]
     return tuple(sorted({thing.name for path in paths for thing in read_annotation(path).objects}))
 
 
@@ -105,19 +111,35 @@ def split_ids(
     annotation_folder: Path,
     choose: Choice | None = None,
     on_fault: Callable[[InputError], None] | None = None,
+    *,
+    images: str = "JPEGImages",
 ) -> tuple[list[str], Path]:
     """Return the ids of a split, and the file or folder that names them, as `load_voc` reads them.
 
-    ``on_fault`` is that of `detector.data.voc_split.read_split`.
+    ``on_fault`` is that of `detector.data.voc_split.read_split`; ``images`` is the folder of the images,
+    whose paths ``choose`` may look at.
     """
     if splits is None:
         ids, source = annotated_ids(annotation_folder), annotation_folder
     else:
         ids, source = read_split(root, splits, split, annotation_folder, on_fault)
-    chosen = list(choose(ids)) if choose else ids
+    chosen = chosen_ids(ids, choose, root, images)
     if not chosen:
         raise InputError(f"{source}: all {len(ids)} images of {split!r} are left out; keep at least one")
     return chosen, source
+
+
+def chosen_ids(ids: Sequence[str], choose: Choice | None, root: Path, images: str) -> list[str]:
+    """Return the ids that ``choose`` picks of those of ``ROOT/<images>``, all if it is None."""
+    if choose is None:
+        return list(ids)
+    return [name.image_id for name in choose(image_names(ids, root, images))]
+
+
+def image_names(ids: Sequence[str], root: Path, images: str) -> list[ImageName]:
+    """Return the names of the images of ``ROOT/<images>`` with these ids."""
+    folder = root / images
+    return [ImageName(image_id, image_key(find_image(folder, image_id, None), root)) for image_id in ids]
 
 
 def annotated_ids(folder: Path) -> list[str]:

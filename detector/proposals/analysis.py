@@ -68,8 +68,8 @@ def measure_overlaps(
     Proposals are taken as training takes them: clipped, duplicates removed, best first. An image without
     an entry has none. ``counts`` None is `COUNTS` as far as there are proposals, then all of them.
     """
-    known = [record for record in records if record.image_id in store]
-    most = max((store.count(record.image_id) for record in known), default=0)
+    known = [record for record in records if record.key in store]
+    most = max((store.count(record.key) for record in known), default=0)
     chosen = tuple(sorted(set(counts))) if counts else (*(n for n in COUNTS if n < most), max(most, 1))
     best, labels, areas, held = [np.zeros((0, len(chosen)), np.float32)], [], [], []
     for done, record in enumerate(records, 1):
@@ -120,9 +120,9 @@ def recall_report(overlaps: Overlaps, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _prepared(record: ImageRecord, store: ProposalStore) -> Proposals:
-    if record.image_id not in store:
+    if record.key not in store:
         return Proposals(boxes=torch.zeros(0, 4))
-    return filter_proposals(store[record.image_id], (record.height, record.width))
+    return filter_proposals(store[record.key], (record.height, record.width))
 
 
 def _best_of_first(iou: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float32]:

@@ -99,15 +99,22 @@ def detect_convention(samples: Sequence[Sample], candidates: Sequence[str], sour
     swapped = best.replace("xyxy", "yxyx") if best.startswith("xyxy") else best.replace("yxyx", "xyxy")
     found, other = evidence[best], evidence[swapped]
     same_fit = found.outside == other.outside and abs(found.missed - other.missed) < 0.02
+    objects = any((~record.targets.crowd).any() for record, _ in samples)
     if same_fit or other.missed < found.missed - 0.02:
-        raise InputError(
-            f"{source}: its boxes fit {best} and {swapped} alike (mean best IoU with the objects "
-            f"{1 - found.missed:.3f} and {1 - other.missed:.3f}); say which it is"
+        compared = (
+            f"mean best IoU with the objects {1 - found.missed:.3f} and {1 - other.missed:.3f}"
+            if objects
+            else f"the {len(samples)} images looked at have no objects to compare with"
         )
+        raise InputError(f"{source}: its boxes fit {best} and {swapped} alike ({compared}); say which it is")
+    compared = (
+        f"mean best IoU with the objects {1 - found.missed:.3f} ({swapped}: {1 - other.missed:.3f})"
+        if objects
+        else "there are no objects to compare with"
+    )
     return best, (
         f"box convention {best}, told from {len(samples)} images: {found.outside:.1%} of the boxes leave "
-        f"their image ({swapped}: {other.outside:.1%}), mean best IoU with the objects "
-        f"{1 - found.missed:.3f} ({swapped}: {1 - other.missed:.3f})"
+        f"their image ({swapped}: {other.outside:.1%}), {compared}"
     )
 
 

@@ -23,7 +23,7 @@ from detector.proposals.durable import make_folder
 from detector.proposals.faults import find_fault
 from detector.proposals.index import check_image_id
 from detector.proposals.locking import writer_lock
-from detector.proposals.matching import IdMatcher
+from detector.proposals.matching import ImageMatcher, NamedImage
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import Position, RawImage, make_proposals
@@ -48,6 +48,7 @@ def convert(
     missing: str | None = None,
     keep_others: bool = True,
     one_split: bool = True,
+    everything: Callable[[], Sequence[NamedImage]] = tuple,
     top_k: int | None = None,
     min_size: float = 0.0,
     deduplicate: bool = False,
@@ -55,7 +56,9 @@ def convert(
 ) -> ProposalStore:
     """Convert ``source`` into a store at ``store_path`` and open it; a finished one is opened as it is.
 
-    The store appears at ``store_path`` only when it is whole; its notes say what was found.
+    Images that are among ``records`` are stored by their keys (`detector.proposals.matching` says which image
+    a name means), others by the names they have in the file. The store appears at ``store_path`` only when it
+    is whole; its notes say what was found.
 
     Args:
         file_format: one of `detector.proposals.readers.FORMATS`.
@@ -71,6 +74,8 @@ def convert(
             against any size.
         one_split: whether ``records`` are one split, in its order. A file that names no images is refused
             otherwise: the order in which its images follow each other cannot be told.
+        everything: gives the images of all splits, so that boxes of another split are never taken; needed
+            where a file may hold more than the images of ``records``.
         top_k, min_size, deduplicate: applied as in `detector.proposals.prepare.filter_proposals`, to images
             whose size is known; by default everything is kept as it came.
         progress: called with the number of images done.
@@ -95,10 +100,19 @@ def convert(
         if not target.exists():
             shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
             store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
-            images = read_images(source, file_format)
-            work = _Conversion(source, records or (), convention, faults, missing, keep_others, one_split)
+            work = _Conversion(
+                source,
+                file_format,
+                records or (),
+                everything,
+                convention,
+                faults,
+                missing,
+                keep_others,
+                one_split,
+            )
             try:
-                for entries in _batches(work.entries(images), top_k, min_size, deduplicate):
+                for entries in _batches(work.entries(), top_k, min_size, deduplicate):
                     store.append(entries)
                     if progress is not None:
                         progress(len(store))
@@ -117,7 +131,9 @@ class _Conversion:
     def __init__(
         self,
         source: Path,
+        file_format: str,
         records: Sequence[ImageRecord],
+        everything: Callable[[], Sequence[NamedImage]],
         convention: str | None,
         faults: str,
         missing: str,
@@ -125,43 +141,47 @@ class _Conversion:
         one_split: bool,
     ) -> None:
         self._source = source
-        self._records = {record.image_id: record for record in records}
-        self._ids = list(self._records)
-        self._matcher = IdMatcher(self._ids)
+        self._format = file_format
+        self._records = {record.key: record for record in records}
+        self._order = [record.key for record in records]
+        self._matcher = ImageMatcher(records, everything)
+        self._matched: dict[str, str] | None = None
         self._convention = convention
         self._faults = faults
         self._absent = missing
         self._keep_others = keep_others
         self._one_split = one_split
-        self._seen: set[str] = set()
+        self._seen: dict[str, str | Position] = {}
         self._foreign = 0
         self._left_out: dict[str, str] = {}
         self._whole: dict[str, str] = {}
         self._evidence = ""
 
-    def entries(self, images: Iterator[RawImage]) -> Iterator[tuple[str, Entry]]:
+    def entries(self) -> Iterator[tuple[str, Entry]]:
         """Yield what goes into the store."""
-        for image in self._with_convention(images):
-            image_id = self._identify(image.key)
-            record = self._records.get(image_id)
+        for image in self._with_convention(read_images(self._source, self._format)):
+            key = self._identify(image.key)
+            record = self._records.get(key)
             if record is None and not self._keep_others:
                 continue
             size = (0, 0) if record is None else (record.height, record.width)
             boxes = find_convention(image.convention).to_half_open(image.boxes)
             fault = find_fault(boxes, image.scores, size, image.convention)
             if fault is None:
-                where = f"{self._source}, image {image_id!r}"
-                yield image_id, Entry(make_proposals(boxes, image.scores, where), size=size)
+                where = f"{self._source}, image {key!r}"
+                yield key, Entry(make_proposals(boxes, image.scores, where), size=size)
             else:
-                yield from self._replace(image_id, fault, record, self._faults)
+                yield from self._replace(key, fault, record, self._faults)
         yield from self._missing()
 
     def notes(self) -> list[str]:
         """Say in sentences what was found."""
         notes = [self._evidence] if self._evidence else []
         if self._foreign:
+            use = "kept without a check" if self._keep_others else "not used"
             notes.append(
-                f"{self._foreign} images of the file are not among the {len(self._records)} it was read for"
+                f"{self._source.name} holds {len(self._seen)} images: {len(self._seen) - self._foreign} of "
+                f"the {len(self._records)} that need boxes, and {self._foreign} others, whose boxes are {use}"
             )
         outcomes = {"left out": self._left_out, "given one box, the whole image": self._whole}
         for what, images in outcomes.items():
@@ -197,57 +217,67 @@ class _Conversion:
         return looked_at, samples
 
     def _find(self, key: str | Position) -> str | None:
-        """Return the data set's id of the image that the file calls ``key``, or None."""
+        """Return the data set's key of the image that the file calls ``key``, or None."""
         if isinstance(key, str):
-            return self._matcher.find(key)
+            return key if key in self._records else self._match_all().get(key)
         if not self._one_split:
             raise InputError(
                 f"{self._source} names no images, and several splits could be meant; give the one in whose "
                 "order it is (--split, or in a config a file a split)"
             )
-        if key.total != len(self._records):
+        if key.total != len(self._order):
             raise InputError(
                 f"{self._source} names no images and has {key.total}; the data set whose order it is in is "
-                f"wanted, and that at hand has {len(self._records)}"
+                f"wanted, and that at hand has {len(self._order)}"
             )
-        return self._ids[key.place]
+        return self._order[key.place]
 
-    def _identify(self, key: str | Position) -> str:
-        found = self._find(key)
+    def _match_all(self) -> dict[str, str]:
+        """Return the keys of all images by their names in the file, which is read for its names alone."""
+        if self._matched is None:
+            names = (image.key for image in read_images(self._source, self._format))
+            self._matched = self._matcher.match(
+                (name for name in names if isinstance(name, str)), self._source
+            )
+        return self._matched
+
+    def _identify(self, name: str | Position) -> str:
+        found = self._find(name)
         self._foreign += found is None and bool(self._records)
-        image_id = found or str(key)
-        check_image_id(image_id, self._source)
-        if image_id in self._seen:
-            raise InputError(f"{self._source} has image {image_id!r} twice; keep one")
-        self._seen.add(image_id)
-        return image_id
+        key = found or str(name)
+        check_image_id(key, self._source)
+        if key in self._seen:
+            raise InputError(f"{self._source} has image {key!r} twice; keep one")
+        self._seen[key] = name
+        return key
 
     def _replace(
-        self, image_id: str, fault: str, record: ImageRecord | None, policy: str
+        self, key: str, fault: str, record: ImageRecord | None, policy: str
     ) -> Iterator[tuple[str, Entry]]:
         if policy == "error" or (record is None and policy == "full_image"):
             raise InputError(
-                f"{self._source}, image {image_id!r}: {fault}; mend the file, give another convention, or "
+                f"{self._source}, image {key!r}: {fault}; correct the file, give another convention, or "
                 "set what to do with such images (proposals.faults) to skip or full_image"
             )
         if record is None or policy == "skip":
-            self._left_out[image_id] = fault
+            self._left_out[key] = fault
             return
-        self._whole[image_id] = fault
+        self._whole[key] = fault
         box = torch.tensor([[0, 0, record.width, record.height]], dtype=torch.float32)
-        yield image_id, Entry(Proposals(boxes=box), size=(record.height, record.width))
+        yield key, Entry(Proposals(boxes=box), size=(record.height, record.width))
 
     def _missing(self) -> Iterator[tuple[str, Entry]]:
-        missing = [image_id for image_id in self._records if image_id not in self._seen]
+        missing = [key for key in self._records if key not in self._seen]
         if missing and (self._absent == "error" or len(missing) == len(self._records)):
-            example = f", which has {sorted(self._seen)[0]!r}" if self._seen else ", which is empty"
+            example = next(map(str, self._seen.values()), None)
+            there = "the file is empty" if example is None else f"the file has {example!r}"
             raise InputError(
-                f"{len(missing)} of {len(self._records)} images of the data set, first {missing[0]!r}, are "
-                f"not in {self._source}{example}; is it of another split? What to do with such images is "
+                f"{self._source}: {len(missing)} of {len(self._records)} images are not in the file; is it "
+                f"of another split? The first is {missing[0]!r}, {there}. What to do with such images is "
                 "proposals.missing"
             )
-        for image_id in missing:
-            yield from self._replace(image_id, "not in the file", self._records[image_id], self._absent)
+        for key in missing:
+            yield from self._replace(key, "not in the file", self._records[key], self._absent)
 
 
 def _corner_conventions() -> list[str]:
@@ -260,13 +290,13 @@ def _batches(
     """Group what goes into the store into segments."""
     batch: dict[str, Entry] = {}
     boxes = 0
-    for image_id, entry in entries:
+    for key, entry in entries:
         if all(entry.size) and (top_k is not None or min_size > 0 or deduplicate):
             kept = filter_proposals(
                 entry.proposals, entry.size, min_size=min_size, top_k=top_k, deduplicate=deduplicate
             )
             entry = entry._replace(proposals=kept)
-        batch[image_id] = entry
+        batch[key] = entry
         boxes += len(entry.proposals)
         if boxes >= _SEGMENT_BOXES:
             yield batch

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detector.errors import InputError
-from detector.files import require_regular
+from detector.proposals.hashing import file_hash
 from detector.proposals.index import check_image_id
 from detector.proposals.journal import Journal, decode_entry, encode_entry
 from detector.proposals.methods import ImageReader, full_parameters, prepare, propose
@@ -47,6 +46,8 @@ def generate_store(
 ) -> ProposalStore:
     """Bring the store at ``store_path`` up to date with ``records`` and open it.
 
+    Images are stored by their keys. A store of an older version has them by ``image_id``; what it holds for
+    the same content of a file is not made again, and `detector.proposals.matched.match_store` finds it.
     An image is done again only when its file's content has changed; what is done stays done, also when this
     process is killed. A record of height and width 0 takes the size that its file has.
 
@@ -62,7 +63,7 @@ def generate_store(
         time_limit: seconds an image may take. One that takes longer, or ends its process, fails; this needs
             a process, so that 0 workers are taken for 1.
         progress: called with images done and images to do.
-        on_failure: called with an image's id and what is wrong with it, at most once an image. Such an
+        on_failure: called with an image's key and what is wrong with it, at most once an image. Such an
             image has no entry and is tried again the next time.
         on_damage: called with a sentence for each damaged segment that the store has; its images are made
             again.
@@ -73,8 +74,9 @@ def generate_store(
     it; and, without ``on_failure`` and after all other images are done, for images that failed.
     """
     parameters = full_parameters(method, parameters or {})
+    records = list({record.key: record for record in records}.values())
     for record in records:
-        check_image_id(record.image_id, repr(str(record.path)))
+        check_image_id(record.key, repr(str(record.path)))
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
     if not store.damaged() and not stale_records(records, store):
         return store
@@ -92,15 +94,17 @@ def generate_store(
         results = _run(job, todo, max(workers, 1) if time_limit else workers, time_limit)
         _fill(store, journal, _counted(results, len(todo), progress), failures)
         # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
-        failed = [record for record in todo if record.image_id in failures]
-        outdated = [record.image_id for record in failed if _has_changed(record, store, unreadable=False)]
+        failed = [record for record in todo if record.key in failures]
+        outdated = [
+            record.key for record in failed if _has_changed(record.key, record, store, unreadable=False)
+        ]
         if outdated:
             store.discard(outdated)
         if store.segment_count() > _MANY_SEGMENTS:
             store.compact()
     if on_failure is not None:
-        for image_id, reason in failures.items():
-            on_failure(image_id, reason)
+        for key, reason in failures.items():
+            on_failure(key, reason)
     elif failures:
         raise InputError(
             f"{len(failures)} of {len(todo)} images got no proposals; the first: "
@@ -140,11 +144,6 @@ def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> No
         )
 
 
-def content_hash(data: bytes) -> str:
-    """Return the BLAKE2b hash, 32 hexadecimal digits, that stores keep of an image file's bytes."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
 def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
     """Return the records whose image the store does not hold, or holds in another content.
 
@@ -152,7 +151,8 @@ def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[
     """
 
     def is_stale(record: ImageRecord) -> bool:
-        return record.image_id not in store or _has_changed(record, store, unreadable=True)
+        name = record.key if record.key in store else record.image_id
+        return name not in store or _has_changed(name, record, store, unreadable=True)
 
     records = list(records)
     with ThreadPoolExecutor() as threads:  # reading and hashing leave the interpreter free
@@ -161,18 +161,18 @@ def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[
         ]
 
 
-def _has_changed(record: ImageRecord, store: ProposalStore, *, unreadable: bool) -> bool:
-    """Whether the store holds proposals for another content than the file has, or ``unreadable``."""
-    if record.image_id not in store:
+def _has_changed(name: str, record: ImageRecord, store: ProposalStore, *, unreadable: bool) -> bool:
+    """Whether the store's ``name`` has proposals for another content than the file, or ``unreadable``."""
+    if name not in store:
         return False
     try:
-        return store.content_hash(record.image_id) != content_hash(_read_bytes(record.path))
+        return store.content_hash(name) != file_hash(record.path)
     except InputError:
         return unreadable
 
 
 class _Task(NamedTuple):
-    image_id: str
+    key: str
     path: Path
     size: tuple[int, int]
 
@@ -180,7 +180,7 @@ class _Task(NamedTuple):
 class _Result(NamedTuple):
     """A record of the journal, or what is wrong with the image."""
 
-    image_id: str
+    key: str
     outcome: bytes | str
 
 
@@ -196,13 +196,13 @@ class _Job(NamedTuple):
 
     def run(self, task: _Task) -> _Result:
         try:
-            hashed = content_hash(_read_bytes(task.path))
+            hashed = file_hash(task.path)
             size = task.size if all(task.size) else self._decoded_size(task.path)
             found = propose(self.method, self.parameters, task.path, size, self.read_image)
         except InputError as error:
-            return _Result(task.image_id, str(error))
+            return _Result(task.key, str(error))
         entry = Entry(filter_proposals(found, size), hashed, size)
-        return _Result(task.image_id, encode_entry(task.image_id, entry))
+        return _Result(task.key, encode_entry(task.key, entry))
 
     def _decoded_size(self, path: Path) -> tuple[int, int]:
         height, width = self.read_image(path, None).shape[:2]
@@ -211,7 +211,7 @@ class _Job(NamedTuple):
 
 def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float | None) -> Iterator[_Result]:
     """Yield the results as they come."""
-    tasks = [_Task(record.image_id, record.path, (record.height, record.width)) for record in records]
+    tasks = [_Task(record.key, record.path, (record.height, record.width)) for record in records]
     if workers == 0:
         yield from map(job.run, tasks)
         return
@@ -219,7 +219,7 @@ def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float 
         job.run, tasks, workers=workers, time_limit=time_limit, prepare=job.prepare
     ):
         if isinstance(answer, Lost):
-            answer = _Result(task.image_id, f"{task.path} {answer.reason}")
+            answer = _Result(task.key, f"{task.path} {answer.reason}")
         yield answer
 
 
@@ -237,24 +237,14 @@ def _fill(
     batch: dict[str, Entry] = {}
     for result in results:
         if isinstance(result.outcome, str):
-            failures[result.image_id] = result.outcome
+            failures[result.key] = result.outcome
             continue
         journal.add(result.outcome)
-        image_id, entry = decode_entry(result.outcome)
-        batch[image_id] = entry
+        key, entry = decode_entry(result.outcome)
+        batch[key] = entry
         if len(batch) >= _SEGMENT_IMAGES:
             store.append(batch)
             journal.clear()
             batch = {}
     store.append(batch)
     journal.clear()
-
-
-def _read_bytes(path: Path) -> bytes:
-    if path.exists():
-        require_regular(path)
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read the image {path}: {reason}") from error

@@ -14,9 +14,9 @@ from detector.structures import ImageRecord, Proposals
 
 
 class ProposalSource(Protocol):
-    """Anything that gives the proposals of an image by its id: a store, or a dictionary."""
+    """Anything that gives the proposals of an image by its key: a store, or a dictionary."""
 
-    def __getitem__(self, image_id: str, /) -> Proposals: ...
+    def __getitem__(self, key: str, /) -> Proposals: ...
 
 
 def best_overlaps(target_boxes: Tensor, proposals: Proposals) -> Tensor:
@@ -43,7 +43,7 @@ def recall(
     """
     overlaps, counts = [torch.zeros(0)], []
     for record in records:
-        proposals = store[record.image_id]
+        proposals = store[record.key]
         if limit is not None:
             proposals = filter_proposals(proposals, (record.height, record.width), top_k=limit)
         targets = record.targets

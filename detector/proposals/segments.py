@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -96,7 +96,7 @@ class SegmentMaps:
     """
 
     def __init__(
-        self, folder: Path, check: Callable[[int], None], checked: dict[int, Signature] | None = None
+        self, folder: Path, check: Callable[[int], None], checked: Mapping[int, Signature] | None = None
     ) -> None:
         self._folder = folder
         self._check = check

@@ -33,10 +33,11 @@ def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
 
 
 def record_digest(records: Iterable[ImageRecord]) -> str:
-    """Return a hash of the ids and sizes of ``records``, in their order."""
+    """Return a hash of the names and sizes of ``records``, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for record in records:
-        digest.update(f"{record.image_id}\n{record.height} {record.width}\n".encode("utf-8", "surrogatepass"))
+        text = f"{record.key}\n{record.image_id}\n{record.height} {record.width}\n"
+        digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

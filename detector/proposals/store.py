@@ -55,7 +55,7 @@ class ProposalStore:
     """The proposals of a data set by one method, read by image id. Make one with ``open`` or ``create``."""
 
     def __init__(
-        self, path: Path, manifest: Mapping[str, Any], checked: dict[int, Signature] | None = None
+        self, path: Path, manifest: Mapping[str, Any], checked: Mapping[int, Signature] | None = None
     ) -> None:
         self.path = path
         self._manifest = manifest
@@ -64,7 +64,7 @@ class ProposalStore:
         self._locked = False
 
     @classmethod
-    def open(cls, path: Path | str, checked: dict[int, Signature] | None = None) -> ProposalStore:
+    def open(cls, path: Path | str, checked: Mapping[int, Signature] | None = None) -> ProposalStore:
         """Open an existing store; raises InputError if ``path`` is none or is damaged.
 
         ``checked`` are the segments that another process has found sound.
@@ -125,8 +125,13 @@ class ProposalStore:
 
     def __reduce__(
         self,
-    ) -> tuple[Callable[[Path, dict[int, Signature]], ProposalStore], tuple[Path, dict[int, Signature]]]:
-        return ProposalStore.open, (self.path, self._maps.checked)
+    ) -> tuple[Callable[..., ProposalStore], tuple[Path, Mapping[int, Signature]]]:
+        return ProposalStore.open, (self.path, self.checked)
+
+    @property
+    def checked(self) -> Mapping[int, Signature]:
+        """The segments that this process has found sound; `open` takes them over."""
+        return self._maps.checked
 
     def ids(self) -> list[str]:
         """Return the ids of all images, sorted."""

@@ -21,14 +21,11 @@ FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CachedImage:
-    """One image: its ``views``, one a scale (or flip), and a digest of its file's content."""
+    """One image: its ``key``, its ``views``, one a scale (or flip), and a digest of its file's content."""
 
+    key: str
     views: tuple[ImageMeta, ...]
     content: str
-
-    @property
-    def image_id(self) -> str:
-        return self.views[0].image_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +61,7 @@ class CachePlan:
         self.maps: list[tuple[StoredMap, ...]] = []
         self.bytes = 0
         for image in images:
-            self.maps.append(tuple(self._place(view, map_size, channels) for view in image.views))
+            self.maps.append(tuple(self._place(image.key, view, map_size, channels) for view in image.views))
         self.parts = {**source, "images": _images_digest(images), "dtype": dtype, "channels": str(channels)}
         self.key = hashlib.blake2b(_json(self.parts), digest_size=16).hexdigest()
 
@@ -73,12 +70,12 @@ class CachePlan:
         return {"format": FORMAT, "key": self.key, "parts": self.parts, "bytes": self.bytes}
 
     def _place(
-        self, view: ImageMeta, map_size: Callable[[tuple[int, int]], tuple[int, int]], channels: int
+        self, key: str, view: ImageMeta, map_size: Callable[[tuple[int, int]], tuple[int, int]], channels: int
     ) -> StoredMap:
         height, width = map_size(view.input_size)
         if min(height, width) < 1:
             raise InputError(
-                f"image {view.image_id}: at {view.input_size[1]}x{view.input_size[0]} pixels it is smaller "
+                f"image {key}: at {view.input_size[1]}x{view.input_size[0]} pixels it is smaller "
                 "than one cell of the feature map; raise the scales in the config, or leave the image out"
             )
         shape = (height, width, channels)
@@ -98,7 +95,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _images_digest(images: Sequence[CachedImage]) -> str:
-    rows = [[image.image_id, image.content, [_view(view) for view in image.views]] for image in images]
+    rows = [[image.key, image.content, [_view(view) for view in image.views]] for image in images]
     return hashlib.blake2b(_json(rows), digest_size=16).hexdigest()
 
 

@@ -54,19 +54,19 @@ class FeatureCache:
             )
         self.folder = folder
         self.plan = plan
-        self._index = {image.image_id: number for number, image in enumerate(plan.images)}
+        self._index = {image.key: number for number, image in enumerate(plan.images)}
         self._maps: np.memmap | None = None
         self._checksums = _checksums(folder)
         self._checked: set[int] = set()
 
-    def levels(self, image_id: str) -> list[Tensor]:
+    def levels(self, key: str) -> list[Tensor]:
         """Return the maps of one image, (1, C, h, w) float32 each, in the order of its views.
 
         Raises InputError where they are not what was written.
         """
         if self._maps is None:
             self._maps = np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
-        number = self._index[image_id]
+        number = self._index[key]
         if number not in self._checked:
             self._check(self._maps, number)
             self._checked.add(number)
@@ -79,7 +79,7 @@ class FeatureCache:
         if (checksum or 1) != self._checksums[number]:
             raise InputError(
                 f"{self.folder / 'maps.bin'} is damaged: the features of image "
-                f"{self.plan.images[number].image_id!r} are not as they were written; delete the folder "
+                f"{self.plan.images[number].key!r} are not as they were written; delete the folder "
                 f"{self.folder}, and the run makes it again"
             )
 
@@ -143,7 +143,7 @@ def _write_map(
     limit = float(np.finfo(plan.dtype).max)
     if not np.abs(values).max() <= limit:
         raise InputError(
-            f"image {plan.images[number].image_id}: its features reach {np.abs(values).max():g}, which "
+            f"image {plan.images[number].key}: its features reach {np.abs(values).max():g}, which "
             f"{plan.dtype.name} cannot hold; cache in float32, or lower model.backbone.feature_scale"
         )
     maps.seek(stored.offset)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +27,12 @@ from detector.build.proposals import (
 from detector.config import Config
 from detector.errors import InputError
 from detector.ops import selective_search
+from detector.proposals.convert import convert
 from detector.proposals.prepare import filter_proposals
-from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord, Proposals
+from detector.proposals.recall import recall
+from detector.proposals.store import Entry, ProposalStore
+from detector.structures import ImageRecord, Proposals, Targets
+from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
 
 Load = Callable[..., Config]
 FloatArray = NDArray[np.float32]
@@ -103,8 +108,8 @@ def test_the_ops_own_boxes_come_out(tiny: Load) -> None:
     wanted = filter_proposals(
         Proposals(boxes=found.boxes, scores=found.scores), (record.height, record.width)
     )
-    assert torch.equal(plain[record.image_id].boxes, wanted.boxes)
-    assert len(store[record.image_id]) != len(wanted)
+    assert torch.equal(plain[record.key].boxes, wanted.boxes)
+    assert len(store[record.key]) != len(wanted)
 
 
 def quarters(image: NDArray[np.uint8], slow: str = "", part: int = 2) -> FloatArray:
@@ -120,7 +125,7 @@ def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load
     config = tiny(function, "proposals.options={part: 4}")
     records = split_of(config, "test")
     store = open_proposals(config, records)
-    assert store[records[0].image_id].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
+    assert store[records[0].key].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
 
     red = int(cv2.imread(str(records[3].path))[:, :, 2].sum())
     slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=1")
@@ -143,8 +148,8 @@ def test_matlab_boxes_are_told_by_the_annotations(tiny: Load, tmp_path: Path, ax
     scipy.io.savemat(tmp_path / "boxes.mat", {"boxes": cells, "images": names})
     store = open_proposals(tiny(f"proposals.file={tmp_path}/boxes.mat", "proposals.format=mat"), records)
     assert f"box convention {axes}_inclusive_1, told from 8 images" in store.notes[0]
-    for key, rows in boxes.items():
-        assert np.array_equal(store[key].boxes, np.rint(rows))
+    for record in records:
+        assert np.array_equal(store[record.key].boxes, np.rint(boxes[record.image_id]))
 
 
 def test_each_split_may_have_a_file_of_its_own(tiny: Load, tmp_path: Path) -> None:
@@ -156,7 +161,7 @@ def test_each_split_may_have_a_file_of_its_own(tiny: Load, tmp_path: Path) -> No
     config = tiny(f"proposals.file={{{files}}}", "proposals.format=mmdetection")
     for split, records in splits.items():
         store = open_proposals(config, records, split)
-        assert store.ids() == sorted(record.image_id for record in records)
+        assert store.ids() == sorted(record.key for record in records)
     with pytest.raises(InputError, match=r"no file for the split 'val'; it has trainval, test"):
         open_proposals(config, records, "val")
     (tmp_path / "test.pkl").rename(tmp_path / "either.pkl")
@@ -172,7 +177,103 @@ def test_one_file_for_all_splits_gives_each_its_own_images(tiny: Load, tmp_path:
     config = tiny(f"proposals.file={path}", "proposals.format=npz")
     for split, records in splits.items():
         store = open_proposals(config, records, split)
-        assert store.ids() == sorted(record.image_id for record in records)
+        assert store.ids() == sorted(record.key for record in records)
+
+
+class TestWhichImage:
+    """Names in proposal files and older stores, in data sets whose splits share names."""
+
+    @pytest.fixture(params=["coco", "voc"])
+    def splits(self, request: pytest.FixtureRequest, tiny: Load, tmp_path: Path) -> list[str]:
+        """Settings for a data set of the splits train and valid in which all names of images come twice."""
+        if request.param == "coco":
+            root, data = numbered_coco(tmp_path / "set", {"train": 4, "valid": 4}), COCO
+        else:
+            root, data = voc_folders(tmp_path / "set"), VOC
+        given = [f"data.{name}='{value}'" for name, value in data.items()]
+        return [f"data.root={root}", "data.workers=0", *given]
+
+    def test_one_file_by_keys(self, tiny: Load, splits: list[str], tmp_path: Path) -> None:
+        records = {split: split_of(tiny(*splits), split) for split in ("train", "valid")}
+        boxes = {}
+        for found in records.values():
+            own = own_boxes(found)
+            boxes |= {record.key: own[record.image_id] for record in found}
+        path = write_npz(tmp_path / "boxes.npz", boxes)
+        config = tiny(*splits, f"proposals.file={path}", "proposals.format=npz")
+        for split, found in records.items():
+            store = open_proposals(config, found, split)
+            assert recall(found, store)["recall_0.7"] == 1
+            assert len(store) == len(found)
+
+    def test_ids_in_one_file_of_both_splits_are_an_error_and_in_a_file_a_split_are_not(
+        self, tiny: Load, splits: list[str], tmp_path: Path
+    ) -> None:
+        records = {split: split_of(tiny(*splits), split) for split in ("train", "valid")}
+        for split, found in records.items():
+            write_npz(tmp_path / f"{split}.npz", own_boxes(found))
+        one = tiny(*splits, "proposals.file=valid.npz", "proposals.format=npz")
+        for split, found in records.items():
+            with pytest.raises(InputError, match=r"'.*' could be 'train/.*' or 'valid/.*'; use these paths"):
+                open_proposals(one, found, split)
+        files = "proposals.file={train: train.npz, valid: valid.npz}"
+        each = tiny(*splits, files, "proposals.format=npz")
+        for split, found in records.items():
+            assert recall(found, open_proposals(each, found, split))["recall_0.7"] == 1
+
+    def test_a_file_of_the_training_split_alone(self, tiny: Load, tiny_root: Path, tmp_path: Path) -> None:
+        """Ids that differ in underscores alone were taken for each other."""
+        root = shutil.copytree(tiny_root, tmp_path / "frames")
+        lists = root / "ImageSets" / "Main"
+        names = {"trainval": ["1_11", "1_12"], "test": ["11_1", "11_2"]}
+        ids = {split: (lists / f"{split}.txt").read_text().split() for split in names}
+        for split, given in names.items():
+            for old, new in zip(ids[split], given, strict=False):
+                for path in (*root.glob(f"*/{old}.xml"), *root.glob(f"*/{old}.jpg")):
+                    path.rename(path.with_stem(new))
+            (lists / f"{split}.txt").write_text("\n".join(given))
+        train = split_of(tiny(f"data.root={root}"), "trainval")
+        path = write_npz(tmp_path / "boxes.npz", own_boxes(train))
+        config = tiny(f"data.root={root}", f"proposals.file={path}", "proposals.format=npz")
+        assert recall(train, open_proposals(config, train, "trainval"))["recall_0.7"] == 1
+        test = split_of(config, "test")
+        with pytest.raises(InputError, match="2 of 2 images are not in the file; is it of another split"):
+            open_proposals(config, test, "test")
+        stored = tiny(f"data.root={root}", f"proposals.file={tmp_path}/s", "proposals.format=store")
+        convert(path, "npz", tmp_path / "s")
+        assert recall(train, open_proposals(stored, train, "trainval"))["recall_0.7"] == 1
+        with pytest.raises(InputError, match="2 of 2 images are not in the store; is it of another split"):
+            with_proposals(stored, test, open_proposals(stored, test, "test"))
+
+    def test_what_an_older_version_made_is_not_made_again(self, tiny: Load, tmp_path: Path) -> None:
+        """Its stores have images by their ids."""
+        config = tiny("proposals.method=tests.build.test_proposals:quarters", "proposals.options={part: 4}")
+        records = split_of(config, "test")
+        made = make_proposals(config, records)
+        entries = {
+            record.image_id: Entry(made[record.key], made.content_hash(record.key), (96, 128))
+            for record in records
+        }
+        shutil.rmtree(made.path)
+        old = ProposalStore.create(made.path, generator=made.generator, parameters=made.parameters)
+        old.append(entries)
+        before = {path.name: path.stat().st_mtime_ns for path in made.path.iterdir()}
+        again = make_proposals(config, records)
+        assert with_proposals(config, records, again) == records
+        assert {path.name: path.stat().st_mtime_ns for path in made.path.iterdir()} == before
+        assert again[records[0].key].boxes.tolist() == entries[records[0].image_id].proposals.boxes.tolist()
+        records[1].path.touch()
+        stored = tiny(f"proposals.file={made.path}", "proposals.format=store")
+        assert with_proposals(stored, records, open_proposals(stored, records, "test")) == records
+
+
+def test_without_objects_there_is_no_recall(tiny: Load, capfd: pytest.CaptureFixture[str]) -> None:
+    config = tiny()
+    records = [dataclasses.replace(record, targets=Targets.empty()) for record in split_of(config, "test")]
+    report_recall(records, open_proposals(config, records), config, "test")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "no annotated objects to measure recall with" in said
+    assert "0.000" not in said
 
 
 def test_a_limit_that_cuts_the_good_boxes_off_is_warned_of(
@@ -205,7 +306,7 @@ class TestPolicies:
         gone = records[3]
         del boxes[gone.image_id]
         path = write_npz(tmp_path / "boxes.npz", boxes)
-        with pytest.raises(InputError, match=rf"1 of 8 images .*first '{gone.image_id}'.*proposals\.missing"):
+        with pytest.raises(InputError, match=rf"1 of 8 images .*first is '{gone.key}'.*proposals\.missing"):
             open_proposals(self.config(tiny, path), records)
 
         skip = self.config(tiny, path, "proposals.missing=skip")
@@ -232,7 +333,7 @@ class TestPolicies:
             boxes[bad.image_id] = boxes[bad.image_id][:0]
         path = write_npz(tmp_path / "boxes.npz", boxes)
         said = {"outside": "leave the image", "nan": "row 2 is not finite", "none": "it has no boxes"}[fault]
-        with pytest.raises(InputError, match=rf"image '{bad.image_id}': .*{said}.*proposals\.faults"):
+        with pytest.raises(InputError, match=rf"image '{bad.key}': .*{said}.*proposals\.faults"):
             open_proposals(self.config(tiny, path), records)
 
         skip = self.config(tiny, path, "proposals.faults=skip")
@@ -241,7 +342,7 @@ class TestPolicies:
         assert [record for record in records if record not in kept] == [bad]
         whole = self.config(tiny, path, "proposals.faults=full_image")
         store = open_proposals(whole, records)
-        assert store[bad.image_id].boxes.tolist() == [[0, 0, bad.width, bad.height]]
+        assert store[bad.key].boxes.tolist() == [[0, 0, bad.width, bad.height]]
 
     def test_an_image_that_a_store_does_not_have(
         self, tiny: Load, tmp_path: Path, records: list[ImageRecord]

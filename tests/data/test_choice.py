@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from detector.data.choice import by_ratio, divide, in_turn, read_left_out, without
+from detector.data.choice import by_ratio, divide, in_turn, list_line, read_left_out, without
 from detector.errors import InputError
+from detector.structures import ImageName
 
 IDS = [f"image_{number:04d}" for number in range(1000)]
+NAMES = [ImageName(image_id, f"images/{image_id}.jpg") for image_id in IDS]
 
 
 def test_every_image_is_in_exactly_one_split_and_shares_are_met() -> None:
@@ -48,7 +50,7 @@ def test_choices_say_what_is_wrong() -> None:
     with pytest.raises(InputError, match=r"no split 'trian' \(did you mean 'train'\?\); it has train, test"):
         by_ratio("trian", {"train": 0.9, "test": 0.1}, 0)
     with pytest.raises(InputError, match=r"0\.1 of 3 images leaves none for 'test'"):
-        by_ratio("test", {"train": 0.9, "test": 0.1}, 0)(IDS[:3])
+        by_ratio("test", {"train": 0.9, "test": 0.1}, 0)(NAMES[:3])
 
 
 def test_left_out_after_dividing_so_that_the_others_stay_where_they_are(tmp_path: Path) -> None:
@@ -58,8 +60,8 @@ def test_left_out_after_dividing_so_that_the_others_stay_where_they_are(tmp_path
     listed.write_bytes(b"\xef\xbb\xbf# two boxes\r\n" + whole["train"][3].encode() + b"  \r\n\r\nno such\r\n")
     left_out = read_left_out(listed)
     assert left_out == {whole["train"][3], "no such"}
-    chosen = in_turn([by_ratio("train", ratio, 0), without(left_out)])(IDS)
-    assert list(chosen) == [one for one in whole["train"] if one != whole["train"][3]]
+    chosen = in_turn([by_ratio("train", ratio, 0), without(left_out, listed)])(NAMES)
+    assert [name.image_id for name in chosen] == [one for one in whole["train"] if one != whole["train"][3]]
 
 
 def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -68,3 +70,33 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"out\.txt: cannot read the list"):
         read_left_out(tmp_path / "out.txt")
+
+
+class TestLeavingOut:
+    TRAIN = (ImageName("1", "train/a.jpg"), ImageName("2", "train/b.jpg"))
+    VALID = (ImageName("1", "valid/c.jpg"), ImageName("3", "valid/d.jpg"))
+
+    def kept(self, listed: set[str]) -> list[str]:
+        choice = without(listed, "out.txt", lambda: [*self.TRAIN, *self.VALID])
+        return [name.key for names in (self.TRAIN, self.VALID) for name in choice(names)]
+
+    def test_a_path_is_one_image_although_its_id_comes_twice(self) -> None:
+        assert self.kept({"train/a.jpg"}) == ["train/b.jpg", "valid/c.jpg", "valid/d.jpg"]
+
+    def test_an_id_of_an_older_list_is_the_one_image_that_has_it(self) -> None:
+        assert self.kept({"3"}) == ["train/a.jpg", "train/b.jpg", "valid/c.jpg"]
+
+    def test_an_id_of_two_images_is_an_error_that_names_both(self) -> None:
+        with pytest.raises(
+            InputError, match=r"out\.txt: '1' is the id of 'train/a\.jpg' and of 'valid/c\.jpg'"
+        ):
+            self.kept({"1"})
+
+    def test_other_splits_are_not_read_for_paths(self) -> None:
+        choice = without({"train/a.jpg", "valid/c.jpg"}, "out.txt", lambda: pytest.fail("read"))
+        assert choice(self.TRAIN) == [self.TRAIN[1]]
+
+    def test_names_that_look_like_comments(self, tmp_path: Path) -> None:
+        keys = ["#1.jpg", "a\u2028b.jpg", "c d.jpg"]
+        (tmp_path / "out.txt").write_text("".join(f"{list_line(key)}\n" for key in keys))
+        assert read_left_out(tmp_path / "out.txt") == set(keys)

