@@ -2,6 +2,7 @@
 
 A target writes a valid file into an empty folder of its own and says how to read it. Reading may end in an
 `InputError` that names the file, or its folder where ``names_folder`` is set; everything else is a failure.
+A file of which damaged parts are left out is ``repaired`` and never refused.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Target(NamedTuple):
     read: Callable[[Path], object]
     change: Change = damage
     names_folder: bool = False
+    repaired: bool = False
 
 
 def make_voc(folder: Path) -> Path:
@@ -226,6 +228,7 @@ TARGETS = [
         read_journal,
         any_of(damage, changes.change_journal),
         names_folder=True,
+        repaired=True,
     ),
     Target(
         "feature cache, record",
