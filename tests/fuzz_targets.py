@@ -34,6 +34,7 @@ from detector.stages.feature_cache import FeatureCache, fill_cache
 from detector.structures import ImageMeta, Proposals
 from tests import fuzz_changes as changes
 from tests.fuzz_changes import Change, any_of, damage
+from tests.fuzz_checkpoints import change_checkpoint, read_checkpoint, write_checkpoint
 from tests.proposals import formats
 
 PROJECT = Path(__file__).parents[1]
@@ -239,4 +240,6 @@ TARGETS = [
     ),
     Target("feature cache, maps", partial(make_cache, name="maps.bin"), read_cache, names_folder=True),
     Target("feature cache, done", partial(make_cache, name="done.bin"), read_cache, names_folder=True),
+    Target("checkpoint", write_checkpoint, read_checkpoint),
+    Target("checkpoint values", write_checkpoint, read_checkpoint, change_checkpoint),
 ]

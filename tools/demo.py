@@ -18,21 +18,20 @@ def main() -> int:
     from detector.build.demo import find_images, run_demo
     from detector.build.demo_classes import run_class_demo
     from detector.build.model import restore_model
-    from detector.config import parse_config
-    from detector.config.load import override
+    from detector.config.load import override, parse_stored
     from detector.engine.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(arguments.checkpoint)
-    values = override(checkpoint["config"], arguments.overrides)
-    config = parse_config(values, source=arguments.checkpoint)
+    config = parse_stored(checkpoint["config"], arguments.overrides, arguments.checkpoint)
     classifies = config.task == "classification"
     if classifies and arguments.proposals:
         raise InputError(f"--proposals: {arguments.checkpoint} classifies whole images and takes none")
-    named = any(text.startswith("proposals.file=") for text in arguments.overrides)
+    own = override({}, arguments.overrides).get("proposals")
+    named = isinstance(own, dict) and "file" in own
     if config.proposals.file is not None and not named:
         note("the checkpoint's proposals are a file, of other images; making some by selective search")
-        values = override(values, ["proposals.method=selective_search"])
-        config = parse_config(values, source=arguments.checkpoint)
+        overrides = [*arguments.overrides, "proposals.method=selective_search"]
+        config = parse_stored(checkpoint["config"], overrides, arguments.checkpoint)
     device = cli.choose_device(arguments.device)
     model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
     images = find_images([Path(place) for place in arguments.images])

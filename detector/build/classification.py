@@ -97,5 +97,5 @@ class ClassificationTask:
         """Return the network with the weights of the resumed run, of another checkpoint, or published."""
         torch.manual_seed(self.config.seed)
         if state is not None:
-            return model_parts.restore_model(self.config, state, "the run's checkpoint")
+            return model_parts.restore_model(self.config, state, state["file"])
         return model_parts.initial_model(self.config, self.classes)

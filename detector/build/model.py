@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from detector.build.architecture import differences
 from detector.build.weights import load_initial, load_published
 from detector.config import Config
-from detector.engine.checkpoint import load_model_state
+from detector.engine.checkpoint import check_model_state
 from detector.engine.inference import detect, with_weights_in
 from detector.errors import InputError
 from detector.models import weights
@@ -70,9 +71,21 @@ def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None
 
 
 def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:
-    """Return the network with a checkpoint's weights; no weights file of the config is read."""
-    model = _random_model(config, len(checkpoint["classes"]), None)
-    load_model_state(model, checkpoint, source)
+    """Return the network with a checkpoint's weights; no weights file of the config is read.
+
+    Raises:
+        InputError: the weights do not fit the config's network, or its settings fit no network. This is found
+            out on shapes alone, before memory is taken for a network.
+    """
+    classes = len(checkpoint["classes"])
+    try:
+        with torch.device("meta"):
+            shapes = _random_model(config, classes, None)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    check_model_state(shapes, checkpoint, source, differences(config, checkpoint.get("config")))
+    model = _random_model(config, classes, None)
+    model.load_state_dict(checkpoint["model"])
     return model.eval()
 
 

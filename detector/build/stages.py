@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from detector.build.evaluation import Evaluation, evaluate, known_classes, open_test_set, write_evaluation
@@ -188,9 +187,9 @@ class StagedTraining:
         if not path.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-        except Exception:  # torch raises many kinds for damaged files
-            raise InputError(f"{path}: not readable; delete it, and the stage starts again") from None
+            state: dict[str, Any] = checkpoints.read_saved(path)
+        except InputError as error:
+            raise InputError(f"{error}; delete {path}, and the stage starts again") from None
         self._check_key(number, state, path)
         return state
 

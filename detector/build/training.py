@@ -125,7 +125,7 @@ class TrainingRun:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over everything but what the task has taken already."""
-        load_optimizer_state(self.trainer.optimizer, state["optimizer"])
+        load_optimizer_state(self.trainer.optimizer, state["optimizer"], state["file"])
         self.best = dict(state["best"])
         self.trainer.evaluated = state["evaluated"]
         checkpoints.set_random_states(state["random"])
@@ -150,7 +150,7 @@ def find_state(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     for unfinished in (folder / "checkpoints").glob(".*.tmp"):
         unfinished.unlink()  # a run killed while it saved leaves one
-    state = checkpoints.load_checkpoint(found[-1])
+    state = checkpoints.load_resumable(found[-1])
     before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     fixed = [key for key in changed if not key.startswith(("train.", "test.", "data.workers"))]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from detector.build.architecture import differences
 from detector.config import Config
 from detector.engine.checkpoint import load_checkpoint
 from detector.errors import InputError
@@ -82,7 +83,8 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
         {_common_name(name): tensor for name, tensor in checkpoint["model"].items()},
         remake=HEADS if reason is not None else (),
     )
-    report(transfer, source, "train.allow_partial", config.train.allow_partial)
+    made_with = differences(config, checkpoint["config"])
+    report(transfer, source, "train.allow_partial", config.train.allow_partial, made_with)
     taken = {ours[common]: tensor for common, tensor in transfer.tensors.items()}
     model.load_state_dict(taken, strict=False)
 
@@ -106,7 +108,7 @@ def _check_input(config: Config, before: Any, source: str) -> None:
 
 def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence[str]) -> str | None:
     """Return why the predictor of a checkpoint is of no use here, or None where it is."""
-    task = checkpoint["config"].get("task", config.task)
+    task = checkpoint["config"].get("task", "detection")
     if task != config.task:
         return f"trained for {task}, not {config.task}"
     before = list(checkpoint["classes"])
@@ -115,12 +117,19 @@ def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence
     return None
 
 
-def report(transfer: Transfer, source: str, key: str, allow_partial: bool) -> None:
+def report(transfer: Transfer, source: str, key: str, allow_partial: bool, made_with: str = "") -> None:
     """Say what is taken from ``source``: a line where all is as it should be, else a table of the names.
+
+    ``made_with`` says how the settings of a checkpoint differ, for the error.
 
     Raises:
         InputError: faults that the config's ``key`` does not allow, or nothing that fits.
     """
+    if made_with and transfer.faults and not allow_partial:
+        raise InputError(
+            f"{source}: {made_with}; change the config to the network of the checkpoint, or set {key} to "
+            "true to take what fits"
+        )
     counts = Counter(row.outcome for row in transfer.rows)
     note(f"{source}: tensors " + ", ".join(f"{outcome} {count}" for outcome, count in counts.items()))
     shown = [row for row in transfer.rows if row.outcome not in ("loaded", "left out")]

@@ -4,6 +4,11 @@
 itself wins over all. Mappings are merged key by key, except that a ``proposals`` mapping which names a
 ``file`` or a ``method`` replaces the inherited source (another ``file`` keeps the ``format``). An override
 is ``section.key=value`` with a YAML value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
+
+**A config file is code of whoever wrote it**: ``proposals.method: module:function`` imports the module and
+calls the function, and paths in it are read. Read a stranger's config before you use it. A checkpoint is
+data: a name that leads to code is followed only where the user's own command line, or the config file named
+on it, says so, and never because the config that is kept in a checkpoint does (`parse_stored`).
 """
 
 from __future__ import annotations
@@ -26,6 +31,10 @@ Checked = TypeVar("Checked", bound=Section)
 
 MAX_BYTES = 1 << 20
 """A config is a page of text; anything larger is not one."""
+MAX_FILES = 64
+"""A config and its bases, together."""
+SUFFIXES = (".yaml", ".yml")
+"""Of bases."""
 MAX_ERRORS = 20
 """As many mistakes are shown at a time."""
 
@@ -37,7 +46,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         InputError: naming the file, the key, the value, what was expected and the nearest valid key.
     """
     path = Path(path)
-    return parse_config(override(_read_with_bases(path, seen=()), overrides), source=str(path))
+    return parse_config(override(_Reader().read(path, seen=()), overrides), source=str(path))
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -53,6 +62,36 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
     for stage in config.stages:
         stage_config(config, stage, f"{source}: stages: {stage.name}")
     return config
+
+
+def parse_stored(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """Check the config that the checkpoint ``source`` keeps, with the user's ``overrides`` applied.
+
+    The functions that it names are not called: a checkpoint is data.
+
+    Raises:
+        InputError: as `parse_config`, and for a name that leads to code which ``overrides`` do not give.
+    """
+    config = parse_config(override(dict(values), overrides), source)
+    own = override({}, overrides)
+    named = own["proposals"].get("method") if isinstance(own.get("proposals"), dict) else None
+    found = {"proposals.method": config.proposals}
+    if "stages" not in own:
+        found |= {f"stages: {stage.name}": stage_config(config, stage).proposals for stage in config.stages}
+    for key, proposals in found.items():
+        if proposals.calls_function and proposals.method != named:
+            raise InputError(_refusal(source, key, str(proposals.method)))
+    return config
+
+
+def _refusal(source: str, key: str, method: str) -> str:
+    allowed = "stages=[]" if key.startswith("stages") else "proposals.method=..."
+    return (
+        f"{source}: the config in this checkpoint has {key} = {method!r:.80}, a name that leads to code, and "
+        "a checkpoint may not choose code that runs here. If you know and trust it, say so on the command "
+        f"line with {allowed} (tools/demo.py: --set {allowed}); a method such as selective_search needs no "
+        "trust"
+    )
 
 
 class _ProposalsAlone(Section):
@@ -81,39 +120,79 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
     Raises:
         InputError: settings that no config may have; ``source`` is named.
     """
+    if "stages" in stage.settings:
+        raise InputError(f"{source}: stages: {stage.name}: a stage has no stages of its own; remove them")
     whole = config.model_dump(mode="json", exclude={"stages"})
     return parse_config(_merge(whole, stage.settings), source)
 
 
-def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
-    values = read_yaml(path)
-    bases = values.pop("_base_", [])
-    if isinstance(bases, str):
-        bases = [bases]
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise InputError(f"{path}: _base_ must be a path or a list of paths, not {bases!r}")
-    merged: dict[str, Any] = {}
-    for base in bases:
-        merged = _merge(merged, _read_with_bases(path.parent / base, (*seen, path.resolve())))
-    return _merge(merged, values)
+class _Reader:
+    """Reads a config and its bases, up to a number of files and bytes in all."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.bytes = 0
+
+    def read(self, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+        """Return the merged mapping of the file and its bases; ``seen`` are the files that led here."""
+        if path.resolve() in seen:
+            raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
+        if seen and path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path}: _base_ names this file; a base ends with {' or '.join(SUFFIXES)}")
+        values = read_yaml(path, quote=not seen)
+        unknown = len(set(values) - set(Config.model_fields) - {"_base_"})
+        if seen and unknown:  # counted and not named: it may be any file
+            raise InputError(
+                f"{path}: _base_ names this file, which has {unknown} sections that no config has; "
+                f"a config has {', '.join(Config.model_fields)}"
+            )
+        self._count(path)
+        bases = values.pop("_base_", [])
+        if isinstance(bases, str):
+            bases = [bases]
+        if not isinstance(bases, list) or not all(_is_path(base) for base in bases):
+            given = f", not {_shown(bases)}" if not seen else ""
+            raise InputError(f"{path}: _base_ must be a path or a list of paths{given}")
+        merged: dict[str, Any] = {}
+        for base in bases:
+            merged = _merge(merged, self.read(path.parent / base, (*seen, path.resolve())))
+        return _merge(merged, values)
+
+    def _count(self, path: Path) -> None:
+        self.files += 1
+        self.bytes += path.stat().st_size
+        if self.files > MAX_FILES or self.bytes > MAX_BYTES:
+            raise InputError(
+                f"{path}: _base_ leads to more than {MAX_FILES} files or {MAX_BYTES} bytes in all; name each "
+                "base once"
+            )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def read_yaml(path: Path, *, quote: bool = True) -> dict[str, Any]:
     """Return the mapping in a YAML file.
+
+    Without ``quote`` an error says where the mistake is and of what kind, and repeats nothing of the file:
+    another file than a config may be named as one.
 
     Raises:
         InputError: missing, too large, or not a mapping of names.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such config file")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no config is")
     try:
-        values = _parse(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise InputError(f"{path}: no such config file")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no config is")
+        values = _parse(path.read_text(encoding="utf-8"), quote=quote)
     except OSError as error:
         raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not readable as YAML: byte {error.start} is not UTF-8") from None
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path}: not readable as YAML: {error}") from None
     if values is None:
@@ -123,15 +202,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, *, quote: bool = True) -> Any:
     """Parse YAML; whatever the library trips over comes out as ValueError with a reason of one line."""
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise ValueError("brackets or blocks nested too deeply") from None
+    except yaml.MarkedYAMLError as error:  # its own text has lines of the file
+        mark = error.problem_mark or error.context_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = error.problem if quote else _KINDS.get(type(error), "a mistake")
+        raise ValueError(f"{' '.join(str(problem).split())[:200]}{place}") from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"a character at {error.position} that YAML does not allow") from None
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
         # The library's constructors raise the last three, for instance at a date with a 13th month.
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+        reason = " ".join(str(error).split())[:200] if quote else "a value that is not of its type"
+        raise ValueError(reason) from None
+
+
+_KINDS = {
+    yaml.scanner.ScannerError: "a mistake of the syntax",
+    yaml.parser.ParserError: "a mistake of the syntax",
+    yaml.composer.ComposerError: "an alias, or more than one document",
+    yaml.constructor.ConstructorError: "a tag that is not known, or a key that is there twice",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -217,7 +312,10 @@ def _explain(source: str, item: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        text = f"a {type(value).__name__} too long to be written"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

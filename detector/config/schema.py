@@ -6,9 +6,9 @@ frozen and knows no unknown keys. Whatever can be checked without reading a file
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from detector.config.sections.base import Section, Seed
 from detector.config.sections.data import DataConfig
@@ -28,7 +28,7 @@ class Config(Section):
     model: ModelConfig
     train: TrainConfig
     test: TestConfig = TestConfig()
-    stages: tuple[StageConfig, ...] = ()
+    stages: Annotated[tuple[StageConfig, ...], Field(max_length=32)] = ()
     """A staged training; empty trains in one go."""
 
     @model_validator(mode="after")

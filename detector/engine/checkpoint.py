@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of plain values and tensors: ``format``, ``step``, ``config`` (the resolved config
 as nested dicts), ``classes``, ``model`` (state dict) and, for resuming, ``optimizer``, ``sampler``,
-``random`` (states of torch's generators) and ``best`` (the best figure so far and its step).
+``random`` (states of torch's generators), ``best`` (the best figure so far and its step) and ``evaluated``
+(the last step that was evaluated).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from detector.engine.checkpoint_content import check_content, check_resumable
 from detector.errors import InputError
+from detector.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
 FORMAT = 1
 
@@ -49,35 +52,72 @@ def _reason(error: BaseException) -> str:
     return (cause.strerror if cause else None) or str(error)
 
 
+class DamagedCheckpoint(InputError):
+    """The bytes of a checkpoint are not those that were written: cut off, or a checksum does not agree."""
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU; ``file`` is added to what it holds, its path for messages.
+
+    Its checksums are compared, and all that the keys hold is checked; nothing that it names is followed.
 
     Raises:
-        InputError: missing, truncated, or not a checkpoint of this project.
+        DamagedCheckpoint: the file is cut off or its bytes have changed.
+        InputError: missing, or not a checkpoint of this project.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds for damaged files
-        raise InputError(
-            f"{path}: not readable as a checkpoint (truncated, or another kind of file); "
-            "use an earlier step_N.pt of the run"
-        ) from None
+    state = read_saved(path)
     needed = {"format", "step", "config", "classes", "model"}
     if not isinstance(state, dict) or not needed <= set(state) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of this project; it needs the keys {sorted(needed)}")
-    if state["format"] != FORMAT:
-        raise InputError(f"{path}: checkpoint format {state['format']}, this version reads format {FORMAT}")
+    if type(state["format"]) is not int or state["format"] != FORMAT:
+        raise InputError(
+            f"{path}: checkpoint format {state['format']!r:.80}, this version reads format {FORMAT}"
+        )
+    check_content(state, str(path))
+    state["file"] = str(path)
     return state
 
 
-def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> None:
-    """Copy a checkpoint's weights into ``model``.
+def load_resumable(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that a run is to go on from.
 
     Raises:
-        InputError: another architecture or other classes; names the first tensors that differ.
+        InputError: as ``load_checkpoint``, and for one that only holds weights.
+    """
+    state = load_checkpoint(path)
+    check_resumable(state, str(path))
+    return state
+
+
+def read_saved(path: Path) -> Any:
+    """Return what `save_checkpoint` wrote to ``path``: plain values and tensors, on the CPU, unchecked.
+
+    Raises:
+        DamagedCheckpoint: the file is cut off or its bytes have changed.
+        InputError: missing, or more than plain values and tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        return read_tensor_file(path)
+    except DamagedFile as error:
+        raise DamagedCheckpoint(
+            f"{path}: not readable as a checkpoint (truncated, damaged, or another kind of file: {error}); "
+            "use an earlier step_N.pt of the run"
+        ) from None
+    except ForeignContent as error:
+        raise InputError(f"{path}: not readable as a checkpoint of this project: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the checkpoint: {error.strerror}") from None
+
+
+def check_model_state(model: nn.Module, state: dict[str, Any], source: str, differences: str = "") -> None:
+    """Check that a checkpoint's weights fit ``model``, which may be on the ``meta`` device, without values.
+
+    Raises:
+        InputError: another architecture or other classes; says the ``differences`` of the two configs, or
+            names the first tensors that differ.
     """
     wanted, found = model.state_dict(), state["model"]
     problems = [f"missing {name}" for name in wanted if name not in found]
@@ -87,6 +127,10 @@ def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> No
         for name in wanted
         if name in found and found[name].shape != wanted[name].shape
     ]
+    if problems and differences:
+        raise InputError(
+            f"{source}: {differences}; give the config of its run, which is in config.yaml there"
+        )
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise InputError(
@@ -94,7 +138,15 @@ def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> No
             + "; ".join(problems[:4])
             + more
         )
-    model.load_state_dict(found)
+    for name, tensor in found.items():
+        if tensor.dtype != wanted[name].dtype:
+            raise InputError(f"{source}: {name} has the type {tensor.dtype}, {wanted[name].dtype} is needed")
+
+
+def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> None:
+    """Copy a checkpoint's weights into ``model``; raises InputError as `check_model_state` does."""
+    check_model_state(model, state, source)
+    model.load_state_dict(state["model"])
 
 
 def random_states() -> dict[str, Any]:
@@ -110,7 +162,13 @@ def set_random_states(states: dict[str, Any]) -> None:
     """
     torch.set_rng_state(states["torch"])
     for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, number)
+        try:
+            torch.cuda.set_rng_state(state, number)
+        except (RuntimeError, TypeError):
+            raise InputError(
+                "the checkpoint's 'random' has a state that is none of a GPU's generator; use another"
+                " checkpoint"
+            ) from None
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:

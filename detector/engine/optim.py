@@ -55,14 +55,14 @@ def build_sgd(
     )
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], source: str) -> None:
     """Take over the momenta of ``saved``, a state dict; rates and all other settings stay as they are.
 
     So a resumed run uses the config's settings, and a checkpoint goes from a GPU to the CPU and back, whose
     optimizers are implemented in different ways.
 
     Raises:
-        InputError: the state is that of another number of parameters.
+        InputError: the state is that of other parameters; names ``source``, the checkpoint's file.
     """
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in own] != [group["params"] for group in saved["param_groups"]]:
@@ -70,10 +70,22 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
             sum(len(group["params"]) for group in groups) for groups in (saved["param_groups"], own)
         )
         raise InputError(
-            f"the checkpoint's optimizer trained {before} parameters and this run trains {now}; a resumed "
-            "run keeps train.trainable"
+            f"{source}: the checkpoint's optimizer trained {before} parameters and this run trains {now}; a "
+            "resumed run keeps train.trainable"
         )
+    _check_momenta(optimizer, saved["state"], source)
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+
+
+def _check_momenta(optimizer: torch.optim.Optimizer, state: dict[int, Any], source: str) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, entry in state.items():
+        momentum = entry.get("momentum_buffer")
+        if number >= len(parameters) or (momentum is not None and momentum.shape != parameters[number].shape):
+            raise InputError(
+                f"{source}: the checkpoint's optimizer has a momentum that fits no parameter of this run; "
+                "use another checkpoint"
+            )
 
 
 def build_schedule(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import re
 from pathlib import Path
 
 import torch
@@ -11,8 +9,7 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.structures import Normalization
-
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # torch's words for a name that a pickle would call
+from detector.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
 MAX_TENSORS = 100_000
 """More names than this are refused: the largest published networks have some thousands."""
@@ -52,23 +49,22 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "model.backbone.weights to null to start from random weights"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise InputError(f"{path}: not readable as a state dict of tensors: {_reason(error)}") from None
+        state = read_tensor_file(path, legacy=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the weights file: {error.strerror}") from None
+    except DamagedFile as error:
+        raise InputError(
+            f"{path}: not readable as a state dict of tensors: it is damaged or another kind of file "
+            f"({error}); save the network's state_dict() alone"
+        ) from None
+    except ForeignContent as error:
+        raise InputError(
+            f"{path}: not readable as a state dict of tensors: {error}; save the network's state_dict() alone"
+        ) from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: a weights file holds a state dict, names to tensors, and nothing else")
     _check_tensors(state, path)
     return state
-
-
-def _reason(error: Exception) -> str:
-    """Return torch's reason in short, without its advice to run what the file holds."""
-    wanted = _GLOBAL.search(str(error))
-    if wanted is not None:
-        return f"it wants to run {wanted[1]}; save the network's state_dict() alone"
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-        return "it is damaged, or holds more than tensors; save the network's state_dict() alone"
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _check_tensors(state: dict[object, object], path: Path) -> None:

@@ -24,6 +24,7 @@ SIMILARITIES: Mapping[str, int] = MappingProxyType(
 )
 #: Sums over a region's histogram are exact, and so independent of the processor, up to this many pixels.
 MAX_PIXELS = 2**26
+MAX_ITEMS = 64  # each colour space, scale and similarity is a search of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +137,8 @@ def _require_list(name: str, value: object, of_what: str) -> None:
     """Refuse what has no items, and a text, whose letters would be taken for them."""
     holds = isinstance(value, Collection) and not isinstance(value, str) and len(value) > 0
     _require(holds, name, value, f"a tuple of {of_what}")
+    if isinstance(value, Collection):
+        _require(len(value) <= MAX_ITEMS, name, f"a tuple of {len(value)}", f"a tuple of at most {MAX_ITEMS}")
 
 
 def _is_number(value: object, least: float, most: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,12 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detector.errors import InputError
 from detector.proposals.prepare import unique_proposals
 from detector.structures import Proposals
 
 # About 1000 windows an image of any size; square ones, which reach IoU 0.7 with objects of aspect ratio 0.7
 # to 1.4. Give more aspects for objects that are longer.
 SCALES = (0.2, 0.27, 0.37, 0.5, 0.68)
+MAX_WINDOWS = 2_000_000
+"""Windows of an image, before those that are equal are dropped."""
 ASPECTS = (1.0,)
 STRIDE_FRACTION = 0.2
 
@@ -38,6 +42,7 @@ def dense_proposals(
     first n are a good n; ``max_proposals`` takes such a prefix.
     """
     _check(size, scales, aspects, stride_fraction)
+    _check_count(size, scales, aspects, stride_fraction)
     windows = np.concatenate([_grid(size, s, a, stride_fraction) for s in scales for a in aspects])
     boxes = torch.from_numpy(windows[_spread(len(windows))].astype(np.float32))
     return Proposals(boxes=unique_proposals(Proposals(boxes=boxes)).boxes[:max_proposals])
@@ -54,10 +59,31 @@ def _check(
         raise ValueError(f"stride_fraction must be over 0 and at most 1, not {stride_fraction}")
 
 
+def _check_count(
+    size: tuple[int, int], scales: Sequence[float], aspects: Sequence[float], stride_fraction: float
+) -> None:
+    """Refuse parameters that ask for more windows than fit into the memory, before any is made."""
+    count = 0
+    for scale, aspect in itertools.product(scales, aspects):
+        height, width = _window(size, scale, aspect)
+        count += _count(size[0], height, stride_fraction) * _count(size[1], width, stride_fraction)
+    if count > MAX_WINDOWS:
+        raise InputError(
+            f"proposal method 'dense' would make {count} windows of an image of {size[1]}x{size[0]} pixels; "
+            f"over {MAX_WINDOWS} are refused: raise proposals.stride_fraction or the smallest of "
+            "proposals.scales"
+        )
+
+
+def _window(size: tuple[int, int], scale: float, aspect: float) -> tuple[float, float]:
+    """Return the (height, width) in pixels of the windows of one shape."""
+    side = scale * min(size)
+    return min(side / math.sqrt(aspect), size[0]), min(side * math.sqrt(aspect), size[1])
+
+
 def _grid(size: tuple[int, int], scale: float, aspect: float, stride_fraction: float) -> NDArray[np.float64]:
     """Return the windows (n, 4) of one shape, near ones near each other in the list."""
-    side = scale * min(size)
-    height, width = min(side / math.sqrt(aspect), size[0]), min(side * math.sqrt(aspect), size[1])
+    height, width = _window(size, scale, aspect)
     y, x = _starts(size[0], height, stride_fraction), _starts(size[1], width, stride_fraction)
     rows, columns = (place.ravel() for place in np.indices((len(y), len(x))))
     near = np.argsort(_interleave(rows, columns), kind="stable")
@@ -66,8 +92,13 @@ def _grid(size: tuple[int, int], scale: float, aspect: float, stride_fraction: f
 
 
 def _starts(length: int, window: float, stride_fraction: float) -> NDArray[np.float64]:
+    return np.linspace(0, length - window, _count(length, window, stride_fraction))
+
+
+def _count(length: int, window: float, stride_fraction: float) -> int:
+    """Return how many windows lie along a side of ``length`` pixels."""
     steps = math.ceil((length - window) / (stride_fraction * window) - 1e-9)  # 1e-9: an exact fit stays one
-    return np.linspace(0, length - window, max(steps, 0) + 1)
+    return max(steps, 0) + 1
 
 
 def _interleave(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -95,8 +95,10 @@ def load_function(name: str) -> Callable[..., Any]:
         sys.path.append(str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"proposal method {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # the module is the user's, and may fail in any way
+        raise InputError(
+            f"proposal method {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     if not callable(function):
         raise InputError(f"proposal method {name!r} is no function")
     return function

@@ -18,7 +18,7 @@ import torch
 from detector.build.evaluation import Evaluation
 from detector.build.training import find_state, start_run
 from detector.config import Config
-from detector.engine.checkpoint import load_checkpoint
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
 from detector.errors import InputError
 from tests.devices import each_device, on_cuda
@@ -306,3 +306,14 @@ def test_a_failing_evaluation_takes_no_training_with_it(tiny: Load, tmp_path: Pa
 def test_nothing_to_train_on_is_one_clear_error(tiny: Load, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing to train on in trainval.*under 5000 px"):
         train(tiny("data.min_box_size=5000"), tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_from_weights_alone(tiny: Load, tmp_path: Path) -> None:
+    config = tiny("train.steps=2")
+    train(config, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step_2.pt"
+    whole = load_checkpoint(path)
+    for key in ("optimizer", "sampler"):
+        save_checkpoint(path, {name: value for name, value in whole.items() if name not in (key, "file")})
+        with pytest.raises(InputError, match=rf"step_2\.pt: the checkpoint has no '{key}'"):
+            find_state(config, tmp_path / "run")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from detector.config import Config, load_config
-from detector.config.load import MAX_BYTES
+from detector.config.load import MAX_BYTES, MAX_FILES
 from detector.errors import InputError
 from tests.conftest import PROJECT
 
@@ -80,6 +81,60 @@ def test_bases_are_merged_in_order_and_the_file_wins(tmp_path: Path) -> None:
     top = write(tmp_path / "top.yaml", "_base_: [deep/a.yaml, deep/b.yaml]\ntrain: {log_every: 9}\n")
     config = load_config(top)
     assert (config.seed, config.train.flip, config.train.steps, config.train.log_every) == (2, 0.2, 3, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("shadow", "root:$6$secret:1:\nuser:*:2:"),
+        ("shadow.yaml", "root:$6$secret:1:\nuser:*:2:"),
+        ("key.yml", "-----secret-----\nsecret: [\n"),
+        ("list.yaml", "- secret\n- words\n"),
+        ("tag.yaml", "a: !secret 1"),
+        ("value.yaml", "a: !!int secret"),
+        ("date.yaml", "a: 2020-13-45 secret\nb: 2020-13-45"),
+        ("twice.yaml", "secret: 1\nsecret: 2"),
+        ("base.yaml", "_base_: {secret: 1}"),
+        ("latin.yaml", b"secret: \xe9\xe9"),
+        ("zero.yaml", "secret: '\0'"),
+    ],
+)
+def test_an_error_in_a_base_repeats_nothing_of_it(tmp_path: Path, name: str, text: str | bytes) -> None:
+    (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(InputError, match=name) as caught:
+        load_config(write(tmp_path / "top.yaml", f"_base_: {name}"))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_base_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("pipe.yaml", "folder.yaml", '"a\\0.yaml"'):
+        with pytest.raises(InputError, match=r"no such config file|must be a path"):
+            load_config(write(tmp_path / "top.yaml", f"_base_: {name}"))
+
+
+def test_an_error_in_the_file_itself_says_where_and_what(tmp_path: Path) -> None:
+    path = write(tmp_path / "top.yaml", "seed: 1\ntrain: [1\ndata: 3\n")
+    with pytest.raises(InputError, match=r"not readable as YAML: expected .* in line 3, column 5$"):
+        load_config(path)
+
+
+def test_bases_of_bases_end_after_a_number_of_files(tmp_path: Path) -> None:
+    for number in range(6):
+        following = [f"{number + 1}.yaml"] * 30 if number < 5 else []
+        write(tmp_path / f"{number}.yaml", f"_base_: {following}")
+    start = time.process_time()
+    with pytest.raises(InputError, match=f"_base_ leads to more than {MAX_FILES} files"):
+        load_config(tmp_path / "0.yaml")
+    assert time.process_time() - start < 5
+
+
+def test_bases_have_a_size_in_all(tmp_path: Path) -> None:
+    write(tmp_path / "large.yaml", "#" * (MAX_BYTES // 3))
+    top = write(tmp_path / "top.yaml", "_base_: [large.yaml, large.yaml, large.yaml, large.yaml]")
+    with pytest.raises(InputError, match=rf"large\.yaml: _base_ leads to more than .* {MAX_BYTES} bytes"):
+        load_config(top)
 
 
 def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from detector.engine.checkpoint import (
+    DamagedCheckpoint,
     load_checkpoint,
     load_model_state,
+    load_resumable,
     numbered_checkpoints,
     random_states,
     save_checkpoint,
@@ -27,7 +30,7 @@ from tests.devices import on_cuda
 def state(step: int = 3, model: nn.Module | None = None) -> dict[str, Any]:
     model = model or nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.randn(3, 4)).sum().backward()
+    model(torch.randn(3, next(model.parameters()).shape[1])).sum().backward()
     optimizer.step()
     return {
         "step": step,
@@ -75,6 +78,16 @@ def test_states_of_gpus_are_taken_once_in_use_and_put_back_by_number(monkeypatch
         assert put == dict(enumerate(saved["cuda"][:count]))
 
 
+def test_a_state_that_no_gpu_takes_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("RNG state is wrong size")
+
+    monkeypatch.setattr(torch.cuda, "set_rng_state", refuse)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="'random' has a state that is none of a GPU's"):
+        set_random_states({"torch": torch.get_rng_state(), "cuda": [torch.zeros(3, dtype=torch.uint8)]})
+
+
 @on_cuda
 def test_dropout_on_a_gpu_goes_on_where_it_was(device: str, tmp_path: Path) -> None:
     ones = torch.ones(1000, device=device)
@@ -83,6 +96,78 @@ def test_dropout_on_a_gpu_goes_on_where_it_was(device: str, tmp_path: Path) -> N
     assert not torch.equal(nn.functional.dropout(ones), first)
     set_random_states(load_checkpoint(tmp_path / "step_3.pt")["random"])
     assert torch.equal(nn.functional.dropout(ones), first)
+
+
+@pytest.mark.parametrize("unit", ["bit", "page"])
+def test_damage_is_noticed_or_changes_nothing(tmp_path: Path, unit: str) -> None:
+    """400 flipped bits and 300 lost pages, each in a checkpoint of its own."""
+    path, saved = tmp_path / "step_3.pt", state(model=nn.Linear(100, 100))
+    save_checkpoint(path, saved)
+    whole, rng, noticed = path.read_bytes(), random.Random(1), 0
+    for _ in range(400 if unit == "bit" else 300):
+        damaged = bytearray(whole)
+        if unit == "bit":
+            place = rng.randrange(8 * len(whole))
+            damaged[place // 8] ^= 1 << place % 8
+        else:
+            place = rng.randrange(len(whole) // 4096) * 4096
+            damaged[place : place + 4096] = bytes(4096)
+        path.write_bytes(damaged)
+        try:
+            found = load_checkpoint(path)
+        except DamagedCheckpoint:
+            noticed += 1
+            continue
+        for name, tensor in saved["model"].items():
+            assert torch.equal(found["model"][name], tensor)
+        assert (found["config"], found["classes"], found["best"]) == (
+            saved["config"],
+            saved["classes"],
+            saved["best"],
+        )
+        assert torch.equal(found["random"]["torch"], saved["random"]["torch"])
+    assert noticed > 280
+
+
+def test_damage_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "step_3.pt"
+    save_checkpoint(path, state())
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], b"", whole.replace(b"format", b"firmat", 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedCheckpoint, match=r"use an earlier step_N\.pt of the run"):
+            load_checkpoint(path)
+    torch.save(state(), path)  # sound, and no checkpoint
+    with pytest.raises(InputError, match="not a checkpoint of this project") as caught:
+        load_checkpoint(path)
+    assert not isinstance(caught.value, DamagedCheckpoint)
+
+
+def test_what_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "step_3.pt"
+    saved = state()
+    saved["model"]["weight"] = torch.zeros(1).expand(10**11)
+    save_checkpoint(path, saved)
+    with pytest.raises(InputError, match=r"step_3\.pt: .*'model\.weight' has the shape \(100000000000,\)"):
+        load_checkpoint(path)
+    torch.save({"format": 1, **state()}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"step_3\.pt: not readable as a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_run_goes_on_from_a_whole_checkpoint_alone(tmp_path: Path) -> None:
+    whole = {**state(), "evaluated": 0, "sampler": {"generator": torch.get_rng_state()}}
+    path = tmp_path / "step_3.pt"
+    save_checkpoint(path, whole)
+    assert load_resumable(path)["file"] == str(path)
+    for key in ("optimizer", "random", "best", "evaluated", "sampler"):
+        save_checkpoint(path, {name: value for name, value in whole.items() if name != key})
+        load_checkpoint(path)  # its weights can be used
+        with pytest.raises(InputError, match=rf"step_3\.pt: the checkpoint has no '{key}'.*initial_weights"):
+            load_resumable(path)
+    classifier = {**whole, "config": {"task": "classification"}}
+    save_checkpoint(path, {name: value for name, value in classifier.items() if name != "sampler"})
+    load_resumable(path)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

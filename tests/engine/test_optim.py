@@ -138,7 +138,7 @@ def test_momenta_move_between_implementations_and_settings_stay(before: Make, af
     for group in resumed.param_groups:
         group.update(initial_lr=0.5, momentum=0.8)  # of a config that was changed
     implementation = [(group["fused"], group["foreach"]) for group in resumed.param_groups]
-    load_optimizer_state(resumed, deepcopy(saved.state_dict()))  # torch would share the tensors
+    load_optimizer_state(resumed, deepcopy(saved.state_dict()), "a.pt")  # torch would share the tensors
     assert [(group["fused"], group["foreach"]) for group in resumed.param_groups] == implementation
     assert [(group["initial_lr"], group["momentum"]) for group in resumed.param_groups] == [(0.5, 0.8)] * 2
     for mine, theirs in zip(resumed.state.values(), saved.state.values(), strict=True):
@@ -156,7 +156,17 @@ def test_the_state_of_other_parameters_is_refused() -> None:
     saved = sgd(model).state_dict()
     model[3].requires_grad_(False)
     with pytest.raises(InputError, match=r"trained 4 parameters and this run trains 2; .*train\.trainable"):
-        load_optimizer_state(sgd(model), saved)
+        load_optimizer_state(sgd(model), saved, "a.pt")
+
+
+def test_momenta_of_other_shapes_are_refused() -> None:
+    optimizer = sgd(network())
+    two_steps(optimizer)
+    saved = optimizer.state_dict()
+    for number, momentum in ((0, torch.zeros(7)), (99, torch.zeros(2))):
+        changed = {**saved, "state": {**saved["state"], number: {"momentum_buffer": momentum}}}
+        with pytest.raises(InputError, match=r"a\.pt: .* a momentum that fits no parameter of this run"):
+            load_optimizer_state(sgd(network()), changed, "a.pt")
 
 
 @on_cuda
@@ -170,9 +180,9 @@ def test_a_gpu_has_the_fused_step_and_its_state_goes_to_the_cpu_and_back(device:
         two_steps(optimizer)
     assert all(map(torch.equal, first.parameters(), second.parameters()))  # the same bits
     torch.save(optimizers[0].state_dict(), tmp_path / "state.pt")
-    load_optimizer_state(optimizers[2], torch.load(tmp_path / "state.pt", map_location="cpu"))
+    load_optimizer_state(optimizers[2], torch.load(tmp_path / "state.pt", map_location="cpu"), "a.pt")
     torch.save(optimizers[2].state_dict(), tmp_path / "state.pt")
-    load_optimizer_state(optimizers[1], torch.load(tmp_path / "state.pt", map_location="cpu"))
+    load_optimizer_state(optimizers[1], torch.load(tmp_path / "state.pt", map_location="cpu"), "a.pt")
     for optimizer in optimizers:
         two_steps(optimizer)
     assert all(map(torch.equal, first.parameters(), second.parameters()))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector import boxes as box_ops
+from detector.errors import InputError
 from detector.proposals.dense import dense_proposals
 from detector.proposals.recall import best_overlaps
 
@@ -93,3 +94,8 @@ def test_defaults_find_the_objects_of_the_quick_start() -> None:
 def test_impossible_parameters_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dense_proposals(**arguments)  # type: ignore[arg-type]
+
+
+def test_more_windows_than_memory_holds_are_refused_before_they_are_made() -> None:
+    with pytest.raises(InputError, match=r"would make \d+ windows of an image of 4000x3000 pixels"):
+        dense_proposals((3000, 4000), scales=(0.01,), stride_fraction=0.01)

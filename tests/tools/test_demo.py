@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from detector.data.generated import generate_voc
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from tests.tools.conftest import Tool
 
 CONFIG = """
@@ -73,3 +75,41 @@ def test_a_file_is_looked_up_by_stem(tool: Tool, checkpoint: Path, tmp_path: Pat
     result = tool("demo", *arguments, "--proposals", "other")
     assert result.returncode == 2
     assert f"first '{image.stem}', are not in other" in result.stderr
+
+
+def test_code_that_a_checkpoint_names_does_not_run(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
+    """The function takes the image and the keywords of the config, here to run a command of the shell."""
+    state = load_checkpoint(checkpoint)
+    del state["file"]
+    state["config"]["proposals"] = {"method": "pydoc:pipepager", "options": {"cmd": "touch pwned"}}
+    save_checkpoint(tmp_path / "evil.pt", state)
+    photo = next((tmp_path / "voc/JPEGImages").iterdir())
+    arguments = ("--checkpoint", "evil.pt", photo, "--output", "out", "--device", "cpu")
+    result = tool("demo", *arguments)
+    assert result.returncode == 2
+    assert "evil.pt: the config in this checkpoint has proposals.method = 'pydoc:pipepager'" in result.stderr
+    assert "--set proposals.method=..." in result.stderr
+    assert not (tmp_path / "pwned").exists()
+    result = tool("demo", *arguments, "--set", "proposals.method=dense")
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "mine.py").write_text(
+        "def whole(image):\n    return [[0, 0, image.shape[1], image.shape[0]]]\n"
+    )
+    result = tool("demo", *arguments, "--set", "proposals.method=mine:whole")
+    assert result.returncode == 0, result.stderr
+    assert proposals_of_each(tmp_path / "out") == [1]
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_files_that_a_checkpoint_names_are_not_opened(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
+    state = load_checkpoint(checkpoint)
+    del state["file"]
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    config = state["config"]
+    config["proposals"] |= {"file": "pipe"}
+    config["model"]["backbone"]["weights"] = config["train"]["initial_weights"] = "pipe"
+    config["data"] |= {"root": "pipe", "leave_out": "pipe"}
+    save_checkpoint(tmp_path / "named.pt", state)
+    photo = next((tmp_path / "voc/JPEGImages").iterdir())
+    result = tool("demo", "--checkpoint", "named.pt", photo, "--output", "out", "--device", "cpu")
+    assert result.returncode == 0, result.stderr

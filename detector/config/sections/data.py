@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from detector.config.sections.base import Count, Section, Seed
+from detector.config.sections.base import Section, Seed
 
 
 class GenerateConfig(Section):
@@ -15,8 +15,8 @@ class GenerateConfig(Section):
     kind: Literal["scenes", "arrangements"] = "scenes"
     """"scenes" has shapes as classes; "arrangements" has ways in which two shapes stand to each other, which
     only their layout tells apart (see ``train.flip``: a mirrored image is another class)."""
-    train_images: Count = 240
-    test_images: Count = 80
+    train_images: int = Field(default=240, ge=1, le=100_000)
+    test_images: int = Field(default=80, ge=1, le=100_000)
     seed: Seed = 0
 
 
@@ -53,7 +53,7 @@ class DataConfig(Section):
     """Boxes that would corrupt training (swapped corners, a side under ``min_box_size``, outside)."""
     min_box_size: float = Field(default=2.0, ge=0.0)
     """Pixels of the original image."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=256)
     """DataLoader worker processes."""
     generate: GenerateConfig | None = None
 

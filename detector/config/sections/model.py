@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from detector.config.sections.base import Count, Four, Positive, Section
+from detector.config.sections.base import Four, Positive, Section
 
 
 class BackboneConfig(Section):
@@ -28,10 +28,14 @@ class BackboneConfig(Section):
     """How many of the first stages do not train, or "none", or "all"."""
     feature_scale: Positive = 1.0
     """Factor on the features: brings activations of other networks to the size a new head expects."""
-    reduce_channels: Count | None = None
+    reduce_channels: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Width of a 1x1 convolution after the features, which makes fc6 cheaper; None has none (paper)."""
 
 
+Cells = Annotated[int, Field(ge=1, le=128)]
+"""Bins or cells on a side of what is pooled."""
+MAX_CROPS = 2**30
+"""Pixels of all crops that go through the network at a time."""
 _POOL_KEYS = {
     "roi": {"output_size", "center"},
     "spp": {"levels", "reduction", "rule", "window", "center", "shrink"},
@@ -46,13 +50,13 @@ class PoolConfig(Section):
     kind: Literal["roi", "spp", "warp", "crop"] = "roi"
     """"roi" is Fast R-CNN's pooling, "spp" SPP-net's pyramid. "warp" and "crop" are R-CNN's: each region is
     cut out of the image, brought to ``crop_size``, and goes through the convolutions by itself."""
-    output_size: Count = 7
+    output_size: Cells = 7
     """roi: bins a side (paper: 7 for VGG16, 6 for AlexNet). warp, crop: cells a side to which the crop's
     feature map is pooled before fc6."""
     center: Literal["caffe", "network"] | None = None
     """roi, spp: "caffe" takes cell k to stand at k * stride, as the release does; "network" at its
     receptive field's centre. None is "caffe" for roi and "network" for spp, as both were published."""
-    levels: Annotated[tuple[Count, ...], Field(min_length=1)] = (6, 3, 2, 1)
+    levels: Annotated[tuple[Cells, ...], Field(min_length=1, max_length=16)] = (6, 3, 2, 1)
     """spp: bins a side of each level of the pyramid (SPP-net's release: 6, 3, 2, 1)."""
     reduction: Literal["max", "avg"] = "max"
     """spp: what is kept of a bin."""
@@ -63,7 +67,7 @@ class PoolConfig(Section):
     """spp, regions: the cells a box covers, by SPP-net's projection or as RoI pooling rounds."""
     shrink: float | None = None
     """spp: input pixels that the projection draws a box's edges inwards; None is half a stride."""
-    crop_size: Count = 224
+    crop_size: int = Field(default=224, ge=1, le=2048)
     """warp, crop: side of the network's input in pixels (R-CNN: 227)."""
     context: int = Field(default=16, ge=0)
     """warp, crop: pixels of ``crop_size`` that show what lies around the region, on each side (R-CNN)."""
@@ -79,7 +83,7 @@ class PoolConfig(Section):
 
 
 class HeadConfig(Section):
-    hidden: tuple[Count, ...] = (4096, 4096)
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(max_length=16)] = (4096, 4096)
     """Widths of fc6, fc7, ..."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     weights: bool = False
@@ -110,7 +114,7 @@ class ModelConfig(Section):
     pool: PoolConfig = PoolConfig()
     head: HeadConfig = HeadConfig()
     box: BoxConfig = BoxConfig()
-    roi_chunk: Count = 1024
+    roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time; bounds memory, changes results by no more than
     the last digits."""
 
@@ -120,6 +124,12 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
                 "file there, or set model.head.weights to false"
+            )
+        crops = self.roi_chunk * self.pool.crop_size**2
+        if self.pool.kind in ("warp", "crop") and crops > MAX_CROPS:
+            raise ValueError(
+                f"model.roi_chunk crops of model.pool.crop_size are {crops} pixels, over {MAX_CROPS}; take a "
+                "smaller model.roi_chunk"
             )
         if self.box.regression == "ridge" and self.head.class_agnostic:
             raise ValueError("model.box.regression: ridge is one regression a class; unset class_agnostic")

@@ -8,9 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from detector.config.sections.base import Count, Positive, Section
+from detector.config.sections.base import Pixels, Positive, Section
 from detector.errors import nearest
 
+MOST = 200_000
+"""Proposals of an image: no method makes as many."""
+MAX_OPTIONS = 100_000
+"""Characters of ``options``, written as JSON."""
+Share = Annotated[float, Field(ge=0.01, le=10.0)]
+Aspect = Annotated[float, Field(ge=0.001, le=1000.0)]
 METHODS = ("dense", "selective_search")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # The method each option belongs to; "function" is any module:function.
@@ -52,20 +58,20 @@ class ProposalsConfig(Section):
     method: str | None = None
     """"dense", "selective_search", or "module:function": a function of yours from an image (H, W, 3) uint8
     RGB to boxes (P, 4), or to boxes and scores (P,)."""
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    scales: Annotated[tuple[Share, ...], Field(min_length=1, max_length=64)] | None = None
     """dense: window sides as fractions of the image's shorter side; None takes the method's own."""
-    aspects: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    aspects: Annotated[tuple[Aspect, ...], Field(min_length=1, max_length=64)] | None = None
     """dense: width over height; None takes the method's own."""
-    stride_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    stride_fraction: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
     """dense: step between windows as a fraction of their side; None takes the method's own."""
     mode: str | None = None
     """selective_search: a preset's name; None is "fast"."""
     seed: int | None = None
     """selective_search: seed of the ranking; None is 0."""
-    width: Count | None = None
+    width: Pixels | None = None
     """selective_search: search each image resized to this width in pixels; None is its own size, or less
     where it is large."""
-    max_proposals: Count | None = None
+    max_proposals: Annotated[int, Field(ge=1, le=MOST)] | None = None
     """dense, selective_search: proposals made of each image, the best ranked; None makes all."""
     time_limit: Positive | None = None
     """selective_search, module:function: seconds an image may take; one that takes longer has no boxes."""
@@ -73,8 +79,8 @@ class ProposalsConfig(Section):
     """selective_search: fields of `detector.ops.SelectiveSearchConfig` that replace the
     preset's, such as ``scales`` and ``min_side``; module:function: its keyword arguments. What changes here
     is made anew; a function whose code has changed is not noticed, so give it a version here."""
-    top_k_train: Count = 2000
-    top_k_test: Count = 2000
+    top_k_train: int = Field(default=2000, ge=1, le=MOST)
+    top_k_test: int = Field(default=2000, ge=1, le=MOST)
     """Proposals used of each image, the best ranked first (paper: about 2000)."""
     min_size: float = Field(default=0.0, ge=0.0)
     """Proposals with a side below this many pixels of the original image are left out."""
@@ -84,6 +90,11 @@ class ProposalsConfig(Section):
     faults: Literal["error", "skip", "full_image"] = "error"
     """Images whose boxes in the file leave the image, are not finite, or are none: an error, left out of
     training (never of evaluation), or given one box, the whole image."""
+
+    @property
+    def calls_function(self) -> bool:
+        """Whether ``method`` is a name that leads to code, and not one of the built-in methods."""
+        return self.method is not None and self.method not in METHODS
 
     @model_validator(mode="after")
     def _one_source(self) -> ProposalsConfig:
@@ -106,11 +117,13 @@ class ProposalsConfig(Section):
                 )
             kind = "function"
         try:
-            json.dumps(self.options, allow_nan=False)
-        except (TypeError, ValueError):
+            length = len(json.dumps(self.options, allow_nan=False))
+        except (TypeError, ValueError, RecursionError):
             raise ValueError(
                 "proposals.options holds what is no number, text, list or mapping of these"
             ) from None
+        if length > MAX_OPTIONS:
+            raise ValueError(f"proposals.options is over {MAX_OPTIONS} characters long")
         for name, methods in _OPTIONS.items():
             if getattr(self, name) not in (None, {}) and kind not in methods:
                 known = " or ".join(methods).replace("function", "module:function")

@@ -6,13 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from detector.config.sections.base import Count, Fraction, Positive, Resize, Section
+from detector.config.sections.base import Count, Fraction, Pixels, Positive, Resize, Scales, Section
+
+Jitter = Annotated[float, Field(gt=0.0, le=16.0)]
 
 
 class SamplingConfig(Section):
     """Which RoIs a step trains on (paper, section 2.3)."""
 
-    rois_per_image: Count = 64
+    rois_per_image: int = Field(default=64, ge=1, le=100_000)
     foreground_fraction: Fraction = 0.25
     foreground_iou: Fraction = 0.5
     background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
@@ -34,7 +36,7 @@ class ScheduleConfig(Section):
     """Learning rate over the run; points are fractions of ``train.steps``."""
 
     kind: Literal["step", "cosine"] = "step"
-    milestones: tuple[Fraction, ...] = (0.75,)
+    milestones: Annotated[tuple[Fraction, ...], Field(max_length=1000)] = (0.75,)
     """step: the rate is multiplied by ``gamma`` at each (paper: 30k of 40k steps)."""
     gamma: Positive = 0.1
     final: Fraction = 0.0
@@ -53,8 +55,8 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     steps: Count
-    images_per_batch: Count = 2
-    scales: tuple[Count, ...] = Field(default=(600,), min_length=1)
+    images_per_batch: int = Field(default=2, ge=1, le=4096)
+    scales: Scales = (600,)
     """Sides of the input in pixels, the shorter one by ``resize``; one is drawn at random for each image,
     or as ``scale_per`` says."""
     scale_per: Literal["image", "batch", "epoch"] = "image"
@@ -63,9 +65,9 @@ class TrainConfig(Section):
     resize: Resize = "shorter"
     """"shorter" brings the shorter side to the scale; "square" both sides, whatever the proportions; "none"
     leaves the image its own size, and the scales unused."""
-    max_size: Count = 1000
+    max_size: Pixels = 1000
     """Cap on the longer side in pixels, but for "square"."""
-    scale_jitter: tuple[Positive, Positive] | None = None
+    scale_jitter: tuple[Jitter, Jitter] | None = None
     """A further random factor on the size, drawn log-uniformly from [low, high]."""
     flip: Fraction = 0.5
     """Chance of a left-right flip."""
@@ -105,7 +107,7 @@ class TrainConfig(Section):
     train is ``model.backbone.freeze``."""
     cache_dtype: Literal["float16", "float32"] = "float16"
     """How stages that work on cached features keep them on the disk."""
-    draw_images: int = Field(default=4, ge=0)
+    draw_images: int = Field(default=4, ge=0, le=1000)
     """Images drawn into TensorBoard at each evaluation."""
     initial_weights: str | None = None
     """A checkpoint whose weights are taken and nothing else. cls_score, bbox_pred and the constants of the
@@ -136,7 +138,7 @@ class SVMConfig(Section):
     """Negatives that score above this are added."""
     evict_score: float = -1.2
     """Negatives that score below this after a retraining are forgotten."""
-    retrain_after: Count = 2000
+    retrain_after: int = Field(default=2000, ge=1, le=10_000_000)
     """A class is retrained once it has this many new negatives, and after the last image."""
     negative_overlap: Fraction | None = None
     """Drop a new negative that overlaps another by more than this (the paper: 0.7; release: not at all)."""
@@ -151,7 +153,7 @@ class RidgeConfig(Section):
     """Lambda; the bias is penalised too."""
     min_iou: Fraction = 0.5
     """Regions with an IoU above this with an object of the class are its rows."""
-    max_rows: Count = 20000
+    max_rows: int = Field(default=20000, ge=1, le=10_000_000)
     """Rows of a class, drawn at random where there are more."""
     whitening: Positive = 1e-3
     """Added to the diagonal of the targets' covariance before it is inverted."""
