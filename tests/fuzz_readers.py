@@ -163,7 +163,7 @@ def parse() -> argparse.Namespace:
 
 
 def chosen_kinds(parts: Sequence[str]) -> list[str]:
-    """Return the kinds whose name has one of ``parts`` in it, by default all of them; SystemExit without any."""
+    """Return the kinds whose name has one of ``parts`` in it, by default all; SystemExit without any."""
     kinds = [target.kind for target in TARGETS]
     for part in parts:
         if not any(part in kind for kind in kinds):

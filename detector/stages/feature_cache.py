@@ -79,8 +79,8 @@ class FeatureCache:
         if (checksum or 1) != self._checksums[number]:
             raise InputError(
                 f"{self.folder / 'maps.bin'} is damaged: the features of image "
-                f"{self.plan.images[number].key!r} are not as they were written; delete the folder "
-                f"{self.folder}, and the run makes it again"
+                f"{self.plan.images[number].key!r} are not as they were written; remove its "
+                "cache.json and it is made again"
             )
 
     def _bytes(self, maps: np.memmap, stored: StoredMap) -> NDArray[Any]:
@@ -201,14 +201,15 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
     found = read_json(path)
     parts = found.get("parts") if isinstance(found, dict) else None
     if not isinstance(parts, dict):
-        raise InputError(f"{path}: not the record of a feature cache; delete the folder to make it again")
+        raise InputError(
+            f"{path}: not the record of a feature cache; remove that file and the cache is made again"
+        )
     if found == plan.manifest():
         return
     differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
     raise InputError(
         f"{folder}: the feature cache of something else: its {', '.join(differing) or 'format'} "
-        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; delete the folder to make it "
-        "again, or use another"
+        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; name another one"
     )
 
 
@@ -218,12 +219,15 @@ def _missing(folder: Path, plan: CachePlan) -> list[int]:
     try:
         size = (folder / "maps.bin").stat().st_size
     except OSError as error:
-        raise InputError(f"{folder}: a damaged feature cache ({error.strerror}); delete the folder") from None
+        raise InputError(
+            f"{folder}: a damaged feature cache ({error.strerror}); remove its cache.json and it is "
+            "made again"
+        ) from None
     if size != plan.bytes or len(checksums) != len(plan.images):
         raise InputError(
             f"{folder}: a damaged feature cache: maps.bin has {size} bytes, {plan.bytes} are needed, and "
-            f"done.bin is of {len(checksums)} images, {len(plan.images)} are needed; delete the folder to "
-            "make it again"
+            f"done.bin is of {len(checksums)} images, {len(plan.images)} are needed; "
+            "remove its cache.json and it is made again"
         )
     return np.flatnonzero(checksums == 0).tolist()
 
@@ -235,5 +239,7 @@ def _checksums(folder: Path) -> NDArray[np.uint32]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot read the file: {error.strerror}; delete the folder") from None
+        raise InputError(
+            f"{path}: cannot read the file: {error.strerror}; remove cache.json beside it"
+        ) from None
     return np.frombuffer(data[: len(data) - len(data) % _CHECKSUM.size], "<u4")
