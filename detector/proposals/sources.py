@@ -19,11 +19,8 @@ def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
         if source.is_dir():
             whole = hashlib.blake2b(digest_size=16)
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
-                whole.update(
-                    f"{path.relative_to(source).as_posix()}\n{_digest(path)}\n".encode(
-                        "utf-8", "surrogatepass"
-                    )
-                )
+                line = f"{path.relative_to(source).as_posix()}\n{_digest(path)}\n"
+                whole.update(line.encode("utf-8", "surrogatepass"))
             digest = whole.hexdigest()
         else:
             digest = _digest(source)
@@ -53,6 +50,7 @@ def conversion_name(parameters: dict[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
-    require_regular(path)
+    if path.exists():
+        require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -176,7 +176,7 @@ BAD_NAMES = ["new\nline", "tab\t", "escape\x1b[31m", "\u2028", "latin\udce4"]
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_name_that_no_store_can_hold_is_one_error_before_any_work(tmp_path: Path, name: str) -> None:
     records = write_images(tmp_path / "images", 3)
-    records[1] = replace(records[1], image_id=name)
+    records[1] = replace(records[1], key=name)
     with pytest.raises(InputError, match=r"0001\.png.* is no image id: .*; rename the image$"):
         generate(records, tmp_path / "store", method=CORNERS)
     assert not (tmp_path / "store").exists()
@@ -199,7 +199,7 @@ def test_images_whose_names_have_every_kind_of_blank(tmp_path: Path) -> None:
     for i, name in enumerate(names):
         path = records[i].path.with_name(f"{name}.png")
         records[i].path.rename(path)
-        records[i] = replace(records[i], image_id=name, path=path)
+        records[i] = replace(records[i], key=name, path=path)
     store = generate(records, tmp_path / "store", method=CORNERS)
     assert sorted(store.ids()) == sorted(names)
     generate(
