@@ -49,7 +49,7 @@ emulate: install  ## run the CUDA kernels on the CPU, random calls; SANITIZE=thr
 emulate-mutants: install  ## break the CUDA kernels on purpose and see that `make emulate` notices
 	$(BIN)/python -m tests.emulator.mutants
 
-fuzz-readers: install  ## read 10,000 damaged files of every format; only clean errors are allowed
+fuzz-readers: install  ## read 10,000 changed files of every kind; only clean errors are allowed
 	$(BIN)/python -m tests.fuzz_readers --cases 10000 --seed 0
 
 # Installs nothing and asks no registry: the machine with the GPU may be offline. GPU_CHECK passes further options on.

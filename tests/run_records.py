@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from detector.build.report import run_series
 from detector.engine.run_files import is_run, note_pictures, remove_run
 from detector.engine.run_log import RunLog
 from detector.errors import InputError
-from detector.stages.record import StageRecord, read_record, write_record
-
-REPAIRED = {"run log", "list of pictures"}
-"""Kinds of which damaged parts are left out; no reader refuses one of them."""
+from detector.stages.record import StageRecord, write_record
 
 
-def record_seeds(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
-    """Write a valid file of every kind below ``folder``; return it by kind, with what reads it."""
-    place = folder / "records"
-    place.mkdir()
-    log = RunLog(place)
+def make_run_log(folder: Path) -> Path:
+    log = RunLog(folder)
     log.write("data", {"step": 0, "images": 4, "dropped_boxes": {"outside": 1}})
     for step in range(1, 9):
         log.write("train", {"step": step, "loss": 1 / step, "loss_cls": 0.5, "learning_rate": 1e-3})
     log.write("evaluate", {"step": 8, "voc07_mAP": 0.25, "voc_mAP": 0.3})
     log.close()
+    return folder / "log.jsonl"
+
+
+def make_stage_record(folder: Path) -> Path:
     record = StageRecord("00ff" * 8, "checkpoints/step_8.pt", 14, 2.5, {"training: trainval": "00ff" * 8})
-    write_record(place / "done.json", record)
-    note_pictures(place, ["000001.jpg", "000002.jpg"])
-    return {
-        "run log": (place / "log.jsonl", read_run_log),
-        "stage record": (place / "done.json", read_record),
-        "list of pictures": (place / ".pictures.json", read_pictures),
-    }
+    write_record(folder / "done.json", record)
+    return folder / "done.json"
+
+
+def make_list_of_pictures(folder: Path) -> Path:
+    note_pictures(folder, ["000001.jpg", "000002.jpg"])
+    return folder / ".pictures.json"
 
 
 def read_run_log(path: Path) -> object:

@@ -14,12 +14,12 @@ import torch
 from detector.build.data import all_names
 from detector.config import Config
 from detector.config.sections.proposals import ProposalsConfig
-from detector.data.images import read_image
+from detector.data.images import check_image, read_image
 from detector.errors import InputError
 from detector.machine import available_cores
 from detector.progress import note, progress_bar
 from detector.proposals.convert import convert
-from detector.proposals.generate import generate_store
+from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
 from detector.proposals.matched import match_store
 from detector.proposals.methods import store_name
 from detector.proposals.prepare import filter_proposals
@@ -130,13 +130,14 @@ def make_proposals(
     if source.method is None:
         raise InputError("proposals.method is not set; name one to make proposals with")
     folder = target or proposals_folder(config) / store_name(source.method, method_parameters(source))
-    made, failures = generate(source, records, folder)
+    made, failures = generate(source, records, folder, check_first=source.missing == "error")
     store = match_store(made, records)
     if failures and source.missing == "error":
         first = next(iter(failures.values()))
         raise InputError(
             f"{len(failures)} of {len(records)} images got no proposals; the first: {first}. All others are "
-            "done and stay so; mend these, or set proposals.missing to skip or full_image"
+            "done and stay so; replace these files, or set proposals.missing to skip or full_image. "
+            f"{HOW_TO_LEAVE_OUT}"
         )
     return store
 
@@ -147,9 +148,11 @@ def generate(
     folder: Path,
     *,
     workers: int | None = None,
+    check_first: bool = False,
 ) -> tuple[ProposalStore, dict[str, str]]:
     """Bring the store ``folder`` up to date with ``records``; return it and what failed, by key.
 
+    With ``check_first`` images that cannot be read are an InputError before any work.
     ``workers`` None takes every core where that is worth starting processes.
     """
     assert source.method is not None  # the callers' condition
@@ -164,11 +167,13 @@ def generate(
             folder,
             method=source.method,
             read_image=read_image,
+            check_image=check_image if check_first else None,
             parameters=method_parameters(source),
             workers=workers,
             time_limit=source.time_limit,
             progress=advance,
             on_failure=failures.__setitem__,
+            on_damage=note,
             wait=WAIT_SECONDS,
             on_wait=lambda: note(f"waiting for another process that makes {folder}"),
         )

@@ -60,10 +60,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     if size is not None and image.shape[:2] != size:
         image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, depth)
         if image.shape[:2] != size:
-            raise WrongImageSize(
-                f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
-                f"{size[1]}x{size[0]}; correct the annotation's <size> or put back the right image"
-            )
+            raise _wrong_size(path, image.shape[:2], size)
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
@@ -81,6 +78,26 @@ def low_bit_depth(path: Path) -> str | None:
     data, depth = _read_bytes(path)
     pixels = _decode_raw(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     return doubt(pixels, depth.declared) if pixels.dtype == np.uint16 else None
+
+
+def check_image(path: Path, size: tuple[int, int] | None = None) -> None:
+    """Raise InputError where `read_image` would because of the header, the size or a missing end.
+
+    The pixels are not decoded, so damage between the header and the end is not found.
+    """
+    _read_whole(path)
+    with _header(path) as image:
+        stored = (image.height, image.width)
+        swapped = stored[::-1] == size and image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+    if size is not None and stored != size and not swapped:
+        raise _wrong_size(path, stored, size)
+
+
+def _wrong_size(path: Path, found: tuple[int, ...], annotated: tuple[int, int]) -> WrongImageSize:
+    return WrongImageSize(
+        f"{path}: the image is {found[1]}x{found[0]} pixels, its annotation says "
+        f"{annotated[1]}x{annotated[0]}; correct the annotation's <size> or put back the right image"
+    )
 
 
 def stored_view(path: Path) -> tuple[tuple[int, int], int]:
@@ -119,7 +136,14 @@ def _bomb(path: Path, size: str) -> str:
 
 
 def _read_bytes(path: Path) -> tuple[np.ndarray, Depth]:
-    """Return the bytes (n,) uint8 of an image file that is whole and of a size that may be decoded."""
+    """Return the bytes (n,) uint8 of an image file that may be decoded, and the depth of its samples."""
+    data = _read_whole(path)
+    with _header(path) as image:
+        return data, file_depth(image, data[:_HEAD].tobytes())
+
+
+def _read_whole(path: Path) -> np.ndarray:
+    """Return the bytes (n,) uint8 of an image file that is not too long and not truncated."""
     require_regular(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -128,8 +152,7 @@ def _read_bytes(path: Path) -> tuple[np.ndarray, Depth]:
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
     _refuse_truncated(path, data.tobytes())
-    with _header(path) as image:
-        return data, file_depth(image, data[:_HEAD].tobytes())
+    return data
 
 
 def _decode(path: Path, data: np.ndarray, flags: int, depth: Depth) -> np.ndarray:

@@ -19,6 +19,7 @@ def replace_durably(path: Path) -> Iterator[BinaryIO]:
     temporary file is gone. A disk that refuses is an InputError naming ``path``.
     """
     temporary = path.with_name(path.name + ".tmp")
+    _discard(temporary)  # of a writer that was killed; opening a pipe of this name would wait without end
     try:
         with temporary.open("wb") as file:
             yield file
@@ -28,7 +29,9 @@ def replace_durably(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     except OSError as error:
         _discard(temporary)
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free or mend the disk") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space on the disk or repair it"
+        ) from error
     except BaseException:
         _discard(temporary)
         raise

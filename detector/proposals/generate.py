@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from detector.errors import InputError
 from detector.proposals.hashing import file_hash
+from detector.proposals.index import check_image_id
 from detector.proposals.journal import Journal, decode_entry, encode_entry
 from detector.proposals.methods import ImageReader, full_parameters, prepare, propose
 from detector.proposals.prepare import filter_proposals
@@ -20,6 +21,11 @@ _SEGMENT_IMAGES = 256
 _MANY_SEGMENTS = 32  # from here on opening them costs more than reading
 
 Progress = Callable[[int, int], None]
+ImageCheck = Callable[[Path, tuple[int, int] | None], None]
+HOW_TO_LEAVE_OUT = (
+    "tools/check_data.py --fix-list FILE writes a list of the images that cannot be used, and "
+    "data.leave_out=FILE leaves them out"
+)
 
 
 def generate_store(
@@ -28,11 +34,13 @@ def generate_store(
     *,
     method: str,
     read_image: ImageReader,
+    check_image: ImageCheck | None = None,
     parameters: Mapping[str, Any] | None = None,
     workers: int = 0,
     time_limit: float | None = None,
     progress: Progress | None = None,
     on_failure: Callable[[str, str], None] | None = None,
+    on_damage: Callable[[str], None] | None = None,
     wait: float = 0.0,
     on_wait: Callable[[], None] | None = None,
 ) -> ProposalStore:
@@ -48,21 +56,29 @@ def generate_store(
             image (H, W, 3) uint8 RGB and ``parameters`` as keywords to boxes (P, 4), or boxes and scores
             (P,).
         read_image: decodes a file of the given (height, width), or None for whatever it has.
+        check_image: a cheap look at a file of the given (height, width), or None for whatever it has, which
+            raises InputError where ``read_image`` would. With it nothing is made unless every image that is
+            to be made passes.
         workers: processes that share the work; 0: this one does it.
         time_limit: seconds an image may take. One that takes longer, or ends its process, fails; this needs
             a process, so that 0 workers are taken for 1.
         progress: called with images done and images to do.
         on_failure: called with an image's key and what is wrong with it, at most once an image. Such an
             image has no entry and is tried again the next time.
+        on_damage: called with a sentence for each damaged segment that the store has; its images are made
+            again.
         wait, on_wait: seconds to wait for another process that makes this store, and what to call once then.
 
-    Raises InputError where the store was made with other parameters, where another process goes on writing
-    it, and, without ``on_failure`` and after all other images are done, for images that failed.
+    Raises InputError before any work for an image whose id no store can hold and for images that do not
+    pass ``check_image``; where the store was made with other parameters, or another process goes on writing
+    it; and, without ``on_failure`` and after all other images are done, for images that failed.
     """
     parameters = full_parameters(method, parameters or {})
     records = list({record.key: record for record in records}.values())
+    for record in records:
+        check_image_id(record.key, repr(str(record.path)))
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
-    if not stale_records(records, store):
+    if not store.damaged() and not stale_records(records, store):
         return store
     prepare(method)
     job = _Job(method, parameters, read_image)
@@ -71,7 +87,10 @@ def generate_store(
         store.append(journal.entries())
         journal.clear()
         store.reload()
+        _discard_damaged(store, on_damage)
         todo = stale_records(records, store)  # again: another process may have done some until now
+        if check_image is not None:
+            _check_images(todo, check_image)
         results = _run(job, todo, max(workers, 1) if time_limit else workers, time_limit)
         _fill(store, journal, _counted(results, len(todo), progress), failures)
         # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
@@ -89,9 +108,40 @@ def generate_store(
     elif failures:
         raise InputError(
             f"{len(failures)} of {len(todo)} images got no proposals; the first: "
-            f"{next(iter(failures.values()))}. All others are done and stay so"
+            f"{next(iter(failures.values()))}. All others are done and stay so. {HOW_TO_LEAVE_OUT}"
         )
     return store
+
+
+def _discard_damaged(store: ProposalStore, on_damage: Callable[[str], None] | None) -> None:
+    """Forget what damaged segments have lost, so that it is made again."""
+    for damage in store.damaged():
+        store.discard(damage.image_ids)
+        if on_damage is not None:
+            on_damage(
+                f"{damage.path} is damaged: {damage.reason}; the proposals of {len(damage.image_ids)} images "
+                "are made again if they are wanted"
+            )
+
+
+def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:
+    """Raise one InputError for all ``records`` whose file cannot be read."""
+
+    def fault_of(record: ImageRecord) -> str | None:
+        size = (record.height, record.width)
+        try:
+            check_image(record.path, size if all(size) else None)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as threads:
+        faults = [fault for fault in threads.map(fault_of, records) if fault is not None]
+    if faults:
+        raise InputError(
+            f"{len(faults)} of {len(records)} images cannot be read, so no proposals were made; the first: "
+            f"{faults[0]}. {HOW_TO_LEAVE_OUT}"
+        )
 
 
 def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[ImageRecord]:

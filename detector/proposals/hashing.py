@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from detector.errors import InputError
+from detector.files import require_regular
 
 
 def content_hash(data: bytes) -> str:
@@ -15,7 +16,10 @@ def content_hash(data: bytes) -> str:
 
 def file_hash(path: Path) -> str:
     """Return the `content_hash` of the file at ``path``. Raises InputError if it cannot be read."""
+    if path.exists():
+        require_regular(path)
     try:
         return content_hash(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the image {path}: {reason}") from error

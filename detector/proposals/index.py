@@ -2,12 +2,19 @@
 
 A structured ``.npy`` array and not JSON: it is memory-mapped, so that opening costs the same for ten images
 and for a hundred thousand, processes share its pages, and looking up an id makes no Python objects per image.
+Eight bytes follow the array: "CRC1" and the CRC-32 of all before them (little-endian). They are compared when
+the index is first used; the index of an earlier version has none.
 """
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,9 +23,14 @@ from numpy.typing import NDArray
 
 from detector.errors import InputError
 from detector.proposals.durable import replace_durably
+from detector.proposals.npy import MappedFile, map_file
 
-MAX_ID_BYTES = 1024
+MAX_ID_BYTES = 4096  # no path is longer; a row is as wide as the longest id that is there
 _HASH_BYTES = 128
+_CHECKSUM = struct.Struct("<4sI")
+_CHECKSUM_NAME = b"CRC1"
+# Control characters, line and paragraph separators, surrogates: they end lines or cannot be written.
+_NOT_IN_AN_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Row(NamedTuple):
@@ -39,12 +51,41 @@ class Row(NamedTuple):
     content_hash: str
 
 
+class SegmentRows:
+    """The rows of one segment as columns: a hundred thousand of them are quick to go through."""
+
+    def __init__(self, table: NDArray[np.void]) -> None:
+        self._keys = table["id"]
+        self.offsets: list[int] = table["offset"].tolist()
+        self.boxes: list[int] = table["boxes"].tolist()
+        self.scored: list[bool] = table["scored"].tolist()
+        self.checksums: list[int] = table["checksum"].tolist()
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def ids(self, places: Iterable[int]) -> list[str]:
+        """Return the image ids of the rows at ``places``."""
+        return [bytes(self._keys[place]).decode(errors="replace") for place in places]
+
+
 class Index:
     """Rows sorted by image id, read-only, on disk or in memory."""
 
-    def __init__(self, table: NDArray[np.void]) -> None:
-        self._table = table
-        self._keys = table["id"]
+    def __init__(self, table: NDArray[np.void], check: Callable[[], None] | None = None) -> None:
+        """``check`` is called before ``table`` is first looked into; it may raise InputError."""
+        self._unchecked = table
+        self._check = check
+
+    @cached_property
+    def _table(self) -> NDArray[np.void]:
+        if self._check is not None:
+            self._check()
+        return self._unchecked
+
+    @cached_property
+    def _keys(self) -> NDArray[np.bytes_]:
+        return self._table["id"]
 
     @classmethod
     def empty(cls) -> Index:
@@ -52,22 +93,31 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Map the index at ``path``; raises InputError if it is missing, torn or no index."""
+        """Map the index at ``path``; raises InputError if it is missing, torn or no index.
+
+        Its checksum is compared at the first use, which raises InputError where it does not fit.
+        """
         try:
-            table = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            mapped = map_file(path)
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"{path} is missing or damaged ({error}); make the proposal store anew"
+                f"{path} is missing or damaged ({error}); make the proposal store again"
             ) from error
-        names = table.dtype.names
-        if table.ndim != 1 or names is None or names != _row_type(1, 1).names:
-            raise InputError(f"{path} is not the index of a proposal store; make the store anew")
-        return cls(table.view(np.ndarray))  # plain array: subclass bookkeeping would double a look-up's time
+        if len(mapped.header.shape) != 1 or not _is_row_type(mapped.header.dtype):
+            raise InputError(f"{path} is not the index of a proposal store; make the store again")
+        if len(mapped.content) - mapped.end not in (0, _CHECKSUM.size):
+            raise InputError(f"{path} is damaged (its end is missing); make the proposal store again")
+        return cls(mapped.array(), lambda: _check_mapped(path, mapped))
 
     def save(self, path: Path) -> None:
         """Replace the index at ``path`` in one durable step."""
+        content = BytesIO()
+        np.save(content, self._table, allow_pickle=False)
         with replace_durably(path) as file:
-            np.save(file, self._table, allow_pickle=False)
+            file.write(content.getbuffer())
+            file.write(_CHECKSUM.pack(_CHECKSUM_NAME, zlib.crc32(content.getbuffer())))
 
     def merged(self, rows: Iterable[Row]) -> Index:
         """Return an index that holds ``rows`` too; a later row for the same id wins."""
@@ -101,24 +151,42 @@ class Index:
     def ids(self) -> list[str]:
         return [bytes(key).decode(errors="replace") for key in self._keys]
 
+    def rows_in(self, segment: int) -> SegmentRows:
+        """Return what lies in ``segment``, in the order in which it lies there."""
+        rows = self._table[self._table["segment"] == segment]
+        return SegmentRows(rows[np.argsort(rows["offset"], kind="stable")])
+
     def segments(self) -> set[int]:
         """Return the numbers of the segments that are in use."""
         return set(np.unique(self._table["segment"]).tolist())
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._unchecked)
 
 
 def check_image_id(image_id: str, source: Path | str) -> None:
-    """Raise an InputError that names ``source`` unless ``image_id`` can stand in an index."""
+    """Raise an InputError that names ``source`` unless ``image_id`` can stand in an index.
+
+    Every name that can be shown in one line is taken, also one with blanks of any kind, joined emoji or
+    combining characters.
+    """
     path = PurePosixPath(image_id)
-    usable = bool(image_id) and image_id.isprintable() and not path.is_absolute() and ".." not in path.parts
-    if not usable or len(image_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-        shown = image_id if len(image_id) <= 60 else image_id[:60] + "..."
-        raise InputError(
-            f"{source}: {shown!r} is no image id; use 1 to {MAX_ID_BYTES} printable bytes, a path only "
-            "inside the data set"
-        )
+    size = len(image_id.encode("utf-8", "surrogatepass"))
+    if _NOT_IN_AN_ID.search(image_id):
+        reason = "it has a line break, a control character or bytes that are not UTF-8"
+    elif path.is_absolute() or ".." in path.parts:
+        reason = "it is a path that leads out of the data set"
+    elif not 1 <= size <= MAX_ID_BYTES:
+        reason = f"it has {size} bytes, and 1 to {MAX_ID_BYTES} are possible"
+    else:
+        return
+    shown = image_id if len(image_id) <= 60 else image_id[:60] + "..."
+    raise InputError(f"{source}: {shown!r} is no image id: {reason}; rename the image")
+
+
+def is_content_hash(value: object) -> bool:
+    """Whether ``value`` is a text that can stand in the index as an image's hash."""
+    return isinstance(value, str) and len(value) <= _HASH_BYTES and value.isascii()
 
 
 def _row_type(id_bytes: int, hash_bytes: int) -> np.dtype[np.void]:
@@ -137,8 +205,26 @@ def _row_type(id_bytes: int, hash_bytes: int) -> np.dtype[np.void]:
     )
 
 
+def _is_row_type(dtype: np.dtype[Any]) -> bool:
+    if dtype.names is None or dtype.fields is None or dtype.names != _row_type(1, 1).names:
+        return False
+    return dtype == _row_type(dtype.fields["id"][0].itemsize, dtype.fields["hash"][0].itemsize)
+
+
+def _check_mapped(path: Path, mapped: MappedFile) -> None:
+    """Compare the checksum, or where there is none the order of the ids, on which every look-up rests."""
+    rest = mapped.content[mapped.end :].tobytes()
+    if rest:
+        sound = rest == _CHECKSUM.pack(_CHECKSUM_NAME, zlib.crc32(mapped.content[: mapped.end].data))
+    else:
+        keys = mapped.array()["id"]
+        sound = bool((keys[1:] > keys[:-1]).all())
+    if not sound:
+        raise InputError(f"{path} is damaged (its checksum does not fit); make the proposal store again")
+
+
 def _packed(row: Row) -> tuple[bytes, int, int, int, bool, int, int, int, bytes]:
-    if len(row.content_hash) > _HASH_BYTES or not row.content_hash.isascii():
+    if not is_content_hash(row.content_hash):
         raise ValueError(f"a content hash is ASCII of at most {_HASH_BYTES} bytes, not {row.content_hash!r}")
     return (row.image_id.encode(), *row[1:5], *row.size, row.checksum, row.content_hash.encode())
 

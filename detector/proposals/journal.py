@@ -12,19 +12,25 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from detector.errors import InputError
-from detector.proposals.entries import Entry
+from detector.files import require_regular
+from detector.proposals.entries import Entry, check_entry
+from detector.proposals.index import is_content_hash
+from detector.proposals.readers.arrays import MAX_BOXES
 from detector.structures import Proposals
 
 NAME = "unfinished.journal"
 _HEAD = struct.Struct("<II")  # length and CRC-32 of what follows
+_MAX_RECORD = MAX_BOXES * 5 * 4 + (1 << 16)
+_MAX_SIDE = 1 << 32  # the index holds sides of 32 bits
 
 
 class Journal:
@@ -32,6 +38,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
+        if self._path.exists():
+            require_regular(self._path)
         try:
             self._file = self._path.open("ab", buffering=0)
         except OSError as error:
@@ -48,8 +56,18 @@ class Journal:
             self._path.unlink()
 
     def entries(self) -> dict[str, Entry]:
-        """Return what a killed job left; a later record of an image wins."""
-        return dict(_decode(payload) for payload in _whole_records(self._path.read_bytes()))
+        """Return what a killed job has finished; a later record of an image wins.
+
+        A record that is damaged, or that no store can hold, is dropped: its image is made again.
+        """
+        found: dict[str, Entry] = {}
+        with self._path.open("rb") as file:
+            for payload in _whole_records(file):
+                with suppress(InputError):
+                    image_id, entry = _decode(payload)
+                    check_entry(self._path, image_id, entry)
+                    found[image_id] = entry
+        return found
 
     def add(self, record: bytes) -> None:
         """Append a record of `encode_entry`; from now on a killed process does not lose it."""
@@ -77,26 +95,36 @@ def encode_entry(image_id: str, entry: Entry) -> bytes:
 
 
 def decode_entry(record: bytes) -> tuple[str, Entry]:
-    """Return what `encode_entry` was given."""
+    """Return what `encode_entry` was given; raises InputError for anything that it does not write."""
     return _decode(record[_HEAD.size :])
 
 
 def _decode(payload: bytes) -> tuple[str, Entry]:
     line, _, numbers = payload.partition(b"\n")
-    facts = json.loads(line)
-    values = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
-    count = facts["boxes"]
-    scores = values[4 * count :] if facts["scored"] else None
+    try:
+        facts = json.loads(line)
+        image_id, content_hash, count, scored = (facts[name] for name in ("id", "hash", "boxes", "scored"))
+        height, width = facts["size"]
+        values = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"no record of a journal ({error})") from error
+    whole = all(type(number) is int and 0 <= number < _MAX_SIDE for number in (count, height, width))
+    named = isinstance(image_id, str) and (content_hash is None or is_content_hash(content_hash))
+    if not whole or not named or type(scored) is not bool or len(values) != count * (5 if scored else 4):
+        raise InputError("no record of a journal (other types or another length)")
+    scores = values[4 * count :] if scored else None
     proposals = Proposals(boxes=values[: 4 * count].reshape(-1, 4), scores=scores)
-    return facts["id"], Entry(proposals, facts["hash"], (facts["size"][0], facts["size"][1]))
+    return image_id, Entry(proposals, content_hash, (height, width))
 
 
-def _whole_records(data: bytes) -> Iterator[bytes]:
-    place = 0
-    while place + _HEAD.size <= len(data):
-        length, checksum = _HEAD.unpack_from(data, place)
-        payload = data[place + _HEAD.size : place + _HEAD.size + length]
-        if len(payload) < length or zlib.crc32(payload) != checksum:
+def _whole_records(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield what the records hold whose checksum fits; what comes after a torn one cannot be found."""
+    while len(head := file.read(_HEAD.size)) == _HEAD.size:
+        length, checksum = _HEAD.unpack(head)
+        if not 0 < length <= _MAX_RECORD:
             return
-        yield payload
-        place += _HEAD.size + length
+        payload = file.read(length)
+        if len(payload) < length:
+            return
+        if zlib.crc32(payload) == checksum:
+            yield payload

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from detector.errors import InputError
+from detector.files import require_regular
 
 
 @contextmanager
@@ -18,6 +19,8 @@ def writer_lock(path: Path, wait: float, on_wait: Callable[[], None] | None = No
     ``on_wait`` is called once, where it is not free at once. The system gives the lock back when the process
     ends, however it ends.
     """
+    if path.exists():
+        require_regular(path)
     try:
         file = path.open("ab")
     except OSError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
+from detector.files import read_short_text, require_regular
 from detector.proposals.durable import replace_durably
 
 FORMAT = "detector proposal store"
@@ -15,6 +17,9 @@ VERSION = 1
 BOX_CONVENTION = "x1, y1, x2, y2 float32 pixels half-open, original image"
 IMAGE_SIZES = "index.npy: height and width of each image, in pixels; 0 if unknown"
 CHECKSUM = "index.npy: CRC-32 of the bytes of each image's boxes, then of its scores"
+# The CRC-32 of the manifest's other entries as compact JSON with sorted keys; earlier versions wrote none.
+_OWN_CHECKSUM = "crc32"
+_TYPES = {"generator": str, "parameters": dict, "notes": list, "version": int}
 
 
 def make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,29 +39,45 @@ def make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, An
 
 def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest of the store ``folder`` in one durable step."""
+    whole = {**manifest, _OWN_CHECKSUM: _checksum(manifest)}
     with replace_durably(folder / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=2).encode() + b"\n")
+        file.write(json.dumps(whole, indent=2).encode() + b"\n")
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of the store ``folder``; raises InputError if it is none of ours."""
+    """Read the manifest of the store ``folder``; raises InputError if it is damaged or none of ours."""
     path = folder / "manifest.json"
+    if not path.exists():
+        raise InputError(f"{folder} is no proposal store: it has no manifest.json")
+    require_regular(path)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is no proposal store: it has no manifest.json") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); make the proposal store anew") from error
-    known = isinstance(manifest, dict) and manifest.get("format") == FORMAT
-    if (
-        not known
-        or not {"generator", "parameters"} <= manifest.keys()
-        or type(manifest["parameters"]) is not dict
-    ):
+        manifest = json.loads(read_short_text(path, "the manifest of a proposal store"))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); make the proposal store again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path} is not the manifest of a proposal store")
-    if manifest.get("version") != VERSION or manifest.get("boxes") != BOX_CONVENTION:
-        raise InputError(f"{path} is of another version than {VERSION}; make the proposal store anew")
+    checksum = manifest.pop(_OWN_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(manifest):
+        raise InputError(
+            f"{path} is damaged or was edited (its checksum does not fit); put the old one back, or make the "
+            "proposal store again"
+        )
+    manifest.setdefault("notes", [])
+    for name, kind in _TYPES.items():
+        if type(manifest.get(name)) is not kind:
+            raise InputError(
+                f"{path}: {name} is missing or of another type than {kind.__name__}; make the proposal store "
+                "again"
+            )
+    if manifest["version"] != VERSION or manifest.get("boxes") != BOX_CONVENTION:
+        raise InputError(f"{path} is of another version than {VERSION}; make the proposal store again")
     return manifest
+
+
+def _checksum(manifest: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from detector.errors import InputError
 from detector.proposals.hashing import file_hash
 from detector.proposals.manifest import load_manifest
 from detector.proposals.matching import ImageMatcher, NamedImage
+from detector.proposals.segments import Signature
 from detector.proposals.store import ProposalStore
 from detector.structures import ImageRecord, Proposals
 
@@ -17,12 +18,18 @@ from detector.structures import ImageRecord, Proposals
 class MatchedStore(ProposalStore):
     """A store whose images are looked up by key; ``names`` is what the store calls them where it differs."""
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], names: Mapping[str, str]) -> None:
-        super().__init__(path, manifest)
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        names: Mapping[str, str],
+        checked: Mapping[int, Signature],
+    ) -> None:
+        super().__init__(path, manifest, checked)
         self.names = dict(names)
 
     def __reduce__(self) -> tuple[Callable[..., MatchedStore], tuple[Any, ...]]:
-        return _open_matched, (self.path, self.names)
+        return _open_matched, (self.path, self.names, self.checked)
 
     def __getitem__(self, image_id: str) -> Proposals:
         return super().__getitem__(self.names.get(image_id, image_id))
@@ -66,7 +73,7 @@ def match_store(
     matcher = ImageMatcher(records, everything)
     matched = matcher.match((name for name in store.ids() if name not in hashed), store.path)
     names |= {key: name for name, key in matched.items() if key in wanted and key not in names}
-    return MatchedStore(store.path, load_manifest(store.path), names) if names else store
+    return MatchedStore(store.path, load_manifest(store.path), names, store.checked) if names else store
 
 
 def _match_by_content(hashed: Mapping[str, str], wanted: Mapping[str, ImageRecord]) -> dict[str, str]:
@@ -90,5 +97,5 @@ def _content(path: Path) -> str | None:
         return None
 
 
-def _open_matched(path: Path, names: Mapping[str, str]) -> MatchedStore:
-    return MatchedStore(path, load_manifest(path), names)
+def _open_matched(path: Path, names: Mapping[str, str], checked: Mapping[int, Signature]) -> MatchedStore:
+    return MatchedStore(path, load_manifest(path), names, checked)

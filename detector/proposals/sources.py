@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
+from detector.files import require_regular
 from detector.structures import ImageRecord
 
 
@@ -18,7 +19,8 @@ def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
         if source.is_dir():
             whole = hashlib.blake2b(digest_size=16)
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
-                whole.update(f"{path.relative_to(source).as_posix()}\n{_digest(path)}\n".encode())
+                line = f"{path.relative_to(source).as_posix()}\n{_digest(path)}\n"
+                whole.update(line.encode("utf-8", "surrogatepass"))
             digest = whole.hexdigest()
         else:
             digest = _digest(source)
@@ -31,7 +33,8 @@ def record_digest(records: Iterable[ImageRecord]) -> str:
     """Return a hash of the names and sizes of ``records``, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for record in records:
-        digest.update(f"{record.key}\n{record.image_id}\n{record.height} {record.width}\n".encode())
+        text = f"{record.key}\n{record.image_id}\n{record.height} {record.width}\n"
+        digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -47,5 +50,7 @@ def conversion_name(parameters: dict[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
+    if path.exists():
+        require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

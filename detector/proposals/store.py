@@ -3,13 +3,17 @@
 A store is a folder:
 
     manifest.json                 what made the boxes, with which parameters, in which convention; notes
-    index.npy                     image id -> segment, offset, count, image size, content hash, checksum
+    index.npy                     image id -> segment, offset, count, image size, content hash, checksum;
+                                  behind the array its own checksum
     segment_000001.boxes.npy      (M, 4) float32: x1, y1, x2, y2, half-open pixels of the original image
     segment_000001.scores.npy     (M,) float32; absent where no image of the segment has scores
     writer.lock                   held (flock) by the one process that writes
 
 Segments never change. A writer adds a whole segment and then replaces the index in one step, so a process
 killed in between leaves the store as it was. Readers need no lock. A split only chooses ids.
+
+Damage is found before it is used: the manifest's checksum is compared when the store is opened, the index's
+at its first use, and those of a segment's images when the segment is first read, once in each process.
 """
 
 from __future__ import annotations
@@ -23,32 +27,49 @@ import numpy as np
 import torch
 
 from detector.errors import InputError
+from detector.proposals.checksums import Damage, find_damage
 from detector.proposals.durable import make_folder
-from detector.proposals.entries import Entry, check_entry, checksum_of, rows_of, write_entries
+from detector.proposals.entries import Entry, check_entry, rows_of, write_entries
 from detector.proposals.index import Index, Row
 from detector.proposals.locking import writer_lock
 from detector.proposals.manifest import differences, load_manifest, make_manifest, save_manifest
-from detector.proposals.segments import SegmentMaps, remove_segments, write_segment
+from detector.proposals.segments import (
+    SegmentMaps,
+    Signature,
+    greatest_number,
+    remove_segments,
+    write_segment,
+)
 from detector.structures import Proposals
 
 _LOCK = "writer.lock"
 _COMPACT_BOXES = 1 << 24  # 256 MiB of boxes a segment
+_MAX_SEGMENT = (1 << 32) - 1  # the index has 32 bits for it
+
+
+class DamagedStore(InputError):
+    """A file of the store does not hold what was written to it."""
 
 
 class ProposalStore:
     """The proposals of a data set by one method, read by image id. Make one with ``open`` or ``create``."""
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, manifest: Mapping[str, Any], checked: Mapping[int, Signature] | None = None
+    ) -> None:
         self.path = path
         self._manifest = manifest
         self._index = Index.load(path / "index.npy")
-        self._maps = SegmentMaps(path)
+        self._maps = SegmentMaps(path, self._check_segment, checked)
         self._locked = False
 
     @classmethod
-    def open(cls, path: Path | str) -> ProposalStore:
-        """Open an existing store; raises InputError if ``path`` is none or is damaged."""
-        return cls(Path(path), load_manifest(Path(path)))
+    def open(cls, path: Path | str, checked: Mapping[int, Signature] | None = None) -> ProposalStore:
+        """Open an existing store; raises InputError if ``path`` is none or is damaged.
+
+        ``checked`` are the segments that another process has found sound.
+        """
+        return cls(Path(path), load_manifest(Path(path)), checked)
 
     @classmethod
     def create(cls, path: Path | str, *, generator: str, parameters: Mapping[str, Any]) -> ProposalStore:
@@ -83,17 +104,18 @@ class ProposalStore:
         return [str(note) for note in self._manifest.get("notes", [])]
 
     def __getitem__(self, image_id: str) -> Proposals:
-        """Return the proposals of ``image_id`` as tensors of their own; InputError if it has none."""
-        row = self._row(image_id)
+        """Return the proposals of ``image_id`` as tensors of their own.
+
+        Raises InputError if it has none, and `DamagedStore` for a damaged segment.
+        """
         try:
-            return self._read(row)
-        except FileNotFoundError:  # another process has compacted the store since it was opened
+            return self._read(self._row(image_id))
+        except (FileNotFoundError, DamagedStore):  # another process may have compacted the store
             self.reload()
-            row = self._row(image_id)
         try:
-            return self._read(row)
+            return self._read(self._row(image_id))
         except FileNotFoundError as error:
-            raise InputError(f"{error.filename} is missing; make the proposal store anew") from error
+            raise DamagedStore(f"{error.filename} is missing; {self._remedy()}") from error
 
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and self._index.find(image_id) is not None
@@ -101,8 +123,15 @@ class ProposalStore:
     def __len__(self) -> int:
         return len(self._index)
 
-    def __reduce__(self) -> tuple[Callable[[Path], ProposalStore], tuple[Path]]:
-        return ProposalStore.open, (self.path,)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., ProposalStore], tuple[Path, Mapping[int, Signature]]]:
+        return ProposalStore.open, (self.path, self.checked)
+
+    @property
+    def checked(self) -> Mapping[int, Signature]:
+        """The segments that this process has found sound; `open` takes them over."""
+        return self._maps.checked
 
     def ids(self) -> list[str]:
         """Return the ids of all images, sorted."""
@@ -142,7 +171,7 @@ class ProposalStore:
             check_entry(self.path, image_id, entry)
         with self.lock(wait=30.0):
             index = Index.load(self.path / "index.npy")
-            number = max(index.segments(), default=0) + 1
+            number = self._next_segment(index)
             write_entries(self.path, number, list(entries.values()))
             index = index.merged(rows_of(number, entries))
             index.save(self.path / "index.npy")
@@ -168,7 +197,7 @@ class ProposalStore:
         """Rewrite the store without renewed entries, in the order of the ids, in few large segments."""
         with self.lock(wait=30.0):
             self.reload()
-            first = max(self._index.segments(), default=0) + 1
+            first = self._next_segment(self._index)
             moved: list[Row] = []
             for number, group in enumerate(_groups(self._index.rows(), _COMPACT_BOXES), first):
                 self._copy_rows(number, group)
@@ -178,14 +207,25 @@ class ProposalStore:
             remove_segments(self.path, keep=self._index.segments())
 
     def verify(self) -> None:
-        """Read everything; raises InputError naming the first image whose bytes are not what was written."""
-        for row in self._index.rows():
-            proposals = self[row.image_id]
-            scores = None if proposals.scores is None else proposals.scores.numpy()
-            if checksum_of(proposals.boxes.numpy(), scores) != row.checksum:
-                raise InputError(
-                    f"{self.path}: the boxes of image {row.image_id!r} are damaged; make it anew"
-                )
+        """Read everything that this process has not checked yet; raises `DamagedStore` for the first damage.
+
+        It names the segment and the first image whose bytes are not what was written.
+        """
+        for number in sorted(self._index.segments()):
+            try:
+                self._maps.check(number)
+            except FileNotFoundError as error:
+                raise DamagedStore(f"{error.filename} is missing; {self._remedy()}") from error
+
+    def damaged(self) -> list[Damage]:
+        """Return what is wrong with each damaged segment, reading what is not checked yet."""
+        found = []
+        for number in sorted(self._index.segments()):
+            try:
+                self._maps.check(number)
+            except (FileNotFoundError, DamagedStore):
+                found.append(self._damage_of(number))
+        return [damage for damage in found if damage is not None]
 
     @contextmanager
     def lock(self, wait: float = 0.0, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -203,6 +243,33 @@ class ProposalStore:
                 yield
             finally:
                 self._locked = False
+
+    def _next_segment(self, index: Index) -> int:
+        """Return a number that no segment has had: readers with an older index may still want those."""
+        number = max(max(index.segments(), default=0), greatest_number(self.path)) + 1
+        if number > _MAX_SEGMENT:
+            raise InputError(f"{self.path / 'index.npy'}: no segment number is free; make the store again")
+        return number
+
+    def _check_segment(self, number: int) -> None:
+        damage = find_damage(self.path, number, self._index.rows_in(number))
+        if damage is not None:
+            raise DamagedStore(f"{damage.path} is damaged: {damage.reason}; {self._remedy()}")
+
+    def _damage_of(self, number: int) -> Damage | None:
+        rows = self._index.rows_in(number)
+        try:
+            return find_damage(self.path, number, rows)
+        except FileNotFoundError as error:
+            return Damage(Path(error.filename), "it is missing", rows.ids(range(len(rows))))
+
+    def _remedy(self) -> str:
+        if self.generator == "converted":
+            return f"delete the folder {self.path} and convert the proposals again"
+        return (
+            "make the proposals again with the command that made them, which makes these images alone, or "
+            f"delete the folder {self.path}"
+        )
 
     def _row(self, image_id: str) -> Row:
         row = self._index.find(image_id)

@@ -3,9 +3,11 @@
 Staged SPP-net looks at each image's features again and again, in fine-tuning, for the SVMs and for the box
 regression, while the convolutions stay as they are (He et al. 2014, section 4.2). So they run once.
 
-A cache is a folder of three files: ``maps.bin``, all maps one after another; ``done.bin``, one byte an image,
-set when its maps are on the disk; ``cache.json``, which says what the features were made with. A process
-killed at any moment loses the images whose byte is not set yet and no others.
+A cache is a folder of three files: ``maps.bin``, all maps one after another; ``done.bin``, the CRC-32 of each
+image's maps (four bytes, little-endian; 0 until the maps are on the disk, and 1 where the sum is 0);
+``cache.json``, which says what the features were made with. A process killed at any moment loses the images
+whose checksum is not written yet and no others. Each process compares an image's checksum when it first reads
+the image.
 """
 
 from __future__ import annotations
@@ -13,22 +15,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.errors import InputError
-from detector.files import read_json, write_text
+from detector.files import read_json, require_regular, write_text
 from detector.stages.cache_plan import CachePlan, StoredMap
 
 Progress = Callable[[int, int], None]
 FLUSH_EVERY = 16
-"""Images after which maps, and then their done bytes, are forced to the disk: what a crash loses at most."""
+"""Images after which maps, and then their checksums, are forced to the disk: what a crash loses at most."""
+_CHECKSUM = struct.Struct("<I")
 
 
 class FeatureCache:
@@ -50,16 +56,38 @@ class FeatureCache:
         self.plan = plan
         self._index = {image.key: number for number, image in enumerate(plan.images)}
         self._maps: np.memmap | None = None
+        self._checksums = _checksums(folder)
+        self._checked: set[int] = set()
 
     def levels(self, key: str) -> list[Tensor]:
-        """Return the maps of one image, (1, C, h, w) float32 each, in the order of its views."""
+        """Return the maps of one image, (1, C, h, w) float32 each, in the order of its views.
+
+        Raises InputError where they are not what was written.
+        """
         if self._maps is None:
             self._maps = np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
-        return [self._map(self._maps, stored) for stored in self.plan.maps[self._index[key]]]
+        number = self._index[key]
+        if number not in self._checked:
+            self._check(self._maps, number)
+            self._checked.add(number)
+        return [self._map(self._maps, stored) for stored in self.plan.maps[number]]
+
+    def _check(self, maps: np.memmap, number: int) -> None:
+        checksum = 0
+        for stored in self.plan.maps[number]:
+            checksum = zlib.crc32(self._bytes(maps, stored).data, checksum)
+        if (checksum or 1) != self._checksums[number]:
+            raise InputError(
+                f"{self.folder / 'maps.bin'} is damaged: the features of image "
+                f"{self.plan.images[number].key!r} are not as they were written; remove its "
+                "cache.json and it is made again"
+            )
+
+    def _bytes(self, maps: np.memmap, stored: StoredMap) -> NDArray[Any]:
+        return maps[stored.offset : stored.offset + prod(stored.shape) * self.plan.dtype.itemsize]
 
     def _map(self, maps: np.memmap, stored: StoredMap) -> Tensor:
-        size = prod(stored.shape) * self.plan.dtype.itemsize
-        values = maps[stored.offset : stored.offset + size].view(self.plan.dtype)
+        values = self._bytes(maps, stored).view(self.plan.dtype)
         return torch.from_numpy(values.reshape(1, *stored.shape).astype(np.float32)).permute(0, 3, 1, 2)
 
     def __getstate__(self) -> dict[str, object]:
@@ -88,14 +116,15 @@ def fill_cache(
     done = len(plan.images) - len(missing)
     try:
         with (folder / "maps.bin").open("r+b") as maps, (folder / "done.bin").open("r+b") as flags:
-            unflagged: list[int] = []
+            unflagged: dict[int, int] = {}
             for number, views in zip(missing, load(missing), strict=True):
+                checksum = 0
                 for place, view in enumerate(views):
-                    _write_map(maps, plan, number, place, features(view))
-                unflagged.append(number)
+                    checksum = _write_map(maps, plan, number, place, features(view), checksum)
+                unflagged[number] = checksum or 1
                 if len(unflagged) == FLUSH_EVERY or number == missing[-1]:
                     _flag(maps, flags, unflagged)
-                    unflagged = []
+                    unflagged = {}
                 done += 1
                 progress(done, len(plan.images))
     except OSError as error:
@@ -103,7 +132,10 @@ def fill_cache(
     return FeatureCache(folder, plan)
 
 
-def _write_map(maps: BinaryIO, plan: CachePlan, number: int, place: int, features: Tensor) -> None:
+def _write_map(
+    maps: BinaryIO, plan: CachePlan, number: int, place: int, features: Tensor, checksum: int
+) -> int:
+    """Write one map; return the CRC-32 that ``checksum``, of the image's maps before it, becomes."""
     stored = plan.maps[number][place]
     values = features[0].permute(1, 2, 0).float().cpu().numpy()
     if values.shape != stored.shape:
@@ -115,16 +147,18 @@ def _write_map(maps: BinaryIO, plan: CachePlan, number: int, place: int, feature
             f"{plan.dtype.name} cannot hold; cache in float32, or lower model.backbone.feature_scale"
         )
     maps.seek(stored.offset)
-    maps.write(values.astype(plan.dtype).tobytes())
+    content = values.astype(plan.dtype).tobytes()
+    maps.write(content)
+    return zlib.crc32(content, checksum)
 
 
-def _flag(maps: BinaryIO, flags: BinaryIO, numbers: Sequence[int]) -> None:
-    """Note the images as done: their maps reach the disk before the bytes that say so."""
+def _flag(maps: BinaryIO, flags: BinaryIO, checksums: Mapping[int, int]) -> None:
+    """Note the images as done: their maps reach the disk before the checksums that say so."""
     maps.flush()
     os.fsync(maps.fileno())
-    for number in numbers:
-        flags.seek(number)
-        flags.write(b"\1")
+    for number, checksum in checksums.items():
+        flags.seek(number * _CHECKSUM.size)
+        flags.write(_CHECKSUM.pack(checksum))
     flags.flush()
     os.fsync(flags.fileno())
 
@@ -141,7 +175,7 @@ def _prepare(folder: Path, plan: CachePlan) -> None:
         with (folder / "maps.bin").open("wb") as file:
             if plan.bytes:
                 os.posix_fallocate(file.fileno(), 0, plan.bytes)  # so that the disk cannot fill up half-way
-        (folder / "done.bin").write_bytes(bytes(len(plan.images)))
+        (folder / "done.bin").write_bytes(bytes(_CHECKSUM.size * len(plan.images)))
     except OSError as error:
         raise InputError(f"{folder}: cannot make the feature cache: {error.strerror or error}") from None
     write_text(folder / "cache.json", json.dumps(plan.manifest(), indent=1) + "\n")
@@ -181,16 +215,31 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
 
 def _missing(folder: Path, plan: CachePlan) -> list[int]:
     """Return the numbers of the images that are not done."""
+    checksums = _checksums(folder)
     try:
-        size, done = (folder / "maps.bin").stat().st_size, (folder / "done.bin").read_bytes()
+        size = (folder / "maps.bin").stat().st_size
     except OSError as error:
         raise InputError(
             f"{folder}: a damaged feature cache ({error.strerror}); remove its cache.json and it is "
             "made again"
         ) from None
-    if size != plan.bytes or len(done) != len(plan.images):
+    if size != plan.bytes or len(checksums) != len(plan.images):
         raise InputError(
-            f"{folder}: a damaged feature cache: maps.bin has {size} bytes, {plan.bytes} are needed; "
+            f"{folder}: a damaged feature cache: maps.bin has {size} bytes, {plan.bytes} are needed, and "
+            f"done.bin is of {len(checksums)} images, {len(plan.images)} are needed; "
             "remove its cache.json and it is made again"
         )
-    return [number for number, flag in enumerate(done) if flag != 1]
+    return np.flatnonzero(checksums == 0).tolist()
+
+
+def _checksums(folder: Path) -> NDArray[np.uint32]:
+    """Return what done.bin holds, a number for each whole four bytes."""
+    path = folder / "done.bin"
+    require_regular(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read the file: {error.strerror}; remove cache.json beside it"
+        ) from None
+    return np.frombuffer(data[: len(data) - len(data) % _CHECKSUM.size], "<u4")

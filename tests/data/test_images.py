@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.images import low_bit_depth, read_image, stored_view
+from detector.data.images import TruncatedImage, check_image, low_bit_depth, read_image, stored_view
 from detector.errors import InputError
 
 Array = np.ndarray
@@ -283,3 +283,35 @@ def test_eight_bit_files_are_not_decoded_for_their_depth(
         with monkeypatch.context() as patch:
             patch.setattr(cv2, "imdecode", None)
             assert low_bit_depth(tmp_path / f"a{suffix}") is None
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif"])
+def test_a_cheap_check_refuses_what_reading_refuses(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(path)
+    check_image(path)
+    check_image(path, (20, 30))
+    with pytest.raises(InputError, match="the image is 30x20 pixels, its annotation says 20x30"):
+        check_image(path, (30, 20))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10])
+    with pytest.raises(InputError, match=rf"a\.{suffix}"):
+        check_image(path)
+    if suffix in ("jpg", "png"):
+        path.write_bytes(whole[:-20])
+        with pytest.raises(TruncatedImage):
+            check_image(path)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"a\.{suffix}"):
+        check_image(path)
+
+
+def test_a_cheap_check_takes_a_turned_photograph_either_way(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    for size in ((20, 30), (30, 20)):
+        check_image(tmp_path / "a.jpg", size)
+        assert read_image(tmp_path / "a.jpg", size).shape[:2] == size
+    with pytest.raises(InputError, match="its annotation says"):
+        check_image(tmp_path / "a.jpg", (21, 30))

@@ -18,14 +18,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from detector.data.images import check_image
 from detector.errors import InputError
 from detector.ops import SelectiveSearchConfig, selective_search
 from detector.proposals.dense import dense_proposals
 from detector.proposals.generate import generate_store
 from detector.proposals.hashing import content_hash
+from detector.proposals.journal import encode_entry
 from detector.proposals.methods import full_parameters, store_name
-from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord, Targets
+from detector.proposals.store import Entry, ProposalStore
+from detector.structures import ImageRecord, Proposals, Targets
 
 CORNERS = "tests.proposals.test_generate:bright_corner"
 
@@ -166,6 +168,109 @@ def test_a_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 of 2 images .*0000\.png: not an image"):
         generate([records[i] for i in (0, 1, 3)], tmp_path / "store", method=CORNERS)
     assert ProposalStore.open(tmp_path / "store").ids() == ["0001", "0003"]
+
+
+BAD_NAMES = ["new\nline", "tab\t", "escape\x1b[31m", "\u2028", "latin\udce4"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_no_store_can_hold_is_one_error_before_any_work(tmp_path: Path, name: str) -> None:
+    records = write_images(tmp_path / "images", 3)
+    records[1] = replace(records[1], key=name)
+    with pytest.raises(InputError, match=r"0001\.png.* is no image id: .*; rename the image$"):
+        generate(records, tmp_path / "store", method=CORNERS)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_journal_with_such_a_name_does_not_lock_the_store(tmp_path: Path) -> None:
+    """As earlier versions left it behind."""
+    records = write_images(tmp_path / "images", 3)
+    generate(records[:1], tmp_path / "store", method=CORNERS)
+    entry = Entry(Proposals(boxes=torch.ones(1, 4)), "cafe", (40, 60))
+    rows = [encode_entry("new\nline", entry), encode_entry("0001", entry)]
+    (tmp_path / "store" / "unfinished.journal").write_bytes(b"".join(rows))
+    store = generate(records, tmp_path / "store", method=CORNERS)
+    assert store.ids() == ["0000", "0001", "0002"]
+
+
+def test_images_whose_names_have_every_kind_of_blank(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 3)
+    names = ["9.41\u202fAM", "a\xa0b", "\U0001f469\u200d\U0001f467 c"]
+    for i, name in enumerate(names):
+        path = records[i].path.with_name(f"{name}.png")
+        records[i].path.rename(path)
+        records[i] = replace(records[i], key=name, path=path)
+    store = generate(records, tmp_path / "store", method=CORNERS)
+    assert sorted(store.ids()) == sorted(names)
+    generate(
+        records, tmp_path / "store", method=CORNERS, progress=lambda *_: pytest.fail("nothing is missing")
+    )
+
+
+def test_unreadable_images_are_found_before_any_work_and_what_was_made_stays(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 5)
+    generate(records[:2], tmp_path / "store", method=CORNERS)
+    whole = records[4].path.read_bytes()
+    records[4].path.write_bytes(whole[:-20])
+    records[3] = replace(records[3], height=records[3].height + 1)
+    done: list[int] = []
+    with pytest.raises(
+        InputError, match=r"2 of 3 images cannot be read.*0003\.png.*check_data\.py --fix-list"
+    ):
+        generate(
+            records,
+            tmp_path / "store",
+            method=CORNERS,
+            check_image=check_image,
+            progress=lambda number, _: done.append(number),
+        )
+    assert done == []
+    assert ProposalStore.open(tmp_path / "store").ids() == ["0000", "0001"]
+    records[4].path.write_bytes(whole)
+    records[3] = replace(records[3], height=records[3].height - 1)
+    store = generate(records, tmp_path / "store", method=CORNERS, check_image=check_image)
+    assert len(store) == 5
+
+
+@pytest.mark.parametrize("damage", ["bit", "missing", "header"])
+def test_only_what_a_damaged_segment_has_lost_is_made_again(tmp_path: Path, damage: str) -> None:
+    records = write_images(tmp_path / "images", 5)
+    generate(records[:3], tmp_path / "store", method=CORNERS)
+    generate(records, tmp_path / "store", method=CORNERS)
+    path = tmp_path / "store" / "segment_000001.scores.npy"
+    data = bytearray(path.read_bytes())
+    data[3 if damage == "header" else -1] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data)
+    said: list[str] = []
+    totals: list[int] = []
+    store = generate(
+        records,
+        tmp_path / "store",
+        method=CORNERS,
+        on_damage=said.append,
+        progress=lambda _, total: totals.append(total),
+    )
+    assert totals == ([1] if damage == "bit" else [3, 3, 3])
+    assert len(said) == 1
+    assert "segment_000001" in said[0]
+    for i, record in enumerate(records):
+        scores = store[record.image_id].scores
+        assert scores is not None
+        assert scores.tolist() == [i]
+    store.verify()
+
+
+def test_a_pipe_as_an_image_is_a_failure(tmp_path: Path) -> None:
+    records = write_images(tmp_path / "images", 2)
+    records[0].path.unlink()
+    os.mkfifo(records[0].path)
+    failures: dict[str, str] = {}
+    store = generate(records, tmp_path / "store", method="dense", on_failure=failures.__setitem__)
+    assert store.ids() == ["0001"]
+    assert "named pipe" in failures["0000"]
 
 
 def test_a_long_job_ends_in_few_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

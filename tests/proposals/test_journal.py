@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
+from detector.errors import InputError
 from detector.proposals.entries import Entry
 from detector.proposals.journal import NAME, Journal, decode_entry, encode_entry
 from detector.structures import Proposals
 
 ENTRIES = {
     "a": Entry(Proposals(boxes=torch.tensor([[0.0, 1, 2, 3]]), scores=torch.tensor([0.5])), "cafe", (4, 5)),
-    "b/ü\n": Entry(Proposals(boxes=torch.rand(3, 4)), None, (0, 0)),
+    "b/ü \u202f": Entry(Proposals(boxes=torch.rand(3, 4)), None, (0, 0)),
     "none": Entry(Proposals(boxes=torch.zeros(0, 4)), "00", (7, 8)),
     "none scored": Entry(Proposals(boxes=torch.zeros(0, 4), scores=torch.zeros(0)), "00", (7, 8)),
 }
@@ -51,12 +56,71 @@ def test_wherever_it_is_torn_the_whole_records_are_there(tmp_path: Path) -> None
         assert_same(entry, ENTRIES[image_id])
 
 
-def test_a_changed_byte_ends_it(tmp_path: Path) -> None:
+def test_a_changed_byte_costs_its_own_record_alone(tmp_path: Path) -> None:
     first, second = (encode_entry(key, ENTRIES[key]) for key in ("a", "none"))
     for place in range(4, len(first)):
         (tmp_path / NAME).write_bytes(first[:place] + bytes([first[place] ^ 1]) + first[place + 1 :] + second)
         with Journal(tmp_path) as journal:
-            assert journal.entries() == {}
+            assert list(journal.entries()) == ["none"]
+
+
+def raw_record(payload: bytes) -> bytes:
+    return struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+
+
+GOOD = {"id": "x", "hash": None, "size": [4, 5], "boxes": 1, "scored": False}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        encode_entry("bad\nname", ENTRIES["a"]),
+        encode_entry("../out", ENTRIES["a"]),
+        encode_entry("nan", Entry(Proposals(boxes=torch.full((1, 4), float("nan"))), None, (4, 5))),
+        raw_record(b"no json"),
+        raw_record(b"[" * 100_000),
+        raw_record(b"[]\n" + bytes(16)),
+        *(
+            raw_record(json.dumps(GOOD | change).encode() + b"\n" + bytes(16))
+            for change in (
+                {"id": 3},
+                {"id": None},
+                {"hash": 3},
+                {"hash": "x" * 129},
+                {"size": 3},
+                {"size": [1]},
+                {"size": [-1, 5]},
+                {"size": [2**32, 5]},
+                {"size": ["4", "5"]},
+                {"boxes": -1},
+                {"boxes": 2},
+                {"boxes": 1.0},
+                {"boxes": "1"},
+                {"scored": 0},
+                {"scored": True},
+            )
+        ),
+        raw_record(json.dumps(GOOD).encode() + b"\n" + bytes(15)),
+    ],
+)
+def test_a_record_that_no_store_can_hold_is_dropped(tmp_path: Path, record: bytes) -> None:
+    first, last = encode_entry("a", ENTRIES["a"]), encode_entry("none", ENTRIES["none"])
+    (tmp_path / NAME).write_bytes(first + record + last)
+    with Journal(tmp_path) as journal:
+        assert list(journal.entries()) == ["a", "none"]
+
+
+def test_blank_pages_at_the_end_are_no_records(tmp_path: Path) -> None:
+    """As a crash of the machine leaves them."""
+    (tmp_path / NAME).write_bytes(encode_entry("a", ENTRIES["a"]) + bytes(10_000))
+    with Journal(tmp_path) as journal:
+        assert list(journal.entries()) == ["a"]
+
+
+def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(InputError, match=NAME):
+        Journal(tmp_path)
 
 
 def test_an_emptied_one_leaves_no_file(tmp_path: Path) -> None:

@@ -185,22 +185,187 @@ def test_an_index_or_segment_that_needs_unpickling_is_refused(tmp_path: Path) ->
         ProposalStore.open(store.path)
 
 
-def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "store")
-    path = store.path / "segment_000001.boxes.npy"
+def flip_bit(path: Path, place: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[place] ^= 1 << bit
     path.write_bytes(data)
-    with pytest.raises(InputError, match="'image_2' are damaged"):
-        ProposalStore.open(store.path).verify()
 
 
-@pytest.mark.parametrize("image_id", ["", "../a", "/a", "a\nb", "a\0", "x" * 1025, "\udc80"])
+@pytest.mark.parametrize("kind", ["boxes", "scores"])
+def test_a_flipped_bit_is_found_when_the_segment_is_first_read(tmp_path: Path, kind: str) -> None:
+    store = make_store(tmp_path / "store")
+    store.append({"sound": Entry(make_proposals(3))})
+    flip_bit(store.path / f"segment_000001.{kind}.npy", -1)
+    damaged = ProposalStore.open(store.path)
+    assert_equal(damaged["sound"], make_proposals(3))
+    wanted = r"segment_000001\.boxes\.npy is damaged: 1 of its 3 images, first 'image_2'.*make the proposals"
+    with pytest.raises(InputError, match=wanted):
+        damaged["image_1"]
+    with pytest.raises(InputError, match=wanted):
+        damaged.verify()
+    assert [(damage.path.name, damage.image_ids) for damage in damaged.damaged()] == [
+        ("segment_000001.boxes.npy", ["image_2"])
+    ]
+    with pytest.raises(InputError, match=wanted):
+        damaged.compact()
+
+
+def test_every_flipped_bit_of_a_store_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """What is read is right, or there is an error; the padding of a header may change."""
+    store = make_store(tmp_path / "store", images=4)
+    for path in sorted(store.path.iterdir()):
+        content = path.read_bytes()
+        for place in range(0, len(content), 3):
+            flip_bit(path, place, place % 8)
+            try:
+                found = ProposalStore.open(store.path)
+                read = {image_id: found[image_id] for image_id in found.ids()}
+                sizes = [found.image_size(image_id) for image_id in found.ids()]
+            except InputError:
+                pass
+            else:
+                assert (found.generator, found.parameters) == ("test", {"k": 1})
+                assert sizes == [(10, 20)] * 4
+                for i in range(4):
+                    assert_equal(read[f"image_{i}"], make_proposals(i, i))
+            path.write_bytes(content)
+
+
+def test_a_segment_is_checked_once_also_for_worker_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ProposalStore.open(make_store(tmp_path / "store").path)
+    checked: list[int] = []
+    monkeypatch.setattr(
+        "detector.proposals.store.find_damage", lambda _folder, number, _rows: checked.append(number)
+    )
+    for image_id in ("image_1", "image_2"):
+        store[image_id]
+    store.reload()
+    store["image_1"]
+    pickle.loads(pickle.dumps(store))["image_2"]
+    assert checked == [1]
+    path = store.path / "segment_000001.boxes.npy"
+    path.write_bytes(path.read_bytes())
+    store.reload()
+    store["image_1"]
+    assert checked == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["index.npy", "manifest.json"])
+def test_a_store_of_an_earlier_version_has_no_checksum_of_its_own(tmp_path: Path, name: str) -> None:
+    store = make_store(tmp_path / "store")
+    path = store.path / name
+    if name == "index.npy":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        content = json.loads(path.read_text())
+        del content["crc32"]
+        path.write_text(json.dumps(content))
+    assert_equal(ProposalStore.open(store.path)["image_2"], make_proposals(2, 2))
+
+
+def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    path = store.path / "manifest.json"
+    path.write_text(path.read_text().replace('"k": 1', '"k": 2'))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged or was edited"):
+        ProposalStore.open(store.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "1"},
+        {"version": [1]},
+        {"notes": 3},
+        {"generator": None},
+        {"parameters": []},
+        {"boxes": {}},
+        {"crc32": "0"},
+        {"crc32": {}},
+        {"format": 1},
+    ],
+)
+def test_a_manifest_of_other_types_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    store = make_store(tmp_path / "store")
+    path = store.path / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["crc32"]
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        ProposalStore.open(store.path)
+
+
+def read_and_write(path: Path) -> None:
+    found = ProposalStore.open(path)
+    found["image_2"]
+    found.append({"b": Entry(make_proposals(1))})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["index.npy", "manifest.json", "segment_000001.boxes.npy", "segment_000001.scores.npy", "writer.lock"],
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_never_opened(tmp_path: Path, name: str, kind: str) -> None:
+    store = make_store(tmp_path / "store")
+    path = store.path / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=name):
+        read_and_write(store.path)
+
+
+def test_a_pipe_in_the_way_of_a_writer_is_removed(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    os.mkfifo(store.path / "index.npy.tmp")
+    store.append({"b": Entry(make_proposals(1))})
+    assert_equal(ProposalStore.open(store.path)["b"], make_proposals(1))
+
+
+def test_a_segment_number_is_never_used_again_while_a_reader_may_want_it(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    assert len(store["image_2"]) == 2  # its map is open
+    reader = ProposalStore.open(store.path)
+    store.discard(store.ids())
+    store.append({"image_2": Entry(make_proposals(5))})
+    assert_equal(store["image_2"], make_proposals(5))
+    assert_equal(reader["image_2"], make_proposals(2, 2))
+
+
+@pytest.mark.parametrize(
+    "image_id", ["", "../a", "/a", "a\nb", "a\0", "a\u2028b", "\x9b", "x" * 4097, "\udc80"]
+)
 def test_ids_that_no_index_can_hold_are_refused(tmp_path: Path, image_id: str) -> None:
     store = make_store(tmp_path / "store")
     with pytest.raises(InputError, match="is no image id"):
         store.append({image_id: Entry(make_proposals(1))})
     assert image_id not in store
+
+
+NAMES = [
+    "Screenshot 2024-05-01 at 9.41.00\u202fAM.png",  # as macOS writes it
+    "no\xa0break",
+    " blanks \u3000 ",
+    "family \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "e\u0301",
+    "\u0645\u0631\u062d\u0628\u0627",
+    "\U0001fadc of a later Unicode",
+    "x" * 255,
+    "/".join(["y" * 250] * 4),
+]
+
+
+@pytest.mark.parametrize("image_id", NAMES)
+def test_every_name_that_can_be_shown_is_an_id(tmp_path: Path, image_id: str) -> None:
+    store = make_store(tmp_path / "store")
+    store.append({image_id: Entry(make_proposals(4))})
+    assert_equal(ProposalStore.open(store.path)[image_id], make_proposals(4))
+    assert image_id in ProposalStore.open(store.path).ids()
 
 
 def test_boxes_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -153,6 +153,41 @@ def test_damage_is_named(tmp_path: Path) -> None:
         FeatureCache(tmp_path / "nothing", plan())
 
 
+def read_all(folder: Path, wanted: CachePlan) -> None:
+    cache = FeatureCache(folder, wanted)
+    for image in images():
+        cache.levels(image.key)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_any_flipped_bit_is_found_when_its_image_is_read(tmp_path: Path, dtype: str) -> None:
+    wanted = plan(dtype=dtype)
+    sound = fill_cache(tmp_path / "cache", wanted, Counter(), load)
+    for name in ("maps.bin", "done.bin"):
+        path = tmp_path / "cache" / name
+        content = path.read_bytes()
+        for place in range(0, len(content), 7):
+            changed = bytearray(content)
+            changed[place] ^= 1 << place % 8
+            path.write_bytes(changed)
+            with pytest.raises(
+                InputError, match=r"maps\.bin is damaged: the features of image 'i\d' are not"
+            ):
+                read_all(tmp_path / "cache", wanted)
+        path.write_bytes(content)
+    assert sound.levels("i0")
+
+
+def test_an_image_noted_as_not_done_is_made_again_alone(tmp_path: Path) -> None:
+    fill_cache(tmp_path / "cache", plan(), Counter(), load)
+    path = tmp_path / "cache" / "done.bin"
+    path.write_bytes(path.read_bytes()[:8] + bytes(4) + path.read_bytes()[12:])
+    features = Counter()
+    cache = fill_cache(tmp_path / "cache", plan(), features, load)
+    assert features.calls == len(SCALES)
+    assert cache.levels("i2")
+
+
 def test_too_little_disk_is_found_out_before_any_convolution(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

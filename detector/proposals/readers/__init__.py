@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detector.errors import InputError, nearest
+from detector.files import require_regular
 from detector.proposals.readers.arrays import RawImage
 from detector.proposals.readers.coco_results import read_coco_results
 from detector.proposals.readers.folders import read_npy_folder, read_text_folder
@@ -19,8 +20,11 @@ FORMATS = ("mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco"
 def read_images(source: Path, file_format: str) -> Iterator[RawImage]:
     """Yield the images of ``source``, a few in memory at a time where the format allows it.
 
-    Raises InputError, naming file and image, for anything that is not what the format says.
+    Raises InputError, naming file and image, for anything that is not what the format says, also for a
+    pipe or a device.
     """
+    if not source.is_dir():
+        require_regular(source)
     match file_format:
         case "mat":
             return read_matlab(source)

@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from detector.errors import InputError
+from detector.proposals.npy import read_header
 from detector.structures import Proposals
 
 # A hundred times what the largest published sets hold; more is a mistake or an attack.
 MAX_BOXES = 1_000_000
 # float32 counts whole pixels up to here
 _MAX_COORDINATE = float(1 << 24)
-_MAX_HEADER = 10_000
+# The numbers of one image in a file: five columns of the widest type, and a header.
+MAX_ARRAY_BYTES = MAX_BOXES * 5 * 8 + 10_240
 
 
 class Position(NamedTuple):
@@ -84,25 +86,17 @@ def read_array(file: IO[bytes], declared: int, where: str) -> NDArray[Any]:
     would have to be unpickled, are refused.
     """
     try:
-        shape, fortran_order, dtype = _read_header(file)
-    except (ValueError, EOFError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        header = read_header(file)
+    except (ValueError, EOFError) as error:
         raise InputError(f"{where}: no readable array ({error})") from error
-    if dtype.hasobject or dtype.kind not in "iuf":
-        raise InputError(f"{where}: holds {dtype} and not plain numbers")
-    if any(side < 0 or side > MAX_BOXES for side in shape) or len(shape) > 2:
-        raise InputError(f"{where}: expected shape (P, 4) or (P, 5), found {shape}")
-    length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if header.dtype.kind not in "iuf":
+        raise InputError(f"{where}: holds {header.dtype} and not plain numbers")
+    length = header.data_bytes
+    if len(header.shape) > 2 or length > MAX_ARRAY_BYTES or max(header.shape, default=0) > MAX_BOXES:
+        raise InputError(f"{where}: expected shape (P, 4) or (P, 5), found {header.shape}")
     if length > declared:
         raise InputError(f"{where}: announces {length} bytes of boxes and has {declared}")
     data = file.read(length)
     if len(data) != length:
         raise InputError(f"{where}: ends after {len(data)} of {length} bytes")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy version {version}")
-    return readers[version](file, max_header_size=_MAX_HEADER)
+    return np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")

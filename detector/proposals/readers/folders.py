@@ -10,7 +10,7 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.files import is_hidden
-from detector.proposals.readers.arrays import MAX_BOXES, RawImage, raw_image, read_array
+from detector.proposals.readers.arrays import MAX_ARRAY_BYTES, MAX_BOXES, RawImage, raw_image, read_array
 
 _MAX_TEXT_BYTES = 64 * MAX_BOXES
 _MAX_LINES = 2 * MAX_BOXES  # comments and empty lines included
@@ -39,8 +39,10 @@ def read_npy_folder(folder: Path) -> Iterator[RawImage]:
     """Yield the images of a folder of ``<id>.npy``: (P, 4) boxes or (P, 5) with the score last."""
     for key, path in files_of(folder, ".npy"):
         try:
+            if (size := path.stat().st_size) > MAX_ARRAY_BYTES:
+                raise InputError(f"{path} has {size} bytes; one image holds at most {MAX_BOXES} boxes")
             with path.open("rb") as file:
-                array = read_array(file, path.stat().st_size, str(path))
+                array = read_array(file, size, str(path))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         yield raw_image(key, array, "xyxy", str(path))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import MAX_BOXES, RawImage, image_place, raw_image, read_array
+from detector.proposals.readers.arrays import (
+    MAX_ARRAY_BYTES,
+    MAX_BOXES,
+    RawImage,
+    image_place,
+    raw_image,
+    read_array,
+)
 
 # Boxes compress to a third at best; a bomb shrinks a thousandfold.
 MAX_RATIO = 100
 _ALWAYS_ALLOWED = 64 << 20
-_MAX_MEMBER = MAX_BOXES * 5 * 8 + 10_240
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 
 
 def read_npz(source: Path) -> Iterator[RawImage]:
@@ -30,7 +38,17 @@ def read_npz(source: Path) -> Iterator[RawImage]:
                 where = image_place(source, key)
                 with archive.open(member) as file:
                     yield raw_image(key, read_array(file, member.file_size, where), "xyxy", where)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, UnicodeError, RuntimeError) as error:
+    except InputError:
+        raise
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         raise InputError(f"{source} is no readable .npz archive ({error})") from error
 
 
@@ -41,7 +59,9 @@ def _check_sizes(source: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         if not member.filename.endswith(".npy"):
             raise InputError(f"{source} holds {member.filename!r}, which is no array; leave it out")
-        if member.file_size > _MAX_MEMBER:
+        if member.compress_type not in _METHODS:
+            raise InputError(f"{source}: {member.filename!r} is packed in a way that numpy does not write")
+        if member.file_size > MAX_ARRAY_BYTES:
             raise InputError(
                 f"{source}: {member.filename!r} has {member.file_size} bytes; one image holds at most "
                 f"{MAX_BOXES} boxes"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
+from detector.files import require_regular
 from detector.proposals.readers.pickle_machine import Machine, Mark, Refused
 from detector.proposals.readers.pickled_arrays import BUILDERS, SHORT, Builder, Stateful
 
@@ -28,6 +29,7 @@ def read_pickle(source: Path) -> Any:
 
     Raises InputError for a damaged file and for one that needs anything but plain data.
     """
+    require_regular(source)
     try:
         with source.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

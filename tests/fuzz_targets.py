@@ -1,0 +1,251 @@
+"""The kinds of file that `tests.fuzz_readers` changes and reads. A new kind is one more entry of `TARGETS`.
+
+A target writes a valid file into an empty folder of its own and says how to read it. Reading may end in an
+`InputError` that names the file, or its folder where ``names_folder`` is set; everything else is a failure.
+A file of which damaged parts are left out is ``repaired`` and never refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from detector.config import load_config
+from detector.data.coco_json import read_coco
+from detector.data.convert import voc_to_coco
+from detector.data.generated import generate_voc
+from detector.data.images import check_image, read_image
+from detector.data.voc_xml import read_annotation
+from detector.errors import InputError
+from detector.evaluation.coco_results import read_coco_results
+from detector.proposals.entries import Entry
+from detector.proposals.inspection import describe, inspect
+from detector.proposals.journal import NAME as JOURNAL
+from detector.proposals.journal import Journal, encode_entry
+from detector.proposals.readers import read_images
+from detector.proposals.store import ProposalStore
+from detector.stages.cache_plan import CachedImage, CachePlan
+from detector.stages.feature_cache import FeatureCache, fill_cache
+from detector.stages.record import read_record
+from detector.structures import ImageMeta, Proposals
+from tests import fuzz_changes as changes
+from tests import run_records
+from tests.fuzz_changes import Change, any_of, damage
+from tests.fuzz_checkpoints import change_checkpoint, read_checkpoint, write_checkpoint
+from tests.proposals import formats
+
+PROJECT = Path(__file__).parents[1]
+
+
+class Target(NamedTuple):
+    """One kind of file: ``make`` writes a valid one into an empty folder, ``read`` reads it."""
+
+    kind: str
+    make: Callable[[Path], Path]
+    read: Callable[[Path], object]
+    change: Change = damage
+    names_folder: bool = False
+    repaired: bool = False
+
+
+def make_voc(folder: Path) -> Path:
+    generate_voc(folder / "voc", train_images=2, test_images=1, image_size=(64, 80), seed=0)
+    return folder / "voc"
+
+
+def make_xml(folder: Path) -> Path:
+    return next((make_voc(folder) / "Annotations").iterdir())
+
+
+def make_jpeg(folder: Path) -> Path:
+    return next((make_voc(folder) / "JPEGImages").iterdir())
+
+
+def read_picture(path: Path) -> object:
+    """What the cheap check refuses, reading refuses too."""
+    try:
+        check_image(path)
+    except InputError:
+        try:
+            read_image(path)
+        except InputError:
+            raise
+        raise AssertionError("check_image refuses what read_image reads") from None
+    return read_image(path)
+
+
+def make_annotations(folder: Path) -> Path:
+    voc_to_coco(make_voc(folder), "trainval", folder / "instances.json")
+    return folder / "instances.json"
+
+
+def make_detections(folder: Path) -> Path:
+    results = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 30.5, 4], "score": 0.5} for _ in range(4)]
+    (folder / "detections.json").write_text(json.dumps(results))
+    return folder / "detections.json"
+
+
+def make_config(folder: Path) -> Path:
+    (folder / "config.yaml").write_bytes((PROJECT / "configs" / "quickstart.yaml").read_bytes())
+    return folder / "config.yaml"
+
+
+def made_with(writer: formats.Writer) -> Callable[[Path], Path]:
+    """Return a maker of a small proposal file."""
+    records = formats.make_records(["000004", "000012"])
+    return lambda folder: writer(folder, formats.make_boxes(records, 6))
+
+
+def make_npy(folder: Path) -> Path:
+    return next(made_with(formats.write_npy)(folder).iterdir())
+
+
+def make_text(folder: Path) -> Path:
+    return next(made_with(formats.write_text)(folder).iterdir())
+
+
+def make_plain_pickle(folder: Path) -> Path:
+    import pickle
+
+    rows = [[1.0, 2.0, 30.0, 40.0], [0.0, 0.0, 5.0, 6.0]]
+    content = {
+        "ids": ["a", "b"],
+        "boxes": [rows, rows],
+        "objectness_logits": [[0.5, 0.1]] * 2,
+        "bbox_mode": 0,
+    }
+    (folder / "plain.pkl").write_bytes(pickle.dumps(content))
+    return folder / "plain.pkl"
+
+
+def read_proposals(path: Path, file_format: str) -> object:
+    return list(read_images(path, file_format))
+
+
+def read_folder_of(path: Path, file_format: str) -> object:
+    return read_proposals(path.parent, file_format)
+
+
+def make_store(folder: Path, name: str) -> Path:
+    """Write a store of two segments, the second without scores, and a journal; return the file ``name``."""
+    store = ProposalStore.create(folder / "store", generator="test", parameters={"k": 1})
+    boxes = torch.arange(20.0).reshape(5, 4)
+    scored = Proposals(boxes=boxes, scores=boxes[:, 0])
+    store.append({f"i{i}": Entry(scored, "cafe", (10, 20)) for i in range(3)})
+    store.append({"plain": Entry(Proposals(boxes=boxes)), "none": Entry(Proposals(boxes=boxes[:0]))})
+    rows = [encode_entry(f"j{i}", Entry(scored, "cafe", (10, 20))) for i in range(3)]
+    (store.path / JOURNAL).write_bytes(b"".join(rows))
+    return store.path / name
+
+
+def read_store(path: Path) -> object:
+    """Read everything of the store that ``path`` is a file of, and describe it."""
+    store = ProposalStore.open(path.parent)
+    damaged = {image_id for damage in store.damaged() for image_id in damage.image_ids}
+    for image_id in store.ids():
+        store.image_size(image_id), store.content_hash(image_id), store.fingerprint(image_id)
+        if image_id not in damaged:
+            store[image_id]
+    return describe(inspect(path.parent))
+
+
+def read_journal(path: Path) -> object:
+    """Read a journal and put what it holds into a store, as the next job does."""
+    with Journal(path.parent) as journal:
+        found = journal.entries()
+    store = ProposalStore.create(path.parent / "other", generator="test", parameters={})
+    store.append(found)
+    store.discard(found)
+    return found
+
+
+def cache_plan() -> CachePlan:
+    views = (ImageMeta(image_id="a", original_size=(20, 30), input_size=(32, 40)),)
+    images = [CachedImage(key="a", views=views, content="x")]
+    return CachePlan(images, {"weights": "w"}, map_size=lambda size: (size[0] // 8, size[1] // 8), channels=3)
+
+
+def make_cache(folder: Path, name: str) -> Path:
+    pixels = torch.ones(1, 3, 4, 5)
+    fill_cache(folder / "cache", cache_plan(), lambda _: pixels, lambda numbers: ([pixels] for _ in numbers))
+    return folder / "cache" / name
+
+
+def read_cache(path: Path) -> object:
+    return FeatureCache(path.parent, cache_plan()).levels("a")
+
+
+def store_target(kind: str, name: str, change: Change) -> Target:
+    return Target(kind, partial(make_store, name=name), read_store, any_of(damage, change), names_folder=True)
+
+
+def proposal_target(kind: str, writer: formats.Writer, file_format: str, change: Change = damage) -> Target:
+    read = partial(read_proposals, file_format=file_format)
+    return Target(f"proposals, {kind}", made_with(writer), read, change)
+
+
+TARGETS = [
+    Target("xml", make_xml, read_annotation),
+    Target("config", make_config, load_config, any_of(damage, changes.change_yaml)),
+    Target("jpeg", make_jpeg, read_picture),
+    Target("coco annotations", make_annotations, read_coco, any_of(damage, changes.change_json)),
+    Target(
+        "coco results",
+        make_detections,
+        partial(read_coco_results, image_ids=[1], category_ids=[1]),
+        any_of(damage, changes.change_json),
+    ),
+    proposal_target("npz", formats.write_npz, "npz", any_of(damage, changes.change_npz)),
+    Target(
+        "proposals, npy",
+        make_npy,
+        partial(read_folder_of, file_format="npy"),
+        any_of(damage, changes.change_npy),
+    ),
+    Target("proposals, text", make_text, partial(read_folder_of, file_format="text")),
+    proposal_target("mat", formats.write_mat, "mat"),
+    proposal_target("coco", formats.write_coco, "coco", any_of(damage, changes.change_json)),
+    proposal_target("detectron", formats.write_detectron, "detectron"),
+    proposal_target("detectron2", formats.write_detectron2, "detectron2"),
+    proposal_target(
+        "mmdetection", lambda path, boxes: formats.write_mmdetection(path, boxes, 0), "mmdetection"
+    ),
+    Target(
+        "proposals, pickled lists",
+        make_plain_pickle,
+        partial(read_proposals, file_format="detectron2"),
+        changes.change_pickle,
+    ),
+    store_target("store, manifest", "manifest.json", changes.change_manifest),
+    store_target("store, index", "index.npy", changes.change_index),
+    store_target("store, boxes", "segment_000001.boxes.npy", changes.change_npy),
+    store_target("store, scores", "segment_000001.scores.npy", changes.change_npy),
+    Target(
+        "store, journal",
+        partial(make_store, name=JOURNAL),
+        read_journal,
+        any_of(damage, changes.change_journal),
+        names_folder=True,
+        repaired=True,
+    ),
+    Target(
+        "feature cache, record",
+        partial(make_cache, name="cache.json"),
+        read_cache,
+        any_of(damage, changes.change_json),
+        names_folder=True,
+    ),
+    Target("feature cache, maps", partial(make_cache, name="maps.bin"), read_cache, names_folder=True),
+    Target("feature cache, done", partial(make_cache, name="done.bin"), read_cache, names_folder=True),
+    # Damaged parts of the first and the last are left out; no reader refuses one of them.
+    Target("run log", run_records.make_run_log, run_records.read_run_log, repaired=True),
+    Target("stage record", run_records.make_stage_record, read_record),
+    Target("list of pictures", run_records.make_list_of_pictures, run_records.read_pictures, repaired=True),
+    Target("checkpoint", write_checkpoint, read_checkpoint),
+    Target("checkpoint values", write_checkpoint, read_checkpoint, change_checkpoint),
+]
