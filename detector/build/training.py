@@ -58,7 +58,8 @@ class TrainingRun:
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
                 self.evaluation = self.task.evaluate(self.memory)
-                self._keep_if_best(self.trainer)
+                self._keep_if_best(self.trainer, figures=self.evaluation.figures)
+                self._link_best(self.trainer.step)
         return self.evaluation
 
     def seconds(self) -> float:
@@ -106,11 +107,11 @@ class TrainingRun:
         self.log.write("evaluate", {"step": trainer.step, **figures})
         self.log.images("test images", self.task.pictures(self.evaluation), trainer.step)
         note(f"step {trainer.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-        self._keep_if_best(trainer)
+        self._keep_if_best(trainer, figures=self.evaluation.figures)
 
-    def _keep_if_best(self, trainer: Trainer) -> None:
-        metric = headline(self.config, self.evaluation.figures)
-        if metric > self.best.get("metric", -1.0):
+    def _keep_if_best(self, trainer: Trainer, figures: dict[str, Any]) -> None:
+        metric = headline(self.config, figures)
+        if not metric <= self.best.get("metric", -1.0):  # NaN, without objects: the last one is kept
             self.best = {"metric": metric, "step": float(trainer.step)}
             if not trainer.saves_here:  # otherwise the step's own checkpoint becomes the best one
                 checkpoints.save_checkpoint(self._checkpoint_path("best"), self._state(trainer))
@@ -118,14 +119,19 @@ class TrainingRun:
     def _save(self, trainer: Trainer) -> None:
         saved = self._checkpoint_path(f"step_{trainer.step}")
         checkpoints.save_checkpoint(saved, self._state(trainer))
-        if self.best.get("step") == trainer.step:
-            link_or_copy(saved, self._checkpoint_path("best"))
+        self._link_best(trainer.step)
         keep = self.config.train.keep_checkpoints
         if keep is not None:
             known = checkpoints.numbered_checkpoints(self.folder / "checkpoints")
             # A later one is damaged, or the run would have gone on from there; it is written again.
             for old in known[: known.index(saved) + 1][:-keep]:
                 old.unlink()
+
+    def _link_best(self, step: int) -> None:
+        """Make ``best.pt`` a second name for the checkpoint of ``step`` where that is the best one."""
+        saved = self._checkpoint_path(f"step_{step}")
+        if self.best.get("step") == step and saved.is_file():  # or best.pt alone was there to go on from
+            link_or_copy(saved, self._checkpoint_path("best"))
 
     def _checkpoint_path(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.pt"
