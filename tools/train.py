@@ -76,7 +76,8 @@ def start_over(folder: Path) -> None:
     kept = remove_run(folder)
     if kept:
         note(
-            f"{folder}: {len(kept)} files that the earlier run is not known to have written stay, such as {kept[0]}"
+            f"{folder}: {len(kept)} files that the earlier run is not known to have written stay, "
+            f"such as {kept[0]}"
         )
 
 
