@@ -80,7 +80,10 @@ def start_over(folder: Path) -> None:
 
     kept = remove_run(folder)
     if kept:
-        note(f"{folder}: {len(kept)} files that no run wrote stay there, such as {kept[0]}")
+        note(
+            f"{folder}: {len(kept)} files that the earlier run is not known to have written stay, "
+            f"such as {kept[0]}"
+        )
 
 
 def parse() -> argparse.Namespace:

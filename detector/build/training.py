@@ -72,7 +72,8 @@ class TrainingRun:
         ):
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
-                self._keep_if_best(self.trainer, self._score(last=True))
+                self._keep_if_best(self.trainer, self._score(last=True).figures)
+                self._link_best(self.trainer.step)
         return self.evaluation
 
     def seconds(self) -> float:
@@ -137,11 +138,11 @@ class TrainingRun:
         self.log.images(f"{chosen.figures['split']} images", self.task.pictures(chosen), trainer.step)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         note(f"step {trainer.step}: {shown or NOTHING_SCORED}")
-        self._keep_if_best(trainer, chosen)
+        self._keep_if_best(trainer, figures=chosen.figures)
 
-    def _keep_if_best(self, trainer: Trainer, chosen: Any) -> None:
-        metric = headline(self.config, chosen.figures)
-        if metric == UNSCORED or metric > self.best.get("metric", UNSCORED):
+    def _keep_if_best(self, trainer: Trainer, figures: dict[str, Any]) -> None:
+        metric = headline(self.config, figures)
+        if metric == UNSCORED or metric > self.best.get("metric", UNSCORED):  # nothing scored: the last one
             self.best = {"metric": metric, "step": float(trainer.step)}
             if not trainer.saves_here:  # otherwise the step's own checkpoint becomes the best one
                 checkpoints.save_checkpoint(self._checkpoint_path("best"), self._state(trainer))
@@ -149,14 +150,19 @@ class TrainingRun:
     def _save(self, trainer: Trainer) -> None:
         saved = self._checkpoint_path(f"step_{trainer.step}")
         checkpoints.save_checkpoint(saved, self._state(trainer))
-        if self.best.get("step") == trainer.step:
-            link_or_copy(saved, self._checkpoint_path("best"))
+        self._link_best(trainer.step)
         keep = self.config.train.keep_checkpoints
         if keep is not None:
             known = checkpoints.numbered_checkpoints(self.folder / "checkpoints")
             # A later one is damaged, or the run would have gone on from there; it is written again.
             for old in known[: known.index(saved) + 1][:-keep]:
                 old.unlink()
+
+    def _link_best(self, step: int) -> None:
+        """Make ``best.pt`` a second name for the checkpoint of ``step`` where that is the best one."""
+        saved = self._checkpoint_path(f"step_{step}")
+        if self.best.get("step") == step and saved.is_file():  # or best.pt alone was there to go on from
+            link_or_copy(saved, self._checkpoint_path("best"))
 
     def _checkpoint_path(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.pt"

@@ -258,6 +258,16 @@ def test_a_damaged_best_checkpoint_is_taken_from_its_step_or_chosen_again(
     assert load_checkpoint(best)["step"] in (6, best_step)
 
 
+@pytest.mark.parametrize("lost", ["step_2.pt", "best.pt"])
+def test_a_finished_run_needs_one_of_its_two_files(tiny: Load, tmp_path: Path, lost: str) -> None:
+    run(tiny("train.steps=2", "data.workers=0"), tmp_path / "run")
+    (tmp_path / "run/checkpoints" / lost).unlink()
+    run(tiny("train.steps=2", "data.workers=0"), tmp_path / "run", resume=True)
+    assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["step"] == 2
+    run(tiny("train.steps=3", "data.workers=0"), tmp_path / "run", resume=True)
+    assert load_checkpoint(tmp_path / "run/checkpoints/step_3.pt")["step"] == 3
+
+
 def test_other_ways_of_testing_choose_the_best_again(
     tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

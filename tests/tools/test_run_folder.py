@@ -98,7 +98,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tool: Tool, config: Path, 
         (folder / name).write_bytes(content)
     result = tool(*train, "--overwrite", "train.steps=2")
     assert result.returncode == 0, result.stderr
-    assert "3 files that no run wrote stay there" in result.stderr
+    assert "3 files that the earlier run is not known to have written stay" in result.stderr
     after = tree(folder)
     assert mine.items() <= after.items()
     assert {name for name in after if name.startswith("checkpoints/")} == {
