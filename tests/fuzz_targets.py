@@ -13,13 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 
 from detector.config import load_config
 from detector.data.coco_json import read_coco
 from detector.data.convert import voc_to_coco
 from detector.data.generated import generate_voc
-from detector.data.images import check_image, read_image
+from detector.data.images import check_image, low_bit_depth, read_image
 from detector.data.voc_xml import read_annotation
 from detector.errors import InputError
 from detector.evaluation.coco_results import read_coco_results
@@ -76,6 +78,20 @@ def read_picture(path: Path) -> object:
         except InputError:
             raise
         raise AssertionError("check_image refuses what read_image reads") from None
+    return read_image(path)
+
+
+def make_deep_image(folder: Path, suffix: str) -> Path:
+    """Write an image of 16 bits per sample, of which 12 are used."""
+    ramp = np.linspace(0, 4095, 48 * 64).round().astype(np.uint16).reshape(48, 64)
+    path = folder / f"deep{suffix}"
+    path.write_bytes(cv2.imencode(suffix, ramp)[1].tobytes())
+    return path
+
+
+def read_deep_image(path: Path) -> object:
+    """A depth is judged only where the image can be read."""
+    low_bit_depth(path)
     return read_image(path)
 
 
@@ -193,6 +209,10 @@ TARGETS = [
     Target("xml", make_xml, read_annotation),
     Target("config", make_config, load_config, any_of(damage, changes.change_yaml)),
     Target("jpeg", make_jpeg, read_picture),
+    *(
+        Target(f"{kind} of 16 bits", partial(make_deep_image, suffix=f".{kind}"), read_deep_image)
+        for kind in ("png", "tif", "pgm")
+    ),
     Target("coco annotations", make_annotations, read_coco, any_of(damage, changes.change_json)),
     Target(
         "coco results",

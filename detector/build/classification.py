@@ -23,7 +23,7 @@ from detector.build.classified import (
     open_validation_images,
 )
 from detector.build.report import finish_figures, print_figures
-from detector.build.resuming import checked_fingerprint, evaluation_fingerprint
+from detector.build.resuming import checked_fingerprint, evaluation_fingerprint, validation_fingerprint
 from detector.build.validation import check_apart, load_training
 from detector.config import Config
 from detector.engine.memory import PeakMemory
@@ -49,6 +49,9 @@ class ClassificationTask:
         self.classes = self.test_set.classes
         self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
         self.validation = open_validation_images(config, self.classes)
+        if self.validation is not None:
+            seen = validation_fingerprint(config, self.validation.split, self.validation.records, state)
+            self.data_fingerprint |= seen
         self.records = self._training_data()
         self.data_fingerprint |= checked_fingerprint(
             "classification", config.data.train_split, self.records, state

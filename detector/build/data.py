@@ -177,7 +177,8 @@ def all_names(config: Config) -> list[ImageName]:
     A split that is not there has none. Raises InputError for one that cannot be read.
     """
     data = config.data
-    splits = filter(None, (data.train_split, data.test_split, config.train.evaluate_split))
+    named = (data.train_split, data.val_split, data.test_split, config.train.evaluate_split)
+    splits = filter(None, named)
     there = [split for split in dict.fromkeys(splits) if _split_source(config, split).exists()]
     return list(dict.fromkeys(name for split in there for name in _split_names(config, split)))
 
@@ -193,7 +194,9 @@ def _split_names(config: Config, split: str) -> Sequence[ImageName]:
     data, root = config.data, Path(config.data.root)
     images, choose = for_split(data.images, split), in_turn(_divided(config, split))
     if data.format == "coco":
-        return choose(coco_names(read_coco(annotation_place(config, split)), root / images, root))
+        return choose(
+            coco_names(read_coco(annotation_place(config, split), unannotated=True), root / images, root)
+        )
     folder = annotation_place(config, split)
     lists = None if data.split_ratio else data.splits
     return voc_names(split_ids(root, lists, split, folder, choose, images=images)[0], root, images)

@@ -16,7 +16,7 @@ from detector.build import operating
 from detector.build import proposals as proposal_parts
 from detector.build.evaluation import Evaluation, evaluate, open_test_set, open_validation, write_evaluation
 from detector.build.report import finish_figures, print_figures, write_report
-from detector.build.resuming import checked_fingerprint, evaluation_fingerprint
+from detector.build.resuming import checked_fingerprint, evaluation_fingerprint, validation_fingerprint
 from detector.build.validation import check_apart, load_training
 from detector.config import Config
 from detector.data.images import read_image
@@ -43,6 +43,9 @@ class DetectionTask:
         self.classes = self.test_set.classes
         self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
         self.validation = open_validation(config, self.classes)
+        if self.validation is not None:
+            seen = validation_fingerprint(config, self.validation.split, self.validation.records, state)
+            self.data_fingerprint |= seen
         self.records, self.store = self._training_data(state)
         coder = None
         if state is None and model_parts.measures_targets(config):

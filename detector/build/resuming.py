@@ -20,9 +20,9 @@ APPLIED = frozenset(
     f"{section}.{key}"
     for section, keys in {
         "train": (
-            "steps images_per_batch scales scale_per resize max_size scale_jitter flip vertical_flip "
+            "steps epochs images_per_batch scales scale_per resize max_size scale_jitter flip vertical_flip "
             "group_by_aspect sampling.rois_per_image sampling.foreground_fraction sampling.foreground_iou "
-            "sampling.background_iou sampling.add_targets learning_rate bias_lr_factor momentum weight_decay "
+            "sampling.background_iou sampling.far_background_fraction sampling.add_targets learning_rate bias_lr_factor momentum weight_decay "
             "bias_decay schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
             "schedule.warmup_start clip_gradient_norm box_loss_weight smooth_l1_beta precision deterministic "
             "log_every checkpoint_every keep_checkpoints evaluate_every evaluate_split cache_dtype "
@@ -30,9 +30,9 @@ APPLIED = frozenset(
         ),
         "test": (
             "metric scales scale_rule flip box_regression resize max_size score_threshold nms_threshold "
-            "max_detections max_images refinements precision"
+            "nested_threshold max_detections max_images refinements precision"
         ),
-        "data": "workers",
+        "data": "workers val_split",
     }.items()
     for key in keys.split()
 )
@@ -50,7 +50,8 @@ REFUSED = {
     **dict.fromkeys(
         (
             *("data.format", "data.split_ratio", "data.split_seed", "data.train_split", "data.test_split"),
-            *("data.classes", "data.difficult", "data.invalid_boxes", "data.min_box_size"),
+            *("data.classes", "data.other_classes", "data.first_pixel", "data.difficult"),
+            *("data.invalid_boxes", "data.min_box_size", "train.validation_fraction"),
         ),
         "it decides what is trained on",
     ),
@@ -122,7 +123,7 @@ def _check_measured(changes: Mapping[str, tuple[str, str]], config: Config, sour
 
 def schedule_changed(state: Mapping[str, Any], config: Config) -> bool:
     """Say whether the learning rate of the steps to come is another one than ``state`` began with."""
-    keys = ("train.learning_rate", "train.schedule.", "train.steps")
+    keys = ("train.learning_rate", "train.schedule.", "train.steps", "train.epochs")
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 
 
@@ -131,7 +132,7 @@ def other_yardstick(state: Mapping[str, Any], config: Config, data: Mapping[str,
     before = state.get("data_fingerprint", {})
     if any(name.startswith("evaluation") and before.get(name, now) != now for name, now in data.items()):
         return True
-    keys = ("test.", "train.evaluate_split")
+    keys = ("test.", "train.evaluate_split", "data.val_split")
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 
 
@@ -173,10 +174,17 @@ def check_fingerprint(found: Mapping[str, str], known: Mapping[str, Any]) -> Non
 def evaluation_fingerprint(
     config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Return `checked_fingerprint` of the images that the run is scored on, the first ``test.max_images``."""
+    """Return `checked_fingerprint` of images that the run is scored on, the first ``test.max_images``."""
     limit = config.test.max_images
     role = "evaluation" if limit is None else f"evaluation of {limit} images"
     return checked_fingerprint(role, split, records, known)
+
+
+def validation_fingerprint(
+    config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Return `evaluation_fingerprint` of the validation images, which may be a part of the training split."""
+    return evaluation_fingerprint(config, f"{split}, validation images", records, known)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
