@@ -118,10 +118,7 @@ def _discard_damaged(store: ProposalStore, on_damage: Callable[[str], None] | No
     for damage in store.damaged():
         store.discard(damage.image_ids)
         if on_damage is not None:
-            on_damage(
-                f"{damage.path} is damaged: {damage.reason}; the proposals of {len(damage.image_ids)} images "
-                "are made again if they are wanted"
-            )
+            on_damage(f"{damage.path} is damaged: {damage.reason}; their proposals are made again")
 
 
 def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:

@@ -137,6 +137,32 @@ def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load
     assert [record.image_id for record in kept] == [records[i].image_id for i in (0, 1, 2)]
 
 
+SIZES = "tests.build.test_proposals:whole_image"
+
+
+def whole_image(image: NDArray[np.uint8], log: str) -> list[list[int]]:
+    """One box, and a letter in the log for each call."""
+    with Path(log).open("ab") as file:
+        file.write(b".")
+    return [[0, 0, image.shape[1], image.shape[0]]]
+
+
+def test_a_truncated_image_is_met_before_any_proposals_are_made(tiny: Load, tmp_path: Path) -> None:
+    log, target = tmp_path / "log", tmp_path / "store"
+    settings = (f"proposals.method={SIZES}", f"proposals.options={{log: {log}}}")
+    config = tiny(*settings)
+    records = split_of(config, "test")
+    copy = tmp_path / "last.jpg"
+    copy.write_bytes(records[-1].path.read_bytes()[:-100])
+    records[-1] = dataclasses.replace(records[-1], path=copy)
+    with pytest.raises(InputError, match=r"1 of \d+ images cannot be read.*last\.jpg.*truncated.*--fix-list"):
+        make_proposals(config, records, target)
+    assert not log.exists()
+    skipping = tiny(*settings, "proposals.missing=skip")
+    assert len(make_proposals(skipping, records, target)) == len(records) - 1
+    assert log.stat().st_size == len(records) - 1
+
+
 @pytest.mark.parametrize("axes", ["xyxy", "yxyx"])
 def test_matlab_boxes_are_told_by_the_annotations(tiny: Load, tmp_path: Path, axes: str) -> None:
     records = split_of(tiny(), "trainval")
