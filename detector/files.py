@@ -15,6 +15,8 @@ from detector.errors import UNPRINTABLE, InputError
 MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
 MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of their text
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
+ASCII_SPACE = " \t\r\n"
+"""What is cut off the ends of a listed name; a no-break space may be a part of it."""
 LONGEST_NAME = 150  # bytes; with what stands before and behind it, the file systems' 255 are not reached
 
 _DEVICE = r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\.|\Z)"  # Windows's, whatever the suffix

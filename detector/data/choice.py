@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detector.errors import InputError, nearest
-from detector.files import read_short_text
+from detector.files import ASCII_SPACE, read_short_text
 from detector.structures import ImageName
 
 Choice = Callable[[Sequence[ImageName]], Sequence[ImageName]]
@@ -122,7 +122,7 @@ def read_left_out(path: Path) -> set[str]:
     Raises InputError for a file that cannot be read or is over 64 MiB.
     """
     lines = read_short_text(path, "the list of images to leave out").split("\n")
-    listed = (line.strip() for line in lines if not line.startswith("#"))
+    listed = (line.strip(ASCII_SPACE) for line in lines if not line.startswith("#"))
     return {line.removeprefix(_HERE) for line in listed if line}
 
 

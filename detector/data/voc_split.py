@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from detector.data.suffixes import IMAGE_SUFFIXES, with_suffix_of
 from detector.data.voc_xml import faults_to
 from detector.errors import InputError, nearest
-from detector.files import read_short_text
+from detector.files import ASCII_SPACE, read_short_text
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id.
 _CLASS_COLUMN = re.compile(r"(?P<id>.*\S)\s+(-1|0|1)")
@@ -60,7 +60,7 @@ def read_split(
         raise InputError(f"{path}: no such split{nearest(split, found)}; {there}")
     lines = read_short_text(path, "the split").replace("\t", " ").split("\n")
     seen: dict[str, int] = {}
-    for number, line in enumerate(map(str.strip, lines), start=1):
+    for number, line in enumerate((line.strip(ASCII_SPACE) for line in lines), start=1):
         if line:
             with faults_to(on_fault):
                 _add_line(seen, line, number, path, annotation_folder)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import InputError, nearest
-from detector.files import file_name_of, require_regular, write_text
+from detector.files import ASCII_SPACE, file_name_of, require_regular, write_text
 from detector.structures import Detections
 
 # The smallest float32 has 54 decimals, the largest 39 digits before the point.
@@ -188,7 +188,7 @@ def _read_fields(fields: list[str], place: str) -> tuple[str, tuple[float, ...]]
         raise InputError(f"{place}: {' '.join(fields[1:])!r} are not five numbers") from None
     if not all(abs(value) <= _LARGEST for value in values):
         raise InputError(f"{place}: {' '.join(fields[1:])!r} has a number that is NaN or too large")
-    return image_id.strip(), values
+    return image_id.strip(ASCII_SPACE), values
 
 
 def _as_tensors(row: array[float]) -> FileDetections:

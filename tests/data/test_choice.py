@@ -80,6 +80,11 @@ class TestLeavingOut:
         choice = without(listed, "out.txt", lambda: [*self.TRAIN, *self.VALID])
         return [name.key for names in (self.TRAIN, self.VALID) for name in choice(names)]
 
+    @pytest.mark.parametrize("name", ["a\u2028b.jpg", "\u00a0a.jpg", "9.41.12\u202fAM", "a.jpg\u202f"])
+    def test_spaces_of_unicode_belong_to_a_listed_name(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "out.txt").write_text(f"  {name} \r\nother.jpg\n", encoding="utf-8")
+        assert read_left_out(tmp_path / "out.txt") == {name, "other.jpg"}
+
     def test_a_path_is_one_image_although_its_id_comes_twice(self) -> None:
         assert self.kept({"train/a.jpg"}) == ["train/b.jpg", "valid/c.jpg", "valid/d.jpg"]
 
