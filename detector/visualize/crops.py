@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from detector.visualize.names import draw_names_plainly
+from detector.visualize.figures import pixels_of
 
 _DPI = 100
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
@@ -57,10 +56,7 @@ def draw_crops(
     first.set_xlim(min(x1.min(), 0) - 2, max(x2.max(), image.shape[1]) + 2)
     first.set_ylim(max(y2.max(), image.shape[0]) + 2, min(y1.min(), 0) - 2)
     first.axis("off")
-    draw_names_plainly(figure)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels_of(figure)
 
 
 def _outline(axes: Axes, box: tuple[float, float, float, float], colour: str, style: str) -> None:

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from detector.errors import printable
 from detector.structures import Targets
 from detector.visualize.drawing import save_image
+from detector.visualize.figures import pixels_of
 from detector.visualize.grid import photograph_row
-from detector.visualize.names import draw_names_plainly
 from detector.visualize.page import line_colour
 
 _BLUE = "#4477aa"
@@ -63,10 +62,7 @@ def data_picture(
     )
     _histogram(panels[1, 0], sides[:, 0] / sides[:, 1], "shape of objects", "width / height")
     _plot_counts(panels[1, 1], objects_per_image)
-    draw_names_plainly(figure)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    charts = np.asarray(canvas.buffer_rgba())[..., :3]
+    charts = pixels_of(figure)
     save_image(path, np.vstack((charts, photograph_row(examples, list(classes), charts.shape[1]))))
 
 

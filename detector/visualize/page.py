@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from detector.structures import Detections, Targets
 from detector.visualize.drawing import class_colour, save_image
+from detector.visualize.figures import pixels_of
 from detector.visualize.grid import example_grid
-from detector.visualize.names import draw_names_plainly
 
 Series = Sequence[tuple[float, float]]  # (step, value), steps rising
 Example = tuple[np.ndarray, Detections, Targets]
@@ -90,10 +89,7 @@ def charts(
     if evaluated:
         _plot_evaluations(figure.add_subplot(panels[1]), evaluated)
     _plot_precision_recall(figure.add_subplot(panels[-1]), pr_curves, _class_ap(figures), classes)
-    draw_names_plainly(figure)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    return pixels_of(figure)
 
 
 def _summary(figures: Mapping[str, Any]) -> str:

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from detector.errors import InputError
-from detector.visualize.names import draw_names_plainly
+from detector.visualize.figures import pixels_of
 
 Span = tuple[int, int]  # cells: begin (in) to end (out)
 _DPI = 100
@@ -83,10 +82,7 @@ def draw_pooling(
         _draw_image(on_image, view, region, last)
         _draw_map(on_map, view, _crop(view, regions), region, last)
         _draw_values(values, view, region, last)
-    draw_names_plainly(figure)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels_of(figure)
 
 
 def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion], caption: str = "") -> None:

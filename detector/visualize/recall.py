@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from detector.errors import printable
 from detector.visualize.drawing import save_image
-from detector.visualize.names import draw_names_plainly
+from detector.visualize.figures import pixels_of
 from detector.visualize.page import line_colour, style_axes
 
 _DPI = 120
@@ -33,9 +32,7 @@ def recall_picture(path: Path, reports: Reports, title: str) -> None:
     them, and the mean best overlap of each class and object size. Raises InputError where ``path`` cannot
     be written.
     """
-    canvas = FigureCanvasAgg(recall_figure(reports, title))
-    canvas.draw()
-    save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
+    save_image(path, pixels_of(recall_figure(reports, title)))
 
 
 def recall_figure(reports: Reports, title: str) -> Figure:
@@ -47,7 +44,6 @@ def recall_figure(reports: Reports, title: str) -> Figure:
     _plot_average_recall(figure.add_subplot(panels[0, 1]), reports)
     _plot_thresholds(figure.add_subplot(panels[1, 0]), reports)
     _plot_groups(figure.add_subplot(panels[1, 1]), reports)
-    draw_names_plainly(figure)
     return figure
 
 

@@ -1,0 +1,29 @@
+"""From a matplotlib figure to pixels, with names from files drawn letter for letter."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from detector.errors import printable_lines
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """Draw a finished ``figure`` and return its pixels (H, W, 3) uint8 RGB.
+
+    Its texts become plain: a class "$x$" is no formula, and "\\x1b" is no character. A character that the
+    font does not have is drawn as an empty box, without a warning for each.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable_lines(text.get_text()))
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
