@@ -84,6 +84,10 @@ def write_checkpoint(folder: Path) -> Path:
         "sampler": build_roi_sampler(config, model.box_coder).state_dict(),
         "random": random_states(),
         "best": {"metric": 0.5, "step": 2.0},
+        "score_threshold": 0.4,
+        "seconds": 3.5,
+        "threads": 1,
+        "data_fingerprint": {"training: trainval": "00ff"},
     }
     path = folder / "step_2.pt"
     save_checkpoint(path, state)

@@ -55,17 +55,17 @@ def main() -> int:
     )
     threshold = arguments.score_threshold
     if threshold is None:
-        threshold = default_threshold(checkpoint, arguments.checkpoint)
+        threshold = default_threshold(checkpoint)
     found = run(config, model, checkpoint["classes"], images, folder, device, threshold)
     note(f"{found} {what} in {len(images)} images; wrote {folder / file} and the pictures")
     return 0
 
 
-def default_threshold(checkpoint: dict[str, Any], source: str) -> float:
+def default_threshold(checkpoint: dict[str, Any]) -> float:
     """Return the checkpoint's own score threshold, or the usual one, and say which."""
-    from detector.build.operating import FALLBACK_THRESHOLD, stored_threshold
+    from detector.build.operating import FALLBACK_THRESHOLD
 
-    stored = stored_threshold(checkpoint, source)
+    stored: float | None = checkpoint.get("score_threshold")
     if stored is None:
         note(f"score threshold {FALLBACK_THRESHOLD:g}: the checkpoint has none of its own")
         return FALLBACK_THRESHOLD

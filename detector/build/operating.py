@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from detector.build.evaluation import Evaluation
-from detector.errors import InputError
 from detector.evaluation.operating_point import OperatingPoint, at_threshold, best_f1
 from detector.progress import note
 
@@ -65,19 +61,3 @@ def say_point(point: OperatingPoint | None, validation: Evaluation | None) -> No
             f"images of {validation.figures['split']}: precision {point.precision:.3f}, recall "
             f"{point.recall:.3f}, {point.false_positives_per_image:.2f} false positives per image"
         )
-
-
-def stored_threshold(checkpoint: Mapping[str, Any], source: str) -> float | None:
-    """Return the score threshold in a checkpoint read from ``source``, or None where it has none.
-
-    Raises:
-        InputError: what is stored is no finite number.
-    """
-    found = checkpoint.get("score_threshold")
-    if found is None:
-        return None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise InputError(
-            f"{source}: score_threshold is not a finite number; give another checkpoint, or retrain"
-        )
-    return float(found)

@@ -9,7 +9,7 @@ from detector.build.classification_report import write_classes
 from detector.build.classified import classify_images, open_images
 from detector.build.evaluation import evaluate, open_test_set, write_evaluation
 from detector.build.model import restore_model
-from detector.build.operating import at_own_threshold, stored_threshold
+from detector.build.operating import at_own_threshold
 from detector.config import Config
 from detector.data.loading import workers_watched
 from detector.engine.determinism import cuda_algorithms
@@ -39,5 +39,5 @@ def score_checkpoint(
         with algorithms:
             evaluation = evaluate(config, model, test_set, device, memory)
         write_evaluation(folder, test_set, evaluation)
-        figures = at_own_threshold(evaluation, stored_threshold(checkpoint, source)).figures
+        figures = at_own_threshold(evaluation, checkpoint.get("score_threshold")).figures
     return {**figures, **memory.figures()}

@@ -145,6 +145,12 @@ def _is_best(value: Any) -> bool:
     )
 
 
+def _are_fingerprints(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(digest, str) for name, digest in value.items()
+    )
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -162,5 +168,8 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "random": ("the states of torch's random generators", _are_random_states),
     "best": ("the best figure and its step", _is_best),
     "evaluated": ("a whole number of steps", _is_whole),
-    "score_threshold": ("a number", lambda value: value is None or _is_finite(value)),
+    "score_threshold": ("a finite number or None", lambda value: value is None or _is_finite(value)),
+    "seconds": ("a number of seconds", lambda value: _is_finite(value) and value >= 0),
+    "threads": ("a whole number of threads", _is_whole),
+    "data_fingerprint": ("a mapping of splits to digests", _are_fingerprints),
 }

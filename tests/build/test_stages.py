@@ -472,7 +472,7 @@ def test_the_finished_detector_has_the_threshold_of_images_that_no_stage_was_tra
     training = StagedTraining(config, tmp_path, "cpu")
     evaluation = training.run()
     assert evaluation is not None
-    training.finish(evaluation, 1.0)
+    training.finish(evaluation)
     said = capfd.readouterr().err
     assert said.count("validation images: 2, set aside from trainval") == 3  # classify, fine_tune, at the end
     assert said.count("train.epochs 0.5 of 6 images in batches of 2: 2 steps") == 2

@@ -30,6 +30,9 @@ def state() -> dict[str, Any]:
         "random": {"torch": GENERATOR, "cuda": [torch.zeros(16, dtype=torch.uint8)]},
         "best": {"metric": 0.5, "step": 3.0},
         "score_threshold": 0.3,
+        "seconds": 12.5,
+        "threads": 2,
+        "data_fingerprint": {"training: trainval": "00ff"},
         "something else": object(),
     }
 
@@ -45,6 +48,9 @@ def test_what_a_run_writes_is_accepted() -> None:
     [
         *(("step", value) for value in (None, True, -1, 0.5, "3", 2**60, torch.tensor(3))),
         ("evaluated", "3"),
+        *(("seconds", value) for value in (None, "1", -1.0, float("nan"), True)),
+        *(("threads", value) for value in (None, "2", 1.5)),
+        *(("data_fingerprint", value) for value in (None, [], {1: "a"}, {"a": 1})),
         *(
             ("config", value)
             for value in (None, [], {1: 2}, {"a": torch.zeros(1)}, {"a": {1, 2}}, {"a": b"x"})

@@ -71,7 +71,7 @@ def test_config_faults(tool: Tool, config: Path, tmp_path: Path) -> None:
     assert not (run / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "check_data", "recall", "propose", "draw_pooling"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "check_data", "recall", "propose"])
 def test_a_config_without_its_option(tool: Tool, name: str) -> None:
     result = tool(name, "configs/mine.yaml")
     assert result.returncode == 2

@@ -174,4 +174,4 @@ def test_a_stored_threshold_that_is_no_number_is_refused(
     image = next((tmp_path / "voc/JPEGImages").iterdir())
     result = tool("demo", "--checkpoint", checkpoint, image, "--output", "out", "--device", "cpu")
     assert result.returncode == 2
-    assert "score_threshold is not a finite number" in result.stderr
+    assert "'score_threshold' is not a finite number" in result.stderr

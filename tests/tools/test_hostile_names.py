@@ -61,7 +61,8 @@ def test_training_scoring_and_checking(
         output = tmp_path / metric / "figures.json"
         assert SHOWN in safe(tool("evaluate", *scoring, "--metric", metric, "--output", output))
         figures = json.loads(output.read_text())
-        results, again = output.with_suffix("") / "results", tmp_path / "again.json"
+        (results,) = output.with_suffix("").glob("evaluation_test_*/results")
+        again = tmp_path / "again.json"
         assert len(list(results.glob("comp4_det_test_*.txt"))) == len(NAMES)
         for place in [results, *results.glob("*.json")]:
             safe(tool("evaluate", "--detections", place, "--annotations", tmp_path / "voc" / "test.json",

@@ -47,7 +47,7 @@ def config(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def test_detection(tool: Tool, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained = tool("train", "--config", config, "--output", run, "train.steps=2", "train.evaluate_every=1",
-                   "test.metric=coco", "test.score_threshold=0.0")  # fmt: skip
+                   "train.evaluate_split=test", "test.metric=coco", "test.score_threshold=0.0")  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout == f"test: {NOTHING_SCORED}\n"
     assert f"step 2: {NOTHING_SCORED}" in trained.stderr

@@ -68,7 +68,7 @@ class DataConfig(Section):
     """Boxes that would corrupt training (swapped corners, a side under ``min_box_size``, outside)."""
     min_box_size: float = Field(default=2.0, ge=0.0)
     """Pixels of the original image."""
-    workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that load images; None chooses from the cores, the device and the shared memory that are
     there. Results are the same with any number."""
     generate: GenerateConfig | None = None
