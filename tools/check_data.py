@@ -19,7 +19,8 @@ import torch
 from rich.table import Table
 
 from detector import cli
-from detector.build.checking import check_data, checked_splits
+from detector.build.checking import check_data
+from detector.build.validation import read_splits
 from detector.config import load_config
 from detector.data.check import Checked
 from detector.data.check_report import CheckReport, fix_list, problem_line
@@ -38,7 +39,7 @@ EXAMPLES = 4
 def main() -> int:
     arguments = parse()
     config = load_config(arguments.config, arguments.overrides)
-    splits = arguments.split or checked_splits(config)
+    splits = arguments.split or read_splits(config)
     report = check_data(config, splits, images=not arguments.no_images)
     show_report(report)
     output = Path(arguments.output or f"runs/check/{Path(arguments.config).stem}.json")

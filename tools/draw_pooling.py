@@ -49,22 +49,22 @@ def main() -> int:
 
 def network(arguments: argparse.Namespace) -> tuple[Config, Backbone | None, str]:
     """Return the config, the checkpoint's backbone (None without one), and where the weights come from."""
-    from detector.build.model import restore_model
-    from detector.config import load_config, parse_config
-    from detector.config.load import override
+    from detector.build.model import convolutions, restore_model
+    from detector.build.weights import weights_file
+    from detector.config import load_config
+    from detector.config.load import parse_stored
     from detector.engine.checkpoint import load_checkpoint
 
     if arguments.checkpoint is None:
         config = load_config(arguments.config, arguments.overrides)
-        weights = config.model.backbone.weights
-        if weights is not None:
-            return config, None, f"weights {Path(weights).name}"
+        if config.model.backbone.weights is not None:
+            return config, None, f"weights {weights_file(config).name}"
         note("the filters are random: the config names no weights; --checkpoint FILE draws a trained network")
         return config, None, "random filters (untrained)"
     checkpoint = load_checkpoint(arguments.checkpoint)
-    config = parse_config(override(checkpoint["config"], arguments.overrides), source=arguments.checkpoint)
+    config = parse_stored(checkpoint["config"], arguments.overrides, arguments.checkpoint)
     model = restore_model(config, checkpoint, arguments.checkpoint).eval()
-    return config, model.backbone, f"{Path(arguments.checkpoint).name} after {checkpoint['step']} steps"
+    return config, convolutions(model), f"{Path(arguments.checkpoint).name} after {checkpoint['step']} steps"
 
 
 def parse() -> argparse.Namespace:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detector.build.data import inference_transforms, inference_views
+from detector.build.data import inference_transforms, inference_views, no_proposals
 from detector.build.model import build_normalization
 from detector.config import Config
 from detector.data.dataset import ProposalSource
@@ -22,7 +22,7 @@ from detector.models.detector import RegionDetector
 from detector.progress import note, progress_bar
 from detector.stages.cache_plan import CachedImage, CachePlan, weights_digest
 from detector.stages.feature_cache import FeatureCache, fill_cache
-from detector.structures import Embedded, ImageMeta, ImageRecord, Proposals
+from detector.structures import Embedded, ImageMeta, ImageRecord
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_cache(
 
     def load(numbers: Sequence[int]) -> Iterable[Sequence[Tensor]]:
         missing = [records[number] for number in numbers]
-        views = inference_views(config, missing, _no_proposals, device) if missing else iter(())
+        views = inference_views(config, missing, no_proposals, device) if missing else iter(())
         return ([view.images.to(device, non_blocking=True) for view in image] for image in views)
 
     @torch.inference_mode()
@@ -109,10 +109,6 @@ def _content(path: Path) -> str:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
-
-
-def _no_proposals(_record: ImageRecord) -> Proposals:
-    return Proposals(boxes=torch.zeros(0, 4))
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from detector.build.data import (
     require_objects,
     split_choice,
 )
-from detector.build.validation import read_splits
+from detector.build.validation import find_validation
 from detector.config import Config
 from detector.data.check import Checked, Problem, Rules, check_item
 from detector.data.check_items import Found, coco_items, voc_items
@@ -33,11 +33,6 @@ from detector.structures import Targets
 
 CHUNK = 16
 """Images that a process takes at a time."""
-
-
-def checked_splits(config: Config) -> list[str]:
-    """Return the splits that training with ``config`` reads."""
-    return read_splits(config)
 
 
 def check_data(config: Config, splits: Sequence[str], *, images: bool = True) -> CheckReport:
@@ -75,6 +70,7 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
         config.data.train_split,
         first_pixel=config.data.first_pixel,
         classes=sorted(classes or ()),
+        validation_split=find_validation(config).split,
     )
 
 

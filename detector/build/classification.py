@@ -18,7 +18,6 @@ from detector.build.classified import (
     Classified,
     LabelledImages,
     classify_images,
-    no_proposals,
     open_images,
     open_validation_images,
 )
@@ -64,7 +63,9 @@ class ClassificationTask:
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Return the endless training batches from step ``start`` on."""
-        return data_parts.training_batches(self.config, self.records, no_proposals, start, self.device)
+        return data_parts.training_batches(
+            self.config, self.records, data_parts.no_proposals, start, self.device
+        )
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""

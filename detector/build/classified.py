@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.build.data import ensure_data, inference_views, load_split, naming
+from detector.build.data import ensure_data, inference_views, load_split, naming, no_proposals
 from detector.build.evaluation import known_classes
 from detector.build.validation import find_validation, load_validation
 from detector.config import Config
@@ -22,7 +22,7 @@ from detector.models.detector import RegionDetector
 from detector.models.multi_label import class_scores
 from detector.models.whole_map import whole_image_rois
 from detector.progress import note, track
-from detector.structures import Batch, ImageRecord, Proposals
+from detector.structures import Batch, ImageRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,6 @@ class Classified:
     figures: dict[str, Any]
     evaluator: ClassificationEvaluator
     scores: dict[str, Tensor]
-
-
-def no_proposals(_record: ImageRecord) -> Proposals:
-    """Return no boxes: a whole image needs none."""
-    return Proposals(boxes=torch.zeros(0, 4))
 
 
 def open_images(config: Config, split: str, classes: Sequence[str] | None = None) -> LabelledImages:

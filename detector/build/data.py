@@ -31,7 +31,7 @@ from detector.data.voc import image_names as voc_names
 from detector.errors import InputError
 from detector.models.roi_sampler import trained_objects
 from detector.progress import note
-from detector.structures import Batch, ImageMeta, ImageName, ImageRecord, Targets
+from detector.structures import Batch, ImageMeta, ImageName, ImageRecord, Proposals, Targets
 
 
 def ensure_data(config: Config) -> None:
@@ -243,8 +243,14 @@ def training_batches(
         start_step=start_step,
     )
     dataset = TrainingDataset(records, source, transform, config.seed, _draws_per_scale(config, sampler))
-    workers = _workers(config, device, *batch_bytes(records, transform, settings.images_per_batch))
+    usual, mixed = batch_bytes(records, transform, settings.images_per_batch)
+    workers = _workers(config, device, usual if settings.group_by_aspect else mixed, mixed)
     return load(_loader(dataset, workers, collate_or_error, batch_sampler=sampler))
+
+
+def no_proposals(_record: ImageRecord) -> Proposals:
+    """Return no boxes: a whole image needs none."""
+    return Proposals(boxes=torch.zeros(0, 4))
 
 
 def check_batch_size(config: Config, images: int) -> None:
@@ -318,7 +324,7 @@ def _workers(config: Config, device: str, usual_bytes: int, largest_bytes: int |
     wanted, fixed = worker_count(config, device), config.data.workers is not None
     found = fitting_workers(wanted, usual_bytes, largest_bytes, fixed=fixed)
     if found != wanted:
-        note(f"/dev/shm has room for the images of {found} loader processes, not of {wanted}: {found} it is")
+        note(f"/dev/shm has room for the images of {found} loader processes, not of {wanted}: using {found}")
     return found
 
 
@@ -327,12 +333,13 @@ def batch_bytes(records: Sequence[ImageRecord], transform: ImageTransform, count
     `aspect_groups` makes them, and where landscape and portrait images share the batch."""
     scale = max(transform.scales) * max(transform.scale_jitter or (1.0,))
     sizes = [transform.size_of((record.height, record.width), scale) for record in _shapes(records)]
-    upright = [size for size in sizes if size[0] > size[1]]
-    lying = [size for size in sizes if size[0] <= size[1]]
-    usual = max((_padded(group) for group in (upright, lying) if group), default=0)
-    mixed = _padded(sizes) if count > 1 and sizes else usual
     if count == 1:
         usual = mixed = max((height * width for height, width in sizes), default=0)
+    else:
+        upright = [size for size in sizes if size[0] > size[1]]
+        lying = [size for size in sizes if size[0] <= size[1]]
+        usual = max((_padded(group) for group in (upright, lying) if group), default=0)
+        mixed = _padded(sizes) if sizes else 0
     return 12 * count * usual, 12 * count * mixed  # three channels of four bytes
 
 

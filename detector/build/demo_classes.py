@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from detector.build.classification_report import classified_image
-from detector.build.classified import classify_view, no_proposals
-from detector.build.data import inference_views
+from detector.build.classified import classify_view
+from detector.build.data import inference_views, no_proposals
 from detector.build.demo import picture_name, record_of, refuse_overwriting, unique_stems
 from detector.config import Config
 from detector.data.loading import workers_watched

@@ -223,7 +223,7 @@ def with_proposals(config: Config, records: Sequence[ImageRecord], store: Propos
     if source.missing == "full_image":
         note(f"{which}: each is given one box, the whole image")
         return list(records)
-    note(f"{which}: not trained on, nothing found")
+    note(f"{which}: left out of training, and without detections in evaluation")
     return [record for record in records if record.key in store]
 
 

@@ -85,7 +85,7 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
         _check_input(config, checkpoint["config"], source)
     reason = _other_purpose(config, checkpoint, classes)
     if reason is not None:
-        note(f"{source}: {reason}: predictor and box targets begin anew")
+        note(f"{source}: {reason}: predictor and box targets start from scratch")
     ours = {_common_name(name): name for name in model.state_dict()}
     transfer = plan_transfer(
         {common: model.state_dict()[name] for common, name in ours.items()},

@@ -4,8 +4,8 @@
 itself wins over all. Mappings are merged key by key, except that a ``proposals`` mapping which names a
 ``file`` or a ``method`` replaces the inherited source (another ``file`` keeps the ``format``), and of
 ``train.steps`` and ``train.epochs`` the one that is named replaces the other. Another name of
-``model.backbone`` does not inherit ``stage`` and ``feature_scale``. An override
-is ``section.key=value`` with a YAML value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
+``model.backbone`` does not inherit ``stage`` and ``feature_scale``. An override is ``section.key=value``
+with a YAML value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
 
 **A config file is code of whoever wrote it**: ``proposals.method: module:function`` imports the module and
 calls the function, and paths in it are read. Read a stranger's config before you use it. A checkpoint is

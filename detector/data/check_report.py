@@ -86,13 +86,15 @@ def summarise(
     *,
     first_pixel: int = 1,
     classes: Iterable[str] = (),
+    validation_split: str | None = None,
 ) -> CheckReport:
     """Add up what was found image by image; ``others`` are problems of no single image.
 
-    ``classes`` are the names that training knows, beside those of the objects.
+    ``classes`` are the names that training knows, beside those of the objects. An image of ``train_split``
+    that is in ``validation_split`` too stops training.
     """
     problems = [*others, *(problem for one in checked for problem in one.problems)]
-    problems += _in_two_splits(checked, splits)
+    problems += _in_two_splits(checked, splits, {train_split, validation_split})
     place = ", ".join(splits)
     suspicions = [*_first_pixel(checked, first_pixel, place), *similar_names(_names(checked, classes), place)]
     problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in suspicions]
@@ -112,22 +114,27 @@ def _names(checked: Sequence[Checked], classes: Iterable[str]) -> list[str]:
     return names_with_others(list(dict.fromkeys(classes)), found)
 
 
-def _in_two_splits(checked: Sequence[Checked], splits: Sequence[str]) -> Iterable[Problem]:
-    """Yield a problem for each image of two splits; one for two splits that are the same."""
+def _in_two_splits(
+    checked: Sequence[Checked], splits: Sequence[str], apart: set[str | None]
+) -> Iterable[Problem]:
+    """Yield a problem for each image of two splits; one for two splits that are the same. Where the two are
+    ``apart``, it stops training."""
     places = [(one.item.image.resolve(), one.item) for one in checked]  # a link shows the same image
     members = {split: {place for place, item in places if split in item.splits} for split in splits}
     items = dict(places)
     for first, second in combinations(splits, 2):
-        both = members[first] & members[second]
+        both, stops = members[first] & members[second], {first, second} == apart
         if both and members[first] == members[second]:
             message = f"{first} and {second} are the same {len(both)} images: figures would say nothing"
-            yield Problem(kind="in two splits", file=first, message=message, splits=(first, second))
+            yield Problem(
+                kind="in two splits", file=first, message=message, splits=(first, second), stops=stops
+            )
             continue
         for item in (items[place] for place in sorted(both)):
             message = f"image {item.key!r} is in {first} and in {second}"
             yield Problem(
                 kind="in two splits", file=str(item.file), message=message, image_id=item.image_id,
-                key=item.key, splits=(first, second),
+                key=item.key, splits=(first, second), stops=stops,
             )  # fmt: skip
 
 

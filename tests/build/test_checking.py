@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.build.checking import check_data, checked_splits
+from detector.build.checking import check_data
 from detector.build.data import load_split
 from detector.build.demo import find_images
 from detector.build.evaluation import open_test_set
 from detector.build.proposal_jobs import folder_records
 from detector.build.training import start_run
+from detector.build.validation import read_splits
 from detector.config import Config
 from detector.data.check import Problem
 from detector.data.convert import voc_to_coco
@@ -35,7 +36,7 @@ def root(tiny_root: Path, tmp_path: Path) -> Path:
 
 
 def problems(config: Config) -> list[Problem]:
-    return check_data(config, checked_splits(config)).problems
+    return check_data(config, read_splits(config)).problems
 
 
 def kinds(config: Config) -> dict[str, bool]:
@@ -101,7 +102,7 @@ def refused_by_both(config: Config, tmp_path: Path) -> str:
     """Return the message with which training refuses to start; the check must say the same."""
     found = [one for one in problems(config) if one.kind == "nothing to train on"]
     assert [one.stops for one in found] == [True]
-    assert not check_data(config, checked_splits(config)).would_start
+    assert not check_data(config, read_splits(config)).would_start
     with pytest.raises(InputError, match="nothing to train on in trainval") as error:
         start_run(config, tmp_path / "run", "cpu")
     assert found[0].message.split(": ")[1] in str(error.value)
@@ -134,7 +135,7 @@ def test_a_subset_of_the_classes(
     coco = as_coco(root, tmp_path / "coco")
     for overrides in ([f"data.root={root}"], [*coco, "test.metric=coco"]):
         config = tiny(*overrides, *subset, "data.other_classes=ignore")
-        report = check_data(config, checked_splits(config))
+        report = check_data(config, read_splits(config))
         assert report.would_start
         left_out = report.as_json()["other_classes"]
         assert set(left_out) <= set(others)
@@ -169,7 +170,7 @@ def test_no_training_on_a_split_without_annotations(tiny: Load, root: Path, tmp_
         assert load_split(config, "test", classes, training=False).annotated
         with pytest.raises(InputError, match=r"has no annotation|'annotations' is missing"):
             load_split(config, "trainval", classes, training=True)
-        assert not check_data(config, checked_splits(config)).would_start
+        assert not check_data(config, read_splits(config)).would_start
 
 
 def test_the_first_pixel_reaches_the_boxes_and_the_result_files(tiny: Load) -> None:

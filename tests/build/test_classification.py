@@ -231,7 +231,7 @@ def test_an_image_below_one_cell_is_named(tiny: Load) -> None:
 def test_a_detector_starts_from_the_classifiers_convolutions_and_fc_layers(
     tiny: Load, tmp_path: Path
 ) -> None:
-    """SPP-net's transfer: backbone, fc6 and fc7 are taken over, what belongs to the task begins anew."""
+    """SPP-net's transfer: backbone, fc6 and fc7 are taken over, the task's own parts start from scratch."""
     pool = "model.pool={kind: spp, levels: [1, 2, 4]}"
     classify(tiny(*CLASSIFIER), tmp_path / "classifier")
     checkpoint = tmp_path / "classifier" / "checkpoints" / "step_12.pt"

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from detector.build import resources
-from detector.build.classified import no_proposals
-from detector.build.data import batch_bytes, inference_views, training_batches
+from detector.build.data import batch_bytes, inference_views, no_proposals, training_batches
 from detector.build.demo import run_demo
 from detector.build.evaluation import open_test_set
 from detector.build.model import build_model
@@ -108,7 +107,7 @@ def test_shared_memory_is_looked_at_before_the_start(
         inference_views(tiny("data.workers=2"), records, no_proposals)
     monkeypatch.setattr(resources, "available_cores", lambda: 16)
     training_batches(tiny("data.workers=null"), records, no_proposals, 0)
-    assert said == ["/dev/shm has room for the images of 0 loader processes, not of 2: 0 it is"]
+    assert said == ["/dev/shm has room for the images of 0 loader processes, not of 2: using 0"]
 
 
 @pytest.fixture

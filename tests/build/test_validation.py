@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from detector.build.checking import checked_splits
+from detector.build.checking import check_data
 from detector.build.data import class_names
 from detector.build.evaluation import evaluate, open_validation
 from detector.build.model import restore_model
 from detector.build.training import TrainingRun, find_state, start_run
-from detector.build.validation import Validation, find_validation, load_training, load_validation
+from detector.build.validation import Validation, find_validation, load_training, load_validation, read_splits
 from detector.config import Config
 from detector.data.convert import voc_to_coco
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -103,7 +103,12 @@ def test_the_customary_split_is_taken_and_read_by_every_tool(tiny: Load, with_va
     assert find_validation(config) == Validation(split="val", implied=True)
     trained, validated = ids_of(config)
     assert (len(trained), len(validated), trained & validated) == (5, 3, set())
-    assert checked_splits(config) == ["train", "val", "test"]
+    assert read_splits(config) == ["train", "val", "test"]
+    (with_val / "ImageSets/Main/val.txt").open("a").write(f"{min(trained)}\n")
+    report = check_data(config, read_splits(config))
+    (problem,) = [problem for problem in report.problems if problem.kind == "in two splits"]
+    assert problem.stops
+    assert not report.would_start
     assert not find_validation(tiny(f"data.root={with_val}"))  # val is a part of trainval
     assert not find_validation(tiny(f"data.root={with_val}", "data.train_split=train", "data.test_split=val"))
     assert not find_validation(

@@ -107,7 +107,7 @@ def test_samples_share_a_scale_as_long_as_they_are_told(records: list[ImageRecor
     scales = [dataset[(0, draw)].meta.input_size for draw in range(80)]
     groups = [set(scales[start : start + 4]) for start in range(0, 80, 4)]
     assert all(len(group) == 1 for group in groups)
-    assert len(set.union(*groups)) > 10  # and each group draws anew
+    assert len(set.union(*groups)) > 10  # and each group draws again
     assert scales[7::-1] == [dataset[(0, draw)].meta.input_size for draw in range(7, -1, -1)]
     flips = {dataset[(0, draw)].meta.flipped for draw in range(4)}
     assert flips == {True, False}

@@ -168,7 +168,7 @@ def test_the_name_differs_with_content_and_arguments(tmp_path: Path, boxes: dict
     assert conversion_name(first).startswith("boxes_")
 
 
-def test_a_killed_conversion_is_begun_anew(tmp_path: Path, boxes: dict[str, FloatArray]) -> None:
+def test_a_killed_conversion_starts_again(tmp_path: Path, boxes: dict[str, FloatArray]) -> None:
     left = ProposalStore.create(tmp_path / "store.unfinished", generator="converted", parameters={"a": 1})
     assert left.path.exists()
     assert len(convert(write_npz(tmp_path, boxes), "npz", tmp_path / "store")) == 4

@@ -78,7 +78,7 @@ class ProposalsConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """selective_search: fields of `detector.ops.SelectiveSearchConfig` that replace the
     preset's, such as ``scales`` and ``min_side``; module:function: its keyword arguments. What changes here
-    is made anew; a function whose code has changed is not noticed, so give it a version here."""
+    is made again; a function whose code has changed is not noticed, so give it a version here."""
     top_k_train: int = Field(default=2000, ge=1, le=MOST)
     top_k_test: int = Field(default=2000, ge=1, le=MOST)
     """Proposals used of each image, the best ranked first (paper: about 2000)."""

@@ -126,7 +126,7 @@ class TrainConfig(Section):
     """Images drawn into TensorBoard at each evaluation."""
     initial_weights: str | None = None
     """A checkpoint whose weights are taken and nothing else. cls_score, bbox_pred and the constants of the
-    box targets begin anew where the classes or the task differ."""
+    box targets start from scratch where the classes or the task differ."""
     allow_partial: bool = False
     """Take what fits of ``initial_weights`` that do not fit in whole, and begin the rest at random."""
 
