@@ -104,7 +104,8 @@ def test_the_customary_split_is_taken_and_read_by_every_tool(tiny: Load, with_va
     trained, validated = ids_of(config)
     assert (len(trained), len(validated), trained & validated) == (5, 3, set())
     assert read_splits(config) == ["train", "val", "test"]
-    (with_val / "ImageSets/Main/val.txt").open("a").write(f"{min(trained)}\n")
+    listed = with_val / "ImageSets/Main/val.txt"
+    listed.write_text(f"{listed.read_text().strip()}\n{min(trained)}\n")
     report = check_data(config, read_splits(config))
     (problem,) = [problem for problem in report.problems if problem.kind == "in two splits"]
     assert problem.stops
