@@ -21,6 +21,7 @@ from detector.build.classified import (
     open_images,
     open_validation_images,
 )
+from detector.build.operating import validation_figures
 from detector.build.report import finish_figures, print_figures
 from detector.build.resuming import checked_fingerprint, evaluation_fingerprint, validation_fingerprint
 from detector.build.validation import check_apart, load_training
@@ -98,9 +99,11 @@ class ClassificationTask:
         """Return ``evaluation`` with the figures of validation."""
         if validation is None:
             return evaluation
-        kept = ("split", "voc07_mAP", "voc_mAP", "images")
-        figures = {name: validation.figures[name] for name in kept}
-        return replace(evaluation, figures={**evaluation.figures, "validation": figures})
+        figures = {**evaluation.figures, "validation": validation_figures(validation.figures)}
+        return replace(evaluation, figures=figures)
+
+    def say_point(self, point: None, validation: Classified | None) -> None:
+        """Say nothing: no score threshold is chosen."""
 
     def pictures(self, evaluation: Classified) -> list[np.ndarray]:
         """Return a few images with their classes' scores: validation images where there are any."""

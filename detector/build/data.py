@@ -248,6 +248,7 @@ def training_batches(
     return load(_loader(dataset, workers, collate_or_error, batch_sampler=sampler))
 
 
+<<<<<<< HEAD
 def no_proposals(_record: ImageRecord) -> Proposals:
     """Return no boxes: a whole image needs none."""
     return Proposals(boxes=torch.zeros(0, 4))
@@ -255,11 +256,15 @@ def no_proposals(_record: ImageRecord) -> Proposals:
 
 def check_batch_size(config: Config, images: int) -> None:
     """Raise InputError where a batch would show one of ``images`` training images twice."""
+=======
+def check_batch_size(config: Config, images: int, kind: str = "") -> None:
+    """Raise InputError where a batch would show one of ``images`` training images, of a ``kind``, twice."""
+>>>>>>> fix1
     wanted = config.train.images_per_batch
     if wanted > images:
         raise InputError(
             f"train.images_per_batch: {wanted} images per step are wanted, and {config.data.train_split} has "
-            f"{images}; give at most {images}"
+            f"{images}{kind}; give at most {images}"
         )
 
 

@@ -99,6 +99,10 @@ class DetectionTask:
         """Return ``evaluation`` with the figures of validation and of the chosen operating point."""
         return operating.with_point(evaluation, validation, point)
 
+    def say_point(self, point: OperatingPoint | None, validation: Evaluation | None) -> None:
+        """Say which score threshold is stored, or why none is."""
+        operating.say_point(point, validation)
+
     def pictures(self, evaluation: Evaluation) -> list[np.ndarray]:
         """Return a few images with what was found on them: validation images where there are any."""
         return [
@@ -142,6 +146,7 @@ class DetectionTask:
             config,
             f"; of {len(dataset.records)} images {len(records)} have proposals in {store.path}",
         )
+        data_parts.check_batch_size(config, len(records), " with proposals")
         proposal_parts.report_recall(records, store, config, split)
         return records, store
 

@@ -38,7 +38,10 @@ class Validation:
 
     def describe(self, images: int, config: Config) -> str:
         """Return a sentence on where ``images`` validation images come from and what they are for."""
-        use = "they choose best.pt and the score threshold, and are not trained on"
+        limit = config.test.max_images
+        scored = "they" if limit is None or limit >= images else f"the first {limit} (test.max_images)"
+        chosen = "best.pt and the score threshold" if config.task == "detection" else "best.pt"
+        use = f"{scored} choose {chosen}, and none of them is trained on"
         if self.split is not None:
             return f"validation images: {images}, the split {self.split}; {use}"
         return (

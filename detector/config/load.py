@@ -151,6 +151,15 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
     return parse_config(_merge(whole, stage.settings), source)
 
 
+def require_stage(config: Config, name: str) -> None:
+    """Raise InputError where ``--stage`` names a stage that the config does not have."""
+    names = [stage.name for stage in config.stages]
+    if not names:
+        raise InputError(f"--stage {name}: the config has no stages; leave --stage out")
+    if name not in names:
+        raise InputError(f"--stage {name}: the config's stages are {', '.join(names)}")
+
+
 class _Reader:
     """Reads a config and its bases, up to a number of files and bytes in all."""
 
