@@ -248,18 +248,13 @@ def training_batches(
     return load(_loader(dataset, workers, collate_or_error, batch_sampler=sampler))
 
 
-<<<<<<< HEAD
 def no_proposals(_record: ImageRecord) -> Proposals:
     """Return no boxes: a whole image needs none."""
     return Proposals(boxes=torch.zeros(0, 4))
 
 
-def check_batch_size(config: Config, images: int) -> None:
-    """Raise InputError where a batch would show one of ``images`` training images twice."""
-=======
 def check_batch_size(config: Config, images: int, kind: str = "") -> None:
     """Raise InputError where a batch would show one of ``images`` training images, of a ``kind``, twice."""
->>>>>>> fix1
     wanted = config.train.images_per_batch
     if wanted > images:
         raise InputError(
