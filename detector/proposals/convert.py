@@ -164,6 +164,7 @@ class _Conversion:
             record = self._records.get(key)
             if record is None and not self._keep_others:
                 continue
+            check_image_id(key, self._source)
             size = (0, 0) if record is None else (record.height, record.width)
             boxes = find_convention(image.convention).to_half_open(image.boxes)
             fault = find_fault(boxes, image.scores, size, image.convention)
@@ -247,7 +248,6 @@ class _Conversion:
         found = self._find(name)
         self._foreign += found is None and bool(self._records)
         key = found or str(name)
-        check_image_id(key, self._source)
         if key in self._seen:
             raise InputError(f"{self._source} has image {key!r} twice; keep one")
         self._seen[key] = name

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from detector.errors import InputError
+from detector.files import is_hidden
 from detector.proposals.checksums import Damage, find_damage
 from detector.proposals.durable import make_folder
 from detector.proposals.entries import Entry, check_entry, rows_of, write_entries
@@ -313,7 +314,8 @@ def _initialise(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def _check_unused(folder: Path) -> None:
     ours = {_LOCK, "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    others = (path for path in folder.iterdir() if path.name not in ours)
+    foreign = sorted(path.name for path in others if not is_hidden(path, folder))
     if foreign:
         raise InputError(
             f"{folder} is no proposal store and not empty (it holds {foreign[0]!r}); use another folder"

@@ -254,6 +254,17 @@ class TestFaults:
             "without a check"
         ]
 
+    def test_absolute_paths_are_names_also_where_an_image_is_of_another_split(
+        self, tmp_path: Path, records: list[ImageRecord], boxes: dict[str, FloatArray]
+    ) -> None:
+        named = {f"/home/me/set/{key}.jpg": rows for key, rows in boxes.items()}
+        path = tmp_path / "boxes.pkl"
+        path.write_bytes(pickle.dumps({"boxes": list(named.values()), "ids": list(named)}))
+        store = convert(path, "detectron2", tmp_path / "store", records=records[:3], keep_others=False)
+        assert store.ids() == [record.key for record in records[:3]]
+        with pytest.raises(InputError, match=r"'/home/me/set/000100\.jpg' is no image id"):
+            convert(path, "detectron2", tmp_path / "all", records=records[:3])
+
     def test_a_file_without_names_must_have_the_length_of_the_data_set(
         self, tmp_path: Path, records: list[ImageRecord], boxes: dict[str, FloatArray]
     ) -> None:
@@ -322,3 +333,6 @@ def test_hidden_files_and_the_case_of_a_suffix_do_not_matter(tmp_path: Path) -> 
     assert [key for key, _ in files_of(tmp_path, ".npy")] == ["a"]
     assert guess_format(tmp_path) == "npy"
     assert guess_format(tmp_path / "boxes.JSON") == "coco"
+    before = source_parameters(tmp_path, "npy")
+    (tmp_path / ".DS_Store").write_bytes(b"another view of the folder")
+    assert source_parameters(tmp_path, "npy") == before

@@ -148,6 +148,9 @@ def test_create_opens_the_same_and_refuses_other_parameters(tmp_path: Path) -> N
 
 
 def test_create_leaves_foreign_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    assert not len(ProposalStore.create(tmp_path, generator="g", parameters={}))
+    (tmp_path / "manifest.json").unlink()
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"no proposal store and not empty.*holiday\.jpg"):
         ProposalStore.create(tmp_path, generator="g", parameters={})
