@@ -132,5 +132,5 @@ def read_left_out(path: Path) -> set[str]:
 
 
 def list_line(key: str) -> str:
-    """Return the line by which `read_left_out` finds ``key``, which may begin as a comment or with a blank."""
+    """Return the line by which `read_left_out` finds ``key``, which may begin with # or a blank."""
     return f"{_HERE}{key}" if key.startswith(("#", *ASCII_SPACE)) else key
