@@ -162,7 +162,7 @@ class ProposalStore:
         self._maps.close()
 
     def append(self, entries: Mapping[str, Entry]) -> None:
-        """Add ``entries`` as one new segment; an id that is there already is renewed.
+        """Add ``entries`` as one new segment; an id that is there already is replaced.
 
         When this returns, the entries are on the disk; a process killed before leaves the store as it was.
         """
@@ -195,7 +195,7 @@ class ProposalStore:
         return len(self._index.segments())
 
     def compact(self) -> None:
-        """Rewrite the store without renewed entries, in the order of the ids, in few large segments."""
+        """Rewrite the store without replaced entries, in the order of the ids, in few large segments."""
         with self.lock(wait=30.0):
             self.reload()
             first = self._next_segment(self._index)
@@ -206,17 +206,6 @@ class ProposalStore:
             self._index.merged(moved).save(self.path / "index.npy")
             self.reload()
             remove_segments(self.path, keep=self._index.segments())
-
-    def verify(self) -> None:
-        """Read everything that this process has not checked yet; raises `DamagedStore` for the first damage.
-
-        It names the segment and the first image whose bytes are not what was written.
-        """
-        for number in sorted(self._index.segments()):
-            try:
-                self._maps.check(number)
-            except FileNotFoundError as error:
-                raise DamagedStore(f"{error.filename} is missing; {self._remedy()}") from error
 
     def damaged(self) -> list[Damage]:
         """Return what is wrong with each damaged segment, reading what is not checked yet."""
