@@ -12,7 +12,8 @@ from torch import Tensor
 
 from detector.build.data import ensure_data, inference_views, load_split, naming, no_proposals
 from detector.build.evaluation import known_classes
-from detector.build.validation import find_validation, load_validation
+from detector.build.splits import find_validation
+from detector.build.validation import load_validation
 from detector.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.voc import VocDataset

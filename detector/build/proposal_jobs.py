@@ -10,7 +10,7 @@ from typing import Any
 
 from detector.build import data as data_parts
 from detector.build import proposals as proposal_parts
-from detector.build.validation import read_splits
+from detector.build.splits import read_splits
 from detector.config import Config
 from detector.config.load import override, parse_proposals
 from detector.config.sections.proposals import ProposalsConfig

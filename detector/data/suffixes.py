@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from detector.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 
 def with_suffix_of(base: Path, suffixes: tuple[str, ...]) -> Path | None:

@@ -16,8 +16,9 @@ from detector.build.checking import check_data
 from detector.build.data import class_names
 from detector.build.evaluation import evaluate, open_validation
 from detector.build.model import restore_model
+from detector.build.splits import Validation, find_validation, read_splits
 from detector.build.training import TrainingRun, find_state, start_run
-from detector.build.validation import Validation, find_validation, load_training, load_validation, read_splits
+from detector.build.validation import load_training, load_validation
 from detector.config import Config
 from detector.data.convert import voc_to_coco
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
