@@ -27,6 +27,7 @@ from detector.build.resuming import checked_fingerprint, evaluation_fingerprint,
 from detector.build.validation import check_apart, load_training
 from detector.config import Config
 from detector.engine.memory import PeakMemory
+from detector.errors import listed
 from detector.models.detector import RegionDetector
 from detector.models.multi_label import multi_label_loss
 from detector.models.whole_map import whole_image_rois
@@ -128,7 +129,7 @@ class ClassificationTask:
             check_apart(config, records, self.validation.records)
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
-        shown = ", ".join(f"{name} on {count}" for name, count in counts.items())
+        shown = listed(f"{name} on {count}" for name, count in counts.items())
         note(f"{split}: {len(records)} images; {shown}")
         for name, count in counts.items():
             if count == 0:

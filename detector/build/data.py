@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detector.build.model import build_normalization
 from detector.build.resources import worker_count
-from detector.build.splits import annotation_place as annotation_place
-from detector.build.splits import for_split, read_splits
+from detector.build.splits import annotation_place, for_split, read_splits
 from detector.config import Config
 from detector.data.choice import Choice, by_ratio, in_turn, read_left_out, without
 from detector.data.coco import CocoDataset, category_names, load_coco

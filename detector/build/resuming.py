@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detector.build.validation import find_validation
+from detector.build.splits import find_validation
 from detector.config import Config
 from detector.config.load import parse_config
 from detector.data.fingerprint import fingerprint

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detector.build.data import load_split
-from detector.build.splits import find_validation as find_validation
+from detector.build.splits import find_validation
 from detector.config import Config
 from detector.data.choice import Choice, set_aside
 from detector.data.coco import CocoDataset

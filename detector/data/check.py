@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
-from detector.data.objects import AnnotatedObject, Box, InvalidBoxes, box_fault
+from detector.data.objects import OTHER_CLASS_ADVICE, AnnotatedObject, Box, InvalidBoxes, box_fault
 from detector.data.suffixes import IMAGE_SUFFIXES
 from detector.data.suspicions import Suspicion, at_wrong_edge, unused_bits
 from detector.data.voc import annotated_objects, suspicions_of
@@ -193,7 +193,13 @@ def _check_objects(
             if rules.other_classes:
                 found.others[thing.name] += 1
                 continue
-            found.add("unknown class", file, f"{thing.name!r} is not among the classes", where, stops=True)
+            found.add(
+                "unknown class",
+                file,
+                f"{thing.name!r} is not among the classes; {OTHER_CLASS_ADVICE}",
+                where,
+                stops=True,
+            )
             continue
         limits = size or (2**24, 2**24)  # without a size nothing can be outside on the right or below
         fault = box_fault(thing.box, limits, rules.min_box_size, may_clip=rules.policy == "clip")

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from detector.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-
 
 def with_suffix_of(base: Path, suffixes: tuple[str, ...]) -> Path | None:
     """Return the first file named ``base`` and one of ``suffixes`` in any case, None where there is none.
