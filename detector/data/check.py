@@ -12,11 +12,11 @@ from pathlib import Path
 
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
 from detector.data.objects import OTHER_CLASS_ADVICE, AnnotatedObject, Box, InvalidBoxes, box_fault
-from detector.data.suffixes import IMAGE_SUFFIXES
 from detector.data.suspicions import Suspicion, at_wrong_edge, unused_bits
 from detector.data.voc import annotated_objects, suspicions_of
 from detector.data.voc_xml import parse_xml, to_annotation
 from detector.errors import InputError
+from detector.files import IMAGE_SUFFIXES
 
 _USABLE = ("duplicate object", "several boxes")  # problems of objects that are used all the same
 

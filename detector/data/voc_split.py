@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from detector.data.suffixes import IMAGE_SUFFIXES, with_suffix_of
+from detector.data.suffixes import with_suffix_of
 from detector.data.voc_xml import faults_to
 from detector.errors import InputError, nearest
-from detector.files import ASCII_SPACE, read_short_text
+from detector.files import ASCII_SPACE, IMAGE_SUFFIXES, read_short_text
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id.
 _CLASS_COLUMN = re.compile(r"(?P<id>.*\S)\s+(-1|0|1)")

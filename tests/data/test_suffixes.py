@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detector.data.suffixes import IMAGE_SUFFIXES, with_suffix_of
+from detector.data.suffixes import with_suffix_of
+from detector.files import IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpg", "a.jPeG", "a.TIFF", "a.WebP"])
