@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from detector.errors import InputError, printable
+from detector.errors import InputError, listed, printable
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,7 @@ def test_an_input_error_is_safe_to_print_and_keeps_its_lines() -> None:
     assert str(error) == "a\\x1b[2J.xml: wrong\n  second line\\u202e"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert error.args == ("a\x1b[2J.xml: wrong\n  second line\u202e",)
+
+
+def test_listed_names_stay_on_one_line() -> None:
+    assert listed(["a", "b\nerror: run this", "\x1b[2J"]) == r"a, b\x0aerror: run this, \x1b[2J"

@@ -15,7 +15,7 @@ from detector.build.training import start_run
 from detector.build.weights import check_weights, load_published
 from detector.config import Config, load_config
 from detector.data.transforms import ImageTransform
-from detector.engine.checkpoint import save_checkpoint
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.errors import InputError
 from detector.models.box_coder import fixed_coder
 from detector.models.detector import RegionDetector
@@ -267,6 +267,14 @@ def test_weights_of_another_input_convention_are_refused(tiny: Load, tmp_path: P
     with pytest.raises(InputError, match=r"trained with model\.backbone\.convention = 'caffe'"):
         begun(path, CLASSES, load=tiny)
     begun(path, CLASSES, "train.allow_partial=true", load=tiny)
+    state = load_checkpoint(path)
+    state = {key: value for key, value in state.items() if key not in ("format", "file")}
+    for stored in ([], 3, {"backbone": 3}, {"backbone": {"convention": "x" * 10_000}}):
+        save_checkpoint(path, {**state, "config": {**state["config"], "model": stored}})
+        try:
+            begun(path, CLASSES, load=tiny)
+        except InputError as error:
+            assert len(str(error)) < 500
 
 
 def test_default_weights_are_those_in_the_folder_of_weights(

@@ -123,6 +123,21 @@ def test_what_no_machine_has_is_refused_by_the_schema(override: str) -> None:
     assert len(str(caught.value)) < 1000
 
 
+def test_large_test_images_need_the_users_word() -> None:
+    values = stored()
+    values["test"] |= {"scales": [8192, 8192], "max_size": 8192}
+    with pytest.raises(InputError, match=r"a\.pt: .* tests on images of 134217728 pixels"):
+        parse_stored(values, [], "a.pt")
+    assert parse_stored(values, ["test.scales=[8192]", "test.max_size=8192"], "a.pt").test.scales == (8192,)
+
+
+def test_the_number_of_loader_processes_is_the_users() -> None:
+    values = stored()
+    values["data"]["workers"] = 64
+    assert parse_stored(values, [], "a.pt").data.workers is None
+    assert parse_stored(values, ["data.workers=1"], "a.pt").data.workers == 1
+
+
 def test_many_stages_are_refused() -> None:
     with pytest.raises(InputError, match="stages"):
         load_config(QUICKSTART, [f"stages={[{'name': f's{n}', 'kind': 'train'} for n in range(33)]}"])

@@ -80,7 +80,7 @@ def test_scores_and_repetitions(tmp_path: Path, caplog: pytest.LogCaptureFixture
     images = [{"id": number} for number in range(1, 7)]  # of unknown size
     caplog.clear()
     score_coco_results(path, {"images": images, "categories": [{"id": 7, "name": "cat"}], "annotations": []})
-    assert "2 of 8 detections are there before" in caplog.text
+    assert "2 of 8 detections are repeated" in caplog.text
     assert "leave" not in caplog.text
 
 
