@@ -35,7 +35,7 @@ _PUBLISHED = {
     "vgg16": VGG16_Weights.IMAGENET1K_V1,
 }
 _OTHER_FILES = {"squeezenet1_0": ("squeezenet1_0-dc_tvnorm-fba6d0e6.pth",)}
-# No network, no permission; another checksum; an answer that is not HTTP; one with a length that is no number.
+# No network, no permission; another checksum; an answer that is not HTTP, or whose length is no number.
 _NO_DOWNLOAD = (OSError, RuntimeError, http.client.HTTPException, ValueError)
 _CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # torchvision's names end with the first digits of SHA-256
 
