@@ -62,7 +62,9 @@ def voc_to_coco(
     """
     root, lookup = Path(root), Lookup()
     folder = resolve_folder(root, annotations, "one XML file an image")
-    ids, split_file = split_ids(root, splits if split else None, split or "all", folder, images=images, lookup=lookup)
+    ids, split_file = split_ids(
+        root, splits if split else None, split or "all", folder, images=images, lookup=lookup
+    )
     category_ids = {name: number for number, name in enumerate(find_classes(root, annotations), start=1)}
     data: CocoData = {
         "images": [],
