@@ -23,18 +23,17 @@ class Lookup:
     def find(self, base: Path, suffixes: tuple[str, ...]) -> Path | None:
         """Return the first file named ``base`` and one of ``suffixes`` in any case, None where there is none.
 
-        ``suffixes`` are in lower case and begin with their only dot. All in lower case come first, then all in
-        upper case, then the mixtures. A folder is listed once, when a file is first missing from it.
+        ``suffixes`` are in lower case and begin with their only dot. All in lower case come first, then all
+        in upper case, then the mixtures. A folder is listed once, when a file is first missing from it.
         """
         name = str(base)
         if (name, suffixes) not in self._found:
             folder, stem = os.path.split(name)
             found = None if folder in self._listed else _usual(name, suffixes)
-            found = found or self._listed_file(folder, stem, suffixes)
-            self._found[name, suffixes] = None if found is None else Path(found)
+            self._found[name, suffixes] = found or self._listed_file(folder, stem, suffixes)
         return self._found[name, suffixes]
 
-    def _listed_file(self, folder: str, stem: str, suffixes: tuple[str, ...]) -> str | None:
+    def _listed_file(self, folder: str, stem: str, suffixes: tuple[str, ...]) -> Path | None:
         if folder not in self._listed:
             self._listed[folder] = _endings(folder)
 
@@ -44,14 +43,14 @@ class Lookup:
 
         endings = self._listed[folder].get(stem, ())
         known = sorted((one for one in endings if one.lower() in suffixes), key=rank)
-        paths = (os.path.join(folder, stem + ending) for ending in known)
-        return next(filter(os.path.isfile, paths), None)
+        paths = (Path(folder, stem + ending) for ending in known)
+        return next(filter(Path.is_file, paths), None)
 
 
-def _usual(name: str, suffixes: tuple[str, ...]) -> str | None:
+def _usual(name: str, suffixes: tuple[str, ...]) -> Path | None:
     for written in (*suffixes, *map(str.upper, suffixes)):
-        if os.path.isfile(path := name + written):
-            return path
+        if os.path.isfile(path := name + written):  # noqa: PTH113 - much faster than Path
+            return Path(path)
     return None
 
 
@@ -62,7 +61,8 @@ def _endings(folder: str) -> Mapping[str, list[str]]:
     """
     endings: defaultdict[str, list[str]] = defaultdict(list)
     try:
-        names = os.listdir(folder or os.curdir)
+        with os.scandir(folder or os.curdir) as entries:
+            names = [entry.name for entry in entries]
     except (OSError, ValueError):  # the last: a null character, which no file system takes
         names = []
     for stem, dot, ending in (name.rpartition(".") for name in names):

@@ -102,7 +102,7 @@ def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -
 
 
 def unused_bits(image: Path) -> Iterator[Suspicion]:
-    """Look for an image of 16 bits per channel whose data seem to have fewer.
+    """Look for an image of 16 bits per channel whose data seem to have fewer, although it is read as 16.
 
     Raises InputError as `detector.data.images.read_image`.
     """

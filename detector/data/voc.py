@@ -90,9 +90,7 @@ def load_voc(
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
     lookup = Lookup()
-    ids, split_file = split_ids(
-        root, splits, split, annotation_folder, choose, images=images, lookup=lookup
-    )
+    ids, split_file = split_ids(root, splits, split, annotation_folder, choose, images=images, lookup=lookup)
     if unannotated and not any(find_annotation(annotation_folder, image_id, lookup) for image_id in ids):
         paths = [find_image(image_folder, image_id, split_file, lookup) for image_id in ids]
         keys = [image_key(root / images / path.relative_to(image_folder), root) for path in paths]
@@ -182,9 +180,7 @@ def split_ids(
     if splits is None:
         ids, source = annotated_ids(annotation_folder), annotation_folder
     else:
-        ids, source = read_split(
-            root, splits, split, (annotation_folder, root / images), on_fault, lookup
-        )
+        ids, source = read_split(root, splits, split, (annotation_folder, root / images), on_fault, lookup)
     chosen = chosen_ids(ids, choose, root, images, lookup)
     if not chosen:
         raise InputError(f"{source}: all {len(ids)} images of {split!r} are left out; keep at least one")
@@ -200,9 +196,7 @@ def chosen_ids(
     return [name.image_id for name in choose(image_names(ids, root, images, lookup))]
 
 
-def image_names(
-    ids: Sequence[str], root: Path, images: str, lookup: Lookup | None = None
-) -> list[ImageName]:
+def image_names(ids: Sequence[str], root: Path, images: str, lookup: Lookup | None = None) -> list[ImageName]:
     """Return the names of the images of ``ROOT/<images>`` with these ids."""
     folder, lookup = root / images, lookup or Lookup()
     paths = (find_image(folder, image_id, None, lookup) for image_id in ids)
@@ -246,10 +240,9 @@ def image_size(image: Path, source: Path, required: bool) -> tuple[int, int]:
         if required:
             raise InputError(f"{source}: no <size>, and no image at {image} to take it from; add <size>")
         return 0, 0
-    from detector.data.images import read_image  # OpenCV only for the few files that need it
+    from detector.data.images import upright_size  # OpenCV only for the few files that need it
 
-    height, width = read_image(image).shape[:2]
-    return height, width
+    return upright_size(image)
 
 
 def annotated_objects(annotation: VocAnnotation, first_pixel: int = 1) -> Iterator[AnnotatedObject]:

@@ -86,9 +86,7 @@ def _add_line(
     seen[image_id] = number
 
 
-def find_image(
-    folder: Path, image_id: str, split_file: Path | None, lookup: Lookup | None = None
-) -> Path:
+def find_image(folder: Path, image_id: str, split_file: Path | None, lookup: Lookup | None = None) -> Path:
     """Return the image of an id, the expected .jpg where there is none and no ``split_file`` is given.
 
     ``lookup`` is that of the reader that looks for many.

@@ -40,8 +40,8 @@ def test_many_missing_files_cost_one_listing(tmp_path: Path, monkeypatch: pytest
     """Every mixture of cases was tried for every missing image, 174 calls of stat each."""
     asked: list[object] = []
     monkeypatch.setattr(os.path, "isfile", lambda path: bool(asked.append(path)))
-    listdir = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: asked.append(path) or listdir(path))
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: asked.append(path) or scandir(path))
     lookup = Lookup()
     for number in range(1000):
         assert lookup.find(tmp_path / str(number), IMAGE_SUFFIXES) is None
