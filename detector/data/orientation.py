@@ -33,12 +33,12 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _exif(image: Image.Image) -> bytes | None:
+def _exif(image: Image.Image) -> bytes:
     if image.format == "PNG" and "exif" not in image.info and _mentions_exif(image):
         image.load()  # Pillow finds what stands behind the pixels only by decoding them
-    return image.info.get("exif")
+    return image.info.get("exif", b"")
 
 
 def _mentions_exif(image: Image.Image) -> bool:
-    with mmap.mmap(image.fp.fileno(), 0, access=mmap.ACCESS_READ) as data:  # type: ignore[union-attr]
+    with mmap.mmap(image.fp.fileno(), 0, access=mmap.ACCESS_READ) as data:  # type: ignore[attr-defined]
         return data.find(b"eXIf") >= 0
