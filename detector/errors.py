@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(_escaped, text)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names from files as one line, separated by commas, each as `printable` shows it."""
+    return ", ".join(map(printable, names))
+
+
 def printable_lines(text: str) -> str:
     """Return ``text`` as `printable` does, but with its line feeds as they are."""
     return "\n".join(map(printable, text.split("\n")))

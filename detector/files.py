@@ -17,6 +17,8 @@ MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of t
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
 ASCII_SPACE = " \t\r\n"
 """What is cut off the ends of a listed name; a no-break space may be a part of it."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""The endings by which image files are known, in any case of their letters."""
 LONGEST_NAME = 150  # bytes; with what stands before and behind it, the file systems' 255 are not reached
 
 _DEVICE = r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\.|\Z)"  # Windows's, whatever the suffix

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from detector import cli
 from detector.build.checking import check_data
-from detector.build.validation import read_splits
+from detector.build.splits import read_splits
 from detector.config import load_config
 from detector.data.check import Checked
 from detector.data.check_report import CheckReport, fix_list, problem_line

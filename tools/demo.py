@@ -69,7 +69,7 @@ def default_threshold(checkpoint: dict[str, Any]) -> float:
     if stored is None:
         note(f"score threshold {FALLBACK_THRESHOLD:g}: the checkpoint has none of its own")
         return FALLBACK_THRESHOLD
-    note(f"score threshold {stored:.3f}: the checkpoint's, with the best F1 on its validation images")
+    note(f"score threshold {stored:.3g}: the checkpoint's, with the best F1 on its validation images")
     return stored
 
 

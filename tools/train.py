@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from detector import cli
-from detector.config import Config, load_config
+from detector.config import Config, load_config, require_stage
 from detector.engine.run_folder import run_folder
 from detector.engine.trainer import StopRequested
 from detector.errors import InputError
@@ -19,8 +19,8 @@ from detector.progress import note
 def main() -> int:
     arguments = parse()
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.stage and not config.stages:
-        raise InputError(f"--stage {arguments.stage}: {arguments.config} has no stages")
+    if arguments.stage:
+        require_stage(config, arguments.stage)
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
     go_on = arguments.resume or bool(arguments.stage)
     try:
@@ -47,7 +47,7 @@ def train(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     task = build_task(config, device, state)
     if arguments.overwrite:
         start_over(folder)  # not before data and network have been found to be in order
-    run = TrainingRun(config, folder, task, state)
+    run = TrainingRun(config, folder, task, state, loading=cli.seconds())
     evaluation = run.run()
     run.task.finish(folder, evaluation, run.seconds(), run.memory)
     report_end(folder, folder / "checkpoints" / "best.pt", task.device)
@@ -108,6 +108,10 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_intermixed_args()
     if arguments.accept_changed_data and not (arguments.resume or arguments.stage):
         raise InputError("--accept-changed-data belongs to --resume")
+    if arguments.overwrite and arguments.stage:
+        raise InputError(
+            "--overwrite deletes all stages of a run, and --stage does one of them: give only one of the two"
+        )
     return arguments
 
 

@@ -34,14 +34,14 @@ def differences(config: Config, stored: Any, *, predictor: bool = True) -> str:
         f"{key} = {before!r:.80}, the config says {wanted!r:.80}"
         for key in _SHAPING
         if predictor or key not in _OF_PREDICTOR
-        for before in _at(stored, key)
-        for wanted in _at(now, key)
+        for before in value_at(stored, key)
+        for wanted in value_at(now, key)
         if before != wanted
     ]
     return f"made with {'; with '.join(found)}" if found else ""
 
 
-def _at(values: Any, key: str) -> Iterator[Any]:
+def value_at(values: Any, key: str) -> Iterator[Any]:
     """Give the value at a key such as ``model.pool.kind``, or nothing where there is none."""
     for name in key.split("."):
         if not isinstance(values, Mapping) or name not in values:

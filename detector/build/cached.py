@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from detector.build.model import build_normalization
 from detector.config import Config
 from detector.data.dataset import ProposalSource
 from detector.engine.inference import choose_scales
-from detector.errors import InputError
-from detector.files import require_regular
 from detector.models.detector import RegionDetector
 from detector.progress import note, progress_bar
+from detector.proposals.hashing import file_hash
 from detector.stages.cache_plan import CachedImage, CachePlan, weights_digest
 from detector.stages.feature_cache import FeatureCache, fill_cache
 from detector.structures import Embedded, ImageMeta, ImageRecord
@@ -84,7 +82,7 @@ def _plan(config: Config, model: RegionDetector, records: Sequence[ImageRecord])
                 )
                 for transform in transforms
             ),
-            content=_content(record.path),
+            content=file_hash(record.path),
         )
         for record in records
     ]
@@ -101,14 +99,6 @@ def _plan(config: Config, model: RegionDetector, records: Sequence[ImageRecord])
         channels=model.backbone.channels,
         dtype=config.train.cache_dtype,
     )
-
-
-def _content(path: Path) -> str:
-    require_regular(path)
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
 
 
 @torch.inference_mode()

@@ -11,16 +11,8 @@ from pathlib import Path
 import cv2
 import torch
 
-from detector.build.data import (
-    annotation_place,
-    class_names,
-    ensure_data,
-    for_split,
-    kept_images,
-    require_objects,
-    split_choice,
-)
-from detector.build.validation import find_validation
+from detector.build.data import class_names, ensure_data, kept_images, require_objects, split_choice
+from detector.build.splits import annotation_place, find_validation, for_split
 from detector.config import Config
 from detector.data.check import Checked, Problem, Rules, check_item
 from detector.data.check_items import Found, coco_items, voc_items

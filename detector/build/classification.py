@@ -21,11 +21,13 @@ from detector.build.classified import (
     open_images,
     open_validation_images,
 )
+from detector.build.operating import validation_figures
 from detector.build.report import finish_figures, print_figures
 from detector.build.resuming import checked_fingerprint, evaluation_fingerprint, validation_fingerprint
 from detector.build.validation import check_apart, load_training
 from detector.config import Config
 from detector.engine.memory import PeakMemory
+from detector.errors import listed
 from detector.models.detector import RegionDetector
 from detector.models.multi_label import multi_label_loss
 from detector.models.whole_map import whole_image_rois
@@ -98,9 +100,11 @@ class ClassificationTask:
         """Return ``evaluation`` with the figures of validation."""
         if validation is None:
             return evaluation
-        kept = ("split", "voc07_mAP", "voc_mAP", "images")
-        figures = {name: validation.figures[name] for name in kept}
-        return replace(evaluation, figures={**evaluation.figures, "validation": figures})
+        figures = {**evaluation.figures, "validation": validation_figures(validation.figures)}
+        return replace(evaluation, figures=figures)
+
+    def say_point(self, point: None, validation: Classified | None) -> None:
+        """Say nothing: no score threshold is chosen."""
 
     def pictures(self, evaluation: Classified) -> list[np.ndarray]:
         """Return a few images with their classes' scores: validation images where there are any."""
@@ -125,7 +129,7 @@ class ClassificationTask:
             check_apart(config, records, self.validation.records)
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
-        shown = ", ".join(f"{name} on {count}" for name, count in counts.items())
+        shown = listed(f"{name} on {count}" for name, count in counts.items())
         note(f"{split}: {len(records)} images; {shown}")
         for name, count in counts.items():
             if count == 0:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from detector.build.data import ensure_data, inference_views, load_split, naming, no_proposals
 from detector.build.evaluation import known_classes
-from detector.build.validation import find_validation, load_validation
+from detector.build.splits import find_validation
+from detector.build.validation import load_validation
 from detector.config import Config
+from detector.data.coco import CocoDataset
+from detector.data.voc import VocDataset
 from detector.engine.classify import classify
 from detector.engine.memory import PeakMemory
 from detector.evaluation.classification import ClassificationEvaluator
@@ -53,11 +56,7 @@ def open_images(config: Config, split: str, classes: Sequence[str] | None = None
     """
     ensure_data(config)
     found = known_classes(config, classes)
-    dataset = load_split(config, split, found, training=False)
-    if not dataset.annotated:
-        note(f"{split}: {NOTHING_SCORED}; result files will be written all the same")
-    records = dataset.records[: config.test.max_images]
-    return LabelledImages(split=split, records=records, classes=found, annotated=dataset.annotated)
+    return _labelled(config, split, load_split(config, split, found, training=False))
 
 
 def open_validation_images(config: Config, classes: tuple[str, ...]) -> LabelledImages | None:
@@ -71,7 +70,14 @@ def open_validation_images(config: Config, classes: tuple[str, ...]) -> Labelled
         return None
     split, dataset = loaded
     note(find_validation(config).describe(len(dataset.records), config))
-    return LabelledImages(split=split, records=dataset.records[: config.test.max_images], classes=classes)
+    return _labelled(config, split, dataset)
+
+
+def _labelled(config: Config, split: str, dataset: VocDataset | CocoDataset) -> LabelledImages:
+    if not dataset.annotated:
+        note(f"{split}: {NOTHING_SCORED}; result files will be written all the same")
+    records = dataset.records[: config.test.max_images]
+    return LabelledImages(split=split, records=records, classes=dataset.classes, annotated=dataset.annotated)
 
 
 def classify_view(config: Config, model: RegionDetector, views: Sequence[Batch], device: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detector.build.model import build_normalization
 from detector.build.resources import worker_count
+from detector.build.splits import annotation_place, for_split, read_splits
 from detector.config import Config
 from detector.data.choice import Choice, by_ratio, in_turn, read_left_out, without
 from detector.data.coco import CocoDataset, category_names, load_coco
@@ -148,11 +149,6 @@ def require_objects(targets: Iterable[Targets], config: Config, more: str = "") 
     raise InputError(f"{place}: no image has any objects but {unused}{more}")
 
 
-def annotation_place(config: Config, split: str) -> Path:
-    """Return a split's JSON file (COCO) or folder of XML files (VOC)."""
-    return Path(config.data.root) / for_split(config.data.annotations, split)
-
-
 def split_choice(config: Config, split: str) -> Choice:
     """Return which of the images that the annotations or the split file name belong to ``split``."""
     return in_turn([*_divided(config, split), kept_images(config)])
@@ -172,14 +168,11 @@ def kept_images(config: Config) -> Choice:
 
 
 def all_names(config: Config) -> list[ImageName]:
-    """Return the names of the images of every split that the config names, those left out included.
+    """Return the names of the images of every split that training reads, those left out included.
 
     A split that is not there has none. Raises InputError for one that cannot be read.
     """
-    data = config.data
-    named = (data.train_split, data.val_split, data.test_split, config.train.evaluate_split)
-    splits = filter(None, named)
-    there = [split for split in dict.fromkeys(splits) if _split_source(config, split).exists()]
+    there = [split for split in read_splits(config) if _split_source(config, split).exists()]
     return list(dict.fromkeys(name for split in there for name in _split_names(config, split)))
 
 
@@ -205,10 +198,6 @@ def _split_names(config: Config, split: str) -> Sequence[ImageName]:
 def _divided(config: Config, split: str) -> list[Choice]:
     ratio = config.data.split_ratio
     return [by_ratio(split, ratio, config.data.split_seed)] if ratio else []
-
-
-def for_split(name: str, split: str) -> str:
-    return name.replace("{split}", split)
 
 
 def training_batches(
@@ -253,13 +242,13 @@ def no_proposals(_record: ImageRecord) -> Proposals:
     return Proposals(boxes=torch.zeros(0, 4))
 
 
-def check_batch_size(config: Config, images: int) -> None:
-    """Raise InputError where a batch would show one of ``images`` training images twice."""
+def check_batch_size(config: Config, images: int, kind: str = "") -> None:
+    """Raise InputError where a batch would show one of ``images`` training images, of a ``kind``, twice."""
     wanted = config.train.images_per_batch
     if wanted > images:
         raise InputError(
             f"train.images_per_batch: {wanted} images per step are wanted, and {config.data.train_split} has "
-            f"{images}; give at most {images}"
+            f"{images}{kind}; give at most {images}"
         )
 
 

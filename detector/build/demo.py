@@ -17,13 +17,13 @@ from detector.build.proposals import (
     stored_proposals,
 )
 from detector.config import Config
-from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.images import read_image
 from detector.data.keys import image_key
 from detector.data.loading import workers_watched
 from detector.engine.determinism import cuda_algorithms
 from detector.errors import InputError
 from detector.evaluation.report import write_json
-from detector.files import file_name_of, is_hidden, require_regular
+from detector.files import IMAGE_SUFFIXES, file_name_of, is_hidden, require_regular
 from detector.models.detector import RegionDetector
 from detector.progress import track
 from detector.structures import Detections, ImageRecord, Targets

@@ -15,6 +15,7 @@ from detector.build.demo import picture_name, record_of, refuse_overwriting, uni
 from detector.config import Config
 from detector.data.loading import workers_watched
 from detector.engine.determinism import cuda_algorithms
+from detector.errors import listed
 from detector.evaluation.report import write_json
 from detector.models.detector import RegionDetector
 from detector.progress import note, track
@@ -53,8 +54,8 @@ def run_class_demo(
 
 def _say(result: dict[str, Any], score_threshold: float) -> int:
     named = [found for found in result["scores"] if found["score"] >= score_threshold]
-    listed = ", ".join(f"{found['class']} {found['score']:.2f}" for found in named)
-    note(f"{result['image']}: {listed or 'none of the classes'}")
+    shown = listed(f"{found['class']} {found['score']:.2f}" for found in named)
+    note(f"{result['image']}: {shown or 'none of the classes'}")
     return len(named)
 
 

@@ -14,12 +14,21 @@ from detector.build import data as data_parts
 from detector.build import model as model_parts
 from detector.build import operating
 from detector.build import proposals as proposal_parts
-from detector.build.evaluation import Evaluation, evaluate, open_test_set, open_validation, write_evaluation
+from detector.build.evaluation import (
+    Evaluation,
+    evaluate,
+    known_classes,
+    open_validation,
+    read_test_set,
+    write_evaluation,
+)
 from detector.build.report import finish_figures, print_figures, write_report
 from detector.build.resuming import checked_fingerprint, evaluation_fingerprint, validation_fingerprint
 from detector.build.validation import check_apart, load_training
 from detector.config import Config
+from detector.data.coco import CocoDataset
 from detector.data.images import read_image
+from detector.data.voc import VocDataset
 from detector.engine.memory import PeakMemory
 from detector.evaluation.operating_point import OperatingPoint
 from detector.models.box_coder import BoxCoder, measured_coder
@@ -39,14 +48,16 @@ class DetectionTask:
         self.config = config
         self.device = device
         split = config.train.evaluate_split or config.data.test_split
-        self.test_set = open_test_set(config, split, state["classes"] if state else None)
-        self.classes = self.test_set.classes
-        self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
+        data_parts.ensure_data(config)
+        self.classes = known_classes(config, state["classes"] if state else None)
+        dataset = self._read_training(state)  # faults of it end the run before any proposals are made
+        self.test_set = read_test_set(config, split, self.classes)
+        self.data_fingerprint |= evaluation_fingerprint(config, split, self.test_set.records, state)
         self.validation = open_validation(config, self.classes)
         if self.validation is not None:
             seen = validation_fingerprint(config, self.validation.split, self.validation.records, state)
             self.data_fingerprint |= seen
-        self.records, self.store = self._training_data(state)
+        self.records, self.store = self._with_proposals(dataset)
         coder = None
         if state is None and model_parts.measures_targets(config):
             coder = self._measure_targets()
@@ -99,6 +110,10 @@ class DetectionTask:
         """Return ``evaluation`` with the figures of validation and of the chosen operating point."""
         return operating.with_point(evaluation, validation, point)
 
+    def say_point(self, point: OperatingPoint | None, validation: Evaluation | None) -> None:
+        """Say which score threshold is stored, or why none is."""
+        operating.say_point(point, validation)
+
     def pictures(self, evaluation: Evaluation) -> list[np.ndarray]:
         """Return a few images with what was found on them: validation images where there are any."""
         return [
@@ -117,10 +132,10 @@ class DetectionTask:
         write_report(self.config, folder, self.test_set, evaluation, figures)
         print_figures(figures)
 
-    def _training_data(self, state: dict[str, Any] | None) -> tuple[list[ImageRecord], ProposalStore]:
+    def _read_training(self, state: dict[str, Any] | None) -> VocDataset | CocoDataset:
         config, split = self.config, self.config.data.train_split
         dataset = load_training(config, self.classes, training=True)
-        self.data_fingerprint |= checked_fingerprint("training", split, dataset.records, state)
+        self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
         data_parts.check_batch_size(config, len(dataset.records))
         self.dropped = dataset.dropped
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
@@ -131,6 +146,10 @@ class DetectionTask:
         )
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, config, f"; boxes dropped: {faults or 'none'}")
+        return dataset
+
+    def _with_proposals(self, dataset: VocDataset | CocoDataset) -> tuple[list[ImageRecord], ProposalStore]:
+        config, split = self.config, self.config.data.train_split
         if self.validation is not None:
             check_apart(config, dataset.records, self.validation.records)
             if not any(len(record.targets) for record in self.validation.records):
@@ -142,6 +161,7 @@ class DetectionTask:
             config,
             f"; of {len(dataset.records)} images {len(records)} have proposals in {store.path}",
         )
+        data_parts.check_batch_size(config, len(records), " with proposals")
         proposal_parts.report_recall(records, store, config, split)
         return records, store
 

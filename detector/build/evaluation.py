@@ -19,7 +19,8 @@ from detector.build.data import (
 )
 from detector.build.model import build_detector
 from detector.build.proposals import open_proposals, report_recall, stored_proposals, with_proposals
-from detector.build.validation import find_validation, load_validation
+from detector.build.splits import find_validation
+from detector.build.validation import load_validation
 from detector.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.coco_json import Entry, read_coco
@@ -27,7 +28,7 @@ from detector.data.images import read_image
 from detector.data.voc import VocDataset
 from detector.engine.memory import PeakMemory
 from detector.engine.run_files import note_pictures
-from detector.errors import InputError
+from detector.errors import InputError, listed
 from detector.evaluation.report import NOTHING_SCORED
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
@@ -84,8 +85,12 @@ def open_test_set(config: Config, split: str, classes: Sequence[str] | None = No
         InputError: anything missing, or classes that differ.
     """
     ensure_data(config)
-    found = known_classes(config, classes)
-    return _test_set(config, split, load_split(config, split, found, training=False))
+    return read_test_set(config, split, known_classes(config, classes))
+
+
+def read_test_set(config: Config, split: str, classes: Sequence[str]) -> TestSet:
+    """As `open_test_set`, of a data set that is there and has these ``classes``."""
+    return _test_set(config, split, load_split(config, split, classes, training=False))
 
 
 def open_validation(config: Config, classes: Sequence[str]) -> TestSet | None:
@@ -163,8 +168,8 @@ def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple
     found = class_names(config)
     if classes is not None and tuple(classes) != found:
         raise InputError(
-            f"{config.data.root}: its classes are {', '.join(found)}, the checkpoint's are "
-            f"{', '.join(classes)}; evaluate on data with the same classes"
+            f"{config.data.root}: its classes are {listed(found)}, the checkpoint's are "
+            f"{listed(classes)}; evaluate on data with the same classes"
         )
     return found
 

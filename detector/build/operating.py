@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from detector.build.evaluation import Evaluation
 from detector.evaluation.operating_point import OperatingPoint, at_threshold, best_f1
@@ -29,10 +31,15 @@ def with_point(
     """
     if validation is None:
         return evaluation
-    kept = ("split", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
-    figures = {name: validation.figures[name] for name in kept if name in validation.figures}
+    figures = validation_figures(validation.figures)
     found = {**evaluation.figures, "validation": figures | (point.figures() if point else {})}
     return at_own_threshold(replace(evaluation, figures=found), point.score_threshold if point else None)
+
+
+def validation_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what metrics.json keeps of the ``figures`` of an evaluation on validation images."""
+    kept = ("split", "annotated", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
+    return {name: figures[name] for name in kept if name in figures}
 
 
 def at_own_threshold(evaluation: Evaluation, score_threshold: float | None) -> Evaluation:
@@ -53,6 +60,8 @@ def say_point(point: OperatingPoint | None, validation: Evaluation | None) -> No
             "no score threshold is stored: there are no validation images to choose one on; data.val_split "
             "names a split of them, and train.validation_fraction sets training images aside"
         )
+    elif not validation.figures.get("annotated", True):
+        note("no score threshold is stored: the validation images have no annotations to choose one by")
     elif point is None:
         note("no score threshold is stored: no object of the validation images was found")
     else:

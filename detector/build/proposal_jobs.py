@@ -10,14 +10,13 @@ from typing import Any
 
 from detector.build import data as data_parts
 from detector.build import proposals as proposal_parts
-from detector.build.validation import read_splits
+from detector.build.splits import read_splits
 from detector.config import Config
 from detector.config.load import override, parse_proposals
 from detector.config.sections.proposals import ProposalsConfig
-from detector.data.images import IMAGE_SUFFIXES
 from detector.data.keys import image_key
 from detector.errors import InputError
-from detector.files import is_hidden
+from detector.files import IMAGE_SUFFIXES, is_hidden
 from detector.progress import note, progress_bar
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format

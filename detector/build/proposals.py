@@ -196,7 +196,7 @@ def proposals_folder(config: Config) -> Path:
     root = Path(config.data.root)
     if config.data.generate is not None:
         return root / "proposals"
-    place = hashlib.blake2b(str(root.resolve()).encode(), digest_size=4).hexdigest()
+    place = hashlib.blake2b(str(root.resolve()).encode(errors="surrogatepass"), digest_size=4).hexdigest()
     return PROPOSALS_FOLDER / f"{root.resolve().name}_{place}"  # two data sets may have one name
 
 

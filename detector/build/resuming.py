@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from detector.build.splits import find_validation
 from detector.config import Config
 from detector.config.load import parse_config
 from detector.data.fingerprint import fingerprint
@@ -33,7 +34,7 @@ APPLIED = frozenset(
             "metric scales scale_rule flip box_regression resize max_size score_threshold nms_threshold "
             "nested_threshold max_detections max_images refinements precision"
         ),
-        "data": "workers val_split",
+        "data": "workers val_split test_split",
     }.items()
     for key in keys.split()
 )
@@ -50,7 +51,7 @@ REFUSED = {
     "train.allow_partial": "the run has its own weights by now",
     **dict.fromkeys(
         (
-            *("data.format", "data.split_ratio", "data.split_seed", "data.train_split", "data.test_split"),
+            *("data.format", "data.split_ratio", "data.split_seed", "data.train_split"),
             *("data.classes", "data.other_classes", "data.first_pixel", "data.difficult"),
             *("data.invalid_boxes", "data.min_box_size", "train.validation_fraction"),
         ),
@@ -59,6 +60,8 @@ REFUSED = {
 }
 """Settings that a resumed run keeps, each with the reason."""
 
+_DECIDE_VALIDATION = ("train.evaluate_every", "train.evaluate_split", "data.val_split", "data.test_split")
+"""Settings that `find_validation` looks at and that are applied."""
 _KEPT = "a resumed run keeps its data, proposals, model and seed"
 
 
@@ -78,7 +81,7 @@ def policy(key: str) -> str | None:
 def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> dict[str, tuple[str, str]]:
     """Return, by key, the settings that differ from those stored in ``source``: (before, now) as JSON.
 
-    A key that is younger than the stored config counts with its default.
+    A key that is missing from the stored config counts with its default.
     """
     old = _flat(parse_config(before, source).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
@@ -106,6 +109,7 @@ def check_changes(
             "train into another folder"
         )
     _check_measured(changes, config, source)
+    _check_set_aside(changes, state["config"], config, source)
     for key, (before, now) in changes.items():
         note(f"resuming with {key} = {now} instead of {before}")
 
@@ -122,18 +126,66 @@ def _check_measured(changes: Mapping[str, tuple[str, str]], config: Config, sour
         )
 
 
+def _check_set_aside(
+    changes: Mapping[str, tuple[str, str]], stored: Mapping[str, Any], config: Config, source: str
+) -> None:
+    """Settings of evaluations are applied, unless with them other images than so far would be set aside."""
+    changed = [key for key in _DECIDE_VALIDATION if key in changes]
+    if not changed:
+        return
+    old = parse_config(stored, source)
+    was = find_validation(_restored(config, old, changed)).fraction
+    now = find_validation(config).fraction
+    if was == now:
+        return
+    alone = [key for key in changed if find_validation(_restored(config, old, [key])).fraction == was]
+    named = alone[:1] or changed
+    made = " and ".join(f"{key} = {changes[key][0]}, now {changes[key][1]}" for key in named)
+    back = " ".join(f"{key}={changes[key][0]}" for key in named)
+    way = "name a split to choose best.pt on (train.evaluate_split=...), "
+    raise InputError(
+        f"{source}: made with {made}; with that, {now:g} of the images of {config.data.train_split} would be "
+        f"set aside for validation instead of {was:g}, and a resumed run keeps its training images: "
+        f"{way if _split_would_do(config, old, named, was) else ''}give {back} to go on, or train into "
+        "another folder"
+    )
+
+
+def _split_would_do(config: Config, old: Config, named: Sequence[str], fraction: float) -> bool:
+    """Say whether ``train.evaluate_split`` in place of the ``named`` settings sets ``fraction`` aside."""
+    if "train.evaluate_split" in named:
+        return False
+    config = _restored(config, old, [key for key in named if key != "train.evaluate_every"])
+    with_split = _set(config, "train.evaluate_split", config.data.test_split)
+    return find_validation(with_split).fraction == fraction
+
+
+def _restored(config: Config, old: Config, keys: Sequence[str]) -> Config:
+    """Return ``config`` with the values that the ``keys`` have in ``old``."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        config = _set(config, key, getattr(getattr(old, section), name))
+    return config
+
+
+def _set(config: Config, key: str, value: Any) -> Config:
+    section, _, name = key.partition(".")
+    part = getattr(config, section).model_copy(update={name: value})
+    return config.model_copy(update={section: part})
+
+
 def schedule_changed(state: Mapping[str, Any], config: Config) -> bool:
     """Say whether the learning rate of the steps to come is another one than ``state`` began with."""
     keys = ("train.learning_rate", "train.schedule.", "train.steps", "train.epochs")
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 
 
-def other_yardstick(state: Mapping[str, Any], config: Config, data: Mapping[str, str]) -> bool:
+def evaluates_differently(state: Mapping[str, Any], config: Config, data: Mapping[str, str]) -> bool:
     """Say whether evaluations from here on, with fingerprints ``data``, are not as those before ``state``."""
     before = state.get("data_fingerprint", {})
     if any(name.startswith("evaluation") and before.get(name, now) != now for name, now in data.items()):
         return True
-    keys = ("test.", "train.evaluate_split", "data.val_split")
+    keys = ("test.", "train.evaluate_split", "data.val_split", "data.test_split")
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 
 

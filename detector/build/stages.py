@@ -36,7 +36,7 @@ from detector.build.svm_stage import SVMFit
 from detector.build.tasks import build_task
 from detector.build.training import TrainingRun, find_state
 from detector.build.weights import check_weights
-from detector.config import Config, stage_config
+from detector.config import Config, require_stage, stage_config
 from detector.config.sections.training import StageConfig
 from detector.data.loading import workers_watched
 from detector.engine import checkpoint as checkpoints
@@ -85,8 +85,8 @@ class StagedTraining:
             StopRequested: after a signal; the same call goes on.
         """
         names = [stage.name for stage in self.config.stages]
-        if only is not None and only not in names:
-            raise InputError(f"--stage {only}: the config's stages are {', '.join(names)}")
+        if only is not None:
+            require_stage(self.config, only)
         done = self._finished_stages()
         if not done:
             self.check_start()
@@ -241,6 +241,7 @@ class StagedTraining:
         self, config: Config, stage: StageConfig, place: Path, before: Done | None
     ) -> tuple[Done, float]:
         """Train a stage; return it with the seconds that earlier processes took."""
+        started = time.perf_counter()
         ignored = ["train.initial_weights"] if before else []  # ours, and the run's folder may have moved
         accept = self.accept_changed_data
         state = find_state(config, place, accept_changed_data=accept, ignored=ignored)
@@ -251,7 +252,7 @@ class StagedTraining:
         )
         if before is not None:
             check_fingerprint(task.data_fingerprint, self._known_data(before))
-        run = TrainingRun(config, place, task, state)
+        run = TrainingRun(config, place, task, state, loading=time.perf_counter() - started)
         run.run()
         checkpoint = place / "checkpoints" / f"step_{run.trainer.step}.pt"
         steps = run.trainer.step + (before.steps if before else 0)

@@ -9,7 +9,7 @@ from detector import boxes as box_ops
 from detector.build.cached import embed_regions, image_regions
 from detector.build.fitting import LayerFit
 from detector.config.sections.training import SVMConfig
-from detector.errors import InputError
+from detector.errors import InputError, listed
 from detector.models.detector import RegionDetector
 from detector.progress import note, track
 from detector.stages.hard_negatives import HardNegativeMining, MiningSettings
@@ -87,7 +87,7 @@ def note_unconverged(mining: HardNegativeMining) -> None:
     names = [name for name, done in zip(mining.classes, mining.converged, strict=True) if not done]
     if names:
         note(
-            f"warning: the SVM of {', '.join(names)} did not converge in {MAX_ITERATIONS} passes: it is "
+            f"warning: the SVM of {listed(names)} did not converge in {MAX_ITERATIONS} passes: it is "
             "close to the best one, not equal to it; a smaller svm.c converges sooner"
         )
 

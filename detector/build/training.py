@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,11 +12,9 @@ from typing import Any
 import torch
 import yaml
 
-from detector import cli
 from detector.build.evaluation import COURSE, UNSCORED, headline
-from detector.build.operating import say_point
 from detector.build.resources import thread_note
-from detector.build.resuming import ACCEPTED, check_changes, other_yardstick, schedule_changed
+from detector.build.resuming import ACCEPTED, check_changes, evaluates_differently, schedule_changed
 from detector.build.tasks import Task, build_task
 from detector.config import Config
 from detector.data.loading import workers_watched
@@ -36,8 +35,20 @@ from detector.progress import TrainingProgress, note
 class TrainingRun:
     """One run in one folder, from the start or from a checkpoint, to its last evaluation."""
 
-    def __init__(self, config: Config, folder: Path, task: Task, state: dict[str, Any] | None = None) -> None:
-        """Put loop and logs around ``task``; with ``state``, go back to where a checkpoint stands."""
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        task: Task,
+        state: dict[str, Any] | None = None,
+        *,
+        loading: float = 0.0,
+    ) -> None:
+        """Put loop and logs around ``task``; with ``state``, go back to where a checkpoint stands.
+
+        ``loading`` are the seconds that reading the data and building the network took.
+        """
+        self.started = time.perf_counter() - loading
         self.config = config
         self.folder = folder
         self.task = task
@@ -50,8 +61,8 @@ class TrainingRun:
         start = state["step"] if state else 0
         if start > self.steps:
             raise InputError(
-                f"{folder}: the run has done {start} steps, and train.epochs {config.train.epochs:g} are "
-                f"{self.steps}"
+                f"{folder}: the run has done {start} steps, and train.epochs {config.train.epochs:g} means "
+                f"{self.steps} steps"
             )
         self.trainer = self._build_trainer(start)
         if state is not None:
@@ -72,13 +83,12 @@ class TrainingRun:
         ):
             self.trainer.run()
             if self.evaluation is None:  # a finished run that was resumed
-                self._keep_if_best(self.trainer, self._score(last=True).figures)
-                self._link_best(self.trainer.step)
+                self._score_again()
         return self.evaluation
 
     def seconds(self) -> float:
         """Return the seconds that the run has taken, those of the processes before this one included."""
-        return self.seconds_before + cli.seconds()
+        return self.seconds_before + time.perf_counter() - self.started
 
     def _build_trainer(self, start: int) -> Trainer:
         settings = self.config.train
@@ -125,15 +135,25 @@ class TrainingRun:
         if last or validation is None:
             evaluation = self.task.evaluate(self.memory)
             self.evaluation = self.task.with_point(evaluation, validation, self.point)
-        if last and self.config.task == "detection":
-            say_point(self.point, validation)
+        if last:
+            self.task.say_point(self.point, validation)
         return self.evaluation if validation is None else validation
+
+    def _score_again(self) -> None:
+        """Score the last step of a finished run, and save it again with the score threshold found now.
+
+        ``best.pt`` stays the checkpoint that was chosen while the run was trained, if that can be read.
+        """
+        figures = self._score(last=True).figures
+        if self._step_of_best() in (None, self.trainer.step):
+            self._keep_if_best(self.trainer, figures)
+        self._save(self.trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:
         chosen = self._score(last=trainer.step == self.steps)
         figures = _course(chosen)
         self.log.write("evaluate", {"step": trainer.step, **figures, "split": chosen.figures["split"]})
-        if self.evaluation not in (None, chosen):
+        if self.evaluation is not None and self.evaluation is not chosen:
             self.log.write("test", {"step": trainer.step, **_course(self.evaluation)})
         self.log.images(f"{chosen.figures['split']} images", self.task.pictures(chosen), trainer.step)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
@@ -197,22 +217,21 @@ class TrainingRun:
         best = dict(state["best"])
         if not best:
             return {}
-        if other_yardstick(state, self.config, self.task.data_fingerprint):
-            note(
-                "evaluations are made in another way from here on: best.pt is chosen again among "
-                "those to come"
+        if evaluates_differently(state, self.config, self.task.data_fingerprint):
+            finished = self.steps == state["step"] == state["evaluated"]
+            choice = (
+                "stays the checkpoint that was chosen before"
+                if finished
+                else "is chosen again among those to come"
             )
+            note(f"evaluations are made in another way from here on: best.pt {choice}")
             return {}
         path = self._checkpoint_path("best")
         source = self._checkpoint_path(f"step_{best['step']:.0f}")
-        try:
-            if not (
-                path.exists() and source.exists() and path.samefile(source) and best["step"] == state["step"]
-            ):
-                checkpoints.load_checkpoint(path)
+        if best["step"] == state["step"] and path.exists() and source.exists() and path.samefile(source):
+            return best  # it has just been read
+        if self._step_of_best() == best["step"]:
             return best
-        except InputError as error:
-            note(f"warning: {error}")
         try:
             checkpoints.load_checkpoint(source)
         except InputError:
@@ -221,6 +240,14 @@ class TrainingRun:
         link_or_copy(source, path)
         note(f"{path.name} is {source.name} again")
         return best
+
+    def _step_of_best(self) -> int | None:
+        """Return the step that ``best.pt`` holds, or None, with a warning, where it cannot be read."""
+        try:
+            return int(checkpoints.load_checkpoint(self._checkpoint_path("best"))["step"])
+        except InputError as error:
+            note(f"warning: {error}")
+            return None
 
     def _note_rate(self) -> None:
         trainer = self.trainer

@@ -10,10 +10,10 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from detector.build.architecture import differences
+from detector.build.architecture import differences, value_at
 from detector.config import Config
 from detector.engine.checkpoint import load_checkpoint
-from detector.errors import InputError
+from detector.errors import InputError, listed
 from detector.evaluation.report import plain
 from detector.models.backbones import Backbone
 from detector.models.default_weights import DEFAULT, default_weights
@@ -106,11 +106,12 @@ def _common_name(name: str) -> str:
 def _check_input(config: Config, before: Any, source: str) -> None:
     """Refuse weights that were trained on input of another kind: they fit, and compute something else."""
     now = config.model.backbone.model_dump(mode="json")
-    trained = before.get("model", {}).get("backbone", {}) if isinstance(before, dict) else {}
     for key in _INPUT_KEYS:
-        if key in trained and trained[key] != now[key]:
+        for trained in value_at(before, f"model.backbone.{key}"):
+            if trained == now[key]:
+                continue
             raise InputError(
-                f"{source}: trained with model.backbone.{key} = {trained[key]!r}, the config has "
+                f"{source}: trained with model.backbone.{key} = {trained!r:.80}, the config has "
                 f"{now[key]!r}; use the same, or set train.allow_partial to true"
             )
 
@@ -122,7 +123,7 @@ def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence
         return f"trained for {task}, not {config.task}"
     before = list(checkpoint["classes"])
     if before != list(classes):
-        return f"trained for other classes ({', '.join(before)}) than this data set's ({', '.join(classes)})"
+        return f"trained for other classes ({listed(before)}) than this data set's ({listed(classes)})"
     return None
 
 

@@ -37,6 +37,9 @@ MAX_FILES = 64
 """A config and its bases, together."""
 SUFFIXES = (".yaml", ".yml")
 """Of bases."""
+MAX_STORED_INPUT = 2**24
+"""Pixels of a test image at all scales that a checkpoint may ask for by itself; SPP-net's five scales take
+half of it."""
 MAX_ERRORS = 20
 """As many mistakes are shown at a time."""
 
@@ -69,13 +72,20 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 def parse_stored(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
     """Check the config that the checkpoint ``source`` keeps, with the user's ``overrides`` applied.
 
-    The functions that it names are not called: a checkpoint is data.
+    The functions that it names are not called: a checkpoint is data. Its number of loader processes is not
+    taken over, since it says nothing about this machine.
 
     Raises:
-        InputError: as `parse_config`, and for a name that leads to code which ``overrides`` do not give.
+        InputError: as `parse_config`, and for a name that leads to code, or test images of over
+            `MAX_STORED_INPUT` pixels at all scales, which ``overrides`` do not give.
     """
-    config = parse_config(override(dict(values), overrides), source)
+    config = parse_config(override(dict(values), ["data.workers=null", *overrides]), source)
     own = override({}, overrides)
+    if "test" not in own and config.test.input_pixels > MAX_STORED_INPUT:
+        raise InputError(
+            f"{source}: the config in this checkpoint tests on images of {config.test.input_pixels} pixels, "
+            f"which takes many gigabytes; give smaller test.scales, or these, on the command line"
+        )
     named = own["proposals"].get("method") if isinstance(own.get("proposals"), dict) else None
     found = {"proposals.method": config.proposals}
     if "stages" not in own:
@@ -149,6 +159,15 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
         raise InputError(f"{source}: stages: {stage.name}: a stage has no stages of its own; remove them")
     whole = config.model_dump(mode="json", exclude={"stages"})
     return parse_config(_merge(whole, stage.settings), source)
+
+
+def require_stage(config: Config, name: str) -> None:
+    """Raise InputError where ``--stage`` names a stage that the config does not have."""
+    names = [stage.name for stage in config.stages]
+    if not names:
+        raise InputError(f"--stage {name}: the config has no stages; leave --stage out")
+    if name not in names:
+        raise InputError(f"--stage {name}: the config's stages are {', '.join(names)}")
 
 
 class _Reader:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
-from detector.data.objects import AnnotatedObject, Box, InvalidBoxes, box_fault
-from detector.data.suffixes import IMAGE_SUFFIXES
+from detector.data.objects import OTHER_CLASS_ADVICE, AnnotatedObject, Box, InvalidBoxes, box_fault
 from detector.data.suspicions import Suspicion, at_wrong_edge, unused_bits
 from detector.data.voc import annotated_objects, suspicions_of
 from detector.data.voc_xml import parse_xml, to_annotation
 from detector.errors import InputError
+from detector.files import IMAGE_SUFFIXES
 
 _USABLE = ("duplicate object", "several boxes")  # problems of objects that are used all the same
 
@@ -193,7 +193,13 @@ def _check_objects(
             if rules.other_classes:
                 found.others[thing.name] += 1
                 continue
-            found.add("unknown class", file, f"{thing.name!r} is not among the classes", where, stops=True)
+            found.add(
+                "unknown class",
+                file,
+                f"{thing.name!r} is not among the classes; {OTHER_CLASS_ADVICE}",
+                where,
+                stops=True,
+            )
             continue
         limits = size or (2**24, 2**24)  # without a size nothing can be outside on the right or below
         fault = box_fault(thing.box, limits, rules.min_box_size, may_clip=rules.policy == "clip")

@@ -23,7 +23,7 @@ def divide(ids: Sequence[str], ratio: Mapping[str, float], seed: int) -> dict[st
     else: neither on the order of ``ids`` nor on the machine. With fractions that add up to 1 every image
     is in exactly one split. Within a split the order is that of ``ids``.
     """
-    drawn = sorted(ids, key=lambda one: hashlib.blake2b(f"{seed}:{one}".encode(), digest_size=16).digest())
+    drawn = sorted(ids, key=lambda one: _draw(f"{seed}:{one}"))
     splits: dict[str, list[str]] = {}
     start, total = 0, 0.0
     for name, fraction in ratio.items():
@@ -33,6 +33,11 @@ def divide(ids: Sequence[str], ratio: Mapping[str, float], seed: int) -> dict[st
         splits[name] = [image_id for image_id in ids if image_id in members]
         start = end
     return splits
+
+
+def _draw(text: str) -> bytes:
+    """Return a hash; a surrogate stands for a byte of a file name that is no UTF-8."""
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def set_aside(ids: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -127,5 +132,5 @@ def read_left_out(path: Path) -> set[str]:
 
 
 def list_line(key: str) -> str:
-    """Return the line by which `read_left_out` finds ``key``, although it may look like a comment."""
-    return f"{_HERE}{key}" if key.startswith("#") else key
+    """Return the line by which `read_left_out` finds ``key``, which may begin with # or a blank."""
+    return f"{_HERE}{key}" if key.startswith(("#", *ASCII_SPACE)) else key

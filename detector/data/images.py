@@ -13,7 +13,6 @@ from PIL import Image
 
 from detector.data.bit_depth import Depth, doubt, file_depth, to_eight_bits, used_bits
 from detector.data.orientation import orientation, stored_size
-from detector.data.suffixes import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from detector.errors import InputError
 from detector.files import require_regular
 

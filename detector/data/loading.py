@@ -97,28 +97,33 @@ def fitting_workers(
 def load(loader: Iterable[Item | InputError]) -> Generator[Item, None, None]:
     """Yield what a DataLoader with a time-out of ``TRY_SECONDS`` yields, and raise what a worker refused.
 
+    Closing the generator ends the loader's processes.
+
     Raises:
         InputError: from a worker.
         LoaderFailed: nothing came for ``WAIT_SECONDS``. Time in which this process was stopped itself counts
             as one try at most.
     """
     items, tries = iter(loader), 0
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            tries += 1
-            if "DataLoader timed out" not in str(error):
-                raise
-            if tries * TRY_SECONDS >= WAIT_SECONDS:
-                raise LoaderFailed(_late()) from None
-            continue
-        tries = 0
-        if isinstance(item, InputError):
-            raise item
-        yield item
+    try:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                tries += 1
+                if "DataLoader timed out" not in str(error):
+                    raise
+                if tries * TRY_SECONDS >= WAIT_SECONDS:
+                    raise LoaderFailed(_late()) from None
+                continue
+            tries = 0
+            if isinstance(item, InputError):
+                raise item
+            yield item
+    finally:
+        del items  # Python before 3.12.4 keeps what a closed generator held (python/cpython issue 118272)
 
 
 @contextmanager

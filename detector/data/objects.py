@@ -15,6 +15,9 @@ from detector.structures import Targets
 
 InvalidBoxes = Literal["drop", "clip", "error"]
 OtherClasses = Literal["error", "ignore"]
+OTHER_CLASS_ADVICE = (
+    "correct the name, add the class, or leave such objects out with data.other_classes=ignore"
+)
 OTHER_CLASS = "of other classes"
 Box = tuple[float, float, float, float]
 
@@ -109,7 +112,7 @@ class TargetBuilder:
         if thing.name not in self._labels:
             raise InputError(
                 f"{thing.place}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
-                "correct the name, add the class, or leave such objects out with data.other_classes=ignore"
+                f"{OTHER_CLASS_ADVICE}"
             )
         return self._labels[thing.name]
 

@@ -1,4 +1,4 @@
-"""The endings by which files are known; none of them depends on case."""
+"""Finding files by a name without suffix and the suffixes that it may have, in any case."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class Lookup:

@@ -1,9 +1,11 @@
 """Checkpoints: written whole or not at all, read without running code from them.
 
 A checkpoint is a dict of plain values and tensors: ``format``, ``step``, ``config`` (the resolved config
-as nested dicts), ``classes``, ``model`` (state dict) and, for resuming, ``optimizer``, ``sampler``,
-``random`` (states of torch's generators), ``best`` (the best figure so far and its step) and ``evaluated``
-(the last step that was evaluated).
+as nested dicts), ``classes`` and ``model`` (state dict). A detector's has ``score_threshold`` too (chosen on
+validation images, or None). For resuming it has ``optimizer``, ``sampler``, ``random`` (states of torch's
+generators), ``best`` (the best figure so far and its step), ``evaluated`` (the last step that was evaluated),
+``seconds`` (that the run has taken), ``threads`` (of torch on the CPU) and ``data_fingerprint`` (digests of
+the images and annotations by role and split).
 """
 
 from __future__ import annotations
@@ -141,12 +143,6 @@ def check_model_state(model: nn.Module, state: dict[str, Any], source: str, diff
     for name, tensor in found.items():
         if tensor.dtype != wanted[name].dtype:
             raise InputError(f"{source}: {name} has the type {tensor.dtype}, {wanted[name].dtype} is needed")
-
-
-def load_model_state(model: nn.Module, state: dict[str, Any], source: str) -> None:
-    """Copy a checkpoint's weights into ``model``; raises InputError as `check_model_state` does."""
-    check_model_state(model, state, source)
-    model.load_state_dict(state["model"])
 
 
 def random_states() -> dict[str, Any]:

@@ -115,7 +115,12 @@ def _warn_of_scores(place: Path, found: _Found) -> None:
     rows = np.column_stack((found.groups, found.scores, found.written))
     again = total - len(np.unique(rows, axis=0))
     if again:
-        _log.warning("%s: %d of %d detections are there before; a second one is a miss", place, again, total)
+        _log.warning(
+            "%s: %d of %d detections are repeated; each repetition counts as a false positive",
+            place,
+            again,
+            total,
+        )
 
 
 def _is_flat(corners: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.errors import InputError, listed
 from detector.evaluation.file_faults import warn_of_result_files
 from detector.evaluation.result_files import (
     FileDetections,
@@ -69,7 +69,7 @@ def _check_files(folder: Path, classes: Sequence[str], split: str) -> None:
         raise InputError(f"{folder} has no result file for split {split!r}: expected {wanted}{other}")
     unknown = other_result_files(folder, split, classes)
     if unknown:
-        _log.warning("%s: not scored, no such class in the annotations: %s", folder, ", ".join(unknown))
+        _log.warning("%s: not scored, no such class in the annotations: %s", folder, listed(unknown))
     missing = [name for name in classes if name not in found]
     if missing:
         _log.warning("%s: no result file, so counted with AP 0: %s", folder, ", ".join(missing))

@@ -1,4 +1,4 @@
-"""The box conventions of other people's files, and how to tell which one a file has."""
+"""The box conventions of other people's files, and how to determine which one a file has."""
 
 from __future__ import annotations
 
@@ -85,13 +85,14 @@ def find_convention(name: str) -> BoxConvention:
 def detect_convention(samples: Sequence[Sample], candidates: Sequence[str], source: str) -> tuple[str, str]:
     """Return the name of the convention of ``samples`` and a sentence that says why.
 
-    Boxes must lie in their images; those that touch the border tell the first pixel and whether the last is
-    inside; the annotated objects must be found in the order of axes that this gives. Raises InputError,
-    naming ``source``, where the samples do not decide it.
+    Boxes must lie in their images. The first pixel, and whether the last is inside, are determined from
+    those that touch the border. The annotated objects must be found in the order of axes that this gives.
+
+    Raises InputError, naming ``source``, where the samples do not decide it.
     """
     if not samples:
         raise InputError(
-            f"{source}: its box convention cannot be told without annotated images of the same ids; "
+            f"{source}: its box convention cannot be determined without annotated images of the same ids; "
             f"give it: {', '.join(candidates)}"
         )
     evidence = {name: weigh(samples, find_convention(name)) for name in candidates}
@@ -113,8 +114,8 @@ def detect_convention(samples: Sequence[Sample], candidates: Sequence[str], sour
         else "there are no objects to compare with"
     )
     return best, (
-        f"box convention {best}, told from {len(samples)} images: {found.outside:.1%} of the boxes leave "
-        f"their image ({swapped}: {other.outside:.1%}), {compared}"
+        f"box convention {best}, determined from {len(samples)} images: {found.outside:.1%} of the boxes "
+        f"leave their image ({swapped}: {other.outside:.1%}), {compared}"
     )
 
 

@@ -63,7 +63,8 @@ def convert(
     Args:
         file_format: one of `detector.proposals.readers.FORMATS`.
         records: the images of the data set, for files that name no images exactly those of the file in its
-            order. They give the sizes that boxes are checked against and tell the convention of ``auto``.
+            order. They give the sizes that boxes are checked against, and the convention of
+            ``auto`` is determined from them.
         convention: a name from `detector.proposals.conventions.CONVENTIONS`, ``"auto"``, or None for what
             is usual in the format.
         faults: what to do with an image that has no boxes, numbers that are not finite, or boxes that do
@@ -73,7 +74,7 @@ def convert(
         keep_others: whether images of the file that are not in ``records`` go into the store too, unchecked
             against any size.
         one_split: whether ``records`` are one split, in its order. A file that names no images is refused
-            otherwise: the order in which its images follow each other cannot be told.
+            otherwise: the order of its images cannot be determined.
         everything: gives the images of all splits, so that boxes of another split are never taken; needed
             where a file may hold more than the images of ``records``.
         top_k, min_size, deduplicate: applied as in `detector.proposals.prepare.filter_proposals`, to images
@@ -82,7 +83,7 @@ def convert(
 
     Raises:
         InputError: a source that cannot be read, an image with a fault under ``"error"``, a convention that
-            cannot be told, or a store at ``store_path`` of another source or with other arguments.
+            cannot be determined, or a store at ``store_path`` of another source or with other arguments.
     """
     missing = faults if missing is None else missing
     for name, policy in (("faults", faults), ("missing", missing)):
@@ -145,6 +146,7 @@ class _Conversion:
         self._records = {record.key: record for record in records}
         self._order = [record.key for record in records]
         self._matcher = ImageMatcher(records, everything)
+        self._names: Sequence[str] = ()
         self._matched: dict[str, str] | None = None
         self._convention = convention
         self._faults = faults
@@ -159,11 +161,14 @@ class _Conversion:
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """Yield what goes into the store."""
-        for image in self._with_convention(read_images(self._source, self._format)):
+        images = read_images(self._source, self._format)
+        self._names = images.names
+        for image in self._with_convention(iter(images)):
             key = self._identify(image.key)
             record = self._records.get(key)
             if record is None and not self._keep_others:
                 continue
+            check_image_id(key, self._source)
             size = (0, 0) if record is None else (record.height, record.width)
             boxes = find_convention(image.convention).to_half_open(image.boxes)
             fault = find_fault(boxes, image.scores, size, image.convention)
@@ -235,19 +240,15 @@ class _Conversion:
         return self._order[key.place]
 
     def _match_all(self) -> dict[str, str]:
-        """Return the keys of all images by their names in the file, which is read for its names alone."""
+        """Return the keys of all images by their names in the file."""
         if self._matched is None:
-            names = (image.key for image in read_images(self._source, self._format))
-            self._matched = self._matcher.match(
-                (name for name in names if isinstance(name, str)), self._source
-            )
+            self._matched = self._matcher.match(self._names, self._source)
         return self._matched
 
     def _identify(self, name: str | Position) -> str:
         found = self._find(name)
         self._foreign += found is None and bool(self._records)
         key = found or str(name)
-        check_image_id(key, self._source)
         if key in self._seen:
             raise InputError(f"{self._source} has image {key!r} twice; keep one")
         self._seen[key] = name
@@ -275,8 +276,8 @@ class _Conversion:
             there = "the file is empty" if example is None else f"the file has {example!r}"
             raise InputError(
                 f"{self._source}: {len(missing)} of {len(self._records)} images are not in the file; is it "
-                f"of another split? The first is {self._records[missing[0]].path}, {there}. What to do with "
-                "such images is proposals.missing"
+                f"of another split? The first is {self._records[missing[0]].path}, {there}; "
+                "proposals.missing says what to do with them"
             )
         for key in missing:
             yield from self._replace(key, "not in the file", self._records[key], self._absent)

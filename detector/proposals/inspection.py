@@ -142,7 +142,7 @@ class _Figures:
         if not self._ids:
             yield "it names no images: they are those of a data set, in its order"
         if self._conventions == {"auto"}:
-            yield "axis order and first pixel are told from annotated images when it is converted"
+            yield "axis order and first pixel are determined from annotated images when it is converted"
         if self._backward > boxes // 100 and self._conventions != {"xywh"}:
             yield f"{self._backward} boxes end before they begin, as if columns 3 and 4 were width and height"
         if self._whole and self._least[:2].min() == 1:

@@ -8,11 +8,12 @@ from typing import Any
 
 from detector.errors import InputError
 from detector.proposals.hashing import file_hash
+from detector.proposals.index import Row
 from detector.proposals.manifest import load_manifest
 from detector.proposals.matching import ImageMatcher, NamedImage
 from detector.proposals.segments import Signature
 from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord, Proposals
+from detector.structures import ImageRecord
 
 
 class MatchedStore(ProposalStore):
@@ -31,23 +32,11 @@ class MatchedStore(ProposalStore):
     def __reduce__(self) -> tuple[Callable[..., MatchedStore], tuple[Any, ...]]:
         return _open_matched, (self.path, self.names, self.checked)
 
-    def __getitem__(self, image_id: str) -> Proposals:
-        return super().__getitem__(self.names.get(image_id, image_id))
-
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and super().__contains__(self.names.get(image_id, image_id))
 
-    def content_hash(self, image_id: str) -> str | None:
-        return super().content_hash(self.names.get(image_id, image_id))
-
-    def count(self, image_id: str) -> int:
-        return super().count(self.names.get(image_id, image_id))
-
-    def fingerprint(self, image_id: str) -> tuple[int, int, str]:
-        return super().fingerprint(self.names.get(image_id, image_id))
-
-    def image_size(self, image_id: str) -> tuple[int, int] | None:
-        return super().image_size(self.names.get(image_id, image_id))
+    def _row(self, image_id: str) -> Row:
+        return super()._row(self.names.get(image_id, image_id))
 
 
 def match_store(
@@ -59,7 +48,8 @@ def match_store(
 
     An image that the store does not have by its key is searched by the rules of `ImageMatcher`, to which
     ``everything`` goes. If the store knows the content of the image that the boxes were made for, the
-    content decides: an image of another content is never taken.
+    content decides: such an image, found under another name than its key, must have the same content. What
+    the store has by a record's key is taken without a look at the content.
 
     Raises InputError where a name of the store could be two images.
     """

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from detector.errors import InputError
+from detector.files import IMAGE_SUFFIXES
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _COCO_PREFIX = re.compile(r"COCO_(train|val|test)\d{4}_")
 _VOC_NUMBER = re.compile(r"(\d{4})_(\d{6})", re.ASCII)
 
@@ -31,14 +31,17 @@ class ImageMatcher:
     ``everything`` gives the images of all splits of the data set, so that the boxes of another split are
     never taken. It is called only where a name is not a key of ``images``.
 
-    These rules are tried in order, and the first one that finds exactly one image decides:
+    A name that is the key of an image means this image. Every other name is read in two ways:
 
-    1. the name is the image's key or its id;
-    2. file name: the name is the end of the key or the key the end of the name, in whole parts of a path,
-       so that ``cam1/1.jpg`` is ``images/cam1/1.jpg`` and never ``images/cam2/1.jpg``;
-    3. file name without suffix: the same without the suffixes of image files.
+    1. as an id: it is the id of the image;
+    2. as a file name: it is the end of the key or the key the end of the name, in whole parts of a path, so
+       that ``cam1/1.jpg`` is ``images/cam1/1.jpg`` and never ``images/cam2/1.jpg``; where no image fits,
+       the same without the suffixes of image files.
 
-    If a file has no name for which a rule found an image of any split, the number of a name without folders
+    Where both find images, the name means those that both find. If a name has none of these, its file is
+    read in one of the two ways, the one that finds images for more of its names.
+
+    If a file has no name for which there is an image of any split, the number of a name without folders
     is compared with those of image ids and file names: 4 is ``000004``, 2008000001 is ``2008_000001``, and
     ``COCO_val2014_000000000042`` is 42.
     """
@@ -54,7 +57,8 @@ class ImageMatcher:
         """Return the keys of the images that ``names``, all names of the file ``source``, mean.
 
         A name that means no image, or one of another split, is not in the result. Raises InputError for two
-        names of one image, and for a name that two images share if it could be the only one of either.
+        names of one image, for a name that two images share if it could be the only one of either, and
+        where ids and file names contradict each other and find images for equally many names.
         """
         names = list(dict.fromkeys(names))
         found = {name: {name} for name in names if name in self._own}
@@ -62,17 +66,33 @@ class ImageMatcher:
         if unknown:
             if self._names is None:
                 self._names = _Names([*self._own.values(), *self._everything()])
-            more = {name: self._names.find(name) for name in unknown}
+            more = self._read_all(unknown, source)
             if not found and not any(more.values()):
                 more = {name: self._names.by_number(name) for name in unknown}
             found |= more
         return self._unique(found, source)
 
     def candidates(self, name: str) -> set[str]:
-        """Return the keys of all images of ``images`` that ``name`` means by one of the rules 1 to 3."""
+        """Return the keys of all images of ``images`` that ``name`` is a key, an id or a file name of."""
         if self._names is None:
             self._names = _Names([*self._own.values(), *self._everything()])
-        return self._own.keys() & set().union(*self._names.rules(name))
+        return self._own.keys() & self._names.all_of(name)
+
+    def _read_all(self, names: Sequence[str], source: Path | str) -> dict[str, set[str]]:
+        """Return the keys that each of ``names`` can mean as an id or as a file name."""
+        assert self._names is not None  # the caller's condition
+        exact = {name: keys for name in names if (keys := self._names.exact(name))}
+        ids = {name: self._names.by_id(name) for name in names if name not in exact}
+        files = {name: self._names.by_file_name(name) for name in ids}
+        contrary = [name for name in ids if ids[name] and files[name] and not ids[name] & files[name]]
+        if not contrary:
+            both = {name: ids[name] & files[name] or ids[name] | files[name] for name in ids}
+            return exact | both
+        explained = [sum(map(bool, reading.values())) for reading in (ids, files)]
+        if explained[0] == explained[1]:
+            name = contrary[0]
+            raise self._ambiguous(name, min(ids[name]), min(files[name]), source)
+        return exact | (ids if explained[0] > explained[1] else files)
 
     def _unique(self, found: Mapping[str, Collection[str]], source: Path | str) -> dict[str, str]:
         sure = {name: next(iter(keys)) for name, keys in found.items() if len(keys) == 1}
@@ -89,12 +109,17 @@ class ImageMatcher:
         for name, keys in found.items():
             unnamed = sorted(key for key in keys if key in self._own and key not in by_key)
             if len(keys) > 1 and unnamed:
-                first, second = sorted([unnamed[0], min(set(keys) - {unnamed[0]})])
-                raise InputError(
-                    f"{source}: {name!r} could be {first!r} or {second!r}; use these paths as names in the "
-                    "file, or give each split a file of its own (proposals.file: {SPLIT: FILE, ...})"
-                )
+                raise self._ambiguous(name, unnamed[0], min(set(keys) - {unnamed[0]}), source)
         return matched
+
+    def _ambiguous(self, name: str, one: str, other: str, source: Path | str) -> InputError:
+        first, second = sorted([one, other])
+        of_two_splits = (one in self._own) != (other in self._own)
+        more = ", or give each split a file of its own (proposals.file: {SPLIT: FILE, ...})"
+        return InputError(
+            f"{source}: {name!r} could be {first!r} or {second!r}; use these paths as names in the file"
+            f"{more if of_two_splits else ''}"
+        )
 
 
 class _Names:
@@ -120,25 +145,28 @@ class _Names:
                 for tail in _tails(path):
                     table.add(tail, image.key)
 
-    def find(self, name: str) -> set[str]:
-        """Return the keys that the first rule with one image gives, else those of the first with several."""
-        several: set[str] = set()
-        for keys in self.rules(name):
-            if len(keys) == 1:
-                return keys
-            several = several or keys
-        return several
+    def exact(self, name: str) -> set[str]:
+        return {one for one in (name, _plain(name)) if one in self._keys}
 
-    def rules(self, name: str) -> Iterator[set[str]]:
-        """Yield what each of the rules 1 to 3 finds."""
-        plain = PurePosixPath(name.replace("\\", "/")).as_posix()
-        yield {one for one in (name, plain) if one in self._keys}
-        yield self._by_id[name]
-        longer = next(({tail} for tail in _tails(plain) if tail in self._keys), set[str]())
-        yield self._by_tail[plain] or longer
-        stem = without_suffix(plain)
+    def by_id(self, name: str) -> set[str]:
+        return self._by_id[name]
+
+    def by_file_name(self, name: str) -> set[str]:
+        return self._with_suffix(name) or self._without_suffix(name)
+
+    def all_of(self, name: str) -> set[str]:
+        """Return everything that the name, read in any way but as a number, finds."""
+        return self.exact(name) | self.by_id(name) | self._with_suffix(name) | self._without_suffix(name)
+
+    def _with_suffix(self, name: str) -> set[str]:
+        path = _plain(name)
+        longer = next(({tail} for tail in _tails(path) if tail in self._keys), set[str]())
+        return self._by_tail[path] or longer
+
+    def _without_suffix(self, name: str) -> set[str]:
+        stem = without_suffix(_plain(name))
         longer = next((self._by_stem[tail] for tail in _tails(stem) if self._by_stem[tail]), set[str]())
-        yield self._by_stem_tail[stem] or longer
+        return self._by_stem_tail[stem] or longer
 
     def by_number(self, name: str) -> set[str]:
         return self._by_number[number_of(name)]
@@ -171,7 +199,11 @@ def number_of(name: str) -> str | None:
 def without_suffix(path: str) -> str:
     """Return ``path`` without the suffix of an image file."""
     stem, dot, suffix = path.rpartition(".")
-    return stem if stem and f"{dot}{suffix.lower()}" in _IMAGE_SUFFIXES else path
+    return stem if stem and f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else path
+
+
+def _plain(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
 def _tails(path: str) -> Iterator[str]:

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
-from detector.files import require_regular
+from detector.files import is_hidden, require_regular
 from detector.structures import ImageRecord
 
 
 def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
-    """Return format, name and BLAKE2b hash of the content of a file or folder; InputError if unreadable."""
+    """Return format, name and BLAKE2b hash of the content of a file, or of a folder's files but hidden ones.
+
+    Raises InputError for what cannot be read.
+    """
     try:
         if source.is_dir():
             whole = hashlib.blake2b(digest_size=16)
-            for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            shown = (path for path in source.rglob("*") if not is_hidden(path, source))
+            for path in sorted(path for path in shown if path.is_file()):
                 line = f"{path.relative_to(source).as_posix()}\n{_digest(path)}\n"
                 whole.update(line.encode("utf-8", "surrogatepass"))
             digest = whole.hexdigest()

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from detector.errors import InputError
+from detector.files import is_hidden
 from detector.proposals.checksums import Damage, find_damage
 from detector.proposals.durable import make_folder
 from detector.proposals.entries import Entry, check_entry, rows_of, write_entries
@@ -161,7 +162,7 @@ class ProposalStore:
         self._maps.close()
 
     def append(self, entries: Mapping[str, Entry]) -> None:
-        """Add ``entries`` as one new segment; an id that is there already is renewed.
+        """Add ``entries`` as one new segment; an id that is there already is replaced.
 
         When this returns, the entries are on the disk; a process killed before leaves the store as it was.
         """
@@ -194,7 +195,7 @@ class ProposalStore:
         return len(self._index.segments())
 
     def compact(self) -> None:
-        """Rewrite the store without renewed entries, in the order of the ids, in few large segments."""
+        """Rewrite the store without replaced entries, in the order of the ids, in few large segments."""
         with self.lock(wait=30.0):
             self.reload()
             first = self._next_segment(self._index)
@@ -205,17 +206,6 @@ class ProposalStore:
             self._index.merged(moved).save(self.path / "index.npy")
             self.reload()
             remove_segments(self.path, keep=self._index.segments())
-
-    def verify(self) -> None:
-        """Read everything that this process has not checked yet; raises `DamagedStore` for the first damage.
-
-        It names the segment and the first image whose bytes are not what was written.
-        """
-        for number in sorted(self._index.segments()):
-            try:
-                self._maps.check(number)
-            except FileNotFoundError as error:
-                raise DamagedStore(f"{error.filename} is missing; {self._remedy()}") from error
 
     def damaged(self) -> list[Damage]:
         """Return what is wrong with each damaged segment, reading what is not checked yet."""
@@ -313,7 +303,8 @@ def _initialise(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def _check_unused(folder: Path) -> None:
     ours = {_LOCK, "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    others = (path for path in folder.iterdir() if path.name not in ours)
+    foreign = sorted(path.name for path in others if not is_hidden(path, folder))
     if foreign:
         raise InputError(
             f"{folder} is no proposal store and not empty (it holds {foreign[0]!r}); use another folder"

@@ -209,7 +209,8 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
     differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
     raise InputError(
         f"{folder}: the feature cache of something else: its {', '.join(differing) or 'format'} "
-        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; name another one"
+        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; remove its cache.json and it is "
+        "made again"
     )
 
 
@@ -235,11 +236,12 @@ def _missing(folder: Path, plan: CachePlan) -> list[int]:
 def _checksums(folder: Path) -> NDArray[np.uint32]:
     """Return what done.bin holds, a number for each whole four bytes."""
     path = folder / "done.bin"
-    require_regular(path)
+    again = "remove cache.json beside it and the feature cache is made again"
     try:
+        require_regular(path)
         data = path.read_bytes()
+    except InputError as error:
+        raise InputError(f"{error}; {again}") from None
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot read the file: {error.strerror}; remove cache.json beside it"
-        ) from None
+        raise InputError(f"{path}: cannot read the file: {error.strerror}; {again}") from None
     return np.frombuffer(data[: len(data) - len(data) % _CHECKSUM.size], "<u4")

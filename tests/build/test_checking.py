@@ -19,8 +19,8 @@ from detector.build.data import load_split
 from detector.build.demo import find_images
 from detector.build.evaluation import open_test_set
 from detector.build.proposal_jobs import folder_records
+from detector.build.splits import read_splits
 from detector.build.training import start_run
-from detector.build.validation import read_splits
 from detector.config import Config
 from detector.data.check import Problem
 from detector.data.convert import voc_to_coco

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.build.data import class_names, load_split
+from detector.build.data import all_names, class_names, load_split
 from detector.build.evaluation import write_evaluation
 from detector.build.training import start_run
 from detector.config import Config
@@ -18,6 +18,7 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.errors import InputError
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.report import COCO_FIGURES
+from tests.data.splits import COCO, numbered_coco
 
 Load = Callable[..., Config]
 
@@ -63,6 +64,20 @@ def test_a_list_of_images_to_leave_out(tiny: Load, tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("\n".join([first, *others]))
     with pytest.raises(InputError, match="all 4 images of 'test' are left out"):
         ids(tiny("data.leave_out=out.txt"), "test")
+
+
+def test_an_id_to_leave_out_that_an_image_of_the_implied_validation_split_has_too(
+    tiny: Load, tmp_path: Path
+) -> None:
+    """The split valid is read because of its name; all names of images come twice, in train and in valid."""
+    root = numbered_coco(tmp_path / "set", {"train": 4, "valid": 4, "test": 2})
+    (tmp_path / "out.txt").write_text("3\n")
+    given = [f"data.{key}='{value}'" for key, value in COCO.items() if key != "test_split"]
+    config = tiny(f"data.root={root}", *given, "data.test_split=test", "data.leave_out=out.txt")
+    assert {name.key.split("/")[0] for name in all_names(config)} == {"train", "valid", "test"}
+    for split in ("train", "valid"):
+        with pytest.raises(InputError, match=r"'3' is the id of '.*' and of '.*'; write instead the path"):
+            ids(config, split)
 
 
 def test_coco_files_a_split_and_one_file_by_ratio(tiny: Load, coco_root: Path) -> None:

@@ -173,7 +173,7 @@ def test_matlab_boxes_are_told_by_the_annotations(tiny: Load, tmp_path: Path, ax
         cells[0, place], names[place, 0] = (np.rint(rows) + np.float32([1, 1, 0, 0]))[:, order], key
     scipy.io.savemat(tmp_path / "boxes.mat", {"boxes": cells, "images": names})
     store = open_proposals(tiny(f"proposals.file={tmp_path}/boxes.mat", "proposals.format=mat"), records)
-    assert f"box convention {axes}_inclusive_1, told from 8 images" in store.notes[0]
+    assert f"box convention {axes}_inclusive_1, determined from 8 images" in store.notes[0]
     for record in records:
         assert np.array_equal(store[record.key].boxes, np.rint(boxes[record.image_id]))
 

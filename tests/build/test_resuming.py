@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
 
+from detector.build.data import class_names, load_split
+from detector.build.detection import DetectionTask
+from detector.build.ending import report_end
 from detector.build.resuming import APPLIED, REFUSED, SAME_DATA, check_changes, policy
+from detector.build.tasks import build_task
 from detector.build.training import TrainingRun, find_state, start_run
 from detector.config import Config
 from detector.config.sections.data import DataConfig
@@ -23,6 +31,7 @@ from detector.config.sections.training import TrainConfig
 from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint
 from detector.engine.run_log import read_log
 from detector.errors import InputError
+from detector.evaluation.operating_point import OperatingPoint
 
 Load = Callable[..., Config]
 SECTIONS = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
@@ -96,6 +105,77 @@ def test_a_key_younger_than_the_checkpoint_counts_with_its_default(tiny: Load) -
     check_changes({"step": 4, "config": stored}, tiny(), "step_4.pt")
     with pytest.raises(InputError, match=r"data\.min_box_size = 2\.0, now 5\.0"):
         check_changes({"step": 4, "config": stored}, tiny("data.min_box_size=5.0"), "step_4.pt")
+
+
+SET_ASIDE = {
+    "evaluations begin": (
+        (),
+        ("train.evaluate_every=2",),
+        "train.evaluate_every = null, now 2; with that, 0.15 of the images of trainval would be set aside "
+        "for validation instead of 0, and a resumed run keeps its training images: name a split to choose "
+        "best.pt on (train.evaluate_split=...), give train.evaluate_every=null to go on",
+    ),
+    "evaluations end": (
+        ("train.evaluate_every=2",),
+        ("train.momentum=0.5",),
+        "train.evaluate_every = 2, now null; with that, 0 of the images of trainval would be set aside for "
+        "validation instead of 0.15, and a resumed run keeps its training images: give",
+    ),
+    "a split in place of a fraction": (
+        ("train.validation_fraction=0.3",),
+        ("train.validation_fraction=0.3", "data.val_split=val"),
+        'data.val_split = null, now "val"; with that, 0 of the images of trainval would be set aside for '
+        "validation instead of 0.3, and a resumed run keeps its training images: name a split",
+    ),
+    "a split in place of the usual fraction": (
+        ("train.evaluate_every=2",),
+        ("train.evaluate_every=2", "data.val_split=val"),
+        'data.val_split = null, now "val"; with that, 0 of the images of trainval would be set aside for '
+        "validation instead of 0.15, and a resumed run keeps its training images: give data.val_split=null",
+    ),
+    "two settings together": (
+        ("train.evaluate_every=2", "train.evaluate_split=test"),
+        (),
+        None,
+    ),
+    "no split any more": (
+        ("train.evaluate_every=2", "train.evaluate_split=test"),
+        ("train.evaluate_every=2",),
+        'train.evaluate_split = "test", now null; with that, 0.15 of the images of trainval would be set '
+        "aside for validation instead of 0, and a resumed run keeps its training images: give "
+        'train.evaluate_split="test" to go on',
+    ),
+    "the way out": ((), ("train.evaluate_every=2", "train.evaluate_split=test"), None),
+    "a way out of a fraction": (
+        ("train.validation_fraction=0.3",),
+        ("train.validation_fraction=0.3", "train.evaluate_split=val"),
+        None,
+    ),
+    "another test split": ((), ("data.test_split=val",), None),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "refusal"), SET_ASIDE.values(), ids=SET_ASIDE.keys())
+def test_what_is_set_aside_from_training_stays(
+    tiny: Load, before: tuple[str, ...], after: tuple[str, ...], refusal: str | None
+) -> None:
+    state = {"step": 4, "config": tiny(*before).model_dump(mode="json")}
+    if refusal is None:
+        check_changes(state, tiny(*after), "step_4.pt")
+    else:
+        with pytest.raises(InputError, match=re.escape(f"step_4.pt: made with {refusal}")):
+            check_changes(state, tiny(*after), "step_4.pt")
+
+
+def test_data_that_have_moved_still_have_their_usual_validation_split(tiny: Load, copied: Path) -> None:
+    (copied / "ImageSets/Main/train.txt").write_text("000001\n")
+    (copied / "ImageSets/Main/val.txt").write_text("000002\n")
+    given = ("data.train_split=train", "train.evaluate_every=2")
+    state = {"step": 4, "config": tiny("data.root=gone", *given).model_dump(mode="json")}
+    changed = tiny(f"data.root={copied}", *given, "data.test_split=trainval")
+    check_changes(state, changed, "step_4.pt")
+    with pytest.raises(InputError, match=r'data\.test_split = "test", now "val"; with that, 0\.15'):
+        check_changes(state, tiny(f"data.root={copied}", *given, "data.test_split=val"), "step_4.pt")
 
 
 def test_measured_targets_keep_their_threshold(tiny: Load) -> None:
@@ -275,16 +355,102 @@ def test_other_ways_of_testing_choose_the_best_again(
     state = find_state(tiny("train.steps=2", "test.metric=voc"), tmp_path / "run")
     assert start_run(tiny("train.steps=2", "test.metric=voc"), tmp_path / "run", "cpu", state).best == {}
     assert "best.pt is chosen again" in capsys.readouterr().err
+    state = find_state(tiny("train.steps=2", "data.test_split=trainval"), tmp_path / "run")
+    assert start_run(tiny("train.steps=2", "data.test_split=trainval"), tmp_path, "cpu", state).best == {}
 
 
-def test_seconds_are_those_of_all_processes(
-    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+STEPWISE = (
+    "train.steps=4",
+    "train.checkpoint_every=2",
+    "train.evaluate_every=1",
+    "train.validation_fraction=0.3",
+    "data.workers=0",
+)
+
+
+def best_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the evaluation after ``step`` be the best, and each one choose a threshold of its own."""
+    figures = iter([0.9 if step == now else 0.5 for now in range(1, 9)])
+    monkeypatch.setattr("detector.build.training.headline", lambda *_: next(figures))
+    thresholds = iter([number / 10 for number in range(1, 9)])
+    point = OperatingPoint(0.1, 0.5, 0.5, 0.5, 0.5, 2, 2)
+    monkeypatch.setattr(
+        DetectionTask, "choose_point", lambda *_: replace(point, score_threshold=next(thresholds))
+    )
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_finished_run_that_is_scored_in_another_way_keeps_its_files_consistent(
+    tiny: Load,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
 ) -> None:
-    monkeypatch.setattr("detector.cli.seconds", lambda: 100.0)
-    run(tiny("train.steps=1", "data.workers=0"), tmp_path / "run")
-    assert load_checkpoint(tmp_path / "run/checkpoints/step_1.pt")["seconds"] == 100
+    best_at(monkeypatch, step)
+    run(tiny(*STEPWISE), tmp_path / "run")
+    best, last = (tmp_path / "run/checkpoints" / name for name in ("best.pt", "step_4.pt"))
+    chosen = best.read_bytes()
+    again = run(tiny(*STEPWISE, "test.nms_threshold=0.5"), tmp_path / "run", resume=True)
+    assert "best.pt stays the checkpoint that was chosen before" in capsys.readouterr().err
+    saved = load_checkpoint(last)
+    assert again.evaluation.figures["score_threshold"] == saved["score_threshold"] == 0.5
+    assert saved["config"]["test"]["nms_threshold"] == 0.5
+    if step == 4:
+        assert best.samefile(last)
+    else:
+        assert best.read_bytes() == chosen
+        assert load_checkpoint(best)["score_threshold"] == step / 10
+    longer = tiny(*STEPWISE, "test.nms_threshold=0.5", "train.steps=5")
+    run(longer, tmp_path / "run", resume=True)
+    assert load_checkpoint(best)["step"] == (
+        4 if step == 4 else 5
+    )  # a figure of the other way is not compared
+
+
+def test_the_report_at_the_end_is_of_the_best_checkpoint(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best_at(monkeypatch, 3)
+    run(tiny(*STEPWISE), tmp_path / "run")
+    assert "score threshold 0.400, with the best F1" in capsys.readouterr().err
+    best = tmp_path / "run/checkpoints/best.pt"
+    report_end(tmp_path / "run", best, "cpu")
+    assert f"the checkpoint to use is {best}, of step 3, score threshold 0.300\n" in capsys.readouterr().err
+
+
+def test_a_best_checkpoint_of_a_later_step_is_not_taken_for_that_of_the_state(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a kill between best.pt of step 3 and step_4.pt, and a resume with other settings."""
+    best_at(monkeypatch, 3)
+    run(tiny(*STEPWISE), tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    (folder / "step_4.pt").unlink()
+    later = (folder / "best.pt").read_bytes()
+    config = tiny(*STEPWISE, "train.learning_rate=0.001")
+    for kept, step in ((1, None), (2, 2)):
+        state = find_state(config, tmp_path / "run")
+        assert state is not None
+        state["best"] = {"metric": 0.6, "step": float(kept)}
+        found = start_run(config, tmp_path / "run", "cpu", state).best
+        assert found.get("step") == step
+    assert "best.pt is step_2.pt again" in capsys.readouterr().err
+    assert (folder / "best.pt").samefile(folder / "step_2.pt")
+    assert load_checkpoint(folder / "best.pt")["step"] == 2
+    assert later != (folder / "best.pt").read_bytes()
+
+
+def test_seconds_are_those_of_all_processes(tiny: Load, tmp_path: Path) -> None:
+    began = time.perf_counter()
+    config = tiny("train.steps=1", "data.workers=0")
+    (tmp_path / "run").mkdir()
+    TrainingRun(config, tmp_path / "run", build_task(config, "cpu"), loading=100.0).run()
+    kept = load_checkpoint(tmp_path / "run/checkpoints/step_1.pt")["seconds"]
+    assert 100 < kept < 100 + time.perf_counter() - began
+    again = time.perf_counter()
     done = run(tiny("train.steps=2", "data.workers=0"), tmp_path / "run", resume=True)
-    assert done.seconds() == 200
+    assert kept < done.seconds() < kept + time.perf_counter() - again
 
 
 def test_more_images_per_batch_than_there_are_is_its_own_sentence(tiny: Load, tmp_path: Path) -> None:
@@ -294,6 +460,22 @@ def test_more_images_per_batch_than_there_are_is_its_own_sentence(tiny: Load, tm
             InputError, match=r"^train\.images_per_batch: 1000 .* trainval has 8; give at most 8$"
         ):
             start_run(tiny("train.images_per_batch=1000", *pool), tmp_path, "cpu")
+
+
+def test_images_without_proposals_do_not_fill_a_batch(tiny: Load, tmp_path: Path) -> None:
+    config = tiny()
+    for split in ("trainval", "test"):
+        names = [
+            one.image_id for one in load_split(config, split, class_names(config), training=False).records
+        ]
+        np.savez(tmp_path / f"{split}.npz", **{name: np.float32([[0, 0, 60, 60]]) for name in names[:3]})
+    files = f"proposals.file={{trainval: {tmp_path}/trainval.npz, test: {tmp_path}/test.npz}}"
+    given = ("proposals.method=null", files, "proposals.format=npz", "proposals.missing=skip")
+    with pytest.raises(
+        InputError, match=r"images_per_batch: 4 .* trainval has 3 with proposals; give at most 3$"
+    ):
+        build_task(tiny(*given, "train.images_per_batch=4"), "cpu")
+    assert len(build_task(tiny(*given, "train.images_per_batch=3"), "cpu").records) == 3
 
 
 def test_a_damaged_log_is_repaired_and_said(
@@ -314,8 +496,6 @@ def test_a_damaged_log_is_repaired_and_said(
 def test_a_task_without_readable_weights_ends_before_any_proposal(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from detector.build.tasks import build_task
-
     def opened(*_: object) -> types.NoneType:
         raise AssertionError("proposals were opened first")
 

@@ -446,6 +446,22 @@ def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
     assert kinds == ["train"] * 12 + ["evaluate"]
 
 
+def test_the_seconds_of_a_stage_are_its_own(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of the process before it, nor those of the stages before it."""
+    monkeypatch.setattr("detector.cli.seconds", lambda: 500.0)
+    began = time.perf_counter()
+    for name in ("classify", "fine_tune"):
+        StagedTraining(staged(), tmp_path, "cpu").run(name)
+    took = time.perf_counter() - began
+    places = [place_of(tmp_path, number, name) for number, name in enumerate(("classify", "fine_tune"), 1)]
+    kept = [load_checkpoint(place / "checkpoints/step_6.pt")["seconds"] for place in places]
+    recorded = [json.loads((place / "done.json").read_text())["seconds"] for place in places]
+    assert 0 < sum(kept) < took
+    assert all(one <= whole + 0.1 for one, whole in zip(kept, recorded, strict=True))
+
+
 def test_a_staged_run_does_not_delete_the_weights_that_it_starts_from(staged: Staged, two_done: Path) -> None:
     weights = place_of(two_done, 1, "classify") / "checkpoints/step_6.pt"
     training = StagedTraining(staged(f"train.initial_weights={weights}"), two_done, "cpu")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,27 @@ def test_a_failing_evaluation_takes_no_training_with_it(
         record for record in read_log(tmp_path / "run" / "log.jsonl") if record["kind"] == "evaluate"
     ]
     assert [record["voc_mAP"] for record in evaluated] == [evaluation.figures["voc_mAP"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incomparable(Evaluation):
+    """An evaluation with two images or more: tensors in it have no single truth value."""
+
+    def __eq__(self, _other: object) -> bool:
+        raise RuntimeError("Boolean value of Tensor with more than one value is ambiguous")
+
+
+def test_the_loop_compares_no_evaluations_and_leaves_the_threshold_to_the_task(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = DetectionTask.evaluate
+    monkeypatch.setattr(DetectionTask, "evaluate", lambda *given: Incomparable(**vars(evaluate(*given))))
+    said: list[object] = []
+    monkeypatch.setattr(DetectionTask, "say_point", lambda _, *given: said.append(given))
+    train(tiny("train.steps=2", "train.validation_fraction=0.3", "data.workers=0"), tmp_path / "run")
+    assert len(said) == 1
+    kinds = [record["kind"] for record in read_log(tmp_path / "run/log.jsonl")]
+    assert kinds[-2:] == ["evaluate", "test"]
 
 
 def test_nothing_to_train_on_is_one_clear_error(tiny: Load, tmp_path: Path) -> None:

@@ -16,15 +16,16 @@ from detector.build.checking import check_data
 from detector.build.data import class_names
 from detector.build.evaluation import evaluate, open_validation
 from detector.build.model import restore_model
+from detector.build.splits import Validation, find_validation, read_splits
 from detector.build.training import TrainingRun, find_state, start_run
-from detector.build.validation import Validation, find_validation, load_training, load_validation, read_splits
+from detector.build.validation import load_training, load_validation
 from detector.config import Config
 from detector.data.convert import voc_to_coco
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
 from detector.errors import InputError
 from detector.evaluation.operating_point import best_f1
-from detector.evaluation.report import write_json
+from detector.evaluation.report import NOTHING_SCORED, write_json
 
 Load = Callable[..., Config]
 SHORT = ("train.steps=4", "train.checkpoint_every=2", "data.workers=0")
@@ -169,6 +170,39 @@ def test_validation_images_without_an_object_leave_the_last_checkpoint_the_best(
     assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["step"] == 4
 
 
+CLASSIFIER = ("task=classification", "model.pool={kind: spp, levels: [1, 2]}")
+
+
+@pytest.mark.parametrize("given", [(), CLASSIFIER], ids=["detection", "classification"])
+def test_validation_images_without_annotations_are_not_scored(
+    tiny: Load, with_val: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], given: tuple[str, ...]
+) -> None:
+    for name in (with_val / "ImageSets/Main/val.txt").read_text().split():
+        (with_val / f"Annotations/{name}.xml").unlink()
+    config = tiny(*SHORT, *given, f"data.root={with_val}", "data.train_split=train", "train.evaluate_every=2")
+    figures = begin(config, tmp_path / "run").run().figures
+    said = capfd.readouterr().err
+    assert f"step 2: {NOTHING_SCORED}" in said
+    assert "nan" not in said
+    stored = "no score threshold is stored: the validation images have no annotations" in said
+    assert stored == (not given)
+    assert figures["validation"] == {"split": "val", "annotated": False, "images": 3}
+    assert figures["split"] == "test"
+    assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["step"] == 4
+
+
+def test_what_validation_images_choose_is_said_for_the_task_and_the_images_used(tiny: Load) -> None:
+    said = Validation(split="val").describe(9, tiny())
+    assert said.endswith("they choose best.pt and the score threshold, and none of them is trained on")
+    said = Validation(split="val").describe(9, tiny(*CLASSIFIER, "test.max_images=4"))
+    assert said.startswith(
+        "validation images: 9, the split val; the first 4 (test.max_images) choose best.pt, "
+    )
+    assert Validation(split="val").describe(9, tiny("test.max_images=9")) == Validation(split="val").describe(
+        9, tiny()
+    )
+
+
 def test_a_run_of_a_version_without_these_keys_is_resumed(tiny: Load, tmp_path: Path) -> None:
     begin(tiny(*SHORT), tmp_path / "run").run()
     path = tmp_path / "run/checkpoints/step_4.pt"
@@ -262,5 +296,5 @@ def test_epochs_become_steps_once_the_images_are_counted(
     assert all(torch.equal(again["model"][name], value) for name, value in last["model"].items())
 
     fewer = tiny(*given[1:], "train.epochs=0.5")
-    with pytest.raises(InputError, match=r"has done 4 steps, and train\.epochs 0\.5 are 2"):
+    with pytest.raises(InputError, match=r"has done 4 steps, and train\.epochs 0\.5 means 2 steps"):
         begin(fewer, tmp_path / "run", find_state(fewer, tmp_path / "run"))

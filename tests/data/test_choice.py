@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def test_the_division_depends_on_ids_and_seed_alone() -> None:
     assert again["train"] != first["train"]
     both = set(first["train"]) & set(divide(IDS, ratio, seed=4)["train"])
     assert 180 < len(both) < 320, "another seed draws another half: a quarter is in both"
+
+
+def test_a_file_name_that_is_not_utf_8_is_divided_too() -> None:
+    odd = [*IDS[:9], os.fsdecode(b"caf\xe9")]
+    splits = divide(odd, {"train": 0.5, "test": 0.5}, seed=0)
+    assert sorted(splits["train"] + splits["test"]) == sorted(odd)
 
 
 def test_a_part_of_the_images_can_stay_unused() -> None:
@@ -101,7 +108,7 @@ class TestLeavingOut:
         choice = without({"train/a.jpg", "valid/c.jpg"}, "out.txt", lambda: pytest.fail("read"))
         assert choice(self.TRAIN) == [self.TRAIN[1]]
 
-    def test_names_that_look_like_comments(self, tmp_path: Path) -> None:
-        keys = ["#1.jpg", "a\u2028b.jpg", "c d.jpg"]
+    def test_names_that_look_like_comments_or_begin_with_a_blank(self, tmp_path: Path) -> None:
+        keys = ["#1.jpg", " #.jpg", " a.jpg", "\tb.jpg", "a\u2028b.jpg", "c d.jpg"]
         (tmp_path / "out.txt").write_text("".join(f"{list_line(key)}\n" for key in keys))
         assert read_left_out(tmp_path / "out.txt") == set(keys)

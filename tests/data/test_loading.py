@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,6 +166,25 @@ def test_silence_ends_with_an_error_that_names_shared_memory(monkeypatch: pytest
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(LoaderFailed, match=r"no images for 2 seconds.*shared memory.*--shm-size.*workers=0"):
         next(items)
+
+
+def test_closing_lets_go_of_the_loader_at_once() -> None:
+    """Python 3.12.3 keeps what a closed generator held, unless it ends by an exception."""
+    iterator = iter(DataLoader([torch.zeros(1)] * 4, batch_size=None))
+    known = weakref.ref(iterator)
+
+    class Loader:
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            nonlocal iterator
+            found = iterator
+            del iterator
+            return found
+
+    batches = load(Loader())
+    next(batches)
+    assert known() is not None
+    batches.close()
+    assert known() is None
 
 
 def test_a_slow_image_is_waited_for() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from detector.data.suffixes import IMAGE_SUFFIXES, Lookup
+from detector.data.suffixes import Lookup
+from detector.files import IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpg", "a.jPeG", "a.TIFF", "a.WebP"])

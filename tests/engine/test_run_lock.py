@@ -12,7 +12,6 @@ import pytest
 
 from detector.engine.run_lock import LOCK, run_lock
 from detector.errors import InputError
-from tests.conftest import PROJECT
 
 HOLD = """
 import os, sys, time
@@ -30,7 +29,7 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     """Start a process, with a child of its own, that holds the lock of ``folder``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env=dict(os.environ),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

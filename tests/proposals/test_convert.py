@@ -15,6 +15,8 @@ import pytest
 from detector.errors import InputError
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format, inspect
+from detector.proposals.readers import read_images
+from detector.proposals.readers.arrays import RawImages
 from detector.proposals.readers.folders import files_of
 from detector.proposals.sources import conversion_name, source_parameters
 from detector.proposals.store import ProposalStore
@@ -81,7 +83,30 @@ def test_mat_gives_the_same_store(
     wanted = convert(write_npz(tmp_path, unscored), "npz", tmp_path / "wanted", records=records)
     store = convert(write_mat(tmp_path, boxes, names), "mat", tmp_path / "store", records=records)
     assert contents(store) == contents(wanted)
-    assert "box convention yxyx_inclusive_1, told from 4 images" in store.notes[0]
+    assert "box convention yxyx_inclusive_1, determined from 4 images" in store.notes[0]
+
+
+@pytest.mark.parametrize(("file_format", "write"), [*SCORED, ("mat", write_mat)])
+def test_a_file_is_read_once_although_the_keys_are_paths(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    records: list[ImageRecord],
+    boxes: dict[str, FloatArray],
+    file_format: str,
+    write: Writer,
+) -> None:
+    read: list[list[str]] = []
+
+    def spy(source: Path, file_format: str) -> RawImages:
+        images = read_images(source, file_format)
+        read.append(sorted(name.zfill(6) for name in images.names))
+        return images
+
+    monkeypatch.setattr("detector.proposals.convert.read_images", spy)
+    paths = [dataclasses.replace(record, key=f"images/{record.image_id}.jpg") for record in records]
+    store = convert(write(tmp_path, boxes), file_format, tmp_path / "store", records=paths)
+    assert store.ids() == [record.key for record in paths]
+    assert read == ([[]] if write is write_mmdetection else [IDS])
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -254,6 +279,17 @@ class TestFaults:
             "without a check"
         ]
 
+    def test_absolute_paths_are_names_also_where_an_image_is_of_another_split(
+        self, tmp_path: Path, records: list[ImageRecord], boxes: dict[str, FloatArray]
+    ) -> None:
+        named = {f"/home/me/set/{key}.jpg": rows for key, rows in boxes.items()}
+        path = tmp_path / "boxes.pkl"
+        path.write_bytes(pickle.dumps({"boxes": list(named.values()), "ids": list(named)}))
+        store = convert(path, "detectron2", tmp_path / "store", records=records[:3], keep_others=False)
+        assert store.ids() == [record.key for record in records[:3]]
+        with pytest.raises(InputError, match=r"'/home/me/set/000100\.jpg' is no image id"):
+            convert(path, "detectron2", tmp_path / "all", records=records[:3])
+
     def test_a_file_without_names_must_have_the_length_of_the_data_set(
         self, tmp_path: Path, records: list[ImageRecord], boxes: dict[str, FloatArray]
     ) -> None:
@@ -322,3 +358,6 @@ def test_hidden_files_and_the_case_of_a_suffix_do_not_matter(tmp_path: Path) -> 
     assert [key for key, _ in files_of(tmp_path, ".npy")] == ["a"]
     assert guess_format(tmp_path) == "npy"
     assert guess_format(tmp_path / "boxes.JSON") == "coco"
+    before = source_parameters(tmp_path, "npy")
+    (tmp_path / ".DS_Store").write_bytes(b"another view of the folder")
+    assert source_parameters(tmp_path, "npy") == before

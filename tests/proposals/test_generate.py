@@ -260,7 +260,7 @@ def test_only_what_a_damaged_segment_has_lost_is_made_again(tmp_path: Path, dama
         scores = store[record.image_id].scores
         assert scores is not None
         assert scores.tolist() == [i]
-    store.verify()
+    assert not store.damaged()
 
 
 def test_a_pipe_as_an_image_is_a_failure(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_long_job_ends_in_few_segments(tmp_path: Path, monkeypatch: pytest.Mon
     store = generate(write_images(tmp_path / "images", 40), tmp_path / "store", method=CORNERS)
     assert store.segment_count() == 1
     assert len(store) == 40
-    store.verify()
+    assert not store.damaged()
 
 
 _JOB = """
@@ -321,7 +321,7 @@ def test_a_job_killed_again_and_again_does_nothing_twice(tmp_path: Path, workers
             time.sleep(0.0005)
         job.send_signal(signal.SIGKILL)
         job.communicate()
-        ProposalStore.open(tmp_path / "store").verify()
+        assert not ProposalStore.open(tmp_path / "store").damaged()
 
     time.sleep(0.1)  # workers of a killed job finish the image they have
     kept = log.stat().st_size
@@ -338,7 +338,7 @@ def test_a_job_killed_again_and_again_does_nothing_twice(tmp_path: Path, workers
     assert log.stat().st_size <= 300 + kills * max(workers, 1)
     assert log.stat().st_size == kept + todo[0]
     assert len(store) == 300
-    store.verify()
+    assert not store.damaged()
     for record in records:
         assert torch.equal(store[record.image_id].boxes, torch.from_numpy(_logged_box(record)))
     assert not (tmp_path / "store/unfinished.journal").exists()
@@ -385,7 +385,7 @@ def test_a_changed_image_that_fails_loses_its_old_boxes_and_one_out_of_reach_kee
     assert sorted(failures) == ["0001", "0002"]
     assert store.ids() == ["0000", "0002", "0003"]
     assert ProposalStore.open(store.path).ids() == store.ids()
-    store.verify()
+    assert not store.damaged()
 
 
 def test_two_jobs_of_one_store_share_the_work(tmp_path: Path) -> None:

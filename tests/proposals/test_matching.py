@@ -120,6 +120,32 @@ def test_a_file_name_decides_where_an_id_is_of_two_splits() -> None:
     assert found(["1"], valid, [*train, *valid]) == {"1": "valid/1.jpg"}
 
 
+def test_ids_and_file_names_that_contradict_each_other_are_an_error() -> None:
+    train, valid = numbered("train", "3.jpg", "1.jpg", "2.jpg"), numbered("valid", "a.jpg", "b.jpg", "c.jpg")
+    for images, everything in ((train, [*train, *valid]), (valid, [*train, *valid]), (train, train)):
+        with pytest.raises(InputError, match=r"'1' could be 'train/1\.jpg' or .*; use these paths as names"):
+            found(["1", "2", "3"], images, everything)
+    with pytest.raises(InputError, match=r"or 'train/3\.jpg'; use these paths as names in the file$"):
+        found(["1", "2", "3"], train)
+    named = [image.key for image in train]
+    assert found(named, train, [*train, *valid]) == dict(zip(named, named, strict=True))
+
+
+def test_the_reading_that_finds_more_images_is_that_of_the_whole_file() -> None:
+    train = [ImageName("8", "train/a.jpg"), ImageName("3", "train/b.jpg"), ImageName("1", "train/c.jpg")]
+    valid = [ImageName("101", "valid/8.jpg"), ImageName("102", "valid/3.jpg")]
+    both = [*train, *valid]
+    for images in (train, valid):
+        with pytest.raises(InputError, match=r"'8' could be 'train/a\.jpg' or 'valid/8\.jpg'; .* own"):
+            found(["8", "3"], images, both)
+    stems = ["8", "3", "a", "b", "1"]
+    assert found(stems, train, both) == {"a": "train/a.jpg", "b": "train/b.jpg"}
+    assert found(stems, valid, both) == {"8": "valid/8.jpg", "3": "valid/3.jpg"}
+    ids = ["8", "3", "1", "101", "102"]
+    assert found(ids, train, both) == {"8": "train/a.jpg", "3": "train/b.jpg", "1": "train/c.jpg"}
+    assert found(ids, valid, both) == {"101": "valid/8.jpg", "102": "valid/3.jpg"}
+
+
 def test_other_splits_are_not_read_for_exact_keys() -> None:
     matcher = ImageMatcher(VOC, lambda: pytest.fail("read"))
     assert len(matcher.match([image.key for image in VOC], "boxes.npz")) == len(VOC)

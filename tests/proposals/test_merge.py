@@ -40,7 +40,7 @@ def test_everything_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (merged.generator, merged.parameters) == ("mine:boxes", {"side": 3})
     assert merged.notes == ["first", "second"]
     assert merged.segment_count() == 1
-    merged.verify()
+    assert not merged.damaged()
     for seed in (0, 1, 3, 4, 6):
         wanted = make_entry(seed)
         found = merged[f"image_{seed}"]

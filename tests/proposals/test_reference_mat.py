@@ -94,7 +94,7 @@ def test_the_wrong_order_given_by_hand_is_noticed(tmp_path: Path, record: ImageR
 
 
 def test_without_annotated_images_the_convention_must_be_given(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be told without annotated images.*xyxy_inclusive"):
+    with pytest.raises(InputError, match=r"cannot be determined without annotated images.*xyxy_inclusive"):
         convert(MAT, "mat", tmp_path / "store")
     store = convert(MAT, "mat", tmp_path / "store", convention="xyxy_inclusive")
     assert len(store["000004"]) == 2888

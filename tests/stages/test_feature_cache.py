@@ -126,7 +126,7 @@ def test_stale_and_foreign_caches_are_refused_by_what_differs(tmp_path: Path) ->
         (plan(dtype="float16"), "its dtype differs"),
     ):
         for use in (lambda: FeatureCache(tmp_path / "cache", other), lambda: fill(tmp_path, other)):  # noqa: B023
-            with pytest.raises(InputError, match=f"the feature cache of something else: {said}"):
+            with pytest.raises(InputError, match=f"of something else: {said} .*remove its cache.json"):
                 use()
     changed = images()
     changed[2] = dataclasses.replace(changed[2], content="edited")
@@ -145,6 +145,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with (tmp_path / "cache" / "maps.bin").open("r+b") as file:
         file.truncate(10)
     with pytest.raises(InputError, match=r"damaged feature cache: maps\.bin has 10 bytes"):
+        FeatureCache(tmp_path / "cache", plan())
+    (tmp_path / "cache" / "done.bin").unlink()
+    with pytest.raises(InputError, match=r"done\.bin: no such file; remove cache\.json beside it and"):
         FeatureCache(tmp_path / "cache", plan())
     (tmp_path / "cache" / "cache.json").write_text("[]")
     with pytest.raises(InputError, match="not the record of a feature cache"):

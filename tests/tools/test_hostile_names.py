@@ -81,7 +81,7 @@ def test_a_terminal_gets_the_name_too_and_not_what_it_commands(config: Path) -> 
     line = [sys.executable, str(PROJECT / "tools" / "check_data.py"), "--config", str(config),
             "data.classes=[circle]"]  # fmt: skip
     with subprocess.Popen(line, stdout=terminal, stderr=terminal, cwd=config.parent,
-                          env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "200"}):  # fmt: skip
+                          env={**os.environ, "COLUMNS": "200"}):  # fmt: skip
         os.close(terminal)
         shown = b""
         while True:

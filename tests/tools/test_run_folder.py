@@ -84,7 +84,8 @@ def test_the_end_says_device_checkpoint_and_command(tool: Tool, config: Path, tm
     folder = tmp_path / "my run"
     done = tool("train", "--config", config, "--output", folder, "--device", "cpu", *FEW)
     best = folder / "checkpoints" / "best.pt"
-    assert f"trained on cpu; the checkpoint to use is {best}" in done.stderr
+    assert f"the checkpoint to use is {best}, of step 2, without a score threshold\n" in done.stderr
+    assert "trained on cpu; the checkpoint to use" in done.stderr
     assert f"python tools/demo.py --checkpoint '{best}' photos/ --output '{folder}/photos'" in done.stderr
 
 
@@ -171,6 +172,31 @@ def test_the_option_for_changed_data_belongs_to_resume(tool: Tool, config: Path)
     result = tool("train", "--config", config, "--accept-changed-data")
     assert result.returncode == 2
     assert "--accept-changed-data belongs to --resume" in result.stderr
+
+
+def test_a_stage_that_cannot_be_done_deletes_nothing(
+    tool: Tool, config: Path, staged: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = ("train", "--config", staged, "--output", folder, *FEW, "--stage")
+    assert tool(*command, "classify").returncode == 0
+    before = tree(folder)
+    for name in ("classify", "svm", "clasify"):
+        refused = tool(*command, name, "--overwrite")
+        assert refused.returncode == 2
+        assert "--overwrite deletes all stages of a run, and --stage does one of them" in refused.stderr
+    for name, said in (
+        ("clasify", "the config's stages are classify, fine_tune"),
+        ("svm", "needs the stage fine_tune"),
+    ):
+        refused = tool(*command, name)
+        assert refused.returncode == 2
+        assert f"--stage {name}: {said}" in refused.stderr
+    assert tree(folder) == before
+    refused = tool("train", "--config", config, "--output", tmp_path / "other", "--stage", "classify")
+    assert refused.returncode == 2
+    assert "--stage classify: the config has no stages" in refused.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_evaluations_of_several_checkpoints_lie_side_by_side(

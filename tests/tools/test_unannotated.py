@@ -66,7 +66,7 @@ def test_detection(tool: Tool, config: Path, tmp_path: Path) -> None:
     assert scored.stdout == f"test: {NOTHING_SCORED}\n"
     assert json.loads((tmp_path / "out.json").read_text())["annotated"] is False
     for name in ("coco_test.json", *(path.name for path in (run / "results").glob("comp4*"))):
-        written = (tmp_path / "out" / "results" / name).read_text()
+        written = (tmp_path / "out" / "evaluation_test_best_step_2" / "results" / name).read_text()
         assert written == (run / "results" / name).read_text()
 
 

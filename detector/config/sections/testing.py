@@ -50,10 +50,16 @@ class TestConfig(Section):
 
     @model_validator(mode="after")
     def _views_fit_into_memory(self) -> TestConfig:
-        pixels = sum(min(scale, self.max_size) * self.max_size for scale in self.scales)
-        if self.resize != "none" and pixels > MAX_INPUT:
+        if self.input_pixels > MAX_INPUT:
             raise ValueError(
-                f"test.scales and test.max_size ask for {pixels} pixels of each image, over {MAX_INPUT}; "
-                "take fewer or smaller scales"
+                f"test.scales and test.max_size ask for {self.input_pixels} pixels of each image, over "
+                f"{MAX_INPUT}; take fewer or smaller scales"
             )
         return self
+
+    @property
+    def input_pixels(self) -> int:
+        """The most pixels of the inputs that an image is tested at; 0 where images keep their own size."""
+        if self.resize == "none":
+            return 0
+        return sum(min(scale, self.max_size) * self.max_size for scale in self.scales)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from detector.errors import InputError, nearest
 from detector.files import require_regular
-from detector.proposals.readers.arrays import RawImage
+from detector.proposals.readers.arrays import RawImages
 from detector.proposals.readers.coco_results import read_coco_results
 from detector.proposals.readers.folders import read_npy_folder, read_text_folder
 from detector.proposals.readers.matlab import read_matlab
@@ -17,8 +16,8 @@ from detector.proposals.readers.pickles import read_detectron, read_mmdetection
 FORMATS = ("mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text")
 
 
-def read_images(source: Path, file_format: str) -> Iterator[RawImage]:
-    """Yield the images of ``source``, a few in memory at a time where the format allows it.
+def read_images(source: Path, file_format: str) -> RawImages:
+    """Return the images of ``source``, a few in memory at a time where the format allows it.
 
     Raises InputError, naming file and image, for anything that is not what the format says, also for a
     pipe or a device.

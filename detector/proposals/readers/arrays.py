@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,6 +40,20 @@ class RawImage(NamedTuple):
     boxes: NDArray[Any]
     scores: NDArray[Any] | None
     convention: str
+
+
+class RawImages:
+    """The images of a file, which can be run through once, and ``names``, what the file calls them.
+
+    The names, of which a file that names none has none, are known before any boxes are read.
+    """
+
+    def __init__(self, names: Sequence[str], images: Iterator[RawImage]) -> None:
+        self.names = names
+        self._images = images
+
+    def __iter__(self) -> Iterator[RawImage]:
+        return self._images
 
 
 def image_place(source: Path, key: str | Position) -> str:

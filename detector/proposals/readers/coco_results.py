@@ -11,15 +11,15 @@ from typing import Any, TextIO
 import numpy as np
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import RawImage
+from detector.proposals.readers.arrays import RawImage, RawImages
 
 _BLOCK = 1 << 20
 # A result with a mask in run lengths is a few kilobytes.
 _MAX_OBJECT = 16 << 20
 
 
-def read_coco_results(source: Path) -> Iterator[RawImage]:
-    """Yield the images of ``source`` in the order in which they first occur, their boxes in order.
+def read_coco_results(source: Path) -> RawImages:
+    """Return the images of ``source`` in the order in which they first occur, their boxes in order.
 
     The file is parsed result by result into plain arrays, 40 bytes a box, and never held as a whole.
     """
@@ -27,6 +27,10 @@ def read_coco_results(source: Path) -> Iterator[RawImage]:
     for number, result in enumerate(_results(source)):
         values = _values(source, number, result)
         boxes.setdefault(str(result["image_id"]), array("d")).extend(values)
+    return RawImages(list(boxes), _taken_from(boxes))
+
+
+def _taken_from(boxes: dict[str, array[float]]) -> Iterator[RawImage]:
     for key in list(boxes):
         rows = np.frombuffer(boxes.pop(key), np.float64).reshape(-1, 5)
         scored = not np.isnan(rows[:, 4]).all()

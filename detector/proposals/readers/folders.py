@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from detector.errors import InputError
 from detector.files import is_hidden
-from detector.proposals.readers.arrays import MAX_ARRAY_BYTES, MAX_BOXES, RawImage, raw_image, read_array
+from detector.proposals.readers.arrays import (
+    MAX_ARRAY_BYTES,
+    MAX_BOXES,
+    RawImage,
+    RawImages,
+    raw_image,
+    read_array,
+)
 
 _MAX_TEXT_BYTES = 64 * MAX_BOXES
 _MAX_LINES = 2 * MAX_BOXES  # comments and empty lines included
 _LONGEST_LINE = 1000
 
 
-def files_of(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
-    """Yield (id, path) of the files with ``suffix`` in ``folder`` and below, in order of their names.
+def files_of(folder: Path, suffix: str) -> list[tuple[str, Path]]:
+    """Return (id, path) of the files with ``suffix`` in ``folder`` and below, in order of their names.
 
-    The suffix's case is no matter; hidden files are passed by. The id is the path inside the folder without
+    The suffix's case is no matter; hidden files are skipped. The id is the path inside the folder without
     the suffix.
 
     Raises InputError if there is none.
@@ -31,13 +38,17 @@ def files_of(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
     paths = sorted(path for path in named if not is_hidden(path, folder) and path.is_file())
     if not paths:
         raise InputError(f"{folder} has no {suffix} files")
-    for path in paths:
-        yield path.relative_to(folder).with_suffix("").as_posix(), path
+    return [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
 
 
-def read_npy_folder(folder: Path) -> Iterator[RawImage]:
-    """Yield the images of a folder of ``<id>.npy``: (P, 4) boxes or (P, 5) with the score last."""
-    for key, path in files_of(folder, ".npy"):
+def read_npy_folder(folder: Path) -> RawImages:
+    """Return the images of a folder of ``<id>.npy``: (P, 4) boxes or (P, 5) with the score last."""
+    files = files_of(folder, ".npy")
+    return RawImages([key for key, _ in files], _npy_images(files))
+
+
+def _npy_images(files: Iterable[tuple[str, Path]]) -> Iterator[RawImage]:
+    for key, path in files:
         try:
             if (size := path.stat().st_size) > MAX_ARRAY_BYTES:
                 raise InputError(f"{path} has {size} bytes; one image holds at most {MAX_BOXES} boxes")
@@ -48,13 +59,14 @@ def read_npy_folder(folder: Path) -> Iterator[RawImage]:
         yield raw_image(key, array, "xyxy", str(path))
 
 
-def read_text_folder(folder: Path) -> Iterator[RawImage]:
-    """Yield the images of a folder of ``<id>.txt``, a box a line: four numbers, perhaps a score.
+def read_text_folder(folder: Path) -> RawImages:
+    """Return the images of a folder of ``<id>.txt``, a box a line: four numbers, perhaps a score.
 
     Blanks or commas separate the numbers; empty lines and what follows a ``#`` do not count.
     """
-    for key, path in files_of(folder, ".txt"):
-        yield raw_image(key, _read_text(path), "xyxy", str(path))
+    files = files_of(folder, ".txt")
+    images = (raw_image(key, _read_text(path), "xyxy", str(path)) for key, path in files)
+    return RawImages([key for key, _ in files], images)
 
 
 def _read_text(path: Path) -> np.ndarray:

@@ -6,33 +6,32 @@ a cell array ``images`` with their names; one file for an image, a matrix ``boxe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import Position, RawImage, image_place, raw_image
+from detector.proposals.readers.arrays import Position, RawImage, RawImages, image_place, raw_image
 from detector.proposals.readers.folders import files_of
 from detector.proposals.readers.mat_file import Cells, Value, read_variable
 
 
-def read_matlab(source: Path) -> Iterator[RawImage]:
-    """Yield the images of the file or folder ``source``, one in memory at a time.
+def read_matlab(source: Path) -> RawImages:
+    """Return the images of the file or folder ``source``, one in memory at a time.
 
     Files of one image are called after it, perhaps with ``_boxes`` behind (the demo of fast-rcnn).
     """
     if source.is_dir():
-        for key, path in files_of(source, ".mat"):
-            yield _image(path, key.removesuffix("_boxes"), _boxes(path))
-        return
+        files = [(key.removesuffix("_boxes"), path) for key, path in files_of(source, ".mat")]
+        return RawImages([key for key, _ in files], (_image(path, key, _boxes(path)) for key, path in files))
     boxes = _boxes(source)
     if not isinstance(boxes, Cells):
-        yield _image(source, source.stem.removesuffix("_boxes"), boxes)
-        return
+        key = source.stem.removesuffix("_boxes")
+        return RawImages([key], iter([_image(source, key, boxes)]))
     names = _names(source, len(boxes))
-    for place, cell in enumerate(boxes):
-        yield _image(source, Position(place, len(boxes)) if names is None else names[place], cell)
+    total = len(boxes)
+    keys = (Position(place, total) if names is None else names[place] for place in range(total))
+    return RawImages(names or [], (_image(source, key, cell) for key, cell in zip(keys, boxes, strict=True)))
 
 
 def _boxes(path: Path) -> Cells | Value:

@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from detector.errors import InputError
@@ -13,6 +14,7 @@ from detector.proposals.readers.arrays import (
     MAX_ARRAY_BYTES,
     MAX_BOXES,
     RawImage,
+    RawImages,
     image_place,
     raw_image,
     read_array,
@@ -24,20 +26,34 @@ _ALWAYS_ALLOWED = 64 << 20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 
 
-def read_npz(source: Path) -> Iterator[RawImage]:
-    """Yield the images of the archive ``source``, one in memory at a time.
+def read_npz(source: Path) -> RawImages:
+    """Return the images of the archive ``source``, one in memory at a time.
 
     Raises InputError for a damaged archive, for one that unpacks to more than ``MAX_RATIO`` times its size,
     and for members that are not boxes.
     """
+    with _clean_errors(source), zipfile.ZipFile(source) as archive:
+        _check_sizes(source, archive.infolist())
+        return RawImages([_key(member) for member in archive.infolist()], _images(source))
+
+
+def _images(source: Path) -> Iterator[RawImage]:
+    with _clean_errors(source), zipfile.ZipFile(source) as archive:
+        for member in archive.infolist():
+            where = image_place(source, _key(member))
+            with archive.open(member) as file:
+                array = read_array(file, member.file_size, where)
+                yield raw_image(_key(member), array, "xyxy", where)
+
+
+def _key(member: zipfile.ZipInfo) -> str:
+    return member.filename.removesuffix(".npy")
+
+
+@contextmanager
+def _clean_errors(source: Path) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(source) as archive:
-            _check_sizes(source, archive.infolist())
-            for member in archive.infolist():
-                key = member.filename.removesuffix(".npy")
-                where = image_place(source, key)
-                with archive.open(member) as file:
-                    yield raw_image(key, read_array(file, member.file_size, where), "xyxy", where)
+        yield
     except InputError:
         raise
     except (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detector.errors import InputError
-from detector.proposals.readers.arrays import Position, RawImage, image_place, raw_image
+from detector.proposals.readers.arrays import Position, RawImage, RawImages, image_place, raw_image
 from detector.proposals.readers.pickled_arrays import PickledFields, as_array, as_items
 from detector.proposals.readers.safe_pickle import read_pickle
 
@@ -17,8 +17,8 @@ from detector.proposals.readers.safe_pickle import read_pickle
 _BOX_MODES = {0: "xyxy", 1: "xywh"}
 
 
-def read_detectron(source: Path, convention: str) -> Iterator[RawImage]:
-    """Yield the images of a dictionary of lists, of the same length and in the same order.
+def read_detectron(source: Path, convention: str) -> RawImages:
+    """Return the images of a dictionary of lists, of the same length and in the same order.
 
     ``indexes`` or ``ids`` are the image ids, ``boxes`` arrays (P, 4), and ``scores`` or
     ``objectness_logits``, which may be missing, arrays (P,). ``convention`` is the dialect's: Detectron's
@@ -38,12 +38,12 @@ def read_detectron(source: Path, convention: str) -> Iterator[RawImage]:
         ) from error
     if not len(keys) == len(boxes) == len(scores):
         raise InputError(f"{source} has {len(keys)} ids, {len(boxes)} boxes and {len(scores)} scores")
-    for key, rows, ranks in zip(keys, boxes, scores, strict=True):
-        yield _image(source, key, rows, ranks, convention)
+    images = zip(keys, boxes, scores, strict=True)
+    return RawImages(keys, (_image(source, *image, convention) for image in images))
 
 
-def read_mmdetection(source: Path) -> Iterator[RawImage]:
-    """Yield the images of mmdetection's file.
+def read_mmdetection(source: Path) -> RawImages:
+    """Return the images of mmdetection's file.
 
     Up to version 2 it is a list of arrays (P, 4) or (P, 5), score last, one for each image of the data set
     in its order. From version 3 on it is a dictionary from image path to ``bboxes`` and
@@ -51,16 +51,21 @@ def read_mmdetection(source: Path) -> Iterator[RawImage]:
     """
     content = read_pickle(source)
     if isinstance(content, dict):
-        for path, fields in content.items():
-            fields = fields.fields if isinstance(fields, PickledFields) else fields
-            if not isinstance(path, str) or not isinstance(fields, dict) or "bboxes" not in fields:
-                raise InputError(f"{source}: {str(path)[:80]!r} does not lead to 'bboxes' and 'scores'")
-            yield _image(source, Path(path).stem, fields["bboxes"], fields.get("scores"), "xyxy")
-        return
+        names = [Path(path).stem for path in content if isinstance(path, str)]
+        return RawImages(names, _named_images(source, content))
     if not isinstance(content, list):
         raise InputError(f"{source} is no proposal file of mmdetection: neither a list nor a dictionary")
-    for index, rows in enumerate(content):
-        yield _image(source, Position(index, len(content)), rows, None, "xyxy")
+    places = (Position(index, len(content)) for index in range(len(content)))
+    images = zip(places, content, strict=True)
+    return RawImages([], (_image(source, place, rows, None, "xyxy") for place, rows in images))
+
+
+def _named_images(source: Path, content: dict[Any, Any]) -> Iterator[RawImage]:
+    for path, fields in content.items():
+        fields = fields.fields if isinstance(fields, PickledFields) else fields
+        if not isinstance(path, str) or not isinstance(fields, dict) or "bboxes" not in fields:
+            raise InputError(f"{source}: {str(path)[:80]!r} does not lead to 'bboxes' and 'scores'")
+        yield _image(source, Path(path).stem, fields["bboxes"], fields.get("scores"), "xyxy")
 
 
 def _image(source: Path, key: str | Position, boxes: Any, scores: Any, convention: str) -> RawImage:
