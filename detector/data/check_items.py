@@ -10,6 +10,7 @@ from detector.data.choice import Choice
 from detector.data.coco import annotated_objects, annotations_by_image, category_names, image_names, record_id
 from detector.data.coco_json import image_file, read_coco
 from detector.data.keys import image_key
+from detector.data.suffixes import Lookup
 from detector.data.suspicions import same_image
 from detector.data.voc import annotated_ids, chosen_ids, find_annotation, split_ids
 from detector.data.voc_split import find_image, resolve_folder
@@ -34,6 +35,7 @@ def voc_items(
     """
     problems: list[Problem] = []
     members: dict[str, list[str]] = {}
+    lookup = Lookup()
     try:
         folder = resolve_folder(root, annotations, "one XML file an image")
     except InputError as error:
@@ -42,18 +44,19 @@ def voc_items(
         source = folder if splits is None else (root / splits).resolve() / f"{split}.txt"
         on_fault = _into(problems, source)
         try:
-            for image_id in split_ids(root, splits, split, folder, choose, on_fault, images=images)[0]:
+            ids, _ = split_ids(root, splits, split, folder, choose, on_fault, images=images, lookup=lookup)
+            for image_id in ids:
                 members.setdefault(image_id, []).append(split)
         except InputError as error:
             on_fault(error)
-    for image_id in chosen_ids(annotated_ids(folder), kept, root, images) if kept else ():
+    for image_id in chosen_ids(annotated_ids(folder), kept, root, images, lookup) if kept else ():
         members.setdefault(image_id, [])
-    files = {image_id: find_annotation(folder, image_id) for image_id in members}
+    files = {image_id: find_annotation(folder, image_id, lookup) for image_id in members}
     bare = {split for split in choices if split != trained and _is_bare(split, members, files)}
     problems += [_nothing_to_score(root / images, split) for split in sorted(bare)]
     items = []
     for image_id, of in members.items():
-        image = find_image(root / images, image_id, None)
+        image = find_image(root / images, image_id, None, lookup)
         items.append(
             Item(
                 image_id=image_id,

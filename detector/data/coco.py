@@ -145,10 +145,9 @@ def _size(entry: Entry, image: Path, path: Path, required: bool) -> tuple[int, i
         return height, width
     if not image.is_file():
         raise InputError(f"{path}: image {entry['id']} has no height and width, and there is no {image}")
-    from detector.data.images import read_image  # OpenCV only for the few files that need it
+    from detector.data.images import upright_size  # OpenCV only for the few files that need it
 
-    height, width = read_image(image).shape[:2]
-    return height, width
+    return upright_size(image)
 
 
 def annotated_objects(

@@ -24,11 +24,12 @@ from xml.etree.ElementTree import Element
 
 from detector.data.coco import category_names
 from detector.data.coco_json import CocoData, Entry, image_file, read_coco
+from detector.data.suffixes import Lookup
 from detector.data.voc import annotation_path, find_classes, image_size, split_ids
 from detector.data.voc_split import find_image, resolve_folder
 from detector.data.voc_xml import VocObject, object_elements, parse_xml, to_annotation
 from detector.errors import InputError
-from detector.files import write_text
+from detector.files import require_regular, write_text
 
 Node = list[Any]
 
@@ -59,9 +60,11 @@ def voc_to_coco(
 
     Raises InputError as `load_voc`, or if ``output`` cannot be written.
     """
-    root = Path(root)
+    root, lookup = Path(root), Lookup()
     folder = resolve_folder(root, annotations, "one XML file an image")
-    ids, split_file = split_ids(root, splits if split else None, split or "all", folder)
+    ids, split_file = split_ids(
+        root, splits if split else None, split or "all", folder, images=images, lookup=lookup
+    )
     category_ids = {name: number for number, name in enumerate(find_classes(root, annotations), start=1)}
     data: CocoData = {
         "images": [],
@@ -69,9 +72,9 @@ def voc_to_coco(
         "categories": [{"id": number, "name": name} for name, number in category_ids.items()],
     }
     for number, image_id in enumerate(ids, start=1):
-        tree = parse_xml(path := annotation_path(folder, image_id, split_file))
+        tree = parse_xml(path := annotation_path(folder, image_id, split_file, lookup))
         annotation = to_annotation(tree, path)
-        image = find_image(root / images, image_id, None)
+        image = find_image(root / images, image_id, None, lookup)
         height, width = annotation.size or image_size(image, path, required=True)
         data["images"].append(
             {
@@ -241,8 +244,10 @@ def _number(value: Decimal) -> int | float:
 
 
 def _write_new(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(f"{path} is there already and says something else; choose another folder")
+    if path.exists():
+        require_regular(path)
+        if path.read_bytes() != text.encode(errors="backslashreplace"):  # as `write_text`
+            raise InputError(f"{path} is there already and says something else; choose another folder")
     write_text(path, text)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from detector.data.bit_depth import Depth, doubt, file_depth, to_eight_bits, used_bits
+from detector.data.orientation import orientation, stored_size
 from detector.errors import InputError
 from detector.files import require_regular
 
 # Pillow's names of what OpenCV decodes too.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-_ORIENTATION = 0x0112  # EXIF 2.3, table 4
 _REPLACE = (
     "replace the file or leave its id out of the split (tools/check_data.py --fix-list LIST finds all such "
     "images, data.leave_out=LIST leaves them out)"
@@ -48,7 +48,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
     ``size`` is the annotated (height, width). The orientation that a camera wrote into the file is
     applied, unless the annotated size says that the annotator saw the image without it. Of files with 16
-    bits per sample the highest 8 bits are kept; data of fewer bits are read as `bit_depth` says.
+    bits per sample the highest 8 bits are kept, or those of the depth that `bit_depth` finds declared.
 
     Raises:
         InputError: no such file, not an image, one of over `MAX_PIXELS`, truncated (`TruncatedImage`), or
@@ -76,7 +76,7 @@ def low_bit_depth(path: Path) -> str | None:
         return None
     data, depth = _read_bytes(path)
     pixels = _decode_raw(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return doubt(pixels, depth.declared) if pixels.dtype == np.uint16 else None
+    return doubt(pixels, depth) if pixels.dtype == np.uint16 else None
 
 
 def check_image(path: Path, size: tuple[int, int] | None = None) -> None:
@@ -86,10 +86,11 @@ def check_image(path: Path, size: tuple[int, int] | None = None) -> None:
     """
     _read_whole(path)
     with _header(path) as image:
-        stored = (image.height, image.width)
-        swapped = stored[::-1] == size and image.getexif().get(_ORIENTATION, 1) in range(5, 9)
-    if size is not None and stored != size and not swapped:
-        raise _wrong_size(path, stored, size)
+        stored = stored_size(image)
+        upright = stored[::-1] if orientation(image) >= 5 else stored
+        views = (upright,) if image.format == "TIFF" else (upright, stored)  # OpenCV turns every TIFF upright
+    if size is not None and size not in views:
+        raise _wrong_size(path, upright, size)
 
 
 def _wrong_size(path: Path, found: tuple[int, ...], annotated: tuple[int, int]) -> WrongImageSize:
@@ -107,8 +108,16 @@ def stored_view(path: Path) -> tuple[tuple[int, int], int]:
     Raises InputError for a file that is no image, or one of over `MAX_PIXELS`.
     """
     with _header(path) as image:
-        orientation = image.getexif().get(_ORIENTATION, 1)  # of a PNG this decodes the pixels
-        return (image.height, image.width), orientation if orientation in range(1, 9) else 1
+        return stored_size(image), orientation(image)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return the (height, width) that `read_image` gives without an annotated size, from the header alone.
+
+    Raises InputError as `stored_view`.
+    """
+    (height, width), turned = stored_view(path)
+    return (width, height) if turned >= 5 else (height, width)
 
 
 @contextmanager
@@ -155,10 +164,10 @@ def _read_whole(path: Path) -> np.ndarray:
 
 
 def _decode(path: Path, data: np.ndarray, flags: int, depth: Depth) -> np.ndarray:
-    if depth.stored == 16:
+    if depth.stored == 16 and depth.declared is not None:
         image = _decode_raw(path, data, flags | cv2.IMREAD_ANYDEPTH)
-        if image.dtype == np.uint16 and used_bits(image, depth.declared) < 16:
-            return to_eight_bits(image, depth.declared)
+        if image.dtype == np.uint16 and used_bits(image, depth) < 16:
+            return to_eight_bits(image, depth)
     return _decode_raw(path, data, flags)
 
 

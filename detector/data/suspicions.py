@@ -30,8 +30,8 @@ class Suspicion(NamedTuple):
 def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Suspicion]:
     """Look at the image that an XML file names itself, where another one, ``image``, is loaded for it.
 
-    Folders, case and an ending that alone differs are no matter, since tools write them as they like; an
-    ending is where both files are there.
+    Folders, case and an ending that alone differs are ignored, since tools write them as they like; an
+    ending counts where both files are there.
     """
     name = PurePosixPath((named or "").replace("\\", "/")).name
     if not name or image.name.casefold() in (name.casefold(), unquote(name).casefold()):
@@ -102,7 +102,7 @@ def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -
 
 
 def unused_bits(image: Path) -> Iterator[Suspicion]:
-    """Look for an image of 16 bits per channel whose data seem to have fewer.
+    """Look for an image of 16 bits per channel whose data seem to have fewer, although it is read as 16.
 
     Raises InputError as `detector.data.images.read_image`.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 from detector.data.choice import Choice
 from detector.data.keys import image_key
 from detector.data.objects import AnnotatedObject, InvalidBoxes, OtherClasses, TargetBuilder
-from detector.data.suffixes import with_suffix_of
+from detector.data.suffixes import Lookup
 from detector.data.suspicions import (
     Suspicion,
     at_wrong_edge,
@@ -76,7 +76,7 @@ def load_voc(
     every object exactly as annotated. ``first_pixel``, 0 or 1, is the number of the files' first pixel.
 
     With ``unannotated`` a split file none of whose images has an annotation, such as that of a test set for
-    a server, gives records without objects; where only some have none, that is an error as ever.
+    a server, gives records without objects; where only some have none, that is an error.
 
     Sizes come from <size>, else from the image. ``require_images=False`` looks for no image: the path is
     then the expected .jpg, and the size (0, 0) where neither file gives one, which needs
@@ -89,13 +89,15 @@ def load_voc(
     root = Path(root)
     annotation_folder = resolve_folder(root, annotations, f"one XML file an image ({images}/ has the images)")
     image_folder = resolve_folder(root, images, "the images") if require_images else root / images
-    ids, split_file = split_ids(root, splits, split, annotation_folder, choose, images=images)
-    if unannotated and not any(find_annotation(annotation_folder, image_id) for image_id in ids):
-        paths = [find_image(image_folder, image_id, split_file) for image_id in ids]
+    lookup = Lookup()
+    ids, split_file = split_ids(root, splits, split, annotation_folder, choose, images=images, lookup=lookup)
+    if unannotated and not any(find_annotation(annotation_folder, image_id, lookup) for image_id in ids):
+        paths = [find_image(image_folder, image_id, split_file, lookup) for image_id in ids]
         keys = [image_key(root / images / path.relative_to(image_folder), root) for path in paths]
         bare = map(_without_annotation, ids, keys, paths)
         return VocDataset(records=list(bare), classes=tuple(classes or ()), dropped={}, annotated=False)
-    parsed = [read_annotation(annotation_path(annotation_folder, image_id, split_file)) for image_id in ids]
+    files = [annotation_path(annotation_folder, image_id, split_file, lookup) for image_id in ids]
+    parsed = list(map(read_annotation, files))
     if classes is None:
         classes = sorted({thing.name for annotation in parsed for thing in annotation.objects})
     build_targets = TargetBuilder(classes, invalid_boxes, min_box_size, other_classes)
@@ -103,7 +105,7 @@ def load_voc(
     suspicions: list[Suspicion] = []
     at_edge = 0
     for image_id, annotation in zip(ids, parsed, strict=True):
-        path = find_image(image_folder, image_id, split_file if require_images else None)
+        path = find_image(image_folder, image_id, split_file if require_images else None, lookup)
         size = annotation.size or image_size(
             path, annotation.path, require_images or invalid_boxes is not None
         )
@@ -152,8 +154,9 @@ def find_classes(
     Raises InputError for a missing folder, a malformed annotation, or a folder without annotations.
     """
     folder = resolve_folder(Path(root), annotations, "one XML file an image")
-    ids = chosen_ids(annotated_ids(folder), choose, Path(root), images)
-    paths = [annotation_path(folder, image_id, folder) for image_id in ids]
+    lookup = Lookup()
+    ids = chosen_ids(annotated_ids(folder), choose, Path(root), images, lookup)
+    paths = [annotation_path(folder, image_id, folder, lookup) for image_id in ids]
     return tuple(sorted({thing.name for path in paths for thing in read_annotation(path).objects}))
 
 
@@ -166,37 +169,42 @@ def split_ids(
     on_fault: Callable[[InputError], None] | None = None,
     *,
     images: str = "JPEGImages",
+    lookup: Lookup | None = None,
 ) -> tuple[list[str], Path]:
     """Return the ids of a split, and the file or folder that names them, as `load_voc` reads them.
 
     ``on_fault`` is that of `detector.data.voc_split.read_split`; ``images`` is the folder of the images,
-    whose paths ``choose`` may look at.
+    whose names decide how a line is read, and whose paths ``choose`` may look at.
     """
+    lookup = lookup or Lookup()
     if splits is None:
         ids, source = annotated_ids(annotation_folder), annotation_folder
     else:
-        ids, source = read_split(root, splits, split, annotation_folder, on_fault)
-    chosen = chosen_ids(ids, choose, root, images)
+        ids, source = read_split(root, splits, split, (annotation_folder, root / images), on_fault, lookup)
+    chosen = chosen_ids(ids, choose, root, images, lookup)
     if not chosen:
         raise InputError(f"{source}: all {len(ids)} images of {split!r} are left out; keep at least one")
     return chosen, source
 
 
-def chosen_ids(ids: Sequence[str], choose: Choice | None, root: Path, images: str) -> list[str]:
+def chosen_ids(
+    ids: Sequence[str], choose: Choice | None, root: Path, images: str, lookup: Lookup | None = None
+) -> list[str]:
     """Return the ids that ``choose`` picks of those of ``ROOT/<images>``, all if it is None."""
     if choose is None:
         return list(ids)
-    return [name.image_id for name in choose(image_names(ids, root, images))]
+    return [name.image_id for name in choose(image_names(ids, root, images, lookup))]
 
 
-def image_names(ids: Sequence[str], root: Path, images: str) -> list[ImageName]:
+def image_names(ids: Sequence[str], root: Path, images: str, lookup: Lookup | None = None) -> list[ImageName]:
     """Return the names of the images of ``ROOT/<images>`` with these ids."""
-    folder = root / images
-    return [ImageName(image_id, image_key(find_image(folder, image_id, None), root)) for image_id in ids]
+    folder, lookup = root / images, lookup or Lookup()
+    paths = (find_image(folder, image_id, None, lookup) for image_id in ids)
+    return [ImageName(image_id, image_key(path, root)) for image_id, path in zip(ids, paths, strict=True)]
 
 
 def annotated_ids(folder: Path) -> list[str]:
-    """Return the ids of all annotation files below ``folder``, sorted; hidden files are passed by.
+    """Return the ids of all annotation files below ``folder``, sorted; hidden files are skipped.
 
     Raises InputError for none.
     """
@@ -207,14 +215,14 @@ def annotated_ids(folder: Path) -> list[str]:
     return sorted(ids)
 
 
-def find_annotation(folder: Path, image_id: str) -> Path | None:
+def find_annotation(folder: Path, image_id: str, lookup: Lookup | None = None) -> Path | None:
     """Return the annotation file of an id, None where there is none."""
-    return with_suffix_of(folder / image_id, (".xml",))
+    return (lookup or Lookup()).find(folder / image_id, (".xml",))
 
 
-def annotation_path(folder: Path, image_id: str, split_file: Path) -> Path:
+def annotation_path(folder: Path, image_id: str, split_file: Path, lookup: Lookup | None = None) -> Path:
     """Return the annotation file of an id. Raises InputError naming ``split_file`` if it is missing."""
-    path = find_annotation(folder, image_id)
+    path = find_annotation(folder, image_id, lookup)
     if path is None:
         raise InputError(
             f"{split_file}: image id {image_id!r} has no annotation: {folder / f'{image_id}.xml'} is "
@@ -232,10 +240,9 @@ def image_size(image: Path, source: Path, required: bool) -> tuple[int, int]:
         if required:
             raise InputError(f"{source}: no <size>, and no image at {image} to take it from; add <size>")
         return 0, 0
-    from detector.data.images import read_image  # OpenCV only for the few files that need it
+    from detector.data.images import upright_size  # OpenCV only for the few files that need it
 
-    height, width = read_image(image).shape[:2]
-    return height, width
+    return upright_size(image)
 
 
 def annotated_objects(annotation: VocAnnotation, first_pixel: int = 1) -> Iterator[AnnotatedObject]:

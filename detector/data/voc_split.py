@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from detector.data.suffixes import with_suffix_of
+from detector.data.suffixes import Lookup
 from detector.data.voc_xml import faults_to
 from detector.errors import InputError, nearest
 from detector.files import ASCII_SPACE, IMAGE_SUFFIXES, read_short_text
 
-# The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id.
-_CLASS_COLUMN = re.compile(r"(?P<id>.*\S)\s+(-1|0|1)")
+# The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id. Only spaces are before it:
+# a no-break space may be a part of a name.
+_CLASS_COLUMN = re.compile(r"(?P<id>.*[^ ])[ ]+(-1|0|1)")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MAX_NAME_BYTES = 240  # file systems refuse names over 255 bytes, ending included
 
@@ -39,14 +40,16 @@ def read_split(
     root: Path,
     splits: str,
     split: str,
-    annotation_folder: Path,
+    folders: tuple[Path, Path],
     on_fault: Callable[[InputError], None] | None = None,
+    lookup: Lookup | None = None,
 ) -> tuple[list[str], Path]:
     """Return the ids of ``ROOT/<splits>/<split>.txt`` in its order, and that path.
 
     Blank lines, a byte-order mark, Windows line ends and the 1/-1/0 column of per-class lists are
-    understood; a line is taken whole where an annotation has just that name. With ``on_fault`` a faulty
-    line is handed to it and left out, and the rest is read.
+    understood; a line is taken whole where a file has just that name in one of ``folders``, those of the
+    annotations and of the images. With ``on_fault`` a faulty line is handed to it and left out, and the rest
+    is read.
 
     Raises:
         InputError: no such split (the message lists those there are), an unreadable or empty one, an id
@@ -60,19 +63,22 @@ def read_split(
         raise InputError(f"{path}: no such split{nearest(split, found)}; {there}")
     lines = read_short_text(path, "the split").replace("\t", " ").split("\n")
     seen: dict[str, int] = {}
+    lookup = lookup or Lookup()
     for number, line in enumerate((line.strip(ASCII_SPACE) for line in lines), start=1):
         if line:
             with faults_to(on_fault):
-                _add_line(seen, line, number, path, annotation_folder)
+                _add_line(seen, line, number, path, folders, lookup)
     if not seen:
         raise InputError(f"{path}: the split names no image; expected one image id a line")
     return list(seen), path
 
 
-def _add_line(seen: dict[str, int], line: str, number: int, path: Path, annotation_folder: Path) -> None:
+def _add_line(
+    seen: dict[str, int], line: str, number: int, path: Path, folders: tuple[Path, Path], lookup: Lookup
+) -> None:
     """Add the id of a line to ``seen``, the line's number by the id."""
     check_name(line, f"{path}: line {number}: image id", "an image's file name without its ending")
-    image_id = _image_id(line, annotation_folder)
+    image_id = _image_id(line, folders, lookup)
     if image_id in seen:
         raise InputError(
             f"{path}: line {number}: image id {image_id!r} is also on line {seen[image_id]}; remove one"
@@ -80,12 +86,15 @@ def _add_line(seen: dict[str, int], line: str, number: int, path: Path, annotati
     seen[image_id] = number
 
 
-def find_image(folder: Path, image_id: str, split_file: Path | None) -> Path:
+def find_image(folder: Path, image_id: str, split_file: Path | None, lookup: Lookup | None = None) -> Path:
     """Return the image of an id, the expected .jpg where there is none and no ``split_file`` is given.
+
+    ``lookup`` is that of the reader that looks for many.
 
     Raises InputError naming ``split_file``, the id and the expected path if the image is missing.
     """
-    found, expected = with_suffix_of(folder / image_id, IMAGE_SUFFIXES), folder / f"{image_id}.jpg"
+    found = (lookup or Lookup()).find(folder / image_id, IMAGE_SUFFIXES)
+    expected = folder / f"{image_id}.jpg"
     if found is None and split_file is not None:
         others = ", ".join(IMAGE_SUFFIXES[1:])
         raise InputError(
@@ -113,11 +122,13 @@ def _fits(name: str) -> bool:
     return min(name) >= " " and len(encoded) <= _MAX_NAME_BYTES and encoded.decode() == name
 
 
-def _image_id(line: str, annotation_folder: Path) -> str:
+def _image_id(line: str, folders: tuple[Path, Path], lookup: Lookup) -> str:
     column = _CLASS_COLUMN.fullmatch(line)
-    if column is None or with_suffix_of(annotation_folder / line, (".xml",)):
+    if column is None:
         return line
-    return column["id"]
+    annotations, images = folders
+    whole = lookup.find(annotations / line, (".xml",)) or lookup.find(images / line, IMAGE_SUFFIXES)
+    return line if whole else column["id"]
 
 
 def _split_names(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import re
 import socket
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ _PUBLISHED = {
     "vgg16": VGG16_Weights.IMAGENET1K_V1,
 }
 _OTHER_FILES = {"squeezenet1_0": ("squeezenet1_0-dc_tvnorm-fba6d0e6.pth",)}
+# No network, no permission; another checksum; an answer that is not HTTP, or whose length is no number.
+_NO_DOWNLOAD = (OSError, RuntimeError, http.client.HTTPException, ValueError)
 _CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # torchvision's names end with the first digits of SHA-256
 
 
@@ -63,7 +66,7 @@ def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
     target = folder / names[0]
     try:
         _download(_url(backbone), target)
-    except (OSError, RuntimeError) as error:  # no network, no permission; another checksum
+    except _NO_DOWNLOAD as error:
         raise InputError(
             f"model.backbone.weights: default: none of {', '.join(names)} is in {folder}, and the download "
             f"of {_url(backbone)} failed: {str(error).strip() or type(error).__name__}. Put that file there, "

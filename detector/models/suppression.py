@@ -13,6 +13,8 @@ FIRST_CANDIDATES = 10
 """How many candidates are suppressed at first, as a multiple of the number of detections wanted."""
 GROWTH = 4
 """By what factor their number grows where too few of them are left."""
+BLOCK = 128
+"""Candidates of a class that are compared with each other at a time, where nested boxes are dropped too."""
 
 
 def best_detections(
@@ -40,18 +42,23 @@ def best_detections(
     while True:
         part = candidates[:taken].cpu()
         boxes, scores, labels = part[:, :4], part[:, 4], part[:, 5].long()
-        kept = suppress(boxes, scores, labels, nms_threshold, nested_threshold)[:count]
+        kept = suppress(boxes, scores, labels, nms_threshold, nested_threshold, count)[:count]
         if len(kept) == count or taken >= len(candidates):
             return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
         taken *= GROWTH
 
 
 def suppress(
-    boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, nested_threshold: float | None = None
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    nms_threshold: float,
+    nested_threshold: float | None = None,
+    count: int | None = None,
 ) -> Tensor:
     """Return the rows (D,), rising, that suppression within each class leaves of candidates on the CPU.
 
-    Candidates come by falling score.
+    Candidates come by falling score. With ``count`` only the first so many rows are sure to be there.
 
     Each class has a call of its own. One call for all, with the boxes of each class shifted to a place of
     their own, would lose digits of float32.
@@ -65,26 +72,51 @@ def suppress(
         rows[
             nms(own_boxes, own_scores, nms_threshold)
             if nested_threshold is None
-            else _without_nested(own_boxes, nms_threshold, nested_threshold)
+            else _without_nested(own_boxes, nms_threshold, nested_threshold, count)
         ]
         for rows, own_boxes, own_scores in zip(rows_by_class, boxes_by_class, scores_by_class, strict=True)
     ]
     return torch.cat(kept).sort().values if kept else by_label
 
 
-def _without_nested(boxes: Tensor, nms_threshold: float, nested_threshold: float) -> Tensor:
+def _without_nested(
+    boxes: Tensor, nms_threshold: float, nested_threshold: float, count: int | None
+) -> Tensor:
     """Return the rows that stay of one class's candidates (n, 4), by falling score.
+
+    With ``count`` only the first so many of them are sure to be there.
 
     A box is dropped by a better one that stays also where one of the two lies in the other to more than
     ``nested_threshold``, however small their IoU.
+
+    Candidates are taken in blocks: those that stayed before drop others of a block, and the rest of it is
+    compared with itself. So memory grows with n and not with its square.
     """
-    shared, area = box_ops.intersection(boxes, boxes), box_ops.area(boxes)
-    nested = shared / torch.minimum(area[:, None], area[None, :]).clamp(min=1e-6) > nested_threshold
-    dropped_by = nested | (box_ops.iou(boxes, boxes) > nms_threshold)
-    alive = torch.ones(len(boxes), dtype=torch.bool)
-    kept: list[int] = []
-    for row in range(len(boxes)):
+    kept = torch.zeros(0, dtype=torch.int64)
+    for block in torch.arange(len(boxes)).split(BLOCK):
+        if len(kept):
+            block = block[~_drops(boxes[kept], boxes[block], nms_threshold, nested_threshold).any(dim=0)]
+        dropped_by = _drops(boxes[block], boxes[block], nms_threshold, nested_threshold)
+        kept = torch.cat((kept, block[_stay(dropped_by)]))
+        if count is not None and len(kept) >= count:
+            break
+    return kept
+
+
+def _stay(dropped_by: Tensor) -> Tensor:
+    """Return the rows that stay where row i, if it stays, drops those of ``dropped_by[i]`` (n, n)."""
+    alive = torch.ones(len(dropped_by), dtype=torch.bool)
+    stay: list[int] = []
+    for row in range(len(dropped_by)):
         if alive[row]:
-            kept.append(row)
+            stay.append(row)
             alive &= ~dropped_by[row]
-    return torch.tensor(kept, dtype=torch.int64)
+    return torch.tensor(stay, dtype=torch.int64)
+
+
+def _drops(better: Tensor, others: Tensor, nms_threshold: float, nested_threshold: float) -> Tensor:
+    """Say of each of ``better`` (P, 4) and each of ``others`` (G, 4) whether it drops that one, (P, G)."""
+    shared = box_ops.intersection(better, others)
+    smaller = torch.minimum(box_ops.area(better)[:, None], box_ops.area(others)[None, :])
+    nested = shared / smaller.clamp(min=1e-6) > nested_threshold
+    return nested | (box_ops.iou(better, others) > nms_threshold)

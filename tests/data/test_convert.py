@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -169,6 +170,27 @@ def test_what_is_there_already_is_not_overwritten(root: Path, tmp_path: Path) ->
     (tmp_path / "back" / "Annotations" / "bare.xml").write_text("mine")
     with pytest.raises(InputError, match=r"bare\.xml is there already and says something else"):
         coco_to_voc(tmp_path / "test.json", tmp_path / "back", "three")
+
+
+@pytest.mark.parametrize(
+    "text", [f'<?xml version="1.0" encoding="gbk"?>{BARE}<!-- 牛 -->'.encode("gbk"), b"\xff\xfe", b""]
+)
+def test_other_bytes_are_something_else(root: Path, tmp_path: Path, text: bytes) -> None:
+    """An XML file in GBK was an error of decoding."""
+    voc_to_coco(root, "test", tmp_path / "test.json")
+    (tmp_path / "back" / "Annotations").mkdir(parents=True)
+    (tmp_path / "back" / "Annotations" / "bare.xml").write_bytes(text)
+    with pytest.raises(InputError, match=r"bare\.xml is there already and says something else"):
+        coco_to_voc(tmp_path / "test.json", tmp_path / "back", "one")
+
+
+def test_a_pipe_in_the_place_of_an_annotation_is_refused(root: Path, tmp_path: Path) -> None:
+    """It was waited for without end."""
+    voc_to_coco(root, "test", tmp_path / "test.json")
+    (tmp_path / "back" / "Annotations").mkdir(parents=True)
+    os.mkfifo(tmp_path / "back" / "Annotations" / "bare.xml")
+    with pytest.raises(InputError, match=r"bare\.xml: is a named pipe"):
+        coco_to_voc(tmp_path / "test.json", tmp_path / "back", "one")
 
 
 @pytest.mark.parametrize("voc", [7, ["object"], ["object", 5], ["object", [["name"]]], ["a", "", 3]])

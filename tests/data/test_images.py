@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.images import TruncatedImage, check_image, low_bit_depth, read_image, stored_view
+from detector.data.images import (
+    TruncatedImage,
+    check_image,
+    low_bit_depth,
+    read_image,
+    stored_view,
+    upright_size,
+)
 from detector.errors import InputError
 
 Array = np.ndarray
@@ -92,6 +99,7 @@ def test_the_camera_orientation_is_applied_unless_the_annotation_disagrees(
     path = tmp_path / "camera.jpg"
     path.write_bytes(with_orientation(encode(stored), orientation))
     assert close(read_image(path), upright)
+    assert upright_size(path) == upright.shape[:2]
     assert close(read_image(path, upright.shape[:2]), upright)
     if orientation >= 5:  # turned by 90 degrees: the size says how the annotator saw it
         assert close(read_image(path, (64, 96)), stored)
@@ -231,20 +239,18 @@ def with_significant_bits(png: bytes, bits: int) -> bytes:
     [
         (65535, 255, None),
         (20000, 78, None),
-        (
-            4096,
-            16,
-            "values end at 4096: read as data of 16 bits, so that no pixel is brighter than 16",
-        ),
-        (4095, 255, "values end at 4095: read as data of 12 bits"),
-        (3500, 218, "values end at 3500: read as data of 12 bits"),
-        (255, 255, "values end at 255: read as data of 8 bits"),
+        (4096, 16, "values end at 4096 of 65535, as if they were data of 14 bits"),
+        (4095, 15, "values end at 4095 of 65535, as if they were data of 12 bits"),
+        (3500, 13, "no pixel is brighter than 13 of 255"),
+        (3500, 13, "multiply the values of all its images by 16,"),
+        (255, 0, "values end at 255 of 65535, as if they were data of 8 bits"),
+        (0, 0, None),
     ],
 )
-def test_the_depth_of_sixteen_bit_files(
+def test_the_depth_of_sixteen_bit_files_is_not_guessed(
     tmp_path: Path, suffix: str, top: int, brightest: int, words: str | None
 ) -> None:
-    """12 bits in 16-bit files were decoded to 0..15 of 255."""
+    """A maximum of 3900 became 243 and one of 4200 became 16: images of one data set differed 16-fold."""
     path = tmp_path / f"a{suffix}"
     path.write_bytes(cv2.imencode(suffix, ramp(top))[1].tobytes())
     image = read_image(path, (64, 64))
@@ -254,7 +260,7 @@ def test_the_depth_of_sixteen_bit_files(
     assert found is None if words is None else words in str(found)
 
 
-def test_a_declared_depth_is_kept_without_a_word(tmp_path: Path) -> None:
+def test_a_declared_depth_counts(tmp_path: Path) -> None:
     dark = ramp(700)
     for bits, brightest in ((10, 175), (12, 43), (14, 10), (16, 2)):
         (tmp_path / "a.png").write_bytes(with_significant_bits(cv2.imencode(".png", dark)[1].tobytes(), bits))
@@ -267,6 +273,32 @@ def test_a_declared_depth_is_kept_without_a_word(tmp_path: Path) -> None:
     page.save(tmp_path / "a.tif", tiffinfo={281: 16383})
     assert read_image(tmp_path / "a.tif").max() == 10
     assert low_bit_depth(tmp_path / "a.tif") is None
+
+
+@pytest.mark.parametrize("scale", ["shift", "proportion"])
+@pytest.mark.parametrize("bits", [9, 12, 15])
+def test_significant_bits_that_are_scaled_as_png_says(tmp_path: Path, bits: int, scale: str) -> None:
+    """A dark image of such a data set is as dark as the others' dark pixels."""
+    for share in (0.02, 1):
+        steps = (ramp(round(((1 << bits) - 1) * share))).astype(np.uint32)
+        values = steps << (16 - bits) if scale == "shift" else (steps * (65535 / ((1 << bits) - 1))).round()
+        png = cv2.imencode(".png", values.astype(np.uint16))[1].tobytes()
+        (tmp_path / "a.png").write_bytes(with_significant_bits(png, bits))
+        assert (read_image(tmp_path / "a.png") == values.astype(int) >> 8).all()
+        assert low_bit_depth(tmp_path / "a.png") is None
+
+
+def test_the_largest_value_of_a_single_tiff_is_no_depth(tmp_path: Path) -> None:
+    for top in (3900, 4200):
+        Image.fromarray(ramp(top)[:, :, 0]).save(tmp_path / "a.tif", tiffinfo={281: top})
+        assert abs(int(read_image(tmp_path / "a.tif").max()) - (top >> 8)) <= 1
+        assert f"values end at {top}" in str(low_bit_depth(tmp_path / "a.tif"))
+
+
+def test_values_beyond_the_declared_depth_are_reported(tmp_path: Path) -> None:
+    Image.fromarray(ramp(60000)[:, :, 0]).save(tmp_path / "a.tif", tiffinfo={281: 4095})
+    assert abs(int(read_image(tmp_path / "a.tif").max()) - (60000 >> 8)) <= 1
+    assert "declares data of 12 bits, whose values end at 60000" in str(low_bit_depth(tmp_path / "a.tif"))
 
 
 def test_a_wrong_declaration_never_cuts_values_off(tmp_path: Path) -> None:

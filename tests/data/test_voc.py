@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from detector.data.images import read_image
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
 from detector.data.voc_xml import MAX_BYTES, parse_xml, read_annotation
 from detector.errors import InputError
@@ -418,3 +421,59 @@ def test_hidden_files_and_other_cases_of_the_suffix(layout: Layout) -> None:
     assert find_classes(layout.root) == ("cow",)
     data = load_voc(layout.root, "all", splits=None, require_images=False)
     assert [record.image_id for record in data.records] == ["one"]
+
+
+def test_a_line_of_a_split_is_taken_whole_where_an_image_has_that_name(layout: Layout) -> None:
+    """Without annotations, "scan 1" was read as the image "scan" of class column 1."""
+    for name in ("scan.jpg", "scan 1.jpg", "scan 0.PNG", "photo.jpg"):
+        layout.draw(name)
+    layout.list("test", "scan 1\nscan 0\nphoto  -1\n")
+    data = load_voc(layout.root, "test", classes=["cow"], unannotated=True)
+    assert [(record.image_id, record.path.name) for record in data.records] == [
+        ("scan 1", "scan 1.jpg"),
+        ("scan 0", "scan 0.PNG"),
+        ("photo", "photo.jpg"),
+    ]
+
+
+@pytest.mark.parametrize("space", ["\u202f", "\u00a0", "\u2003"])
+def test_only_plain_spaces_stand_before_a_class_column(layout: Layout, space: str) -> None:
+    for name in ("photo", f"photo{space}1", f"end{space}"):
+        layout.annotate(name)
+    layout.list("test", f"photo{space}1\nend{space} 1\nphoto 0")
+    data = load_voc(layout.root, "test", require_images=False)
+    assert [record.image_id for record in data.records] == [f"photo{space}1", f"end{space}", "photo"]
+    (layout.root / "Annotations" / f"photo{space}1.xml").unlink()
+    with pytest.raises(InputError, match=r"'photo.*1' has no annotation"):
+        load_voc(layout.root, "test", require_images=False)
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+def test_sizes_come_from_the_headers_of_images(
+    layout: Layout, annotated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every image without <size> was decoded whole."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("jpg", "png"):
+        Image.new("RGB", (40, 30)).save(layout.root / "JPEGImages" / f"a_{suffix}.{suffix}", exif=exif)
+        if annotated:
+            layout.annotate(f"a_{suffix}", size="")
+    layout.list("test", "a_jpg\na_png\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "imdecode", None)
+        patch.setattr("PIL.ImageFile.ImageFile.load", None)
+        data = load_voc(layout.root, "test", classes=["cow"], unannotated=True)
+    for record in data.records:
+        assert read_image(record.path, (record.height, record.width)).shape == (40, 30, 3)
+
+
+def test_a_reader_lists_each_folder_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        layout.annotate(str(number))
+    layout.list("test", "".join(f"{number}\n" for number in range(20)))
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(str(folder)) or scandir(folder))
+    load_voc(layout.root, "test", require_images=False, choose=lambda names: names)
+    assert listed == [str(layout.root / "JPEGImages")]

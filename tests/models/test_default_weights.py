@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from http.client import BadStatusLine, IncompleteRead
 from pathlib import Path
 from urllib.error import URLError
 
@@ -66,7 +67,16 @@ def test_without_a_file_torchvisions_is_downloaded_with_its_checksum(
     assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd")]
 
 
-@pytest.mark.parametrize("fault", [URLError("no route to host"), RuntimeError("invalid hash value")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        URLError("no route to host"),
+        RuntimeError("invalid hash value"),
+        BadStatusLine("garbage"),
+        IncompleteRead(b"a part"),
+        ValueError("invalid literal for int()"),  # of a length that is no number
+    ],
+)
 def test_with_neither_the_error_names_the_files_the_address_and_both_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
