@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
         "python tools/check_data.py --config configs/mine.yaml data.leave_out=leave_out.txt",
     )
     cli.add_config_arguments(parser)
-    parser.add_argument("--split", action="append", help="a split (default: the config's training and test)")
+    parser.add_argument("--split", action="append", help="a split (default: all that training reads)")
     parser.add_argument("--no-images", action="store_true", help="look at the annotations alone")
     parser.add_argument(
         "--output",

@@ -86,7 +86,11 @@ def parse() -> argparse.Namespace:
     cli.add_config_arguments(parser, required=False)
     parser.add_argument("--checkpoint", metavar="FILE", help="a step_N.pt or best.pt of tools/train.py")
     parser.add_argument("--split", help="split to score (default: the config's test split, or test)")
-    parser.add_argument("--output", metavar="FILE.json", help="write the figures there too")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.json",
+        help="write the figures there too, and result files into a folder FILE",
+    )
     parser.add_argument(
         "--detections",
         metavar="PLACE",

@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="STORE", help="the store's folder (default: where training looks)"
     )
-    parser.add_argument("--split", action="append", help="a split (default: the config's training and test)")
+    parser.add_argument("--split", action="append", help="a split (default: all that training reads)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the store's path")
     making = parser.add_argument_group("making proposals")
     making.add_argument("--method", help="dense, selective_search or module:function (default: the config's)")

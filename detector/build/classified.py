@@ -12,7 +12,6 @@ from torch import Tensor
 
 from detector.build.data import ensure_data, inference_views, load_split, naming, no_proposals
 from detector.build.evaluation import known_classes
-from detector.build.splits import find_validation
 from detector.build.validation import load_validation
 from detector.config import Config
 from detector.data.coco import CocoDataset
@@ -66,11 +65,7 @@ def open_validation_images(config: Config, classes: tuple[str, ...]) -> Labelled
         InputError: anything missing.
     """
     loaded = load_validation(config, classes)
-    if loaded is None:
-        return None
-    split, dataset = loaded
-    note(find_validation(config).describe(len(dataset.records), config))
-    return _labelled(config, split, dataset)
+    return None if loaded is None else _labelled(config, *loaded)
 
 
 def _labelled(config: Config, split: str, dataset: VocDataset | CocoDataset) -> LabelledImages:

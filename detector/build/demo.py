@@ -17,7 +17,7 @@ from detector.build.proposals import (
     stored_proposals,
 )
 from detector.config import Config
-from detector.data.images import read_image
+from detector.data.images import read_image, upright_size
 from detector.data.keys import image_key
 from detector.data.loading import workers_watched
 from detector.engine.determinism import cuda_algorithms
@@ -107,7 +107,7 @@ def picture_name(record: ImageRecord) -> str:
 
 def record_of(path: Path, image_id: str) -> ImageRecord:
     """Return a record for an image file without annotations."""
-    height, width = read_image(path).shape[:2]
+    height, width = upright_size(path)
     key = image_key(path, Path())
     return ImageRecord(
         image_id=image_id, key=key, path=path, height=height, width=width, targets=Targets.empty()

@@ -19,7 +19,6 @@ from detector.build.data import (
 )
 from detector.build.model import build_detector
 from detector.build.proposals import open_proposals, report_recall, stored_proposals, with_proposals
-from detector.build.splits import find_validation
 from detector.build.validation import load_validation
 from detector.config import Config
 from detector.data.coco import CocoDataset
@@ -100,11 +99,7 @@ def open_validation(config: Config, classes: Sequence[str]) -> TestSet | None:
         InputError: anything missing.
     """
     loaded = load_validation(config, classes)
-    if loaded is None:
-        return None
-    split, dataset = loaded
-    note(find_validation(config).describe(len(dataset.records), config))
-    return _test_set(config, split, dataset)
+    return None if loaded is None else _test_set(config, *loaded)
 
 
 def _test_set(config: Config, split: str, dataset: VocDataset | CocoDataset) -> TestSet:

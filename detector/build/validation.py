@@ -15,6 +15,7 @@ from detector.data.choice import Choice, set_aside
 from detector.data.coco import CocoDataset
 from detector.data.voc import VocDataset
 from detector.errors import InputError
+from detector.progress import note
 from detector.structures import ImageName, ImageRecord
 
 
@@ -26,26 +27,29 @@ def load_training(config: Config, classes: Sequence[str], *, training: bool) -> 
 
 
 def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, VocDataset | CocoDataset] | None:
-    """Read the validation images as annotated; return the split they are in too, or None without any.
+    """Read the validation images as annotated, and say where they come from and what they are for.
+
+    Returns the split they are in too, or None without any.
 
     Raises:
         InputError: the split cannot be read.
     """
     found = find_validation(config)
-    if found.split is None:
-        if not found.fraction:
-            return None
-        split, part = config.data.train_split, _part(config, found.fraction, validation=True)
-        return split, load_split(config, split, classes, training=False, choose=part)
+    if not found:
+        return None
+    split = found.split or config.data.train_split
+    part = None if found.split is not None else _part(config, found.fraction, validation=True)
     try:
-        return found.split, load_split(config, found.split, classes, training=False)
+        dataset = load_split(config, split, classes, training=False, choose=part)
     except InputError as error:
         if not found.implied:
             raise
         raise InputError(
-            f"{error} (the split {found.split!r} is read for validation because of its name; name another "
-            "one in data.val_split, or set train.validation_fraction to 0 to do without)"
+            f"{error} (the split {split!r} is read for validation because of its name; name another one in "
+            "data.val_split, or set train.validation_fraction to 0 to do without)"
         ) from None
+    note(found.describe(len(dataset.records), config))
+    return split, dataset
 
 
 def check_apart(config: Config, trained: Sequence[ImageRecord], validation: Sequence[ImageRecord]) -> None:

@@ -349,7 +349,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _explain(source: str, item: Any) -> str:
-    keys = [str(part) for part in item["loc"]]
+    keys = [f"{part!s:.100}" for part in item["loc"]]
     if item["type"] == "extra_forbidden":
         *section, name = keys
         valid = _names_at(section)

@@ -276,9 +276,7 @@ def test_weights_of_another_input_convention_are_refused(tiny: Load, tmp_path: P
             begun(path, CLASSES, load=tiny)
     long = {"backbone": {"convention": "x" * 10_000}}
     save_checkpoint(path, {**state, "config": {**state["config"], "model": long}})
-    with pytest.raises(
-        InputError, match=r"convention = 'x{79} *, the config"
-    ) as caught:
+    with pytest.raises(InputError, match=r"convention = 'x{79} *, the config") as caught:
         begun(path, CLASSES, load=tiny)
     assert len(str(caught.value)) < 500
 
