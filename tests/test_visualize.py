@@ -270,6 +270,12 @@ def test_save_image_refuses_what_it_cannot_write(tmp_path: Path, monkeypatch: py
     assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "old.png"]
 
 
+def test_the_grid_shows_detections_from_the_stored_threshold_on() -> None:
+    example = (blank(), detections((10, 20, 60, 80, 0.3, 1)), Targets.empty())
+    assert not is_colour(example_grid([example], CLASSES, 1800), 1).any()
+    assert is_colour(example_grid([example], CLASSES, 1800, 0.25), 1).any()
+
+
 def test_the_grid_shows_detections_left_and_truth_right() -> None:
     found = detections((10, 20, 60, 80, 0.9, 1))
     truth = Targets.make(torch.tensor([[100.0, 50, 180, 150]]), torch.tensor([2]))

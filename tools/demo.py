@@ -63,12 +63,12 @@ def main() -> int:
 
 def default_threshold(checkpoint: dict[str, Any]) -> float:
     """Return the checkpoint's own score threshold, or the usual one, and say which."""
-    from detector.build.operating import FALLBACK_THRESHOLD
+    from detector.visualize.drawing import USUAL_THRESHOLD
 
     stored: float | None = checkpoint.get("score_threshold")
     if stored is None:
-        note(f"score threshold {FALLBACK_THRESHOLD:g}: the checkpoint has none of its own")
-        return FALLBACK_THRESHOLD
+        note(f"score threshold {USUAL_THRESHOLD:g}: the checkpoint has none of its own")
+        return USUAL_THRESHOLD
     note(f"score threshold {stored:.3g}: the checkpoint's, with the best F1 on its validation images")
     return stored
 

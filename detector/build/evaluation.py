@@ -237,12 +237,12 @@ def write_evaluation(folder: Path, test_set: TestSet, evaluation: Evaluation) ->
     if test_set.coco is not None:
         name = file_name_of(f"coco_{test_set.split}.json")
         test_set.coco.write_results(folder / "results" / name)
-    names = []
+    names, threshold = [], evaluation.figures.get("score_threshold")
     for record in test_set.records[:DRAWN]:
         found = evaluation.detections[record.image_id]
         image = read_image(record.path, (record.height, record.width))
         name = f"{file_name_of(record.image_id)}.jpg"
-        save_image(folder / "detections" / name, draw_detections(image, found, test_set.classes))
+        save_image(folder / "detections" / name, draw_detections(image, found, test_set.classes, threshold))
         names.append(name)
     note_pictures(folder / "detections", names)
     note(f"wrote result files to {folder / 'results'} and pictures to {folder / 'detections'}")

@@ -10,9 +10,6 @@ from detector.build.evaluation import Evaluation
 from detector.evaluation.operating_point import OperatingPoint, at_threshold, best_f1
 from detector.progress import note
 
-FALLBACK_THRESHOLD = 0.5
-"""For a checkpoint without a threshold of its own."""
-
 
 def choose_point(validation: Evaluation | None) -> OperatingPoint | None:
     """Return the F1-best operating point of an evaluation on validation images; None where there is none."""

@@ -36,6 +36,8 @@ _PALETTE: tuple[Colour, ...] = (
 )
 # Later rounds through the palette are mixed with white or black, by these parts.
 _ROUNDS: tuple[tuple[int, float], ...] = ((0, 0.0), (255, 0.45), (0, 0.4), (255, 0.7), (0, 0.6))
+USUAL_THRESHOLD = 0.5
+"""From which score on detections are drawn where no threshold was chosen."""
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _JPEG_SIDE = 65_500  # libjpeg's limit
 
@@ -52,18 +54,19 @@ def draw_detections(
     image: np.ndarray,
     detections: Detections,
     classes: Sequence[str],
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
     labels: bool = True,
 ) -> np.ndarray:
     """Return a copy of ``image`` (H, W, 3) uint8 RGB with the detections drawn in.
 
     Boxes are in pixels of this image; ``classes`` are the K names; detections that score less than
-    ``score_threshold`` are left out. Better ones are drawn over worse ones, and their labels get the first
-    choice of a place. With ``labels`` False only the colours show the classes.
+    ``score_threshold``, 0.5 unless given, are left out. Better ones are drawn over worse ones, and their
+    labels get the first choice of a place. With ``labels`` False only the colours show the classes.
     """
     canvas = _Canvas(image)
     by_score = detections.scores.cpu().argsort(stable=True)
-    shown = by_score[detections.scores.cpu()[by_score] >= score_threshold]
+    lowest = USUAL_THRESHOLD if score_threshold is None else score_threshold
+    shown = by_score[detections.scores.cpu()[by_score] >= lowest]
     boxes, scores = detections.boxes.cpu()[shown], detections.scores.cpu()[shown].tolist()
     found = detections.labels.cpu()[shown].tolist()
     for box, label in zip(boxes, found, strict=True):

@@ -24,15 +24,18 @@ _CAPTIONS = ("detections", "ground truth")
 
 
 def example_grid(
-    examples: Sequence[tuple[np.ndarray, Detections, Targets]], classes: Sequence[str], width: int
+    examples: Sequence[tuple[np.ndarray, Detections, Targets]],
+    classes: Sequence[str],
+    width: int,
+    score_threshold: float | None = None,
 ) -> np.ndarray:
     """Return a white picture (h, ``width``, 3) uint8 RGB of the first eight examples, four in a row.
 
-    Each shows its detections of score 0.5 and more on the left and its objects on the right. Without
-    examples h is 0.
+    Each shows its detections from ``score_threshold`` on, 0.5 unless given, on the left and its objects on
+    the right. Without examples h is 0.
     """
     half = ((width - _MARGIN) // _COLUMNS - _MARGIN - _GAP) // 2
-    pairs = [_pair(*example, classes, half) for example in examples[:_MOST]]
+    pairs = [_pair(*example, classes, half, score_threshold) for example in examples[:_MOST]]
     rows = [pairs[start : start + _COLUMNS] for start in range(0, len(pairs), _COLUMNS)]
     empty = np.zeros((0, width, 3), np.uint8)
     return np.concatenate([empty, *(_row(row, half, width) for row in rows)])
@@ -51,7 +54,12 @@ def _row(pairs: list[tuple[np.ndarray, np.ndarray]], half: int, width: int) -> n
 
 
 def _pair(
-    image: np.ndarray, detections: Detections, targets: Targets, classes: Sequence[str], half: int
+    image: np.ndarray,
+    detections: Detections,
+    targets: Targets,
+    classes: Sequence[str],
+    half: int,
+    score_threshold: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both drawings, each at most ``half`` pixels wide."""
     resized, factor = _fitted(image, half)
@@ -59,7 +67,7 @@ def _pair(
     truth = targets.with_boxes(box_ops.scale(targets.boxes, factor))
     labels = len(targets) <= _MOST_LABELLED
     return (
-        draw_detections(resized, found, classes, labels=labels),
+        draw_detections(resized, found, classes, score_threshold, labels),
         draw_targets(resized, truth, classes, labels=labels),
     )
 

@@ -52,8 +52,9 @@ def run_picture(
 
     ``losses`` and ``evaluations`` map a name ("loss_cls", "voc07_mAP") to its course over the steps;
     ``pr_curves`` has a curve a class; ``figures`` are the evaluator's, ``per_class`` with ``voc07_AP``
-    included, and may hold ``seconds`` and ``peak_rss_mib``; ``examples`` are images (H, W, 3) uint8 RGB
-    with detections and objects in their pixels. Any of them may be empty.
+    included, and may hold ``seconds``, ``peak_rss_mib`` and the ``score_threshold`` of what is drawn;
+    ``examples`` are images (H, W, 3) uint8 RGB with detections and objects in their pixels. Any of them may
+    be empty.
 
     Raises InputError where ``path`` cannot be written.
     """
@@ -65,7 +66,8 @@ def run_picture(
         title=title,
         evaluations=evaluations,
     )
-    save_image(path, np.vstack((plots, example_grid(examples, classes, plots.shape[1]))))
+    grid = example_grid(examples, classes, plots.shape[1], figures.get("score_threshold"))
+    save_image(path, np.vstack((plots, grid)))
 
 
 def charts(
