@@ -123,7 +123,7 @@ def load(loader: Iterable[Item | InputError]) -> Generator[Item, None, None]:
                 raise item
             yield item
     finally:
-        del items  # Python before 3.12.4 keeps what a closed generator held (python/cpython issue 118272)
+        del items  # Python 3.12.3 seems to keep what a closed generator held
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def test_silence_ends_with_an_error_that_names_shared_memory(monkeypatch: pytest
 
 
 def test_closing_lets_go_of_the_loader_at_once() -> None:
-    """Python 3.12.3 keeps what a closed generator held, unless it ends by an exception."""
+    """Python 3.12.3 seems to keep what a closed generator held, unless it ends by an exception."""
     iterator = iter(DataLoader([torch.zeros(1)] * 4, batch_size=None))
     known = weakref.ref(iterator)
 
