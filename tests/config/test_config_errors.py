@@ -1,4 +1,4 @@
-"""One mistake in a config is one message that names file, key, value and the mend."""
+"""One mistake in a config is one message that names file, key, value and the fix."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_every_kind_of_image_occurs(root: Path) -> None:
 
 
 def test_files_agree_with_scenes(root: Path) -> None:
-    """The reader's half-open boxes are the masks' extents, and the images have the sizes told."""
+    """The reader's half-open boxes are the masks' extents, and the images have the sizes asked for."""
     for index, record in enumerate(load_voc(root, "test").records):
         rng = np.random.default_rng([0, 1, index])
         height, width = rng.integers(120, 201, 2).tolist()

@@ -190,7 +190,7 @@ def test_a_second_signal_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         make_trainer(toy, events, on_stop=lambda: events.append(("stop", 3))).run()
     assert happened(events, "step") == [1, 2, 3]
-    assert happened(events, "stop") == [3]  # told once
+    assert happened(events, "stop") == [3]  # reported once
     assert happened(events, "save") == []
 
 
