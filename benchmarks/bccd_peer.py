@@ -33,7 +33,6 @@ from detector.build.evaluation import open_test_set
 from detector.build.validation import load_training
 from detector.config import Config, load_config
 from detector.engine.inference import detect
-from detector.engine.optim import build_sgd
 from detector.evaluation.voc import VocEvaluator
 from detector.structures import Batch, Detections
 
@@ -143,23 +142,16 @@ def compare(rounds: int) -> dict[str, Any]:
     ours = model_parts.build_model(config, len(here.test_set.classes))
     sampler = model_parts.build_roi_sampler(config, ours.box_coder)
     loss = model_parts.build_loss(config)
-    settings = config.train
-    optimizer = build_sgd(
-        ours,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        bias_lr_factor=settings.bias_lr_factor,
-        bias_decay=settings.bias_decay,
-    )
+    limit = config.train.clip_gradient_norm
+    optimizer = model_parts.build_optimizer(config, ours)
 
     def our_step(batch: Batch) -> None:
         sampled = sampler(batch)
         losses = loss(ours(batch.images, sampled.rois), sampled)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
-        if settings.clip_gradient_norm is not None:
-            nn.utils.clip_grad_norm_(ours.parameters(), settings.clip_gradient_norm)
+        if limit is not None:
+            nn.utils.clip_grad_norm_(ours.parameters(), limit)
         optimizer.step()
 
     postprocess = model_parts.build_postprocess(config, ours.box_coder)

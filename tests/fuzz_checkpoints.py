@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from detector.build.model import build_model, build_roi_sampler, restore_model
-from detector.config import Config, parse_config
+from detector.build.model import build_model, build_optimizer, build_roi_sampler, restore_model
+from detector.config import parse_config
 from detector.config.load import parse_stored
 from detector.engine.checkpoint import load_resumable, random_states, save_checkpoint, set_random_states
-from detector.engine.optim import build_sgd, load_optimizer_state
+from detector.engine.optim import load_optimizer_state
 from detector.errors import InputError
 
 CLASSES = ["cat", "dog"]
@@ -70,7 +70,7 @@ def write_checkpoint(folder: Path) -> Path:
     """Write a small checkpoint as a run leaves it."""
     config = parse_config(CONFIG, "the fuzz target")
     model = build_model(config, len(CLASSES))
-    optimizer = sgd(config, model)
+    optimizer = build_optimizer(config, model)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -94,18 +94,6 @@ def write_checkpoint(folder: Path) -> Path:
     return path
 
 
-def sgd(config: Config, model: torch.nn.Module) -> torch.optim.SGD:
-    settings = config.train
-    return build_sgd(
-        model,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        bias_lr_factor=settings.bias_lr_factor,
-        bias_decay=settings.bias_decay,
-    )
-
-
 def read_checkpoint(path: Path) -> None:
     """Read a checkpoint as the demo, an evaluation and a resumed run do; each has its own config."""
     source = str(path)
@@ -117,7 +105,7 @@ def read_checkpoint(path: Path) -> None:
         refused.append(error)
     config = parse_config(CONFIG, "the fuzz target")
     model = restore_model(config, state, source)
-    load_optimizer_state(sgd(config, model), state["optimizer"], source)
+    load_optimizer_state(build_optimizer(config, model), state["optimizer"], source)
     build_roi_sampler(config, model.box_coder).load_state_dict(state["sampler"])
     set_random_states(state["random"])
     for error in refused:

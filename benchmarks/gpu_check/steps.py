@@ -21,10 +21,10 @@ from benchmarks.gpu_check.detection import time_test_images
 from benchmarks.gpu_check.peer import Peer, copy_weights
 from benchmarks.gpu_check.result import Result, part_arguments
 from benchmarks.gpu_check.step_data import deterministic_default, step_config
+from detector.build.model import build_optimizer
 from detector.build.tasks import build_task
 from detector.build.training import TrainingRun
 from detector.config import Config
-from detector.engine.optim import build_sgd
 from detector.engine.trainer import Trainer
 from detector.structures import Batch
 
@@ -136,15 +136,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 def compare_steps(steps: Steps, peer: Peer, warm_up: int) -> None:
     """Time both twice in turns, batches in memory; the better of the two times is compared."""
-    settings = steps.config.train
-    optimizer = build_sgd(
-        peer,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        bias_lr_factor=settings.bias_lr_factor,
-        bias_decay=settings.bias_decay,
-    )
+    optimizer = build_optimizer(steps.config, peer)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in (1, 2):
         times["ours"].append(

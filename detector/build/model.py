@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from detector.build.architecture import differences
 from detector.build.weights import load_initial, load_published
 from detector.config import Config
 from detector.engine.checkpoint import check_model_state
 from detector.engine.inference import detect, with_weights_in
+from detector.engine.optim import build_sgd
 from detector.errors import InputError
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
@@ -193,6 +195,18 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
 
 def build_loss(config: Config) -> DetectionLoss:
     return DetectionLoss(config.train.box_loss_weight, config.train.smooth_l1_beta)
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
+    settings = config.train
+    return build_sgd(
+        model,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        bias_lr_factor=settings.bias_lr_factor,
+        bias_decay=settings.bias_decay,
+    )
 
 
 def build_postprocess(config: Config, coder: BoxCoder) -> Postprocess:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from detector.build.evaluation import COURSE, UNSCORED, headline
+from detector.build.model import build_optimizer
 from detector.build.resources import thread_note
 from detector.build.resuming import ACCEPTED, check_changes, evaluates_differently, schedule_changed
 from detector.build.tasks import Task, build_task
@@ -22,7 +23,7 @@ from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.links import link_or_copy
 from detector.engine.memory import PeakMemory
-from detector.engine.optim import build_schedule, build_sgd, load_optimizer_state
+from detector.engine.optim import build_schedule, load_optimizer_state
 from detector.engine.run_log import RunLog
 from detector.engine.trainer import Record, Trainer, training_state
 from detector.errors import InputError
@@ -92,17 +93,9 @@ class TrainingRun:
 
     def _build_trainer(self, start: int) -> Trainer:
         settings = self.config.train
-        optimizer = build_sgd(
-            self.task.model,
-            learning_rate=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            bias_lr_factor=settings.bias_lr_factor,
-            bias_decay=settings.bias_decay,
-        )
         return Trainer(
             model=self.task.model,
-            optimizer=optimizer,
+            optimizer=build_optimizer(self.config, self.task.model),
             schedule=build_schedule(self.steps, **settings.schedule.model_dump()),
             batches=self.task.batches(start),
             training_step=self.task.step,
