@@ -118,7 +118,7 @@ def choose_device(name: str) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or the GPU has too little memory; torch says so in its words alone."""
+    """Whether the machine or the GPU has too little memory; torch reports it only in its message."""
     said = ("not enough memory", "can't allocate memory", "out of memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 

@@ -90,7 +90,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # surrogates alone
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # for surrogates
         temporary.replace(path)
     except OSError as error:
         if temporary.is_file():

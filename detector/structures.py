@@ -150,7 +150,7 @@ class ImageName(NamedTuple):
 class ImageRecord:
     """One image of a data set as the reader gives it: where it lies, its size, what is on it.
 
-    ``image_id`` is the image's name in annotations and result files; it is unique within a split alone,
+    ``image_id`` is the image's name in annotations and result files; it is unique only within a split,
     since COCO files may count from 1 in every split. ``key`` is unique within the data set: the image's path
     below the data root with its suffix (`detector.data.keys.image_key`), by which proposal stores, lists of
     images and caches know the image. A record that is made without one takes ``image_id``.

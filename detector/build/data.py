@@ -127,7 +127,7 @@ def _read_split(
 
 
 def report_suspicions(dataset: VocDataset | CocoDataset) -> None:
-    """Warn of what is probably not meant, as `detector.data.suspicions` finds it, a line for each kind."""
+    """Print a warning for each kind of probable mistake that `detector.data.suspicions` finds."""
     paths = [record.path for record in dataset.records]
     for line in summed_up([*dataset.suspicions, *sampled_unused_bits(paths)]):
         note(line)
@@ -136,8 +136,8 @@ def report_suspicions(dataset: VocDataset | CocoDataset) -> None:
 def require_objects(targets: Iterable[Targets], config: Config, more: str = "") -> None:
     """Raise InputError where none of the training images' ``targets`` has an object to learn from.
 
-    Crowd regions and ignored objects are none, nor, with ``data.difficult: skip`` and for a classifier, are
-    difficult ones. ``more`` is what else to say of them.
+    Crowd regions and ignored objects do not count, nor do difficult ones with ``data.difficult: skip`` or for
+    a classifier. ``more`` ends the message.
     """
     classifies = config.task == "classification"
     use_difficult = config.data.difficult == "train" and not classifies
@@ -209,7 +209,7 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Return the endless training batches from ``start_step`` on; ``source`` gives their proposals.
 
-    The training is on ``device``, which has a say in the number of worker processes.
+    The number of worker processes depends on ``device``, on which the training runs.
 
     Raises:
         InputError: the workers' batches may not fit into shared memory.

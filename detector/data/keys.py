@@ -10,7 +10,7 @@ OUTSIDE = "@parent"
 
 
 def image_key(path: Path, root: Path) -> str:
-    """Return the path of an image below ``root``, with suffix, parted by ``/``.
+    """Return the path of an image below ``root``, with suffix, with ``/`` between its parts.
 
     Links are not followed, so the key is what the config and the annotations say and not where a link leads.
     An image outside the root has a key as well: each step upwards is written `OUTSIDE`.

@@ -30,8 +30,8 @@ class Suspicion(NamedTuple):
 def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Suspicion]:
     """Look at the image that an XML file names itself, where another one, ``image``, is loaded for it.
 
-    Folders, case and an ending that alone differs are ignored, since tools write them as they like; an
-    ending counts where both files are there.
+    Differences in the folder, in case and in the suffix are ignored, since tools write them as they like; the
+    suffix counts where both files exist.
     """
     name = PurePosixPath((named or "").replace("\\", "/")).name
     if not name or image.name.casefold() in (name.casefold(), unquote(name).casefold()):
@@ -67,7 +67,7 @@ def same_image(images: Sequence[tuple[object, Path]], annotations: Path) -> Iter
 
 
 def similar_names(names: Iterable[str], source: str) -> Iterator[Suspicion]:
-    """Look for class names that differ in case, in spaces or in the way of writing a letter alone."""
+    """Look for class names that differ only in case, in spaces or in the Unicode form of a letter."""
     first: dict[str, str] = {}
     for name in names:
         plain = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
@@ -136,5 +136,5 @@ def _line(kind: str, found: Sequence[Suspicion]) -> str:
 
 
 def names_with_others(classes: Sequence[str], others: Mapping[str, int]) -> list[str]:
-    """Return the classes and those names of objects that are none of them."""
+    """Return the classes and those names of objects that are not among them."""
     return [*classes, *(name for name in sorted(others) if name not in classes)]

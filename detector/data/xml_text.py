@@ -1,6 +1,6 @@
 """The text of an XML file by the encoding that it declares, or that its first bytes show.
 
-The XML parser of Python's library knows single-byte encodings and UTF-8 and UTF-16 alone; annotation tools
+The XML parser of Python's library knows only single-byte encodings, UTF-8 and UTF-16; annotation tools
 also write those of East Asia. Only encodings from a fixed list are used, none that Python's registry of
 codecs might have besides.
 """
@@ -58,7 +58,7 @@ def decode_xml(content: bytes, path: Path) -> str:
 
 
 def _shown(content: bytes, path: Path) -> str | None:
-    """Return the encoding that the first bytes alone show."""
+    """Return the encoding that the first bytes show by themselves."""
     for start, encoding in _MARKS:
         if content.startswith(start):
             if encoding is None:

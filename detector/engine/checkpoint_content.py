@@ -51,7 +51,7 @@ def check_resumable(state: Mapping[str, Any], source: str) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is made of texts, finite-width numbers, lists and mappings of texts alone."""
+    """Whether a value is made only of texts, numbers of limited size, lists, and mappings of texts."""
     for _, item in walk(value):
         if not isinstance(item, _PLAIN):
             return False

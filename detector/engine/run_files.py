@@ -1,4 +1,4 @@
-"""The files of a run's folder: which of them runs write, and how those alone are removed."""
+"""The files of a run's folder: which of them runs write, and how only those are removed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def holds_work(folder: Path) -> bool:
 def check_place(folder: Path, *, go_on: bool = False) -> None:
     """Refuse a folder in which a run would mix its files with those of others.
 
-    A run may ``go_on`` from checkpoints that were copied there alone.
+    A run may ``go_on`` in a folder into which only checkpoints were copied.
 
     Raises:
         InputError: no run of ours made the files there that have a run's names; names them.

@@ -13,7 +13,7 @@ from detector.errors import InputError
 
 @contextmanager
 def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
-    """Make a run's folder and hold it alone inside the block; a start that fails in it leaves nothing.
+    """Make a run's folder and hold its lock inside the block; a start that fails in it leaves nothing.
 
     A start has failed where the block raises before anything is there that a run can go on from. The caller
     deletes the earlier run when the user asked to ``overwrite`` it.

@@ -1,4 +1,4 @@
-"""ImageNet's weights for a backbone by its name alone: a file that is there, or torchvision's download."""
+"""ImageNet's weights for a backbone, found by its name: a file that is there, or torchvision's download."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class StageRecord:
     """A finished stage.
 
     ``key`` says which settings made it; ``checkpoint`` is the file's place in the stage's folder; ``steps``
-    are the optimizer steps of all stages up to it; ``seconds`` is the time that the stage alone took;
+    are the optimizer steps of all stages up to it; ``seconds`` is the time that only this stage took;
     ``data_fingerprint`` says which data it saw.
     """
 

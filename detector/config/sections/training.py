@@ -108,7 +108,7 @@ class TrainConfig(Section):
     keep_checkpoints: Count | None = None
     """How many numbered checkpoints stay; None removes none."""
     evaluate_every: Count | None = None
-    """Steps between evaluations, of which the best one chooses ``best.pt``; None evaluates at the end alone.
+    """Steps between evaluations, of which the best one chooses ``best.pt``; None evaluates only at the end.
     They are made on validation images: those of ``data.val_split``, or of ``validation_fraction``."""
     evaluate_split: str | None = None
     """The split that is scored at the end; None is ``data.test_split``. Where it is given and there are no
