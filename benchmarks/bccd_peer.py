@@ -26,15 +26,15 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_pool
 
-from detector.build import data as data_parts
-from detector.build import model as model_parts
-from detector.build import proposals as proposal_parts
-from detector.build.evaluation import open_test_set
-from detector.build.validation import load_training
 from detector.config import Config, load_config
+from detector.core.structures import Batch, Detections
 from detector.engine.inference import detect
 from detector.evaluation.voc import VocEvaluator
-from detector.structures import Batch, Detections
+from detector.factory import data as data_parts
+from detector.factory import model as model_parts
+from detector.factory import proposals as proposal_parts
+from detector.factory.validation import load_training
+from detector.tasks.evaluation import open_test_set
 
 STEPS = 1752
 

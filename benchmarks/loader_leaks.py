@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from detector import structures
+from detector.core import structures
+from detector.core.structures import ImageRecord, Normalization, Proposals, Targets
 from detector.data.collate import collate_or_error, views_or_error
 from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
 from detector.data.loading import PREFETCH, TRY_SECONDS, load
 from detector.data.transforms import ImageTransform
-from detector.structures import ImageRecord, Normalization, Proposals, Targets
 
 SIDE = 32
 FIRST = 100

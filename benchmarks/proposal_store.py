@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from detector.core.structures import Proposals
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import Proposals
 
 _SEGMENT_IMAGES = 256
 Reader = Callable[[str], int]

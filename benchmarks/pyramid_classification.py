@@ -18,12 +18,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from detector.build.classified import classify_images, open_images
-from detector.build.model import restore_model
-from detector.build.training import find_state, start_run
 from detector.config import Config, load_config
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.evaluation.report import write_json
+from detector.factory.model import restore_model
+from detector.tasks.classified import classify_images, open_images
+from detector.tasks.training import find_state, start_run
 
 CONFIG = "configs/spp_classifier_arrangements.yaml"
 VARIANTS = {

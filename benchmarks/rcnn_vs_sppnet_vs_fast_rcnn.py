@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detector.core.structures import Embedded, HeadOutput, ImageMeta, SampledRoIs
 from detector.data.transforms import input_size
 from detector.engine.inference import Look
 from detector.evaluation.report import write_json
@@ -40,7 +41,6 @@ from detector.models.detector import RegionDetector
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
 from detector.models.region_pools import LevelPool, PyramidPooling, RoIPooling
-from detector.structures import Embedded, HeadOutput, ImageMeta, SampledRoIs
 
 SIZE = (375, 500)
 PROPOSALS = 2000

@@ -40,10 +40,10 @@ import scipy.io
 import torch
 from torch import Tensor
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import ImageRecord
 from detector.data.voc import load_voc
 from detector.ops import selective_search
-from detector.structures import ImageRecord
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 COUNTS = (500, 1000, 2000)

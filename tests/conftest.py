@@ -22,6 +22,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from tests.tiny import tiny, tiny_config, tiny_root  # noqa: F401  # fixtures of whole runs, for every folder
+
 PROJECT = Path(__file__).parents[1]
 sys.path.append(str(PROJECT / "tools"))  # tools that a test runs in its own process import their neighbour
 MakeBoxes = Callable[..., Tensor]

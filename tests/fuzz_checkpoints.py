@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from detector.build.model import build_model, build_optimizer, build_roi_sampler, restore_model
 from detector.config import parse_config
 from detector.config.load import parse_stored
+from detector.core.errors import InputError
 from detector.engine.checkpoint import load_resumable, random_states, save_checkpoint, set_random_states
 from detector.engine.optim import load_optimizer_state
-from detector.errors import InputError
+from detector.factory.model import build_model, build_optimizer, build_roi_sampler, restore_model
 
 CLASSES = ["cat", "dog"]
 CONFIG = {

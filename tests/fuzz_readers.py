@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from detector.errors import InputError, nearest
-from detector.progress import track
+from detector.core.errors import InputError, nearest
+from detector.core.progress import track
 from tests.fuzz_targets import TARGETS, Target
 
 SECONDS = 5

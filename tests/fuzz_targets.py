@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from detector.config import load_config
+from detector.core.errors import InputError
+from detector.core.structures import ImageMeta, Proposals
 from detector.data.coco_json import read_coco
 from detector.data.convert import voc_to_coco
 from detector.data.generated import generate_voc
 from detector.data.images import check_image, low_bit_depth, read_image
 from detector.data.voc_xml import read_annotation
-from detector.errors import InputError
 from detector.evaluation.coco_results import read_coco_results
 from detector.proposals.entries import Entry
 from detector.proposals.inspection import describe, inspect
@@ -31,10 +32,9 @@ from detector.proposals.journal import NAME as JOURNAL
 from detector.proposals.journal import Journal, encode_entry
 from detector.proposals.readers import read_images
 from detector.proposals.store import ProposalStore
-from detector.stages.cache_plan import CachedImage, CachePlan
-from detector.stages.feature_cache import FeatureCache, fill_cache
-from detector.stages.record import read_record
-from detector.structures import ImageMeta, Proposals
+from detector.staged.cache_plan import CachedImage, CachePlan
+from detector.staged.feature_cache import FeatureCache, fill_cache
+from detector.staged.record import read_record
 from tests import fuzz_changes as changes
 from tests import run_records
 from tests.fuzz_changes import Change, any_of, damage

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from detector.build.report import run_series
+from detector.core.errors import InputError
 from detector.engine.run_files import is_run, note_pictures, remove_run
 from detector.engine.run_log import RunLog
-from detector.errors import InputError
-from detector.stages.record import StageRecord, write_record
+from detector.staged.record import StageRecord, write_record
+from detector.tasks.report import run_series
 
 
 def make_run_log(folder: Path) -> Path:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torchvision.models import resnet18, squeezenet1_0
 
-from detector.build.data import class_names, load_split
-from detector.build.proposals import open_proposals
 from detector.config import load_config
 from detector.data.convert import voc_to_coco
 from detector.data.generated import generate_voc
+from detector.factory.data import class_names, load_split
+from detector.factory.proposals import open_proposals
 from tests.conftest import PROJECT
 
 PAGE = PROJECT / "docs" / "bring_your_own.md"

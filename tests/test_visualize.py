@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from detector.errors import InputError
-from detector.structures import Detections, Targets
+from detector.core.errors import InputError
+from detector.core.structures import Detections, Targets
 from detector.visualize import (
     class_colour,
     draw_detections,

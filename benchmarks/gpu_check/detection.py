@@ -12,11 +12,11 @@ from torch import Tensor
 
 from benchmarks.gpu_check.peer import Peer, copy_weights, on_device
 from benchmarks.gpu_check.result import Result
-from detector.build.data import inference_views
-from detector.build.model import build_detector
-from detector.build.proposals import open_proposals, stored_proposals
 from detector.config import Config
-from detector.structures import Batch
+from detector.core.structures import Batch
+from detector.factory.data import inference_views
+from detector.factory.model import build_predictor
+from detector.factory.proposals import open_proposals, stored_proposals
 
 TABLE = "Test image, VGG16"
 SPREAD = 3.0
@@ -46,7 +46,7 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
         if weights == "as if trained":
             spread_scores(task.model, views[0][0], device, config.test.score_threshold)
         copy_weights(task.model, peer)
-        detect = build_detector(config, task.model, device)
+        detect = build_predictor(config, task.model, device)
         times = {"ours": [], "theirs": []}
         for name, call in (("ours", ours), ("theirs", theirs)) * 2:
             times[name].append(milliseconds(call, views, rounds, device))

@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_pool
 
 from detector.config import Config
-from detector.structures import Batch
+from detector.core.structures import Batch
 
 FROZEN_LAYERS = 10
 """Through conv2 and the pooling after it, as freeze: 2 of the config."""

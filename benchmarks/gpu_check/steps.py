@@ -21,12 +21,12 @@ from benchmarks.gpu_check.detection import time_test_images
 from benchmarks.gpu_check.peer import Peer, copy_weights
 from benchmarks.gpu_check.result import Result, part_arguments
 from benchmarks.gpu_check.step_data import deterministic_default, step_config
-from detector.build.model import build_optimizer
-from detector.build.tasks import build_task
-from detector.build.training import TrainingRun
 from detector.config import Config
+from detector.core.structures import Batch
 from detector.engine.trainer import Trainer
-from detector.structures import Batch
+from detector.factory.model import build_optimizer
+from detector.tasks.base import build_task
+from detector.tasks.training import TrainingRun
 
 BATCHES = 12
 TABLE = "Training step, VGG16"

@@ -27,7 +27,7 @@ from detector.config.schema import Config
 from detector.config.sections.base import Section
 from detector.config.sections.proposals import ProposalsConfig
 from detector.config.sections.training import StageConfig
-from detector.errors import InputError, nearest
+from detector.core.errors import InputError, nearest
 
 Checked = TypeVar("Checked", bound=Section)
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detector.core.errors import InputError
+from detector.core.files import IMAGE_SUFFIXES
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
 from detector.data.objects import OTHER_CLASS_ADVICE, AnnotatedObject, Box, InvalidBoxes, box_fault
 from detector.data.suspicions import Suspicion, at_wrong_edge, unused_bits
 from detector.data.voc import annotated_objects, suspicions_of
 from detector.data.voc_xml import parse_xml, to_annotation
-from detector.errors import InputError
-from detector.files import IMAGE_SUFFIXES
 
 _USABLE = ("duplicate object", "several boxes")  # problems of objects that are used all the same
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from detector.core.errors import InputError
 from detector.data.check import Item, Problem
 from detector.data.choice import Choice
 from detector.data.coco import annotated_objects, annotations_by_image, category_names, image_names, record_id
@@ -14,7 +15,6 @@ from detector.data.suffixes import Lookup
 from detector.data.suspicions import same_image
 from detector.data.voc import annotated_ids, chosen_ids, find_annotation, split_ids
 from detector.data.voc_split import find_image, resolve_folder
-from detector.errors import InputError
 
 Found = tuple[list[Item], list[Problem]]
 

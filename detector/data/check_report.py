@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from detector.core.errors import printable
 from detector.data.check import Checked, Problem, count_kinds
 from detector.data.choice import list_line
 from detector.data.suspicions import Suspicion, names_with_others, similar_names, wrong_first_pixel
-from detector.errors import printable
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 

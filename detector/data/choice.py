@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from detector.errors import InputError, nearest
-from detector.files import ASCII_SPACE, read_short_text
-from detector.structures import ImageName
+from detector.core.errors import InputError, nearest
+from detector.core.files import ASCII_SPACE, read_short_text
+from detector.core.structures import ImageName
 
 Choice = Callable[[Sequence[ImageName]], Sequence[ImageName]]
 """Takes the names of all images of a source and returns those of the images to read, in the same order."""

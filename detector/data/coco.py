@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detector.core.errors import InputError
+from detector.core.structures import ImageName, ImageRecord
 from detector.data.choice import Choice
 from detector.data.coco_json import CocoData, Entry, image_file, read_coco
 from detector.data.keys import image_key
 from detector.data.objects import AnnotatedObject, InvalidBoxes, OtherClasses, TargetBuilder
 from detector.data.suspicions import Suspicion, names_with_others, same_image, similar_names
-from detector.errors import InputError
-from detector.structures import ImageName, ImageRecord
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from detector.core.errors import InputError
+from detector.core.files import read_json
 from detector.data.voc_split import check_name
 from detector.data.voc_xml import MAX_COORDINATE
-from detector.errors import InputError
-from detector.files import read_json
 
 Entry = dict[str, Any]
 CocoData = dict[str, list[Entry]]

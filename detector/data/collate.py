@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from detector.core.errors import InputError
+from detector.core.structures import Batch, Sample
 from detector.data.loading import share
-from detector.errors import InputError
-from detector.structures import Batch, Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -22,14 +22,14 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from detector.core.errors import InputError
+from detector.core.files import require_regular, write_text
 from detector.data.coco import category_names
 from detector.data.coco_json import CocoData, Entry, image_file, read_coco
 from detector.data.suffixes import Lookup
 from detector.data.voc import annotation_path, find_classes, image_size, split_ids
 from detector.data.voc_split import find_image, resolve_folder
 from detector.data.voc_xml import VocObject, object_elements, parse_xml, to_annotation
-from detector.errors import InputError
-from detector.files import require_regular, write_text
 
 Node = list[Any]
 

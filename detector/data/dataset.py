@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord, Proposals, Sample
 from detector.data.images import read_image
 from detector.data.transforms import ImageTransform
-from detector.errors import InputError
-from detector.structures import ImageRecord, Proposals, Sample
 
 ProposalSource = Callable[[ImageRecord], Proposals]
 

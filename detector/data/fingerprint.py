@@ -6,8 +6,8 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
-from detector.errors import InputError
-from detector.structures import ImageRecord
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord
 
 
 def fingerprint(records: Sequence[ImageRecord]) -> str:

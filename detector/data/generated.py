@@ -18,11 +18,11 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
+from detector.core.errors import InputError
+from detector.core.files import read_json
 from detector.data.arrangements import ARRANGEMENTS, draw_arrangement
 from detector.data.scenes import SceneObject, draw_scene
 from detector.data.shapes import CLASSES
-from detector.errors import InputError
-from detector.files import read_json
 
 MANIFEST = "generated.json"
 SHIPPED_ROOTS = ("data/quickstart", "data/arrangements")

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from detector.core.errors import InputError
+from detector.core.files import require_regular
 from detector.data.bit_depth import Depth, doubt, file_depth, to_eight_bits, used_bits
 from detector.data.orientation import orientation, stored_size
-from detector.errors import InputError
-from detector.files import require_regular
 
 # Pillow's names of what OpenCV decodes too.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")

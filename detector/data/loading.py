@@ -14,7 +14,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 Item = TypeVar("Item")
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from detector import boxes as box_ops
-from detector.errors import InputError, nearest
-from detector.structures import Targets
+from detector.core import boxes as box_ops
+from detector.core.errors import InputError, nearest
+from detector.core.structures import Targets
 
 InvalidBoxes = Literal["drop", "clip", "error"]
 OtherClasses = Literal["error", "ignore"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from detector.structures import ImageRecord
+from detector.core.structures import ImageRecord
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
 from detector.data.shapes import Shape, random_shape
 
 _MAX_OVERLAP = 0.3  # IoU of two boxes; more would make non-maximum suppression drop one of them

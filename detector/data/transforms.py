@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.structures import ImageMeta, Normalization
+from detector.core.structures import ImageMeta, Normalization
 
 
 def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> tuple[int, int]:

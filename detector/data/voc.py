@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detector.core.errors import InputError
+from detector.core.files import is_hidden
+from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.choice import Choice
 from detector.data.keys import image_key
 from detector.data.objects import AnnotatedObject, InvalidBoxes, OtherClasses, TargetBuilder
@@ -27,9 +30,6 @@ from detector.data.suspicions import (
 )
 from detector.data.voc_split import find_image, read_split, resolve_folder
 from detector.data.voc_xml import VocAnnotation, read_annotation
-from detector.errors import InputError
-from detector.files import is_hidden
-from detector.structures import ImageName, ImageRecord, Targets
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
 VOC_CLASSES = (

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from detector.core.errors import InputError, nearest
+from detector.core.files import ASCII_SPACE, IMAGE_SUFFIXES, read_short_text
 from detector.data.suffixes import Lookup
 from detector.data.voc_xml import faults_to
-from detector.errors import InputError, nearest
-from detector.files import ASCII_SPACE, IMAGE_SUFFIXES, read_short_text
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id. Only spaces are before it:
 # a no-break space may be a part of a name.

@@ -17,9 +17,9 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from detector.core.errors import InputError
+from detector.core.files import require_regular
 from detector.data.xml_text import decode_xml
-from detector.errors import InputError
-from detector.files import require_regular
 
 MAX_BYTES = 10 * 2**20
 MAX_DEPTH = 32  # elements within elements; VOC itself needs 5

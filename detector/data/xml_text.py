@@ -11,7 +11,7 @@ import codecs
 import re
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 # Where a file says more than its declared encoding has, tools mean the superset (WHATWG, Encoding Standard).
 _SUPERSETS = {

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from detector.core.errors import InputError
+from detector.core.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 from detector.engine.checkpoint_content import check_content, check_resumable
-from detector.errors import InputError
-from detector.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
 FORMAT = 1
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.errors import InputError
-from detector.tensor_files import walk
+from detector.core.errors import InputError
+from detector.core.tensor_files import walk
 
 MAX_CLASSES = 100_000
 MAX_TEXT = 100_000

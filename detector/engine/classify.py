@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from detector.structures import Batch, HeadOutput
+from detector.core.structures import Batch, HeadOutput
 
 Network = Callable[[Tensor, Tensor], HeadOutput]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.backends import cudnn
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 _memory: Any = torch.utils.deterministic  # its setting is a property of the module, which mypy does not see
 

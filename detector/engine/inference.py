@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from detector.structures import Batch, Detections, HeadOutput, ImageMeta
+from detector.core.structures import Batch, Detections, HeadOutput, ImageMeta
 
 REFERENCE_AREA = 224.0**2
 """Rule "area": a proposal is scored where its area comes closest to this (Fast R-CNN's release)."""

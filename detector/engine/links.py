@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 
 def link_or_copy(source: Path, target: Path) -> None:

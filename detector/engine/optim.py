@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 Schedule = Callable[[int], float]
 """From a step (0-based) to the factor on every group's initial learning rate."""

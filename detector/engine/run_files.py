@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 PICTURE_FOLDERS = ("detections", "classified")
 PICTURES = ".pictures.json"

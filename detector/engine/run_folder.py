@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from detector.core.errors import InputError
 from detector.engine.run_files import check_place, holds_work, remove_start, snapshot
 from detector.engine.run_lock import run_lock
-from detector.errors import InputError
 
 
 @contextmanager

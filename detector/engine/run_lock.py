@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 LOCK = ".run.lock"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 _LONGEST_LINE = 2**20
 _LARGEST_STEP = 2**53  # as a float it is still exact

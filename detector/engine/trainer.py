@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from detector.core.errors import InputError
+from detector.core.structures import Batch
 from detector.engine.optim import Schedule, set_learning_rate
-from detector.errors import InputError
-from detector.structures import Batch
 
 Record = dict[str, float]
 Result = TypeVar("Result")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.core.structures import ImageRecord, Targets
 from detector.evaluation.average_precision import (
     PrecisionRecall,
     area_ap,
@@ -19,7 +20,6 @@ from detector.evaluation.average_precision import (
     mean_ap,
     precision_recall,
 )
-from detector.structures import ImageRecord, Targets
 
 
 class ClassificationEvaluator:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detector.core.structures import Detections, ImageRecord
 from detector.evaluation.coco_results import Result, read_coco_results, to_results, write_coco_results
 from detector.evaluation.file_faults import warn_of_coco_results
 from detector.evaluation.report import COCO_FIGURES
-from detector.structures import Detections, ImageRecord
 
 GroundTruth = Mapping[str, Sequence[Mapping[str, Any]]]
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError
-from detector.files import read_json, write_text
-from detector.structures import Detections
+from detector.core.errors import InputError
+from detector.core.files import read_json, write_text
+from detector.core.structures import Detections
 
 Result = dict[str, Any]
 

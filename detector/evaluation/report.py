@@ -12,8 +12,8 @@ from rich.console import OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
-from detector.errors import UNPRINTABLE, printable
-from detector.files import write_text
+from detector.core.errors import UNPRINTABLE, printable
+from detector.core.files import write_text
 
 # In the order of pycocotools' summary.
 COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.errors import InputError, nearest
-from detector.files import ASCII_SPACE, file_name_of, require_regular, write_text
-from detector.structures import Detections
+from detector.core.errors import InputError, nearest
+from detector.core.files import ASCII_SPACE, file_name_of, require_regular, write_text
+from detector.core.structures import Detections
 
 # The smallest float32 has 54 decimals, the largest 39 digits before the point.
 _EXACT = Context(prec=100)

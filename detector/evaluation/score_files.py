@@ -6,7 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from detector.errors import InputError, listed
+from detector.core.errors import InputError, listed
+from detector.core.structures import ImageRecord
 from detector.evaluation.file_faults import warn_of_result_files
 from detector.evaluation.result_files import (
     FileDetections,
@@ -16,7 +17,6 @@ from detector.evaluation.result_files import (
     result_files,
 )
 from detector.evaluation.voc import VocEvaluator
-from detector.structures import ImageRecord
 
 _log = logging.getLogger(__name__)
 

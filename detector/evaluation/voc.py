@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import Detections, ImageRecord, Targets
 from detector.evaluation.average_precision import (
     PrecisionRecall,
     area_ap,
@@ -26,7 +27,6 @@ from detector.evaluation.average_precision import (
     mean_ap,
     precision_recall,
 )
-from detector.structures import Detections, ImageRecord, Targets
 
 
 class _Matches(NamedTuple):

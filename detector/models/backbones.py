@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.models import alexnet, resnet, squeezenet1_0, vgg
 from torchvision.ops import FrozenBatchNorm2d
 
-from detector.errors import InputError, nearest
+from detector.core.errors import InputError, nearest
 from detector.models.receptive_field import geometry, out_channels
 
 

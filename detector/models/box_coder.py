@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
 
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 """Cap on dw and dh when decoding, so that a wild network cannot overflow (Detectron's constant)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.models.backbones import Backbone
 from detector.models.region_pools import LevelPool
 from detector.ops.spp_pool import spp_pool, whole_map_rois

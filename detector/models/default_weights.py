@@ -19,7 +19,7 @@ from torchvision.models import (
     VGG16_Weights,
 )
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 DEFAULT = "default"
 """The word of ``model.backbone.weights`` that asks for them."""

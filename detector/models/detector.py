@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from detector.core.structures import Embedded, HeadOutput
 from detector.models.backbones import Backbone
 from detector.models.box_coder import BoxCoder
 from detector.models.heads import BoxHead, BoxPredictor
-from detector.structures import Embedded, HeadOutput
 
 
 class RegionPool(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detector.structures import Embedded
+from detector.core.structures import Embedded
 
 
 class BoxHead(nn.Module):

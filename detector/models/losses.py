@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detector.structures import HeadOutput, SampledRoIs
+from detector.core.structures import HeadOutput, SampledRoIs
 
 
 class DetectionLoss:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detector.structures import HeadOutput
+from detector.core.structures import HeadOutput
 
 
 def class_scores(output: HeadOutput) -> Tensor:

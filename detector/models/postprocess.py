@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import Detections, HeadOutput, ImageMeta
 from detector.models.box_coder import BoxCoder
 from detector.models.suppression import best_detections
-from detector.structures import Detections, HeadOutput, ImageMeta
 
 CANDIDATE_NMS = 0.5
 """Suppression of candidates that are looked at again: loose, since their boxes still move."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import Batch, SampledRoIs, Targets, stack_rois
 from detector.models.box_coder import BoxCoder
-from detector.structures import Batch, SampledRoIs, Targets, stack_rois
 
 CROWD_OVERLAP = 0.7
 """Proposals with more than this share of their area in a crowd region are left alone (release)."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from detector import boxes as box_ops
-from detector.structures import Detections
+from detector.core import boxes as box_ops
+from detector.core.structures import Detections
 
 FIRST_CANDIDATES = 10
 """How many candidates are suppressed at first, as a multiple of the number of detections wanted."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detector.errors import InputError
-from detector.structures import Normalization
-from detector.tensor_files import DamagedFile, ForeignContent, read_tensor_file
+from detector.core.errors import InputError
+from detector.core.structures import Normalization
+from detector.core.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
 MAX_TENSORS = 100_000
 """More names than this are refused: the largest published networks have some thousands."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageMeta
 from detector.models.backbones import Backbone
 from detector.ops.spp_pool import spp_pool, whole_map_rois
-from detector.structures import ImageMeta
 
 
 class WholeMapPool(nn.Module):

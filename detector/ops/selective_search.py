@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.ops import _library  # noqa: F401  (registers the operators)
 from detector.ops.selective_search_config import SelectiveSearchConfig, as_config, is_whole
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.errors import InputError, nearest
+from detector.core.errors import InputError, nearest
 
 _COLOR_SPACE_NAMES = ("hsv", "lab", "rgi", "h", "intensity", "rgb")
 _OPENCV_COLOR_SPACE_NAMES = ("opencv_hsv", "opencv_lab", "opencv_rgi", "opencv_h", "opencv_intensity")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord, Proposals
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """COCO's IoU thresholds, 0.5 to 0.95."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.errors import InputError, nearest
+from detector.core.errors import InputError, nearest
+from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.recall import best_overlaps
-from detector.structures import ImageRecord, Proposals
 
 BoxArray = NDArray[np.float64]
 

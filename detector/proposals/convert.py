@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.conventions import (
     CONVENTIONS,
     MATLAB_CONVENTIONS,
@@ -29,7 +30,6 @@ from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import Position, RawImage, make_proposals
 from detector.proposals.sources import record_digest, source_parameters
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import ImageRecord, Proposals
 
 _SEGMENT_BOXES = 1 << 20  # 16 MiB of boxes in memory
 _SAMPLED_IMAGES = 100

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Proposals
 from detector.proposals.prepare import unique_proposals
-from detector.structures import Proposals
 
 # About 1000 windows an image of any size; square ones, which reach IoU 0.7 with objects of aspect ratio 0.7
 # to 1.4. Give more aspects for objects that are longer.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 
 @contextmanager

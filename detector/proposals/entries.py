@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Proposals
 from detector.proposals.index import Row, check_image_id
 from detector.proposals.segments import FloatArray, write_segment
-from detector.structures import Proposals
 
 
 class Entry(NamedTuple):

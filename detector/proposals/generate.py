@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord
 from detector.proposals.hashing import file_hash
 from detector.proposals.index import check_image_id
 from detector.proposals.journal import Journal, decode_entry, encode_entry
@@ -15,7 +16,6 @@ from detector.proposals.methods import ImageReader, full_parameters, prepare, pr
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.store import Entry, ProposalStore
 from detector.proposals.workers import Lost, run_tasks
-from detector.structures import ImageRecord
 
 _SEGMENT_IMAGES = 256
 _MANY_SEGMENTS = 32  # from here on opening them costs more than reading

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from detector.errors import InputError
-from detector.files import require_regular
+from detector.core.errors import InputError
+from detector.core.files import require_regular
 
 
 def content_hash(data: bytes) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.durable import replace_durably
 from detector.proposals.npy import MappedFile, map_file
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.errors import InputError
-from detector.files import is_hidden
+from detector.core.errors import InputError
+from detector.core.files import is_hidden
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import RawImage
 from detector.proposals.readers.safe_pickle import read_pickle

@@ -20,12 +20,12 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from detector.errors import InputError
-from detector.files import require_regular
+from detector.core.errors import InputError
+from detector.core.files import require_regular
+from detector.core.structures import Proposals
 from detector.proposals.entries import Entry, check_entry
 from detector.proposals.index import is_content_hash
 from detector.proposals.readers.arrays import MAX_BOXES
-from detector.structures import Proposals
 
 NAME = "unfinished.journal"
 _HEAD = struct.Struct("<II")  # length and CRC-32 of what follows

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from detector.errors import InputError
-from detector.files import require_regular
+from detector.core.errors import InputError
+from detector.core.files import require_regular
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError
-from detector.files import read_short_text, require_regular
+from detector.core.errors import InputError
+from detector.core.files import read_short_text, require_regular
 from detector.proposals.durable import replace_durably
 
 FORMAT = "detector proposal store"

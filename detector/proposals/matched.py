@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord
 from detector.proposals.hashing import file_hash
 from detector.proposals.index import Row
 from detector.proposals.manifest import load_manifest
 from detector.proposals.matching import ImageMatcher, NamedImage
 from detector.proposals.segments import Signature
 from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord
 
 
 class MatchedStore(ProposalStore):

@@ -8,15 +8,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from detector.errors import InputError
-from detector.files import IMAGE_SUFFIXES
+from detector.core.errors import InputError
+from detector.core.files import IMAGE_SUFFIXES
 
 _COCO_PREFIX = re.compile(r"COCO_(train|val|test)\d{4}_")
 _VOC_NUMBER = re.compile(r"(\d{4})_(\d{6})", re.ASCII)
 
 
 class NamedImage(Protocol):
-    """What matching has to know of an image; see `detector.structures.ImageRecord`."""
+    """What matching has to know of an image; see `detector.core.structures.ImageRecord`."""
 
     @property
     def image_id(self) -> str: ...

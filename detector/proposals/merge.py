@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.entries import Entry
 from detector.proposals.store import ProposalStore
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import InputError, nearest
+from detector.core.errors import InputError, nearest
+from detector.core.structures import Proposals
 from detector.proposals.dense import ASPECTS, SCALES, STRIDE_FRACTION, dense_proposals
 from detector.proposals.readers.arrays import make_proposals
-from detector.structures import Proposals
 
 METHODS = ("dense", "selective_search")
 

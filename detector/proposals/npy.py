@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.files import require_regular
+from detector.core.files import require_regular
 
 _MAX_HEADER = 10_000
 # Version of the format: bytes of the number that gives the header's length.

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.structures import Proposals
+from detector.core.structures import Proposals
 
 
 def filter_proposals(

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.prepare import filter_proposals
-from detector.structures import ImageRecord, Proposals
 
 
 class ProposalSource(Protocol):

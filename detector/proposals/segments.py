@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import InputError
-from detector.files import require_regular
+from detector.core.errors import InputError
+from detector.core.files import require_regular
 from detector.proposals.durable import replace_durably
 from detector.proposals.npy import Header, check_length, map_file, read_header
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError
-from detector.files import is_hidden, require_regular
-from detector.structures import ImageRecord
+from detector.core.errors import InputError
+from detector.core.files import is_hidden, require_regular
+from detector.core.structures import ImageRecord
 
 
 def source_parameters(source: Path, file_format: str) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from detector.errors import InputError
-from detector.files import is_hidden
+from detector.core.errors import InputError
+from detector.core.files import is_hidden
+from detector.core.structures import Proposals
 from detector.proposals.checksums import Damage, find_damage
 from detector.proposals.durable import make_folder
 from detector.proposals.entries import Entry, check_entry, rows_of, write_entries
@@ -41,7 +42,6 @@ from detector.proposals.segments import (
     remove_segments,
     write_segment,
 )
-from detector.structures import Proposals
 
 _LOCK = "writer.lock"
 _COMPACT_BOXES = 1 << 24  # 256 MiB of boxes a segment

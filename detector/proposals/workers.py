@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 import cv2
 import torch
 
-from detector.errors import InputError
-from detector.machine import available_cores, threads_are_chosen
+from detector.core.errors import InputError
+from detector.core.machine import available_cores, threads_are_chosen
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")

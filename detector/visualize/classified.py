@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from detector.errors import printable
+from detector.core.errors import printable
 from detector.visualize.drawing import class_colour, font, save_image
 from detector.visualize.page import Curve, Series, charts
 

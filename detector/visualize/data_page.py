@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from detector.errors import printable
-from detector.structures import Targets
+from detector.core.errors import printable
+from detector.core.structures import Targets
 from detector.visualize.drawing import save_image
 from detector.visualize.figures import pixels_of
 from detector.visualize.grid import photograph_row

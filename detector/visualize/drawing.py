@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from detector import boxes as box_ops
-from detector.errors import InputError, printable
-from detector.structures import Detections, Targets
+from detector.core import boxes as box_ops
+from detector.core.errors import InputError, printable
+from detector.core.structures import Detections, Targets
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, half-open

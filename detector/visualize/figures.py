@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from detector.errors import printable_lines
+from detector.core.errors import printable_lines
 
 
 def pixels_of(figure: Figure) -> np.ndarray:

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from detector import boxes as box_ops
-from detector.structures import Detections, Targets
+from detector.core import boxes as box_ops
+from detector.core.structures import Detections, Targets
 from detector.visualize.drawing import draw_detections, draw_targets, font
 
 _COLUMNS = 4

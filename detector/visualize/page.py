@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from detector.structures import Detections, Targets
+from detector.core.structures import Detections, Targets
 from detector.visualize.drawing import class_colour, save_image
 from detector.visualize.figures import pixels_of
 from detector.visualize.grid import example_grid

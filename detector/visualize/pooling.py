@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.visualize.figures import pixels_of
 
 Span = tuple[int, int]  # cells: begin (in) to end (out)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from detector.errors import printable
+from detector.core.errors import printable
 from detector.visualize.drawing import save_image
 from detector.visualize.figures import pixels_of
 from detector.visualize.page import line_colour, style_axes

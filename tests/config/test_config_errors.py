@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detector.config import load_config
-from detector.errors import InputError
+from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
 QUICKSTART = PROJECT / "configs" / "quickstart.yaml"

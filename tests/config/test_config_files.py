@@ -10,7 +10,7 @@ import pytest
 
 from detector.config import Config, load_config
 from detector.config.load import MAX_BYTES, MAX_FILES
-from detector.errors import InputError
+from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
 QUICKSTART = PROJECT / "configs" / "quickstart.yaml"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.build.model import build_model
 from detector.config import Config, load_config, parse_config, stage_config
+from detector.core.structures import Embedded
 from detector.engine.optim import build_schedule
+from detector.factory.model import build_model
 from detector.ops.spp_pool import whole_map_rois
-from detector.structures import Embedded
 from tests.conftest import PROJECT
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 
 from detector.config import load_config
 from detector.config.load import parse_stored
-from detector.errors import InputError
+from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
 QUICKSTART = PROJECT / "configs" / "quickstart.yaml"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detector.core.errors import InputError
 from detector.data.arrangements import ARRANGEMENTS, _arranged_shapes, arranged_objects, draw_arrangement
 from detector.data.generated import ensure_generated, generate_voc
 from detector.data.scenes import Scene, draw_scene
 from detector.data.voc import load_voc
-from detector.errors import InputError
 
 
 @pytest.fixture(scope="module")

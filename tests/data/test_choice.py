@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.errors import InputError
+from detector.core.structures import ImageName
 from detector.data.choice import by_ratio, divide, in_turn, list_line, read_left_out, without
-from detector.errors import InputError
-from detector.structures import ImageName
 
 IDS = [f"image_{number:04d}" for number in range(1000)]
 NAMES = [ImageName(image_id, f"images/{image_id}.jpg") for image_id in IDS]

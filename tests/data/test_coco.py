@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+from detector.core.errors import InputError
 from detector.data.coco import CocoDataset, load_coco
 from detector.data.coco_json import read_coco
-from detector.errors import InputError
 from detector.evaluation.coco import score_coco_results
 from detector.models.roi_sampler import trained_objects
 

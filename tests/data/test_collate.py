@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from detector.core.errors import InputError
+from detector.core.structures import ImageMeta, Proposals, Sample, Targets
 from detector.data.collate import collate, collate_or_error
-from detector.errors import InputError
-from detector.structures import ImageMeta, Proposals, Sample, Targets
 from tests.conftest import MakeBoxes
 
 

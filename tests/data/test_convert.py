@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
+from detector.core.errors import InputError
 from detector.data.coco import load_coco
 from detector.data.convert import coco_to_voc, voc_to_coco
 from detector.data.voc import find_classes, load_voc
 from detector.data.voc_xml import read_annotation
-from detector.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
 BCCD = PROJECT / "data" / "bccd"

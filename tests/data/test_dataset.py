@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from detector.core.errors import InputError
+from detector.core.structures import Batch, ImageRecord, Normalization, Proposals, Targets
 from detector.data.collate import collate_or_error
 from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
 from detector.data.loading import load
 from detector.data.transforms import ImageTransform
-from detector.errors import InputError
-from detector.structures import Batch, ImageRecord, Normalization, Proposals, Targets
 
 PLAIN = Normalization(mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0), maximum=255.0, bgr=False)
 RANDOM = ImageTransform(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.errors import InputError
 from detector.data.fingerprint import fingerprint
 from detector.data.generated import generate_voc
 from detector.data.voc import load_voc
-from detector.errors import InputError
 
 
 @pytest.fixture

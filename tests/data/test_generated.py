@@ -14,13 +14,13 @@ import pytest
 import torch
 from matplotlib.path import Path as Polygon
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.errors import InputError
 from detector.data import generated
 from detector.data.generated import MANIFEST, ensure_generated, generate_voc
 from detector.data.scenes import Scene, draw_scene
 from detector.data.shapes import CLASSES, Shape
 from detector.data.voc import load_voc
-from detector.errors import InputError
 from tests.conftest import PROJECT
 
 SMALL = {"train_images": 12, "test_images": 5, "image_size": (80, 120), "seed": 3}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector.core.errors import InputError
 from detector.data.images import (
     TruncatedImage,
     check_image,
@@ -21,7 +22,6 @@ from detector.data.images import (
     stored_view,
     upright_size,
 )
-from detector.errors import InputError
 
 Array = np.ndarray
 

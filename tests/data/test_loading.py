@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detector.core.errors import InputError
+from detector.core.structures import Batch, ImageRecord, Normalization, Proposals, Targets
 from detector.data import loading
 from detector.data.collate import collate, collate_or_error, views_or_error
 from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
 from detector.data.loading import LoaderFailed, fitting_workers, load, needed_memory, workers_watched
 from detector.data.transforms import ImageTransform
-from detector.errors import InputError
-from detector.structures import Batch, ImageRecord, Normalization, Proposals, Targets
 
 TINY = ImageTransform(
     normalization=Normalization(mean=(0.0,) * 3, deviation=(1.0,) * 3, maximum=255.0, bgr=False),

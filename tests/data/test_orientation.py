@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector.core.errors import InputError
 from detector.data.images import check_image, read_image, stored_view, upright_size
-from detector.errors import InputError
 
 STORED = (6, 9)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detector.core.structures import ImageRecord, Targets
 from detector.data.samplers import TrainingBatches, aspect_groups
-from detector.structures import ImageRecord, Targets
 
 groups = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 

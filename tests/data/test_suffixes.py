@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.files import IMAGE_SUFFIXES
 from detector.data.suffixes import Lookup
-from detector.files import IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpg", "a.jPeG", "a.TIFF", "a.WebP"])

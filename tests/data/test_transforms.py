@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
+from detector.core.structures import ImageRecord, Normalization, Proposals, Targets
 from detector.data.dataset import make_sample
 from detector.data.transforms import ImageTransform, input_size
-from detector.structures import ImageRecord, Normalization, Proposals, Targets
 
 RGB = Normalization(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), maximum=255.0, bgr=False)
 CAFFE = Normalization(mean=(102.9801, 115.9465, 122.7717), deviation=(1.0, 1.0, 1.0), maximum=1.0, bgr=True)

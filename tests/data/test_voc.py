@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector.core.errors import InputError
 from detector.data.images import read_image
 from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
 from detector.data.voc_xml import MAX_BYTES, parse_xml, read_annotation
-from detector.errors import InputError
 from detector.models.roi_sampler import trained_objects
 
 BCCD = Path(__file__).parents[2] / "data" / "bccd"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.errors import InputError
 from detector.data.voc_xml import MAX_COPIED, VocAnnotation, read_annotation
-from detector.errors import InputError
 
 SIZE = "<size><width>100</width><height>80</height></size>"
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"

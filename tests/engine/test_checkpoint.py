@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from detector.core.errors import InputError
 from detector.engine.checkpoint import (
     DamagedCheckpoint,
     check_model_state,
@@ -22,7 +23,6 @@ from detector.engine.checkpoint import (
     save_checkpoint,
     set_random_states,
 )
-from detector.errors import InputError
 from tests.conftest import PROJECT
 from tests.devices import on_cuda
 
@@ -214,7 +214,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.errors import InputError
+from detector.core.errors import InputError
 
 path = Path(sys.argv[1])
 kept = {"config": {}, "classes": [], "model": {"weight": torch.ones(1000)}}

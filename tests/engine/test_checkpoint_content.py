@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from detector.core.errors import InputError
 from detector.engine.checkpoint_content import check_content, is_plain
-from detector.errors import InputError
 
 GENERATOR = torch.Generator().get_state()
 

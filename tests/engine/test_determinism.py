@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.backends import cudnn
 
+from detector.core.errors import InputError
 from detector.engine.determinism import cuda_algorithms
-from detector.errors import InputError
 from detector.models.backbones import ChannelNorm, build_backbone
 from detector.models.crops import CropPooling
 from tests.devices import on_cuda

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.errors import InputError
 from detector.engine.links import link_or_copy
-from detector.errors import InputError
 
 
 def test_a_link_stays_when_its_source_goes(tmp_path: Path) -> None:

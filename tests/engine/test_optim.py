@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from detector.core.errors import InputError
 from detector.engine.optim import build_schedule, build_sgd, load_optimizer_state, set_learning_rate
-from detector.errors import InputError
 from tests.devices import on_cuda
 
 Make = Callable[[nn.Module], torch.optim.SGD]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.errors import InputError
 from detector.engine.run_files import (
     check_place,
     holds_work,
@@ -16,7 +17,6 @@ from detector.engine.run_files import (
     remove_start,
     snapshot,
 )
-from detector.errors import InputError
 
 CONFIG = "seed: 0\ndata:\n  root: x\nmodel: {}\ntrain: {}\n"
 OURS = (

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.errors import InputError
 from detector.engine.run_lock import LOCK, run_lock
-from detector.errors import InputError
 
 HOLD = """
 import os, sys, time

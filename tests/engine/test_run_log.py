@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detector.core.errors import InputError
 from detector.engine.run_log import RunLog, read_log
-from detector.errors import InputError
 
 
 def write_steps(folder: Path, steps: range, start: int = 0) -> None:

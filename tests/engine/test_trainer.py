@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detector.core.errors import InputError
+from detector.core.structures import Batch, ImageMeta, Proposals, Targets
 from detector.engine.optim import build_schedule
 from detector.engine.trainer import StopRequested, Trainer, training_state
-from detector.errors import InputError
-from detector.structures import Batch, ImageMeta, Proposals, Targets
 
 Events = list[tuple[Any, ...]]
 

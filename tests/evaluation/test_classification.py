@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from detector.core.structures import Targets
 from detector.evaluation.classification import ClassificationEvaluator
-from detector.structures import Targets
 from tests.evaluation.reference import average_precisions
 
 

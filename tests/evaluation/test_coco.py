@@ -16,11 +16,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Detections, Evaluator, ImageRecord, Targets
 from detector.evaluation.coco import CocoEvaluator, score_coco_results
 from detector.evaluation.report import COCO_FIGURES as FIGURES
 from detector.evaluation.report import coco_table
-from detector.structures import Detections, Evaluator, ImageRecord, Targets
 
 FOLDER = Path(__file__).parents[2] / "data" / "coco_eval"
 TRUTH = FOLDER / "instances_val2014_100.json"

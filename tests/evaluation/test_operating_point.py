@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import Detections, Targets
 from detector.evaluation.operating_point import OperatingPoint, at_threshold, best_f1
 from detector.evaluation.voc import VocEvaluator
-from detector.structures import Detections, Targets
 
 CLASSES = ("a", "b", "c")
 Images = list[tuple[Targets, Detections]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.evaluation.report import voc_table, write_json
 
 FIGURES = {

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Detections
 from detector.evaluation.result_files import (
     other_result_files,
     read_result_files,
     write_class_scores,
     write_result_files,
 )
-from detector.structures import Detections
 
 CLASSES = ["cat", "dog"]
 

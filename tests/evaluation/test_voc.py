@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detector.core.structures import Detections, Evaluator, Targets
 from detector.evaluation.voc import VocEvaluator
-from detector.structures import Detections, Evaluator, Targets
 
 from .reference import Box, Found, Thing, average_precisions, verdicts
 

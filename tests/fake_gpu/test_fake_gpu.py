@@ -14,9 +14,9 @@ import yaml
 from torch.utils import backend_registration
 
 from detector.data.generated import generate_voc
-from tests.build.conftest import TINY
-from tests.build.test_stages import STAGED
 from tests.emulator.build import build, why_not
+from tests.staged.test_runner import STAGED
+from tests.tiny import TINY
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),

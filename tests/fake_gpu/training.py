@@ -27,10 +27,10 @@ def main() -> None:
     torch.ops.load_library(library)
     device.install()
     # Only now: functions decorated with torch.inference_mode() take what it is when they are imported.
-    from detector.build.stages import StagedTraining
-    from detector.build.training import start_run
     from detector.config import load_config
     from detector.engine.trainer import Trainer
+    from detector.staged.runner import StagedTraining
+    from detector.tasks.training import start_run
 
     config = load_config(config_path, [])
     folder.mkdir()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.models.backbones import Backbone, ChannelNorm, build_backbone
 
 STAGES = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.models.backbones import build_backbone, identity_backbone
 from detector.models.crops import CropPooling, cut_windows, region_windows
 

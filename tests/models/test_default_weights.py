@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import pytest
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.models import default_weights as module
 from detector.models.default_weights import default_file_names, default_weights
 

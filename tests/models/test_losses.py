@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from detector.core.structures import HeadOutput, SampledRoIs
 from detector.models.losses import DetectionLoss
-from detector.structures import HeadOutput, SampledRoIs
 
 
 def sampled(labels: list[int], seed: int = 0) -> SampledRoIs:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from detector.core.structures import HeadOutput
 from detector.models.multi_label import class_scores, multi_label_loss
-from detector.structures import HeadOutput
 
 
 def output(logits: torch.Tensor) -> HeadOutput:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from detector.core.structures import Detections, HeadOutput, ImageMeta
 from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
-from detector.structures import Detections, HeadOutput, ImageMeta
 from tests.conftest import MakeBoxes
 
 SIZE = (80, 120)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import Batch, HeadOutput, ImageMeta, Proposals, Targets
 from detector.engine.inference import detect
 from detector.models.box_coder import box_deltas, fixed_coder
 from detector.models.postprocess import Postprocess
-from detector.structures import Batch, HeadOutput, ImageMeta, Proposals, Targets
 
 TARGET = torch.tensor([[30.0, 20.0, 70.0, 90.0]])
 

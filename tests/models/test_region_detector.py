@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detector.core.structures import Embedded, SampledRoIs
 from detector.models.backbones import Backbone, build_backbone
 from detector.models.box_coder import fixed_coder
 from detector.models.detector import RegionDetector
@@ -15,7 +16,6 @@ from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
 from detector.models.region_pools import RoIPooling
 from detector.ops import roi_pool
-from detector.structures import Embedded, SampledRoIs
 from tests.conftest import MakeBoxes
 
 

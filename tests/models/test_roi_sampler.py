@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from detector.core.structures import Batch, ImageMeta, Proposals, Targets
 from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.roi_sampler import RoISampler, match_proposals
-from detector.structures import Batch, ImageMeta, Proposals, Targets
 from tests.conftest import MakeBoxes
 
 CODER = fixed_coder(3, (0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from detector import boxes as box_ops
+from detector.core import boxes as box_ops
+from detector.core.structures import Detections
 from detector.models import suppression
 from detector.models.suppression import best_detections
-from detector.structures import Detections
 from tests.conftest import MakeBoxes
 
 Candidates = tuple[Tensor, Tensor, Tensor]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.models.weights import MAX_TENSORS, normalization, read_state_dict
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageMeta
 from detector.models.backbones import build_backbone
 from detector.models.whole_map import WholeMapPool, sliding_window, whole_image_rois
 from detector.ops.spp_pool import SpatialPyramidPool, whole_map_rois
-from detector.structures import ImageMeta
 
 ADAPTIVE = {"max": functional.adaptive_max_pool2d, "avg": functional.adaptive_avg_pool2d}
 

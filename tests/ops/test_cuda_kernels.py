@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from detector import cli
-from detector.errors import InputError
+from detector.commands import cli
+from detector.core.errors import InputError
 from detector.ops import _library, cuda_kernels_missing, roi_pool, spp_pool
 
 MISSING = "the CUDA kernels of this project were not built"

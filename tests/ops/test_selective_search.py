@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import detector.ops
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.ops import SelectiveSearchConfig, SelectiveSearchResult, selective_search
 from detector.ops.selective_search_config import COLOR_SPACES, PRESETS, SIMILARITIES
 

@@ -12,7 +12,7 @@ import scipy.io
 import torch
 from numpy.typing import NDArray
 
-from detector.structures import ImageRecord, Targets
+from detector.core.structures import ImageRecord, Targets
 
 FloatArray = NDArray[np.float32]
 SIZES = [(300, 500), (375, 420), (333, 500)]

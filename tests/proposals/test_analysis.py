@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.proposals.analysis import THRESHOLDS, measure_overlaps, recall_report
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import ImageRecord, Proposals, Targets
 
 CLASSES = ["cat", "dog", "never"]
 COUNTS = (1, 4, 10, 500)

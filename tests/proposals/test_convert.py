@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord, Targets
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format, inspect
 from detector.proposals.readers import read_images
@@ -20,7 +21,6 @@ from detector.proposals.readers.arrays import RawImages
 from detector.proposals.readers.folders import files_of
 from detector.proposals.sources import conversion_name, source_parameters
 from detector.proposals.store import ProposalStore
-from detector.structures import ImageRecord, Targets
 from tests.proposals.formats import (
     SCORED,
     FloatArray,

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector import boxes as box_ops
-from detector.errors import InputError
+from detector.core import boxes as box_ops
+from detector.core.errors import InputError
 from detector.proposals.dense import dense_proposals
 from detector.proposals.recall import best_overlaps
 

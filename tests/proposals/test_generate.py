@@ -18,8 +18,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.data.images import check_image
-from detector.errors import InputError
 from detector.ops import SelectiveSearchConfig, selective_search
 from detector.proposals.dense import dense_proposals
 from detector.proposals.generate import generate_store
@@ -27,7 +28,6 @@ from detector.proposals.hashing import content_hash
 from detector.proposals.journal import encode_entry
 from detector.proposals.methods import full_parameters, store_name
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import ImageRecord, Proposals, Targets
 
 CORNERS = "tests.proposals.test_generate:bright_corner"
 

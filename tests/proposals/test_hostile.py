@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.inspection import guess_format
 from detector.proposals.readers import FORMATS, read_images
 from detector.proposals.readers.safe_pickle import read_pickle

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Proposals
 from detector.proposals.entries import Entry
 from detector.proposals.journal import NAME, Journal, decode_entry, encode_entry
-from detector.structures import Proposals
 
 ENTRIES = {
     "a": Entry(Proposals(boxes=torch.tensor([[0.0, 1, 2, 3]]), scores=torch.tensor([0.5])), "cafe", (4, 5)),

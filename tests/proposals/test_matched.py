@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.proposals.hashing import file_hash
 from detector.proposals.matched import match_store
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import ImageRecord, Proposals, Targets
 
 
 def record(root: Path, image_id: str, key: str) -> ImageRecord:

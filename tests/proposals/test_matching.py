@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageName
 from detector.proposals.matching import ImageMatcher
-from detector.structures import ImageName
 
 
 def named(*keys: str) -> list[ImageName]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Proposals
 from detector.proposals.merge import merge_stores
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import Proposals
 
 
 def make_entry(seed: int, count: int = 5) -> Entry:

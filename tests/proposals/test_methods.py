@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.methods import full_parameters, load_function, propose
 
 

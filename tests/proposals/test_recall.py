@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.proposals.recall import best_overlaps, recall
-from detector.structures import ImageRecord, Proposals, Targets
 
 
 def make_record(

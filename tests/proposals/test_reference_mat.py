@@ -12,10 +12,10 @@ import scipy.io
 import torch
 from numpy.typing import NDArray
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord, Targets
 from detector.proposals.convert import convert
 from detector.proposals.recall import best_overlaps
-from detector.structures import ImageRecord, Targets
 
 DATA = Path(__file__).parents[2] / "data"
 MAT = DATA / "voc_demo/proposals/000004_boxes.mat"

@@ -18,11 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Proposals
 from detector.proposals.manifest import BOX_CONVENTION
 from detector.proposals.segments import segment_path
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import Proposals
 
 
 def make_proposals(count: int, seed: int = 0, scored: bool = True) -> Proposals:
@@ -434,7 +434,7 @@ def test_more_segments_than_a_process_may_open_files(tmp_path: Path) -> None:
 _WRITER = """
 import sys, torch
 from detector.proposals.store import Entry, ProposalStore
-from detector.structures import Proposals
+from detector.core.structures import Proposals
 store = ProposalStore.create(sys.argv[1], generator="kill", parameters={})
 print("ready", flush=True)
 for number in range(len(store), 10**6):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from detector.config.sections.base import Pixels, Positive, Section
-from detector.errors import nearest
+from detector.core.errors import nearest
 
 MOST = 200_000
 """Proposals of an image: no method makes as many."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detector.errors import InputError, nearest
-from detector.files import require_regular
+from detector.core.errors import InputError, nearest
+from detector.core.files import require_regular
 from detector.proposals.readers.arrays import RawImages
 from detector.proposals.readers.coco_results import read_coco_results
 from detector.proposals.readers.folders import read_npy_folder, read_text_folder

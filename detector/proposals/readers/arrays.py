@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.errors import InputError
+from detector.core.errors import InputError
+from detector.core.structures import Proposals
 from detector.proposals.npy import read_header
-from detector.structures import Proposals
 
 # A hundred times what the largest published sets hold; more is a mistake or an attack.
 MAX_BOXES = 1_000_000

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.readers.arrays import RawImage, RawImages
 
 _BLOCK = 1 << 20

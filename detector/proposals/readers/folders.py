@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.errors import InputError
-from detector.files import is_hidden
+from detector.core.errors import InputError
+from detector.core.files import is_hidden
 from detector.proposals.readers.arrays import (
     MAX_ARRAY_BYTES,
     MAX_BOXES,

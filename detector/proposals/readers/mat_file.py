@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.readers.arrays import MAX_BOXES
 
 _HEADER_BYTES = 128

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.readers.arrays import Position, RawImage, RawImages, image_place, raw_image
 from detector.proposals.readers.folders import files_of
 from detector.proposals.readers.mat_file import Cells, Value, read_variable

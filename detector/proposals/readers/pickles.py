@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.errors import InputError
+from detector.core.errors import InputError
 from detector.proposals.readers.arrays import Position, RawImage, RawImages, image_place, raw_image
 from detector.proposals.readers.pickled_arrays import PickledFields, as_array, as_items
 from detector.proposals.readers.safe_pickle import read_pickle

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError
-from detector.files import require_regular
+from detector.core.errors import InputError
+from detector.core.files import require_regular
 from detector.proposals.readers.pickle_machine import Machine, Mark, Refused
 from detector.proposals.readers.pickled_arrays import BUILDERS, SHORT, Builder, Stateful
 

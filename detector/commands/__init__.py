@@ -1,0 +1,1 @@
+"""The command-line tools: each parses its arguments, calls the library and prints."""

@@ -1,0 +1,144 @@
+"""What the command-line tools share: their common arguments, exit status and error line."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from detector.core.errors import InputError
+from detector.core.machine import wait_without_spinning
+from detector.core.progress import note
+
+wait_without_spinning()  # the tools import this module before torch
+
+_OUT_OF_MEMORY = (
+    "out of memory; lower the scales, max_size, train.images_per_batch or model.roi_chunk, or cut very large "
+    "images into tiles"
+)
+_FILE_OPTIONS = {"--config": (".yaml", ".yml"), "--data": (".yaml", ".yml"), "--checkpoint": (".pt", ".pth")}
+"""Options whose file is easily given without them, and the suffixes of such files."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes every negative number as a value, and says which option a file belongs to."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")  # argparse's own
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, rest = super().parse_known_intermixed_args(args, namespace)
+        if "config" in namespace and namespace.config is None:
+            for hint in _bare_files(getattr(namespace, "overrides", []), ["--config"]):
+                self.error(hint)
+        return namespace, rest
+
+    def error(self, message: str) -> NoReturn:
+        if "required" in message:
+            wanted = [option for option in _FILE_OPTIONS if option in message]
+            message = "; ".join([message, *_bare_files(self._given, wanted)])
+        super().error(message)
+
+
+def _bare_files(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Return a hint for each of the ``options`` whose kind of file is among the command line's ``words``."""
+    hints = []
+    for option in options:
+        files = [word for word in words if Path(word).suffix in _FILE_OPTIONS[option] and "=" not in word]
+        hints += [f"write {option} {files[0]}"] if files else []
+    return hints
+
+
+def make_parser(description: str, example: str) -> Parser:
+    """Return a parser whose help ends with a worked example."""
+    return Parser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add ``--config`` and the trailing ``key=value`` overrides."""
+    parser.add_argument("--config", required=required, help="experiment config, a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="config values to replace, e.g. train.steps=100"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help='"auto" (a GPU if one can be used), "cpu", "cuda", "cuda:1"'
+    )
+
+
+def choose_device(name: str) -> str:
+    """Return the device for ``name``; "auto" is a GPU where there is one and the CUDA kernels were built,
+    "gpu" is "cuda", and a number N "cuda:N".
+
+    Raises:
+        InputError: no such device on this machine, or no kernels for it.
+    """
+    import torch
+
+    from detector.ops import cuda_kernels_missing
+
+    missing = cuda_kernels_missing()
+    name = "cuda" if name == "gpu" else f"cuda:{name}" if name.isdecimal() else name
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        if missing is not None:
+            print(f"note: the GPU is not used: {missing}", file=sys.stderr)
+        return "cuda" if missing is None else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: not usable here: {str(error).splitlines()[0]}") from None
+    if torch.device(name).type == "cuda" and missing is not None:
+        raise InputError(f"--device {name}: {missing}")
+    return name
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or the GPU has too little memory; torch reports it only in its message."""
+    said = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a tool's ``main`` and exit: 0, what it returns, 2 for bad input, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or file without Unicode shows escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(handlers=[_Warnings()])
+    try:
+        status = main() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: {_OUT_OF_MEMORY}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library logs as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"{record.levelname.lower()}: {record.getMessage()}")

@@ -1,0 +1,120 @@
+"""Score a checkpoint on a split of its data set, or result files that exist already."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from detector.commands import cli
+from detector.config import load_config
+from detector.core.errors import InputError
+from detector.core.files import file_name_of
+from detector.core.machine import process_seconds
+from detector.core.progress import show
+from detector.evaluation.report import figures_shown, write_json
+
+
+def main() -> int:
+    arguments = parse()
+    figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
+    show(figures_shown(figures))
+    if arguments.detections:
+        name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
+        show(f"{name} {figures[name]:.6f}")
+    if arguments.output:
+        write_json(arguments.output, figures)
+    return 0
+
+
+def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the network over the split; what comes out goes into a folder of this checkpoint and split."""
+    from detector.engine.checkpoint import load_checkpoint
+    from detector.factory.resources import use_cores
+    from detector.tasks.scoring import score_checkpoint as score
+
+    metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
+    config = load_config(arguments.config, [*arguments.overrides, *metric])
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    split = arguments.split or config.data.test_split
+    device = cli.choose_device(arguments.device)
+    use_cores(config, device)
+    folder = results_folder(arguments, split, checkpoint["step"])
+    figures = score(config, checkpoint, arguments.checkpoint, split, folder, device)
+    figures = {**figures, "seconds": round(process_seconds(), 1), "step": checkpoint["step"]}
+    write_json(folder / "metrics.json", figures)
+    return figures
+
+
+def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path:
+    """Return the folder of one checkpoint's results on one split, which another one's never replace.
+
+    It lies in a folder named like --output, or in the checkpoint's run.
+    """
+    checkpoint = Path(arguments.checkpoint)
+    stem = checkpoint.stem if checkpoint.stem == f"step_{step}" else f"{checkpoint.stem}_step_{step}"
+    name = f"evaluation_{file_name_of(split)}_{stem}"
+    if arguments.output:
+        return Path(arguments.output).with_suffix("") / name
+    in_run = checkpoint.parent.name == "checkpoints"
+    return (checkpoint.parent.parent if in_run else checkpoint.parent) / name
+
+
+def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Score result files by the annotations alone: no image, network or compiled library is needed."""
+    from detector.commands.file_scoring import check_places, score_detections
+
+    detections, annotations = Path(arguments.detections), Path(arguments.annotations)
+    check_places(detections, annotations)
+    split = arguments.split or "test"
+    figures = score_detections(detections, annotations, arguments.metric, split, arguments.iou)
+    if arguments.metric == "coco":
+        return figures
+    return {**figures, "metric": arguments.metric, "iou_threshold": arguments.iou, "split": split}
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "",
+        "python tools/evaluate.py --config configs/quickstart.yaml "
+        "--checkpoint runs/quickstart/checkpoints/best.pt\n  "
+        "python tools/evaluate.py --detections results/ --annotations data/VOC2007 --metric voc07\n  "
+        "python tools/evaluate.py --detections results.json --annotations instances.json --metric coco",
+    )
+    cli.add_config_arguments(parser, required=False)
+    parser.add_argument("--checkpoint", metavar="FILE", help="a step_N.pt or best.pt of tools/train.py")
+    parser.add_argument("--split", help="split to score (default: the config's test split, or test)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.json",
+        help="write the figures there too, and result files into a folder FILE",
+    )
+    parser.add_argument(
+        "--detections",
+        metavar="PLACE",
+        help="score the comp4_det_SPLIT_CLASS.txt files in this folder, or this COCO results.json",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="PLACE",
+        help="what they are scored against: a root in VOC layout, or a COCO instances.json",
+    )
+    parser.add_argument(
+        "--metric",
+        choices=("voc07", "voc", "coco"),
+        help="11-point or area AP at one IoU, or COCO's twelve figures (default: voc07, or the config's)",
+    )
+    parser.add_argument("--iou", type=float, default=0.5, help="IoU that counts as found (default 0.5)")
+    cli.add_device_argument(parser)
+    arguments = parser.parse_intermixed_args()
+    if arguments.detections and not arguments.annotations:
+        raise InputError("--detections needs --annotations, the data set that they are scored against")
+    if not arguments.detections and not (arguments.config and arguments.checkpoint):
+        raise InputError("give --config and --checkpoint, or --detections and --annotations")
+    if arguments.detections:
+        arguments.metric = arguments.metric or "voc07"
+    if arguments.output and Path(arguments.output).suffix.lower() != ".json":
+        raise InputError(f"--output {arguments.output}: name a .json file")
+    if not 0 < arguments.iou <= 1:
+        raise InputError(f"--iou {arguments.iou:g}: expected a number above 0 and at most 1")
+    return arguments

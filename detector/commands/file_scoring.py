@@ -1,0 +1,112 @@
+"""Detections in files scored against annotations in files: no image, network or compiled op takes part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from detector.core.errors import InputError
+from detector.core.structures import ImageRecord
+from detector.data.coco import category_names, load_coco
+from detector.data.coco_json import CocoData, read_coco
+from detector.data.voc import find_classes, load_voc
+from detector.evaluation.coco import CocoEvaluator, GroundTruth, ground_truth_of, score_coco_results
+from detector.evaluation.coco_results import read_coco_results
+from detector.evaluation.file_faults import warn_of_coco_results
+from detector.evaluation.result_files import other_result_files
+from detector.evaluation.score_files import read_checked_files, score_result_files
+from detector.evaluation.voc import VocEvaluator
+
+Metric = Literal["voc07", "voc", "coco"]
+
+
+class Truth(NamedTuple):
+    """The annotations of a split: as records, and as COCO's dictionary with its id of each image."""
+
+    records: list[ImageRecord]
+    classes: tuple[str, ...]
+    coco: GroundTruth
+    image_ids: dict[str, int]
+
+
+def score_detections(
+    detections: Path, annotations: Path, metric: Metric, split: str, iou_threshold: float
+) -> dict[str, Any]:
+    """Return the figures of ``detections``: a folder of VOC result files, or a COCO results JSON.
+
+    ``annotations`` is a COCO annotation file, or the root of a VOC layout, of which ``split`` is read. In
+    COCO's results for a VOC layout, images are numbered from 1 in the split's order and categories from 1
+    in the order of the sorted class names of all annotations, as this project writes them.
+
+    Raises:
+        InputError: a file that is missing, malformed or made for other images or classes.
+    """
+    as_json = detections.suffix.lower() == ".json"
+    if metric == "coco" and as_json and annotations.suffix.lower() == ".json":
+        return score_coco_results(detections, read_coco(annotations)).compute()
+    truth = read_truth(annotations, split, None if as_json else detections)
+    match metric, as_json:
+        case "coco", True:
+            return score_coco_results(detections, truth.coco).compute()
+        case "coco", False:
+            return _score_by_coco(detections, truth, split).compute()
+        case _, True:
+            return _score_by_voc(detections, truth, iou_threshold).compute()
+        case _:
+            evaluator = score_result_files(detections, truth.records, truth.classes, split, iou_threshold)
+            return evaluator.compute()
+
+
+def read_truth(annotations: Path, split: str, result_folder: Path | None = None) -> Truth:
+    """Read annotations of either format without looking for images.
+
+    The classes of a VOC layout are those of all its annotations. Only the split's are read where
+    ``result_folder`` has no VOC result file of another class: the means are the same.
+    """
+    if annotations.suffix.lower() == ".json":
+        data: CocoData = read_coco(annotations)
+        found = load_coco(annotations, annotations.parent, invalid_boxes=None, require_images=False)
+        return Truth(found.records, tuple(category_names(data).values()), data, found.image_ids)
+    classes = find_classes(annotations) if result_folder is None else None
+    voc = load_voc(annotations, split, classes=classes, invalid_boxes=None, require_images=False)
+    if result_folder is not None and other_result_files(result_folder, split, voc.classes):
+        return read_truth(annotations, split)
+    image_ids = {record.image_id: number for number, record in enumerate(voc.records, start=1)}
+    return Truth(voc.records, voc.classes, ground_truth_of(voc.records, voc.classes), image_ids)
+
+
+def _score_by_coco(folder: Path, truth: Truth, split: str) -> CocoEvaluator:
+    found = read_checked_files(folder, truth.records, truth.classes, split)
+    evaluator = CocoEvaluator(truth.coco, truth.classes, truth.image_ids)
+    evaluator.update(list(found), [one.detections() for one in found.values()])
+    return evaluator
+
+
+def _score_by_voc(path: Path, truth: Truth, iou_threshold: float) -> VocEvaluator:
+    categories = {entry["name"]: entry["id"] for entry in truth.coco["categories"]}
+    labels = {categories[name]: label for label, name in enumerate(truth.classes, start=1)}
+    records = {truth.image_ids[record.image_id]: record for record in truth.records}
+    results = read_coco_results(path, records, labels)
+    warn_of_coco_results(path, results, {key: (one.height, one.width) for key, one in records.items()})
+    by_image: dict[int, list[Any]] = {coco_id: [] for coco_id in truth.image_ids.values()}
+    for place, result in enumerate(results):
+        by_image[result["image_id"]].append((place, result))
+    evaluator = VocEvaluator(truth.records, truth.classes, iou_threshold)
+    for image_id, coco_id in truth.image_ids.items():
+        found = by_image[coco_id]
+        boxes = torch.tensor([one["bbox"] for _, one in found], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        scores = torch.tensor([one["score"] for _, one in found], dtype=torch.float64)
+        kinds = torch.tensor([labels[one["category_id"]] for _, one in found], dtype=torch.int64)
+        order = torch.tensor([place for place, _ in found], dtype=torch.int64)
+        evaluator.add(image_id, boxes, scores, kinds, order=order)
+    return evaluator
+
+
+def check_places(detections: Path, annotations: Path) -> None:
+    """Raise InputError where one of the two is not there."""
+    for option, path in (("--detections", detections), ("--annotations", annotations)):
+        if not path.exists():
+            raise InputError(f"{option} {path} does not exist")

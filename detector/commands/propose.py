@@ -1,0 +1,112 @@
+"""Make proposals for a data set or a folder of images, convert a file of them, or look into one.
+
+They go into a ProposalStore, which a config can name as proposals.file with format: store; what the
+config's own method makes lies where training looks for it. A job that was stopped goes on where it was. An
+image that fails or takes over --time-limit is named, has no proposals, is tried again by the next run, and
+makes the exit status 1; what training does about it is proposals.missing in the config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from detector.commands import cli
+from detector.config import load_config
+from detector.core.errors import InputError
+from detector.core.progress import show
+from detector.proposals.convert import FAULT_POLICIES
+from detector.proposals.inspection import describe, inspect
+from detector.proposals.readers import FORMATS
+
+EXAMPLE = """python tools/propose.py --config configs/quickstart.yaml
+  python tools/propose.py --images photos/ --output photos_store proposals.mode=quality
+  python tools/propose.py --inspect voc_2007_test.mat
+  python tools/propose.py --from voc_2007_test.mat --format mat --config configs/mine.yaml --split test \\
+      --output voc_2007_test_store
+  python tools/propose.py --config configs/mine.yaml --shard 2/8 --output part_2
+  python tools/propose.py --merge part_1 part_2 --output whole"""
+
+
+def main() -> int:
+    arguments = parse()
+    if arguments.inspect:
+        found = inspect(arguments.inspect, arguments.format)
+        show(json.dumps(found, indent=2) if arguments.json else "\n".join(describe(found)))
+        return 0
+
+    from detector.commands import proposal_jobs as jobs  # heavy, and the workers import this file too
+
+    shard = jobs.parse_shard(arguments.shard)
+    config = load_config(arguments.config, arguments.overrides) if arguments.config else None
+    splits = jobs.split_records(config, arguments.split) if config else {}
+    target = Path(arguments.output) if arguments.output else None
+    if arguments.merge:
+        reports = [(jobs.merge(arguments.merge, target, config), splits)]
+    elif arguments.source:
+        options = {name: getattr(arguments, name) for name in ("convention", "faults", "missing")}
+        options |= {"top_k": arguments.top_k, "min_size": arguments.min_size}
+        options |= {"deduplicate": arguments.deduplicate}
+        report = jobs.convert_file(arguments.source, arguments.format, target, config, splits, options)
+        reports = [(report, splits)]
+    elif config is None:
+        report = jobs.generate_for_folder(
+            arguments.images, arguments.overrides, target, shard, arguments.workers
+        )
+        reports = [(report, splits)]
+    elif config.proposals.method is None:
+        reports = [jobs.open_split(config, split, records) for split, records in splits.items()]
+    else:
+        reports = [jobs.generate_for_config(config, splits, target, shard, arguments.workers)]
+    for report, covered in reports:
+        if config is not None:
+            jobs.report_splits(report, covered, config)
+        jobs.tell(report)
+    stores = [report.as_json() for report, _ in reports]
+    show(json.dumps({"stores": stores}, indent=2) if arguments.json else str(reports[0][0].store.path))
+    return 1 if any(report.failed for report, _ in reports) else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(__doc__ or "", EXAMPLE)
+    cli.add_config_arguments(parser, required=False)
+    work = parser.add_mutually_exclusive_group()
+    work.add_argument("--images", metavar="FOLDER", help="make them for all images in it and below")
+    work.add_argument("--from", dest="source", metavar="FILE", help="convert this file or folder")
+    work.add_argument("--inspect", metavar="FILE", help="say what this file or store seems to be")
+    work.add_argument("--merge", metavar="STORE", nargs="+", help="put stores of one method together")
+    parser.add_argument(
+        "--output", metavar="STORE", help="the store's folder (default: where training looks)"
+    )
+    parser.add_argument("--split", action="append", help="a split (default: all that training reads)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the store's path")
+    making = parser.add_argument_group("making proposals")
+    making.add_argument("--method", help="dense, selective_search or module:function (default: the config's)")
+    making.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
+    making.add_argument("--time-limit", type=float, metavar="SECONDS", help="what an image may take")
+    making.add_argument(
+        "--shard", default="1/1", metavar="i/n", help="only part i of n, into a store of its own"
+    )
+    reading = parser.add_argument_group("converting a file")
+    reading.add_argument("--format", choices=[*FORMATS, "store"], help="default: by the file's name")
+    reading.add_argument("--convention", help="how a box is written, or auto; see data/README.md")
+    reading.add_argument("--faults", choices=FAULT_POLICIES, help="images with faulty boxes (default error)")
+    reading.add_argument("--missing", choices=FAULT_POLICIES, help="images not in the file (default error)")
+    reading.add_argument("--top-k", type=int, metavar="N", help="keep the best N of each image")
+    reading.add_argument("--min-size", type=float, default=0.0, metavar="PIXELS", help="drop smaller boxes")
+    reading.add_argument("--deduplicate", action="store_true", help="of equal boxes keep the best")
+    arguments = parser.parse_intermixed_args()
+    if arguments.workers is not None and arguments.workers < 0:
+        raise InputError(f"--workers {arguments.workers}: expected 0, for none but this process, or more")
+    if arguments.images and (arguments.config or arguments.split):
+        raise InputError(
+            "--images is for a folder without a config: leave --config and --split out, and give settings "
+            "as proposals.key=value"
+        )
+    if arguments.split and not arguments.config:
+        raise InputError("--split needs --config, which says where the data set is")
+    if arguments.method:
+        arguments.overrides.append(f"proposals.method={arguments.method}")
+    if arguments.time_limit is not None:
+        arguments.overrides.append(f"proposals.time_limit={arguments.time_limit}")
+    return arguments

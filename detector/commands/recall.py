@@ -1,0 +1,105 @@
+"""Measure what proposals can reach: recall against their number, average recall, overlap by class and size.
+
+Objects of the config's split are compared with one store or several, or with the config's own proposals.
+IoU is that of continuous half-open boxes; proposals are taken as training takes them, best first. Average
+recall is the mean over IoU 0.5 to 0.95 in steps of 0.05, MABO the mean over the classes of their mean best
+overlap."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detector.commands import cli
+from detector.commands.proposal_jobs import split_records
+from detector.config import Config, load_config
+from detector.core.errors import InputError
+from detector.core.progress import note, progress_bar, show
+from detector.core.structures import ImageRecord
+from detector.evaluation.report import recall_tables, write_json
+from detector.factory import data as data_parts
+from detector.factory import proposals as proposal_parts
+from detector.proposals.analysis import measure_overlaps, recall_report
+from detector.proposals.matched import match_store
+from detector.proposals.store import ProposalStore
+from detector.visualize.recall import recall_picture
+
+
+def main() -> int:
+    arguments = parse()
+    config = load_config(arguments.config, arguments.overrides)
+    split = arguments.split or config.data.test_split
+    records = split_records(config, [split])[split]
+    classes = data_parts.class_names(config)
+    reports: dict[str, dict[str, Any]] = {}
+    for name, store in open_stores(arguments, config, records, split).items():
+        with progress_bar(f"measuring {name}") as advance:
+            overlaps = measure_overlaps(
+                records,
+                store,
+                counts=arguments.counts,
+                include_difficult=not arguments.skip_difficult,
+                progress=advance,
+            )
+        reports[name] = {"store": str(store.path), **recall_report(overlaps, classes)}
+        for table in recall_tables(reports[name], name):
+            show(table)
+    folder = Path(arguments.output)
+    write_json(folder / "recall.json", {"split": split, "stores": reports})
+    recall_picture(folder / "recall.png", reports, f"Proposals for {split} of {Path(config.data.root).name}")
+    note(f"wrote {folder / 'recall.json'} and {folder / 'recall.png'}")
+    return 0
+
+
+def open_stores(
+    arguments: argparse.Namespace, config: Config, records: list[ImageRecord], split: str
+) -> dict[str, ProposalStore]:
+    """Return the stores to measure by the name they have in tables and picture."""
+    stores: dict[str, ProposalStore] = {}
+    for text in arguments.store:
+        name, _, place = text.rpartition("=")
+        name = name or Path(place).name
+        if name in stores:
+            raise InputError(f"--store {text}: two are called {name!r}; name them: --store NAME={place}")
+        everything = partial(data_parts.all_names, config)
+        stores[name] = match_store(ProposalStore.open(place), records, everything)
+        if not any(record.key in stores[name] for record in records):
+            raise InputError(f"{place}: no proposals for any image of {split}; is it of another data set?")
+    if not stores:
+        own = proposal_parts.open_proposals(config, records, split)
+        stores[config.proposals.method or own.path.name] = own
+    return stores
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.make_parser(
+        __doc__ or "",
+        "python tools/recall.py --config configs/bccd_squeezenet.yaml --split test \\\n"
+        "      --store ours=data/proposals/ours --store opencv=data/proposals/opencv --output runs/recall",
+    )
+    cli.add_config_arguments(parser)
+    parser.add_argument("--split", help="whose objects (default: the config's test split)")
+    parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="[NAME=]STORE",
+        help="a store to measure; any number of them (default: the config's own proposals)",
+    )
+    parser.add_argument("--counts", metavar="N,N,...", help="numbers of proposals to measure at")
+    parser.add_argument("--skip-difficult", action="store_true", help="leave out objects marked difficult")
+    parser.add_argument(
+        "--output", default="runs/recall", metavar="DIR", help="for recall.json and recall.png (runs/recall)"
+    )
+    arguments = parser.parse_intermixed_args()
+    arguments.counts = read_counts(arguments.counts) if arguments.counts else None
+    return arguments
+
+
+def read_counts(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise InputError(f"--counts {text!r}: write whole numbers over 0, such as 100,500,2000")
+    return [int(word) for word in words]

@@ -1,0 +1,151 @@
+"""Output on the terminal: results, notes, and progress as a bar, or as plain lines where it goes to a file.
+
+Names and texts from files are shown as `detector.core.errors.printable` does; rich reads no markup in them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from detector.core.errors import printable, printable_lines
+
+Item = TypeVar("Item")
+
+_EVERY = 30.0
+
+console = Console(stderr=True)
+"""Progress and notes go to standard error; results alone go to standard output."""
+
+
+def note(text: str) -> None:
+    """Print one line about what is happening."""
+    console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+
+def show(result: str | Table) -> None:
+    """Print a result to standard output: lines of text, or a table whose names are `Text`, not markup."""
+    if isinstance(result, str):
+        print(printable_lines(result), flush=True)
+    else:
+        Console().print(result)
+
+
+def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
+    """Yield ``items`` with a bar, items done, elapsed time and ETA; without a terminal just yield."""
+    if not console.is_terminal:
+        yield from items
+        return
+    with _bar() as bar:
+        task = bar.add_task(printable(description), total=total, figures="")
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to call with items done and items in all; it moves a bar where there is a terminal.
+
+    Elsewhere it prints a line now and then, so that a log shows how far a long job is.
+    """
+    if not console.is_terminal:
+        yield _Lines(description).advance
+        return
+    with _bar() as bar:
+        task = bar.add_task(printable(description), total=None, figures="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+        if bar.tasks[task].total is None:
+            bar.remove_task(task)  # there was nothing to do
+
+
+class _Count(MofNCompleteColumn):
+    """Items done of items in all, once both are known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
+class _Lines:
+    """A line every ``_EVERY`` seconds: items done, items a second, time left."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._started = self._said = time.monotonic()
+
+    def advance(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said < _EVERY:
+            return
+        self._said = now
+        rate = done / (now - self._started)
+        left = (total - done) / rate / 60
+        note(f"{self._description}: {done} of {total}, {rate:.3g} a second, {left:.1f} min left")
+
+
+class TrainingProgress:
+    """The bar of a training run with its latest figures; without a terminal, a line a record."""
+
+    def __init__(self, steps: int, step: int) -> None:
+        self.steps = steps
+        self._bar = _bar() if console.is_terminal else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def record(self, record: Mapping[str, float]) -> None:
+        """Show a record's loss, speed and learning rate."""
+        figures = (
+            f"loss {record['loss']:.4f}  {record['images_per_second']:.2f} img/s  "
+            f"lr {record['learning_rate']:.2g}"
+        )
+        if "peak_gpu_memory_mib" in record:
+            figures += f"  GPU {record['peak_gpu_memory_mib']:.0f} MiB"
+        if self._bar is not None:
+            self._bar.update(self._task, figures=figures)
+        else:
+            left = (self.steps - record["step"]) * record["seconds_per_step"]
+            note(f"step {record['step']:.0f}/{self.steps}  {figures}  {left / 60:.1f} min left")
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        _Count(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,252 @@
+"""The network of a config, and what goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detector.config import Config
+from detector.core.errors import InputError
+from detector.core.progress import note
+from detector.core.structures import Batch, Normalization
+from detector.engine.checkpoint import check_model_state
+from detector.engine.classify import classify
+from detector.engine.inference import detect, with_weights_in
+from detector.engine.optim import build_sgd
+from detector.factory.architecture import differences
+from detector.factory.weights import load_initial, load_published
+from detector.models import weights
+from detector.models.backbones import Backbone, identity_backbone
+from detector.models.backbones import build_backbone as make_backbone
+from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.crops import CropPooling
+from detector.models.detector import RegionDetector, RegionPool
+from detector.models.heads import BoxHead, BoxPredictor
+from detector.models.losses import DetectionLoss
+from detector.models.multi_label import class_scores
+from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
+from detector.models.region_pools import PyramidPooling, RoIPooling
+from detector.models.roi_sampler import RoISampler
+from detector.models.whole_map import WholeMapPool, whole_image_rois
+
+
+def build_backbone(config: Config) -> Backbone:
+    """Return the backbone with random weights, cut and frozen as configured."""
+    chosen = config.model.backbone
+    return make_backbone(
+        chosen.name,
+        stage=chosen.stage,
+        freeze="all" if config.train.trainable == "boxes" else chosen.freeze,
+        feature_scale=chosen.feature_scale,
+        reduce_channels=chosen.reduce_channels,
+    )
+
+
+def build_normalization(config: Config) -> Normalization:
+    """Return what the configured weights expect of their input."""
+    chosen = config.model.backbone
+    return weights.normalization(chosen.convention, chosen.pixel_mean)
+
+
+def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None) -> RegionDetector:
+    """Return the network, seeded, with pretrained weights where the config names a file.
+
+    ``coder`` None takes the fixed constants of the config; a checkpoint loaded afterwards brings its own.
+    """
+    torch.manual_seed(config.seed)
+    model = _random_model(config, num_classes, coder)
+    if config.model.backbone.weights is not None:
+        head = model.box_head.layers if config.model.head.weights else None
+        load_published(config, convolutions(model), head)
+    return model
+
+
+def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None = None) -> RegionDetector:
+    """Return the network that a run begins with: another run's weights, published ones, or random ones.
+
+    Says so where random convolutions are frozen: the run then measures what random filters are worth.
+    """
+    if config.train.initial_weights is None:
+        if config.model.backbone.weights is None and _freezes(config):
+            note(
+                "warning: the run begins with random convolutions and keeps them, because of "
+                "model.backbone.freeze or train.trainable; name trained ones in model.backbone.weights or "
+                "train.initial_weights, unless random filters are what you want to study"
+            )
+        return build_model(config, len(classes), coder)
+    torch.manual_seed(config.seed)
+    model = _random_model(config, len(classes), coder)
+    load_initial(config, model, classes)
+    return model
+
+
+def _freezes(config: Config) -> bool:
+    return config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
+
+
+def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:
+    """Return the network with a checkpoint's weights; no weights file of the config is read.
+
+    Raises:
+        InputError: the weights do not fit the config's network, or its settings fit no network. This is found
+            out on shapes alone, before memory is taken for a network.
+    """
+    classes = len(checkpoint["classes"])
+    try:
+        with torch.device("meta"):
+            shapes = _random_model(config, classes, None)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    check_model_state(shapes, checkpoint, source, differences(config, checkpoint.get("config")))
+    model = _random_model(config, classes, None)
+    model.load_state_dict(checkpoint["model"])
+    return model.eval()
+
+
+def convolutions(model: RegionDetector) -> Backbone:
+    """Return the network's convolutions: R-CNN's work on regions, all others on the image."""
+    pool = model.region_pool
+    return pool.convolutions if isinstance(pool, CropPooling) else model.backbone
+
+
+def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> RegionDetector:
+    settings = config.model
+    backbone = build_backbone(config)
+    pool = build_region_pool(config, backbone)
+    head = BoxHead(pool.out_features, settings.head.hidden, settings.head.dropout)
+    boxes = "none" if config.task == "classification" else settings.box.regression
+    box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[boxes]
+    predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
+    coder = coder or build_fixed_coder(config, num_classes)
+    if isinstance(pool, CropPooling):
+        backbone = identity_backbone()  # the convolutions are the pool's, one pass a region
+    model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
+    if config.train.trainable == "boxes":
+        train_boxes_alone(model)
+    return model
+
+
+def build_fixed_coder(config: Config, num_classes: int) -> BoxCoder:
+    """Return the coder whose constants are known beforehand; ridge regression whitens by itself."""
+    if config.model.box.regression == "ridge":
+        return fixed_coder(num_classes, (0.0,) * 4, (1.0,) * 4)
+    return fixed_coder(num_classes, config.model.box.means, config.model.box.deviations)
+
+
+def measures_targets(config: Config) -> bool:
+    """Say whether the coder's constants have to be measured on the training set."""
+    return config.model.box.regression == "linear" and config.model.box.normalize == "dataset"
+
+
+def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
+    """Return what pools regions, with the centre that the config and the kind of pooling ask for."""
+    chosen = config.model.pool
+    match chosen.kind:
+        case "roi":
+            # RoI pooling takes cell k for centred at k * stride; +0.5 goes from pixel index to pixel centre.
+            center = backbone.center + 0.5 if chosen.center == "network" else 0.0
+            return RoIPooling(backbone.channels, chosen.output_size, backbone.stride, center)
+        case "spp" if config.task == "classification":
+            return WholeMapPool(backbone.channels, chosen.levels, chosen.reduction, chosen.rule)
+        case "spp":
+            return PyramidPooling(
+                backbone.channels,
+                chosen.levels,
+                backbone.stride,
+                reduction=chosen.reduction,
+                window=chosen.window,
+                center=0.0 if chosen.center == "caffe" or chosen.window == "roi" else backbone.center,
+                shrink=chosen.shrink,
+            )
+        case "warp" | "crop":
+            return CropPooling(
+                backbone,
+                chosen.output_size,
+                crop_size=chosen.crop_size,
+                context=chosen.context,
+                square=chosen.kind == "crop",
+            )
+
+
+def train_boxes_alone(model: RegionDetector) -> None:
+    """Let bbox_pred train and nothing else (stage-wise training: Fast R-CNN, section 5.1)."""
+    if model.predictor.bbox_pred is None:
+        raise InputError("train.trainable: boxes needs a box layer; set model.box.regression to linear")
+    model.requires_grad_(False)
+    model.predictor.bbox_pred.requires_grad_(True)
+
+
+def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
+    chosen = config.train.sampling
+    return RoISampler(
+        coder,
+        rois_per_image=chosen.rois_per_image,
+        foreground_fraction=chosen.foreground_fraction,
+        foreground_iou=chosen.foreground_iou,
+        background_iou=chosen.background_iou,
+        far_background_fraction=chosen.far_background_fraction,
+        add_targets=chosen.add_targets,
+        use_difficult=config.data.difficult == "train",
+        seed=config.seed,
+    )
+
+
+def build_loss(config: Config) -> DetectionLoss:
+    return DetectionLoss(config.train.box_loss_weight, config.train.smooth_l1_beta)
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
+    settings = config.train
+    return build_sgd(
+        model,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        bias_lr_factor=settings.bias_lr_factor,
+        bias_decay=settings.bias_decay,
+    )
+
+
+def build_postprocess(config: Config, coder: BoxCoder) -> Postprocess:
+    return Postprocess(
+        coder,
+        score_threshold=config.test.score_threshold,
+        nms_threshold=config.test.nms_threshold,
+        nested_threshold=config.test.nested_threshold,
+        max_detections=config.test.max_detections,
+        box_regression=config.test.box_regression,
+        scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,
+    )
+
+
+Predictor = Callable[[Sequence[Batch]], Any]
+"""Gives the detections of one image, or its scores (K,) by class, from its views: batches of one sample."""
+
+
+def build_predictor(config: Config, model: RegionDetector, device: str) -> Predictor:
+    """Return what predicts for one image, given as its views, in evaluation and in use alike.
+
+    ``model`` has to be in evaluation mode, and is taken as it is now: after changes of its weights another
+    predictor is needed.
+    """
+    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    if config.task == "classification":
+
+        def classify_views(views: Sequence[Batch]) -> Tensor:
+            with_rois = [(view, whole_image_rois(model.backbone, view.metas)) for view in views]
+            return classify(model, with_rois, class_scores, device, precision)
+
+        return classify_views
+    return partial(
+        detect,
+        with_weights_in(model, precision),
+        postprocess=build_postprocess(config, model.box_coder),
+        device=device,
+        precision=precision,
+        refinements=config.test.refinements,
+        scale_rule=config.test.scale_rule,
+    )

@@ -1,0 +1,272 @@
+"""The proposals of a config: opened, converted or made, looked up and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.config import Config
+from detector.config.sections.proposals import ProposalsConfig
+from detector.core.errors import InputError
+from detector.core.machine import available_cores
+from detector.core.progress import note, progress_bar
+from detector.core.structures import ImageName, ImageRecord, Proposals
+from detector.data.images import check_image, read_image
+from detector.factory.data import all_names
+from detector.proposals.convert import convert
+from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
+from detector.proposals.matched import match_store
+from detector.proposals.methods import store_name
+from detector.proposals.prepare import filter_proposals
+from detector.proposals.recall import recall
+from detector.proposals.sources import conversion_name, record_digest, source_parameters
+from detector.proposals.store import ProposalStore
+
+PROPOSALS_FOLDER = Path("data/proposals")
+LOW_RECALL = 0.5
+"""Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
+LOST_RECALL = 0.05
+"""Taking only the best of each image costs a good ranking less than this."""
+ALONE_PIXELS = 20_000_000
+"""Up to here in all, selective search takes this process less time than starting others."""
+WAIT_SECONDS = 24 * 3600.0
+"""For another process with the same task: the other ranks of a training, or a second run."""
+UNKNOWN_PIXELS = 500_000
+"""What an image of unknown size is taken for."""
+
+
+@dataclass(frozen=True)
+class StoredProposals:
+    """Looks an image's proposals up and filters them as the config says.
+
+    An image without an entry has none, or with ``full_image`` one box, the whole image: ``with_proposals``
+    has said so, and evaluation leaves no image out.
+    """
+
+    store: ProposalStore
+    top_k: int
+    min_size: float
+    full_image: bool = False
+
+    def __call__(self, record: ImageRecord) -> Proposals:
+        size = (record.height, record.width)
+        if record.key not in self.store:
+            whole = torch.tensor([[0.0, 0.0, record.width, record.height]])
+            return Proposals(boxes=whole if self.full_image else torch.zeros(0, 4))
+        found = self.store[record.key]
+        return filter_proposals(found, size, min_size=self.min_size, top_k=self.top_k)
+
+
+def stored_proposals(config: Config, store: ProposalStore, *, training: bool) -> StoredProposals:
+    """Return the look-up with the config's limits for training or for testing."""
+    source = config.proposals
+    top_k = source.top_k_train if training else source.top_k_test
+    return StoredProposals(store, top_k, source.min_size, source.missing == "full_image")
+
+
+def open_proposals(config: Config, records: Sequence[ImageRecord], split: str | None = None) -> ProposalStore:
+    """Open the proposals of ``records``, converting or making first what is not there yet.
+
+    ``split`` chooses where ``proposals.file`` names one file a split. Raises InputError for a file that
+    cannot be read or does not fit ``records``.
+    """
+    if config.proposals.method is not None:
+        return make_proposals(config, records)
+    return convert_proposals(config, records, split)
+
+
+def convert_proposals(
+    config: Config, records: Sequence[ImageRecord], split: str | None = None, target: Path | None = None
+) -> ProposalStore:
+    """Convert the config's file, checked against ``records``, once; None is the usual folder."""
+    source = config.proposals
+    path = _file_of(config, split)
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such proposals; proposals.file names a file of format {source.format!r} with the "
+            f"boxes of every image of {config.data.root}, or set proposals.method to make them"
+        )
+    everything = other_images(config, split)
+    if source.format is None or source.format == "store":
+        return match_store(ProposalStore.open(path), records, everything)
+    options: dict[str, Any] = {"convention": source.convention, "faults": source.faults}
+    options |= {"missing": source.missing, "keep_others": False}
+    if target is None:
+        images = {"images": record_digest(records)}
+        name = conversion_name(source_parameters(path, source.format) | options | images)
+        target = PROPOSALS_FOLDER / name
+    fresh = not target.exists()
+    if fresh:
+        note(f"converting {path} into the store {target}")
+    one_split = not isinstance(source.file, str) or config.data.train_split == config.data.test_split
+    options |= {"one_split": one_split, "everything": everything}
+    store = convert(path, source.format, target, records=records, **options)
+    for found in store.notes if fresh else []:
+        note(found)
+    return store
+
+
+def other_images(config: Config, split: str | None) -> Callable[[], Sequence[ImageName]]:
+    """Return what gives the images that the config's file may hold besides those of ``split``.
+
+    Where each split has a file, or for None, that of images of no split, there are no others.
+    """
+    if split is None or not isinstance(config.proposals.file, str):
+        return tuple
+    return partial(all_names, config)
+
+
+def make_proposals(
+    config: Config, records: Sequence[ImageRecord], target: Path | None = None
+) -> ProposalStore:
+    """Make what the config's method has not made yet for ``records``; None is the usual folder."""
+    source = config.proposals
+    if source.method is None:
+        raise InputError("proposals.method is not set; name one to make proposals with")
+    folder = target or proposals_folder(config) / store_name(source.method, method_parameters(source))
+    made, failures = generate(source, records, folder, check_first=source.missing == "error")
+    store = match_store(made, records)
+    if failures and source.missing == "error":
+        first = next(iter(failures.values()))
+        raise InputError(
+            f"{len(failures)} of {len(records)} images got no proposals; the first: {first}. All others are "
+            "done and stay so; replace these files, or set proposals.missing to skip or full_image. "
+            f"{HOW_TO_LEAVE_OUT}"
+        )
+    return store
+
+
+def generate(
+    source: ProposalsConfig,
+    records: Sequence[ImageRecord],
+    folder: Path,
+    *,
+    workers: int | None = None,
+    check_first: bool = False,
+) -> tuple[ProposalStore, dict[str, str]]:
+    """Bring the store ``folder`` up to date with ``records``; return it and what failed, by key.
+
+    With ``check_first`` images that cannot be read are an InputError before any work.
+    ``workers`` None takes every core where that is worth starting processes.
+    """
+    assert source.method is not None  # the callers' condition
+    if workers is None:
+        pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
+        alone = source.method == "dense" or pixels < ALONE_PIXELS
+        workers = 0 if alone else available_cores()
+    failures: dict[str, str] = {}
+    with progress_bar(f"{source.method} proposals") as advance:
+        store = generate_store(
+            records,
+            folder,
+            method=source.method,
+            read_image=read_image,
+            check_image=check_image if check_first else None,
+            parameters=method_parameters(source),
+            workers=workers,
+            time_limit=source.time_limit,
+            progress=advance,
+            on_failure=failures.__setitem__,
+            on_damage=note,
+            wait=WAIT_SECONDS,
+            on_wait=lambda: note(f"waiting for another process that makes {folder}"),
+        )
+    return store, failures
+
+
+def method_parameters(source: ProposalsConfig) -> dict[str, Any]:
+    """Return the parameters that the config gives to ``proposals.method``."""
+    names = ("scales", "aspects", "stride_fraction", "mode", "seed", "width", "max_proposals")
+    given = {name: getattr(source, name) for name in names} | source.options
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value is not None or name in source.options
+    }
+
+
+def proposals_folder(config: Config) -> Path:
+    """Return where stores that the tools make lie: by data set, the quick start's inside its own folder."""
+    root = Path(config.data.root)
+    if config.data.generate is not None:
+        return root / "proposals"
+    place = hashlib.blake2b(str(root.resolve()).encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    return PROPOSALS_FOLDER / f"{root.resolve().name}_{place}"  # two data sets may have one name
+
+
+def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
+    """Return the ``records`` that may be trained on; what happens without proposals is in the config."""
+    source = config.proposals
+    missing = [record.key for record in records if record.key not in store]
+    if not missing:
+        return list(records)
+    if source.method is None and len(missing) == len(records):
+        raise InputError(
+            f"{store.path}: {len(missing)} of {len(records)} images are not in the store; is it of another "
+            f"split, or of images that have changed since? The first is {missing[0]!r}, the store has "
+            f"{next(iter(store.ids()), 'none')!r}"
+        )
+    # What a conversion left out because of faults is no surprise; what is not in the file it has refused.
+    converted = source.format not in (None, "store")
+    if source.missing == "error" and not (converted and source.faults == "skip"):
+        raise InputError(
+            f"{store.path}: no proposals for {len(missing)} of {len(records)} images, the first is "
+            f"{missing[0]!r}; add them, or set proposals.missing to skip or full_image"
+        )
+    which = f"{len(missing)} images have no proposals, such as {missing[0]!r}"
+    if source.missing == "full_image":
+        note(f"{which}: each is given one box, the whole image")
+        return list(records)
+    note(f"{which}: left out of training, and without detections in evaluation")
+    return [record for record in records if record.key in store]
+
+
+def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: Config, split: str) -> None:
+    """Print the line that says whether these proposals can work, and a warning if they cannot."""
+    training = split == config.data.train_split
+    key = "top_k_train" if training else "top_k_test"
+    limit = getattr(config.proposals, key)
+    known = [record for record in records if record.key in store]
+    figures = recall(known, store, limit=limit)
+    reached = (
+        f"recall {figures['recall_0.5']:.3f} at IoU 0.5, {figures['recall_0.7']:.3f} at IoU 0.7"
+        if figures["objects"]
+        else "no annotated objects to measure recall with"
+    )
+    note(f"proposals for {split}: {figures['proposals_per_image']:.0f} per image, {reached}")
+    if any(store.count(record.key) > limit for record in known):
+        _warn_of_limit(known, store, figures["recall_0.5"], f"proposals.{key}", limit)
+    if figures["objects"] and figures["recall_0.5"] < LOW_RECALL:
+        note(
+            f"warning: {store.path} covers only {figures['recall_0.5']:.0%} of the objects at IoU 0.5; are "
+            "the boxes x1, y1, x2, y2 in pixels of these images?"
+        )
+
+
+def _warn_of_limit(
+    records: Sequence[ImageRecord], store: ProposalStore, limited: float, key: str, limit: int
+) -> None:
+    """Say so where the first boxes of each image are no good choice, as in files that carry no rank."""
+    whole = recall(records, store)["recall_0.5"]
+    if whole - limited > LOST_RECALL:
+        note(
+            f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at IoU "
+            f"0.5, all of them {whole:.0%}; raise {key}, or give scores if their order means nothing"
+        )
+
+
+def _file_of(config: Config, split: str | None) -> Path:
+    found = config.proposals.file
+    if found is None:
+        raise InputError("the config names no proposals: set proposals.method, or proposals.file and format")
+    if isinstance(found, str):
+        return Path(found)
+    if split is None or split not in found:
+        raise InputError(f"proposals.file has no file for the split {split!r}; it has {', '.join(found)}")
+    return Path(found[split])

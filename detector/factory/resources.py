@@ -1,0 +1,48 @@
+"""How many threads compute and how many processes load images, chosen from the cores that are there."""
+
+from __future__ import annotations
+
+import cv2
+import torch
+
+from detector.config import Config
+from detector.core.machine import available_cores, loader_workers, threads_are_chosen
+from detector.core.progress import note
+
+
+def use_cores(config: Config, device: str) -> None:
+    """Set the number of threads of torch and OpenCV for this process and print what was chosen.
+
+    ``OMP_NUM_THREADS`` and ``data.workers`` win over the choice. Torch never gets more threads than it would
+    take by itself, which is the number of physical cores.
+    """
+    cores = available_cores()
+    if not threads_are_chosen():
+        torch.set_num_threads(min(torch.get_num_threads(), cores))
+    cv2.setNumThreads(torch.get_num_threads())
+    threads, workers = torch.get_num_threads(), worker_count(config, device)
+    note(
+        f"{cores} CPU core{'s' * (cores != 1)}: {threads} compute thread{'s' * (threads != 1)} "
+        f"({'OMP_NUM_THREADS' if threads_are_chosen() else 'chosen; OMP_NUM_THREADS sets it'}), "
+        f"{workers} loader process{'es' * (workers != 1)} "
+        f"({'chosen; data.workers sets it' if config.data.workers is None else 'data.workers'})"
+    )
+
+
+def worker_count(config: Config, device: str) -> int:
+    """Return ``data.workers``, or the number chosen from the cores where it is None."""
+    if config.data.workers is not None:
+        return config.data.workers
+    return loader_workers(available_cores(), gpu=torch.device(device).type == "cuda")
+
+
+def thread_note(before: int | None, device: str) -> str | None:
+    """Return what to say where a run goes on with another number of threads than ``before``, or None."""
+    now = torch.get_num_threads()
+    if before is None or before == now:
+        return None
+    return (
+        f"warning: the run was made with {before} compute threads and goes on with {now}: sums are added up "
+        f"in another order, so results may differ in their last bits from those of an unbroken run; set "
+        f"OMP_NUM_THREADS={before} to go on exactly"
+    )

@@ -1,0 +1,183 @@
+"""Weights into a network, published or of another run, with a word on every tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from detector.config import Config
+from detector.core.errors import InputError, listed
+from detector.core.progress import console, note
+from detector.engine.checkpoint import load_checkpoint
+from detector.evaluation.report import plain
+from detector.factory.architecture import differences, value_at
+from detector.models.backbones import Backbone
+from detector.models.default_weights import DEFAULT, default_weights
+from detector.models.published import FEATURES, HEAD, has_fully_connected, our_names
+from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
+from detector.models.weights import read_state_dict
+
+_INPUT_KEYS = ("convention", "pixel_mean", "feature_scale")
+
+
+def check_weights(config: Config) -> None:
+    """Raise InputError for weights that cannot be read, before hours are spent on proposals."""
+    if config.train.initial_weights is not None:
+        load_checkpoint(config.train.initial_weights)
+    elif config.model.backbone.weights is not None:
+        read_state_dict(weights_file(config))
+
+
+def weights_file(config: Config) -> Path:
+    """Return the file of ``model.backbone.weights``, which is not null; "default" is found or fetched."""
+    chosen = config.model.backbone
+    assert chosen.weights is not None
+    return default_weights(chosen.name) if chosen.weights == DEFAULT else Path(chosen.weights)
+
+
+def load_published(config: Config, backbone: Backbone, head: nn.Module | None = None) -> None:
+    """Copy the file of ``model.backbone.weights`` into ``backbone`` and, with ``head``, into its fc6, fc7.
+
+    Raises:
+        InputError: no such file, no state dict, or made for another network, unless
+            ``model.backbone.allow_partial`` lets what fits be taken.
+    """
+    chosen = config.model.backbone
+    if head is not None and not has_fully_connected(chosen.name):
+        raise InputError(f"model.head.weights: {chosen.name} has no fc6 and fc7; set it to false")
+    wanted = {f"{FEATURES}{name}": tensor for name, tensor in backbone.features.state_dict().items()}
+    if head is not None:
+        wanted |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
+    source = weights_file(config)
+    found, spare = our_names(chosen.name, read_state_dict(source), wanted)
+    transfer = plan_transfer(wanted, found, spare=spare)
+    report(transfer, str(source), "model.backbone.allow_partial", chosen.allow_partial)
+    for prefix, module in ((FEATURES, backbone.features), (HEAD, head)):
+        if module is not None:
+            taken = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in transfer.tensors.items()
+                if name.startswith(prefix)
+            }
+            module.load_state_dict(taken, strict=False)
+
+
+def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> None:
+    """Copy the checkpoint of ``train.initial_weights`` into ``model``, which was just built.
+
+    Backbone and box head have to fit by name and shape, whatever the checkpoint was trained for. The
+    predictor and the constants of the box targets are taken where task, classes and shapes are the same;
+    otherwise they stay as ``model`` has them, the constants those of the new data.
+
+    Raises:
+        InputError: no checkpoint, another input convention, or a backbone or box head that does not fit,
+            unless ``train.allow_partial`` lets what fits be taken.
+    """
+    source = config.train.initial_weights
+    assert source is not None
+    checkpoint = load_checkpoint(source)
+    if not config.train.allow_partial:
+        _check_input(config, checkpoint["config"], source)
+    reason = _other_purpose(config, checkpoint, classes)
+    if reason is not None:
+        note(f"{source}: {reason}: predictor and box targets start from scratch")
+    ours = {_common_name(name): name for name in model.state_dict()}
+    transfer = plan_transfer(
+        {common: model.state_dict()[name] for common, name in ours.items()},
+        {_common_name(name): tensor for name, tensor in checkpoint["model"].items()},
+        remake=HEADS if reason is not None else (),
+    )
+    made_with = differences(config, checkpoint["config"], predictor=False)
+    report(transfer, source, "train.allow_partial", config.train.allow_partial, made_with)
+    taken = {ours[common]: tensor for common, tensor in transfer.tensors.items()}
+    model.load_state_dict(taken, strict=False)
+
+
+def _common_name(name: str) -> str:
+    """R-CNN runs its convolutions on regions, in the pool; they are the same convolutions all the same."""
+    return name.replace("region_pool.convolutions.", "backbone.", 1)
+
+
+def _check_input(config: Config, before: Any, source: str) -> None:
+    """Refuse weights that were trained on input of another kind: they fit, and compute something else."""
+    now = config.model.backbone.model_dump(mode="json")
+    for key in _INPUT_KEYS:
+        for trained in value_at(before, f"model.backbone.{key}"):
+            if trained == now[key]:
+                continue
+            raise InputError(
+                f"{source}: trained with model.backbone.{key} = {trained!r:.80}, the config has "
+                f"{now[key]!r}; use the same, or set train.allow_partial to true"
+            )
+
+
+def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence[str]) -> str | None:
+    """Return why the predictor of a checkpoint is of no use here, or None where it is."""
+    task = checkpoint["config"].get("task", "detection")
+    if task != config.task:
+        return f"trained for {task}, not {config.task}"
+    before = list(checkpoint["classes"])
+    if before != list(classes):
+        return f"trained for other classes ({listed(before)}) than this data set's ({listed(classes)})"
+    return None
+
+
+def report(transfer: Transfer, source: str, key: str, allow_partial: bool, made_with: str = "") -> None:
+    """Say what is taken from ``source``: a line where all is as it should be, else a table of the names.
+
+    ``made_with`` says how the settings of a checkpoint differ, for the error.
+
+    Raises:
+        InputError: faults that the config's ``key`` does not allow, or nothing that fits.
+    """
+    if made_with and transfer.faults and not allow_partial:
+        raise InputError(
+            f"{source}: {made_with}; change the config to the network of the checkpoint, or set {key} to "
+            "true to take what fits"
+        )
+    counts = Counter(row.outcome for row in transfer.rows)
+    note(f"{source}: tensors " + ", ".join(f"{outcome} {count}" for outcome, count in counts.items()))
+    shown = [row for row in transfer.rows if row.outcome not in ("loaded", "left out")]
+    if shown and console.is_terminal:
+        console.print(_table(transfer.rows, source))
+    elif shown:
+        for row in transfer.rows:
+            note(f"{source}: {row.outcome}: {_line(row)}")
+    faults = transfer.faults
+    if not transfer.tensors:
+        raise InputError(f"{source}: nothing in it fits the configured network: {_listed(faults)}")
+    if faults and not allow_partial:
+        raise InputError(
+            f"{source}: does not fit the configured network: {_listed(faults)}; change the config to the "
+            f"network of the file, or set {key} to true to take what fits"
+        )
+
+
+def _listed(faults: Sequence[Row]) -> str:
+    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return "; ".join(f"{row.outcome} {_line(row)}" for row in faults[:5]) + more
+
+
+def _line(row: Row) -> str:
+    match row.wanted, row.found:
+        case None, found:
+            return f"{row.name} {found}"
+        case wanted, None:
+            return f"{row.name} {wanted}"
+        case wanted, found:
+            return f"{row.name} {found}" + ("" if wanted == found else f" where {wanted} is needed")
+
+
+def _table(rows: Sequence[Row], source: str) -> Table:
+    table = Table(title=plain(f"weights from {source}"))
+    for title in ("name", "outcome", "network", "file"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        shapes = ["" if shape is None else str(list(shape)) for shape in (row.wanted, row.found)]
+        table.add_row(*(plain(text) for text in (row.name, row.outcome, *shapes)))
+    return table

@@ -1,0 +1,1 @@
+"""What a run trains and scores: detection and classification of whole images."""

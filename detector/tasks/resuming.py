@@ -1,0 +1,249 @@
+"""What a resumed run may change, its settings and its data: applied or refused, never ignored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detector.config import Config
+from detector.config.load import parse_config
+from detector.core.errors import InputError
+from detector.core.progress import note
+from detector.core.structures import ImageRecord
+from detector.data.fingerprint import fingerprint
+from detector.factory.splits import find_validation
+
+ACCEPTED = "accept_changed_data"
+"""Key of a state in memory, never of a file: the user goes on with changed data."""
+
+APPLIED = frozenset(
+    f"{section}.{key}"
+    for section, keys in {
+        "train": (
+            "steps epochs images_per_batch scales scale_per resize max_size scale_jitter flip vertical_flip "
+            "group_by_aspect sampling.rois_per_image sampling.foreground_fraction sampling.foreground_iou "
+            "sampling.background_iou sampling.far_background_fraction sampling.add_targets "
+            "learning_rate bias_lr_factor momentum weight_decay "
+            "bias_decay schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
+            "schedule.warmup_start clip_gradient_norm box_loss_weight smooth_l1_beta precision deterministic "
+            "log_every checkpoint_every keep_checkpoints evaluate_every evaluate_split cache_dtype "
+            "draw_images"
+        ),
+        "test": (
+            "metric scales scale_rule flip box_regression resize max_size score_threshold nms_threshold "
+            "nested_threshold max_detections max_images refinements precision"
+        ),
+        "data": "workers val_split test_split",
+    }.items()
+    for key in keys.split()
+)
+"""Settings that take effect from the next step, or the next evaluation, on."""
+
+SAME_DATA = frozenset(
+    {"data.root", "data.annotations", "data.images", "data.splits", "data.leave_out", "data.generate"}
+)
+"""Settings that say where the data are: applied, and the fingerprint says whether they are the same data."""
+
+REFUSED = {
+    "train.trainable": "the optimizer's state is that of the parameters that have been trained so far",
+    "train.initial_weights": "the run has its own weights by now",
+    "train.allow_partial": "the run has its own weights by now",
+    **dict.fromkeys(
+        (
+            *("data.format", "data.split_ratio", "data.split_seed", "data.train_split"),
+            *("data.classes", "data.other_classes", "data.first_pixel", "data.difficult"),
+            *("data.invalid_boxes", "data.min_box_size", "train.validation_fraction"),
+        ),
+        "it decides what is trained on",
+    ),
+}
+"""Settings that a resumed run keeps, each with the reason."""
+
+_DECIDE_VALIDATION = ("train.evaluate_every", "train.evaluate_split", "data.val_split", "data.test_split")
+"""Settings that `find_validation` looks at and that are applied."""
+_KEPT = "a resumed run keeps its data, proposals, model and seed"
+
+
+def policy(key: str) -> str | None:
+    """Return "applied", "same data" or "refused" for a key of train, test or data; None for an unknown one.
+
+    A key stands for all keys below it: ``data.generate`` for ``data.generate.seed``.
+    """
+    while key:
+        for name, keys in (("applied", APPLIED), ("same data", SAME_DATA), ("refused", REFUSED)):
+            if key in keys:
+                return name
+        key = key.rpartition(".")[0]
+    return None
+
+
+def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> dict[str, tuple[str, str]]:
+    """Return, by key, the settings that differ from those stored in ``source``: (before, now) as JSON.
+
+    A key that is missing from the stored config counts with its default.
+    """
+    old = _flat(parse_config(before, source).model_dump(mode="json"))
+    new = _flat(config.model_dump(mode="json"))
+    null = json.dumps(None)
+    pairs = {key: (old.get(key, null), new.get(key, null)) for key in sorted(old | new)}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_changes(
+    state: Mapping[str, Any], config: Config, source: str, *, ignored: Sequence[str] = ()
+) -> None:
+    """Say which settings a resumed run changes, and refuse those that it cannot.
+
+    Raises:
+        InputError: a setting that decides what was trained so far; names it and the reason.
+    """
+    changes = changed_settings(state["config"], config, source)
+    changes = {key: pair for key, pair in changes.items() if key not in ignored}
+    for key, (before, now) in changes.items():
+        if policy(key) in ("applied", "same data"):
+            continue
+        reason = REFUSED.get(key, _KEPT)
+        raise InputError(
+            f"{source}: made with {key} = {before}, now {now}; {reason}: give {key}={before} to go on, or "
+            "train into another folder"
+        )
+    _check_measured(changes, config, source)
+    _check_set_aside(changes, state["config"], config, source)
+    for key, (before, now) in changes.items():
+        note(f"resuming with {key} = {now} instead of {before}")
+
+
+def _check_measured(changes: Mapping[str, tuple[str, str]], config: Config, source: str) -> None:
+    """The constants of box targets are measured once, at the threshold that training began with."""
+    key = "train.sampling.foreground_iou"
+    box = config.model.box
+    if key in changes and box.regression == "linear" and box.normalize == "dataset":
+        before, now = changes[key]
+        raise InputError(
+            f"{source}: made with {key} = {before}, now {now}; the constants of the box targets were "
+            "measured with it (model.box.normalize: dataset): train into another folder"
+        )
+
+
+def _check_set_aside(
+    changes: Mapping[str, tuple[str, str]], stored: Mapping[str, Any], config: Config, source: str
+) -> None:
+    """Settings of evaluations are applied, unless with them other images than so far would be set aside."""
+    changed = [key for key in _DECIDE_VALIDATION if key in changes]
+    if not changed:
+        return
+    old = parse_config(stored, source)
+    was = find_validation(_restored(config, old, changed)).fraction
+    now = find_validation(config).fraction
+    if was == now:
+        return
+    alone = [key for key in changed if find_validation(_restored(config, old, [key])).fraction == was]
+    named = alone[:1] or changed
+    made = " and ".join(f"{key} = {changes[key][0]}, now {changes[key][1]}" for key in named)
+    back = " ".join(f"{key}={changes[key][0]}" for key in named)
+    way = "name a split to choose best.pt on (train.evaluate_split=...), "
+    raise InputError(
+        f"{source}: made with {made}; with that, {now:g} of the images of {config.data.train_split} would be "
+        f"set aside for validation instead of {was:g}, and a resumed run keeps its training images: "
+        f"{way if _split_would_do(config, old, named, was) else ''}give {back} to go on, or train into "
+        "another folder"
+    )
+
+
+def _split_would_do(config: Config, old: Config, named: Sequence[str], fraction: float) -> bool:
+    """Say whether ``train.evaluate_split`` in place of the ``named`` settings sets ``fraction`` aside."""
+    if "train.evaluate_split" in named:
+        return False
+    config = _restored(config, old, [key for key in named if key != "train.evaluate_every"])
+    with_split = _set(config, "train.evaluate_split", config.data.test_split)
+    return find_validation(with_split).fraction == fraction
+
+
+def _restored(config: Config, old: Config, keys: Sequence[str]) -> Config:
+    """Return ``config`` with the values that the ``keys`` have in ``old``."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        config = _set(config, key, getattr(getattr(old, section), name))
+    return config
+
+
+def _set(config: Config, key: str, value: Any) -> Config:
+    section, _, name = key.partition(".")
+    part = getattr(config, section).model_copy(update={name: value})
+    return config.model_copy(update={section: part})
+
+
+def schedule_changed(state: Mapping[str, Any], config: Config) -> bool:
+    """Say whether the learning rate of the steps to come is another one than ``state`` began with."""
+    keys = ("train.learning_rate", "train.schedule.", "train.steps", "train.epochs")
+    return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
+
+
+def evaluates_differently(state: Mapping[str, Any], config: Config, data: Mapping[str, str]) -> bool:
+    """Say whether evaluations from here on, with fingerprints ``data``, are not as those before ``state``."""
+    before = state.get("data_fingerprint", {})
+    if any(name.startswith("evaluation") and before.get(name, now) != now for name, now in data.items()):
+        return True
+    keys = ("test.", "train.evaluate_split", "data.val_split", "data.test_split")
+    return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
+
+
+def checked_fingerprint(
+    role: str, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Return the fingerprint of a split's ``records`` under its ``role``; ``known`` is a checkpoint's state.
+
+    Raises:
+        InputError: the state has another fingerprint for it and changed data were not accepted.
+    """
+    found = {f"{role}: {split}": fingerprint(records)}
+    check_fingerprint(found, known or {})
+    return found
+
+
+def check_fingerprint(found: Mapping[str, str], known: Mapping[str, Any]) -> None:
+    """Compare fingerprints by role and split with those of a state, as far as it has them.
+
+    Raises:
+        InputError: a difference, unless changed data were accepted.
+    """
+    before = known.get("data_fingerprint")
+    for name, now in found.items():
+        expected = before.get(name) if isinstance(before, Mapping) else None
+        if expected in (None, now):
+            continue
+        changed = (
+            f"the data have changed since the run used them ({name}): images, annotations or the list of them"
+        )
+        if not known.get(ACCEPTED):
+            raise InputError(
+                f"{changed}; put them back, go on all the same with --accept-changed-data, or train into "
+                "another folder"
+            )
+        note(f"warning: {changed}; going on all the same")
+
+
+def evaluation_fingerprint(
+    config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Return `checked_fingerprint` of images that the run is scored on, the first ``test.max_images``."""
+    limit = config.test.max_images
+    role = "evaluation" if limit is None else f"evaluation of {limit} images"
+    return checked_fingerprint(role, split, records, known)
+
+
+def validation_fingerprint(
+    config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Return `evaluation_fingerprint` of the validation images, which may be a part of the training split."""
+    return evaluation_fingerprint(config, f"{split}, validation images", records, known)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(values, dict) or (prefix and not values):
+        return {prefix: json.dumps(values)}
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return found

@@ -1,0 +1,92 @@
+"""What the tools share: their arguments and the line of an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from detector.commands import cli
+from detector.core.errors import InputError
+
+Parse = Callable[..., object]
+
+
+@pytest.mark.parametrize("number", ["-0.5", "-1", "-.5", "-1e-3", "-2.5E+2"])
+def test_negative_numbers_are_values(number: str) -> None:
+    parser = cli.make_parser("", "")
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--score-threshold", type=float)
+    found = parser.parse_intermixed_args(["a.jpg", "--score-threshold", number, "b.jpg"])
+    assert found.score_threshold == float(number)
+    assert found.images == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_config_without_its_option_is_recognised(
+    required: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = cli.make_parser("", "")
+    cli.add_config_arguments(parser, required=required)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_intermixed_args(["configs/x.yaml", "train.steps=3"])
+    assert "write --config configs/x.yaml" in capsys.readouterr().err
+    found = parser.parse_intermixed_args(["--config", "configs/x.yaml", "data.leave_out=a.yaml"])
+    assert (found.config, found.overrides) == ("configs/x.yaml", ["data.leave_out=a.yaml"])
+
+
+def test_a_checkpoint_without_its_option_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = cli.make_parser("", "")
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--checkpoint", required=True)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_intermixed_args(["best.pt", "a.jpg"])
+    assert "write --checkpoint best.pt" in capsys.readouterr().err
+
+
+def test_names_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: asked.append(device))
+    monkeypatch.setattr("detector.ops.cuda_kernels_missing", lambda: None)
+    for given, name in (
+        ("gpu", "cuda"),
+        ("0", "cuda:0"),
+        ("3", "cuda:3"),
+        ("cuda:1", "cuda:1"),
+        ("cpu", "cpu"),
+    ):
+        assert cli.choose_device(given) == name
+        assert asked.pop() == name
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="--device cuda:99: not usable here"):
+        cli.choose_device("99")
+    with pytest.raises(InputError, match="--device nonsense: not usable here"):
+        cli.choose_device("nonsense")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(main)
+    assert capsys.readouterr().err.startswith("error: out of memory; lower the scales")
+
+
+def test_faults_of_ours_keep_their_traceback() -> None:
+    def main() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.run(main)

@@ -1,0 +1,256 @@
+"""Whole runs of the classifier: exact resume, shared scales, full images of any size, demo as evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detector.config import Config
+from detector.core.errors import InputError
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.memory import PeakMemory
+from detector.factory.model import build_model
+from detector.tasks.classification import ClassificationTask
+from detector.tasks.classified import Classified, classify_images, open_images
+from detector.tasks.demo_classes import run_class_demo
+from detector.tasks.scoring import score_checkpoint
+from detector.tasks.training import find_state, start_run
+from tests.conftest import PROJECT
+from tests.devices import each_device
+from tests.tasks.test_training import assert_identical, final_state, wait_for
+
+Load = Callable[..., Config]
+CLASSIFIER = (
+    "task=classification",
+    "model.pool={kind: spp, levels: [1, 2, 4]}",
+    "train.scales=[72,96]",
+    "test.scales=[96]",
+)
+
+
+def classify(config: Config, folder: Path, device: str = "cpu", *, resume: bool = False) -> Classified:
+    folder.mkdir(exist_ok=True)
+    state = find_state(config, folder) if resume else None
+    found: Classified = start_run(config, folder, device, state).run()
+    return found
+
+
+@pytest.mark.parametrize("scale_per", ["image", "batch", "epoch"])
+def test_resumed_equals_uninterrupted(tiny: Load, tmp_path: Path, scale_per: str) -> None:
+    config = tiny(*CLASSIFIER, f"train.scale_per={scale_per}", "train.evaluate_every=5")
+    whole = classify(config, tmp_path / "whole")
+    for step in (4, 8):
+        folder = tmp_path / f"from_{step}"
+        shutil.copytree(tmp_path / "whole", folder)
+        for later in (folder / "checkpoints").glob("step_*.pt"):
+            if int(later.stem.removeprefix("step_")) > step:
+                later.unlink()
+        again = classify(config, folder, resume=True)
+        assert_identical(final_state(tmp_path / "whole"), final_state(folder))
+        assert again.figures["voc07_mAP"] == whole.figures["voc07_mAP"]
+        assert all(torch.equal(again.scores[image_id], whole.scores[image_id]) for image_id in whole.scores)
+
+
+@each_device
+def test_killed_three_times_it_ends_as_if_it_never_was(
+    tiny: Load, tiny_config: Path, tmp_path: Path, device: str
+) -> None:
+    few = [*CLASSIFIER, "train.scale_per=epoch", "train.steps=45", "train.checkpoint_every=3"]
+    config, folder, rng = tiny(*few), tmp_path / "killed", random.Random(5)
+    command = [sys.executable, str(PROJECT / "tools" / "train.py"), "--config", str(tiny_config), *few]
+    command += ["--device", device]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    for moment in (3, 12, 24):
+        process = subprocess.Popen(
+            [*command, "--output", str(folder), "--resume"], env=environment, stderr=subprocess.DEVNULL
+        )
+        wait_for(folder / "checkpoints" / f"step_{moment}.pt", process)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    again = classify(config, folder, device, resume=True)
+    whole = classify(config, tmp_path / "whole", device)
+    assert_identical(final_state(tmp_path / "whole", 45), final_state(folder, 45))
+    assert again.figures["per_class"] == whole.figures["per_class"]
+
+
+def shorter_sides(config: Config, steps: int, start: int = 0) -> list[list[int]]:
+    batches = islice(ClassificationTask(config, "cpu").batches(start), steps)
+    return [[min(meta.input_size) for meta in batch.metas] for batch in batches]
+
+
+def test_a_scale_is_shared_by_whom_the_config_says(tiny: Load) -> None:
+    def sides(per: str, start: int = 0) -> list[list[int]]:
+        config = tiny(*CLASSIFIER, f"train.scale_per={per}", "train.scale_jitter=null", "data.workers=0")
+        return shorter_sides(config, 24, start)
+
+    image, batch, epoch = sides("image"), sides("batch"), sides("epoch")
+    assert {side for batch_sides in image for side in batch_sides} == {72, 96}
+    assert any(len(set(batch_sides)) == 2 for batch_sides in image)
+    assert all(len(set(batch_sides)) == 1 for batch_sides in batch)
+    assert len({batch_sides[0] for batch_sides in batch[:4]}) == 2
+    epochs = [{side for one in epoch[start : start + 4] for side in one} for start in range(0, 24, 4)]
+    assert all(len(one) == 1 for one in epochs)  # 8 images, 2 a batch: 4 steps
+    assert set.union(*epochs) == {72, 96}
+    assert sides("epoch", start=6)[:18] == epoch[6:]
+
+
+def test_square_inputs_need_no_padding(tiny: Load) -> None:
+    config = tiny(*CLASSIFIER, "train.resize=square", "train.scale_per=batch", "data.workers=0")
+    for batch in islice(ClassificationTask(config, "cpu").batches(0), 4):
+        assert {meta.input_size for meta in batch.metas} == {tuple(batch.images.shape[2:])}
+        assert batch.images.shape[2] == batch.images.shape[3]
+
+
+def test_images_of_any_size_are_scored_whole_and_by_themselves(tiny: Load) -> None:
+    """With the image's own size, scores are those of the network on its pixels, nothing cut or added."""
+    config = tiny(*CLASSIFIER, "test.resize=none", "test.max_size=1000")
+    images = open_images(config, "test")
+    model = build_model(config, len(images.classes)).eval()
+    found = classify_images(config, model, images)
+    sizes = set()
+    for record in images.records:
+        pixels = torch.from_numpy(read_rgb(record.path)).permute(2, 0, 1).float() / 255
+        mean, deviation = (
+            torch.tensor(row).view(3, 1, 1) for row in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
+        with torch.no_grad():
+            features = model.backbone(((pixels - mean) / deviation)[None].contiguous())
+            bins = [
+                torch.nn.functional.adaptive_max_pool2d(features, level).flatten(1) for level in (1, 2, 4)
+            ]
+            logits = model.predictor.cls_score(model.box_head(torch.cat(bins, dim=1)))
+        torch.testing.assert_close(
+            found.scores[record.image_id], logits[0, 1:].sigmoid(), rtol=1e-4, atol=1e-5
+        )
+        sizes.add(features.shape[2:])
+    assert len(sizes) > 1
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    import cv2
+
+    return cv2.imread(str(path))[..., ::-1].copy()
+
+
+def test_several_views_are_averaged(tiny: Load) -> None:
+    def scores(*overrides: str) -> dict[str, torch.Tensor]:
+        config = tiny(*CLASSIFIER, *overrides)
+        images = open_images(config, "test")
+        return classify_images(config, build_model(config, len(images.classes)), images).scores
+
+    small, large = scores("test.scales=[64]"), scores("test.scales=[128]")
+    both = scores("test.scales=[64,128]")
+    for image_id, found in both.items():
+        torch.testing.assert_close(found, (small[image_id] + large[image_id]) / 2)
+        assert not torch.equal(small[image_id], large[image_id])
+
+
+def test_demo_and_evaluation_agree_bit_for_bit(tiny: Load, tmp_path: Path) -> None:
+    config = tiny(*CLASSIFIER, "test.scales=[64,96]", "test.flip=true")
+    images = open_images(config, "test")
+    model = build_model(config, len(images.classes)).eval()
+    expected = classify_images(config, model, images).scores
+    paths = [record.path for record in images.records]
+    named = run_class_demo(config, model, images.classes, paths, tmp_path / "out", "cpu", 0.5)
+    written = json.loads((tmp_path / "out" / "classes.json").read_text())["images"]
+    high = 0
+    for record, image in zip(images.records, written, strict=True):
+        found = {row["class"]: row["score"] for row in image["scores"]}
+        assert [found[name] for name in images.classes] == expected[record.image_id].tolist()
+        assert (tmp_path / "out" / image["drawn"]).is_file()
+        high += sum(score >= 0.5 for score in found.values())
+    assert named == high
+
+
+def test_a_run_learns_and_leaves_what_evaluation_reads(tiny: Load, tmp_path: Path) -> None:
+    config = tiny(
+        *CLASSIFIER,
+        "train.steps=60",
+        "train.images_per_batch=4",
+        "data.train_split=test",  # four images, learnt by heart
+        "model.head.dropout=0.0",
+        "train.scale_jitter=null",
+        "train.flip=0.0",
+    )
+    (tmp_path / "run").mkdir()
+    run = start_run(config, tmp_path / "run", "cpu")
+    evaluation = run.run()
+    run.task.finish(tmp_path / "run", evaluation, 1.0, PeakMemory())
+    assert evaluation.figures["voc07_mAP"] == 1.0
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {"voc07_mAP", "voc_mAP", "per_class", "seconds", "peak_rss_mib"} <= figures.keys()
+    assert figures["per_class"].keys() == set(run.task.classes)
+    assert len(list((tmp_path / "run" / "results").glob("comp2_cls_test_*.txt"))) == 5
+    assert (tmp_path / "run" / "run.png").stat().st_size > 10_000
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_60.pt")
+    again = score_checkpoint(config, checkpoint, "step_60.pt", "test", tmp_path / "again", "cpu")
+    assert again["per_class"] == figures["per_class"]
+
+
+def test_faulty_boxes_do_not_change_what_is_on_an_image(tiny: Load) -> None:
+    """No box is used, so an object counts whatever became of its box."""
+    config = tiny(*CLASSIFIER, "data.min_box_size=500")
+    task = ClassificationTask(config, "cpu")
+    assert sum(len(record.targets) for record in task.records) > 8
+
+
+def test_a_detectors_config_is_refused_by_its_pool(tiny: Load) -> None:
+    with pytest.raises(InputError, match=r"set model\.pool\.kind to spp"):
+        tiny("task=classification")
+
+
+def test_sides_that_the_sliding_rule_does_not_cut_are_named(tiny: Load) -> None:
+    config = tiny(*CLASSIFIER, "model.pool.rule=sliding", "train.resize=square", "train.scales=[88]")
+    fixed = config.model_copy(update={"train": config.train.model_copy(update={"scale_jitter": None})})
+    task = ClassificationTask(fixed, "cpu")
+    with pytest.raises(InputError, match=r"\(a, n\) = \(11, 4\)"):
+        task.step(next(task.batches(0)))
+
+
+def test_an_image_below_one_cell_is_named(tiny: Load) -> None:
+    config = tiny(*CLASSIFIER, "model.backbone.name=alexnet", "test.scales=[16]")
+    images = open_images(config, "test")
+    with pytest.raises(InputError, match=r"image '000009': .* less than one cell"):
+        classify_images(config, build_model(config, 5), images)
+
+
+def test_a_detector_starts_from_the_classifiers_convolutions_and_fc_layers(
+    tiny: Load, tmp_path: Path
+) -> None:
+    """SPP-net's transfer: backbone, fc6 and fc7 are taken over, the task's own parts start from scratch."""
+    pool = "model.pool={kind: spp, levels: [1, 2, 4]}"
+    classify(tiny(*CLASSIFIER), tmp_path / "classifier")
+    checkpoint = tmp_path / "classifier" / "checkpoints" / "step_12.pt"
+    config = tiny(pool, "model.box.normalize=dataset", f"train.initial_weights={checkpoint}", "train.steps=2")
+    fresh = start_run(tiny(pool, "model.box.normalize=dataset"), tmp_path, "cpu").task.model.state_dict()
+    detector = start_run(config, tmp_path, "cpu").task.model.state_dict()
+    trained = load_checkpoint(checkpoint)["model"]
+    for name, tensor in detector.items():
+        source = fresh if name.startswith(("predictor.", "box_coder.")) else trained
+        assert torch.equal(tensor, source[name]), name
+    assert not torch.equal(fresh["box_head.layers.fc6.weight"], trained["box_head.layers.fc6.weight"])
+    (tmp_path / "detector").mkdir()
+    evaluation = start_run(config, tmp_path / "detector", "cpu").run()
+    assert 0.0 <= evaluation.figures["voc07_mAP"] <= 1.0
+
+
+def test_a_classifier_of_another_pyramid_does_not_fit(tiny: Load, tmp_path: Path) -> None:
+    classify(tiny(*CLASSIFIER, "train.steps=1"), tmp_path / "classifier")
+    checkpoint = tmp_path / "classifier" / "checkpoints" / "step_1.pt"
+    config = tiny("model.pool={kind: spp, levels: [3, 1]}", f"train.initial_weights={checkpoint}")
+    with pytest.raises(InputError, match=r"step_1\.pt: made with model\.pool\.levels = \[1, 2, 4\]"):
+        start_run(config, tmp_path, "cpu")
