@@ -1,32 +1,50 @@
-"""Reading a config: YAML, ``_base_`` inheritance and ``key=value`` overrides, with errors that help.
+"""Reading a config: YAML, ``_base_`` inheritance and ``key=value`` overrides.
 
-``_base_`` is a path, or a list of paths, relative to the file that names it; later ones win and the file
-itself wins over all. Mappings are merged key by key, except that a ``proposals`` mapping which names a
-``file`` or a ``method`` replaces the inherited source (another ``file`` keeps the ``format``), and of
-``train.steps`` and ``train.epochs`` the one that is named replaces the other. Another name of
-``model.backbone`` does not inherit ``stage`` and ``feature_scale``. An override is ``section.key=value``
-with a YAML value, for instance ``train.steps=100`` or ``test.scales=[480,600]``.
+A config is named by its path, or by the name of one that is shipped: ``quickstart`` is
+``configs/quickstart.yaml``, wherever the package is installed (`find_config`).
+
+``_base_`` is a path, or a list of paths, relative to the file that names it, or the name of a shipped config;
+later ones win and the file itself wins over all. Mappings are merged key by key, with these exceptions:
+
+- a ``proposals`` mapping that names a ``file`` or a ``method`` replaces the inherited source (another
+  ``file`` keeps the ``format``);
+- another ``model.pool.kind`` does not inherit the keys of the pool;
+- another ``model.backbone.name`` does not inherit ``stage`` and ``feature_scale``;
+- of ``train.steps`` and ``train.epochs``, the one that is named replaces the other.
+
+An override is ``section.key=value`` with a YAML value, for instance ``train.steps=100`` or
+``test.scales=[480,600]``.
 
 **A config file is code of whoever wrote it**: ``proposals.method: module:function`` imports the module and
 calls the function, and paths in it are read. Read a stranger's config before you use it. A checkpoint is
 data: a name that leads to code is followed only where the user's own command line, or the config file named
-on it, says so, and never because the config that is kept in a checkpoint does (`parse_stored`).
+on it, says so, and never because the config inside a checkpoint does (`parse_stored`).
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
+import keyword
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from detector.config.schema import Config
-from detector.config.sections.base import Section
-from detector.config.sections.proposals import ProposalsConfig
-from detector.config.sections.training import StageConfig
+from detector.config.explain import explain, shown, unusable_text
+from detector.config.schema import (
+    Config,
+    FunctionProposals,
+    Proposals,
+    ProposalsConfig,
+    Section,
+    StageConfig,
+)
 from detector.core.errors import InputError, nearest
 
 Checked = TypeVar("Checked", bound=Section)
@@ -38,20 +56,67 @@ MAX_FILES = 64
 SUFFIXES = (".yaml", ".yml")
 """Of bases."""
 MAX_STORED_INPUT = 2**24
-"""Pixels of a test image at all scales that a checkpoint may ask for by itself; SPP-net's five scales take
-half of it."""
-MAX_ERRORS = 20
-"""As many mistakes are shown at a time."""
+"""Pixels of a test image at all scales that the config inside a checkpoint may ask for; SPP-net's five scales
+take half of it."""
+COMMAND_LINE = "command line"
+"""The layer of the overrides, beside those of the files."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "configs",
+)
+"""The folder of the shipped configs: inside the installed package, or beside it in a checkout."""
+
+
+def find_config(name: str | Path, folder: Path | None = None) -> Path:
+    """Return the path of a config: a file, or a shipped config of this ``name``.
+
+    ``folder`` is where a relative path starts; None is the working directory. A path wins over a name.
+
+    Raises:
+        InputError: neither; lists the shipped configs of similar names.
+    """
+    path = (folder or Path()) / name
+    if path.is_file():
+        return path
+    wanted = Path(name).with_suffix("") if Path(name).suffix in SUFFIXES else Path(name)
+    names = {found.relative_to(SHIPPED).with_suffix("").as_posix(): found for found in _shipped_files()}
+    if wanted.as_posix() in names:
+        return names[wanted.as_posix()]
+    close = difflib.get_close_matches(wanted.as_posix(), list(names), n=5, cutoff=0.5)
+    said = f"; shipped configs of similar names: {', '.join(close)}" if close else ""
+    raise InputError(f"{path}: no such config file{said}")
+
+
+def _shipped_files() -> list[Path]:
+    return [path for path in sorted(SHIPPED.rglob("*.yaml")) if path.parent.name != "suites"]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the config at ``path``, apply ``key=value`` overrides and check everything.
+    """Read the config at ``path``, or the shipped one of this name, apply the overrides, check everything.
 
     Raises:
         InputError: naming the file, the key, the value, what was expected and the nearest valid key.
     """
-    path = Path(path)
-    return parse_config(override(_Reader().read(path, seen=()), overrides), source=str(path))
+    values, source, _ = read_layers(path, overrides)
+    config = parse_config(values, source)
+    check_function(config.proposals, source)
+    for stage in config.stages:
+        check_function(stage_config(config, stage).proposals, f"{source}: stages: {stage.name}")
+    return config
+
+
+Layers = list[tuple[str, Mapping[str, Any]]]
+"""The values that each file and the command line give, by name, in the order in which they are merged."""
+
+
+def read_layers(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], str, Layers]:
+    """Return the merged but unchecked values of a config, its path, and what they were merged from."""
+    found, reader = find_config(path), _Reader()
+    values = reader.read(found, seen=())
+    layers = [*reader.layers, (COMMAND_LINE, override({}, overrides))]
+    return override(values, overrides), str(found), layers
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -70,14 +135,14 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 
 
 def parse_stored(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
-    """Check the config that the checkpoint ``source`` keeps, with the user's ``overrides`` applied.
+    """Check the config that the checkpoint ``source`` holds, with the user's ``overrides`` applied.
 
     The functions that it names are not called: a checkpoint is data. Its number of loader processes is not
     taken over, since it says nothing about this machine.
 
     Raises:
-        InputError: as `parse_config`, and for a name that leads to code, or test images of over
-            `MAX_STORED_INPUT` pixels at all scales, which ``overrides`` do not give.
+        InputError: as `parse_config`, and, unless ``overrides`` give them, for a name that leads to code and
+            for test images of over `MAX_STORED_INPUT` pixels at all scales.
     """
     config = parse_config(override(dict(values), ["data.workers=null", *overrides]), source)
     own = override({}, overrides)
@@ -87,10 +152,10 @@ def parse_stored(values: Mapping[str, Any], overrides: Sequence[str], source: st
             f"which takes many gigabytes; give smaller test.scales, or these, on the command line"
         )
     named = own["proposals"].get("method") if isinstance(own.get("proposals"), dict) else None
-    found = {"proposals.method": config.proposals}
+    used = {"proposals.method": config.proposals}
     if "stages" not in own:
-        found |= {f"stages: {stage.name}": stage_config(config, stage).proposals for stage in config.stages}
-    for key, proposals in found.items():
+        used |= {f"stages: {stage.name}": stage_config(config, stage).proposals for stage in config.stages}
+    for key, proposals in used.items():
         if proposals.calls_function and proposals.method != named:
             raise InputError(_refusal(source, key, str(proposals.method)))
     return config
@@ -106,47 +171,78 @@ def _refusal(source: str, key: str, method: str) -> str:
     )
 
 
-class _ProposalsAlone(Section):
-    proposals: ProposalsConfig
+class _OnlyProposals(Section):
+    proposals: Proposals
 
 
 def parse_proposals(values: Mapping[str, Any], source: str) -> ProposalsConfig:
-    """Check a mapping with ``proposals`` alone, for tools that need no whole config."""
-    return _checked(_ProposalsAlone, values, source).proposals
+    """Check a mapping that has only ``proposals``, for tools that need no whole config."""
+    proposals: ProposalsConfig = _checked(_OnlyProposals, values, source).proposals
+    check_function(proposals, source)
+    return proposals
 
 
 def _checked(section: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
-    _refuse_unusable_texts(values, source)
+    for message in unusable_text(values, source):
+        raise InputError(message)
     try:
         return section.model_validate(_with_tuples(values))
     except ValidationError as error:
-        found = error.errors()
-        lines = [_explain(source, item) for item in found[:MAX_ERRORS]]
-        if len(found) > MAX_ERRORS:
-            lines.append(f"{source}: and {len(found) - MAX_ERRORS} more")
-        raise InputError("\n".join(lines)) from None
+        raise InputError(explain(error, section, source)) from None
 
 
-def _refuse_unusable_texts(value: Any, source: str, key: str = "") -> None:
-    """Raise InputError for a text that can be no path, name or line of output."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _refuse_unusable_texts(name, source, key)
-            _refuse_unusable_texts(item, source, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_unusable_texts(item, source, key)
-    elif isinstance(value, str):
-        try:
-            value.encode("utf-8", "surrogateescape")  # so the shell's bytes that are no UTF-8 pass
-            usable = "\0" not in value
-        except UnicodeEncodeError:
-            usable = False
-        if not usable:
+def check_function(proposals: ProposalsConfig, source: str) -> None:
+    """Check a ``module:function`` and its options as far as its source shows, without importing it.
+
+    A module that is not found as a file on Python's path or in the working directory is not judged.
+
+    Raises:
+        InputError: the module defines no such function, or the function does not take the options.
+    """
+    if not isinstance(proposals, FunctionProposals):
+        return
+    for option in proposals.options:
+        if not option.isidentifier() or keyword.iskeyword(option):
             raise InputError(
-                f"{source}: {key or 'a key'} = {_shown(value)}: holds a null character or half a surrogate "
-                "pair, which no path or name can have; remove it"
+                f"{source}: proposals.options: {shown(option)} cannot be the name of a keyword argument"
             )
+    module, _, name = proposals.method.partition(":")
+    path = _module_file(module)
+    if path is None:
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+        body = ast.parse(text).body
+    except (OSError, ValueError, SyntaxError):
+        return  # loading it will say what is wrong
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    if name not in functions:
+        if not re.search(rf"\b{name}\b|import \*", text):
+            raise InputError(
+                f"{source}: proposals.method: {path} defines no {name!r}{nearest(name, functions)}"
+            )
+        return
+    parameters = functions[name].args
+    valid = [one.arg for one in [*parameters.args[1:], *parameters.kwonlyargs]]
+    for option in proposals.options:
+        if option not in valid and parameters.kwarg is None and not functions[name].decorator_list:
+            raise InputError(
+                f"{source}: proposals.options: {proposals.method} takes no {option!r}"
+                f"{nearest(option, valid)}; it takes {', '.join(valid) or 'no options'}"
+            )
+
+
+def _module_file(module: str) -> Path | None:
+    """Return the Python file of a module, found without importing its packages."""
+    places: Sequence[str] | None = [*sys.path, str(Path.cwd())]
+    origin = None
+    names = module.split(".")
+    for depth in range(len(names)):
+        found = PathFinder.find_spec(".".join(names[: depth + 1]), places) if places else None
+        if found is None:
+            return None
+        places, origin = found.submodule_search_locations, found.origin
+    return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
 def stage_config(config: Config, stage: StageConfig, source: str = "the config") -> Config:
@@ -176,6 +272,7 @@ class _Reader:
     def __init__(self) -> None:
         self.files = 0
         self.bytes = 0
+        self.layers: Layers = []
 
     def read(self, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         """Return the merged mapping of the file and its bases; ``seen`` are the files that led here."""
@@ -195,11 +292,12 @@ class _Reader:
         if isinstance(bases, str):
             bases = [bases]
         if not isinstance(bases, list) or not all(_is_path(base) for base in bases):
-            given = f", not {_shown(bases)}" if not seen else ""
+            given = f", not {shown(bases)}" if not seen else ""
             raise InputError(f"{path}: _base_ must be a path or a list of paths{given}")
         merged: dict[str, Any] = {}
         for base in bases:
-            merged = _merge(merged, self.read(path.parent / base, (*seen, path.resolve())))
+            merged = _merge(merged, self.read(find_config(base, path.parent), (*seen, path.resolve())))
+        self.layers.append((str(path), values))
         return _merge(merged, values)
 
     def _count(self, path: Path) -> None:
@@ -340,74 +438,9 @@ def _apply_override(values: dict[str, Any], written: str) -> dict[str, Any]:
 
 
 def _with_tuples(value: Any) -> Any:
-    """YAML knows lists alone; the frozen schema holds tuples."""
+    """YAML knows only lists; the frozen schema holds tuples."""
     if isinstance(value, Mapping):
         return {key: _with_tuples(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_with_tuples(item) for item in value)
     return value
-
-
-def _explain(source: str, item: Any) -> str:
-    keys = [f"{part!s:.100}" for part in item["loc"]]
-    if item["type"] == "extra_forbidden":
-        *section, name = keys
-        valid = _names_at(section)
-        key = ".".join([*_known(section), name])  # as written, even where no key can look like it
-        return f"{source}: {key}: unknown key{nearest(name, valid)}; valid here: {', '.join(sorted(valid))}"
-    key = ".".join(_known(keys)) or "the config"
-    if item["type"] == "missing":
-        return f"{source}: {key}: missing; it has to be given"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "tuple_type":
-        message = f"expected a list{_list_hint(list(_known(keys)), item['input'])}"
-    if item["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-        message += nearest(str(item["input"]), choices)
-    return f"{source}: {key} = {_shown(item['input'])}: {message}"
-
-
-def _list_hint(keys: list[str], value: Any) -> str:
-    """Return how to write a single value that stands where the list of ``keys`` is expected."""
-    if value is None or isinstance(value, Mapping):
-        return ""
-    length = _fixed_length(keys)
-    return f"; write [{value}]" if length in (None, 1) else f" of {length} values; write [{value}, ...]"
-
-
-def _fixed_length(keys: list[str]) -> int | None:
-    """Return how many values a list has to have, None where any number will do."""
-    field = _section_at(keys[:-1]).model_fields.get(keys[-1]) if keys else None
-    kinds = [field.annotation, *get_args(field.annotation)] if field else []
-    lists = [get_args(kind) for kind in kinds if get_origin(kind) is tuple]
-    return None if not lists or Ellipsis in lists[0] else len(lists[0])
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4300 digits
-        text = f"a {type(value).__name__} too long to be written"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _known(keys: list[str]) -> Iterator[str]:
-    """Leave out pydantic's own path parts, such as ``tuple[str, ...]`` for a branch of a union."""
-    for key in keys:
-        if key.isdigit() or (key.isidentifier() and key not in {"int", "str", "float", "bool"}):
-            yield key
-
-
-def _names_at(keys: list[str]) -> list[str]:
-    return list(_section_at(keys).model_fields)
-
-
-def _section_at(keys: list[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Config
-    for key in keys:
-        field = section.model_fields.get(key)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        found = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if found:
-            section = found[0]
-    return section
