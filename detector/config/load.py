@@ -144,7 +144,14 @@ def parse_stored(values: Mapping[str, Any], overrides: Sequence[str], source: st
         InputError: as `parse_config`, and, unless ``overrides`` give them, for a name that leads to code and
             for test images of over `MAX_STORED_INPUT` pixels at all scales.
     """
-    config = parse_config(override(dict(values), ["data.workers=null", *overrides]), source)
+    try:
+        config = parse_config(override(dict(values), ["data.workers=null", *overrides]), source)
+    except InputError as error:
+        raise InputError(
+            f"{error}\n{source}: this is the config in the checkpoint, with the command line's values; give "
+            "what is named another value on the command line, for instance stages=[] (tools/demo.py: "
+            "--set stages=[])"
+        ) from None
     own = override({}, overrides)
     if "test" not in own and config.test.input_pixels > MAX_STORED_INPUT:
         raise InputError(

@@ -65,8 +65,9 @@ class Kind(Section):
     def _is_default_elsewhere(cls, name: str, value: Any) -> bool:
         if name in cls.model_fields:
             return False
-        others = [other.model_fields[name] for other in cls.kinds_with(name)]
-        return any(value == other.get_default(call_default_factory=True) for other in others)
+        fields_elsewhere = [other.model_fields[name] for other in cls.kinds_with(name)]
+        defaults = [field.get_default(call_default_factory=True) for field in fields_elsewhere]
+        return any(value == (dict(each) if isinstance(each, Section) else each) for each in defaults)
 
 
 def sections_of(annotation: Any) -> dict[str, type[Section]]:
