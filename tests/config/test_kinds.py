@@ -1,4 +1,4 @@
-"""Kinds of pools, proposals and stages: existing configs, which name none, and stored ones, which hold all keys."""
+"""Kinds of pools, proposals and stages: configs that name no kind, and stored ones that hold all keys."""
 
 from __future__ import annotations
 
