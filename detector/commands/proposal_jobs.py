@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import Config
-from detector.config.load import override, parse_proposals
+from detector.config.files import override
+from detector.config.load import parse_proposals
 from detector.config.schema import ProposalsConfig
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES, is_hidden

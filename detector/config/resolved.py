@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from detector.config.load import Layers, load_config, read_layers
+from detector.config.files import Layers, read_layers
+from detector.config.load import load_config
 from detector.core.errors import printable
 
 DEFAULT = "default"

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from detector.config import load_config, reference
-from detector.config.load import SHIPPED, read_yaml
+from detector.config.files import SHIPPED, read_yaml
 from detector.config.schema import Config, Section, sections_of
 from tests.conftest import PROJECT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detector.config import load_config
-from detector.config.load import SHIPPED
+from detector.config.files import SHIPPED
 from detector.config.resolved import resolved_yaml
 
 OVERRIDES = (
