@@ -108,15 +108,22 @@ def _side_by_side(kinds: dict[str, type[Section]]) -> Iterator[str]:
 
 def _search_options() -> str:
     """Return the options of selective search, from the docstring of the class that checks them."""
-    from detector.ops.selective_search_config import PRESETS, SelectiveSearchConfig
+    from detector.ops.selective_search_config import (
+        COLOR_SPACES,
+        PRESETS,
+        SIMILARITIES,
+        SelectiveSearchConfig,
+    )
 
     listed = inspect.cleandoc(SelectiveSearchConfig.__doc__ or "").split("Args:")[1]
+    for name, values in {"COLOR_SPACES": COLOR_SPACES, "SIMILARITIES": SIMILARITIES}.items():
+        listed = listed.replace(f"``{name}``", ", ".join(map(_code, values)))
+    for name, value in {"None": "null", "True": "`true`", "False": "`false`"}.items():
+        listed = re.sub(rf"\b{name}\b", value, listed)
     options = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, flags=re.MULTILINE)
-    lines = [_wrapped(f"- `{name}`: {_prose(text)}") for name, text in options]
     presets = _or([_code(name) for name in PRESETS])
-    return "\n".join(
-        [_wrapped(f"Values of `mode` for selective search: {presets}. Its `options`:"), "", *lines]
-    )
+    heading = _wrapped(f"Values of `mode` for selective search: {presets}. Its `options`:")
+    return "\n".join([heading, "", *(_wrapped(f"- `{name}`: {_prose(text)}") for name, text in options)])
 
 
 def _cell(section: type[Section], name: str) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -372,21 +372,22 @@ class SelectiveSearchProposals(ProposalsConfig):
     @model_validator(mode="after")
     def _search_is_possible(self) -> SelectiveSearchProposals:
         _check_options(self.options)
-        given = {name: getattr(self, name) for name in ("mode", "width") if getattr(self, name) is not None}
-        if not given.keys() | self.options.keys():
+        own = {"mode": self.mode, "width": self.width}
+        given = {name: value for name, value in own.items() if value is not None} | self.options
+        if not given:
             return self
         # Importing it loads the native libraries, which a config without these keys does not need.
         from detector.ops.selective_search_config import SelectiveSearchConfig, as_config
 
-        preset = asdict(as_config(given.pop("mode", None) or "fast"))
-        valid = [field.name for field in fields(SelectiveSearchConfig)]
+        preset = asdict(as_config(given.get("mode", "fast")))
+        valid = {*preset, "mode", "seed", "max_proposals"}  # these may be given in either place
         for name in self.options:
             if name not in valid:
                 raise ValueError(
                     f"proposals.options: selective search has no option {name!r}{nearest(name, valid)}; it "
-                    f"has {', '.join(valid)}"
+                    f"has {', '.join(sorted(valid))}"
                 )
-        SelectiveSearchConfig(**preset | given | self.options)
+        SelectiveSearchConfig(**{name: given.get(name, value) for name, value in preset.items()})
         return self
 
 

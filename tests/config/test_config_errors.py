@@ -127,7 +127,7 @@ MISTAKES = [
     # Options of the methods
     (
         "proposals.options={min_sid: 8}",
-        r"no option 'min_sid' \(did you mean 'min_side'\?\); it has color_spaces",
+        r"no option 'min_sid' \(did you mean 'min_side'\?\); it has all_texture",
     ),
     ("proposals.options={sigma: -1}", r"sigma is -1; it must be a number from 0 to 100"),
     ("proposals.options={color_spaces: [hvs]}", r"color_spaces is 'hvs'; .*did you mean 'hsv'"),
