@@ -81,13 +81,12 @@ def policy(key: str) -> str | None:
 def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> dict[str, tuple[str, str]]:
     """Return, by key, the settings that differ from those stored in ``source``: (before, now) as JSON.
 
-    A key that is missing from the stored config counts with its default. A kind comes before other keys,
-    since it decides which there are.
+    A key that is missing from the stored config counts with its default.
     """
     old = _flat(parse_config(before, source).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
     null = json.dumps(None)
-    keys = sorted(old | new, key=lambda key: (not key.endswith(".kind"), key))
+    keys = sorted(old | new, key=lambda key: (not key.endswith(".kind"), key))  # a kind decides on other keys
     pairs = {key: (old.get(key, null), new.get(key, null)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -79,6 +79,7 @@ OTHERS = {
     "train.initial_weights": "x.pt",
     "train.allow_partial": "true",
     "data.train_split": "train",
+    "model.pool.kind": "warp",
     "data.difficult": "skip",
     "data.min_box_size": "3",
     "data.invalid_boxes": "clip",
