@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from detector.core.command_line import as_called
 from detector.core.errors import printable, printable_lines
 
 Item = TypeVar("Item")
@@ -36,7 +37,9 @@ console = Console(stderr=True)
 
 def note(text: str) -> None:
     """Print one line about what is happening."""
-    console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True, emoji=False)
+    console.print(
+        printable_lines(as_called(text)), markup=False, highlight=False, soft_wrap=True, emoji=False
+    )
 
 
 def show(result: str | Table) -> None:
