@@ -13,15 +13,15 @@ from detector.core.structures import Detections
 
 Result = dict[str, Any]
 
-_LARGEST = 3.4028235e38  # float32's; NaN does not compare
+_LARGEST = 3.4028235e38  # the largest float32; a comparison with NaN is false
 
 
-def to_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[Result]:
+def to_results(image_id: int, detections: Detections, category_ids: Sequence[int]) -> list[Result]:
     """Return detections as COCO's dictionaries; label k becomes ``category_ids[k - 1]``.
 
-    Numbers are exact: width is x2 - x1 of the float32 corners, in double precision.
+    No precision is lost: the width is x2 - x1 of the float32 corners, computed in float64.
     """
-    columns = (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
+    columns = (detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist())
     return [
         {
             "image_id": image_id,
@@ -44,8 +44,9 @@ def read_coco_results(
     """Read a results file.
 
     Raises:
-        InputError: not readable, no list of results, an image or a category that the annotations do not
-            have, or a number that is none; the message names file and entry.
+        InputError: the file cannot be read or is not a list of results, an entry names an image or a
+            category that the annotations do not have, or a number is missing. The message names the file
+            and the entry.
     """
     path = Path(path)
     results = read_json(path)
