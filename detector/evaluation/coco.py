@@ -4,8 +4,8 @@ The ground truth is a dictionary as in COCO's annotation files, with ``images``,
 ``annotations``. Crowd regions are ignored as COCO ignores them. Objects with ``ignore: 1`` or
 ``difficult: 1`` are ignored too: missing one is not counted, and a detection on one is not a false positive.
 pycocotools overwrites ``ignore`` by ``iscrowd``, so these objects are given to it as crowd regions, which is
-the only way to make it ignore an object. COCO's own annotation files have neither flag, and their metrics are exactly
-those of pycocotools.
+the only way to make it ignore an object. COCO's own annotation files have neither flag, so their metrics are
+exactly those of pycocotools.
 """
 
 from __future__ import annotations
