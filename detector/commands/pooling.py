@@ -20,7 +20,7 @@ from detector.factory.model import build_backbone
 from detector.factory.weights import load_published
 from detector.models.backbones import Backbone
 from detector.ops import roi_pool, spp_pool
-from detector.visualize.pooling import PooledRegion, RegionView, Span
+from detector.visualize.pooling import PooledImage, PooledRegion, Span
 
 Pool = Callable[[Tensor, Tensor], Tensor]  # features (1, C, H, W), a RoI (1, 5) -> (1, C, n, n)
 
@@ -66,7 +66,7 @@ def pool_every_way(
     bins: int = 3,
     channel: int | None = None,
     trained: Backbone | None = None,
-) -> tuple[RegionView, list[PooledRegion], int]:
+) -> tuple[PooledImage, list[PooledRegion], int]:
     """Pool ``box`` (x1, y1, x2, y2) of ``image`` (H, W, 3) on the config's backbone by every rule.
 
     ``trained`` is that backbone with its weights; None builds it, with the config's published weights or, if
@@ -108,10 +108,10 @@ def _view(
     box: tuple[float, float, float, float],
     backbone: Backbone,
     scale: tuple[float, float],
-) -> RegionView:
+) -> PooledImage:
     vertical, horizontal = scale
     middle = backbone.center + 0.5  # of a pixel that is counted from 0, in continuous coordinates
-    return RegionView(
+    return PooledImage(
         image=image,
         plane=plane.numpy(),
         box=box,

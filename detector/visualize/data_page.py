@@ -1,5 +1,4 @@
-"""One page about a data set: its classes, the sizes and shapes of its objects, how many there are per image,
-and some of the images."""
+"""A page about a data set: classes, sizes and shapes of the objects, objects per image, example images."""
 
 from __future__ import annotations
 
@@ -35,10 +34,12 @@ def data_picture(
 ) -> None:
     """Write the page to ``path`` (.png or .jpg).
 
-    ``classes`` counts objects by class; ``sides`` (G, 2) are widths and heights in pixels of the original
-    images; ``objects_per_image`` (N,); ``examples`` are images (H, W, 3) uint8 RGB with their objects, whose
-    label k is the k-th of ``classes``. Any of them may be empty. Raises InputError where ``path`` cannot be
-    written.
+    ``classes`` maps each class to its number of objects; ``sides`` (G, 2) holds widths and heights in pixels
+    of the original images; ``objects_per_image`` has shape (N,); ``examples`` are images (H, W, 3) uint8 RGB
+    with their objects, whose label k is the k-th of ``classes``. Any of them may be empty.
+
+    Raises:
+        InputError: ``path`` cannot be written.
     """
     figure = Figure(figsize=(13, 7.5), dpi=110, facecolor="white")
     figure.text(0.03, 0.955, title, fontsize=16, weight="bold", va="center")

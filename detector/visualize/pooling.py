@@ -1,4 +1,4 @@
-"""How a region is pooled: its window and bins on the image and on the feature map, and what comes out."""
+"""How a region is pooled: its window and bins on the image and on the feature map, and the pooled values."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from PIL import Image
 from detector.core.errors import InputError
 from detector.visualize.figures import pixels_of
 
-Span = tuple[int, int]  # cells: begin (in) to end (out)
+Span = tuple[int, int]  # cells, half-open: begin to end
 _DPI = 100
 _MARGIN = 2  # cells of the map shown around the windows
-_MOST_VALUES = 220  # cells whose values are written; on larger maps they could not be read
-_PALETTE = 128  # colours of a frame
-_FRAME = 600  # milliseconds
+_MOST_VALUES = 220  # values are written on maps of at most this many cells
+_PALETTE = 128  # colours per frame
+_FRAME = 600  # duration of a frame, in milliseconds
 _COLOURS = colormaps["tab10"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRegion:
-    """One way to pool: its name, the bins' rows and columns in cells, and the values (rows, columns)."""
+    """One way to pool: its name, the rows and columns of its bins in cells, the values (rows, columns)."""
 
     name: str
     rows: Sequence[Span]
@@ -37,7 +37,7 @@ class PooledRegion:
     values: np.ndarray
 
     def bins(self) -> Iterable[tuple[int, int, Span, Span]]:
-        """Yield (row, column, cells down, cells across) of every bin that holds a cell."""
+        """Yield (row, column, vertical cells, horizontal cells) of every bin that is not empty."""
         for row, down in enumerate(self.rows):
             for column, across in enumerate(self.columns):
                 if down[0] < down[1] and across[0] < across[1]:
@@ -45,11 +45,11 @@ class PooledRegion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionView:
-    """What is pooled: the image (H, W, 3), one channel of its map (h, w), the region and the geometry.
+class PooledImage:
+    """What is pooled: the image (H, W, 3), one channel of its feature map (h, w), the region, the geometry.
 
-    ``box`` is (x1, y1, x2, y2) in pixels of ``image``; a cell is ``stride`` (vertical, horizontal) of these
-    pixels wide and the first one is centred on ``center``, likewise.
+    ``box`` is (x1, y1, x2, y2) in pixels of ``image``. ``stride`` is the (vertical, horizontal) distance of
+    two cells in these pixels, and ``center`` the (vertical, horizontal) centre of the first cell.
     """
 
     image: np.ndarray
@@ -59,19 +59,19 @@ class RegionView:
     center: tuple[float, float]
 
     def pixels(self, down: Span, across: Span) -> tuple[float, float, float, float]:
-        """Return the box (x1, y1, x2, y2) in pixels that cells ``down`` x ``across`` stand for."""
+        """Return the box (x1, y1, x2, y2), in pixels, of the cells ``down`` x ``across``."""
         top, bottom = (self.center[0] + self.stride[0] * (cell - 0.5) for cell in down)
         left, right = (self.center[1] + self.stride[1] * (cell - 0.5) for cell in across)
         return left, top, right, bottom
 
 
 def draw_pooling(
-    view: RegionView, regions: Sequence[PooledRegion], shown: int | None = None, caption: str = ""
+    pooled: PooledImage, regions: Sequence[PooledRegion], shown: int | None = None, caption: str = ""
 ) -> np.ndarray:
-    """Draw each of ``regions`` in a column of its own, below ``caption``; returns an image (H, W, 3) uint8.
+    """Draw each of ``regions`` in a column of its own below ``caption``; return an image (H, W, 3) uint8.
 
-    From above: the image with the region (white, dashed) and the bins, the map with the bins, the pooled
-    values. ``shown`` lights only the first bins, row by row: a frame of an animation.
+    From top to bottom, a column has the image with the region (white, dashed) and the bins, the map with the
+    bins, and the pooled values. ``shown`` limits the bins to the first ones, row by row, for an animation.
     """
     figure = Figure(figsize=(3.6 * len(regions), 9.6), dpi=_DPI, layout="constrained")
     if caption:
@@ -79,21 +79,24 @@ def draw_pooling(
     axes = figure.subplots(3, len(regions), squeeze=False, height_ratios=(1.0, 1.15, 0.85))
     for region, (on_image, on_map, values) in zip(regions, axes.T, strict=True):
         last = len(region.rows) * len(region.columns) if shown is None else shown
-        _draw_image(on_image, view, region, last)
-        _draw_map(on_map, view, _crop(view, regions), region, last)
-        _draw_values(values, view, region, last)
+        _draw_image(on_image, pooled, region, last)
+        _draw_map(on_map, pooled, _crop(pooled, regions), region, last)
+        _draw_values(values, pooled, region, last)
     return pixels_of(figure)
 
 
-def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion], caption: str = "") -> None:
-    """Write a GIF that fills one bin after another; a half-written file is never left.
+def save_animation(
+    path: Path, pooled: PooledImage, regions: Sequence[PooledRegion], caption: str = ""
+) -> None:
+    """Write a GIF that fills one bin after another.
 
-    Raises InputError for another suffix or a place that cannot be written.
+    Raises:
+        InputError: another suffix than .gif, or ``path`` cannot be written; nothing half-written is left.
     """
     if path.suffix.lower() != ".gif":
         raise InputError(f"{path}: animations are written as .gif, not {path.suffix!r}")
     bins = max(len(region.rows) * len(region.columns) for region in regions)
-    pictures = [draw_pooling(view, regions, shown, caption) for shown in range(1, bins + 1)]
+    pictures = [draw_pooling(pooled, regions, shown, caption) for shown in range(1, bins + 1)]
     first, *others = animation_frames(pictures)
     times = [_FRAME] * len(others) + [3 * _FRAME]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
@@ -109,22 +112,22 @@ def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion]
 
 
 def animation_frames(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
-    """Return frames of half the size in few colours, undithered: a tenth of the bytes, as legible.
+    """Return frames of half the size with few colours and without dithering: a tenth of the bytes, as legible.
 
-    All have the last one's colours, which has every bin. So what does not change between two frames is the
-    same number in both, and the file holds it once. The octree keeps the bins' colours however few their
-    pixels; a median cut would spend them on a photograph.
+    All frames share the palette of the last one, which shows every bin. A pixel that does not change
+    between two frames then has the same palette index in both, and the file stores it once. The octree method keeps
+    the colours of the bins even where they have few pixels, which a median cut would not.
     """
     halves = [Image.fromarray(picture).reduce(2) for picture in pictures]
     palette = halves[-1].quantize(_PALETTE, method=Image.Quantize.FASTOCTREE)
     return [half.quantize(palette=palette, dither=Image.Dither.NONE) for half in halves]
 
 
-def _crop(view: RegionView, regions: Sequence[PooledRegion]) -> tuple[int, int, int, int]:
-    """Return the part (top, bottom, left, right) of the map that shows every window."""
+def _crop(pooled: PooledImage, regions: Sequence[PooledRegion]) -> tuple[int, int, int, int]:
+    """Return the part (top, bottom, left, right) of the map that contains every window."""
     rows = [edge for region in regions for edges in region.rows for edge in edges]
     columns = [edge for region in regions for edges in region.columns for edge in edges]
-    height, width = view.plane.shape
+    height, width = pooled.plane.shape
     return (
         max(min(rows) - _MARGIN, 0),
         min(max(rows) + _MARGIN, height),
@@ -142,25 +145,25 @@ def _outline(axes: Axes, box: Sequence[float], **style: Any) -> None:
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
 
 
-def _draw_image(axes: Axes, view: RegionView, region: PooledRegion, last: int) -> None:
-    axes.imshow(view.image)
+def _draw_image(axes: Axes, pooled: PooledImage, region: PooledRegion, last: int) -> None:
+    axes.imshow(pooled.image)
     for row, column, down, across in region.bins():
         if row * len(region.columns) + column < last:
             style: dict[str, Any] = {
                 "facecolor": (*_colour(region, row, column)[:3], 0.3),
                 "edgecolor": "black",
             }
-            _outline(axes, view.pixels(down, across), linewidth=0.8, **style)
-    _outline(axes, view.box, fill=False, edgecolor="white", linewidth=2, linestyle="--")
+            _outline(axes, pooled.pixels(down, across), linewidth=0.8, **style)
+    _outline(axes, pooled.box, fill=False, edgecolor="white", linewidth=2, linestyle="--")
     axes.set_title(region.name)
     axes.set_axis_off()
 
 
 def _draw_map(
-    axes: Axes, view: RegionView, crop: tuple[int, int, int, int], region: PooledRegion, last: int
+    axes: Axes, pooled: PooledImage, crop: tuple[int, int, int, int], region: PooledRegion, last: int
 ) -> None:
     top, bottom, left, right = crop
-    part = view.plane[top:bottom, left:right]
+    part = pooled.plane[top:bottom, left:right]
     axes.imshow(part, cmap="gray", extent=(left, right, bottom, top))
     if part.size <= _MOST_VALUES:
         _write_values(axes, part, top, left, size=6.5)
@@ -168,7 +171,7 @@ def _draw_map(
     for row, column, down, across in region.bins():
         number = row * len(region.columns) + column
         if number < last:
-            inset = 0.06 + 0.24 * number / count  # so that the rims of overlapping bins stay apart
+            inset = 0.06 + 0.24 * number / count  # so that the borders of overlapping bins do not coincide
             box = (across[0] + inset, down[0] + inset, across[1] - inset, down[1] - inset)
             width = 3.5 if number == last - 1 < count - 1 else 1.8
             _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=width)
@@ -184,10 +187,10 @@ def _write_values(axes: Axes, part: np.ndarray, top: int, left: int, size: float
         axes.text(left + x + 0.5, top + y + 0.5, f"{value:.2g}", **place)
 
 
-def _draw_values(axes: Axes, view: RegionView, region: PooledRegion, last: int) -> None:
+def _draw_values(axes: Axes, pooled: PooledImage, region: PooledRegion, last: int) -> None:
     height, width = region.values.shape
     shown = np.where(np.arange(region.values.size).reshape(height, width) < last, region.values, np.nan)
-    limits: dict[str, Any] = {"vmin": float(view.plane.min()), "vmax": float(view.plane.max())}
+    limits: dict[str, Any] = {"vmin": float(pooled.plane.min()), "vmax": float(pooled.plane.max())}
     axes.imshow(shown, cmap="gray", extent=(0, width, height, 0), **limits)
     middle = (limits["vmin"] + limits["vmax"]) / 2
     for (row, column), value in np.ndenumerate(shown):

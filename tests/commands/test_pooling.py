@@ -16,8 +16,8 @@ from detector.commands.pooling import pool_every_way, pooled_region, pooling_rul
 from detector.config import load_config
 from detector.core.errors import InputError
 from detector.visualize.pooling import (
+    PooledImage,
     PooledRegion,
-    RegionView,
     animation_frames,
     draw_pooling,
     save_animation,
@@ -61,10 +61,10 @@ def test_the_bins_shown_are_those_of_the_rules(bins: int, box: tuple[float, floa
             assert region.values[row, column] == cells.max().item()
 
 
-def view() -> RegionView:
+def view() -> PooledImage:
     image = np.full((96, 128, 3), 90, np.uint8)
     plane = np.arange(48.0).reshape(6, 8)
-    return RegionView(image=image, plane=plane, box=(16, 16, 80, 64), stride=(16, 16), center=(8, 8))
+    return PooledImage(image=image, plane=plane, box=(16, 16, 80, 64), stride=(16, 16), center=(8, 8))
 
 
 def region(name: str) -> PooledRegion:
