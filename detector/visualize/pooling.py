@@ -112,11 +112,11 @@ def save_animation(
 
 
 def animation_frames(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
-    """Return frames of half the size with few colours and without dithering: a tenth of the bytes, as legible.
+    """Return frames of half the size with few colours, not dithered: a tenth of the bytes, as legible.
 
     All frames share the palette of the last one, which shows every bin. A pixel that does not change
-    between two frames then has the same palette index in both, and the file stores it once. The octree method keeps
-    the colours of the bins even where they have few pixels, which a median cut would not.
+    between frames then has the same palette index in both, and the file stores it once. The octree method
+    keeps the colours of the bins even where they have few pixels, which a median cut would not.
     """
     halves = [Image.fromarray(picture).reduce(2) for picture in pictures]
     palette = halves[-1].quantize(_PALETTE, method=Image.Quantize.FASTOCTREE)
