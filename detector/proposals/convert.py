@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from detector.core.errors import InputError
+from detector.core.files import make_folder
 from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.conventions import (
     CONVENTIONS,
@@ -20,7 +21,6 @@ from detector.proposals.conventions import (
     detect_convention,
     find_convention,
 )
-from detector.proposals.durable import make_folder
 from detector.proposals.faults import find_fault
 from detector.proposals.index import check_image_id
 from detector.proposals.locking import writer_lock
