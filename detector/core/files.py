@@ -18,6 +18,7 @@ from detector.core.errors import UNPRINTABLE, InputError
 MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
 MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of their text
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
+MAX_FLOAT32 = 3.4028235e38  # the largest number that a file of boxes or scores may hold
 ASCII_SPACE = " \t\r\n"
 """What is cut off the ends of a listed name; a no-break space may be a part of it."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
