@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.readers import tail
-from benchmarks.gpu_check.result import Result, markdown, row_line, write_json, write_text
+from benchmarks.gpu_check.result import Result, markdown, row_line, write_json
+from detector.core.files import atomic_write, write_text
 
 LOG_BYTES = 2 << 20
 """Of a longer log the beginning and the end are kept."""
@@ -98,13 +99,13 @@ class Report:
         return "\n".join([*lines, ""])
 
     def _write_logs(self) -> None:
-        path = self.folder / "logs.tar.gz"
-        temporary = path.with_name(".logs.tmp")
-        with tarfile.open(temporary, "w:gz") as archive:
+        with (
+            atomic_write(self.folder / "logs.tar.gz") as file,
+            tarfile.open(fileobj=file, mode="w:gz") as archive,
+        ):
             for each in self.outcomes:
                 data = each.log_text().encode()
                 if data:
                     entry = tarfile.TarInfo(f"{each.name}.log")
                     entry.size = len(data)
                     archive.addfile(entry, io.BytesIO(data))
-        temporary.replace(path)

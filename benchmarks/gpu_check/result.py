@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from detector.core.files import write_text
+
 PATH_VARIABLE = "GPU_CHECK_RESULT"
 """The environment variable with the path of the file that a part writes its result to."""
 
@@ -81,13 +83,6 @@ def read_result(path: Path) -> Result:
 
 def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def shown(value: Any) -> str:

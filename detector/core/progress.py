@@ -28,6 +28,8 @@ from detector.core.command_line import as_called
 from detector.core.errors import printable, printable_lines
 
 Item = TypeVar("Item")
+ReportProgress = Callable[[int, int], None]
+"""Called with items done and items in all."""
 
 _EVERY = 30.0
 
@@ -63,7 +65,7 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str) -> Iterator[ReportProgress]:
     """Give a function to call with items done and items in all; it moves a bar where there is a terminal.
 
     Elsewhere it prints a line now and then, so that a log shows how far a long job is.

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from detector.core.errors import InputError
-from detector.core.files import read_json, write_text
+from detector.core.files import MAX_FLOAT32, read_json, write_text
 from detector.core.structures import Detections
 
 Result = dict[str, Any]
-
-_LARGEST = 3.4028235e38  # the largest float32; a comparison with NaN is false
 
 
 def to_results(image_id: int, detections: Detections, category_ids: Sequence[int]) -> list[Result]:
@@ -77,7 +75,7 @@ def _check(entry: Any, images: set[int], categories: set[int], place: str) -> No
 
 def _is_number(value: Any) -> bool:
     is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_numeric and abs(value) <= _LARGEST
+    return is_numeric and abs(value) <= MAX_FLOAT32  # false for NaN
 
 
 def _short(value: Any) -> str:

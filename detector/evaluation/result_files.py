@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from detector.core.errors import InputError, nearest
-from detector.core.files import ASCII_SPACE, file_name_of, require_regular, write_text
+from detector.core.files import ASCII_SPACE, MAX_FLOAT32, file_name_of, require_regular, write_text
 from detector.core.structures import Detections
 
 # The smallest float32 has 54 decimals, the largest 39 digits before the point.
 _EXACT = Context(prec=100)
 _ONE = Decimal(1)
-_LARGEST = 3.4028235e38  # the largest float32, in its shortest decimal form
 _LONGEST_SPLIT = 60  # bytes, in a file name
 _COLUMNS = 7  # of a row in memory: score, box (4), label, line
 
@@ -186,7 +185,7 @@ def _read_fields(fields: list[str], place: str) -> tuple[str, tuple[float, ...]]
         values = (float(score), float(_shift(x1, -_ONE)), float(_shift(y1, -_ONE)), float(x2), float(y2))
     except (ValueError, ArithmeticError):
         raise InputError(f"{place}: {' '.join(fields[1:])!r} are not five numbers") from None
-    if not all(abs(value) <= _LARGEST for value in values):
+    if not all(abs(value) <= MAX_FLOAT32 for value in values):
         raise InputError(f"{place}: {' '.join(fields[1:])!r} has a number that is NaN or too large")
     return image_id.strip(ASCII_SPACE), values
 

@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
-from detector.core.structures import Detections, HeadOutput, ImageMeta
+from detector.core.structures import Detections, HeadOutput, ImageMeta, View
 from detector.models.box_coder import BoxCoder
 from detector.models.suppression import best_detections
 
 CANDIDATE_NMS = 0.5
 """Suppression of candidates that are looked at again: loose, since their boxes still move."""
-
-
-View = tuple[HeadOutput, ImageMeta]
-"""What the network says of one view of an image, and which view that is."""
 
 
 def softmax_scores(class_logits: Tensor) -> Tensor:

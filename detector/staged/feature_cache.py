@@ -29,9 +29,9 @@ from torch import Tensor
 
 from detector.core.errors import InputError
 from detector.core.files import read_json, require_regular, write_text
+from detector.core.progress import ReportProgress
 from detector.staged.cache_plan import CachePlan, StoredMap
 
-Progress = Callable[[int, int], None]
 FLUSH_EVERY = 16
 """Images after which maps, and then their checksums, are forced to the disk: what a crash loses at most."""
 _CHECKSUM = struct.Struct("<I")
@@ -99,7 +99,7 @@ def fill_cache(
     plan: CachePlan,
     features: Callable[[Tensor], Tensor],
     load: Callable[[Sequence[int]], Iterable[Sequence[Tensor]]],
-    progress: Progress = lambda _done, _total: None,
+    progress: ReportProgress = lambda _done, _total: None,
 ) -> FeatureCache:
     """Make what ``folder`` lacks of the cache that ``plan`` describes, and open it.
 

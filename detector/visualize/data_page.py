@@ -13,12 +13,11 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from detector.core.errors import printable
 from detector.core.structures import Targets
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import pixels_of
+from detector.visualize.figures import GREY, pixels_of
 from detector.visualize.grid import photograph_row
 from detector.visualize.page import line_colour
 
 _BLUE = "#4477aa"
-_GREY = "0.45"
 _MOST_CLASSES = 30
 
 
@@ -43,7 +42,7 @@ def data_picture(
     """
     figure = Figure(figsize=(13, 7.5), dpi=110, facecolor="white")
     figure.text(0.03, 0.955, title, fontsize=16, weight="bold", va="center")
-    figure.text(0.03, 0.91, summary, fontsize=10.5, color=_GREY, va="center")
+    figure.text(0.03, 0.91, summary, fontsize=10.5, color=GREY, va="center")
     panels = figure.subplots(
         2,
         2,
@@ -69,12 +68,12 @@ def data_picture(
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=12)
-    axes.set_xlabel(x, fontsize=10, color=_GREY)
-    axes.set_ylabel(y, fontsize=10, color=_GREY)
+    axes.set_xlabel(x, fontsize=10, color=GREY)
+    axes.set_ylabel(y, fontsize=10, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=_GREY)
+    axes.tick_params(labelsize=9, colors=GREY)
 
 
 def _plot_classes(axes: Axes, classes: Mapping[str, int]) -> None:

@@ -7,7 +7,6 @@ characters.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from detector.core import boxes as box_ops
 from detector.core.errors import InputError, printable
+from detector.core.files import atomic_write
 from detector.core.structures import Detections, Targets
 
 Colour = tuple[int, int, int]
@@ -109,16 +109,8 @@ def save_image(path: Path, image: np.ndarray) -> None:
     picture = Image.fromarray(_checked(image))
     if path.suffix.lower() != ".png":
         picture.thumbnail((_JPEG_SIDE, _JPEG_SIDE))  # leaves smaller ones as they are
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            picture.save(temporary, quality=92)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: the picture cannot be written ({error})") from error
+    with atomic_write(path, durable=False) as file:
+        picture.save(file, Image.registered_extensions()[path.suffix.lower()], quality=92)
 
 
 @lru_cache

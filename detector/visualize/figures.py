@@ -11,6 +11,10 @@ from matplotlib.text import Text
 
 from detector.core.errors import printable_lines
 
+DPI = 120
+GREY = "0.45"
+"""Resolution of whole pages, and the colour of their axes and captions."""
+
 
 def pixels_of(figure: Figure) -> np.ndarray:
     """Draw a finished ``figure`` and return its pixels (H, W, 3) uint8 RGB.

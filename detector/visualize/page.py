@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 
 from detector.core.structures import Detections, Targets
 from detector.visualize.drawing import class_colour, save_image
-from detector.visualize.figures import pixels_of
+from detector.visualize.figures import DPI, GREY, pixels_of
 from detector.visualize.grid import example_grid
 
 Series = Sequence[tuple[float, float]]  # (step, value) by increasing step
 Example = tuple[np.ndarray, Detections, Targets]
 
 _WIDTH = 1800  # pixels of the page
-_DPI = 120
 _LEGEND_CLASSES = 20  # of more classes, all but the best and the worst are drawn in grey
 _LONGEST_NAME = 16  # letters
-_GREY = "0.45"
 _SIDE_LEGEND: dict[str, Any] = {"alignment": "left", "frameon": False, "fontsize": 8.5, "labelspacing": 0.35}
 
 
@@ -82,9 +80,9 @@ def charts(
 ) -> np.ndarray:
     """Return the charts of the page as an image (h, w, 3) uint8 RGB; arguments as in `run_picture`."""
     evaluated = {name: series for name, series in (evaluations or {}).items() if len(series)}
-    figure = Figure(figsize=(_WIDTH / _DPI, 5.6), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(_WIDTH / DPI, 5.6), dpi=DPI, facecolor="white")
     figure.text(0.012, 0.955, title, fontsize=17, weight="bold", va="center")
-    figure.text(0.012, 0.90, _summary(figures), fontsize=11, color=_GREY, va="center")
+    figure.text(0.012, 0.90, _summary(figures), fontsize=11, color=GREY, va="center")
     panels = figure.add_gridspec(
         1, 3 if evaluated else 2, left=0.045, right=0.85, bottom=0.1, top=0.8, wspace=0.2
     )
@@ -119,14 +117,14 @@ def _number(value: Any) -> float:
 
 def style_axes(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title, loc="left", fontsize=12)
-    axes.set_xlabel(x, fontsize=10, color=_GREY)
+    axes.set_xlabel(x, fontsize=10, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.8)
-    axes.tick_params(labelsize=9, colors=_GREY)
+    axes.tick_params(labelsize=9, colors=GREY)
 
 
 def _say_empty(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.set(xticks=[], yticks=[])
 
 

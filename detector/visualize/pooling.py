@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from detector.core.errors import InputError
+from detector.core.files import atomic_write
 from detector.visualize.figures import pixels_of
 
 Span = tuple[int, int]  # cells, half-open: begin to end
@@ -99,16 +99,8 @@ def save_animation(
     pictures = [draw_pooling(pooled, regions, shown, caption) for shown in range(1, bins + 1)]
     first, *others = animation_frames(pictures)
     times = [_FRAME] * len(others) + [3 * _FRAME]
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            first.save(temporary, save_all=True, append_images=others, duration=times, loop=0)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: the animation cannot be written ({error})") from error
+    with atomic_write(path, durable=False) as file:
+        first.save(file, "GIF", save_all=True, append_images=others, duration=times, loop=0)
 
 
 def animation_frames(pictures: Sequence[np.ndarray]) -> list[Image.Image]:

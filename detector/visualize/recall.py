@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 
 from detector.core.errors import printable
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import pixels_of
+from detector.visualize.figures import DPI, pixels_of
 from detector.visualize.page import line_colour, style_axes
 
-_DPI = 120
 _MOST_CLASSES = 20
 _LEGEND_LETTERS = 26  # per line
 _STYLES = ("-", "--", ":", "-.")  # one per IoU threshold
@@ -39,7 +38,7 @@ def recall_picture(path: Path, reports: Reports, title: str) -> None:
 
 def recall_figure(reports: Reports, title: str) -> Figure:
     """Return the figure of `recall_picture`."""
-    figure = Figure(figsize=(16.5, 9.2), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(16.5, 9.2), dpi=DPI, facecolor="white")
     figure.text(0.04, 0.965, title, fontsize=16, weight="bold", va="center")
     panels = figure.add_gridspec(2, 2, left=0.04, right=0.86, bottom=0.1, top=0.9, wspace=0.5, hspace=0.32)
     _plot_recall(figure.add_subplot(panels[0, 0]), reports)
