@@ -51,7 +51,7 @@ def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool)
 
     On the CPU that is the cell of each maximum, in the shape of ``pooled``. On CUDA it is the row and the
     column, (R, bins, slots), together in 16 bits for maps of up to 255 cells a side, otherwise in 32. Slots
-    are channels, rounded up to whole groups (see csrc/cuda/pool.h).
+    are channels, rounded up to whole groups (see csrc/pooling/cuda/pool.h).
     """
     if not keeps_argmax:
         return features.new_empty((0,), dtype=torch.int32)

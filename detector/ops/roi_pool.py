@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detector.ops._autograd import check_inputs, fake_argmax, needs_gradient, register
 
-_RULES = {"caffe": 0, "exact": 1, "partition": 2}  # detector::Rule in csrc/bins.h
+_RULES = {"caffe": 0, "exact": 1, "partition": 2}  # detector::Rule in csrc/pooling/bins.h
 
 
 def roi_pool(

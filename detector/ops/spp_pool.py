@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from detector.ops._autograd import check_inputs, fake_argmax, needs_gradient, register
 
-_RULES = {"roi": 1, "spp": 3, "cells": 4}  # detector::Rule in csrc/bins.h
-_REDUCTIONS = {"max": 0, "avg": 1}  # detector::Reduction in csrc/pooling.h
+_RULES = {"roi": 1, "spp": 3, "cells": 4}  # detector::Rule in csrc/pooling/bins.h
+_REDUCTIONS = {"max": 0, "avg": 1}  # detector::Reduction in csrc/pooling/pooling.h
 
 Pair = float | Sequence[float]
 

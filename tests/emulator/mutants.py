@@ -30,7 +30,7 @@ BARRIER = re.compile(r"\b(__syncthreads|__syncwarp)\(\);")
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old``, which stands once in ``file`` below csrc, replaced by ``new``."""
+    """An edit: ``old``, which occurs once in ``file`` below csrc/pooling, is replaced by ``new``."""
 
     name: str
     file: str
@@ -231,9 +231,9 @@ UNNEEDED: list[tuple[str, str]] = []
 def without_barriers(csrc: Path) -> Iterator[Mutant]:
     """Yield a mutant for every barrier of the kernels; its ``old`` reaches back to the file's beginning."""
     for file, end in UNNEEDED:
-        if (csrc / "cuda" / file).read_text().count(end) != 1:
+        if (csrc / "pooling" / "cuda" / file).read_text().count(end) != 1:
             raise SystemExit(f"an unneeded barrier of {file} does not stand there once: {end!r}")
-    for path in sorted((csrc / "cuda").iterdir()):
+    for path in sorted((csrc / "pooling" / "cuda").iterdir()):
         text = path.read_text()
         for match in BARRIER.finditer(text):
             before = text[: match.start()]
@@ -245,7 +245,7 @@ def without_barriers(csrc: Path) -> Iterator[Mutant]:
 
 
 def apply(mutant: Mutant, csrc: Path) -> None:
-    path = csrc / mutant.file
+    path = csrc / "pooling" / mutant.file
     text = path.read_text()
     if text.count(mutant.old) != 1:
         count = text.count(mutant.old)
@@ -299,7 +299,7 @@ def main() -> int:
     csrc = PROJECT / "csrc"
     mutants = [*EDITS, *without_barriers(csrc)]
     for mutant in mutants:  # before minutes are spent
-        if (csrc / mutant.file).read_text().count(mutant.old) != 1:
+        if (csrc / "pooling" / mutant.file).read_text().count(mutant.old) != 1:
             apply(mutant, csrc)
     chosen = [one for one in mutants if not sys.argv[1:] or any(part in one.name for part in sys.argv[1:])]
     unnoticed = 0

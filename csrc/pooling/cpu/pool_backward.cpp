@@ -1,7 +1,7 @@
-#include "cpu/huge_pages.h"
-#include "cpu/lanes.h"
-#include "cpu/regions.h"
-#include "operators.h"
+#include "pooling/cpu/huge_pages.h"
+#include "pooling/cpu/lanes.h"
+#include "pooling/cpu/regions.h"
+#include "pooling/operators.h"
 
 #include <torch/headeronly/core/Dispatch_v2.h>
 

@@ -2,7 +2,7 @@
 // the tile, RoI by RoI in ascending order, and walks through the list; every thread adds to its own channels'
 // cells. So the sum of a cell has one order, that of the CPU, and no two threads meet in one.
 
-#include "cuda/pool.h"
+#include "pooling/cuda/pool.h"
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "cpu/lanes.h"
+#include "pooling/cpu/lanes.h"
 
 namespace detector {
 

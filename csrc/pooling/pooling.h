@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "bins.h"
+#include "pooling/bins.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "pooling.h"
+#include "pooling/pooling.h"
 
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,4 @@
-#include "cpu/output.h"
+#include "pooling/cpu/output.h"
 
 namespace detector {
 namespace {

@@ -1,4 +1,4 @@
-#include "cpu/regions.h"
+#include "pooling/cpu/regions.h"
 
 namespace detector {
 namespace {

@@ -8,7 +8,7 @@
 
 #pragma once
 
-#include "operators.h"
+#include "pooling/operators.h"
 
 #include <cuda_runtime.h>
 

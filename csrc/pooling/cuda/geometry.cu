@@ -1,4 +1,4 @@
-#include "cuda/pool.h"
+#include "pooling/cuda/pool.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/macros.h>

@@ -2,7 +2,7 @@
 // 2 x 2 cells, four windows at a time. A level of a pyramid whose bins are unions of a finer level's bins is
 // made of those. Bins gather in a tile in shared memory in the order of the output, and leave it together.
 
-#include "cuda/packed_map.h"
+#include "pooling/cuda/packed_map.h"
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>

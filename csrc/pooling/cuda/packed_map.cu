@@ -1,7 +1,7 @@
 // A block takes some channels of 2 rows x 32 cells. It reads them, and one row and one column more, into
 // shared memory in the order in which they lie, and writes cells and windows with the channels side by side.
 
-#include "cuda/packed_map.h"
+#include "pooling/cuda/packed_map.h"
 
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
