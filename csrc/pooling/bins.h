@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include "enums.h"
+
 #include <cmath>
 #include <cstdint>
 
@@ -18,13 +20,13 @@
 namespace detector {
 
 // How a RoI becomes a window and a window becomes bins. The numbers are the operators' `rule` argument.
-enum class Rule : int64_t {
-  caffe = 0,      // rounded inclusive window, bin edges in T: may overshoot by one cell, as Caffe's do
-  exact = 1,      // the same window, bin edges in integers
-  partition = 2,  // rounded half-open window, bins that do not overlap
-  spp = 3,        // SPP-net's projection: a window shrunk to the cells whose centre lies well inside
-  cells = 4,      // the RoI is written in cells, half-open
-};
+DETECTOR_ENUM(Rule,
+              caffe,      // rounded inclusive window, bin edges in T: may overshoot by one cell, as Caffe's
+              exact,      // the same window, bin edges in integers
+              partition,  // rounded half-open window, bins that do not overlap
+              spp,        // SPP-net's projection: a window shrunk to the cells whose centre lies well inside
+              cells       // the RoI is written in cells, half-open
+)
 
 // What projection needs to know of one axis of the map.
 struct Axis {
@@ -40,9 +42,12 @@ struct Window {
   int64_t size;
 };
 
-struct Bin {
-  int64_t begin;
-  int64_t end;
+// The cells of a row or a column of bins, along its axis. It is empty where begin >= end.
+struct alignas(8) Edge {
+  int32_t begin;
+  int32_t end;
+
+  DETECTOR_HOST_DEVICE bool empty() const { return begin >= end; }
 };
 
 // Converts a whole number; beyond +-2^31, where no map reaches, it stays there, so that sums cannot overflow.
@@ -84,9 +89,9 @@ DETECTOR_HOST_DEVICE Window window_of(Rule rule, T first, T last, const Axis& ax
   return {start, end < start ? 0 : end - start};
 }
 
-// Bin p of n of a window, clipped to the map; begin >= end where it holds no cell.
+// Bin p of n of a window, clipped to the map.
 template <typename T>
-DETECTOR_HOST_DEVICE Bin bin_of(Rule rule, const Window& window, int64_t p, int64_t n, int64_t extent) {
+DETECTOR_HOST_DEVICE Edge bin_of(Rule rule, const Window& window, int64_t p, int64_t n, int64_t extent) {
   int64_t begin, end;
   if (rule == Rule::caffe) {
     const T size = static_cast<T>(window.size) / static_cast<T>(n);
@@ -96,7 +101,8 @@ DETECTOR_HOST_DEVICE Bin bin_of(Rule rule, const Window& window, int64_t p, int6
     begin = p * window.size / n;
     end = (p + 1) * window.size / n + (rule != Rule::partition && (p + 1) * window.size % n != 0);
   }
-  return {clamp(window.start + begin, 0, extent), clamp(window.start + end, 0, extent)};
+  return {static_cast<int32_t>(clamp(window.start + begin, 0, extent)),
+          static_cast<int32_t>(clamp(window.start + end, 0, extent))};
 }
 
 }  // namespace detector

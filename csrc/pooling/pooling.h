@@ -6,9 +6,11 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
 #include <cfloat>
+#include <type_traits>
 #include <vector>
 
 namespace detector {
@@ -16,7 +18,21 @@ namespace detector {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-enum class Reduction : int64_t { max = 0, average = 1 };
+DETECTOR_ENUM(Reduction, max, avg)
+
+// What the kernels compute: maxima, maxima with the places they came from, or averages.
+enum class Mode { max, argmax, avg };
+
+// The type of arithmetic: double for double features, float for all others.
+template <typename scalar_t>
+using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+// Calls f.operator()<scalar_t>() with the C++ type of the features.
+template <typename F>
+void dispatch(ScalarType type, const F& f) {
+  THO_DISPATCH_V2(type, "region pooling", AT_WRAP([&] { f.template operator()<scalar_t>(); }),
+                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+}
 
 // One grid of a pyramid. The output of a RoI holds the levels one after another, each (C, height, width).
 struct Level {
@@ -67,8 +83,7 @@ inline std::vector<Step> plan(const Pooling& pooling) {
     const Level &first = pooling.levels[a.level], &second = pooling.levels[b.level];
     return first.height * first.width > second.height * second.width;
   });
-  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe ||
-      pooling.rule == Rule::partition)
+  if (pooling.reduction == Reduction::avg || pooling.rule == Rule::caffe || pooling.rule == Rule::partition)
     return steps;
   for (size_t i = 0; i < steps.size(); ++i)
     for (size_t j = 0; j < i; ++j)

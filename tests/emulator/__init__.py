@@ -1,8 +1,8 @@
 """The CUDA kernels on an emulator: what it checks, and what it cannot check.
 
 ``build.py`` turns the unchanged files of ``csrc/pooling/cuda`` into C++ (``translate.py`` rewrites kernel
-launches and ``__shared__`` declarations; ``include/cuda_runtime.h`` declares the rest of CUDA) and builds them
-as separate operators, ``torch.ops.emulated``, with the schemas of ``csrc/pooling/schemas.cpp``.
+launches and ``__shared__`` declarations; ``include/cuda_runtime.h`` declares the rest of CUDA) and builds
+them as separate operators, ``torch.ops.emulated``, with the schemas of ``csrc/pooling/schemas.cpp``.
 ``scheduler.cpp`` runs the threads of a block as fibers, one at a time, in ascending, descending or random
 order. ``kernels.py`` puts the emulated kernels behind the public functions, on CPU tensors.
 

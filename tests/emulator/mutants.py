@@ -111,11 +111,11 @@ EDITS = [
     Mutant(
         "empty bins of a plan keep the lowest number",
         "cuda/pool.cu",
-        "if (is_empty(rows[p], rows[level.height + q])) Column",
+        "if (rows[p].empty() || rows[level.height + q].empty()) Column",
         "if (false) Column",
     ),
     Mutant(
-        "empty bins keep the lowest number", "cuda/pool.cu", "job.depth == 0 && is_empty(y, x) ?", "false ?"
+        "empty bins keep the lowest number", "cuda/pool.cu", "job.depth == 0 && (y.empty() || x.empty()) ?", "false ?"
     ),
     Mutant(
         "finer levels' places stay tile by tile",

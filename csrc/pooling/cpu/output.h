@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pooling/cpu/lanes.h"
+#include "pooling/pooling.h"
 
 namespace detector {
 

@@ -5,14 +5,10 @@
 #include "pooling/cpu/regions.h"
 #include "pooling/operators.h"
 
-#include <torch/headeronly/core/Dispatch_v2.h>
-
 #include <algorithm>
 
 namespace detector {
 namespace {
-
-enum class Mode { max, argmax, average };
 
 template <typename M>
 struct Job {
@@ -49,7 +45,7 @@ struct Cells {
 template <Mode mode, typename M, int64_t V>
 DETECTOR_INLINE void reset(Cells<M, V>& best) {
   for (int64_t v = 0; v < V; ++v) {
-    best.value[v] = Vector<M>{} + (mode == Mode::average ? M(0) : M(kLowest));
+    best.value[v] = Vector<M>{} + (mode == Mode::avg ? M(0) : M(kLowest));
     if (mode == Mode::argmax) best.index[v] = Vector<IndexOf<M>>{} - 1;
   }
 }
@@ -58,7 +54,7 @@ template <Mode mode, typename M, int64_t V>
 DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, Vector<IndexOf<M>> index) {
   for (int64_t v = 0; v < V; ++v) {
     const Vector<M> value = load<Vector<M>>(cell + v * kLanes);
-    if (mode == Mode::average) {
+    if (mode == Mode::avg) {
       best.value[v] += value;
     } else {
       const auto greater = value > best.value[v];
@@ -108,7 +104,7 @@ DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const 
         for (int64_t x = columns[q].begin; x < columns[q].end; ++x, ++cell, index += 1)
           take<mode>(best, image + cell * cell_stride, index);
       }
-      if (mode == Mode::average && !rows[p].empty() && !columns[q].empty()) {
+      if (mode == Mode::avg && !rows[p].empty() && !columns[q].empty()) {
         const M count =
             static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
         for (int64_t v = 0; v < V; ++v) best.value[v] /= count;
@@ -197,7 +193,7 @@ DETECTOR_INLINE void pool_tasks(const Job<M>& job, int64_t begin, int64_t end) {
     pool_tasks<Mode::argmax>(job, begin, end);                                       \
   }                                                                                  \
   DETECTOR_CLONES void pool_average(const Job<M>& job, int64_t begin, int64_t end) { \
-    pool_tasks<Mode::average>(job, begin, end);                                      \
+    pool_tasks<Mode::avg>(job, begin, end);                                          \
   }
 DETECTOR_POOL(float)
 DETECTOR_POOL(double)
@@ -205,7 +201,7 @@ DETECTOR_POOL(double)
 
 template <typename scalar_t>
 void run(const Pooling& pooling, const Tensor& features, const Regions& regions, const Tensor& pooled,
-         const Tensor& argmax, bool with_argmax) {
+         const Tensor& argmax, Mode mode) {
   const auto map = blocked<scalar_t>(features);
   const std::vector<Step> steps = plan(pooling);
   const Job<Compute<scalar_t>> job{
@@ -217,13 +213,13 @@ void run(const Pooling& pooling, const Tensor& features, const Regions& regions,
       features.size(3),
       write_as<scalar_t>,
       pooled.data_ptr(),
-      with_argmax ? static_cast<int32_t*>(argmax.data_ptr()) : nullptr,
+      mode == Mode::argmax ? static_cast<int32_t*>(argmax.data_ptr()) : nullptr,
   };
   const int64_t tasks = map.blocks.size() * regions.images.size();
   torch::stable::parallel_for(0, tasks, kTile, [&](int64_t begin, int64_t end) {
-    if (pooling.reduction == Reduction::average)
+    if (mode == Mode::avg)
       pool_average(job, begin, end);
-    else if (with_argmax)
+    else if (mode == Mode::argmax)
       pool_argmax(job, begin, end);
     else
       pool_max(job, begin, end);
@@ -233,18 +229,17 @@ void run(const Pooling& pooling, const Tensor& features, const Regions& regions,
 }  // namespace
 
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
-                                torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax) {
+                                torch::headeronly::IntHeaderOnlyArrayRef shape, Mode mode) {
   const Regions regions = read_regions(pooling, features, rois, features.size(0));
-  with_argmax = with_argmax && pooling.reduction == Reduction::max;
+  const bool with_argmax = mode == Mode::argmax;
   Tensor pooled = torch::stable::new_empty(features, shape);
   Tensor argmax = with_argmax ? torch::stable::new_empty(pooled, pooled.sizes(), ScalarType::Int)
                               : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
   if (pooled.numel() == 0) return {pooled, argmax};
   advise_huge_pages(pooled);
   if (with_argmax) advise_huge_pages(argmax);
-  THO_DISPATCH_V2(features.scalar_type(), "region pooling",
-                  AT_WRAP(([&] { run<scalar_t>(pooling, features, regions, pooled, argmax, with_argmax); })),
-                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(features.scalar_type(),
+           [&]<typename scalar_t>() { run<scalar_t>(pooling, features, regions, pooled, argmax, mode); });
   return {pooled, argmax};
 }
 

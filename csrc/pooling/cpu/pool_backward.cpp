@@ -3,8 +3,6 @@
 #include "pooling/cpu/regions.h"
 #include "pooling/operators.h"
 
-#include <torch/headeronly/core/Dispatch_v2.h>
-
 #include <algorithm>
 
 namespace detector {
@@ -137,13 +135,13 @@ DETECTOR_SPREAD(BFloat16)
 Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
                      int64_t batch, int64_t channels) {
   check_gradient(pooling, grad, rois, batch, channels);
-  STD_TORCH_CHECK(pooling.reduction == Reduction::average ||
-                      (argmax.scalar_type() == ScalarType::Int && argmax.numel() == grad.numel() &&
-                       on_one_device(grad, argmax)),
-                  pooling.name, ": the gradient and the kept maxima do not belong together");
+  STD_TORCH_CHECK(
+      pooling.reduction == Reduction::avg || (argmax.scalar_type() == ScalarType::Int &&
+                                              argmax.numel() == grad.numel() && on_one_device(grad, argmax)),
+      pooling.name, ": the gradient and the kept maxima do not belong together");
   const Regions regions = read_regions(pooling, grad, rois, batch);
   const Tensor grads = torch::stable::contiguous(grad), cells = torch::stable::contiguous(argmax);
-  const bool average = pooling.reduction == Reduction::average;
+  const bool average = pooling.reduction == Reduction::avg;
   const int64_t count = rois.size(0);
   std::vector<std::vector<int64_t>> rois_of(batch);
   for (int64_t roi = 0; roi < count; ++roi) rois_of[regions.images[roi]].push_back(roi);
@@ -151,27 +149,24 @@ Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& r
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
   if (result.numel() == 0) return result;
   advise_huge_pages(result);
-  THO_DISPATCH_V2(grad.scalar_type(), "region pooling", AT_WRAP(([&] {
-                    const Job<scalar_t> job{
-                        pooling,
-                        regions,
-                        rois_of,
-                        static_cast<const scalar_t*>(grads.data_ptr()),
-                        average ? nullptr : static_cast<const int32_t*>(cells.data_ptr()),
-                        channels,
-                        pooling.y.extent * pooling.x.extent,
-                        static_cast<scalar_t*>(result.data_ptr()),
-                    };
-                    const int64_t width = average ? kLanes : kChannels;
-                    const int64_t work =
-                        width * (count * pooling.bins / batch + job.plane);  // additions a task makes, about
-                    torch::stable::parallel_for(
-                        0, batch * ((channels + width - 1) / width), 1 + kWorthAThread / (1 + work),
-                        [&](int64_t begin, int64_t end) {
-                          average ? spread_all(job, begin, end) : scatter_tasks(job, begin, end);
-                        });
-                  })),
-                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(grad.scalar_type(), [&]<typename scalar_t>() {
+    const Job<scalar_t> job{
+        pooling,
+        regions,
+        rois_of,
+        static_cast<const scalar_t*>(grads.data_ptr()),
+        average ? nullptr : static_cast<const int32_t*>(cells.data_ptr()),
+        channels,
+        pooling.y.extent * pooling.x.extent,
+        static_cast<scalar_t*>(result.data_ptr()),
+    };
+    const int64_t width = average ? kLanes : kChannels;
+    const int64_t work = width * (count * pooling.bins / batch + job.plane);  // additions a task makes, about
+    torch::stable::parallel_for(0, batch * ((channels + width - 1) / width), 1 + kWorthAThread / (1 + work),
+                                [&](int64_t begin, int64_t end) {
+                                  average ? spread_all(job, begin, end) : scatter_tasks(job, begin, end);
+                                });
+  });
   return result;
 }
 

@@ -10,12 +10,6 @@
 
 namespace detector {
 
-struct Edge {
-  int32_t begin;
-  int32_t end;
-  bool empty() const { return begin >= end; }
-};
-
 struct Regions {
   std::vector<int64_t> images;  // (R,) the image each RoI lies in
   std::vector<Edge> edges;      // (R, pooling.edges): for each level its rows, then its columns

@@ -6,14 +6,11 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
 
 namespace detector {
 namespace {
-
-enum class Mode { max, argmax, average };
 
 constexpr int kMaxWarps = 16;
 constexpr int kFewWarps = 5;  // of a block, where many blocks share a multiprocessor
@@ -200,7 +197,7 @@ __device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job,
   each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
     const Edge y = rows[p], x = columns[q];
     Channels<scalar_t> value;
-    if constexpr (mode == Mode::average) {
+    if constexpr (mode == Mode::avg) {
       value = image.average(y, x);
     } else {
       const auto best = image.template maxima<mode == Mode::argmax>(y, x);
@@ -208,7 +205,7 @@ __device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job,
       if constexpr (mode == Mode::argmax) store(places + (level.first_bin + bin) * job.slots, best.places());
     }
     // Coarser levels are made of the maxima as they are.
-    column.put(bin - begin, job.depth == 0 && is_empty(y, x) ? Channels<scalar_t>{} : value);
+    column.put(bin - begin, job.depth == 0 && (y.empty() || x.empty()) ? Channels<scalar_t>{} : value);
   });
 }
 
@@ -254,12 +251,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
                                      static_cast<int>(geometry.x.extent) * job.slots};
   place_t* places = mode == Mode::argmax ? job.places + roi * geometry.bins * job.slots + lane : nullptr;
   for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-    if (mode != Mode::average && job.depths[l] > 0) return;
+    if (mode != Mode::avg && job.depths[l] > 0) return;
     pool_from_map<scalar_t, mode>(job, geometry.levels[l], edges, map, begin, end,
                                   Column<scalar_t>(tile + offset, row), places);
   });
   __syncthreads();
-  if constexpr (mode != Mode::average) {
+  if constexpr (mode != Mode::avg) {
     for (int depth = 1; depth <= job.depth; ++depth) {  // then one tile holds all bins
       for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
         if (job.depths[l] != depth) return;
@@ -277,7 +274,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
         const Level& level = geometry.levels[l];
         const Edge* rows = edges + level.first_edge;
         each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
-          if (is_empty(rows[p], rows[level.height + q])) Column<scalar_t>(tile + offset, row).put(bin, {});
+          if (rows[p].empty() || rows[level.height + q].empty())
+            Column<scalar_t>(tile + offset, row).put(bin, {});
         });
       });
       __syncthreads();
@@ -309,7 +307,7 @@ void run(const Pooling& pooling, const Geometry& geometry, const Tensor& feature
          const Tensor& pooled, const Tensor& places) {
   const int64_t count = rois.size(0), map_cells = pooling.y.extent * pooling.x.extent;
   // To make a window costs about as much as to pool a bin.
-  const bool windows = mode != Mode::average && count * pooling.bins >= features.size(0) * map_cells;
+  const bool windows = mode != Mode::avg && count * pooling.bins >= features.size(0) * map_cells;
   const PackedMap map =
       pack_map(pooling, features,
                !windows ? Windows::none : (mode == Mode::argmax ? Windows::places : Windows::values));
@@ -349,30 +347,27 @@ void run(const Pooling& pooling, const Geometry& geometry, const Tensor& feature
 }  // namespace
 
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
-                                torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax) {
+                                torch::headeronly::IntHeaderOnlyArrayRef shape, Mode mode) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Geometry geometry = geometry_of(pooling);
-  const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
-  with_argmax = with_argmax && !average;
+  const bool small = has_short_places(pooling), with_argmax = mode == Mode::argmax;
   Tensor pooled = torch::stable::new_empty(features, shape), places;
-  THO_DISPATCH_V2(
-      features.scalar_type(), "region pooling", AT_WRAP(([&] {
-        const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
-        const int64_t slots = slots_of<scalar_t>(features.size(1));
-        places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
-                             : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
-        if (pooled.numel() == 0) return;
-        const Tensor rows = index_rois(features, rois);
-        if (average)
-          run<scalar_t, Mode::average, uint16_t>(pooling, geometry, features, rows, pooled, places);
-        else if (!with_argmax)
-          run<scalar_t, Mode::max, uint16_t>(pooling, geometry, features, rows, pooled, places);
-        else if (small)
-          run<scalar_t, Mode::argmax, uint16_t>(pooling, geometry, features, rows, pooled, places);
-        else
-          run<scalar_t, Mode::argmax, uint32_t>(pooling, geometry, features, rows, pooled, places);
-      })),
-      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(features.scalar_type(), [&]<typename scalar_t>() {
+    const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
+    const int64_t slots = slots_of<scalar_t>(features.size(1));
+    places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
+                         : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
+    if (pooled.numel() == 0) return;
+    const Tensor rows = index_rois(features, rois);
+    if (mode == Mode::avg)
+      run<scalar_t, Mode::avg, uint16_t>(pooling, geometry, features, rows, pooled, places);
+    else if (mode == Mode::max)
+      run<scalar_t, Mode::max, uint16_t>(pooling, geometry, features, rows, pooled, places);
+    else if (small)
+      run<scalar_t, Mode::argmax, uint16_t>(pooling, geometry, features, rows, pooled, places);
+    else
+      run<scalar_t, Mode::argmax, uint32_t>(pooling, geometry, features, rows, pooled, places);
+  });
   return {pooled, places};
 }
 

@@ -19,10 +19,6 @@ namespace detector {
 constexpr int kWarp = 32;
 constexpr int64_t kMaxLevels = 16;
 
-// The type of arithmetic: double for double features, float for all others.
-template <typename scalar_t>
-using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-
 template <typename scalar_t>
 constexpr int kPack = 16 / sizeof(scalar_t);
 
@@ -101,15 +97,6 @@ inline bool has_short_places(const Pooling& pooling) {
   return pooling.y.extent <= 255 && pooling.x.extent <= 255;
 }
 
-struct alignas(8) Edge {
-  int32_t begin;
-  int32_t end;
-};
-
-__device__ __forceinline__ bool is_empty(Edge row, Edge column) {
-  return row.begin >= row.end || column.begin >= column.end;
-}
-
 // A Pooling as kernels take it: by value, without pointers into host memory.
 struct Geometry {
   Rule rule;
@@ -144,9 +131,8 @@ __device__ __noinline__ Edge edge_of(const Geometry& geometry, const T* roi, int
   const Axis& axis = row ? geometry.y : geometry.x;
   const Window window = row ? window_of<T>(geometry.rule, roi[2], roi[4], axis)
                             : window_of<T>(geometry.rule, roi[1], roi[3], axis);
-  const Bin bin = bin_of<T>(geometry.rule, window, row ? index : index - level.height,
-                            row ? level.height : level.width, axis.extent);
-  return {static_cast<int32_t>(bin.begin), static_cast<int32_t>(bin.end)};
+  return bin_of<T>(geometry.rule, window, row ? index : index - level.height,
+                   row ? level.height : level.width, axis.extent);
 }
 
 // Writes the edges of all bins of a RoI to shared memory, by the whole block, and returns the RoI's image. A

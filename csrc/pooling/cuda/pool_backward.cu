@@ -6,7 +6,6 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 namespace detector {
 namespace {
@@ -431,25 +430,23 @@ Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& r
   const int64_t count = rois.size(0);
   STD_TORCH_CHECK(count * geometry.bins <= INT32_MAX, pooling.name,
                   ": on CUDA all RoIs together have at most 2^31 - 1 bins, not ", count * geometry.bins);
-  const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
+  const bool average = pooling.reduction == Reduction::avg, small = has_short_places(pooling);
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
-  THO_DISPATCH_V2(
-      grad.scalar_type(), "region pooling", AT_WRAP(([&] {
-        STD_TORCH_CHECK(average || (places.scalar_type() == (small ? ScalarType::Short : ScalarType::Int) &&
-                                    places.numel() == count * geometry.bins * slots_of<scalar_t>(channels) &&
-                                    on_one_device(grad, places)),
-                        pooling.name, ": the gradient and the kept maxima do not belong together");
-        if (result.numel() == 0) return;
-        const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(places);
-        const Tensor rows = index_rois(grad, rois);
-        if (average)
-          run<scalar_t, uint16_t, true>(geometry, grads, rows, kept, result);
-        else if (small)
-          run<scalar_t, uint16_t, false>(geometry, grads, rows, kept, result);
-        else
-          run<scalar_t, uint32_t, false>(geometry, grads, rows, kept, result);
-      })),
-      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(grad.scalar_type(), [&]<typename scalar_t>() {
+    STD_TORCH_CHECK(average || (places.scalar_type() == (small ? ScalarType::Short : ScalarType::Int) &&
+                                places.numel() == count * geometry.bins * slots_of<scalar_t>(channels) &&
+                                on_one_device(grad, places)),
+                    pooling.name, ": the gradient and the kept maxima do not belong together");
+    if (result.numel() == 0) return;
+    const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(places);
+    const Tensor rows = index_rois(grad, rois);
+    if (average)
+      run<scalar_t, uint16_t, true>(geometry, grads, rows, kept, result);
+    else if (small)
+      run<scalar_t, uint16_t, false>(geometry, grads, rows, kept, result);
+    else
+      run<scalar_t, uint32_t, false>(geometry, grads, rows, kept, result);
+  });
   return result;
 }
 
