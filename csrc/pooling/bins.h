@@ -42,13 +42,16 @@ struct Window {
   int64_t size;
 };
 
-// The cells of a row or a column of bins, along its axis. It is empty where begin >= end.
+// The cells of a row or a column of bins along its axis: [begin, end), none where begin >= end.
 struct alignas(8) Edge {
   int32_t begin;
   int32_t end;
-
-  DETECTOR_HOST_DEVICE bool empty() const { return begin >= end; }
 };
+
+// Whether the bin in this row and this column holds no cell.
+DETECTOR_HOST_DEVICE bool is_empty(Edge row, Edge column) {
+  return row.begin >= row.end || column.begin >= column.end;
+}
 
 // Converts a whole number; beyond +-2^31, where no map reaches, it stays there, so that sums cannot overflow.
 // NaN, which a scale that overflows to infinity makes of 0, is taken for the lower limit.

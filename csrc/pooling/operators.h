@@ -11,7 +11,7 @@
 namespace detector {
 
 // Each backend implements the next two functions. pool() pools every RoI; the result has `shape`, whose
-// elements are (R, then for each level: C, height, width). The second result says where the maxima came from,
+// elements are (R, then for each grid: C, height, width). The second result says where the maxima came from,
 // in a form that only the backend's pool_backward() reads; it is empty unless the mode is argmax.
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
                                 torch::headeronly::IntHeaderOnlyArrayRef shape, Mode mode);
@@ -41,7 +41,7 @@ inline Pooling roi_pooling(int64_t height, int64_t width, double scale, int64_t 
       {scale, 1 / scale, 0, 0, map_width},
       {},
   };
-  pooling.add_level(height, width);
+  pooling.add_grid(height, width);
   return pooling;
 }
 
@@ -63,7 +63,7 @@ inline Pooling spp_pooling(const std::vector<int64_t>& levels, const Numbers& sc
       {scale[1], 1 / scale[1], center[1], shrink[1], map_width},
       {},
   };
-  for (const int64_t n : levels) pooling.add_level(n, n);
+  for (const int64_t n : levels) pooling.add_grid(n, n);
   return pooling;
 }
 

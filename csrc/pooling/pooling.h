@@ -34,12 +34,12 @@ void dispatch(ScalarType type, const F& f) {
                   AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
 }
 
-// One grid of a pyramid. The output of a RoI holds the levels one after another, each (C, height, width).
-struct Level {
+// One grid of a pyramid. The output of a RoI holds the grids one after another, each (C, height, width).
+struct Grid {
   int64_t height;
   int64_t width;
-  int64_t first_bin;   // bins of the levels before this one
-  int64_t first_edge;  // edges of the levels before this one: height rows, then width columns
+  int64_t first_bin;   // bins of the grids before this one
+  int64_t first_edge;  // edges of the grids before this one: height rows, then width columns
 };
 
 struct Pooling {
@@ -48,47 +48,47 @@ struct Pooling {
   Reduction reduction;
   Axis y;
   Axis x;
-  std::vector<Level> levels;
+  std::vector<Grid> grids;
   int64_t bins = 0;
   int64_t edges = 0;
 
-  void add_level(int64_t height, int64_t width) {
+  void add_grid(int64_t height, int64_t width) {
     STD_TORCH_CHECK(height > 0 && width > 0, name, ": a grid must have at least one bin, not ", height, " x ",
                     width);
     STD_TORCH_CHECK(height <= INT32_MAX / width, name, ": a grid may have at most 2^31 - 1 bins, not ",
                     height, " x ", width);
-    levels.push_back({height, width, bins, edges});
+    grids.push_back({height, width, bins, edges});
     bins += height * width;
     edges += height + width;
   }
 };
 
-// Where a level's bins come from: the map, or the level whose bins they are unions of. Both are indices of
-// levels.
+// Where a grid's bins come from: the map, or the grid whose bins they are unions of. Both are indices of
+// grids.
 constexpr int64_t kFromMap = -1;
 
 struct Step {
-  int64_t level;
+  int64_t grid;
   int64_t source;
 };
 
-// The levels from fine to coarse. A level whose grid divides a finer one's is the maximum over that one's
+// The grids from fine to coarse. A grid that divides a finer one evenly is the maximum over that one's
 // bins, since floor(p h / 3) is floor(2 p h / 6), and so for every integer edge; it never reads the map. Of
-// several finer levels the coarsest is the cheapest source.
+// several finer grids the coarsest is the cheapest source.
 inline std::vector<Step> plan(const Pooling& pooling) {
   std::vector<Step> steps;
-  for (size_t i = 0; i < pooling.levels.size(); ++i) steps.push_back({int64_t(i), kFromMap});
-  const auto level = [&](size_t i) -> const Level& { return pooling.levels[steps[i].level]; };
+  for (size_t i = 0; i < pooling.grids.size(); ++i) steps.push_back({int64_t(i), kFromMap});
+  const auto grid = [&](size_t i) -> const Grid& { return pooling.grids[steps[i].grid]; };
   std::stable_sort(steps.begin(), steps.end(), [&](const Step& a, const Step& b) {
-    const Level &first = pooling.levels[a.level], &second = pooling.levels[b.level];
+    const Grid &first = pooling.grids[a.grid], &second = pooling.grids[b.grid];
     return first.height * first.width > second.height * second.width;
   });
   if (pooling.reduction == Reduction::avg || pooling.rule == Rule::caffe || pooling.rule == Rule::partition)
     return steps;
   for (size_t i = 0; i < steps.size(); ++i)
     for (size_t j = 0; j < i; ++j)
-      if (level(j).height % level(i).height == 0 && level(j).width % level(i).width == 0)
-        steps[i].source = steps[j].level;
+      if (grid(j).height % grid(i).height == 0 && grid(j).width % grid(i).width == 0)
+        steps[i].source = steps[j].grid;
   return steps;
 }
 

@@ -97,28 +97,28 @@ EDITS = [
         "return slot;",
     ),
     Mutant(
-        "the finest level makes all others",
+        "the finest grid makes all others",
         "pooling.h",
-        "steps[i].source = steps[j].level;",
-        "steps[i].source = steps[0].level;",
+        "steps[i].source = steps[j].grid;",
+        "steps[i].source = steps[0].grid;",
     ),
     Mutant(
-        "levels of the second depth are not made",
+        "grids of the second depth are not made",
         "cuda/pool.cu",
-        "job.depth = std::max(job.depth, job.depths[step.level]);",
-        "job.depth = std::max(job.depth, std::min(job.depths[step.level], 1));",
+        "job.depth = std::max(job.depth, job.depths[step.grid]);",
+        "job.depth = std::max(job.depth, std::min(job.depths[step.grid], 1));",
     ),
     Mutant(
         "empty bins of a plan keep the lowest number",
         "cuda/pool.cu",
-        "if (rows[p].empty() || rows[level.height + q].empty()) Column",
-        "if (false) Column",
+        "if (is_empty(rows[p], rows[grid.height + q]))",
+        "if (false)",
     ),
     Mutant(
-        "empty bins keep the lowest number", "cuda/pool.cu", "job.depth == 0 && (y.empty() || x.empty()) ?", "false ?"
+        "empty bins keep the lowest number", "cuda/pool.cu", "job.depth == 0 && is_empty(y, x) ?", "false ?"
     ),
     Mutant(
-        "finer levels' places stay tile by tile",
+        "finer grids' places stay tile by tile",
         "cuda/pool.cu",
         "return by_row(place.at[k]);",
         "return place.at[k];",
@@ -162,7 +162,7 @@ EDITS = [
     Mutant(
         "too little shared memory",
         "cuda/pool.h",
-        "rows = tile_bins + geometry.level_count;",
+        "rows = tile_bins + geometry.grid_count;",
         "rows = tile_bins;",
     ),
     Mutant(
@@ -196,7 +196,7 @@ EDITS = [
         "run.end = min(i + j, n - 1);",
     ),
     Mutant(
-        "levels that begin within a tile are left out",
+        "grids that begin within a tile are left out",
         "cuda/pool_backward.cu",
         "rows[0].begin >= tile.y + kHeight",
         "rows[0].begin > tile.y",

@@ -64,7 +64,7 @@ DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, Vector<IndexOf<M>> i
   }
 }
 
-// Takes a bin of a finer level. Bins come in another order than cells, so among equals the lower index wins.
+// Takes a bin of a finer grid. Bins come in another order than cells, so among equals the lower index wins.
 template <Mode mode, typename M, int64_t V>
 DETECTOR_INLINE void take_bin(Cells<M, V>& best, const M* values, const IndexOf<M>* indices) {
   for (int64_t v = 0; v < V; ++v) {
@@ -89,13 +89,13 @@ DETECTOR_INLINE void put(const Cells<M, V>& best, Scratch<M>& scratch, int64_t b
 }
 
 template <Mode mode, typename M, int64_t V>
-DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const M* image, int64_t cell_stride,
+DETECTOR_INLINE void pool_from_map(const Grid& grid, const Edge* edges, const M* image, int64_t cell_stride,
                                    int64_t map_width, Scratch<M>& scratch) {
-  const Edge* rows = edges + level.first_edge;
-  const Edge* columns = rows + level.height;
-  int64_t bin = level.first_bin;
-  for (int64_t p = 0; p < level.height; ++p)
-    for (int64_t q = 0; q < level.width; ++q, ++bin) {
+  const Edge* rows = edges + grid.first_edge;
+  const Edge* columns = rows + grid.height;
+  int64_t bin = grid.first_bin;
+  for (int64_t p = 0; p < grid.height; ++p)
+    for (int64_t q = 0; q < grid.width; ++q, ++bin) {
       Cells<M, V> best;
       reset<mode>(best);
       for (int64_t y = rows[p].begin; y < rows[p].end; ++y) {
@@ -104,7 +104,7 @@ DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const 
         for (int64_t x = columns[q].begin; x < columns[q].end; ++x, ++cell, index += 1)
           take<mode>(best, image + cell * cell_stride, index);
       }
-      if (mode == Mode::avg && !rows[p].empty() && !columns[q].empty()) {
+      if (mode == Mode::avg && !is_empty(rows[p], columns[q])) {
         const M count =
             static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
         for (int64_t v = 0; v < V; ++v) best.value[v] /= count;
@@ -114,11 +114,11 @@ DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const 
 }
 
 template <Mode mode, typename M, int64_t V>
-DETECTOR_INLINE void pool_from_level(const Level& level, const Level& source, Scratch<M>& scratch) {
-  const int64_t tall = source.height / level.height, wide = source.width / level.width;
-  int64_t bin = level.first_bin;
-  for (int64_t p = 0; p < level.height; ++p)
-    for (int64_t q = 0; q < level.width; ++q, ++bin) {
+DETECTOR_INLINE void pool_from_grid(const Grid& grid, const Grid& source, Scratch<M>& scratch) {
+  const int64_t tall = source.height / grid.height, wide = source.width / grid.width;
+  int64_t bin = grid.first_bin;
+  for (int64_t p = 0; p < grid.height; ++p)
+    for (int64_t q = 0; q < grid.width; ++q, ++bin) {
       Cells<M, V> best;
       reset<mode>(best);
       for (int64_t i = p * tall; i < (p + 1) * tall; ++i)
@@ -132,13 +132,13 @@ DETECTOR_INLINE void pool_from_level(const Level& level, const Level& source, Sc
 }
 
 template <typename M, int64_t V>
-DETECTOR_INLINE void clear_empty(const Level& level, const Edge* edges, Scratch<M>& scratch) {
-  const Edge* rows = edges + level.first_edge;
-  const Edge* columns = rows + level.height;
-  for (int64_t p = 0; p < level.height; ++p)
-    for (int64_t q = 0; q < level.width; ++q)
-      if (rows[p].empty() || columns[q].empty()) {
-        M* bin = scratch.values.data() + (level.first_bin + p * level.width + q) * V * kLanes;
+DETECTOR_INLINE void clear_empty(const Grid& grid, const Edge* edges, Scratch<M>& scratch) {
+  const Edge* rows = edges + grid.first_edge;
+  const Edge* columns = rows + grid.height;
+  for (int64_t p = 0; p < grid.height; ++p)
+    for (int64_t q = 0; q < grid.width; ++q)
+      if (is_empty(rows[p], columns[q])) {
+        M* bin = scratch.values.data() + (grid.first_bin + p * grid.width + q) * V * kLanes;
         std::fill(bin, bin + V * kLanes, M(0));
       }
 }
@@ -147,16 +147,16 @@ template <Mode mode, int64_t V, typename M>
 DETECTOR_INLINE void pool_roi(const Job<M>& job, int64_t roi, const Block<M>& block, Scratch<M>& scratch) {
   const Edge* edges = job.regions.of(roi);
   const M* image = block.data + job.regions.images[roi] * block.image_stride;
-  const std::vector<Level>& levels = job.pooling.levels;
+  const std::vector<Grid>& grids = job.pooling.grids;
   for (const Step& step : job.steps)
     if (step.source == kFromMap)
-      pool_from_map<mode, M, V>(levels[step.level], edges, image, block.cell_stride, job.map_width, scratch);
+      pool_from_map<mode, M, V>(grids[step.grid], edges, image, block.cell_stride, job.map_width, scratch);
     else
-      pool_from_level<mode, M, V>(levels[step.level], levels[step.source], scratch);
-  for (const Level& level : levels) {
-    clear_empty<M, V>(level, edges, scratch);
-    const int64_t bins = level.height * level.width, from = level.first_bin * V * kLanes;
-    const int64_t to = (roi * job.pooling.bins + level.first_bin) * job.channels + block.first_channel * bins;
+      pool_from_grid<mode, M, V>(grids[step.grid], grids[step.source], scratch);
+  for (const Grid& grid : grids) {
+    clear_empty<M, V>(grid, edges, scratch);
+    const int64_t bins = grid.height * grid.width, from = grid.first_bin * V * kLanes;
+    const int64_t to = (roi * job.pooling.bins + grid.first_bin) * job.channels + block.first_channel * bins;
     const Shape shape{bins, V * kLanes, block.channels};
     job.write(scratch.values.data() + from, shape, scratch.values_out.data(), job.pooled, to);
     if (mode == Mode::argmax)

@@ -24,9 +24,9 @@ void write_edges(const Pooling& pooling, const T* roi, Edge* edges) {
   const auto cut = [&](const Window& window, int64_t n, int64_t extent) {
     for (int64_t p = 0; p < n; ++p) *edges++ = bin_of<T>(pooling.rule, window, p, n, extent);
   };
-  for (const Level& level : pooling.levels) {
-    cut(rows, level.height, pooling.y.extent);
-    cut(columns, level.width, pooling.x.extent);
+  for (const Grid& grid : pooling.grids) {
+    cut(rows, grid.height, pooling.y.extent);
+    cut(columns, grid.width, pooling.x.extent);
   }
 }
 

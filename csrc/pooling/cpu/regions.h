@@ -12,7 +12,7 @@ namespace detector {
 
 struct Regions {
   std::vector<int64_t> images;  // (R,) the image each RoI lies in
-  std::vector<Edge> edges;      // (R, pooling.edges): for each level its rows, then its columns
+  std::vector<Edge> edges;      // (R, pooling.edges): for each grid its rows, then its columns
 
   const Edge* of(int64_t roi) const { return edges.data() + roi * (edges.size() / images.size()); }
 };

@@ -17,7 +17,7 @@
 namespace detector {
 
 constexpr int kWarp = 32;
-constexpr int64_t kMaxLevels = 16;
+constexpr int64_t kMaxGrids = 16;
 
 template <typename scalar_t>
 constexpr int kPack = 16 / sizeof(scalar_t);
@@ -102,8 +102,8 @@ struct Geometry {
   Rule rule;
   Axis y;
   Axis x;
-  Level levels[kMaxLevels];
-  int level_count;
+  Grid grids[kMaxGrids];
+  int grid_count;
   int bins;
   int edges;
 };
@@ -123,16 +123,16 @@ __device__ __forceinline__ int32_t image_of(Rule rule, const T* roi, int64_t ima
 
 template <typename T>
 __device__ __noinline__ Edge edge_of(const Geometry& geometry, const T* roi, int edge) {
-  int l = 0;
-  while (l + 1 < geometry.level_count && geometry.levels[l + 1].first_edge <= edge) ++l;
-  const Level& level = geometry.levels[l];
-  const int64_t index = edge - level.first_edge;
-  const bool row = index < level.height;
+  int g = 0;
+  while (g + 1 < geometry.grid_count && geometry.grids[g + 1].first_edge <= edge) ++g;
+  const Grid& grid = geometry.grids[g];
+  const int64_t index = edge - grid.first_edge;
+  const bool row = index < grid.height;
   const Axis& axis = row ? geometry.y : geometry.x;
   const Window window = row ? window_of<T>(geometry.rule, roi[2], roi[4], axis)
                             : window_of<T>(geometry.rule, roi[1], roi[3], axis);
-  return bin_of<T>(geometry.rule, window, row ? index : index - level.height,
-                   row ? level.height : level.width, axis.extent);
+  return bin_of<T>(geometry.rule, window, row ? index : index - grid.height, row ? grid.height : grid.width,
+                   axis.extent);
 }
 
 // Writes the edges of all bins of a RoI to shared memory, by the whole block, and returns the RoI's image. A
@@ -148,33 +148,33 @@ __device__ __forceinline__ int32_t read_roi(const Geometry& geometry, const T* r
 }
 
 // A block's shared memory: the edges of its RoI and a tile. The tile holds bins [first, last) and one group
-// of channels, level by level, each level's part as (channel, bin) with rows of an odd length.
+// of channels, grid by grid, each grid's part as (channel, bin) with rows of an odd length.
 constexpr int kMaxEdges = 1024;
-constexpr int kTileBins = 64;  // with kMaxEdges and kMaxLevels within the 48 KiB that every device grants
+constexpr int kTileBins = 64;  // with kMaxEdges and kMaxGrids within the 48 KiB that every device grants
 
 DETECTOR_HOST_DEVICE int edge_bytes(const Geometry& geometry) {
   return (geometry.edges * int(sizeof(Edge)) + 15) / 16 * 16;
 }
 
-// Calls f(level's index, its bins begin .. end, offset of its part in elements, length of a row).
+// Calls f(grid's index, its bins begin .. end, offset of its part in elements, length of a row).
 template <typename scalar_t, typename F>
 __device__ __forceinline__ void for_each_part(const Geometry& geometry, int first, int last, const F& f) {
   int offset = 0;
-  for (int l = 0; l < geometry.level_count; ++l) {
-    const Level& level = geometry.levels[l];
-    const int below = static_cast<int>(level.first_bin), count = static_cast<int>(level.height * level.width);
+  for (int g = 0; g < geometry.grid_count; ++g) {
+    const Grid& grid = geometry.grids[g];
+    const int below = static_cast<int>(grid.first_bin), count = static_cast<int>(grid.height * grid.width);
     const int begin = max(first - below, 0), end = min(last - below, count);
     if (begin >= end) continue;
     const int row = (end - begin) | 1;
-    f(l, begin, end, offset, row);
+    f(g, begin, end, offset, row);
     offset += row * kGroup<scalar_t>;
   }
 }
 
-// Calls f(bin, its row p and column q in the grid) for the warp's bins among begin .. end of a level.
+// Calls f(bin, its row p and column q in the grid) for the warp's bins among begin .. end of a grid.
 template <typename F>
-__device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, int end, const F& f) {
-  const int width = static_cast<int>(level.width), warps = blockDim.x / kWarp;
+__device__ __forceinline__ void each_bin_of_warp(const Grid& grid, int begin, int end, const F& f) {
+  const int width = static_cast<int>(grid.width), warps = blockDim.x / kWarp;
   int bin = begin + threadIdx.x / kWarp;
   int p = bin / width, q = bin % width;
   for (; bin < end; bin += warps) {
@@ -188,13 +188,13 @@ __device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, 
 struct Split {
   int tile_bins;
   size_t shared;
-  dim3 grid;
+  dim3 blocks;
 };
 
 template <typename scalar_t>
 Split split_of(const Geometry& geometry, int64_t rois, int slots) {
   const int tile_bins = geometry.bins < kTileBins ? geometry.bins : kTileBins;
-  const size_t rows = tile_bins + geometry.level_count;  // at most, made odd
+  const size_t rows = tile_bins + geometry.grid_count;  // at most, made odd
   return {tile_bins, edge_bytes(geometry) + rows * kGroup<scalar_t> * sizeof(scalar_t),
           dim3(rois, slots / kGroup<scalar_t>, (geometry.bins + tile_bins - 1) / tile_bins)};
 }
