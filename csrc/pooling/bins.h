@@ -1,4 +1,4 @@
-// Where the bins of a RoI lie on the map: the only place that knows, for every backend.
+// Where the bins of a RoI lie on the map. Every backend computes them with this file.
 //
 // Along one axis a RoI (first, last) becomes a Window, a run of cells that may reach beyond the map, and the
 // window is cut into n bins [begin, end), clipped to the map. T is the type of index arithmetic: double for
@@ -53,8 +53,8 @@ DETECTOR_HOST_DEVICE bool is_empty(Edge row, Edge column) {
   return row.begin >= row.end || column.begin >= column.end;
 }
 
-// Converts a whole number; beyond +-2^31, where no map reaches, it stays there, so that sums cannot overflow.
-// NaN, which a scale that overflows to infinity makes of 0, is taken for the lower limit.
+// Converts a whole number to an integer, clamped to +-2^31, beyond every map, so that sums cannot overflow.
+// NaN, the product of 0 and a scale that overflowed to infinity, becomes the lower limit.
 template <typename T>
 DETECTOR_HOST_DEVICE int64_t to_cell(T value) {
   constexpr T limit = T(2147483648.0);
@@ -71,8 +71,8 @@ DETECTOR_HOST_DEVICE int64_t clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : (value > high ? high : value);
 }
 
-// SPP-net's rule for half-open boxes in pixels; the released MATLAB code's, with its 1-based +1 undone. A
-// window without a cell collapses to the one in its middle.
+// SPP-net's rule for half-open boxes in pixels, as in the released MATLAB code but counted from 0. A window
+// without a cell becomes the one cell in its middle.
 DETECTOR_HOST_DEVICE Window spp_window(double first, double last, const Axis& axis) {
   int64_t left = to_cell(std::floor((first - axis.center + axis.shrink) / axis.stride + 0.5));
   int64_t right = to_cell(std::ceil((last - 1.0 - axis.center - axis.shrink) / axis.stride - 0.5));

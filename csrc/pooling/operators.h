@@ -1,4 +1,4 @@
-// The operators, the same for every backend: from their arguments to a Pooling, and on to the kernels.
+// The operators, the same for every backend: they turn their arguments into a Pooling and call the kernels.
 
 #pragma once
 

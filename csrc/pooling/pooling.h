@@ -1,4 +1,4 @@
-// What the pooling operators ask of a backend, and the checks that both backends share.
+// What the CPU and the CUDA kernels share: the description of a call, its plan and its checks.
 
 #pragma once
 
@@ -63,8 +63,7 @@ struct Pooling {
   }
 };
 
-// Where a grid's bins come from: the map, or the grid whose bins they are unions of. Both are indices of
-// grids.
+// The source of a grid's bins: the map, or the index of the grid whose bins they are unions of.
 constexpr int64_t kFromMap = -1;
 
 struct Step {
@@ -92,8 +91,8 @@ inline std::vector<Step> plan(const Pooling& pooling) {
   return steps;
 }
 
-// A maximum starts here and only a greater value replaces it, so NaN never wins; float's limit for double
-// too, as in torchvision.
+// A maximum starts here and only a greater value replaces it, so NaN is never a maximum. double starts at
+// float's limit too, as in torchvision.
 constexpr float kLowest = -FLT_MAX;
 
 inline bool on_one_device(const Tensor& a, const Tensor& b) {
@@ -121,7 +120,7 @@ inline void check_inputs(const char* name, const Tensor& features, const Tensor&
   check_map(name, features.size(2), features.size(3));
 }
 
-// What the backward operators take, from whoever calls them.
+// Checks the arguments of the backward operators, which anyone may call.
 inline void check_gradient(const Pooling& pooling, const Tensor& grad, const Tensor& rois, int64_t batch,
                            int64_t channels) {
   check_rois(pooling.name, grad, rois);

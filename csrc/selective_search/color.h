@@ -1,4 +1,4 @@
-// The colour spaces of selective search (Uijlings et al. 2013, section 3.2.1), each with 8 bits a channel.
+// The colour spaces of selective search (Uijlings et al. 2013, section 3.2.1), each with 8 bits per channel.
 #pragma once
 
 #include "../enums.h"
@@ -6,6 +6,7 @@
 
 namespace detector::selective_search {
 
+// The numbers are the `color_space` and `color_spaces` arguments of the operators.
 DETECTOR_ENUM(ColorSpace,
               hsv,              // hue over the whole 0..255
               lab,              // CIE L*a*b*, D50, ICC 8-bit encoding

@@ -1,5 +1,5 @@
 // The operators: selective search itself, and its steps one by one, for tests and for other uses of them.
-// Arguments are checked in detector/ops/selective_search.py; the checks here guard memory alone.
+// Arguments are checked in detector/ops/selective_search.py; the checks here only protect memory.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

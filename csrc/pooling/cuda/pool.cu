@@ -305,7 +305,7 @@ template <typename scalar_t, Mode mode, typename place_t>
 void run(const Pooling& pooling, const Geometry& geometry, const Tensor& features, const Tensor& rois,
          const Tensor& pooled, const Tensor& places) {
   const int64_t count = rois.size(0), map_cells = pooling.y.extent * pooling.x.extent;
-  // To make a window costs about as much as to pool a bin.
+  // Making a window costs about as much as pooling a bin.
   const bool windows = mode != Mode::avg && count * pooling.bins >= features.size(0) * map_cells;
   const PackedMap map =
       pack_map(pooling, features,

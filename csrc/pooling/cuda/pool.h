@@ -1,4 +1,4 @@
-// What the CUDA kernels behind roi_pool and spp_pool share.
+// What the CUDA kernels of roi_pool and spp_pool share.
 //
 // Inside the operators the channels of a cell or of a bin lie side by side, in "slots". A lane moves 16 bytes
 // at a time, a pack: 4 channels of float32, 8 of the half types, 2 of float64. A warp's packs are a group of
@@ -92,7 +92,7 @@ DETECTOR_HOST_DEVICE constexpr place_t by_row(place_t kept) {
   return place_at<place_t>(y, x);
 }
 
-// Maps of up to 255 cells a side keep places in 16 bits.
+// Maps of up to 255 cells per side keep places in 16 bits; detector/ops/_pooling.py relies on this limit.
 inline bool has_short_places(const Pooling& pooling) {
   return pooling.y.extent <= 255 && pooling.x.extent <= 255;
 }
@@ -112,8 +112,8 @@ Geometry geometry_of(const Pooling& pooling);
 
 cudaStream_t current_stream(const Tensor& tensor);
 
-// The image of a RoI; -1 for one that no kernel can use, which gives zeros: a device cannot raise an error
-// without being waited for.
+// The image of a RoI; -1 for an unusable RoI, which gives zeros: the host would have to wait for the device
+// to raise an error.
 template <typename T>
 __device__ __forceinline__ int32_t image_of(Rule rule, const T* roi, int64_t images) {
   bool usable = images > 0 && roi[0] > T(-1) && roi[0] < static_cast<T>(images);

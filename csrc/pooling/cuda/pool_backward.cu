@@ -1,6 +1,6 @@
 // A block takes a tile of 2 x 8 cells and some channels, two per thread. It lists the bins that reach into
 // the tile, RoI by RoI in ascending order, and walks through the list; every thread adds to its own channels'
-// cells. So the sum of a cell has one order, that of the CPU, and no two threads meet in one.
+// cells. So each cell is summed in one order, that of the CPU, and no two threads write to one cell.
 
 #include "pooling/cuda/pool.h"
 
@@ -188,7 +188,7 @@ __device__ __forceinline__ int sum_before(int value, int* total) {
 }
 
 // Sums of a thread's channels in shared memory: each gradient goes to the cell that its maximum came from.
-// What comes from elsewhere goes to one cell more, so that all threads do the same.
+// Gradients of cells outside the tile go to one extra cell, so that all threads do the same.
 template <typename scalar_t, typename share_t, typename place_t>
 struct Scatter {
   using M = Compute<scalar_t>;
