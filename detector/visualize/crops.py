@@ -1,4 +1,4 @@
-"""The crops of a region that R-CNN's convolutions take, drawn beside the image that they are cut from."""
+"""A picture of R-CNN's crops of a region, beside the image that they are cut out of."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 @dataclass(frozen=True, kw_only=True)
 class RegionCrop:
-    """One way to crop a region: its name, the crop (S, S, 3) uint8 RGB, its window (x1, y1, x2, y2).
+    """A region cut out by one rule: the rule's name, the crop (S, S, 3) uint8 and its window in the image.
 
-    The window is in pixels of the image. ``context`` is the width of the border around the region, in pixels
-    of the crop.
+    ``window`` is (x1, y1, x2, y2) in pixels of the image; ``context`` is the number of pixels of the crop
+    around the region, on each side.
     """
 
     name: str
@@ -33,22 +33,22 @@ class RegionCrop:
 def draw_crops(
     image: np.ndarray, box: tuple[float, float, float, float], crops: Sequence[RegionCrop]
 ) -> np.ndarray:
-    """Draw ``image`` (H, W, 3) uint8 with the region ``box`` and all windows, then each crop.
+    """Draw ``image`` (H, W, 3) with region ``box`` and all windows, then each crop; returns (h, w, 3) uint8.
 
-    On each crop a dashed line separates the region from the context around it. Returns (h, w, 3) uint8 RGB.
+    On each crop a dashed line separates the region from the context around it.
     """
     figure = Figure(figsize=(3.2 * (len(crops) + 1), 3.5), dpi=_DPI, layout="constrained")
     first, *others = figure.subplots(1, len(crops) + 1)
     first.imshow(image)
-    first.set_title("the region and its windows")
+    first.set_title("the region and what each shows")
     edges = [box]
     for axes, crop, colour in zip(others, crops, _COLOURS, strict=False):
         _outline(first, crop.window, colour, "-")
         edges.append(crop.window)
         axes.imshow(crop.crop)
         axes.set_title(crop.name, color=colour)
-        inner = len(crop.crop) - crop.context
-        _outline(axes, (crop.context, crop.context, inner, inner), "white", "--")
+        size = len(crop.crop)
+        _outline(axes, (crop.context, crop.context, size - crop.context, size - crop.context), "white", "--")
         axes.axis("off")
     _outline(first, box, "white", "--")
     x1, y1, x2, y2 = np.array(edges).T

@@ -1,10 +1,9 @@
 // A block takes some channels of 2 rows x 32 cells. It reads them, and one row and one column more, into
 // shared memory in the order in which they lie, and writes cells and windows with the channels side by side.
 
-#include "cuda/packed_map.h"
+#include "pooling/cuda/packed_map.h"
 
 #include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 namespace detector {
 namespace {
@@ -200,25 +199,23 @@ void launch(const Tensor& features, const PackedMap& map) {
 PackedMap pack_map(const Pooling& pooling, const Tensor& features, Windows windows) {
   const int64_t cells = features.size(0) * features.size(2) * features.size(3);
   PackedMap map{};
-  THO_DISPATCH_V2(
-      features.scalar_type(), "region pooling", AT_WRAP(([&] {
-        map.slots = slots_of<scalar_t>(features.size(1));
-        STD_TORCH_CHECK(features.size(2) * features.size(3) * map.slots <= INT32_MAX, pooling.name,
-                        ": on CUDA the features of an image have at most 2^31 - 1 elements");
-        const int64_t size = cells * map.slots;
-        map.memory = torch::stable::new_empty(features, {(windows == Windows::none ? 1 : 2) * size});
-        auto* data = static_cast<scalar_t*>(map.memory.data_ptr());
-        map.cells = data;
-        if (windows != Windows::none) map.windows = data + size;
-        const bool small = has_short_places(pooling);
-        if (windows == Windows::places) {
-          map.place_memory =
-              torch::stable::new_empty(features, {size}, small ? ScalarType::Short : ScalarType::Int);
-          map.places = map.place_memory.data_ptr();
-        }
-        small ? launch<scalar_t, uint16_t>(features, map) : launch<scalar_t, uint32_t>(features, map);
-      })),
-      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(features.scalar_type(), [&]<typename scalar_t>() {
+    map.slots = slots_of<scalar_t>(features.size(1));
+    STD_TORCH_CHECK(features.size(2) * features.size(3) * map.slots <= INT32_MAX, pooling.name,
+                    ": on CUDA the features of an image have at most 2^31 - 1 elements");
+    const int64_t size = cells * map.slots;
+    map.memory = torch::stable::new_empty(features, {(windows == Windows::none ? 1 : 2) * size});
+    auto* data = static_cast<scalar_t*>(map.memory.data_ptr());
+    map.cells = data;
+    if (windows != Windows::none) map.windows = data + size;
+    const bool small = has_short_places(pooling);
+    if (windows == Windows::places) {
+      map.place_memory =
+          torch::stable::new_empty(features, {size}, small ? ScalarType::Short : ScalarType::Int);
+      map.places = map.place_memory.data_ptr();
+    }
+    small ? launch<scalar_t, uint16_t>(features, map) : launch<scalar_t, uint32_t>(features, map);
+  });
   return map;
 }
 

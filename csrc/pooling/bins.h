@@ -1,10 +1,12 @@
-// Where the bins of a RoI lie on the map: the only place that knows, for every backend.
+// Where the bins of a RoI lie on the map. Every backend computes them with this file.
 //
 // Along one axis a RoI (first, last) becomes a Window, a run of cells that may reach beyond the map, and the
 // window is cut into n bins [begin, end), clipped to the map. T is the type of index arithmetic: double for
 // double features, float for all others, as Caffe and torchvision compute.
 
 #pragma once
+
+#include "enums.h"
 
 #include <cmath>
 #include <cstdint>
@@ -18,13 +20,13 @@
 namespace detector {
 
 // How a RoI becomes a window and a window becomes bins. The numbers are the operators' `rule` argument.
-enum class Rule : int64_t {
-  caffe = 0,      // rounded inclusive window, bin edges in T: may overshoot by one cell, as Caffe's do
-  exact = 1,      // the same window, bin edges in integers
-  partition = 2,  // rounded half-open window, bins that do not overlap
-  spp = 3,        // SPP-net's projection: a window shrunk to the cells whose centre lies well inside
-  cells = 4,      // the RoI is written in cells, half-open
-};
+DETECTOR_ENUM(Rule,
+              caffe,      // rounded inclusive window, bin edges in T: may overshoot by one cell, as Caffe's
+              exact,      // the same window, bin edges in integers
+              partition,  // rounded half-open window, bins that do not overlap
+              spp,        // SPP-net's projection: a window shrunk to the cells whose centre lies well inside
+              cells       // the RoI is written in cells, half-open
+)
 
 // What projection needs to know of one axis of the map.
 struct Axis {
@@ -40,13 +42,19 @@ struct Window {
   int64_t size;
 };
 
-struct Bin {
-  int64_t begin;
-  int64_t end;
+// The cells of a row or a column of bins along its axis: [begin, end), none where begin >= end.
+struct alignas(8) Edge {
+  int32_t begin;
+  int32_t end;
 };
 
-// Converts a whole number; beyond +-2^31, where no map reaches, it stays there, so that sums cannot overflow.
-// NaN, which a scale that overflows to infinity makes of 0, is taken for the lower limit.
+// Whether the bin in this row and this column holds no cell.
+DETECTOR_HOST_DEVICE bool is_empty(Edge row, Edge column) {
+  return row.begin >= row.end || column.begin >= column.end;
+}
+
+// Converts a whole number to an integer, clamped to +-2^31, beyond every map, so that sums cannot overflow.
+// NaN, the product of 0 and a scale that overflowed to infinity, becomes the lower limit.
 template <typename T>
 DETECTOR_HOST_DEVICE int64_t to_cell(T value) {
   constexpr T limit = T(2147483648.0);
@@ -63,8 +71,8 @@ DETECTOR_HOST_DEVICE int64_t clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : (value > high ? high : value);
 }
 
-// SPP-net's rule for half-open boxes in pixels; the released MATLAB code's, with its 1-based +1 undone. A
-// window without a cell collapses to the one in its middle.
+// SPP-net's rule for half-open boxes in pixels, as in the released MATLAB code but counted from 0. A window
+// without a cell becomes the one cell in its middle.
 DETECTOR_HOST_DEVICE Window spp_window(double first, double last, const Axis& axis) {
   int64_t left = to_cell(std::floor((first - axis.center + axis.shrink) / axis.stride + 0.5));
   int64_t right = to_cell(std::ceil((last - 1.0 - axis.center - axis.shrink) / axis.stride - 0.5));
@@ -84,9 +92,9 @@ DETECTOR_HOST_DEVICE Window window_of(Rule rule, T first, T last, const Axis& ax
   return {start, end < start ? 0 : end - start};
 }
 
-// Bin p of n of a window, clipped to the map; begin >= end where it holds no cell.
+// Bin p of n of a window, clipped to the map.
 template <typename T>
-DETECTOR_HOST_DEVICE Bin bin_of(Rule rule, const Window& window, int64_t p, int64_t n, int64_t extent) {
+DETECTOR_HOST_DEVICE Edge bin_of(Rule rule, const Window& window, int64_t p, int64_t n, int64_t extent) {
   int64_t begin, end;
   if (rule == Rule::caffe) {
     const T size = static_cast<T>(window.size) / static_cast<T>(n);
@@ -96,7 +104,8 @@ DETECTOR_HOST_DEVICE Bin bin_of(Rule rule, const Window& window, int64_t p, int6
     begin = p * window.size / n;
     end = (p + 1) * window.size / n + (rule != Rule::partition && (p + 1) * window.size % n != 0);
   }
-  return {clamp(window.start + begin, 0, extent), clamp(window.start + end, 0, extent)};
+  return {static_cast<int32_t>(clamp(window.start + begin, 0, extent)),
+          static_cast<int32_t>(clamp(window.start + end, 0, extent))};
 }
 
 }  // namespace detector

@@ -1,5 +1,5 @@
-// The operators' schemas. Implementations register themselves from cpu/ and cuda/; autograd formulas and
-// fake kernels are in detector/ops/, beside the Python functions.
+// The operators' schemas. cpu/ and cuda/ register the implementations; autograd formulas and fake kernels are
+// in detector/ops/, beside the Python functions.
 //
 // `rule` is detector::Rule, `reduction` detector::Reduction; pairs are (y, x). A backward operator takes the
 // forward's arguments and the shape of the map.

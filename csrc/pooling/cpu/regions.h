@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "pooling.h"
+#include "pooling/pooling.h"
 
 #include <cmath>
 #include <cstdint>
@@ -10,15 +10,9 @@
 
 namespace detector {
 
-struct Edge {
-  int32_t begin;
-  int32_t end;
-  bool empty() const { return begin >= end; }
-};
-
 struct Regions {
   std::vector<int64_t> images;  // (R,) the image each RoI lies in
-  std::vector<Edge> edges;      // (R, pooling.edges): for each level its rows, then its columns
+  std::vector<Edge> edges;      // (R, pooling.edges): for each grid its rows, then its columns
 
   const Edge* of(int64_t roi) const { return edges.data() + roi * (edges.size() / images.size()); }
 };

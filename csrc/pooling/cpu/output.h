@@ -2,11 +2,12 @@
 
 #pragma once
 
-#include "cpu/lanes.h"
+#include "pooling/cpu/lanes.h"
+#include "pooling/pooling.h"
 
 namespace detector {
 
-// A level of one RoI and one block of channels, as it lies in Scratch: (bins, width), of which the first
+// A grid of one RoI and one block of channels, as it lies in Scratch: (bins, width), of which the first
 // `channels` are written as (channels, bins).
 struct Shape {
   int64_t bins;

@@ -6,8 +6,8 @@
 
 #pragma once
 
-#include "cpu/lanes.h"
-#include "pooling.h"
+#include "pooling/cpu/lanes.h"
+#include "pooling/pooling.h"
 
 #include <vector>
 

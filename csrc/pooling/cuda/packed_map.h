@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "cuda/pool.h"
+#include "pooling/cuda/pool.h"
 
 namespace detector {
 

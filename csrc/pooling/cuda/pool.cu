@@ -1,19 +1,16 @@
 // A block takes one RoI and one group of channels, a warp one bin at a time. Maxima are taken over windows of
-// 2 x 2 cells, four windows at a time. A level of a pyramid whose bins are unions of a finer level's bins is
+// 2 x 2 cells, four windows at a time. A grid of a pyramid whose bins are unions of a finer grid's bins is
 // made of those. Bins gather in a tile in shared memory in the order of the output, and leave it together.
 
-#include "cuda/packed_map.h"
+#include "pooling/cuda/packed_map.h"
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
 
 namespace detector {
 namespace {
-
-enum class Mode { max, argmax, average };
 
 constexpr int kMaxWarps = 16;
 constexpr int kFewWarps = 5;  // of a block, where many blocks share a multiprocessor
@@ -29,10 +26,10 @@ struct Job {
   int64_t image_stride;
   int slots;
   int channels;
-  int tile_bins;           // of a block
-  int source[kMaxLevels];  // as plan() says
-  int depths[kMaxLevels];  // 0 for a level from the map, else one more than its source's
-  int depth;               // the largest
+  int tile_bins;          // of a block
+  int source[kMaxGrids];  // as plan() says
+  int depths[kMaxGrids];  // 0 for a grid from the map, else one more than its source's
+  int depth;              // the largest
   scalar_t* pooled;
   place_t* places;  // (R, bins, slots)
 };
@@ -191,34 +188,34 @@ struct Column {
 };
 
 template <typename scalar_t, Mode mode, typename place_t>
-__device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job, const Level& level,
+__device__ __forceinline__ void pool_from_map(const Job<scalar_t, place_t>& job, const Grid& grid,
                                               const Edge* edges, const Image<scalar_t, place_t>& image,
                                               int begin, int end, const Column<scalar_t>& column,
                                               place_t* places) {
-  const Edge* rows = edges + level.first_edge;
-  const Edge* columns = rows + level.height;
-  each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
+  const Edge* rows = edges + grid.first_edge;
+  const Edge* columns = rows + grid.height;
+  each_bin_of_warp(grid, begin, end, [&](int bin, int p, int q) {
     const Edge y = rows[p], x = columns[q];
     Channels<scalar_t> value;
-    if constexpr (mode == Mode::average) {
+    if constexpr (mode == Mode::avg) {
       value = image.average(y, x);
     } else {
       const auto best = image.template maxima<mode == Mode::argmax>(y, x);
       value = best.value;
-      if constexpr (mode == Mode::argmax) store(places + (level.first_bin + bin) * job.slots, best.places());
+      if constexpr (mode == Mode::argmax) store(places + (grid.first_bin + bin) * job.slots, best.places());
     }
-    // Coarser levels are made of the maxima as they are.
+    // Coarser grids are made of the maxima as they are.
     column.put(bin - begin, job.depth == 0 && is_empty(y, x) ? Channels<scalar_t>{} : value);
   });
 }
 
 template <typename scalar_t, Mode mode, typename place_t>
-__device__ __forceinline__ void pool_from_level(const Job<scalar_t, place_t>& job, const Level& level,
-                                                const Level& source, const Column<scalar_t>& from, int begin,
-                                                int end, const Column<scalar_t>& to, place_t* places) {
+__device__ __forceinline__ void pool_from_grid(const Job<scalar_t, place_t>& job, const Grid& grid,
+                                               const Grid& source, const Column<scalar_t>& from, int begin,
+                                               int end, const Column<scalar_t>& to, place_t* places) {
   using Places = Pack<place_t, kPack<scalar_t>>;
-  const int tall = int(source.height) / int(level.height), wide = int(source.width) / int(level.width);
-  each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
+  const int tall = int(source.height) / int(grid.height), wide = int(source.width) / int(grid.width);
+  each_bin_of_warp(grid, begin, end, [&](int bin, int p, int q) {
     Maxima<scalar_t, place_t> best;
     for (int i = p * tall; i < (p + 1) * tall; ++i)
 #pragma unroll 3
@@ -230,7 +227,7 @@ __device__ __forceinline__ void pool_from_level(const Job<scalar_t, place_t>& jo
           place = load<Places>(places + (source.first_bin + at) * job.slots);
         best.template take_all<mode == Mode::argmax>(values, [&](int, int k) { return by_row(place.at[k]); });
       }
-    if constexpr (mode == Mode::argmax) store(places + (level.first_bin + bin) * job.slots, best.places());
+    if constexpr (mode == Mode::argmax) store(places + (grid.first_bin + bin) * job.slots, best.places());
     to.put(bin, best.value);
   });
 }
@@ -253,54 +250,54 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
                                      mode == Mode::argmax ? job.window_places + image : nullptr, job.slots,
                                      static_cast<int>(geometry.x.extent) * job.slots};
   place_t* places = mode == Mode::argmax ? job.places + roi * geometry.bins * job.slots + lane : nullptr;
-  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-    if (mode != Mode::average && job.depths[l] > 0) return;
-    pool_from_map<scalar_t, mode>(job, geometry.levels[l], edges, map, begin, end,
+  for_each_part<scalar_t>(geometry, first, last, [&](int g, int begin, int end, int offset, int row) {
+    if (mode != Mode::avg && job.depths[g] > 0) return;
+    pool_from_map<scalar_t, mode>(job, geometry.grids[g], edges, map, begin, end,
                                   Column<scalar_t>(tile + offset, row), places);
   });
   __syncthreads();
-  if constexpr (mode != Mode::average) {
+  if constexpr (mode != Mode::avg) {
     for (int depth = 1; depth <= job.depth; ++depth) {  // then one tile holds all bins
-      for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-        if (job.depths[l] != depth) return;
+      for_each_part<scalar_t>(geometry, first, last, [&](int g, int begin, int end, int offset, int row) {
+        if (job.depths[g] != depth) return;
         for_each_part<scalar_t>(geometry, first, last, [&](int source, int, int, int from, int from_row) {
-          if (source == job.source[l])
-            pool_from_level<scalar_t, mode>(job, geometry.levels[l], geometry.levels[source],
-                                            Column<scalar_t>(tile + from, from_row), begin, end,
-                                            Column<scalar_t>(tile + offset, row), places);
+          if (source == job.source[g])
+            pool_from_grid<scalar_t, mode>(job, geometry.grids[g], geometry.grids[source],
+                                           Column<scalar_t>(tile + from, from_row), begin, end,
+                                           Column<scalar_t>(tile + offset, row), places);
         });
       });
       __syncthreads();
     }
     if (job.depth > 0) {
-      for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-        const Level& level = geometry.levels[l];
-        const Edge* rows = edges + level.first_edge;
-        each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
-          if (is_empty(rows[p], rows[level.height + q])) Column<scalar_t>(tile + offset, row).put(bin, {});
+      for_each_part<scalar_t>(geometry, first, last, [&](int g, int begin, int end, int offset, int row) {
+        const Grid& grid = geometry.grids[g];
+        const Edge* rows = edges + grid.first_edge;
+        each_bin_of_warp(grid, begin, end, [&](int bin, int p, int q) {
+          if (is_empty(rows[p], rows[grid.height + q])) Column<scalar_t>(tile + offset, row).put(bin, {});
         });
       });
       __syncthreads();
     }
   }
-  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-    const Level& level = geometry.levels[l];
-    const int64_t count = level.height * level.width;
+  for_each_part<scalar_t>(geometry, first, last, [&](int g, int begin, int end, int offset, int row) {
+    const Grid& grid = geometry.grids[g];
+    const int64_t count = grid.height * grid.width;
     scalar_t* out =
-        job.pooled + (roi * geometry.bins + level.first_bin) * job.channels + group * count + begin;
+        job.pooled + (roi * geometry.bins + grid.first_bin) * job.channels + group * count + begin;
     move_rows<true>(out, count, tile + offset, row, min(kGroup<scalar_t>, job.channels - group), end - begin);
   });
 }
 
-// Coarse levels are made of fine ones only where one tile holds them all.
+// Coarse grids are made of fine ones only where one tile holds them all.
 template <typename scalar_t, typename place_t>
 void set_sources(const Pooling& pooling, Job<scalar_t, place_t>& job) {
   if (pooling.bins > job.tile_bins) return;
   for (const Step& step : plan(pooling)) {  // sources before what is made of them
     if (step.source == kFromMap) continue;
-    job.source[step.level] = static_cast<int>(step.source);
-    job.depths[step.level] = job.depths[step.source] + 1;
-    job.depth = std::max(job.depth, job.depths[step.level]);
+    job.source[step.grid] = static_cast<int>(step.source);
+    job.depths[step.grid] = job.depths[step.source] + 1;
+    job.depth = std::max(job.depth, job.depths[step.grid]);
   }
 }
 
@@ -308,8 +305,8 @@ template <typename scalar_t, Mode mode, typename place_t>
 void run(const Pooling& pooling, const Geometry& geometry, const Tensor& features, const Tensor& rois,
          const Tensor& pooled, const Tensor& places) {
   const int64_t count = rois.size(0), map_cells = pooling.y.extent * pooling.x.extent;
-  // To make a window costs about as much as to pool a bin.
-  const bool windows = mode != Mode::average && count * pooling.bins >= features.size(0) * map_cells;
+  // Making a window costs about as much as pooling a bin.
+  const bool windows = mode != Mode::avg && count * pooling.bins >= features.size(0) * map_cells;
   const PackedMap map =
       pack_map(pooling, features,
                !windows ? Windows::none : (mode == Mode::argmax ? Windows::places : Windows::values));
@@ -332,47 +329,44 @@ void run(const Pooling& pooling, const Geometry& geometry, const Tensor& feature
       mode == Mode::argmax ? static_cast<place_t*>(places.data_ptr()) : nullptr,
   };
   set_sources(pooling, job);
-  int widest = 0;  // bins that a block takes from the map, of one level
-  for (int l = 0; l < geometry.level_count; ++l)
-    if (job.depths[l] == 0)
+  int widest = 0;  // bins that a block takes from the map, of one grid
+  for (int g = 0; g < geometry.grid_count; ++g)
+    if (job.depths[g] == 0)
       widest = std::max(widest,
-                        std::min(split.tile_bins, int(geometry.levels[l].height * geometry.levels[l].width)));
+                        std::min(split.tile_bins, int(geometry.grids[g].height * geometry.grids[g].width)));
   // As many warps as share the bins evenly; where there are few blocks, more of them.
-  const int64_t blocks = int64_t(split.grid.x) * split.grid.y * split.grid.z;
+  const int64_t blocks = int64_t(split.blocks.x) * split.blocks.y * split.blocks.z;
   const int most = blocks < 1024 ? kMaxWarps : kFewWarps, rounds = (widest + most - 1) / most;
   const int warps = (widest + rounds - 1) / rounds;
   pool_kernel<scalar_t, mode, place_t>
-      <<<split.grid, warps * kWarp, split.shared, current_stream(features)>>>(job);
+      <<<split.blocks, warps * kWarp, split.shared, current_stream(features)>>>(job);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
-                                torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax) {
+                                torch::headeronly::IntHeaderOnlyArrayRef shape, Mode mode) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Geometry geometry = geometry_of(pooling);
-  const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
-  with_argmax = with_argmax && !average;
+  const bool small = has_short_places(pooling), with_argmax = mode == Mode::argmax;
   Tensor pooled = torch::stable::new_empty(features, shape), places;
-  THO_DISPATCH_V2(
-      features.scalar_type(), "region pooling", AT_WRAP(([&] {
-        const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
-        const int64_t slots = slots_of<scalar_t>(features.size(1));
-        places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
-                             : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
-        if (pooled.numel() == 0) return;
-        const Tensor rows = index_rois(features, rois);
-        if (average)
-          run<scalar_t, Mode::average, uint16_t>(pooling, geometry, features, rows, pooled, places);
-        else if (!with_argmax)
-          run<scalar_t, Mode::max, uint16_t>(pooling, geometry, features, rows, pooled, places);
-        else if (small)
-          run<scalar_t, Mode::argmax, uint16_t>(pooling, geometry, features, rows, pooled, places);
-        else
-          run<scalar_t, Mode::argmax, uint32_t>(pooling, geometry, features, rows, pooled, places);
-      })),
-      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(features.scalar_type(), [&]<typename scalar_t>() {
+    const ScalarType type = small ? ScalarType::Short : ScalarType::Int;
+    const int64_t slots = slots_of<scalar_t>(features.size(1));
+    places = with_argmax ? torch::stable::new_empty(pooled, {rois.size(0), geometry.bins, slots}, type)
+                         : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
+    if (pooled.numel() == 0) return;
+    const Tensor rows = index_rois(features, rois);
+    if (mode == Mode::avg)
+      run<scalar_t, Mode::avg, uint16_t>(pooling, geometry, features, rows, pooled, places);
+    else if (mode == Mode::max)
+      run<scalar_t, Mode::max, uint16_t>(pooling, geometry, features, rows, pooled, places);
+    else if (small)
+      run<scalar_t, Mode::argmax, uint16_t>(pooling, geometry, features, rows, pooled, places);
+    else
+      run<scalar_t, Mode::argmax, uint32_t>(pooling, geometry, features, rows, pooled, places);
+  });
   return {pooled, places};
 }
 

@@ -34,10 +34,6 @@ using c10::Half;
 
 constexpr int64_t kLanes = 16;
 
-// The type of arithmetic: double for double features, float for all others.
-template <typename scalar_t>
-using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-
 template <typename T, int64_t n = kLanes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(n * sizeof(T))));

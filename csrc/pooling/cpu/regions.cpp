@@ -1,4 +1,4 @@
-#include "cpu/regions.h"
+#include "pooling/cpu/regions.h"
 
 namespace detector {
 namespace {
@@ -22,14 +22,11 @@ void write_edges(const Pooling& pooling, const T* roi, Edge* edges) {
   const Window rows = window_of<T>(pooling.rule, roi[2], roi[4], pooling.y);
   const Window columns = window_of<T>(pooling.rule, roi[1], roi[3], pooling.x);
   const auto cut = [&](const Window& window, int64_t n, int64_t extent) {
-    for (int64_t p = 0; p < n; ++p) {
-      const Bin bin = bin_of<T>(pooling.rule, window, p, n, extent);
-      *edges++ = {static_cast<int32_t>(bin.begin), static_cast<int32_t>(bin.end)};
-    }
+    for (int64_t p = 0; p < n; ++p) *edges++ = bin_of<T>(pooling.rule, window, p, n, extent);
   };
-  for (const Level& level : pooling.levels) {
-    cut(rows, level.height, pooling.y.extent);
-    cut(columns, level.width, pooling.x.extent);
+  for (const Grid& grid : pooling.grids) {
+    cut(rows, grid.height, pooling.y.extent);
+    cut(columns, grid.width, pooling.x.extent);
   }
 }
 

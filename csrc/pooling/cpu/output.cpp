@@ -1,10 +1,10 @@
-#include "cpu/output.h"
+#include "pooling/cpu/output.h"
 
 namespace detector {
 namespace {
 
 template <typename M, typename scalar_t>
-DETECTOR_INLINE void write_level(const M* values, const Shape& shape, M* scratch, scalar_t* to) {
+DETECTOR_INLINE void write_grid(const M* values, const Shape& shape, M* scratch, scalar_t* to) {
   transpose(values, shape.bins, shape.width, shape.width, scratch, shape.bins);
   const int64_t count = shape.channels * shape.bins;
   // In place: no number is overwritten before it is read.
@@ -22,7 +22,7 @@ DETECTOR_INLINE void write_level(const M* values, const Shape& shape, M* scratch
 
 #define DETECTOR_WRITE(M, scalar_t)                                                                  \
   DETECTOR_CLONES void write_values(const M* values, const Shape& shape, M* scratch, scalar_t* to) { \
-    write_level(values, shape, scratch, to);                                                         \
+    write_grid(values, shape, scratch, to);                                                          \
   }
 DETECTOR_WRITE(float, float)
 DETECTOR_WRITE(double, double)

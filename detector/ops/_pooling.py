@@ -1,4 +1,4 @@
-"""What both pooling operators share in Python: checks in words, and the refusals autograd and vmap need."""
+"""What the two pooling operators share in Python: input checks, fake kernels, and refusals with a reason."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FEATURE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_inputs(name: str, features: Tensor, rois: Tensor) -> None:
-    """Raise an error, worded for the caller of ``name``, for what no kernel could use.
+    """Check the tensors that a caller of the function ``name`` passed.
 
-    TypeError or ValueError for what is wrong with the tensors, NotImplementedError for CUDA tensors where the
-    CUDA kernels were not built.
+    Raises TypeError or ValueError for a wrong type, shape or device, NotImplementedError for CUDA tensors if
+    the CUDA kernels were not built.
     """
     if features.dim() != 4:
         raise ValueError(f"{name}: features must have shape (N, C, H, W), not {tuple(features.shape)}")
@@ -42,16 +42,16 @@ def check_inputs(name: str, features: Tensor, rois: Tensor) -> None:
 
 
 def needs_gradient(features: Tensor) -> bool:
-    """Whether the forward pass has to keep the places of the maxima."""
+    """Return whether the forward pass has to keep the places of the maxima."""
     return torch.is_grad_enabled() and features.requires_grad
 
 
 def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool) -> Tensor:
-    """Return what says where the maxima of ``pooled`` came from, without data, for fake kernels.
+    """Return the tensor with the places of the maxima of ``pooled``, without data, for fake kernels.
 
-    On the CPU that is the cell of each maximum, in the shape of ``pooled``. On CUDA it is the row and the
-    column, (R, bins, slots), together in 16 bits for maps of up to 255 cells a side, otherwise in 32. Slots
-    are channels, rounded up to whole groups (see csrc/cuda/pool.h).
+    On the CPU it holds the cell of each maximum and has the shape of ``pooled``. On CUDA it holds the row and
+    the column of each maximum and has shape (R, bins, slots); a place takes 16 bits for maps of up to 255
+    cells per side, otherwise 32. Slots are channels, rounded up to whole groups (csrc/pooling/cuda/pool.h).
     """
     if not keeps_argmax:
         return features.new_empty((0,), dtype=torch.int32)
@@ -64,7 +64,7 @@ def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool)
 
 
 def refuse(name: str) -> None:
-    """Refuse in words: the second derivative of ``detector::name``, and ``torch.func.vmap`` over it."""
+    """Make the second derivative of ``detector::name`` and ``torch.func.vmap`` raise a clear error."""
 
     def no_double_backward(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(f"{name} has no second derivative: its gradient is not differentiable")

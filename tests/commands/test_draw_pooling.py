@@ -12,12 +12,12 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from detector.commands.pooling import pool_every_way, pooled_region, pooling_rules
+from detector.commands.draw import pool_every_way, pooled_region, pooling_rules
 from detector.config import load_config
 from detector.core.errors import InputError
 from detector.visualize.pooling import (
-    PooledImage,
     PooledRegion,
+    PoolingScene,
     animation_frames,
     draw_pooling,
     save_animation,
@@ -61,10 +61,10 @@ def test_the_bins_shown_are_those_of_the_rules(bins: int, box: tuple[float, floa
             assert region.values[row, column] == cells.max().item()
 
 
-def view() -> PooledImage:
+def scene() -> PoolingScene:
     image = np.full((96, 128, 3), 90, np.uint8)
     plane = np.arange(48.0).reshape(6, 8)
-    return PooledImage(image=image, plane=plane, box=(16, 16, 80, 64), stride=(16, 16), center=(8, 8))
+    return PoolingScene(image=image, plane=plane, box=(16, 16, 80, 64), stride=(16, 16), center=(8, 8))
 
 
 def region(name: str) -> PooledRegion:
@@ -74,25 +74,25 @@ def region(name: str) -> PooledRegion:
 
 
 def test_a_cell_lies_where_its_receptive_field_is_centred() -> None:
-    assert view().pixels((0, 1), (2, 4)) == (32, 0, 64, 16)
+    assert scene().pixels((0, 1), (2, 4)) == (32, 0, 64, 16)
 
 
 def test_every_rule_has_its_column_and_bins_light_one_by_one() -> None:
-    one, two = draw_pooling(view(), [region("a")]), draw_pooling(view(), [region("a"), region("b")])
+    one, two = draw_pooling(scene(), [region("a")]), draw_pooling(scene(), [region("a"), region("b")])
     assert one.dtype == np.uint8
     assert two.shape[1] == 2 * one.shape[1]
-    frames = [draw_pooling(view(), [region("a")], shown) for shown in range(5)]
+    frames = [draw_pooling(scene(), [region("a")], shown) for shown in range(5)]
     assert all((first != second).any() for first, second in pairwise(frames))
     assert (frames[-1] == one).all()
 
 
 def test_the_animation_has_a_frame_a_bin(tmp_path: Path) -> None:
-    save_animation(tmp_path / "deep" / "pooling.gif", view(), [region("a")])
+    save_animation(tmp_path / "deep" / "pooling.gif", scene(), [region("a")])
     with Image.open(tmp_path / "deep" / "pooling.gif") as animation:
         assert animation.n_frames == 4
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["pooling.gif"]
     with pytest.raises(InputError, match=r"written as \.gif, not '\.mp4'"):
-        save_animation(tmp_path / "pooling.mp4", view(), [region("a")])
+        save_animation(tmp_path / "pooling.mp4", scene(), [region("a")])
 
 
 def test_bins_keep_their_colours_in_an_animation_of_a_photograph() -> None:
@@ -101,7 +101,7 @@ def test_bins_keep_their_colours_in_an_animation_of_a_photograph() -> None:
     photo = np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))
     edges = [(1, 3), (2, 4), (3, 5)]
     nine = PooledRegion(name="a", rows=edges, columns=edges, values=np.arange(9.0).reshape(3, 3))
-    (frame,) = animation_frames([draw_pooling(replace(view(), image=photo), [nine, nine])])
+    (frame,) = animation_frames([draw_pooling(replace(scene(), image=photo), [nine, nine])])
     pixels = np.asarray(frame.convert("RGB")).reshape(-1, 3).astype(int)
     values = pixels[len(pixels) * 3 // 4 :]  # the pooled values and their rims, far from the photograph
     for rim in colormaps["tab10"].colors[:9]:

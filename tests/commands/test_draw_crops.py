@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detector.commands.crops import crop_every_way
+from detector.commands.draw import crop_every_way
 from detector.visualize.crops import draw_crops
 
 BOX = (30.0, 20.0, 80.0, 40.0)
@@ -20,9 +20,9 @@ def test_four_ways_with_their_windows() -> None:
         "crop, context 0": (30, 5, 80, 55),
         "crop, context 5": (25, 0, 85, 60),
     }
-    assert [found.name for found in crops] == list(expected)
-    for found in crops:
-        assert found.window == pytest.approx(expected[found.name], abs=1e-4)
+    assert [crop.name for crop in crops] == list(expected)
+    for crop in crops:
+        assert crop.window == pytest.approx(expected[crop.name], abs=1e-4)
     assert (crops[3].crop == image[:, 25:85]).all()  # one pixel of the crop to one of the image
     drawn = draw_crops(image, BOX, crops)
     assert drawn.dtype == np.uint8

@@ -1,4 +1,4 @@
-#include "cpu/blocked_map.h"
+#include "pooling/cpu/blocked_map.h"
 
 #include <algorithm>
 

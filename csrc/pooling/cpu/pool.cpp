@@ -1,18 +1,14 @@
-#include "cpu/blocked_map.h"
-#include "cpu/huge_pages.h"
-#include "cpu/lanes.h"
-#include "cpu/output.h"
-#include "cpu/regions.h"
-#include "operators.h"
-
-#include <torch/headeronly/core/Dispatch_v2.h>
+#include "pooling/cpu/blocked_map.h"
+#include "pooling/cpu/huge_pages.h"
+#include "pooling/cpu/lanes.h"
+#include "pooling/cpu/output.h"
+#include "pooling/cpu/regions.h"
+#include "pooling/operators.h"
 
 #include <algorithm>
 
 namespace detector {
 namespace {
-
-enum class Mode { max, argmax, average };
 
 template <typename M>
 struct Job {
@@ -49,7 +45,7 @@ struct Cells {
 template <Mode mode, typename M, int64_t V>
 DETECTOR_INLINE void reset(Cells<M, V>& best) {
   for (int64_t v = 0; v < V; ++v) {
-    best.value[v] = Vector<M>{} + (mode == Mode::average ? M(0) : M(kLowest));
+    best.value[v] = Vector<M>{} + (mode == Mode::avg ? M(0) : M(kLowest));
     if (mode == Mode::argmax) best.index[v] = Vector<IndexOf<M>>{} - 1;
   }
 }
@@ -58,7 +54,7 @@ template <Mode mode, typename M, int64_t V>
 DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, Vector<IndexOf<M>> index) {
   for (int64_t v = 0; v < V; ++v) {
     const Vector<M> value = load<Vector<M>>(cell + v * kLanes);
-    if (mode == Mode::average) {
+    if (mode == Mode::avg) {
       best.value[v] += value;
     } else {
       const auto greater = value > best.value[v];
@@ -68,7 +64,7 @@ DETECTOR_INLINE void take(Cells<M, V>& best, const M* cell, Vector<IndexOf<M>> i
   }
 }
 
-// Takes a bin of a finer level. Bins come in another order than cells, so among equals the lower index wins.
+// Takes a bin of a finer grid. Bins come in another order than cells, so among equals the lower index wins.
 template <Mode mode, typename M, int64_t V>
 DETECTOR_INLINE void take_bin(Cells<M, V>& best, const M* values, const IndexOf<M>* indices) {
   for (int64_t v = 0; v < V; ++v) {
@@ -93,13 +89,13 @@ DETECTOR_INLINE void put(const Cells<M, V>& best, Scratch<M>& scratch, int64_t b
 }
 
 template <Mode mode, typename M, int64_t V>
-DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const M* image, int64_t cell_stride,
+DETECTOR_INLINE void pool_from_map(const Grid& grid, const Edge* edges, const M* image, int64_t cell_stride,
                                    int64_t map_width, Scratch<M>& scratch) {
-  const Edge* rows = edges + level.first_edge;
-  const Edge* columns = rows + level.height;
-  int64_t bin = level.first_bin;
-  for (int64_t p = 0; p < level.height; ++p)
-    for (int64_t q = 0; q < level.width; ++q, ++bin) {
+  const Edge* rows = edges + grid.first_edge;
+  const Edge* columns = rows + grid.height;
+  int64_t bin = grid.first_bin;
+  for (int64_t p = 0; p < grid.height; ++p)
+    for (int64_t q = 0; q < grid.width; ++q, ++bin) {
       Cells<M, V> best;
       reset<mode>(best);
       for (int64_t y = rows[p].begin; y < rows[p].end; ++y) {
@@ -108,7 +104,7 @@ DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const 
         for (int64_t x = columns[q].begin; x < columns[q].end; ++x, ++cell, index += 1)
           take<mode>(best, image + cell * cell_stride, index);
       }
-      if (mode == Mode::average && !rows[p].empty() && !columns[q].empty()) {
+      if (mode == Mode::avg && !is_empty(rows[p], columns[q])) {
         const M count =
             static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
         for (int64_t v = 0; v < V; ++v) best.value[v] /= count;
@@ -118,11 +114,11 @@ DETECTOR_INLINE void pool_from_map(const Level& level, const Edge* edges, const 
 }
 
 template <Mode mode, typename M, int64_t V>
-DETECTOR_INLINE void pool_from_level(const Level& level, const Level& source, Scratch<M>& scratch) {
-  const int64_t tall = source.height / level.height, wide = source.width / level.width;
-  int64_t bin = level.first_bin;
-  for (int64_t p = 0; p < level.height; ++p)
-    for (int64_t q = 0; q < level.width; ++q, ++bin) {
+DETECTOR_INLINE void pool_from_grid(const Grid& grid, const Grid& source, Scratch<M>& scratch) {
+  const int64_t tall = source.height / grid.height, wide = source.width / grid.width;
+  int64_t bin = grid.first_bin;
+  for (int64_t p = 0; p < grid.height; ++p)
+    for (int64_t q = 0; q < grid.width; ++q, ++bin) {
       Cells<M, V> best;
       reset<mode>(best);
       for (int64_t i = p * tall; i < (p + 1) * tall; ++i)
@@ -136,13 +132,13 @@ DETECTOR_INLINE void pool_from_level(const Level& level, const Level& source, Sc
 }
 
 template <typename M, int64_t V>
-DETECTOR_INLINE void clear_empty(const Level& level, const Edge* edges, Scratch<M>& scratch) {
-  const Edge* rows = edges + level.first_edge;
-  const Edge* columns = rows + level.height;
-  for (int64_t p = 0; p < level.height; ++p)
-    for (int64_t q = 0; q < level.width; ++q)
-      if (rows[p].empty() || columns[q].empty()) {
-        M* bin = scratch.values.data() + (level.first_bin + p * level.width + q) * V * kLanes;
+DETECTOR_INLINE void clear_empty(const Grid& grid, const Edge* edges, Scratch<M>& scratch) {
+  const Edge* rows = edges + grid.first_edge;
+  const Edge* columns = rows + grid.height;
+  for (int64_t p = 0; p < grid.height; ++p)
+    for (int64_t q = 0; q < grid.width; ++q)
+      if (is_empty(rows[p], columns[q])) {
+        M* bin = scratch.values.data() + (grid.first_bin + p * grid.width + q) * V * kLanes;
         std::fill(bin, bin + V * kLanes, M(0));
       }
 }
@@ -151,16 +147,16 @@ template <Mode mode, int64_t V, typename M>
 DETECTOR_INLINE void pool_roi(const Job<M>& job, int64_t roi, const Block<M>& block, Scratch<M>& scratch) {
   const Edge* edges = job.regions.of(roi);
   const M* image = block.data + job.regions.images[roi] * block.image_stride;
-  const std::vector<Level>& levels = job.pooling.levels;
+  const std::vector<Grid>& grids = job.pooling.grids;
   for (const Step& step : job.steps)
     if (step.source == kFromMap)
-      pool_from_map<mode, M, V>(levels[step.level], edges, image, block.cell_stride, job.map_width, scratch);
+      pool_from_map<mode, M, V>(grids[step.grid], edges, image, block.cell_stride, job.map_width, scratch);
     else
-      pool_from_level<mode, M, V>(levels[step.level], levels[step.source], scratch);
-  for (const Level& level : levels) {
-    clear_empty<M, V>(level, edges, scratch);
-    const int64_t bins = level.height * level.width, from = level.first_bin * V * kLanes;
-    const int64_t to = (roi * job.pooling.bins + level.first_bin) * job.channels + block.first_channel * bins;
+      pool_from_grid<mode, M, V>(grids[step.grid], grids[step.source], scratch);
+  for (const Grid& grid : grids) {
+    clear_empty<M, V>(grid, edges, scratch);
+    const int64_t bins = grid.height * grid.width, from = grid.first_bin * V * kLanes;
+    const int64_t to = (roi * job.pooling.bins + grid.first_bin) * job.channels + block.first_channel * bins;
     const Shape shape{bins, V * kLanes, block.channels};
     job.write(scratch.values.data() + from, shape, scratch.values_out.data(), job.pooled, to);
     if (mode == Mode::argmax)
@@ -197,7 +193,7 @@ DETECTOR_INLINE void pool_tasks(const Job<M>& job, int64_t begin, int64_t end) {
     pool_tasks<Mode::argmax>(job, begin, end);                                       \
   }                                                                                  \
   DETECTOR_CLONES void pool_average(const Job<M>& job, int64_t begin, int64_t end) { \
-    pool_tasks<Mode::average>(job, begin, end);                                      \
+    pool_tasks<Mode::avg>(job, begin, end);                                          \
   }
 DETECTOR_POOL(float)
 DETECTOR_POOL(double)
@@ -205,7 +201,7 @@ DETECTOR_POOL(double)
 
 template <typename scalar_t>
 void run(const Pooling& pooling, const Tensor& features, const Regions& regions, const Tensor& pooled,
-         const Tensor& argmax, bool with_argmax) {
+         const Tensor& argmax, Mode mode) {
   const auto map = blocked<scalar_t>(features);
   const std::vector<Step> steps = plan(pooling);
   const Job<Compute<scalar_t>> job{
@@ -217,13 +213,13 @@ void run(const Pooling& pooling, const Tensor& features, const Regions& regions,
       features.size(3),
       write_as<scalar_t>,
       pooled.data_ptr(),
-      with_argmax ? static_cast<int32_t*>(argmax.data_ptr()) : nullptr,
+      mode == Mode::argmax ? static_cast<int32_t*>(argmax.data_ptr()) : nullptr,
   };
   const int64_t tasks = map.blocks.size() * regions.images.size();
   torch::stable::parallel_for(0, tasks, kTile, [&](int64_t begin, int64_t end) {
-    if (pooling.reduction == Reduction::average)
+    if (mode == Mode::avg)
       pool_average(job, begin, end);
-    else if (with_argmax)
+    else if (mode == Mode::argmax)
       pool_argmax(job, begin, end);
     else
       pool_max(job, begin, end);
@@ -233,18 +229,17 @@ void run(const Pooling& pooling, const Tensor& features, const Regions& regions,
 }  // namespace
 
 std::tuple<Tensor, Tensor> pool(const Pooling& pooling, const Tensor& features, const Tensor& rois,
-                                torch::headeronly::IntHeaderOnlyArrayRef shape, bool with_argmax) {
+                                torch::headeronly::IntHeaderOnlyArrayRef shape, Mode mode) {
   const Regions regions = read_regions(pooling, features, rois, features.size(0));
-  with_argmax = with_argmax && pooling.reduction == Reduction::max;
+  const bool with_argmax = mode == Mode::argmax;
   Tensor pooled = torch::stable::new_empty(features, shape);
   Tensor argmax = with_argmax ? torch::stable::new_empty(pooled, pooled.sizes(), ScalarType::Int)
                               : torch::stable::new_empty(pooled, {0}, ScalarType::Int);
   if (pooled.numel() == 0) return {pooled, argmax};
   advise_huge_pages(pooled);
   if (with_argmax) advise_huge_pages(argmax);
-  THO_DISPATCH_V2(features.scalar_type(), "region pooling",
-                  AT_WRAP(([&] { run<scalar_t>(pooling, features, regions, pooled, argmax, with_argmax); })),
-                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(features.scalar_type(),
+           [&]<typename scalar_t>() { run<scalar_t>(pooling, features, regions, pooled, argmax, mode); });
   return {pooled, argmax};
 }
 

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "pooling.h"
+#include "pooling/pooling.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -1,14 +1,16 @@
-// What the pooling operators ask of a backend, and the checks that both backends share.
+// What the CPU and the CUDA kernels share: the description of a call, its plan and its checks.
 
 #pragma once
 
-#include "bins.h"
+#include "pooling/bins.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
 #include <cfloat>
+#include <type_traits>
 #include <vector>
 
 namespace detector {
@@ -16,14 +18,28 @@ namespace detector {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-enum class Reduction : int64_t { max = 0, average = 1 };
+DETECTOR_ENUM(Reduction, max, avg)
 
-// One grid of a pyramid. The output of a RoI holds the levels one after another, each (C, height, width).
-struct Level {
+// What the kernels compute: maxima, maxima with the places they came from, or averages.
+enum class Mode { max, argmax, avg };
+
+// The type of arithmetic: double for double features, float for all others.
+template <typename scalar_t>
+using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+// Calls f.operator()<scalar_t>() with the C++ type of the features.
+template <typename F>
+void dispatch(ScalarType type, const F& f) {
+  THO_DISPATCH_V2(type, "region pooling", AT_WRAP([&] { f.template operator()<scalar_t>(); }),
+                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+}
+
+// One grid of a pyramid. The output of a RoI holds the grids one after another, each (C, height, width).
+struct Grid {
   int64_t height;
   int64_t width;
-  int64_t first_bin;   // bins of the levels before this one
-  int64_t first_edge;  // edges of the levels before this one: height rows, then width columns
+  int64_t first_bin;   // bins of the grids before this one
+  int64_t first_edge;  // edges of the grids before this one: height rows, then width columns
 };
 
 struct Pooling {
@@ -32,53 +48,51 @@ struct Pooling {
   Reduction reduction;
   Axis y;
   Axis x;
-  std::vector<Level> levels;
+  std::vector<Grid> grids;
   int64_t bins = 0;
   int64_t edges = 0;
 
-  void add_level(int64_t height, int64_t width) {
+  void add_grid(int64_t height, int64_t width) {
     STD_TORCH_CHECK(height > 0 && width > 0, name, ": a grid must have at least one bin, not ", height, " x ",
                     width);
     STD_TORCH_CHECK(height <= INT32_MAX / width, name, ": a grid may have at most 2^31 - 1 bins, not ",
                     height, " x ", width);
-    levels.push_back({height, width, bins, edges});
+    grids.push_back({height, width, bins, edges});
     bins += height * width;
     edges += height + width;
   }
 };
 
-// Where a level's bins come from: the map, or the level whose bins they are unions of. Both are indices of
-// levels.
+// The source of a grid's bins: the map, or the index of the grid whose bins they are unions of.
 constexpr int64_t kFromMap = -1;
 
 struct Step {
-  int64_t level;
+  int64_t grid;
   int64_t source;
 };
 
-// The levels from fine to coarse. A level whose grid divides a finer one's is the maximum over that one's
+// The grids from fine to coarse. A grid that divides a finer one evenly is the maximum over that one's
 // bins, since floor(p h / 3) is floor(2 p h / 6), and so for every integer edge; it never reads the map. Of
-// several finer levels the coarsest is the cheapest source.
+// several finer grids the coarsest is the cheapest source.
 inline std::vector<Step> plan(const Pooling& pooling) {
   std::vector<Step> steps;
-  for (size_t i = 0; i < pooling.levels.size(); ++i) steps.push_back({int64_t(i), kFromMap});
-  const auto level = [&](size_t i) -> const Level& { return pooling.levels[steps[i].level]; };
+  for (size_t i = 0; i < pooling.grids.size(); ++i) steps.push_back({int64_t(i), kFromMap});
+  const auto grid = [&](size_t i) -> const Grid& { return pooling.grids[steps[i].grid]; };
   std::stable_sort(steps.begin(), steps.end(), [&](const Step& a, const Step& b) {
-    const Level &first = pooling.levels[a.level], &second = pooling.levels[b.level];
+    const Grid &first = pooling.grids[a.grid], &second = pooling.grids[b.grid];
     return first.height * first.width > second.height * second.width;
   });
-  if (pooling.reduction == Reduction::average || pooling.rule == Rule::caffe ||
-      pooling.rule == Rule::partition)
+  if (pooling.reduction == Reduction::avg || pooling.rule == Rule::caffe || pooling.rule == Rule::partition)
     return steps;
   for (size_t i = 0; i < steps.size(); ++i)
     for (size_t j = 0; j < i; ++j)
-      if (level(j).height % level(i).height == 0 && level(j).width % level(i).width == 0)
-        steps[i].source = steps[j].level;
+      if (grid(j).height % grid(i).height == 0 && grid(j).width % grid(i).width == 0)
+        steps[i].source = steps[j].grid;
   return steps;
 }
 
-// A maximum starts here and only a greater value replaces it, so NaN never wins; float's limit for double
-// too, as in torchvision.
+// A maximum starts here and only a greater value replaces it, so NaN is never a maximum. double starts at
+// float's limit too, as in torchvision.
 constexpr float kLowest = -FLT_MAX;
 
 inline bool on_one_device(const Tensor& a, const Tensor& b) {
@@ -106,7 +120,7 @@ inline void check_inputs(const char* name, const Tensor& features, const Tensor&
   check_map(name, features.size(2), features.size(3));
 }
 
-// What the backward operators take, from whoever calls them.
+// Checks the arguments of the backward operators, which anyone may call.
 inline void check_gradient(const Pooling& pooling, const Tensor& grad, const Tensor& rois, int64_t batch,
                            int64_t channels) {
   check_rois(pooling.name, grad, rois);

@@ -1,9 +1,7 @@
-#include "cpu/huge_pages.h"
-#include "cpu/lanes.h"
-#include "cpu/regions.h"
-#include "operators.h"
-
-#include <torch/headeronly/core/Dispatch_v2.h>
+#include "pooling/cpu/huge_pages.h"
+#include "pooling/cpu/lanes.h"
+#include "pooling/cpu/regions.h"
+#include "pooling/operators.h"
 
 #include <algorithm>
 
@@ -41,8 +39,8 @@ void scatter(const Job<scalar_t>& job, int64_t image, int64_t first, int64_t cou
   const std::vector<int64_t>& rois = job.rois_of[image];
   const int64_t stride = job.pooling.bins * job.channels;  // of a RoI in the output
   for (size_t i = 0; i < rois.size(); ++i)
-    for (const Level& level : job.pooling.levels) {
-      const int64_t bins = level.height * level.width, offset = level.first_bin * job.channels + first * bins;
+    for (const Grid& grid : job.pooling.grids) {
+      const int64_t bins = grid.height * grid.width, offset = grid.first_bin * job.channels + first * bins;
       const int64_t at = rois[i] * stride + offset;
       if (i + 1 < rois.size()) prefetch(job, rois[i + 1] * stride + offset, count * bins);
       for (int64_t c = 0; c < count; ++c) {
@@ -75,19 +73,18 @@ void scatter_tasks(const Job<scalar_t>& job, int64_t begin, int64_t end) {
   }
 }
 
-// Adds to the sums (plane, kLanes) what one level of one RoI gives: each bin's gradient, over its cells
+// Adds to the sums (plane, kLanes) what one grid of one RoI gives: each bin's gradient, over its cells
 // evenly.
 template <typename M>
-DETECTOR_INLINE void spread(const Level& level, const Edge* edges, int64_t map_width, const M* grads,
-                            M* sums) {
-  const Edge* rows = edges + level.first_edge;
-  const Edge* columns = rows + level.height;
-  for (int64_t p = 0; p < level.height; ++p)
-    for (int64_t q = 0; q < level.width; ++q) {
-      if (rows[p].empty() || columns[q].empty()) continue;
+DETECTOR_INLINE void spread(const Grid& grid, const Edge* edges, int64_t map_width, const M* grads, M* sums) {
+  const Edge* rows = edges + grid.first_edge;
+  const Edge* columns = rows + grid.height;
+  for (int64_t p = 0; p < grid.height; ++p)
+    for (int64_t q = 0; q < grid.width; ++q) {
+      if (is_empty(rows[p], columns[q])) continue;
       const M cells =
           static_cast<M>(int64_t(rows[p].end - rows[p].begin) * (columns[q].end - columns[q].begin));
-      const Vector<M> share = load<Vector<M>>(grads + (p * level.width + q) * kLanes) / cells;
+      const Vector<M> share = load<Vector<M>>(grads + (p * grid.width + q) * kLanes) / cells;
       for (int64_t y = rows[p].begin; y < rows[p].end; ++y)
         for (int64_t x = columns[q].begin; x < columns[q].end; ++x) {
           M* sum = sums + (y * map_width + x) * kLanes;
@@ -106,14 +103,14 @@ DETECTOR_INLINE void spread_tasks(const Job<scalar_t>& job, int64_t begin, int64
     const int64_t count = std::min(kLanes, job.channels - first);
     std::fill(sums.begin(), sums.end(), M(0));
     for (const int64_t roi : job.rois_of[image])
-      for (const Level& level : job.pooling.levels) {
-        const int64_t bins = level.height * level.width;
+      for (const Grid& grid : job.pooling.grids) {
+        const int64_t bins = grid.height * grid.width;
         const scalar_t* grad =
-            job.grad + (roi * job.pooling.bins + level.first_bin) * job.channels + first * bins;
+            job.grad + (roi * job.pooling.bins + grid.first_bin) * job.channels + first * bins;
         for (int64_t c = 0; c < count; ++c)
           for (int64_t bin = 0; bin < bins; ++bin)
             grads[bin * kLanes + c] = static_cast<M>(grad[c * bins + bin]);
-        spread(level, job.regions.of(roi), job.pooling.x.extent, grads.data(), sums.data());
+        spread(grid, job.regions.of(roi), job.pooling.x.extent, grads.data(), sums.data());
       }
     scalar_t* out = job.out + (image * job.channels + first) * job.plane;
     for (int64_t c = 0; c < count; ++c)
@@ -137,13 +134,13 @@ DETECTOR_SPREAD(BFloat16)
 Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& rois, const Tensor& argmax,
                      int64_t batch, int64_t channels) {
   check_gradient(pooling, grad, rois, batch, channels);
-  STD_TORCH_CHECK(pooling.reduction == Reduction::average ||
-                      (argmax.scalar_type() == ScalarType::Int && argmax.numel() == grad.numel() &&
-                       on_one_device(grad, argmax)),
-                  pooling.name, ": the gradient and the kept maxima do not belong together");
+  STD_TORCH_CHECK(
+      pooling.reduction == Reduction::avg || (argmax.scalar_type() == ScalarType::Int &&
+                                              argmax.numel() == grad.numel() && on_one_device(grad, argmax)),
+      pooling.name, ": the gradient and the kept maxima do not belong together");
   const Regions regions = read_regions(pooling, grad, rois, batch);
   const Tensor grads = torch::stable::contiguous(grad), cells = torch::stable::contiguous(argmax);
-  const bool average = pooling.reduction == Reduction::average;
+  const bool average = pooling.reduction == Reduction::avg;
   const int64_t count = rois.size(0);
   std::vector<std::vector<int64_t>> rois_of(batch);
   for (int64_t roi = 0; roi < count; ++roi) rois_of[regions.images[roi]].push_back(roi);
@@ -151,27 +148,24 @@ Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& r
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
   if (result.numel() == 0) return result;
   advise_huge_pages(result);
-  THO_DISPATCH_V2(grad.scalar_type(), "region pooling", AT_WRAP(([&] {
-                    const Job<scalar_t> job{
-                        pooling,
-                        regions,
-                        rois_of,
-                        static_cast<const scalar_t*>(grads.data_ptr()),
-                        average ? nullptr : static_cast<const int32_t*>(cells.data_ptr()),
-                        channels,
-                        pooling.y.extent * pooling.x.extent,
-                        static_cast<scalar_t*>(result.data_ptr()),
-                    };
-                    const int64_t width = average ? kLanes : kChannels;
-                    const int64_t work =
-                        width * (count * pooling.bins / batch + job.plane);  // additions a task makes, about
-                    torch::stable::parallel_for(
-                        0, batch * ((channels + width - 1) / width), 1 + kWorthAThread / (1 + work),
-                        [&](int64_t begin, int64_t end) {
-                          average ? spread_all(job, begin, end) : scatter_tasks(job, begin, end);
-                        });
-                  })),
-                  AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(grad.scalar_type(), [&]<typename scalar_t>() {
+    const Job<scalar_t> job{
+        pooling,
+        regions,
+        rois_of,
+        static_cast<const scalar_t*>(grads.data_ptr()),
+        average ? nullptr : static_cast<const int32_t*>(cells.data_ptr()),
+        channels,
+        pooling.y.extent * pooling.x.extent,
+        static_cast<scalar_t*>(result.data_ptr()),
+    };
+    const int64_t width = average ? kLanes : kChannels;
+    const int64_t work = width * (count * pooling.bins / batch + job.plane);  // additions a task makes, about
+    torch::stable::parallel_for(0, batch * ((channels + width - 1) / width), 1 + kWorthAThread / (1 + work),
+                                [&](int64_t begin, int64_t end) {
+                                  average ? spread_all(job, begin, end) : scatter_tasks(job, begin, end);
+                                });
+  });
   return result;
 }
 

@@ -1,4 +1,4 @@
-// What the CUDA kernels behind roi_pool and spp_pool share.
+// What the CUDA kernels of roi_pool and spp_pool share.
 //
 // Inside the operators the channels of a cell or of a bin lie side by side, in "slots". A lane moves 16 bytes
 // at a time, a pack: 4 channels of float32, 8 of the half types, 2 of float64. A warp's packs are a group of
@@ -8,7 +8,7 @@
 
 #pragma once
 
-#include "operators.h"
+#include "pooling/operators.h"
 
 #include <cuda_runtime.h>
 
@@ -17,11 +17,7 @@
 namespace detector {
 
 constexpr int kWarp = 32;
-constexpr int64_t kMaxLevels = 16;
-
-// The type of arithmetic: double for double features, float for all others.
-template <typename scalar_t>
-using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+constexpr int64_t kMaxGrids = 16;
 
 template <typename scalar_t>
 constexpr int kPack = 16 / sizeof(scalar_t);
@@ -96,18 +92,9 @@ DETECTOR_HOST_DEVICE constexpr place_t by_row(place_t kept) {
   return place_at<place_t>(y, x);
 }
 
-// Maps of up to 255 cells a side keep places in 16 bits.
+// Maps of up to 255 cells per side keep places in 16 bits; detector/ops/_pooling.py relies on this limit.
 inline bool has_short_places(const Pooling& pooling) {
   return pooling.y.extent <= 255 && pooling.x.extent <= 255;
-}
-
-struct alignas(8) Edge {
-  int32_t begin;
-  int32_t end;
-};
-
-__device__ __forceinline__ bool is_empty(Edge row, Edge column) {
-  return row.begin >= row.end || column.begin >= column.end;
 }
 
 // A Pooling as kernels take it: by value, without pointers into host memory.
@@ -115,8 +102,8 @@ struct Geometry {
   Rule rule;
   Axis y;
   Axis x;
-  Level levels[kMaxLevels];
-  int level_count;
+  Grid grids[kMaxGrids];
+  int grid_count;
   int bins;
   int edges;
 };
@@ -125,8 +112,8 @@ Geometry geometry_of(const Pooling& pooling);
 
 cudaStream_t current_stream(const Tensor& tensor);
 
-// The image of a RoI; -1 for one that no kernel can use, which gives zeros: a device cannot raise an error
-// without being waited for.
+// The image of a RoI; -1 for an unusable RoI, which gives zeros: the host would have to wait for the device
+// to raise an error.
 template <typename T>
 __device__ __forceinline__ int32_t image_of(Rule rule, const T* roi, int64_t images) {
   bool usable = images > 0 && roi[0] > T(-1) && roi[0] < static_cast<T>(images);
@@ -136,17 +123,16 @@ __device__ __forceinline__ int32_t image_of(Rule rule, const T* roi, int64_t ima
 
 template <typename T>
 __device__ __noinline__ Edge edge_of(const Geometry& geometry, const T* roi, int edge) {
-  int l = 0;
-  while (l + 1 < geometry.level_count && geometry.levels[l + 1].first_edge <= edge) ++l;
-  const Level& level = geometry.levels[l];
-  const int64_t index = edge - level.first_edge;
-  const bool row = index < level.height;
+  int g = 0;
+  while (g + 1 < geometry.grid_count && geometry.grids[g + 1].first_edge <= edge) ++g;
+  const Grid& grid = geometry.grids[g];
+  const int64_t index = edge - grid.first_edge;
+  const bool row = index < grid.height;
   const Axis& axis = row ? geometry.y : geometry.x;
   const Window window = row ? window_of<T>(geometry.rule, roi[2], roi[4], axis)
                             : window_of<T>(geometry.rule, roi[1], roi[3], axis);
-  const Bin bin = bin_of<T>(geometry.rule, window, row ? index : index - level.height,
-                            row ? level.height : level.width, axis.extent);
-  return {static_cast<int32_t>(bin.begin), static_cast<int32_t>(bin.end)};
+  return bin_of<T>(geometry.rule, window, row ? index : index - grid.height, row ? grid.height : grid.width,
+                   axis.extent);
 }
 
 // Writes the edges of all bins of a RoI to shared memory, by the whole block, and returns the RoI's image. A
@@ -162,33 +148,33 @@ __device__ __forceinline__ int32_t read_roi(const Geometry& geometry, const T* r
 }
 
 // A block's shared memory: the edges of its RoI and a tile. The tile holds bins [first, last) and one group
-// of channels, level by level, each level's part as (channel, bin) with rows of an odd length.
+// of channels, grid by grid, each grid's part as (channel, bin) with rows of an odd length.
 constexpr int kMaxEdges = 1024;
-constexpr int kTileBins = 64;  // with kMaxEdges and kMaxLevels within the 48 KiB that every device grants
+constexpr int kTileBins = 64;  // with kMaxEdges and kMaxGrids within the 48 KiB that every device grants
 
 DETECTOR_HOST_DEVICE int edge_bytes(const Geometry& geometry) {
   return (geometry.edges * int(sizeof(Edge)) + 15) / 16 * 16;
 }
 
-// Calls f(level's index, its bins begin .. end, offset of its part in elements, length of a row).
+// Calls f(grid's index, its bins begin .. end, offset of its part in elements, length of a row).
 template <typename scalar_t, typename F>
 __device__ __forceinline__ void for_each_part(const Geometry& geometry, int first, int last, const F& f) {
   int offset = 0;
-  for (int l = 0; l < geometry.level_count; ++l) {
-    const Level& level = geometry.levels[l];
-    const int below = static_cast<int>(level.first_bin), count = static_cast<int>(level.height * level.width);
+  for (int g = 0; g < geometry.grid_count; ++g) {
+    const Grid& grid = geometry.grids[g];
+    const int below = static_cast<int>(grid.first_bin), count = static_cast<int>(grid.height * grid.width);
     const int begin = max(first - below, 0), end = min(last - below, count);
     if (begin >= end) continue;
     const int row = (end - begin) | 1;
-    f(l, begin, end, offset, row);
+    f(g, begin, end, offset, row);
     offset += row * kGroup<scalar_t>;
   }
 }
 
-// Calls f(bin, its row p and column q in the grid) for the warp's bins among begin .. end of a level.
+// Calls f(bin, its row p and column q in the grid) for the warp's bins among begin .. end of a grid.
 template <typename F>
-__device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, int end, const F& f) {
-  const int width = static_cast<int>(level.width), warps = blockDim.x / kWarp;
+__device__ __forceinline__ void each_bin_of_warp(const Grid& grid, int begin, int end, const F& f) {
+  const int width = static_cast<int>(grid.width), warps = blockDim.x / kWarp;
   int bin = begin + threadIdx.x / kWarp;
   int p = bin / width, q = bin % width;
   for (; bin < end; bin += warps) {
@@ -202,13 +188,13 @@ __device__ __forceinline__ void each_bin_of_warp(const Level& level, int begin, 
 struct Split {
   int tile_bins;
   size_t shared;
-  dim3 grid;
+  dim3 blocks;
 };
 
 template <typename scalar_t>
 Split split_of(const Geometry& geometry, int64_t rois, int slots) {
   const int tile_bins = geometry.bins < kTileBins ? geometry.bins : kTileBins;
-  const size_t rows = tile_bins + geometry.level_count;  // at most, made odd
+  const size_t rows = tile_bins + geometry.grid_count;  // at most, made odd
   return {tile_bins, edge_bytes(geometry) + rows * kGroup<scalar_t> * sizeof(scalar_t),
           dim3(rois, slots / kGroup<scalar_t>, (geometry.bins + tile_bins - 1) / tile_bins)};
 }

@@ -1,12 +1,11 @@
 // A block takes a tile of 2 x 8 cells and some channels, two per thread. It lists the bins that reach into
 // the tile, RoI by RoI in ascending order, and walks through the list; every thread adds to its own channels'
-// cells. So the sum of a cell has one order, that of the CPU, and no two threads meet in one.
+// cells. So each cell is summed in one order, that of the CPU, and no two threads write to one cell.
 
-#include "cuda/pool.h"
+#include "pooling/cuda/pool.h"
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 namespace detector {
 namespace {
@@ -35,7 +34,7 @@ struct TurnJob {
   int32_t* image_of_roi;  // (R,)
 };
 
-// Writes the gradient with the channels innermost, from (R, then for each level C, bins) to (R, bins, slots);
+// Writes the gradient with the channels innermost, from (R, then for each grid C, bins) to (R, bins, slots);
 // of an average each bin's share per cell, in the type of arithmetic. Also writes the RoIs' edges and images.
 template <typename scalar_t, bool average>
 __global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constant__ TurnJob<scalar_t> job) {
@@ -47,10 +46,10 @@ __global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constan
   const int64_t roi = blockIdx.x;
   const int group = blockIdx.y * kGroup<scalar_t>, channels = min(kGroup<scalar_t>, job.channels - group);
   const int first = blockIdx.z * job.tile_bins, last = min(first + job.tile_bins, geometry.bins);
-  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-    const Level& level = geometry.levels[l];
-    const int64_t count = level.height * level.width;
-    auto* from = const_cast<scalar_t*>(job.grad) + (roi * geometry.bins + level.first_bin) * job.channels;
+  for_each_part<scalar_t>(geometry, first, last, [&](int g, int begin, int end, int offset, int row) {
+    const Grid& grid = geometry.grids[g];
+    const int64_t count = grid.height * grid.width;
+    auto* from = const_cast<scalar_t*>(job.grad) + (roi * geometry.bins + grid.first_bin) * job.channels;
     move_rows<false>(from + group * count + begin, count, tile + offset, row, channels, end - begin);
   });
   const bool leads = blockIdx.y == 0 && blockIdx.z == 0;  // among the blocks of this RoI
@@ -67,22 +66,22 @@ __global__ void __launch_bounds__(kTurnThreads) turn_kernel(const __grid_constan
   const int lane = threadIdx.x % kWarp;
   auto* to =
       static_cast<Share*>(job.turned) + roi * geometry.bins * job.slots + group + lane * kPack<scalar_t>;
-  for_each_part<scalar_t>(geometry, first, last, [&](int l, int begin, int end, int offset, int row) {
-    const Level& level = geometry.levels[l];
-    const Edge* rows = edges + level.first_edge;
-    each_bin_of_warp(level, begin, end, [&](int bin, int p, int q) {
+  for_each_part<scalar_t>(geometry, first, last, [&](int g, int begin, int end, int offset, int row) {
+    const Grid& grid = geometry.grids[g];
+    const Edge* rows = edges + grid.first_edge;
+    each_bin_of_warp(grid, begin, end, [&](int bin, int p, int q) {
       Pack<Share, kPack<scalar_t>> value{};
 #pragma unroll
       for (int k = 0; k < kPack<scalar_t>; ++k)
         if (lane + k * kWarp < channels)
           value.at[k] = static_cast<Share>(tile[offset + (lane + k * kWarp) * row + bin - begin]);
       if constexpr (average) {
-        const Edge y = rows[p], x = rows[level.height + q];
+        const Edge y = rows[p], x = rows[grid.height + q];
         const auto cells = static_cast<Share>((y.end - y.begin) * (x.end - x.begin));
 #pragma unroll
         for (int k = 0; k < kPack<scalar_t>; ++k) value.at[k] /= cells;
       }
-      store(to + (level.first_bin + bin) * job.slots, value);
+      store(to + (grid.first_bin + bin) * job.slots, value);
     });
   });
 }
@@ -129,18 +128,19 @@ __device__ __forceinline__ Run reaching(const Edge* edges, int n, int begin, int
   return run;
 }
 
-// Calls f(level, rows of its grid, columns of its grid) for the bins of a RoI that reach into a tile.
+// Calls f(grid, rows, columns) for the grids of a RoI with bins that reach into a tile, which are those of
+// the given rows and columns.
 template <typename F>
-__device__ __forceinline__ void each_level_in_tile(const Geometry& geometry, const Edge* edges, Tile tile,
-                                                   const F& f) {
-  for (int l = 0; l < geometry.level_count; ++l) {
-    const Level& level = geometry.levels[l];
-    const int height = static_cast<int>(level.height), width = static_cast<int>(level.width);
-    const Edge* rows = edges + level.first_edge;
+__device__ __forceinline__ void each_grid_in_tile(const Geometry& geometry, const Edge* edges, Tile tile,
+                                                  const F& f) {
+  for (int g = 0; g < geometry.grid_count; ++g) {
+    const Grid& grid = geometry.grids[g];
+    const int height = static_cast<int>(grid.height), width = static_cast<int>(grid.width);
+    const Edge* rows = edges + grid.first_edge;
     const Edge* columns = rows + height;
     if (rows[height - 1].end <= tile.y || rows[0].begin >= tile.y + kHeight) continue;
     if (columns[width - 1].end <= tile.x || columns[0].begin >= tile.x + kWidth) continue;
-    f(level, reaching(rows, height, tile.y, tile.y + kHeight),
+    f(grid, reaching(rows, height, tile.y, tile.y + kHeight),
       reaching(columns, width, tile.x, tile.x + kWidth));
   }
 }
@@ -188,7 +188,7 @@ __device__ __forceinline__ int sum_before(int value, int* total) {
 }
 
 // Sums of a thread's channels in shared memory: each gradient goes to the cell that its maximum came from.
-// What comes from elsewhere goes to one cell more, so that all threads do the same.
+// Gradients of cells outside the tile go to one extra cell, so that all threads do the same.
 template <typename scalar_t, typename share_t, typename place_t>
 struct Scatter {
   using M = Compute<scalar_t>;
@@ -223,26 +223,19 @@ struct Scatter {
     }
   };
 
-  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
-                                      int count, int slot) {
-    Batch now, next;
-    now.read(job, list, 0, count, slot);
-    for (int begin = 0; begin < count; begin += kAhead) {
-      next.read(job, list, begin + kAhead, count, slot);
+  __device__ __forceinline__ void add(const Batch& batch, const Listed*, int begin, int count) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const unsigned from = begin + i < count ? first : first ^ 1u << 31;  // beyond every map
-        M* at[kPerThread];
-        M sum[kPerThread];
+    for (int i = 0; i < kAhead; ++i) {
+      const unsigned from = begin + i < count ? first : first ^ 1u << 31;  // beyond every map
+      M* at[kPerThread];
+      M sum[kPerThread];
 #pragma unroll
-        for (int v = 0; v < kPerThread; ++v) {
-          at[v] = sums + min(now.places[i].at[v] ^ from, unsigned(kCells)) * kSlots + v * kThreads;
-          sum[v] = *at[v] + static_cast<M>(now.shares[i].at[v]);
-        }
-#pragma unroll
-        for (int v = 0; v < kPerThread; ++v) *at[v] = sum[v];
+      for (int v = 0; v < kPerThread; ++v) {
+        at[v] = sums + min(batch.places[i].at[v] ^ from, unsigned(kCells)) * kSlots + v * kThreads;
+        sum[v] = *at[v] + static_cast<M>(batch.shares[i].at[v]);
       }
-      now = next;
+#pragma unroll
+      for (int v = 0; v < kPerThread; ++v) *at[v] = sum[v];
     }
   }
 
@@ -285,22 +278,15 @@ struct Spread {
     }
   };
 
-  __device__ __forceinline__ void add(const Job<scalar_t, share_t, place_t>& job, const Listed* list,
-                                      int count, int slot) {
-    Batch now, next;
-    now.read(job, list, 0, count, slot);
-    for (int begin = 0; begin < count; begin += kAhead) {
-      next.read(job, list, begin + kAhead, count, slot);
+  __device__ __forceinline__ void add(const Batch& batch, const Listed* list, int begin, int count) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const unsigned cells = begin + i < count ? list[begin + i].cells : 0;
+    for (int i = 0; i < kAhead; ++i) {
+      const unsigned cells = begin + i < count ? list[begin + i].cells : 0;
 #pragma unroll
-        for (int cell = 0; cell < kCells; ++cell)
-          if (cells >> cell & 1)
+      for (int cell = 0; cell < kCells; ++cell)
+        if (cells >> cell & 1)
 #pragma unroll
-            for (int v = 0; v < kPerThread; ++v) sum[cell][v] += now.shares[i].at[v];
-      }
-      now = next;
+          for (int v = 0; v < kPerThread; ++v) sum[cell][v] += batch.shares[i].at[v];
     }
   }
 
@@ -311,6 +297,19 @@ struct Spread {
       for (int v = 0; v < kPerThread; ++v) sums[cell * kSlots + v * kThreads] = sum[cell][v];
   }
 };
+
+// Adds the listed bins to a thread's sums. Each batch of bins is read while the one before it is added.
+template <typename Sums, typename Job>
+__device__ __forceinline__ void add_all(Sums& sums, const Job& job, const typename Sums::Listed* list,
+                                        int count, int slot) {
+  typename Sums::Batch now, next;
+  now.read(job, list, 0, count, slot);
+  for (int begin = 0; begin < count; begin += kAhead) {
+    next.read(job, list, begin + kAhead, count, slot);
+    sums.add(now, list, begin, count);
+    now = next;
+  }
+}
 
 template <typename scalar_t, typename share_t, typename place_t, typename Sums>
 __global__ void __launch_bounds__(kThreads)
@@ -333,24 +332,24 @@ __global__ void __launch_bounds__(kThreads)
     const bool mine = roi < job.rois && job.images[roi] == image;
     int count = 0, total;
     if (mine)
-      each_level_in_tile(geometry, edges, tile,
-                         [&](const Level&, Run p, Run q) { count += p.size() * q.size(); });
+      each_grid_in_tile(geometry, edges, tile,
+                        [&](const Grid&, Run p, Run q) { count += p.size() * q.size(); });
     const int before = sum_before(count, &total);
     for (int base = 0; base < total; base += kList) {
       if (count > 0 && before < base + kList && before + count > base) {
         int at = before - base;
-        each_level_in_tile(geometry, edges, tile, [&](const Level& level, Run rows, Run columns) {
-          const Edge* row_edges = edges + level.first_edge;
+        each_grid_in_tile(geometry, edges, tile, [&](const Grid& grid, Run rows, Run columns) {
+          const Edge* row_edges = edges + grid.first_edge;
           for (int p = rows.begin; p < rows.end; ++p)
             for (int q = columns.begin; q < columns.end; ++q, ++at) {
               if (at < 0 || at >= kList) continue;
-              const int bin = roi * geometry.bins + static_cast<int>(level.first_bin + p * level.width + q);
-              list[at] = Sums::entry(tile, bin, row_edges[p], row_edges[level.height + q]);
+              const int bin = roi * geometry.bins + static_cast<int>(grid.first_bin + p * grid.width + q);
+              list[at] = Sums::entry(tile, bin, row_edges[p], row_edges[grid.height + q]);
             }
         });
       }
       __syncthreads();
-      if (slot < job.slots) sums.add(job, list, min(total - base, kList), slot);
+      if (slot < job.slots) add_all(sums, job, list, min(total - base, kList), slot);
       __syncthreads();
     }
   }
@@ -399,7 +398,7 @@ void run(const Geometry& geometry, const Tensor& grad, const Tensor& rois, const
         edges,
         images,
     };
-    turn_kernel<scalar_t, average><<<split.grid, kTurnThreads, split.shared, stream>>>(job);
+    turn_kernel<scalar_t, average><<<split.blocks, kTurnThreads, split.shared, stream>>>(job);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   const Job<scalar_t, Share, place_t> job{
@@ -416,8 +415,8 @@ void run(const Geometry& geometry, const Tensor& grad, const Tensor& rois, const
   const int64_t tiles = result.size(0) * ((geometry.y.extent + kHeight - 1) / kHeight) *
                         ((geometry.x.extent + kWidth - 1) / kWidth);
   STD_TORCH_CHECK(tiles <= INT32_MAX, "region pooling: the features are too large for one call");
-  const dim3 grid(tiles, (slots + kSlots - 1) / kSlots);
-  backward_kernel<scalar_t, Share, place_t, Sums><<<grid, kThreads, Sums::kShared, stream>>>(job);
+  const dim3 blocks(tiles, (slots + kSlots - 1) / kSlots);
+  backward_kernel<scalar_t, Share, place_t, Sums><<<blocks, kThreads, Sums::kShared, stream>>>(job);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -431,25 +430,23 @@ Tensor pool_backward(const Pooling& pooling, const Tensor& grad, const Tensor& r
   const int64_t count = rois.size(0);
   STD_TORCH_CHECK(count * geometry.bins <= INT32_MAX, pooling.name,
                   ": on CUDA all RoIs together have at most 2^31 - 1 bins, not ", count * geometry.bins);
-  const bool average = pooling.reduction == Reduction::average, small = has_short_places(pooling);
+  const bool average = pooling.reduction == Reduction::avg, small = has_short_places(pooling);
   Tensor result = torch::stable::new_empty(grad, {batch, channels, pooling.y.extent, pooling.x.extent});
-  THO_DISPATCH_V2(
-      grad.scalar_type(), "region pooling", AT_WRAP(([&] {
-        STD_TORCH_CHECK(average || (places.scalar_type() == (small ? ScalarType::Short : ScalarType::Int) &&
-                                    places.numel() == count * geometry.bins * slots_of<scalar_t>(channels) &&
-                                    on_one_device(grad, places)),
-                        pooling.name, ": the gradient and the kept maxima do not belong together");
-        if (result.numel() == 0) return;
-        const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(places);
-        const Tensor rows = index_rois(grad, rois);
-        if (average)
-          run<scalar_t, uint16_t, true>(geometry, grads, rows, kept, result);
-        else if (small)
-          run<scalar_t, uint16_t, false>(geometry, grads, rows, kept, result);
-        else
-          run<scalar_t, uint32_t, false>(geometry, grads, rows, kept, result);
-      })),
-      AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
+  dispatch(grad.scalar_type(), [&]<typename scalar_t>() {
+    STD_TORCH_CHECK(average || (places.scalar_type() == (small ? ScalarType::Short : ScalarType::Int) &&
+                                places.numel() == count * geometry.bins * slots_of<scalar_t>(channels) &&
+                                on_one_device(grad, places)),
+                    pooling.name, ": the gradient and the kept maxima do not belong together");
+    if (result.numel() == 0) return;
+    const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(places);
+    const Tensor rows = index_rois(grad, rois);
+    if (average)
+      run<scalar_t, uint16_t, true>(geometry, grads, rows, kept, result);
+    else if (small)
+      run<scalar_t, uint16_t, false>(geometry, grads, rows, kept, result);
+    else
+      run<scalar_t, uint32_t, false>(geometry, grads, rows, kept, result);
+  });
   return result;
 }
 
