@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from detector.staged.box_ridge import RidgeSettings, fit_ridge, fold_ridge, whiten
+from detector.config.sections.training import RidgeConfig
+from detector.staged.box_ridge import fit_ridge, fold_ridge, whiten
 
 
 def closed_form(features: np.ndarray, targets: np.ndarray, factor: float, penalty: float) -> np.ndarray:
@@ -28,7 +29,7 @@ def test_equals_the_closed_form(rows: int, width: int, block: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     features = torch.rand(rows, width, generator=generator)
     targets = torch.randn(rows, 4, generator=generator) @ torch.randn(4, 4, generator=generator) * 0.2
-    weights, bias = fit_ridge(features.split(block), targets, width, 3.0, RidgeSettings(penalty=5.0))
+    weights, bias = fit_ridge(features.split(block), targets, width, 3.0, RidgeConfig(penalty=5.0))
     found = features @ weights.T + bias
     expected = closed_form(features.double().numpy(), targets.double().numpy(), 3.0, 5.0)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)

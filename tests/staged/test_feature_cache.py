@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta
-from detector.staged.cache_plan import CachedImage, CachePlan, weights_digest
-from detector.staged.feature_cache import FeatureCache, fill_cache
+from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache, weights_digest
 
 SCALES = (32, 64)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,10 @@ from detector.engine.trainer import StopRequested, Trainer
 from detector.factory.data import class_names, load_split
 from detector.factory.model import build_model, restore_model
 from detector.staged import runner as stages_module
-from detector.staged.cached import image_regions, open_cache
-from detector.staged.ridge_stage import RidgeFit
-from detector.staged.runner import StagedTraining
-from detector.staged.svm_stage import SVMFit
+from detector.staged.box_ridge import RidgeFit
+from detector.staged.feature_cache import open_cache
+from detector.staged.runner import StagedTraining, StageRecord, read_record
+from detector.staged.svm import SVMFit
 from detector.tasks.evaluation import evaluate, open_test_set
 from detector.tasks.training import TrainingRun
 from tests.devices import each_device
@@ -83,7 +84,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def run_alone(config: Config, folder: Path) -> None:
     os.chdir(folder)
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("detector.staged.svm_stage.SAVE_EVERY", 1)
+    monkey.setattr("detector.staged.svm.SAVE_EVERY", 1)
     monkey.setattr("detector.staged.feature_cache.FLUSH_EVERY", 1)
     StagedTraining(config, folder, "cpu").run()
 
@@ -246,9 +247,9 @@ def test_what_a_stopped_fit_kept_is_refused_by_another_config(
     def stop(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    layer = {"svm": "svm_stage.fold_svms", "box_ridge": "ridge_stage.fold_ridge"}[kind]
+    layer = {"svm": "svm.fold_svms", "box_ridge": "box_ridge.fold_ridge"}[kind]
     with monkeypatch.context() as patched:
-        patched.setattr("detector.staged.svm_stage.SAVE_EVERY", 1)
+        patched.setattr("detector.staged.svm.SAVE_EVERY", 1)
         patched.setattr(f"detector.staged.{layer}", stop)
         with pytest.raises(KeyboardInterrupt):
             StagedTraining(config, folder, "cpu").run(config.stages[number].name)
@@ -272,13 +273,13 @@ def test_features_are_scaled_and_rows_thinned_as_the_release_does(staged: Staged
     fit = RidgeFit(config, model, classes, tmp_path / "cache", "cpu", lambda _: None, None)
     norms = []
     for record in fit.records:
-        regions = image_regions(record, fit.source, fit.objects(record).boxes)
-        norms.append(fit.embed(record, regions, pooled=True).norm(dim=1))
+        regions = torch.cat((fit.objects(record).boxes, fit.proposals(record)))
+        norms.append(fit.embed(record, regions).pooled.norm(dim=1))
     # At most 200 regions of an image are looked at, so the mean is that of a sample.
     assert fit.mean_norm(pooled=True) == pytest.approx(float(torch.cat(norms).mean()), rel=0.05)
-    whole = fit._ridge_rows(RidgeConfig())
-    few = fit._ridge_rows(RidgeConfig(max_rows=3))
-    again = fit._ridge_rows(RidgeConfig(max_rows=3))
+    whole = fit._rows(RidgeConfig())
+    few = fit._rows(RidgeConfig(max_rows=3))
+    again = fit._rows(RidgeConfig(max_rows=3))
     for label, rows in whole.items():
         count = sum(len(boxes) for _, boxes, _ in rows)
         assert sum(len(boxes) for _, boxes, _ in few[label]) == min(3, count)
@@ -302,7 +303,7 @@ def test_a_region_on_a_difficult_object_is_no_negative(staged: Staged, tmp_path:
     hidden = replace(record, targets=targets)
     assert not len(fit.objects(hidden))
     for pooled in (False, True):
-        features, overlaps, regions, windows = fit._negatives(hidden, pooled)
+        features, overlaps, regions, windows = fit._candidates(hidden, pooled)
         assert len(features) == len(regions) == len(windows)
         expected = iou(regions, targets.boxes)
         for number in range(len(classes)):
@@ -418,7 +419,7 @@ def test_a_damaged_fit_starts_again(
         classes = class_names(training.config)
         model = build_model(training.config, len(classes))
         assert training._unfinished_fit(kept, 2, model, len(classes)) is None
-        assert "fit.pt: not what a stopped fit keeps" in capsys.readouterr().err
+        assert "fit.pt: not the state of an unfinished fit" in capsys.readouterr().err
     assert StagedTraining(staged(), two_done, "cpu").run("svm") is None
 
 
@@ -498,3 +499,53 @@ def test_the_finished_detector_has_the_threshold_of_images_that_no_stage_was_tra
     assert metrics["split"] == "test"
     assert metrics["validation"]["images"] == 2
     assert metrics.get("score_threshold") == stored
+
+
+RECORD = StageRecord(
+    key="abc",
+    checkpoint="checkpoints/step_6.pt",
+    steps=14,
+    seconds=2.5,
+    data_fingerprint={"training: trainval": "00ff"},
+)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    RECORD.write(tmp_path / "done.json")
+    assert read_record(tmp_path / "done.json") == RECORD
+    older = {"key": "abc", "checkpoint": "checkpoints/step_6.pt", "steps": 14, "seconds": 2.5}
+    (tmp_path / "done.json").write_text(json.dumps(older))
+    assert read_record(tmp_path / "done.json").data_fingerprint == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"key": 3}, "key"),
+        ({"key": None}, "key"),
+        ({"checkpoint": "/etc/passwd"}, "checkpoint"),
+        ({"checkpoint": "checkpoints/../../../x.pt"}, "checkpoint"),
+        ({"checkpoint": ["checkpoints/step_6.pt"]}, "checkpoint"),
+        ({"steps": "14"}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 10**400}, "steps"),
+        ({"steps": 1.5}, "steps"),
+        ({"seconds": -1}, "seconds"),
+        ({"seconds": None}, "seconds"),
+        ({"data_fingerprint": [1]}, "data_fingerprint"),
+        ({"data_fingerprint": {"a": 1}}, "data_fingerprint"),
+    ],
+)
+def test_other_values_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    path = tmp_path / "done.json"
+    path.write_text(json.dumps({**RECORD.model_dump(), **change}))
+    with pytest.raises(InputError, match=rf"done\.json: not the record of a finished stage: {named}"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "null", '{"key": "abc"}', "\ufeff{}"])
+def test_other_files_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "done.json").write_text(text)
+    with pytest.raises(InputError, match=r"done\.json: not"):
+        read_record(tmp_path / "done.json")
