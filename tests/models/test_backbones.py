@@ -47,7 +47,7 @@ def test_defaults_are_the_known_ones(name: str) -> None:
     stage, channels, stride, center = DEFAULTS[name]
     with torch.device("meta"):
         backbone = build_backbone(name)
-    assert list(backbone.stages)[-1] == stage
+    assert list(backbone.blocks)[-1] == stage
     assert (backbone.channels, backbone.stride, backbone.center) == (channels, stride, center)
 
 
@@ -204,11 +204,11 @@ def test_scale_and_reduction_come_after_the_features() -> None:
     ("arguments", "message"),
     [
         ({"name": "vgg19"}, r"'vgg19' is unknown \(did you mean 'vgg16'\?\); known: vgg16"),
-        ({"name": "small", "stage": "conv5"}, r"'conv5' is not a stage of small .*it has: conv1"),
-        ({"name": "small", "freeze": 5}, r"small up to conv4 has 4 stages; give a number from 0 to 4"),
+        ({"name": "small", "stage": "conv5"}, r"'conv5' is not a block of small .*it has: conv1"),
+        ({"name": "small", "freeze": 5}, r"small up to conv4 has 4 blocks; give a number from 0 to 4"),
         ({"name": "small", "freeze": -1}, "give a number from 0 to 4"),
         ({"name": "small", "freeze": "some"}, "freeze 'some'"),
-        ({"name": "small", "stage": "conv2", "freeze": 3}, "small up to conv2 has 2 stages"),
+        ({"name": "small", "stage": "conv2", "freeze": 3}, "small up to conv2 has 2 blocks"),
     ],
 )
 def test_wrong_names_and_numbers_are_refused(arguments: dict, message: str) -> None:

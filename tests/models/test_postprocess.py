@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from detector.core.structures import Detections, HeadOutput, ImageMeta
 from detector.models.box_coder import BoxCoder, fixed_coder
-from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
+from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
 from tests.conftest import MakeBoxes
 
 SIZE = (80, 120)
@@ -254,3 +255,8 @@ def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> N
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(waits) <= 2, [str(wait.message) for wait in waits]
+
+
+def test_class_scores_are_probabilities_of_the_classes_without_the_background() -> None:
+    scores = class_scores(HeadOutput(torch.tensor([[9.0, 0.0, math.log(3)]]), None))
+    torch.testing.assert_close(scores, torch.tensor([[0.5, 0.75]]))

@@ -66,7 +66,7 @@ def test_channels_follow_the_last_layer_that_changes_them() -> None:
 
 
 def test_windows_that_differ_in_x_and_y_are_refused() -> None:
-    with pytest.raises(ValueError, match="only square windows with numeric padding"):
+    with pytest.raises(ValueError, match="windows must be square and padding numeric"):
         geometry([nn.Conv2d(3, 3, (3, 5))])
     with pytest.raises(ValueError, match="'same'"):
         geometry([nn.Conv2d(3, 3, 3, padding="same")])

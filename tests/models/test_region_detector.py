@@ -27,7 +27,8 @@ def build(
     pool = RoIPooling(backbone.channels, 3, backbone.stride, backbone.center)
     head = BoxHead(pool.out_features, hidden, dropout=0.5)
     predictor = BoxPredictor(head.out_features, 4, class_agnostic)
-    return RegionDetector(backbone, pool, head, predictor, fixed_coder(4, (0,) * 4, (0.1, 0.1, 0.2, 0.2)))
+    coder = fixed_coder(4, (0,) * 4, (0.1, 0.1, 0.2, 0.2))
+    return RegionDetector(backbone, pool, head, predictor, coder, roi_chunk=512)
 
 
 def rows(boxes: Tensor, image: int = 0) -> Tensor:

@@ -123,7 +123,7 @@ def test_the_layout_is_the_region_pyramids() -> None:
     maps = random_maps(2, 3, 10, 14, seed=3)
     region = torch.tensor([[0.0, 0, 0, 14 * 8, 10 * 8], [1.0, 0, 0, 14 * 8, 10 * 8]])
     regions = SpatialPyramidPool((6, 3, 2, 1), 1 / 8, window="spp", center=3.5)(maps, region)
-    assert torch.equal(WholeMapPool(3)([maps], whole_map_rois([(10, 14)] * 2)), regions)
+    assert torch.equal(WholeMapPool(3, (6, 3, 2, 1))([maps], whole_map_rois([(10, 14)] * 2)), regions)
 
 
 def test_rois_cover_what_the_backbone_makes_of_each_image() -> None:
