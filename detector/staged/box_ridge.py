@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, nn
 
-from detector.config.sections.training import RidgeConfig, StageConfig, SVMConfig
+from detector.config.sections.training import RidgeConfig, SVMConfig
 from detector.core import boxes as box_ops
 from detector.core.errors import InputError
 from detector.core.progress import track
@@ -39,10 +39,10 @@ class ImageRows(NamedTuple):
     deltas: Tensor
 
 
-class RidgeFit(LayerFit):
+class RidgeFit(LayerFit[RidgeConfig]):
     """Fits the regression of each class on the regions that lie on its objects."""
 
-    def fit(self, stage: StageConfig) -> None:
+    def fit(self, settings: RidgeConfig) -> None:
         """Fit the regressions and put them into ``bbox_pred``; a class without rows leaves boxes as they are.
 
         Raises:
@@ -52,7 +52,7 @@ class RidgeFit(LayerFit):
         if layer is None or not self.model.predictor.reads_pooled:
             raise InputError("the stage box_ridge needs model.box.regression: ridge")
         factor = SVMConfig().feature_norm / self.mean_norm(pooled=True)  # the release's norm for both stages
-        rows_by_label = self._rows(stage.ridge)
+        rows_by_label = self._rows(settings)
         width = feature_width(self.model, pooled=True)
         fits: dict[int, Regression] = dict(self.state["fits"]) if self.state else {}
         for label in track(range(1, len(self.classes) + 1), len(self.classes), "ridge regression"):
@@ -60,13 +60,13 @@ class RidgeFit(LayerFit):
             if label in fits or not rows:
                 continue
             targets = torch.cat([image.deltas for image in rows])
-            fits[label] = fit_ridge(self._pooled_blocks(rows), targets, width, factor, stage.ridge)
+            fits[label] = fit_ridge(self._pooled_blocks(rows), targets, width, factor, settings)
             self.save({"fits": fits})
         coder = self.model.box_coder
         fold_ridge(layer, fits, coder.means, coder.deviations)
 
     @staticmethod
-    def reads_pooled(stage: StageConfig) -> bool:
+    def reads_pooled(settings: RidgeConfig) -> bool:
         return True
 
     @staticmethod

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from detector.config import Config
-from detector.config.sections.training import StageConfig
 from detector.core.errors import InputError
 from detector.core.structures import Embedded, ImageRecord, Targets
 from detector.engine.inference import choose_scales
@@ -28,7 +27,10 @@ NORM_IMAGES, NORM_REGIONS = 200, 200
 release)."""
 
 
-class LayerFit(ABC):
+Settings = TypeVar("Settings")
+
+
+class LayerFit(ABC, Generic[Settings]):
     """Fits a layer of ``model`` on the cached features of regions of the training images.
 
     ``save`` keeps the state of an unfinished fit; ``state`` is what it kept last, or None at the start.
@@ -60,12 +62,12 @@ class LayerFit(ABC):
         self.cache = open_cache(config, model, self.records, cache_folder, device)
 
     @abstractmethod
-    def fit(self, stage: StageConfig) -> None:
-        """Fit the layer with the settings of ``stage`` and put it into the network."""
+    def fit(self, settings: Settings) -> None:
+        """Fit the layer and put it into the network."""
 
     @staticmethod
     @abstractmethod
-    def reads_pooled(stage: StageConfig) -> bool:
+    def reads_pooled(settings: Settings) -> bool:
         """Say whether the layer reads pooled features; otherwise it reads the box head's hidden ones."""
 
     @staticmethod
@@ -133,7 +135,7 @@ def feature_width(model: RegionDetector, *, pooled: bool) -> int:
     return model.region_pool.out_features if pooled else model.box_head.out_features
 
 
-def fault_of_fit(kind: type[LayerFit], state: Any, num_classes: int, width: int) -> str | None:
+def fault_of_fit(kind: type[LayerFit[Any]], state: Any, num_classes: int, width: int) -> str | None:
     """Return what is wrong with the saved state of an unfinished fit (``fit.pt``), or None.
 
     ``state`` is the content of the file, whatever it is; the layer that is fitted reads ``width`` features.

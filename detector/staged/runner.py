@@ -52,7 +52,6 @@ from detector.tasks.training import TrainingRun, find_state
 
 CACHE = "cache"
 """The folder of a run's cached features, which may be deleted when the run is done."""
-FITS: dict[str, type[LayerFit]] = {"svm": SVMFit, "box_ridge": RidgeFit}
 
 
 class StageRecord(BaseModel):
@@ -323,13 +322,22 @@ class StagedTraining:
             checkpoints.save_checkpoint(kept, {**fit, **own})
 
         cache = self.folder / CACHE
-        layer = FITS[stage.kind](config, model, classes, cache, self.device, save, state)
+        kind, settings = self._layer(number)
+        layer = kind(config, model, classes, cache, self.device, save, state)
         check_fingerprint(layer.data_fingerprint, self._known_data(before))
-        layer.fit(stage)
+        layer.fit(settings)
         target = place / "checkpoints" / "step_1.pt"
         checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
         kept.unlink(missing_ok=True)
         return Done(target, before.steps + 1, layer.data_fingerprint), earlier
+
+    def _layer(self, number: int) -> tuple[type[LayerFit[Any]], Any]:
+        """Return what fits the layer of a stage, and its settings."""
+        stage = self.config.stages[number]
+        if stage.kind == "svm":
+            return SVMFit, stage.svm
+        assert stage.kind == "box_ridge"  # the other kinds are trained
+        return RidgeFit, stage.ridge
 
     def _unfinished_fit(
         self, path: Path, number: int, model: RegionDetector, num_classes: int
@@ -337,18 +345,17 @@ class StagedTraining:
         """Return the saved state of a fit that was stopped, or None where there is none of use."""
         if not path.is_file():
             return None
-        stage = self.config.stages[number]
-        kind = FITS[stage.kind]
+        kind, settings = self._layer(number)
+        width = feature_width(model, pooled=kind.reads_pooled(settings))
         try:
             state = checkpoints.read_saved(path)
-            width = feature_width(model, pooled=kind.reads_pooled(stage))
             fault = fault_of_fit(kind, state, num_classes, width)
         except InputError as error:
             fault = str(error)
         if fault is not None:
             note(
-                f"warning: {path}: not the state of an unfinished fit: {fault}; the stage {stage.name} "
-                "starts again from the beginning"
+                f"warning: {path}: not the state of an unfinished fit: {fault}; the stage "
+                f"{self.config.stages[number].name} starts again from the beginning"
             )
             return None
         self._check_key(number, state["key"], path)

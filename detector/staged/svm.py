@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from detector.config.sections.training import StageConfig, SVMConfig
+from detector.config.sections.training import SVMConfig
 from detector.core import boxes as box_ops
 from detector.core.errors import InputError, listed
 from detector.core.progress import note, track
@@ -36,16 +36,16 @@ SAVE_EVERY = 50
 """Number of images after which an unfinished fit is saved."""
 
 
-class SVMFit(LayerFit):
+class SVMFit(LayerFit[SVMConfig]):
     """Trains the SVMs of all classes with hard negatives, in one pass over the images."""
 
-    def fit(self, stage: StageConfig) -> None:
+    def fit(self, settings: SVMConfig) -> None:
         """Train the SVMs and put them into ``cls_score``.
 
         Raises:
             InputError: a class without positives, unless the settings say that it never fires.
         """
-        settings, pooled = stage.svm, self.reads_pooled(stage)
+        pooled = self.reads_pooled(settings)
         if pooled:
             _require_no_hidden_layers(self.model)
         factor = settings.feature_norm / self.mean_norm(pooled=pooled)
@@ -61,8 +61,8 @@ class SVMFit(LayerFit):
         fold_svms(self.model.predictor.cls_score, mining.weights, mining.biases, factor)
 
     @staticmethod
-    def reads_pooled(stage: StageConfig) -> bool:
-        return stage.svm.features == "pooled"
+    def reads_pooled(settings: SVMConfig) -> bool:
+        return settings.features == "pooled"
 
     @staticmethod
     def find_fault(state: dict[str, Any], num_classes: int, width: int) -> str | None:
