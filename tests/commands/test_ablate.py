@@ -33,7 +33,7 @@ def test_the_papers_suite_has_a_valid_config_for_every_run(tmp_path: Path) -> No
 
 
 def same_by_design(studied: str, run: str) -> bool:
-    """Some configs are already what a run asks for."""
+    """Some configs already have the value that a run sets."""
     freeze = {"fast_rcnn_vgg16_voc07": "train_conv3_up", "bccd_squeezenet": "train_conv3_up"}
     if studied == "quickstart":
         return run == "dense" and load_config(PROJECT / "configs/quickstart.yaml").proposals.method == "dense"

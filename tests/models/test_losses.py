@@ -61,7 +61,7 @@ def test_only_the_true_class_of_foreground_is_regressed() -> None:
     assert torch.equal(touched, expected)
 
 
-def test_background_alone_has_no_box_loss_but_a_gradient_of_zero() -> None:
+def test_a_batch_of_background_has_no_box_loss_but_a_gradient_of_zero() -> None:
     wanted, found = sampled([0, 0]), output(2, 3, 4)
     losses = DetectionLoss()(found, wanted)
     sum(losses.values()).backward()
@@ -86,8 +86,8 @@ def test_what_is_masked_out_may_be_infinite(rows: int) -> None:
     assert found.box_deltas.grad.isfinite().all()
 
 
-def test_the_loss_and_its_gradient_are_those_of_the_foreground_alone() -> None:
-    """Bit for bit in the gradient, which is what trains; the sum may add in another order."""
+def test_the_loss_and_its_gradient_are_those_of_the_foreground_only() -> None:
+    """The gradient, which trains the network, is equal bit for bit; the sum may add in another order."""
     for rows in (21, 1):
         labels = torch.randint(21, (128,), generator=torch.Generator().manual_seed(0)).tolist()
         wanted, found, again = sampled(labels), output(128, 20, rows), output(128, 20, rows)

@@ -74,7 +74,7 @@ def test_equals_the_slow_reference(make_boxes: MakeBoxes, seed: int, rows: int, 
 
 
 def certain(scores: list[float]) -> Tensor:
-    """Scores (R, K+1) that are given as they are; only class 1 has any."""
+    """Scores (R, K+1), as given; only class 1 has any."""
     return torch.tensor([[0.0, score, 0.0, 0.0] for score in scores])
 
 
@@ -132,7 +132,7 @@ def test_no_proposals_give_no_detections() -> None:
     [{"flipped": True}, {"flipped_vertically": True}, {"flipped": True, "flipped_vertically": True}],
 )
 def test_a_flipped_view_gives_the_boxes_of_the_unflipped_one(make_boxes: MakeBoxes, mirrored: dict) -> None:
-    """A network that saw the mirror image answers with mirrored shifts."""
+    """For a mirrored image the network returns mirrored shifts."""
     constants = fixed_coder(K, (0.0,) * 4, (0.1, 0.1, 0.2, 0.2))
     output, proposals = random_output(30, 0), make_boxes(30, 75.0)
     signs = torch.tensor(
@@ -157,7 +157,7 @@ def test_several_views_are_suppressed_together(make_boxes: MakeBoxes) -> None:
 
 
 def test_views_are_merged_before_suppression(make_boxes: MakeBoxes) -> None:
-    """A mirrored look that says the same changes nothing; one that says more adds it."""
+    """A mirrored view with the same boxes changes nothing; one with more boxes adds them."""
     output, proposals = random_output(40, 0), make_boxes(40, 75.0)
     step = Postprocess(coder(), max_detections=1000)
     alone = step([(output, META)], proposals)
@@ -209,7 +209,7 @@ def test_refining_takes_the_box_and_score_of_the_candidates_own_class(make_boxes
         assert refined.boxes[row].tolist() == clipped
 
 
-def test_finishing_suppresses_and_caps_like_the_first_look(make_boxes: MakeBoxes) -> None:
+def test_finishing_suppresses_and_caps_as_select_does(make_boxes: MakeBoxes) -> None:
     output, proposals = random_output(60, 0), make_boxes(60, 75.0)
     boxes, scores = plain().decode(HeadOutput(output.class_logits, None), proposals, META)
     rows, labels = torch.nonzero(scores[:, 1:] > -9).unbind(1)

@@ -89,7 +89,7 @@ def test_tensors_that_would_mislead_are_refused(tmp_path: Path, content: dict, m
 
 
 class Bomb:
-    """A pickle that would make a file if it were loaded by pickle's own rules."""
+    """A pickle that creates a file if it is loaded by the rules of pickle."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

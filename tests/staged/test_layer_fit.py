@@ -49,7 +49,7 @@ def test_the_saved_state_of_a_fit_has_no_fault() -> None:
         {"negatives": [torch.zeros(5, 4), torch.zeros(2, 3)]},
     ],
 )
-def test_another_state_of_an_svm_fit_is_a_fault(change: dict[str, Any]) -> None:
+def test_faults_in_the_state_of_an_svm_fit_are_noticed(change: dict[str, Any]) -> None:
     assert fault_of_fit(SVMFit, {**SVM, **change}, 2, 4) is not None
 
 
@@ -58,6 +58,6 @@ def test_another_state_of_an_svm_fit_is_a_fault(change: dict[str, Any]) -> None:
     [None, [], {"1": RIDGE["fits"][2]}, {3: RIDGE["fits"][2]}, {2: torch.zeros(4, 4)}, {2: (1, 2)},
      {2: (torch.zeros(4, 3), torch.zeros(4))}],
 )  # fmt: skip
-def test_another_state_of_a_ridge_fit_is_a_fault(fits: Any) -> None:
+def test_faults_in_the_state_of_a_ridge_fit_are_noticed(fits: Any) -> None:
     assert fault_of_fit(RidgeFit, {**RIDGE, "fits": fits}, 2, 4) is not None
     assert fault_of_fit(RidgeFit, [], 2, 4) is not None

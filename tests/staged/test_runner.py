@@ -1,4 +1,4 @@
-"""Staged SPP-net: from nothing to a detector, the same whether or not it was killed on the way."""
+"""Staged SPP-net: the detector is the same whether or not the run was killed on the way."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def run_alone(config: Config, folder: Path) -> None:
 
 
 def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
-    """Run in a process forked off one that has everything imported and has computed nothing."""
+    """Run in a process forked from one that has imported everything and has computed nothing."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # found by PYTHONPATH, or every process imports torch again
@@ -155,7 +155,7 @@ def test_stopped_in_both_trainings_it_ends_with_the_same_detector(
 
 
 @each_device
-def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(
+def test_stages_pass_their_weights_on_and_the_tools_read_the_detector(
     staged: Staged, tmp_path: Path, device: str
 ) -> None:
     config, folder = staged(), tmp_path / "run"
@@ -185,7 +185,7 @@ def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(
     assert again.figures["voc_mAP"] == evaluation.figures["voc_mAP"]
 
 
-def test_a_stage_is_called_alone_and_asks_for_those_before_it(staged: Staged, tmp_path: Path) -> None:
+def test_a_single_stage_can_be_run_and_needs_those_before_it(staged: Staged, tmp_path: Path) -> None:
     config, folder = staged(), tmp_path / "run"
     folder.mkdir()
     with pytest.raises(InputError, match="--stage svm: needs the stage classify"):
@@ -199,7 +199,7 @@ def test_a_stage_is_called_alone_and_asks_for_those_before_it(staged: Staged, tm
         StagedTraining(staged("seed=8"), folder, "cpu").run()
 
 
-def test_each_image_goes_through_the_convolutions_once_a_scale(staged: Staged, tmp_path: Path) -> None:
+def test_each_image_goes_through_the_convolutions_once_per_scale(staged: Staged, tmp_path: Path) -> None:
     config = staged()
     classes = class_names(config)
     records = load_split(config, "trainval", classes, training=True).records
@@ -235,7 +235,7 @@ def test_one_image_is_enough_and_a_class_without_objects_is_named(
 
 
 @pytest.mark.parametrize("kind", ["svm", "box_ridge"])
-def test_what_a_stopped_fit_kept_is_refused_by_another_config(
+def test_the_state_of_a_stopped_fit_is_refused_with_another_config(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     config, folder = staged(), tmp_path / "run"
@@ -266,7 +266,7 @@ def test_what_a_stopped_fit_kept_is_refused_by_another_config(
 
 
 def test_features_are_scaled_and_rows_thinned_as_the_release_does(staged: Staged, tmp_path: Path) -> None:
-    """A mean norm over regions of the images; at most ``max_rows`` rows a class, drawn by the seed."""
+    """A mean norm over regions of the images; at most ``max_rows`` rows per class, drawn by the seed."""
     config = staged()
     classes = class_names(config)
     model = build_model(config, len(classes))
@@ -292,7 +292,7 @@ def test_features_are_scaled_and_rows_thinned_as_the_release_does(staged: Staged
 
 
 def test_a_region_on_a_difficult_object_is_no_negative(staged: Staged, tmp_path: Path) -> None:
-    """The object is no positive where the config skips difficult ones, and yet its class is there."""
+    """Where the config skips difficult objects, they are not positives, but their class is present."""
     config = staged("data.difficult=skip")
     classes = class_names(config)
     fit = SVMFit(
@@ -314,7 +314,7 @@ def test_a_region_on_a_difficult_object_is_no_negative(staged: Staged, tmp_path:
 
 
 def test_an_rcnn_in_stages(staged: Staged, tmp_path: Path) -> None:
-    """R-CNN's stages: fine-tuning on crops, SVMs on fc7, ridge regression on what the crops pool to."""
+    """R-CNN's stages: fine-tuning on crops, SVMs on fc7, ridge regression on the pooled crops."""
     staged()
     values = json.loads((tmp_path / "staged.yaml").read_text())
     network, _, svm, boxes = values["stages"]
@@ -335,7 +335,7 @@ def test_an_rcnn_in_stages(staged: Staged, tmp_path: Path) -> None:
         StagedTraining(resized, tmp_path / "run", "cpu").run()
 
 
-def test_too_little_disk_is_said_before_the_convolutions_run(
+def test_too_little_disk_is_reported_before_the_convolutions_run(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = staged()
@@ -450,7 +450,7 @@ def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
 def test_the_seconds_of_a_stage_are_its_own(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither those of the process before it, nor those of the stages before it."""
+    """They include neither the process nor the stages before it."""
     monkeypatch.setattr("detector.staged.runner.process_seconds", lambda: 500.0)
     began = time.perf_counter()
     for name in ("classify", "fine_tune"):
@@ -473,7 +473,7 @@ def test_a_staged_run_does_not_delete_the_weights_that_it_starts_from(staged: St
         training.check_start(overwrite=True)
 
 
-def test_weights_that_are_missing_end_a_staged_run_first(staged: Staged, tmp_path: Path) -> None:
+def test_missing_weights_are_reported_before_a_staged_run_begins(staged: Staged, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     config = staged(f"model.backbone.weights={tmp_path / 'absent.pth'}")
     with pytest.raises(InputError, match=r"absent\.pth"):
@@ -537,7 +537,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"data_fingerprint": {"a": 1}}, "data_fingerprint"),
     ],
 )
-def test_other_values_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_wrong_values_in_a_record_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     path = tmp_path / "done.json"
     path.write_text(json.dumps({**RECORD.model_dump(), **change}))
     with pytest.raises(InputError, match=rf"done\.json: not the record of a finished stage: {named}"):
@@ -545,7 +545,7 @@ def test_other_values_are_named(tmp_path: Path, change: dict[str, Any], named: s
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "null", '{"key": "abc"}', "\ufeff{}"])
-def test_other_files_are_named(tmp_path: Path, text: str) -> None:
+def test_files_that_are_no_records_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "done.json").write_text(text)
     with pytest.raises(InputError, match=r"done\.json: not"):
         read_record(tmp_path / "done.json")
