@@ -319,8 +319,9 @@ def _prepare(folder: Path, plan: CachePlan) -> None:
         (folder / "maps.bin").unlink(missing_ok=True)  # of a run killed right here; its space counts as free
         _check_disk(folder, plan.bytes)
         with (folder / "maps.bin").open("wb") as file:
-            if plan.bytes:
-                os.posix_fallocate(file.fileno(), 0, plan.bytes)  # so that the disk cannot fill up half-way
+            file.truncate(plan.bytes)
+            if plan.bytes and hasattr(os, "posix_fallocate"):  # macOS has none; a disk may fill up there
+                os.posix_fallocate(file.fileno(), 0, plan.bytes)
         (folder / "done.bin").write_bytes(bytes(_CHECKSUM.size * len(plan.images)))
     except OSError as error:
         raise InputError(f"{folder}: cannot make the feature cache: {error.strerror or error}") from None

@@ -215,6 +215,15 @@ def test_the_file_of_a_run_killed_at_its_start_counts_as_free_space(
     assert left.stat().st_size == plan().bytes
 
 
+def test_a_cache_is_made_where_space_cannot_be_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    cache = fill_cache(tmp_path / "cache", plan(), Counter(), load)
+    assert (tmp_path / "cache" / "maps.bin").stat().st_size == plan().bytes
+    assert torch.equal(cache.levels("i4")[0], Counter()(pixels(4)[0]))
+
+
 def test_images_smaller_than_a_cell_and_features_too_large_for_the_type_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="image i0: at 32x32 pixels it is smaller than one cell"):
         CachePlan(images(), {}, map_size=lambda size: (size[0] // 64, size[1] // 64), channels=3)
