@@ -32,9 +32,8 @@ from detector.proposals.journal import NAME as JOURNAL
 from detector.proposals.journal import Journal, encode_entry
 from detector.proposals.readers import read_images
 from detector.proposals.store import ProposalStore
-from detector.staged.cache_plan import CachedImage, CachePlan
-from detector.staged.feature_cache import FeatureCache, fill_cache
-from detector.staged.record import read_record
+from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache
+from detector.staged.runner import read_record
 from tests import fuzz_changes as changes
 from tests import run_records
 from tests.fuzz_changes import Change, any_of, damage
