@@ -126,11 +126,11 @@ def sources(*patterns: str) -> list[str]:
 
 
 def cpu_sources() -> list[str]:
-    return sources("*.cpp", "cpu/*.cpp", "selective_search/*.cpp")
+    return sources("*.cpp", "pooling/*.cpp", "pooling/cpu/*.cpp", "selective_search/*.cpp")
 
 
 def cuda_sources() -> list[str]:
-    return sources("cuda/*.cu")
+    return sources("pooling/cuda/*.cu")
 
 
 def why_no_cuda() -> str | None:

@@ -107,7 +107,7 @@ def build(name: str, backbone: str, scales: Sequence[int], device: str) -> Pipel
     head = BoxHead(pool.out_features, (4096, 4096), 0.5)
     coder = fixed_coder(CLASSES, (0.0,) * 4, (0.1, 0.1, 0.2, 0.2))
     predictor = BoxPredictor(4096, CLASSES)
-    model = RegionDetector(image_backbone, pool, head, predictor, coder)
+    model = RegionDetector(image_backbone, pool, head, predictor, coder, roi_chunk=512)
     return Pipeline(model.to(device), convolutions, tuple(scales))
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detector.core.files import atomic_write
 from detector.ops import selective_search
 from detector.ops.selective_search_config import PRESETS
 
@@ -36,9 +37,8 @@ def equal_numbers(image_id: str, theirs: np.ndarray, mode: str, seed: int) -> tu
 
 
 def save(path: Path, boxes: dict[str, np.ndarray]) -> None:
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, **boxes)
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **boxes)
 
 
 def main() -> None:

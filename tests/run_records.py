@@ -8,7 +8,7 @@ from pathlib import Path
 from detector.core.errors import InputError
 from detector.engine.run_files import is_run, note_pictures, remove_run
 from detector.engine.run_log import RunLog
-from detector.staged.record import StageRecord, write_record
+from detector.staged.runner import StageRecord
 from detector.tasks.report import run_series
 
 
@@ -23,8 +23,14 @@ def make_run_log(folder: Path) -> Path:
 
 
 def make_stage_record(folder: Path) -> Path:
-    record = StageRecord("00ff" * 8, "checkpoints/step_8.pt", 14, 2.5, {"training: trainval": "00ff" * 8})
-    write_record(folder / "done.json", record)
+    record = StageRecord(
+        key="00ff" * 8,
+        checkpoint="checkpoints/step_8.pt",
+        steps=14,
+        seconds=2.5,
+        data_fingerprint={"training: trainval": "00ff" * 8},
+    )
+    record.write(folder / "done.json")
     return folder / "done.json"
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run a suite of ablations of one config and print its table beside the paper's.
 
-Runs that are finished are not done again, and one that was stopped goes on where it was.
+Finished runs are not repeated, and a run that was stopped is resumed.
 """
 
 import setup_check  # isort: skip  # noqa: F401

@@ -26,7 +26,7 @@ TIME_LIMIT = 420.0
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came."""
+    """Raised on SIGINT or SIGTERM."""
 
 
 def main() -> int:
@@ -84,13 +84,13 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def ignore_signals() -> None:
-    """Let nothing come between an interrupted check and its report."""
+    """Ignore further signals, so that an interrupted check can write its report."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def choose(parts: list[Part], names: str | None) -> list[Part]:
-    """Return the parts that ``names``, separated by commas, choose; all for None."""
+    """Return the parts with the given ``names``, separated by commas; all parts for None."""
     if names is None:
         return parts
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -112,7 +112,7 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", help="folder for report.json, report.md and logs.tar.gz")
-    parser.add_argument("--parts", help="these parts alone, separated by commas (--list names them)")
+    parser.add_argument("--parts", help="run only these parts, separated by commas (--list names them)")
     parser.add_argument("--list", action="store_true", help="list the parts and end")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="seconds for everything")
     parser.add_argument("--wheels", type=Path, help="folder of wheels for missing modules (default: .whl)")

@@ -1,6 +1,6 @@
 """Builds the native libraries for this machine's GPU and makes a first call with them.
 
-A rehearsal builds the CPU library alone, into a folder of its own.
+A rehearsal builds only the CPU library, in a temporary folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.gpu_check.result import Result, part_arguments
 
 
 def build(result: Result, *, rehearsal: bool) -> bool:
-    """Build from csrc/ and say how long it took and whether it went well."""
+    """Build from csrc/, record how long it took, and return whether it succeeded."""
     command = [sys.executable, "setup.py", "build_ext", "--force"]
     environment = dict(os.environ)
     if rehearsal:
@@ -30,7 +30,7 @@ def build(result: Result, *, rehearsal: bool) -> bool:
     started = time.monotonic()
     status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     seconds = time.monotonic() - started
-    capability = environment.get("TORCH_CUDA_ARCH_LIST", "") if not rehearsal else "CPU alone"
+    capability = environment.get("TORCH_CUDA_ARCH_LIST", "") if not rehearsal else "CPU only"
     result.row("Build", {"for": capability, "seconds": seconds, "exit status": status})
     if status:
         result.fault(
@@ -40,14 +40,14 @@ def build(result: Result, *, rehearsal: bool) -> bool:
 
 
 def first_call(result: Result, device: str) -> None:
-    """Pool once and compare with the CPU."""
+    """Pool once on the device and compare with the CPU."""
     import torch
 
     from detector.ops import roi_pool
 
     features, rois = torch.randn(1, 64, 20, 30), torch.tensor([[0.0, 16, 16, 240, 200], [0, 0, 0, 479, 319]])
-    found = roi_pool(features.to(device), rois.to(device), 7, 1 / 16).cpu()
-    if not torch.equal(found, roi_pool(features, rois, 7, 1 / 16)):
+    pooled = roi_pool(features.to(device), rois.to(device), 7, 1 / 16).cpu()
+    if not torch.equal(pooled, roi_pool(features, rois, 7, 1 / 16)):
         result.fault("the first call does not equal the CPU's")
 
 
@@ -62,7 +62,7 @@ except RuntimeError as error:
 
 
 def wrong_call(result: Result) -> None:
-    """Make a call that has to raise an error, in a process of its own."""
+    """Make a call that must raise an error, in a separate process."""
     status = subprocess.run([sys.executable, "-c", WRONG_CALL], cwd=ROOT, check=False).returncode
     if status:
         result.fault(

@@ -20,38 +20,37 @@ from detector.factory.proposals import open_proposals, stored_proposals
 
 TABLE = "Test image, VGG16"
 SPREAD = 3.0
-"""Standard deviation of a class's logits over an image's proposals, about that of a trained network."""
+"""Standard deviation of a class's logits over the proposals of an image, about that of a trained network."""
 CONFIDENT = 0.1
-"""The part of the proposals in which a trained network sees some class above the score threshold."""
+"""The fraction of proposals for which a trained network has a class above the score threshold."""
 
 
 def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds: int, result: Result) -> None:
-    """Time both with the weights as they are, which suppress nothing, and with weights that do.
+    """Time both networks with the given weights, for which nothing is suppressed, and with spread scores.
 
-    Leaves the networks in evaluation mode and with the latter weights.
+    Leaves the networks in evaluation mode and with the weights of the second case.
     """
     records = task.test_set.records
     source = stored_proposals(config, open_proposals(config, records, "test"), training=False)
-    views = list(inference_views(config, records, source))
+    images = list(inference_views(config, records, source))  # each image is a list of views
     task.model.eval(), peer.eval()
 
-    def ours(view: list[Batch]) -> int:
-        return len(detect(view).scores)
+    def ours(views: list[Batch]) -> int:
+        return len(detect(views).scores)
 
-    def theirs(view: list[Batch]) -> int:
+    def theirs(views: list[Batch]) -> int:
         with torch.inference_mode():
-            return len(peer(view[0])[0][0]["scores"].cpu())
+            return len(peer(views[0])[0][0]["scores"].cpu())
 
     for weights in ("untrained", "as if trained"):
         if weights == "as if trained":
-            spread_scores(task.model, views[0][0], device, config.test.score_threshold)
+            spread_scores(task.model, images[0][0], device, config.test.score_threshold)
         copy_weights(task.model, peer)
         detect = build_predictor(config, task.model, device)
         times = {"ours": [], "theirs": []}
         for name, call in (("ours", ours), ("theirs", theirs)) * 2:
-            times[name].append(milliseconds(call, views, rounds, device))
+            times[name].append(milliseconds(call, images, rounds, device))
         mine, other = (sum(times[name]) / 2 for name in ("ours", "theirs"))
-        images = [view[0].images for view in views]
         result.row(
             TABLE,
             {
@@ -60,10 +59,10 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
                 "ours ms": mine,
                 "torchvision's parts ms": other,
                 "ratio": other / mine,
-                "proposals, mean": sum(len(view[0].proposals[0].boxes) for view in views) / len(views),
-                "our detections, mean": sum(map(ours, views)) / len(views),
-                "their detections, mean": sum(map(theirs, views)) / len(views),
-                "input": " x ".join(map(str, images[0].shape[-2:])),
+                "proposals, mean": sum(len(views[0].proposals[0].boxes) for views in images) / len(images),
+                "our detections, mean": sum(map(ours, images)) / len(images),
+                "their detections, mean": sum(map(theirs, images)) / len(images),
+                "input": " x ".join(map(str, images[0][0].images.shape[-2:])),
                 "ours, each": ", ".join(f"{value:.1f}" for value in times["ours"]),
                 "theirs, each": ", ".join(f"{value:.1f}" for value in times["theirs"]),
             },
@@ -71,10 +70,10 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
 
 
 def milliseconds(
-    call: Callable[[list[Batch]], int], views: list[list[Batch]], rounds: int, device: str
+    call: Callable[[list[Batch]], int], images: list[list[Batch]], rounds: int, device: str
 ) -> float:
-    """Return the milliseconds of an image, views in turn, after some that warm up."""
-    turns = itertools.cycle(views)
+    """Return the milliseconds per image of ``rounds`` calls after a few warm-up calls."""
+    turns = itertools.cycle(images)
     for _ in range(min(5, rounds)):
         call(next(turns))
     if device == "cuda":
@@ -91,16 +90,16 @@ def milliseconds(
 def spread_scores(model: Any, view: Batch, device: str, threshold: float) -> None:
     """Scale and shift cls_score so that scores spread over the proposals as a trained network's do.
 
-    Each class's logits get mean 0 and the same deviation; then the background's bias is raised until only a
-    part of the proposals has another class above ``threshold``.
+    Each class's logits get mean 0 and the same standard deviation; then the background's bias is raised until
+    only the fraction CONFIDENT of the proposals has another class above ``threshold``.
     """
     logits = predict(model, view, device)
-    mean, deviation = logits.mean(0), logits.std(0).clamp(min=1e-12)
+    mean, standard_deviation = logits.mean(0), logits.std(0).clamp(min=1e-12)
     layer = model.predictor.cls_score
-    factor = (SPREAD / deviation).to(layer.weight)
+    factor = (SPREAD / standard_deviation).to(layer.weight)
     layer.weight.mul_(factor[:, None])
     layer.bias.copy_((layer.bias - mean.to(layer.bias)) * factor)
-    spread = (logits - mean) / deviation * SPREAD
+    spread = (logits - mean) / standard_deviation * SPREAD
     low, high = 0.0, 100.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -112,6 +111,6 @@ def spread_scores(model: Any, view: Batch, device: str, threshold: float) -> Non
 
 
 def predict(model: Any, view: Batch, device: str) -> Tensor:
-    """Return the class logits (P, K+1) of an image's proposals."""
+    """Return the class logits (P, K+1) of the proposals of one view."""
     output = model.predict(model.features(on_device(view, device)), view.rois().to(device))
     return output.class_logits.double().cpu()

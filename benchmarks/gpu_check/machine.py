@@ -1,4 +1,4 @@
-"""What the machine is and what it lacks. Needs only Python itself."""
+"""The facts of the machine and the modules that it lacks. Needs only Python itself."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ NEEDED = (
 _PROBE = """
 import importlib.util, json, sys
 missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
-found = {"missing": missing, "python": sys.version.split()[0]}
+facts = {"missing": missing, "python": sys.version.split()[0]}
 try:
     import torch
-    found |= {"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": None}
+    facts |= {"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": None}
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["capability"] = "{}.{}".format(*torch.cuda.get_device_capability())
-        found["gpu memory, MiB"] = torch.cuda.get_device_properties(0).total_memory >> 20
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["capability"] = "{}.{}".format(*torch.cuda.get_device_capability())
+        facts["gpu memory, MiB"] = torch.cuda.get_device_properties(0).total_memory >> 20
     import torchvision
-    found["torchvision"] = torchvision.__version__
+    facts["torchvision"] = torchvision.__version__
 except Exception as error:
-    found["error"] = f"{type(error).__name__}: {error}"
-print("PROBE" + json.dumps(found))
+    facts["error"] = f"{type(error).__name__}: {error}"
+print("PROBE" + json.dumps(facts))
 """
 
 
@@ -53,7 +53,7 @@ class Machine:
         return shutil.which(name, path=self.environment["PATH"])
 
     def look(self, wheels: Path | None = None) -> None:
-        """Fill ``facts``, after installing into build/site what is missing and lies among ``wheels``."""
+        """Fill ``facts``; first install missing modules from ``wheels``, if any, into build/site."""
         self.facts |= probe(self.environment)
         folder = wheels or WHEELS
         if self.facts["missing"] and folder.is_dir():
@@ -64,7 +64,7 @@ class Machine:
 
 
 def base_environment() -> dict[str, str]:
-    """Return the environment of the parts: the project, and what build/site has, before anything else."""
+    """Return the environment of the parts, which import the project and build/site before anything else."""
     environment = dict(os.environ)
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
     paths = [str(ROOT), str(SITE), *(path for path in given if path)]
@@ -75,25 +75,25 @@ def base_environment() -> dict[str, str]:
 
 
 def probe(environment: dict[str, str]) -> dict[str, Any]:
-    """Ask a Python of the parts' environment what it can import and which GPU it sees."""
+    """Ask a Python in the parts' environment which modules it can import and which GPU it sees."""
     command = [sys.executable, "-c", _PROBE, *NEEDED]
     try:
         run = subprocess.run(
             command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
         )
         line = next(line for line in run.stdout.splitlines() if line.startswith("PROBE"))
-        found: dict[str, Any] = json.loads(line.removeprefix("PROBE"))
+        facts: dict[str, Any] = json.loads(line.removeprefix("PROBE"))
     except subprocess.TimeoutExpired:
         return {"missing": [], "gpu": None, "error": "importing torch took over 90 seconds"}
     except (StopIteration, ValueError):
         return {"missing": [], "gpu": None, "error": run.stderr[-500:]}
-    return found
+    return facts
 
 
 def install(wheels: list[Path]) -> str:
-    """Put wheels into build/site without asking any registry; return what pip said at last.
+    """Install wheels into build/site without asking any registry; return pip's last lines.
 
-    Where one of them does not fit this machine, the others are installed all the same.
+    If one of them does not fit this machine, the others are installed nevertheless.
     """
     fits, said = pip(wheels)
     if fits:
@@ -102,7 +102,7 @@ def install(wheels: list[Path]) -> str:
 
 
 def pip(wheels: list[Path]) -> tuple[bool, str]:
-    """Install wheels into build/site; return whether that went well and pip's last line."""
+    """Install wheels into build/site; return whether pip succeeded and its last line."""
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", str(SITE)]
     run = subprocess.run(
         [*command, "--upgrade", *map(str, wheels)],

@@ -16,7 +16,7 @@ from detector.config import Config
 from detector.core.structures import Batch
 
 FROZEN_LAYERS = 10
-"""Through conv2 and the pooling after it, as freeze: 2 of the config."""
+"""The layers through conv2 and the pooling after it, as with ``freeze: 2`` in the config."""
 
 
 class Pool(nn.Module):
@@ -26,7 +26,7 @@ class Pool(nn.Module):
 
 
 class Peer(nn.Module):
-    """In training it returns losses, in evaluation detections, as torchvision does."""
+    """Returns losses in training mode and detections in evaluation mode, as torchvision does."""
 
     def __init__(self, config: Config, num_classes: int, device: str, *, half: bool) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def on_device(batch: Batch, device: str) -> Tensor:
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Give ``target`` the weights of ``source``, layer by layer in the order in which they come."""
+    """Copy the weights of ``source`` to ``target``, layer by layer in their order."""
     ours, theirs = layers(source), layers(target)
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} layers with weights cannot be copied into {len(theirs)}")

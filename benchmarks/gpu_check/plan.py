@@ -1,4 +1,4 @@
-"""The parts in order: the build, timings with nothing else running, then the rest side by side."""
+"""The parts in order: the build, the timings one at a time, then all other parts at the same time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from benchmarks.gpu_check.result import Result
 from benchmarks.gpu_check.runner import Part
 
 FUZZ = os.environ.get("GPU_CHECK_FUZZ", str(ROOT / "tests/emulator/fuzz.py"))
-"""Random pooling calls against the CPU operators; the exit status is 1 where any differs."""
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")  # each with a seed of its own, from 1 on
+"""Compares random pooling calls with the CPU operators; the exit status is 1 if any result differs."""
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")  # with seeds 1, 2, 3 and 4
 SANITIZED_SECONDS, FUZZ_SECONDS, REHEARSED_SECONDS = 20, 45, 2
-TEST_PROCESSES = 14
+TEST_PROCESSES = 12  # the other parts that run at the same time take the remaining cores of 16
 NCU_OPTIONS = [
     *("--clock-control", "none", "--kernel-name-base", "demangled", "--kernel-name", "regex:detector"),
     *("--launch-count", "60", "--section", "SpeedOfLight", "--section", "Occupancy"),
@@ -35,7 +35,7 @@ SMALL_QUICK_START = [
 
 
 class Plan:
-    """Makes the parts for one machine; ``data`` is the project's folder of data sets."""
+    """Creates the parts for one machine; ``data`` is the project's folder of data sets."""
 
     def __init__(self, machine: Machine, work: Path, data: Path, *, rehearsal: bool) -> None:
         self.machine, self.work, self.data, self.rehearsal = machine, work, data, rehearsal
@@ -45,7 +45,7 @@ class Plan:
         return [*self._timings(), *self._checks()]
 
     def _own(self, module: str, *options: str) -> list[str]:
-        """Return the command of a part that is a module of this package."""
+        """Return the command that runs a module of this package as a part."""
         rehearsal = ["--dry-run"] if self.rehearsal else []
         return [sys.executable, "-m", f"benchmarks.gpu_check.{module}", *options, *rehearsal]
 
@@ -99,22 +99,24 @@ class Plan:
             yield self._part(f"repeat_{precision}", title, command, 120, environment=ONE_THREAD)
 
     def _tests(self) -> Part:
-        tests = ["tests/ops"] if self.rehearsal else ["tests"]
-        processes = 1 if self.rehearsal else TEST_PROCESSES
-        command = [sys.executable, "-m", "pytest", "-v", "-n", str(processes), "--dist", "loadfile"]
-        command += ["-p", "no:cacheprovider", "-rfE", "--tb=short", "--durations=12", *tests]
-        if self.rehearsal:
-            command += ["-k", "test_roi_pool or gpu"]
-        return self._part("tests", "Tests", command, 230, folder=ROOT, read=readers.read_pytest)
+        """Return the tests that need a GPU, whole runs included; a rehearsal runs some others instead."""
+        chosen = ["-k", "test_roi_pool or gpu", "tests/ops"] if self.rehearsal else ["-m", "gpu", "tests"]
+        processes = "1" if self.rehearsal else str(TEST_PROCESSES)
+        # worksteal: the whole runs, which take longest, are in few files.
+        command = [sys.executable, "-m", "pytest", "-v", "-n", processes, "--dist", "worksteal"]
+        command += ["-p", "no:cacheprovider", "-rfE", "--tb=short", "--durations=12", *chosen]
+        return self._part(
+            "tests", "Tests that need a GPU", command, 230, folder=ROOT, read=readers.read_pytest
+        )
 
     def _sanitizer(self, tool: str) -> Part:
-        found = self.machine.tool("compute-sanitizer")
-        before = [] if self.rehearsal else [str(found), "--tool", tool, "--error-exitcode", "86"]
+        sanitizer = self.machine.tool("compute-sanitizer")
+        before = [] if self.rehearsal else [str(sanitizer), "--tool", tool, "--error-exitcode", "86"]
         options: dict[str, Any] = {"read": readers.read_fuzz if self.rehearsal else readers.read_sanitizer}
-        if found is None and not self.rehearsal:
+        if sanitizer is None and not self.rehearsal:
             options["skip"] = "there is no compute-sanitizer on this machine"
         if tool in ("memcheck", "initcheck"):
-            # Every tensor its own allocation: otherwise torch's allocator hides what lies beyond one.
+            # Every tensor gets its own allocation: torch's caching allocator would hide accesses beyond it.
             options["environment"] = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         calls = fuzz(SANITIZED_SECONDS, 1 + SANITIZERS.index(tool), "quick")
         return self._fuzz(tool, f"Random calls under {tool}", [*before, *calls], 115, options)
@@ -134,7 +136,7 @@ class Plan:
 
     def _quick_start(self) -> Part:
         output, data = self.work / "quickstart", self.work / "quickstart_data"
-        data.mkdir(parents=True, exist_ok=True)  # images are generated in a folder that is there
+        data.mkdir(parents=True, exist_ok=True)  # images are generated only in an existing folder
         command = [
             sys.executable,
             str(ROOT / "tools/train.py"),
@@ -156,11 +158,11 @@ class Plan:
 
 
 def fuzz(seconds: int, seed: int, special: str) -> list[str]:
-    """Return the command that makes random calls; ``special`` says which chosen ones come before them."""
+    """Return the command that makes random calls; ``special`` says which chosen calls come before them."""
     options = ["--device", "cuda", "--seconds", str(seconds), "--seed", str(seed), "--special", special]
     return [sys.executable, FUZZ, *options]
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text; none where there is no such file."""
+    """Return the text of a file, an empty one if the file does not exist."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

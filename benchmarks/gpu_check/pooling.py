@@ -17,7 +17,7 @@ SLOW_MICROSECONDS = 4000.0
 
 
 class Bench:
-    """Times cases on one device and writes a row of each."""
+    """Times cases on one device and writes a row per case."""
 
     def __init__(self, device: str, size: Size, proposals: Path, result: Result) -> None:
         self.device, self.size, self.proposals, self.result = device, size, proposals, result
@@ -75,17 +75,17 @@ class Bench:
         }
 
 
-def equality(found: Tensor, expected: Tensor) -> str:
+def equality(pooled: Tensor, expected: Tensor) -> str:
     """Return "bits", "values" where only the sign of a zero differs, or the largest difference."""
-    found, expected = found.contiguous(), expected.contiguous()
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return f"NO: {tuple(found.shape)} {found.dtype}"
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
-    if torch.equal(found.view(whole), expected.view(whole)):
+    pooled, expected = pooled.contiguous(), expected.contiguous()
+    if pooled.shape != expected.shape or pooled.dtype != expected.dtype:
+        return f"NO: {tuple(pooled.shape)} {pooled.dtype}"
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[pooled.element_size()]
+    if torch.equal(pooled.view(whole), expected.view(whole)):
         return "bits"
-    if torch.equal(found, expected):
+    if torch.equal(pooled, expected):
         return "values"
-    return f"NO: off by {float((found.double() - expected.double()).abs().max()):.2g}"
+    return f"NO: off by {float((pooled.double() - expected.double()).abs().max()):.2g}"
 
 
 def main() -> int:
@@ -97,7 +97,7 @@ def main() -> int:
     result.note(f"copy bandwidth {bench.bandwidth / 1e9:.0f} GB/s, read and written")
     kinds = ["uniform", "proposals"]
     if not arguments.proposals.is_file():
-        result.note(f"{arguments.proposals.name} is not there: uniform RoIs alone")
+        result.note(f"{arguments.proposals.name} is missing: only uniform RoIs are timed")
         kinds.remove("proposals")
     for kind in kinds:
         for case in CASES:

@@ -1,4 +1,4 @@
-"""The pooling calls that are timed: what each pools, with which function, against what of torchvision's."""
+"""The pooling calls that are timed, ours and those of torchvision that are compared with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRIDE = 16
 
 @dataclass(frozen=True)
 class Size:
-    """How large the calls are: channels, cells of the map (height, width), and the RoIs divided by."""
+    """The size of the calls: channels, cells of the map (height, width), and a divisor for the RoIs."""
 
     channels: int = 512
     map: tuple[int, int] = (38, 63)
@@ -35,10 +35,10 @@ REHEARSAL = Size(channels=8, map=(9, 12), fewer=50)
 
 @dataclass(frozen=True)
 class Case:
-    """One call; ``target`` is how many times faster than torchvision it should be, None where none is set.
+    """One call; ``target`` is how many times faster than torchvision it should be, None without a target.
 
     ``what`` is "inference", "training forward" or "backward"; ``pool`` "roi", "max pyramid" or "avg pyramid".
-    torchvision has float32 alone and no pyramid: it gets four maximum calls and a cat in its place.
+    torchvision has only float32 and no pyramid; for a pyramid it makes four maximum calls and concatenates.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Case:
         return torch.cat([torchvision_roi_pool(features, rois, n, 1 / STRIDE).flatten(1) for n in LEVELS], 1)
 
     def bytes(self, features: Tensor, outputs: int) -> int:
-        """Return the bytes that have to move at least: features, outputs and places of maxima, each once.
+        """Return the least number of bytes to move: features, outputs and places of maxima, each once.
 
         A backward pass reads the gradient and the places and writes the gradient of the features.
         """
@@ -96,9 +96,9 @@ def make_rois(kind: str, case: Case, size: Size, proposals: Path) -> Tensor:
 
 def call(case: Case, pool: Callable[[Tensor, Tensor], Tensor], features: Tensor, rois: Tensor,
          grad: Tensor | None) -> Callable[[], Tensor]:  # fmt: skip
-    """Return the call to time, of ``case.ours`` or ``case.theirs``, on the tensors' device.
+    """Return the call to time; ``pool`` is ``case.ours`` or ``case.theirs``.
 
-    ``grad`` is what a backward pass gets, in the shape of the pooled features.
+    ``grad`` is the gradient for a backward pass, in the shape of the pooled features.
     """
     if case.what == "inference":
 

@@ -1,6 +1,6 @@
-"""Makes each pooling call of ours twice, for Nsight Compute to look at its kernels.
+"""Makes each of our pooling calls twice, so that Nsight Compute can profile the kernels.
 
-The calls come in the order of the table of cases, uniform RoIs, features as a convolution leaves them.
+The calls are made in the order of the table of cases, with uniform RoIs and NCHW features.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ from pathlib import Path
 from benchmarks.gpu_check.result import Result
 
 NAMED = 40
-"""At most as many failing tests are listed."""
+"""At most this many failing tests are listed."""
 
 
 def read_pytest(log: str, result: Result) -> None:
-    """Take the counts from pytest's last lines, and the failing tests from wherever they are named.
+    """Take the counts from pytest's last lines, and the failing tests from every line that names one.
 
-    Where a process of pytest crashed, only the line that was printed after the test names it.
+    If a process of pytest crashed, only the line that was printed after a test names it.
     """
     counts = {
         word.rstrip("s"): int(number)
@@ -37,7 +37,7 @@ def read_pytest(log: str, result: Result) -> None:
 
 
 def read_sanitizer(log: str, result: Result) -> None:
-    """Take the summary of compute-sanitizer, and what its program, the random calls, says."""
+    """Take the summary of compute-sanitizer and the last lines of the program that it ran."""
     summaries = re.findall(r"^=+ (\w+ SUMMARY: .*)$", log, re.MULTILINE)
     for line in summaries:
         result.note(line)
@@ -50,19 +50,19 @@ def read_sanitizer(log: str, result: Result) -> None:
 
 
 def read_fuzz(log: str, result: Result) -> None:
-    """Keep the last lines of the random calls, which sum them up."""
+    """Keep the last lines of the random calls, which summarize them."""
     for line in tail(log, 3).splitlines():
         result.note(line[:400])
 
 
 def read_quick_start(folder: Path, result: Result) -> None:
-    """Take the scores of a run from its metrics.json."""
+    """Take the metrics of a run from its metrics.json."""
     try:
-        figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        result.fault(f"the quick start left no figures: {error}")
+        result.fault(f"the quick start left no metrics: {error}")
         return
-    flat = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    flat = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     result.row("Quick start", dict(list(flat.items())[:12]))
 
 
@@ -81,7 +81,7 @@ _MICROSECONDS |= {"nsecond": 1e-3, "ns": 1e-3}
 
 
 def read_ncu(text: str, result: Result) -> None:
-    """Make a row a kernel of Nsight Compute's CSV, which has a line for each kernel and metric."""
+    """Add one row per kernel from Nsight Compute's CSV, which has one line per kernel and metric."""
     lines = text.splitlines()
     start = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
@@ -101,7 +101,7 @@ def read_ncu(text: str, result: Result) -> None:
 
 
 def metric(value: str, unit: str) -> float | str:
-    """Return a number of Nsight Compute's, times in microseconds."""
+    """Return a number from Nsight Compute, a time in microseconds."""
     try:
         return float(value.replace(",", "")) * _MICROSECONDS.get(unit, 1.0)
     except ValueError:
@@ -109,7 +109,7 @@ def metric(value: str, unit: str) -> float | str:
 
 
 def short_name(kernel: str) -> str:
-    """Return a kernel's name without namespaces and arguments, with its template's parameters."""
+    """Return a kernel's name with its template parameters, without namespaces and arguments."""
     short = re.sub(r"\b(?:detector|c10)::|(?:\(anonymous namespace\)|<?unnamed>)::", "", kernel)
     return short.removeprefix("void ").split("(")[0][:70]
 

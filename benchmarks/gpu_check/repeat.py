@@ -1,6 +1,6 @@
 """Trains a tiny detector twice with one seed, and once stopped and resumed, and compares the weights' bits.
 
-Everything goes through `tools/train.py`, three runs at a time.
+All runs go through `tools/train.py`, three at a time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Runs:
-    """Runs of one config in folders of their own."""
+    """Runs of one config, each in its own folder."""
 
     def __init__(self, folder: Path, device: str, overrides: list[str]) -> None:
         self.folder, self.device, self.overrides = folder, device, overrides
@@ -53,7 +53,7 @@ class Runs:
         (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
 
     def start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
-        """Start a run whose working directory and output are those of ``name``."""
+        """Start the run ``name``, with its own working directory and output folder."""
         (self.folder / name).mkdir(exist_ok=True)
         command = [sys.executable, str(ROOT / "tools/train.py"), "--config", str(self.folder / "tiny.yaml")]
         command += ["--output", str(self.folder / name / "run"), "--device", self.device]
@@ -73,9 +73,9 @@ class Runs:
 
 
 def stop(runs: Runs, process: subprocess.Popen[bytes]) -> str:
-    """Stop the run "stopped" after its first checkpoint and return how that went.
+    """Stop the run "stopped" after its first checkpoint and return a description of what happened.
 
-    A run that is done before it can be stopped loses its later checkpoints, as if it had been killed.
+    If the run finishes before it can be stopped, its later checkpoints are deleted, as if it had been killed.
     """
     while process.poll() is None and not runs.checkpoints("stopped"):
         time.sleep(0.02)
@@ -92,7 +92,7 @@ def stop(runs: Runs, process: subprocess.Popen[bytes]) -> str:
 
 
 def compare(runs: Runs, first: str, second: str, row: dict[str, Any], result: Result) -> bool:
-    """Write a row that says whether two runs ended with the same weights and momentum."""
+    """Write a row that says whether two runs ended with equal weights and momentum."""
     ours, theirs = runs.weights(first), runs.weights(second)
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     largest = max((float((ours[name] - theirs[name]).abs().max()) for name in different), default=0.0)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.readers import tail
-from benchmarks.gpu_check.result import Result, markdown, row_line, write_json, write_text
+from benchmarks.gpu_check.result import Result, markdown, row_line, write_json
+from detector.core.files import atomic_write, write_text
 
 LOG_BYTES = 2 << 20
-"""Of a longer log the beginning and the end are kept."""
+"""Of a longer log only the beginning and the end are kept."""
 TAIL_LINES = 40
 
 
@@ -34,7 +35,7 @@ class Outcome:
         return self.status not in ("passed", "skipped")
 
     def log_text(self) -> str:
-        """Return what the part has printed, without its middle where it is very long."""
+        """Return what the part has printed; the middle of a very long text is left out."""
         if self.log is None or not self.log.is_file():
             return ""
         text = self.log.read_text(encoding="utf-8", errors="replace")
@@ -72,7 +73,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, seconds: float) -> None:
-        """Write everything that is known after ``seconds`` of the check."""
+        """Write all results so far, ``seconds`` after the check began."""
         values = {"rehearsal": self.rehearsal, "seconds": seconds, "machine": self.machine}
         write_json(
             self.folder / "report.json", {**values, "parts": [each.values() for each in self.outcomes]}
@@ -81,7 +82,7 @@ class Report:
         self._write_logs()
 
     def text(self, seconds: float) -> str:
-        title = "# Rehearsal of the GPU check, on a CPU: no figure means anything" if self.rehearsal else (
+        title = "# Rehearsal of the GPU check, on a CPU: its numbers mean nothing" if self.rehearsal else (
             f"# GPU check: {self.machine.get('gpu')}"
         )  # fmt: skip
         facts = ", ".join(f"{name} {value}" for name, value in self.machine.items() if value)
@@ -89,7 +90,7 @@ class Report:
         return "\n".join([*parts, *(each.text() for each in self.outcomes if each.seconds is not None)])
 
     def summary(self) -> str:
-        """Return one line a part in a table."""
+        """Return a table with one row per part."""
         lines = [row_line(["part", "outcome", "seconds", "limit"]), row_line(["---"] * 4)]
         for each in self.outcomes:
             outcome = each.status + (f": {each.why}" if each.why else "")
@@ -98,13 +99,13 @@ class Report:
         return "\n".join([*lines, ""])
 
     def _write_logs(self) -> None:
-        path = self.folder / "logs.tar.gz"
-        temporary = path.with_name(".logs.tmp")
-        with tarfile.open(temporary, "w:gz") as archive:
+        with (
+            atomic_write(self.folder / "logs.tar.gz") as file,
+            tarfile.open(fileobj=file, mode="w:gz") as archive,
+        ):
             for each in self.outcomes:
                 data = each.log_text().encode()
                 if data:
                     entry = tarfile.TarInfo(f"{each.name}.log")
                     entry.size = len(data)
                     archive.addfile(entry, io.BytesIO(data))
-        temporary.replace(path)

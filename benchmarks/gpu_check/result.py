@@ -1,4 +1,4 @@
-"""What a part found: tables, notes and faults, written to a JSON file after every change."""
+"""The result of a part: tables, notes and faults, written to a JSON file after every change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from detector.core.files import write_text
+
 PATH_VARIABLE = "GPU_CHECK_RESULT"
 """The environment variable with the path of the file that a part writes its result to."""
 
@@ -17,9 +19,9 @@ Row = dict[str, Any]
 
 
 class Result:
-    """Tables by title, each a list of rows; notes for the reader; faults, any of which fails the part.
+    """Tables by title, each a list of rows; notes for the reader; faults, each of which fails the part.
 
-    The file is replaced as a whole after every change, so that a part cut short leaves what it had.
+    The file is replaced as a whole after every change, so that an interrupted part leaves its results so far.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -45,7 +47,7 @@ class Result:
         self.save()
 
     def attempt(self, what: Callable[..., None], *arguments: Any) -> None:
-        """Call ``what`` and make a fault of what it raises."""
+        """Call ``what`` and record an exception as a fault."""
         try:
             what(*arguments)
         except Exception as error:
@@ -61,7 +63,7 @@ class Result:
 
 
 def part_arguments(description: str) -> tuple[argparse.ArgumentParser, Result]:
-    """Return the parser that every part starts from, and the result that it fills."""
+    """Return a parser with the options that all parts share, and the result that the part fills."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     path = os.environ.get(PATH_VARIABLE)
@@ -69,7 +71,7 @@ def part_arguments(description: str) -> tuple[argparse.ArgumentParser, Result]:
 
 
 def read_result(path: Path) -> Result:
-    """Read what a part has written; an empty result where it has written nothing."""
+    """Read the result that a part has written; an empty result if it has written nothing."""
     result = Result()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -81,13 +83,6 @@ def read_result(path: Path) -> Result:
 
 def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def shown(value: Any) -> str:
@@ -102,7 +97,7 @@ def shown(value: Any) -> str:
 
 
 def markdown(tables: dict[str, list[Row]]) -> str:
-    """Return the tables in Markdown, each under its title; columns in the order of their first mention."""
+    """Return the tables in Markdown, each below its title; columns are in the order of first occurrence."""
     lines: list[str] = []
     for title, rows in tables.items():
         columns = list(dict.fromkeys(name for row in rows for name in row))

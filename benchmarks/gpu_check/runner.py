@@ -1,4 +1,4 @@
-"""Runs parts as processes of their own, one after another or side by side, each with its own time limit."""
+"""Runs parts as separate processes, one after another or at the same time, each with its own time limit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.gpu_check.report import Outcome
 from benchmarks.gpu_check.result import PATH_VARIABLE, Result, read_result
 
 LEAST_SECONDS = 10.0
-"""A part with less time left is not started."""
+"""A part is not started if less time than this is left."""
 GRACE_SECONDS = 6.0
-"""What a part at its limit gets to end by itself, after an interrupt."""
+"""How long a part may take to end after it was interrupted at its limit."""
 RESERVED_SECONDS = 150.0
-"""What the parts that run alone leave to those that run side by side after them."""
+"""The time that the ``alone`` parts leave for the parts that run together after them."""
 
 Reader = Callable[[str, Result], None]
 
@@ -28,8 +28,8 @@ Reader = Callable[[str, Result], None]
 class Part:
     """One program to run: its command, how long it may take and how its log is read.
 
-    ``alone`` parts run with nothing else, in order, before the others, which run side by side. ``skip`` says
-    why a part cannot run here, ``needed`` whether that is a fault.
+    ``alone`` parts run one at a time and in order, before the others, which run at the same time. ``skip``
+    says why a part cannot run on this machine, ``needed`` whether this counts as a fault.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Part:
 
 
 class Process:
-    """A part that runs."""
+    """A running part."""
 
     def __init__(
         self, part: Part, outcome: Outcome, work: Path, environment: dict[str, str], limit: float
@@ -67,7 +67,7 @@ class Process:
             )
 
     def ended(self) -> bool:
-        """Say whether the part has ended; at its limit interrupt it, a little later end it."""
+        """Return whether the part has ended; at its limit interrupt it, after the grace period kill it."""
         if self.process.poll() is not None:
             return True
         now = time.monotonic()
@@ -80,15 +80,15 @@ class Process:
         return False
 
     def kill(self) -> None:
-        """End the part with all the processes that it has started."""
+        """Kill the part and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
 
     def finish(self, status: str = "") -> None:
-        """Read what the part found and judge it; ``status`` is what it is where that is known already."""
-        self.kill()  # what it may have left behind
+        """Read the part's result and set its outcome; ``status`` is the outcome if it is already known."""
+        self.kill()  # processes that it may have left behind
         outcome = self.outcome
         outcome.seconds = time.monotonic() - self.started
         outcome.result = read_result(self.result)
@@ -107,7 +107,7 @@ class Process:
 
 
 class Runner:
-    """Runs parts until the time for all of them is over."""
+    """Runs parts until the time for all parts together is used up."""
 
     def __init__(
         self, work: Path, environment: dict[str, str], deadline: float, on_end: Callable[[Outcome], None]
@@ -116,7 +116,7 @@ class Runner:
         self.running: list[Process] = []
 
     def run(self, parts: list[tuple[Part, Outcome]]) -> None:
-        """Run the parts that want to be alone in order, then the others side by side."""
+        """Run the ``alone`` parts in order, then all other parts at the same time."""
         together = [part for part, _ in parts if not part.alone and not part.skip]
         for part, outcome in parts:
             if part.alone:
@@ -128,7 +128,7 @@ class Runner:
         self._wait()
 
     def stop(self) -> None:
-        """End everything that runs and keep what it has found so far."""
+        """Kill all running parts and keep the results that they have written so far."""
         for process in self.running:
             process.kill()
         while self.running:

@@ -1,4 +1,4 @@
-"""The config of the timed training step, with the data that this machine has."""
+"""The config of the timed training step, with the data that is available on this machine."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ REHEARSAL = [
 
 
 def step_config(data: Path, folder: Path, overrides: Iterable[str], *, rehearsal: bool) -> tuple[Config, str]:
-    """Return the config and what its data are.
+    """Return the config and a description of its data.
 
-    ``data`` is the project's folder of data sets. Blood cells are taken, as many as are there with an image,
-    an annotation and proposals; without any, generated images with sliding windows. ``folder`` receives what
-    has to be made.
+    ``data`` is the project's folder of data sets. All images of BCCD that have annotations and proposals
+    are used; without any, generated images with sliding windows. New files are written to ``folder``.
     """
-    found = bccd_overrides(data, folder) or generated_overrides(folder)
-    changes = [*found[0], *(REHEARSAL if rehearsal else []), *overrides]
-    return load_config(CONFIG, changes), found[1]
+    data_overrides, description = bccd_overrides(data, folder) or generated_overrides(folder)
+    changes = [*data_overrides, *(REHEARSAL if rehearsal else []), *overrides]
+    return load_config(CONFIG, changes), description
 
 
 def bccd_overrides(data: Path, folder: Path) -> tuple[list[str], str] | None:
-    """Return the config's changes for the blood cells that are there and a name for them; None for none."""
+    """Return the config's changes for the available images of BCCD and a description; None without images."""
     root, proposals = data / "bccd", data / "bccd_opencv_fast_proposals.npz"
     if not (root / "ImageSets/Main").is_dir() or not proposals.is_file():
         return None
@@ -60,7 +59,7 @@ def bccd_overrides(data: Path, folder: Path) -> tuple[list[str], str] | None:
 
 
 def listed(path: Path, usable: set[str]) -> list[str]:
-    """Return the ids of a split file that are usable; none where there is no such file."""
+    """Return the usable ids of a split file, an empty list if the file does not exist."""
     return [name for name in path.read_text().split() if name in usable] if path.is_file() else []
 
 

@@ -1,7 +1,7 @@
 """Times a training step and a test image of VGG16 against the same network from torchvision's parts.
 
-Ours is what `tools/train.py` runs: the real run with its own loop, optimizer and, in the last row, its own
-loader. The other rows take batches that are ready in memory.
+Ours is the run that `tools/train.py` makes, with its loop and optimizer and, in the last row, its loader. In
+the other rows the batches are already in memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Steps:
             self.batches: list[Batch] = list(itertools.islice(batches, BATCHES))
 
     def row(self, name: str, milliseconds: float, apart: int = 0) -> float:
-        """Write a row; ``apart`` is the memory that the other network holds meanwhile, in bytes."""
+        """Write a row; ``apart`` is the memory in bytes that the other network holds at the same time."""
         size = tuple(self.batches[0].images.shape[-2:])
         self.result.row(
             TABLE,
@@ -62,9 +62,9 @@ class Steps:
         return milliseconds
 
     def ours(self, warm_up: int, batches: Generator[Any, None, None] | None = None) -> float:
-        """Return the milliseconds of a step of a whole run, on batches in memory or those given.
+        """Return the milliseconds per step of a whole run, on the batches in memory or the given ones.
 
-        It saves and scores nothing; all else is as in any other run.
+        The run saves and evaluates nothing; everything else is as in any other run.
         """
         clock = Clock(self.device, warm_up, self.count)
         run = TrainingRun(self.config, self.folder, self.task)
@@ -98,14 +98,14 @@ class Steps:
 
 
 class Clock:
-    """Times ``count`` steps after ``warm_up`` others, with everything queued on the device done."""
+    """Times ``count`` steps after ``warm_up`` steps; both ends wait for the device to finish."""
 
     def __init__(self, device: str, warm_up: int, count: int) -> None:
         self.device, self.warm_up, self.count = device, warm_up, count
         self.steps, self.milliseconds = 0, float("nan")
 
     def tick(self) -> None:
-        """Note that one step more is done."""
+        """Count one finished step."""
         self.steps += 1
         if self.steps == self.warm_up:
             synchronize(self.device)
@@ -127,7 +127,7 @@ def peak_memory(device: str, apart: int) -> float | None:
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of a network's weights and gradients and of its optimizer's momentum."""
+    """Return the bytes of a network's weights and gradients and its optimizer's momentum."""
     weights = list(model.parameters())
     momentum = [entry.get("momentum_buffer") for entry in optimizer.state.values()]
     tensors = [*weights, *(weight.grad for weight in weights), *momentum]
@@ -135,7 +135,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def compare_steps(steps: Steps, peer: Peer, warm_up: int) -> None:
-    """Time both twice in turns, batches in memory; the better of the two times is compared."""
+    """Time both networks twice in turns, with batches in memory; compare the better times."""
     optimizer = build_optimizer(steps.config, peer)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in (1, 2):
@@ -165,7 +165,7 @@ def main() -> int:
     parser.add_argument(
         "--other-determinism",
         action="store_true",
-        help="train.deterministic set against its default; ours alone, batches in memory",
+        help="set train.deterministic to the opposite of its default; only ours, batches in memory",
     )
     arguments = parser.parse_args()
     device = "cpu" if arguments.dry_run else "cuda"

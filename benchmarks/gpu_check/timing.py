@@ -1,8 +1,8 @@
-"""Two functions timed against each other on a device, and how fast its memory is.
+"""Times two functions against each other on a device, and measures the bandwidth of its memory.
 
-On a GPU a call of 30 us costs more than that on the host, so events around a single call would time the host.
-A kernel that only waits is queued before each timed call, long enough for the host to have queued the
-call behind it; samples in which the device caught up are left out and counted.
+A call that takes 30 us on a GPU costs the host more than that, so events around a single call would time the
+host. Therefore a kernel that only waits is queued before each timed call, and waits long enough for the host
+to queue the call. Samples in which the device still had to wait for the host are left out and counted.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import torch
 
 Call = Callable[[], object]
 CACHE_BYTES = 256 << 20
-"""Written between two calls, this leaves nothing of the first in any cache (an H200 has 50 MB of L2)."""
+"""Writing so much between two calls clears all caches of the first one (an H200 has 50 MB of L2)."""
 QUEUE_MICROSECONDS = 250.0
-"""What the device waits at least, before a timed call."""
+"""How long the device waits at least before a timed call."""
 
 
 @dataclass
 class Sides:
-    """Microseconds of both sides, sample by sample, and how many samples were left out."""
+    """Microseconds of both functions, one value per sample, and the number of samples left out."""
 
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
     left_out: int = 0
 
     def medians(self) -> tuple[float, float]:
-        """Return both medians; NaN for a side of which no sample is left."""
+        """Return both medians; NaN for a function without samples."""
         return _median(self.ours), _median(self.theirs)
 
 
@@ -39,7 +39,7 @@ def _median(values: list[float]) -> float:
 
 
 class CudaTimer:
-    """Times on the current CUDA device with its own events."""
+    """Measures times on the current CUDA device with CUDA events."""
 
     def __init__(self) -> None:
         self.buffer = torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
@@ -56,7 +56,7 @@ class CudaTimer:
         return 10_000_000 / (1e3 * start.elapsed_time(end))
 
     def compare(self, ours: Call, theirs: Call, rounds: int, *, cold: bool) -> Sides:
-        """Time both ``rounds`` times in turns, changing who goes first, with cold or with warm caches.
+        """Time both functions ``rounds`` times in alternating order, with cold or with warm caches.
 
         A warm call comes right after another call of the same function.
         """
@@ -88,7 +88,7 @@ class CudaTimer:
         return start, end, start.query()
 
     def host(self, call: Call, calls: int = 40) -> float:
-        """Return the microseconds that a call costs the host while the device works by itself."""
+        """Return the microseconds that a call costs the host, without waiting for the device."""
         call()
         torch.cuda.synchronize()
         started = time.perf_counter()
@@ -99,12 +99,12 @@ class CudaTimer:
         return 1e6 * spent / calls
 
     def once(self, call: Call) -> float:
-        """Return the microseconds of one call as the host sees it, from queueing to the end."""
+        """Return the microseconds from the start of a call on the host to its end on the device."""
         return _once(call, torch.cuda.synchronize)
 
 
 class CpuTimer:
-    """The same with the host's clock, for a rehearsal."""
+    """The same interface with the host's clock, for a rehearsal."""
 
     def __init__(self) -> None:
         self.buffer = torch.empty(8 << 20, dtype=torch.uint8)
@@ -142,7 +142,7 @@ def make_timer(device: str) -> CudaTimer | CpuTimer:
 
 
 def bandwidth(timer: CudaTimer | CpuTimer, device: str) -> float:
-    """Return bytes a second, read and written, of a copy of 1 GB (8 MB in a rehearsal)."""
+    """Return the bytes per second, read and written, of a copy of 1 GB (8 MB in a rehearsal)."""
     count = (1_000_000_000 if device == "cuda" else 8_000_000) // 4
     source = torch.ones(count, device=device)
     target = torch.empty_like(source)

@@ -13,8 +13,8 @@ constexpr int kKeptRows = 3;
 
 // out[x] = taps[0] * centre[x] + sum over i of taps[i] * (before[i][x] + after[i][x]).
 SELECTIVE_SEARCH_CLONES
-void weighted_sum(const float* const* before, const float* centre, const float* const* after, const float* taps,
-                  int radius, int width, float* out) {
+void weighted_sum(const float* const* before, const float* centre, const float* const* after,
+                  const float* taps, int radius, int width, float* out) {
   for (int x = 0; x < width; ++x) out[x] = taps[0] * centre[x];
   for (int i = 1; i <= radius; ++i) {
     const float* left = before[i];

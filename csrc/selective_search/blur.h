@@ -13,7 +13,7 @@ std::vector<float> gaussian_taps(float sigma);
 
 // Hands out the smoothed rows of an image from top to bottom and remembers the last three.
 //
-// Streaming instead of whole smoothed planes saves 12 bytes a pixel. Horizontal pass first, then vertical,
+// Streaming instead of whole smoothed planes saves 12 bytes per pixel. Horizontal pass first, then vertical,
 // clamped borders, float32 sums from the centre outwards: the order of the reference, which decides ties.
 class SmoothedRows {
  public:

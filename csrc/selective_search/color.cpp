@@ -26,7 +26,9 @@ inline int scaled_ratio(int range, int numerator, int denominator) {
 inline int hue(int red, int green, int blue, int range) {
   const int largest = std::max(red, std::max(green, blue));
   const int spread = largest - std::min(red, std::min(green, blue));
-  int sixths = largest == red ? green - blue : largest == green ? blue - red + 2 * spread : red - green + 4 * spread;
+  int sixths = largest == red     ? green - blue
+               : largest == green ? blue - red + 2 * spread
+                                  : red - green + 4 * spread;
   sixths += sixths < 0 ? 6 * spread : 0;
   return scaled_ratio(range, sixths, 6 * std::max(spread, 1));
 }
@@ -138,8 +140,8 @@ void copy_channel(const uint8_t* rgb, int64_t pixels, int channel, uint8_t* out)
 }
 
 bool single_channel(ColorSpace space) {
-  return space == ColorSpace::kH || space == ColorSpace::kIntensity || space == ColorSpace::kOpencvH ||
-         space == ColorSpace::kOpencvIntensity;
+  return space == ColorSpace::h || space == ColorSpace::intensity || space == ColorSpace::opencv_h ||
+         space == ColorSpace::opencv_intensity;
 }
 
 }  // namespace
@@ -151,29 +153,36 @@ void convert(const RgbView& image, ColorSpace space, Planes& planes) {
   planes.height = image.height;
   planes.width = image.width;
   planes.channels = single_channel(space) ? 1 : 3;
-  planes.copies = space == ColorSpace::kH || space == ColorSpace::kIntensity ? 3 : 1;
+  planes.copies = space == ColorSpace::h || space == ColorSpace::intensity ? 3 : 1;
   planes.data.resize(planes.channels * pixels);
   uint8_t* first = planes.channel(0);
   uint8_t* second = first + pixels;
   uint8_t* third = second + pixels;
   switch (space) {
-    case ColorSpace::kHsv: return convert_hsv(rgb, pixels, 255, first, second, third);
-    case ColorSpace::kOpencvHsv: return convert_hsv(rgb, pixels, 180, first, second, third);
-    case ColorSpace::kLab: return convert_lab(rgb, pixels, linear.data(), kLabD50, first, second, third);
-    case ColorSpace::kOpencvLab: return convert_lab(rgb, pixels, linear.data(), kLabD65, first, second, third);
-    case ColorSpace::kH: return convert_hue(rgb, pixels, 255, first);
-    case ColorSpace::kOpencvH: return convert_hue(rgb, pixels, 180, first);
-    case ColorSpace::kIntensity:
-    case ColorSpace::kOpencvIntensity: return convert_grey(rgb, pixels, first);
-    case ColorSpace::kRgi:
+    case ColorSpace::hsv:
+      return convert_hsv(rgb, pixels, 255, first, second, third);
+    case ColorSpace::opencv_hsv:
+      return convert_hsv(rgb, pixels, 180, first, second, third);
+    case ColorSpace::lab:
+      return convert_lab(rgb, pixels, linear.data(), kLabD50, first, second, third);
+    case ColorSpace::opencv_lab:
+      return convert_lab(rgb, pixels, linear.data(), kLabD65, first, second, third);
+    case ColorSpace::h:
+      return convert_hue(rgb, pixels, 255, first);
+    case ColorSpace::opencv_h:
+      return convert_hue(rgb, pixels, 180, first);
+    case ColorSpace::intensity:
+    case ColorSpace::opencv_intensity:
+      return convert_grey(rgb, pixels, first);
+    case ColorSpace::rgi:
       convert_share(rgb, pixels, 0, first);
       convert_share(rgb, pixels, 1, second);
       return convert_grey(rgb, pixels, third);
-    case ColorSpace::kOpencvRgi:
+    case ColorSpace::opencv_rgi:
       copy_channel(rgb, pixels, 0, first);
       copy_channel(rgb, pixels, 1, second);
       return convert_grey(rgb, pixels, third);
-    case ColorSpace::kRgb:
+    case ColorSpace::rgb:
       copy_channel(rgb, pixels, 0, first);
       copy_channel(rgb, pixels, 1, second);
       return copy_channel(rgb, pixels, 2, third);

@@ -1,25 +1,25 @@
-// The colour spaces of selective search (Uijlings et al. 2013, section 3.2.1), each with 8 bits a channel.
+// The colour spaces of selective search (Uijlings et al. 2013, section 3.2.1), each with 8 bits per channel.
 #pragma once
 
+#include "../enums.h"
 #include "image.h"
 
 namespace detector::selective_search {
 
-// Values are the op's arguments; detector/ops/selective_search.py lists them in the same order.
-enum class ColorSpace : int64_t {
-  kHsv = 0,              // hue over the whole 0..255
-  kLab = 1,              // CIE L*a*b*, D50, ICC 8-bit encoding
-  kRgi = 2,              // normalised r and g, each stretched over the image, and grey
-  kH = 3,                // the hue alone
-  kIntensity = 4,        // grey alone
-  kRgb = 5,              // as given
-  kOpencvHsv = 6,        // hue in half degrees, 0..179
-  kOpencvLab = 7,        // white point D65
-  kOpencvRgi = 8,        // red and green as given, and grey
-  kOpencvH = 9,          // 0..179, counted once in colour distances
-  kOpencvIntensity = 10  // counted once in colour distances
-};
-constexpr int64_t kColorSpaceCount = 11;
+// The numbers are the `color_space` and `color_spaces` arguments of the operators.
+DETECTOR_ENUM(ColorSpace,
+              hsv,              // hue over the whole 0..255
+              lab,              // CIE L*a*b*, D50, ICC 8-bit encoding
+              rgi,              // normalised r and g, each stretched over the image, and grey
+              h,                // only the hue
+              intensity,        // only grey
+              rgb,              // the image's own channels
+              opencv_hsv,       // hue in half degrees, 0..179
+              opencv_lab,       // white point D65
+              opencv_rgi,       // the image's red and green, and grey
+              opencv_h,         // 0..179, counted once in colour distances
+              opencv_intensity  // counted once in colour distances
+)
 
 // Fills `planes` with `image` in `space`.
 void convert(const RgbView& image, ColorSpace space, Planes& planes);

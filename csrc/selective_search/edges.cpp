@@ -54,8 +54,10 @@ void squared_distances(const float* const* from, const float* const* to, int cha
 class WeightRows {
  public:
   WeightRows(const Planes& planes, float sigma, Connectivity connectivity)
-      : planes_(planes), rows_(planes, sigma), weights_(4 * static_cast<size_t>(planes.width)),
-        diagonals_(connectivity == Connectivity::kEight) {}
+      : planes_(planes),
+        rows_(planes, sigma),
+        weights_(4 * static_cast<size_t>(planes.width)),
+        diagonals_(connectivity == Connectivity::eight) {}
 
   // Calls visit(pixel * 4 + direction, weight's bits) for every edge in raster order.
   template <class Visit>
@@ -114,8 +116,12 @@ class WeightRows {
   bool diagonals_;
 };
 
-inline size_t low_digit(Edge edge) { return (edge >> 32) & (kDigits - 1); }
-inline size_t high_digit(Edge edge) { return (edge >> (32 + kDigitBits)) & (kDigits - 1); }
+inline size_t low_digit(Edge edge) {
+  return (edge >> 32) & (kDigits - 1);
+}
+inline size_t high_digit(Edge edge) {
+  return (edge >> (32 + kDigitBits)) & (kDigits - 1);
+}
 
 // Sorts a bucket by the weight's low bits, in two stable passes.
 void radix_sort(Edge* edges, size_t count, Edge* scratch) {
@@ -149,7 +155,7 @@ void sort_bucket(Edge* edges, size_t count, Buffer<Edge>& scratch) {
 
 void sorted_edges(const Planes& planes, float sigma, Connectivity connectivity, Buffer<Edge>& edges) {
   const int64_t width = planes.width, height = planes.height;
-  const int64_t diagonals = connectivity == Connectivity::kEight ? 2 * (width - 1) * (height - 1) : 0;
+  const int64_t diagonals = connectivity == Connectivity::eight ? 2 * (width - 1) * (height - 1) : 0;
   edges.resize(width * (height - 1) + (width - 1) * height + diagonals);
   std::vector<uint32_t> starts(kBuckets + 1);
   WeightRows(planes, sigma, connectivity).for_each([&](uint32_t, uint32_t weight) {

@@ -10,7 +10,9 @@ namespace detector::selective_search {
 using Edge = uint64_t;
 
 // Directions in the reference's order: right, down, down and right, up and right.
-inline uint32_t edge_pixel(Edge edge) { return static_cast<uint32_t>(edge) >> 2; }
+inline uint32_t edge_pixel(Edge edge) {
+  return static_cast<uint32_t>(edge) >> 2;
+}
 
 // From an edge's pixel to its other end.
 inline int32_t edge_offset(Edge edge, int32_t width) {
@@ -20,7 +22,7 @@ inline int32_t edge_offset(Edge edge, int32_t width) {
 }
 
 // The pixels that edges join: those that share a side (4) or also those that share a corner (8).
-enum class Connectivity : int { kFour = 4, kEight = 8 };
+enum class Connectivity : int { four = 4, eight = 8 };
 
 // Fills `edges` with the graph of `planes` smoothed by `sigma`, ascending. The weight of an edge is the
 // Euclidean distance of the two smoothed colours, in 0..255 units, float32.

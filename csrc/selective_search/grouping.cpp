@@ -36,7 +36,8 @@ class Grouping {
     merged_into_.assign(total, -1);
     std::copy_n(regions.histograms.data(), histograms_.size(), histograms_.data());
     for (int i = 0; i < regions.count; ++i) {
-      regions_.push_back({regions.size[i], regions.box[i], histograms_.data() + static_cast<size_t>(i) * length_});
+      regions_.push_back(
+          {regions.size[i], regions.box[i], histograms_.data() + static_cast<size_t>(i) * length_});
     }
     for (const auto& [first, second] : regions.neighbours) {
       neighbours_[first].push_back(second);
@@ -118,7 +119,8 @@ class Grouping {
 
 }  // namespace
 
-std::vector<Box> group(const Regions& regions, Similarity similarity, int64_t image_pixels, double pixels_per_size) {
+std::vector<Box> group(const Regions& regions, Similarity similarity, int64_t image_pixels,
+                       double pixels_per_size) {
   return Grouping(regions, similarity, image_pixels, pixels_per_size).run(regions.count);
 }
 

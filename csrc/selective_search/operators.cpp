@@ -1,5 +1,5 @@
 // The operators: selective search itself, and its steps one by one, for tests and for other uses of them.
-// Arguments are checked in detector/ops/selective_search.py; the checks here guard memory alone.
+// Arguments are checked in detector/ops/selective_search.py; the checks here only protect memory.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -36,8 +36,9 @@ RgbView bounded_view(const Tensor& image) {
 }
 
 template <class Enum>
-Enum checked(int64_t value, int64_t count) {
-  STD_TORCH_CHECK(value >= 0 && value < count, "there is no choice ", value, " of ", count);
+Enum checked(int64_t value) {
+  STD_TORCH_CHECK(value >= 0 && value < count_of(Enum{}), value, " is none of 0 .. ", count_of(Enum{}) - 1,
+                  ", ", names_of(Enum{}));
   return static_cast<Enum>(value);
 }
 
@@ -59,8 +60,8 @@ SearchConfig make_config(const std::vector<int64_t>& color_spaces, const std::ve
                          bool all_texture_channels, double pixels_per_size, int64_t num_threads) {
   STD_TORCH_CHECK(scales.size() == min_sizes.size(), "scales and min_sizes differ in length");
   SearchConfig config;
-  for (int64_t space : color_spaces) config.color_spaces.push_back(checked<ColorSpace>(space, kColorSpaceCount));
-  for (int64_t term : similarities) config.similarities.push_back(checked<Similarity>(term, kSimilarityCount));
+  for (int64_t space : color_spaces) config.color_spaces.push_back(checked<ColorSpace>(space));
+  for (int64_t term : similarities) config.similarities.push_back(checked<Similarity>(term));
   config.scales.assign(scales.begin(), scales.end());
   config.min_sizes.assign(min_sizes.begin(), min_sizes.end());
   config.sigma = static_cast<float>(sigma);
@@ -88,11 +89,13 @@ Tensor to_tensor(const std::vector<Box>& boxes, const Tensor& like, double scale
 Tensor run(const Tensor& image, int64_t height, int64_t width, std::vector<int64_t> color_spaces,
            std::vector<double> scales, std::vector<int64_t> min_sizes, std::vector<int64_t> similarities,
            double sigma, int64_t connectivity, bool diagonal_neighbours, bool all_texture_channels,
-           double pixels_per_size, int64_t min_side, int64_t seed, int64_t max_proposals, int64_t num_threads) {
+           double pixels_per_size, int64_t min_side, int64_t seed, int64_t max_proposals,
+           int64_t num_threads) {
   const RgbView original = view(image);
   STD_TORCH_CHECK(height > 0 && width > 0 && height * width <= kMaxPixels, "bad working size");
-  const SearchConfig config = make_config(color_spaces, scales, min_sizes, similarities, sigma, connectivity,
-                                          diagonal_neighbours, all_texture_channels, pixels_per_size, num_threads);
+  const SearchConfig config =
+      make_config(color_spaces, scales, min_sizes, similarities, sigma, connectivity, diagonal_neighbours,
+                  all_texture_channels, pixels_per_size, num_threads);
   Buffer<uint8_t> resized;
   RgbView working = original;
   if (height != original.height || width != original.width) {
@@ -108,10 +111,11 @@ Tensor run(const Tensor& image, int64_t height, int64_t width, std::vector<int64
 std::tuple<Tensor, Tensor> hierarchies(const Tensor& image, std::vector<int64_t> color_spaces,
                                        std::vector<double> scales, std::vector<int64_t> min_sizes,
                                        std::vector<int64_t> similarities, double sigma, int64_t connectivity,
-                                       bool diagonal_neighbours, bool all_texture_channels, double pixels_per_size,
-                                       int64_t num_threads) {
-  const SearchConfig config = make_config(color_spaces, scales, min_sizes, similarities, sigma, connectivity,
-                                          diagonal_neighbours, all_texture_channels, pixels_per_size, num_threads);
+                                       bool diagonal_neighbours, bool all_texture_channels,
+                                       double pixels_per_size, int64_t num_threads) {
+  const SearchConfig config =
+      make_config(color_spaces, scales, min_sizes, similarities, sigma, connectivity, diagonal_neighbours,
+                  all_texture_channels, pixels_per_size, num_threads);
   std::vector<Box> boxes;
   std::vector<int64_t> priorities;
   for (const RankedBox& ranked : search(bounded_view(image), config)) {
@@ -124,7 +128,7 @@ std::tuple<Tensor, Tensor> hierarchies(const Tensor& image, std::vector<int64_t>
 
 Tensor color_planes(const Tensor& image, int64_t color_space) {
   Planes planes;
-  convert(bounded_view(image), checked<ColorSpace>(color_space, kColorSpaceCount), planes);
+  convert(bounded_view(image), checked<ColorSpace>(color_space), planes);
   return copy_of(image, {planes.channels, planes.height, planes.width}, ScalarType::Byte, planes.data.data());
 }
 
@@ -144,7 +148,7 @@ Tensor segment(const Tensor& image, int64_t color_space, double sigma, double k,
   Planes planes;
   Buffer<Edge> edges;
   Buffer<int32_t> labels;
-  convert(bounded_view(image), checked<ColorSpace>(color_space, kColorSpaceCount), planes);
+  convert(bounded_view(image), checked<ColorSpace>(color_space), planes);
   sorted_edges(planes, static_cast<float>(sigma), checked_connectivity(connectivity), edges);
   const float scale = static_cast<float>(k);
   Forest start;
@@ -167,7 +171,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(detector, m) {
       "int num_threads) -> Tensor");
   m.def(
       "selective_search_hierarchies(Tensor image, int[] color_spaces, float[] scales, int[] min_sizes, "
-      "int[] similarities, float sigma, int connectivity, bool diagonal_neighbours, bool all_texture_channels, "
+      "int[] similarities, float sigma, int connectivity, bool diagonal_neighbours, bool "
+      "all_texture_channels, "
       "float pixels_per_size, int num_threads) -> (Tensor boxes, Tensor priorities)");
   m.def("selective_search_color_planes(Tensor image, int color_space) -> Tensor");
   m.def("selective_search_texture(Tensor plane) -> Tensor");

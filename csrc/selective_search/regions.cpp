@@ -127,7 +127,8 @@ class Pairs {
 
 // Pairs of labels across a side of a pixel: a run and the next in its row, a run and those it touches below.
 // With `diagonal`, a run's last pixel also touches the one below and to its right.
-std::vector<std::pair<int, int>> find_neighbours(const std::vector<Run>& runs, int width, int count, bool diagonal) {
+std::vector<std::pair<int, int>> find_neighbours(const std::vector<Run>& runs, int width, int count,
+                                                 bool diagonal) {
   Pairs pairs(count);
   size_t below = 0;
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -144,8 +145,8 @@ std::vector<std::pair<int, int>> find_neighbours(const std::vector<Run>& runs, i
 
 }  // namespace
 
-void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels, bool diagonal_neighbours,
-                     const int32_t* labels, int count, Regions& regions) {
+void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels,
+                     bool diagonal_neighbours, const int32_t* labels, int count, Regions& regions) {
   regions.count = count;
   regions.color_channels = planes.channels;
   regions.texture_channels = texture_channels;

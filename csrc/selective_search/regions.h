@@ -41,10 +41,10 @@ struct Regions {
   int histogram_length() const { return color_length() + texture_length(); }
 };
 
-// Measures regions 0..count-1 of `labels`. `texture` holds the bins of `texture_channels` channels, or none where
-// no similarity asks for histograms. Neighbours share a side of a pixel; with `diagonal_neighbours` also the corner
-// between a pixel and the next one down and right.
-void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels, bool diagonal_neighbours,
-                     const int32_t* labels, int count, Regions& regions);
+// Measures regions 0..count-1 of `labels`. `texture` holds the bins of `texture_channels` channels, or none
+// where no similarity asks for histograms. Neighbours share a side of a pixel; with `diagonal_neighbours`
+// also the corner between a pixel and the next one down and right.
+void measure_regions(const Planes& planes, const uint8_t* texture, int texture_channels,
+                     bool diagonal_neighbours, const int32_t* labels, int count, Regions& regions);
 
 }  // namespace detector::selective_search

@@ -80,7 +80,8 @@ Buffer<uint8_t> resize(const RgbView& image, int height, int width) {
     for (int j = 0; j < down.length; ++j) {
       const size_t entry = static_cast<size_t>(y) * down.length + j;
       if (down.weight[entry] == 0) continue;
-      add_weighted(image.data + static_cast<size_t>(down.index[entry]) * count, down.weight[entry], count, sums.data());
+      add_weighted(image.data + static_cast<size_t>(down.index[entry]) * count, down.weight[entry], count,
+                   sums.data());
     }
     resize_row(sums.data(), across, width, out.data() + 3 * static_cast<size_t>(y) * width);
   }

@@ -44,7 +44,8 @@ void prepare(const RgbView& image, ColorSpace space, const SearchConfig& config,
   {
     Buffer<double> scratch;  // gone before the edges, which are the largest array
     for (int c = 0; c < prepared.texture_channels; ++c) {
-      texture_bins(planes.channel(c), planes.height, planes.width, scratch, prepared.texture.data() + c * plane);
+      texture_bins(planes.channel(c), planes.height, planes.width, scratch,
+                   prepared.texture.data() + c * plane);
     }
   }
   sorted_edges(planes, config.sigma, config.connectivity, prepared.edges);
@@ -64,7 +65,9 @@ class Search {
   static constexpr size_t kPendingSegmentations = 2;
 
   Search(const RgbView& image, const SearchConfig& config)
-      : image_(image), config_(config), colors_(config.color_spaces.size()),
+      : image_(image),
+        config_(config),
+        colors_(config.color_spaces.size()),
         results_(config.color_spaces.size() * config.scales.size() * (config.similarities.size() + 1)),
         scale_order_(config.scales.size()),
         pending_limit_(config.num_threads > 1
@@ -77,7 +80,7 @@ class Search {
   }
 
   std::vector<RankedBox> run() {
-    std::vector<std::jthread> helpers;  // joined on every way out
+    std::vector<std::jthread> helpers;                   // joined on every way out
     const int jobs = static_cast<int>(results_.size());  // more threads than this would find nothing to do
     for (int i = 1; i < std::min(config_.num_threads, jobs); ++i) helpers.emplace_back([this] { work(); });
     work();
@@ -125,7 +128,8 @@ class Search {
     while (!error_) {
       if (groupings_.size() > pending_limit_) return take_grouping(job);
       if (take_segmentation(job)) return true;
-      const auto unclaimed = std::find_if(colors_.begin(), colors_.end(), [](const Color& c) { return !c.claimed; });
+      const auto unclaimed =
+          std::find_if(colors_.begin(), colors_.end(), [](const Color& c) { return !c.claimed; });
       if (unclaimed != colors_.end()) {
         prepare_unlocked(*unclaimed, lock);
       } else if (!groupings_.empty()) {
@@ -171,16 +175,16 @@ class Search {
   void segment(const Job& job, Workspace& workspace) {
     Prepared& prepared = *job.color->prepared;
     const Planes& planes = prepared.planes;
-    const int count =
-        workspace.segmenter.segment(prepared.edges, prepared.start, planes.height, planes.width,
-                                    config_.scales[job.scale], config_.min_sizes[job.scale], workspace.labels);
+    const int count = workspace.segmenter.segment(prepared.edges, prepared.start, planes.height, planes.width,
+                                                  config_.scales[job.scale], config_.min_sizes[job.scale],
+                                                  workspace.labels);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (++job.color->segmented == scale_order_.size()) prepared.release_graph();
     }
     const auto regions = std::make_shared<Regions>();
-    measure_regions(planes, prepared.texture.data(), prepared.texture_channels,
-                    config_.diagonal_neighbours, workspace.labels.data(), count, *regions);
+    measure_regions(planes, prepared.texture.data(), prepared.texture_channels, config_.diagonal_neighbours,
+                    workspace.labels.data(), count, *regions);
     std::vector<RankedBox>& initial = result(job, config_.similarities.size());
     for (const Box& box : regions->box) initial.push_back({box, count});
 

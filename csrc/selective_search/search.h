@@ -13,12 +13,12 @@ namespace detector::selective_search {
 struct SearchConfig {
   std::vector<ColorSpace> color_spaces;
   std::vector<float> scales;   // k of the segmentation
-  std::vector<int> min_sizes;  // of the segmentation, one a scale
+  std::vector<int> min_sizes;  // of the segmentation, one per scale
   std::vector<Similarity> similarities;
   float sigma;
   Connectivity connectivity;  // of the segmentation's graph
   bool diagonal_neighbours;   // regions that touch down and right count as neighbours, as in OpenCV
-  bool all_texture_channels;  // false: the first channel alone, as the authors' release does
+  bool all_texture_channels;  // false: only the first channel, as in the authors' release
   double pixels_per_size;     // 3 in the authors' release, 1 in the paper
   int num_threads;
 };

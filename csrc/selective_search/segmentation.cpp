@@ -44,7 +44,8 @@ void compare_ends(const Edge* edges, const int32_t* parent, int width, uint8_t* 
 // The same, and tells apart the edges that cannot join because one end's component has a threshold below the
 // block's lightest edge: no later edge can change such a component in the first pass.
 SELECTIVE_SEARCH_CLONES
-void classify(const Edge* edges, const int32_t* parent, const float* threshold, int width, uint8_t* __restrict out) {
+void classify(const Edge* edges, const int32_t* parent, const float* threshold, int width,
+              uint8_t* __restrict out) {
   const float lightest = edge_weight(edges[0]);
   for (size_t i = 0; i < kBlock; ++i) {
     const int32_t from = static_cast<int32_t>(edge_pixel(edges[i]));
@@ -73,7 +74,8 @@ void flatten(int32_t* parent, size_t pixels) {
 }
 
 SELECTIVE_SEARCH_CLONES
-void set_thresholds(const int32_t* parent, const float* last_weight, float k, size_t pixels, float* threshold) {
+void set_thresholds(const int32_t* parent, const float* last_weight, float k, size_t pixels,
+                    float* threshold) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   for (size_t p = 0; p < pixels; ++p) {
     const float value = last_weight[p] + k / static_cast<float>(-parent[p]);
@@ -94,7 +96,9 @@ uint64_t pack(const uint8_t* flags, uint8_t flag) {
 }
 
 // The edges of the last, shorter block.
-inline uint64_t all_of(size_t count) { return (uint64_t{1} << count) - 1; }
+inline uint64_t all_of(size_t count) {
+  return (uint64_t{1} << count) - 1;
+}
 
 // The root of `pixel`. The first step has no branch: most pixels are one step below their root.
 inline int root(int32_t* parent, int pixel) {

@@ -17,7 +17,7 @@ struct Forest {
 // Joins along the `edges` of an image for as long as every join passes the test for `smallest_k`. Until then
 // a larger k would have joined the same, so that all scales of a colour space can go on from here.
 //
-// Does nothing for images of more than 2^22 pixels, where 8 bytes a pixel count for more than the time.
+// Does nothing for images of more than 2^22 pixels, where 8 bytes per pixel matter more than the time.
 void start_segmentation(const Buffer<Edge>& edges, int height, int width, float smallest_k, Forest& forest);
 
 // Cuts images into regions; keeps its working arrays for the next one.

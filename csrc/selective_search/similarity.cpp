@@ -39,10 +39,10 @@ double SimilarityMeasure::fill_term(const RegionView& a, const RegionView& b) co
 }
 
 double SimilarityMeasure::operator()(const RegionView& a, const RegionView& b) const {
-  if (similarity_ == Similarity::kFill) return fill_term(a, b);
-  if (similarity_ == Similarity::kSize) return size_term(a, b);
+  if (similarity_ == Similarity::fill) return fill_term(a, b);
+  if (similarity_ == Similarity::size) return size_term(a, b);
   const double texture = intersection(a, b, color_length_, texture_length_, texture_maps_);
-  if (similarity_ == Similarity::kTextureSizeFill) return (texture + size_term(a, b) + fill_term(a, b)) / 3;
+  if (similarity_ == Similarity::texture_size_fill) return (texture + size_term(a, b) + fill_term(a, b)) / 3;
   const double color = intersection(a, b, 0, color_length_, color_channels_);
   return (color + texture + size_term(a, b) + fill_term(a, b)) / 4;
 }

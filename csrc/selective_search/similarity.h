@@ -3,16 +3,16 @@
 // Sums over histograms are exact for images of up to 2^26 pixels.
 #pragma once
 
+#include "../enums.h"
 #include "regions.h"
 
 namespace detector::selective_search {
 
-// The mean of these terms; values are the op's arguments.
-enum class Similarity : int64_t { kColorTextureSizeFill = 0, kTextureSizeFill = 1, kFill = 2, kSize = 3 };
-constexpr int64_t kSimilarityCount = 4;
+// Each is the mean of the terms in its name.
+DETECTOR_ENUM(Similarity, color_texture_size_fill, texture_size_fill, fill, size)
 
 inline bool uses_histograms(Similarity similarity) {
-  return similarity == Similarity::kColorTextureSizeFill || similarity == Similarity::kTextureSizeFill;
+  return similarity == Similarity::color_texture_size_fill || similarity == Similarity::texture_size_fill;
 }
 
 // One region while it is grouped. `histogram` may be null where the similarity does not use it.
@@ -27,7 +27,8 @@ class SimilarityMeasure {
  public:
   // `pixels_per_size` divides region sizes in the size and fill terms: 3 as the authors' release does, 1 as
   // the paper says.
-  SimilarityMeasure(Similarity similarity, const Regions& regions, int64_t image_pixels, double pixels_per_size)
+  SimilarityMeasure(Similarity similarity, const Regions& regions, int64_t image_pixels,
+                    double pixels_per_size)
       : similarity_(similarity),
         color_length_(regions.color_length()),
         texture_length_(regions.texture_length()),

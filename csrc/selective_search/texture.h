@@ -5,13 +5,13 @@
 
 namespace detector::selective_search {
 
-constexpr int kTextureAxes = 4;                               // x, y and the two diagonals
-constexpr int kTextureBins = 10;                              // of each half-wave rectified map
-constexpr int kSignedTextureBins = 2 * kTextureBins - 1;      // both halves of an axis: -9..9
-constexpr int kTextureMaps = 2 * kTextureAxes;                // each axis gives a rising and a falling map
+constexpr int kTextureAxes = 4;                           // x, y and the two diagonals
+constexpr int kTextureBins = 10;                          // of each half-wave rectified map
+constexpr int kSignedTextureBins = 2 * kTextureBins - 1;  // both halves of an axis: -9..9
+constexpr int kTextureMaps = 2 * kTextureAxes;            // each axis gives a rising and a falling map
 
-// Fills `bins`, kTextureAxes planes of the channel's size, with the quantised gradient along each axis: 0..18,
-// where 9 is no gradient.
+// Fills `bins`, kTextureAxes planes of the channel's size, with the quantised gradient along each axis:
+// 0..18, where 9 is no gradient.
 //
 // Axis maps: Gaussian derivative, sigma 0.8, nine sampled taps, clamped borders. Diagonal maps: recursive
 // Gaussian (Young and van Vliet) and central differences, rotated by 45 and 135 degrees. A response g on

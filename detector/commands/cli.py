@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from detector.core.command_line import as_called
 from detector.core.errors import InputError
 from detector.core.machine import wait_without_spinning
 from detector.core.progress import note
@@ -52,6 +53,9 @@ class Parser(argparse.ArgumentParser):
             self.error("--print-config needs --config")
         sys.stdout.write(resolved_yaml(namespace.config, namespace.overrides))
         self.exit()
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         if "required" in message:
@@ -143,7 +147,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(as_called(f"error: {error}"), file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

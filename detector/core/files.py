@@ -6,15 +6,19 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from detector.core.errors import UNPRINTABLE, InputError
 
 MAX_JSON_BYTES = 2**30  # the annotations of COCO train2017 take 0.45 GiB
 MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of their text
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
+MAX_FLOAT32 = 3.4028235e38  # the largest number that a file of boxes or scores may hold
 ASCII_SPACE = " \t\r\n"
 """What is cut off the ends of a listed name; a no-break space may be a part of it."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -82,20 +86,102 @@ def is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` through a temporary neighbour, making the folder if need be.
+@contextmanager
+def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path`` for writing, and rename it to ``path`` when the block ends.
 
-    Raises InputError if the folder or the disk refuses; ``path`` is then as it was.
+    Whoever reads ``path``, also after a crash, sees the old content or the new content and nothing between.
+    With ``durable`` the content and then the new name are forced to the disk. If the block raises, ``path``
+    stays as it was and the temporary file is removed. A killed process leaves its temporary file behind:
+    ``.NAME.PID.tmp``. Text ("w") is written as UTF-8, with a lone surrogate as ``\\udcXX``.
+
+    Raises:
+        InputError: the folder cannot be made or written, or the disk is full; gives the system's reason.
     """
+    encoding, errors = (None, None) if mode == "wb" else ("utf-8", "backslashreplace")
+    with _replacing(path) as temporary:
+        with temporary.open(mode, encoding=encoding, errors=errors) as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` by `atomic_write`, without waiting for the disk."""
+    with atomic_write(path, "w", durable=False) as file:
+        file.write(text)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` a hard link to the file ``source``, or a copy where the file system has no links.
+
+    ``target`` changes in one step or not at all, and stays when ``source`` is removed or replaced.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    with _replacing(target) as temporary:
+        if target.exists() and source.samefile(target):
+            return  # renaming a link over another link to the same file would do nothing
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            with source.open("rb") as read, atomic_write(target) as written:
+                shutil.copyfileobj(read, written, 2**20)
+        else:
+            temporary.replace(target)
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and its parents where they are missing; InputError if that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give the temporary path for ``path``, which is free; remove the file there if the block raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # for surrogates
-        temporary.replace(path)
-    except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+        temporary.unlink(missing_ok=True)  # opening a pipe of this name would wait without end
+        yield temporary
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = _system_reason(error)
+        if reason is None:
+            raise
+        raise InputError(
+            f"{path}: cannot write the file: {reason}; free space on the disk or choose another folder"
+        ) from error
+
+
+def _system_reason(error: BaseException | None) -> str | None:
+    """Return the words of the OSError that caused ``error``, or None if there was none.
+
+    Where the disk is full, torch.save raises a RuntimeError about its own bookkeeping.
+    """
+    while isinstance(error, RuntimeError):
+        error = error.__context__
+    return (error.strerror or str(error)) if isinstance(error, OSError) else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names in ``folder`` to the disk, without which a rename can be lost; Windows has no way."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_short_text(path: Path, what: str) -> str:

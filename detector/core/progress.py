@@ -24,9 +24,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from detector.core.command_line import as_called
 from detector.core.errors import printable, printable_lines
 
 Item = TypeVar("Item")
+ReportProgress = Callable[[int, int], None]
+"""Called with items done and items in all."""
 
 _EVERY = 30.0
 
@@ -36,7 +39,9 @@ console = Console(stderr=True)
 
 def note(text: str) -> None:
     """Print one line about what is happening."""
-    console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True, emoji=False)
+    console.print(
+        printable_lines(as_called(text)), markup=False, highlight=False, soft_wrap=True, emoji=False
+    )
 
 
 def show(result: str | Table) -> None:
@@ -60,7 +65,7 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str) -> Iterator[ReportProgress]:
     """Give a function to call with items done and items in all; it moves a bar where there is a terminal.
 
     Elsewhere it prints a line now and then, so that a log shows how far a long job is.

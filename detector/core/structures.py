@@ -184,6 +184,10 @@ class Proposals(_Parcel):
         return len(self.boxes)
 
 
+ProposalSource = Callable[[ImageRecord], Proposals]
+"""Gives the proposals of an image: from a store or file, computed, or the user's own."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalization:
     """What a backbone's weights expect of their input: ``(pixel / maximum - mean) / deviation``.
@@ -326,6 +330,10 @@ class HeadOutput(NamedTuple):
 
     class_logits: Tensor
     box_deltas: Tensor | None
+
+
+View = tuple[HeadOutput, ImageMeta]
+"""What the head says about an image's P proposals in one view, and which view that was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

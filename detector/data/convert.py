@@ -29,7 +29,7 @@ from detector.data.coco_json import CocoData, Entry, image_file, read_coco
 from detector.data.suffixes import Lookup
 from detector.data.voc import annotation_path, find_classes, image_size, split_ids
 from detector.data.voc_split import find_image, resolve_folder
-from detector.data.voc_xml import VocObject, object_elements, parse_xml, to_annotation
+from detector.data.voc_xml import CORNERS, VocObject, object_elements, parse_xml, to_annotation
 
 Node = list[Any]
 
@@ -38,7 +38,6 @@ _IMAGE_FIELDS = ("/object", "/size/height", "/size/width")
 _OBJECT_FIELDS = ("/name", "/difficult", "/ignore", "/bndbox")
 
 _NEW_OBJECT: Node = ["object", [["name", None], ["difficult", None], ["bndbox", None]]]
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = ("/difficult", "/ignore")
 
 
@@ -166,7 +165,7 @@ def _to_object(entry: Entry, name: str, place: str, first_pixel: int) -> Element
     x, y, width, height = (Decimal(repr(number)) for number in entry["bbox"])
     left, top = x + first_pixel, y + first_pixel
     box = Element("bndbox")
-    for corner, value in zip(_CORNERS, (left, top, left + width - 1, top + height - 1), strict=True):
+    for corner, value in zip(CORNERS, (left, top, left + width - 1, top + height - 1), strict=True):
         ElementTree.SubElement(box, corner).text = str(_number(value))
     fields = {"/name": _leaf("name", name), "/bndbox": box, **_flags(entry)}
     element = _decode(entry.get("voc", _NEW_OBJECT), lambda where: fields.pop(where, None), place)

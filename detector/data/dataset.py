@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -12,11 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from detector.core.errors import InputError
-from detector.core.structures import ImageRecord, Proposals, Sample
+from detector.core.structures import ImageRecord, Proposals, ProposalSource, Sample
 from detector.data.images import read_image
 from detector.data.transforms import ImageTransform
-
-ProposalSource = Callable[[ImageRecord], Proposals]
 
 _SCALES = 1  # sets the stream of shared scales apart from the samples' own
 

@@ -27,15 +27,15 @@ MAX_COORDINATE = 2.0**24  # up to here float32 holds every whole pixel
 
 MAX_COPIED = 2**20  # elements of objects with several boxes, counted once for each of their boxes
 
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {"1": True, "true": True, "0": False, "false": False, "unspecified": False, "": False}
 _READ = frozenset(
     (
         *("annotation", "filename", "size", "height", "width", "depth", "objects", "object", "part"),
-        *("name", "difficult", "ignore", "bndbox", *_CORNERS),
+        *("name", "difficult", "ignore", "bndbox", *CORNERS),
     )
 )
-_STRAY = frozenset(("object", "bndbox", "robndbox", *_CORNERS))  # never without a meaning
+_STRAY = frozenset(("object", "bndbox", "robndbox", *CORNERS))  # never without a meaning
 _NO_BOX = {
     "robndbox": "a rotated box (<robndbox>)",
     "polygon": "a polygon",
@@ -144,9 +144,9 @@ def _strays(root: Element) -> Iterator[tuple[str, str]]:
             yield from _strays_below(child, root.tag)
             continue
         for field in child:  # a <part>, such as a person's head, has a box that is no object's
-            if field.tag not in ("part", "robndbox", *_CORNERS):
+            if field.tag not in ("part", "robndbox", *CORNERS):
                 yield from _strays_below(field, child.tag, own="bndbox")
-            elif field.tag in _CORNERS and child.find("bndbox") is not None:
+            elif field.tag in CORNERS and child.find("bndbox") is not None:
                 yield child.tag, field.tag
 
 
@@ -250,7 +250,7 @@ def _read_object(element: Element, place: str, path: Path) -> VocObject:
     if corners is None:
         instead = next((f" but {text}" for tag, text in _NO_BOX.items() if element.find(tag) is not None), "")
         raise InputError(f"{where} has no <bndbox>{instead}; add an upright box or remove the object")
-    xmin, ymin, xmax, ymax = (_read_coordinate(corners, corner, where) for corner in _CORNERS)
+    xmin, ymin, xmax, ymax = (_read_coordinate(corners, corner, where) for corner in CORNERS)
     return VocObject(
         name=name,
         box=(xmin, ymin, xmax, ymax),

@@ -10,8 +10,6 @@ the images and annotations by role and split).
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from detector.core.errors import InputError
+from detector.core.files import atomic_write
 from detector.core.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 from detector.engine.checkpoint_content import check_content, check_resumable
 
@@ -27,31 +26,13 @@ FORMAT = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path`` atomically: to a temporary file, flushed to disk, then renamed.
+    """Write ``state`` to ``path`` whole or not at all; it is on the disk when this returns.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; an older file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # where the folder itself is the trouble there is no such file
-            temporary.unlink()
-        raise InputError(f"{path}: cannot write the checkpoint: {_reason(error)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    """Return the system's words: torch covers a full disk with an error about its own bookkeeping."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    return (cause.strerror if cause else None) or str(error)
+    with atomic_write(path) as file:
+        torch.save({"format": FORMAT, **state}, file)
 
 
 class DamagedCheckpoint(InputError):

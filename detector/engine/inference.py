@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from detector.core.structures import Batch, Detections, HeadOutput, ImageMeta
+from detector.core.structures import Batch, Detections, HeadOutput, ImageMeta, View
 
 REFERENCE_AREA = 224.0**2
 """Rule "area": a proposal is scored where its area comes closest to this (Fast R-CNN's release)."""
@@ -18,7 +18,6 @@ REFERENCE_SIDE = 13 * 16.0
 """Rule "side": a proposal is scored where the root of its area comes closest to this (SPP-net's release: 13
 cells of a map of stride 16)."""
 
-View = tuple[HeadOutput, ImageMeta]
 Model = TypeVar("Model", bound=nn.Module)
 
 

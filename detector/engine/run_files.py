@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from detector.core.errors import InputError
+from detector.core.files import write_text
 
 PICTURE_FOLDERS = ("detections", "classified")
 PICTURES = ".pictures.json"
@@ -129,10 +130,7 @@ def remove_files(folder: Path, files: Iterable[Path]) -> None:
 def note_pictures(folder: Path, names: Iterable[str]) -> None:
     """Add ``names`` to the list of pictures that runs have written into ``folder``, which exists."""
     known = sorted({*names, *_pictures(folder)})  # those that were removed since are forgotten
-    try:
-        (folder / PICTURES).write_text(json.dumps(known) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write the list of pictures: {error.strerror}") from None
+    write_text(folder / PICTURES, json.dumps(known) + "\n")
 
 
 def _pictures(folder: Path) -> list[str]:

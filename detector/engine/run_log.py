@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from detector.core.errors import InputError
+from detector.core.files import write_text
 
 _LONGEST_LINE = 2**20
 _LARGEST_STEP = 2**53  # as a float it is still exact
@@ -31,7 +32,7 @@ class RunLog:
         self.path = folder / "log.jsonl"
         kept = [record for record in read_log(self.path, report) if record["step"] <= step] if step else []
         try:
-            self._replace(kept)
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
             self._file = self.path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
@@ -64,11 +65,6 @@ class RunLog:
             yield
         except OSError as error:
             raise InputError(f"{self.path.parent}: cannot write the run's log: {error.strerror}") from None
-
-    def _replace(self, records: list[dict[str, Any]]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        temporary.replace(self.path)
 
 
 def read_log(path: Path, report: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Metrics: detections and annotations in, figures in [0, 1] out. Needs no network and no compiled op."""
+"""Metrics in [0, 1] from detections and annotations. Needs neither a network nor the compiled library."""

@@ -1,7 +1,8 @@
 """Precision, recall and the two average precisions of PASCAL VOC, for one class.
 
-All functions take what `precision_recall` makes of the detections (of the images, in classification) in order
-of falling score; those that count neither as right nor as wrong (``difficult``) are already gone.
+All functions take the curve that `precision_recall` makes from the detections (from the images, in
+classification), sorted by decreasing score. Detections that count neither as right nor as wrong
+(``difficult``) have been removed before.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ RECALL_POINTS = 11  # recall 0, 0.1, ..., 1 (VOC 2007, "The PASCAL VOC Challenge
 
 
 class PrecisionRecall(NamedTuple):
-    """After each of D detections, by falling score: recall, precision, and that detection's score, each
-    (D,) float64. ``objects`` is the number of objects that count; recall is NaN where it is zero."""
+    """Recall, precision and score, (D,) float64 each, after each of D detections sorted by decreasing score.
+
+    ``hits`` (D,) is the number of hits so far. ``objects`` is the number of objects that count; where it is
+    zero, recall is NaN.
+    """
 
     recall: NDArray[np.float64]
     precision: NDArray[np.float64]
@@ -27,7 +31,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(is_hit: NDArray[np.bool_], scores: NDArray[np.float64], objects: int) -> PrecisionRecall:
-    """Return the curve of D detections: ``is_hit`` (D,) says which are right, ``scores`` (D,) falls."""
+    """Return the curve of D detections: ``is_hit`` (D,) says which are right, ``scores`` (D,) decrease."""
     hits = np.cumsum(is_hit, dtype=np.int64)
     recall = hits / objects if objects else np.full(len(hits), np.nan)
     return PrecisionRecall(recall, hits / np.arange(1, len(hits) + 1), scores, hits, objects)
@@ -41,8 +45,8 @@ def eleven_point_ap(curve: PrecisionRecall) -> float:
     """
     if not curve.objects:
         return float("nan")
-    wanted = np.arange(RECALL_POINTS) * curve.objects
-    first = np.searchsorted(curve.hits * (RECALL_POINTS - 1), wanted)
+    thresholds = np.arange(RECALL_POINTS) * curve.objects
+    first = np.searchsorted(curve.hits * (RECALL_POINTS - 1), thresholds)
     best = np.append(_envelope(curve.precision), 0.0)
     return float(best[first].mean())
 
@@ -65,5 +69,5 @@ def mean_ap(values: Sequence[float]) -> float:
 
 
 def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return, for each place, the best precision there or later."""
+    """Return, for each detection, the best precision at it or after it."""
     return np.maximum.accumulate(precision[::-1])[::-1]

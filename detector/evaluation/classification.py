@@ -1,7 +1,8 @@
-"""Classification of images by the rules of PASCAL VOC (VOCevalcls.m): one average precision a class.
+"""Classification of images by the rules of PASCAL VOC (VOCevalcls.m): one average precision per class.
 
-The images are ranked by their score for the class. One that shows an object of it is a hit, one that shows
-none a miss; one where all objects of the class are ``difficult`` counts as neither and leaves the ranking.
+The images are ranked by their score for the class. An image that shows an object of the class is a hit, and
+one that shows none is a false positive. An image on which all objects of the class are ``difficult`` counts
+as neither and is left out of the ranking.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from detector.evaluation.average_precision import (
 class ClassificationEvaluator:
     """Average precision over the images given to `update`.
 
-    ``ground_truth`` are the data set's records, or its `Targets` by image id, as annotated. ``classes`` are
-    the K names. Equal scores are ranked by the image's place in the data set, so that the order of updates
-    does not matter. A COCO crowd region is treated as a difficult object.
+    ``ground_truth`` is the list of the data set's records, or its `Targets` by image id, as annotated.
+    ``classes`` are the K names. Images of equal score are ranked by their position in the data set, so that
+    the order of updates does not matter. A COCO crowd region is treated as a difficult object.
     """
 
     def __init__(
@@ -46,21 +47,22 @@ class ClassificationEvaluator:
         self._scores: dict[str, Tensor] = {}
 
     def update(self, image_ids: Sequence[str], scores: Tensor) -> None:
-        """Take the scores (N, K) of N images; each image once.
+        """Add the scores (N, K) of N images. Each image may be given once.
 
-        Raises ValueError for an image that is not in the ground truth or was given before, another number of
-        classes, and a score that is not a number.
+        Raises:
+            ValueError: an image that is not in the ground truth or was given before, another number of
+                classes, or a score that is NaN.
         """
-        if scores.shape != (len(image_ids), len(self.classes)):
-            wanted = (len(image_ids), len(self.classes))
-            raise ValueError(f"scores must have shape {wanted}, not {tuple(scores.shape)}")
+        shape = (len(image_ids), len(self.classes))
+        if scores.shape != shape:
+            raise ValueError(f"scores must have shape {shape}, not {tuple(scores.shape)}")
         for image_id, row in zip(image_ids, scores.detach().cpu().double(), strict=True):
             if image_id not in self._presence:
                 raise ValueError(f"image {image_id!r} is not in the ground truth")
             if image_id in self._scores:
                 raise ValueError(f"image {image_id!r} was given before")
             if row.isnan().any():
-                raise ValueError(f"image {image_id!r}: a score is not a number")
+                raise ValueError(f"image {image_id!r}: a score is NaN")
             self._scores[image_id] = row
 
     def precision_recall(self) -> dict[str, PrecisionRecall]:
@@ -71,9 +73,9 @@ class ClassificationEvaluator:
     def compute(self) -> dict[str, object]:
         """Return ``voc07_mAP`` (11 points), ``voc_mAP`` (area) and ``per_class`` over the images given.
 
-        ``per_class[name]`` has ``voc07_AP``, ``voc_AP``, and the numbers of ``images`` that show the class
-        and of ``difficult`` ones, which were left out. A class that no image shows has AP NaN and no part in
-        the means.
+        ``per_class[name]`` has ``voc07_AP``, ``voc_AP``, the number of ``images`` that show the class and
+        the number of ``difficult`` images, which are left out. A class that no image shows has the AP NaN
+        and is left out of the means.
         """
         presence, _ = self._tables()
         per_class = {
@@ -86,8 +88,8 @@ class ClassificationEvaluator:
             for k, (name, curve) in enumerate(self.precision_recall().items())
         }
         return {
-            "voc07_mAP": mean_ap([figures["voc07_AP"] for figures in per_class.values()]),
-            "voc_mAP": mean_ap([figures["voc_AP"] for figures in per_class.values()]),
+            "voc07_mAP": mean_ap([metrics["voc07_AP"] for metrics in per_class.values()]),
+            "voc_mAP": mean_ap([metrics["voc_AP"] for metrics in per_class.values()]),
             "per_class": per_class,
         }
 

@@ -1,10 +1,11 @@
 """COCO's detection metrics, computed by pycocotools, for data sets of any format.
 
-Ground truth is a dictionary as in COCO's annotation files: ``images``, ``categories``, ``annotations``.
-Crowd regions are ignored as COCO ignores them. So are objects with ``ignore: 1`` or ``difficult: 1``: they
-are no misses, and detections on them no false positives. pycocotools overwrites ``ignore`` by ``iscrowd``, so
-these objects are handed to it as crowd regions, the only way in which its rules leave an object out. COCO's
-own annotation files have neither flag, and figures for them are pycocotools' own.
+The ground truth is a dictionary as in COCO's annotation files, with ``images``, ``categories`` and
+``annotations``. Crowd regions are ignored as COCO ignores them. Objects with ``ignore: 1`` or
+``difficult: 1`` are ignored too: missing one is not counted, and a detection on one is not a false positive.
+pycocotools overwrites ``ignore`` by ``iscrowd``, so these objects are given to it as crowd regions, which is
+the only way to make it ignore an object. COCO's own annotation files have neither flag, so their metrics are
+exactly those of pycocotools.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from detector.evaluation.report import COCO_FIGURES
 GroundTruth = Mapping[str, Sequence[Mapping[str, Any]]]
 
 IGNORED = ("iscrowd", "ignore", "difficult")
-"""Flags of an annotation each of which takes it out of the count."""
+"""Flags of an annotation; an object with any of them is ignored."""
 
 
 class CocoEvaluator:
-    """The twelve COCO figures over the images given to `update`, those without detections included.
+    """The twelve COCO metrics over the images given to `update`, those without detections included.
 
-    Label k is the category named ``classes[k - 1]``; None means all categories by rising id. ``image_ids``
-    gives COCO's id of each image by the record's; None means that a record's id is COCO's id as text.
+    Label k is the category named ``classes[k - 1]``; None takes all categories by increasing id.
+    ``image_ids`` maps a record's image id to COCO's; None means that the image id is COCO's id as text.
     """
 
     def __init__(
@@ -65,21 +66,22 @@ class CocoEvaluator:
         self._results: dict[int, list[Result]] = {}
 
     def update(self, image_ids: list[str], detections: list[Detections]) -> None:
-        """Take the detections of some images; each image once.
+        """Add the detections of some images. Each image may be given once.
 
-        Raises ValueError for an image that is not in the ground truth or was given before, and for a label
-        that is no class.
+        Raises:
+            ValueError: an image that is not in the ground truth or was given before, or a label outside
+                1..K.
         """
-        for image_id, found in zip(image_ids, detections, strict=True):
+        for image_id, one in zip(image_ids, detections, strict=True):
             if image_id not in self.image_ids:
                 raise ValueError(f"image {image_id!r} is not in the ground truth")
-            if len(found) and (int(found.labels.min()) < 1 or int(found.labels.max()) > len(self.classes)):
+            if len(one) and (int(one.labels.min()) < 1 or int(one.labels.max()) > len(self.classes)):
                 raise ValueError(f"image {image_id!r}: labels must be 1..{len(self.classes)}")
             coco_id = self.image_ids[image_id]
-            self.add([coco_id], to_results(coco_id, found, self.category_ids))
+            self.add([coco_id], to_results(coco_id, one, self.category_ids))
 
     def add(self, coco_ids: Iterable[int], results: Iterable[Result]) -> None:
-        """Take ``results``, COCO's dictionaries, of the images ``coco_ids``. Errors as in `update`."""
+        """Add ``results``, COCO's dictionaries, of the images ``coco_ids``. Errors as in `update`."""
         for coco_id in coco_ids:
             if coco_id in self._results:
                 raise ValueError(f"image {coco_id} was given before")
@@ -88,30 +90,30 @@ class CocoEvaluator:
             self._results[result["image_id"]].append(result)
 
     def compute(self) -> dict[str, object]:
-        """Return the twelve figures, as `COCO_FIGURES` names them, and ``per_class``.
+        """Return the twelve metrics, by the names in `COCO_FIGURES`, and ``per_class``.
 
         ``per_class[name]`` has ``AP``, ``AP50``, and the numbers of ``objects`` (ignored ones included), of
-        ``ignored`` ones and of ``detections``. A figure without an object that counts is NaN.
+        ``ignored`` objects and of ``detections``. A metric for which no object counts is NaN.
         """
         evaluation = self._evaluate()
-        figures: dict[str, object] = {
-            name: _or_nan(figure) for name, figure in zip(COCO_FIGURES, evaluation.stats, strict=True)
+        metrics: dict[str, object] = {
+            name: _or_nan(value) for name, value in zip(COCO_FIGURES, evaluation.stats, strict=True)
         }
-        objects, ignored, found = self._counts()
-        # (IoU thresholds, recall points, classes, areas: all first, detections an image: 100 last)
+        objects, ignored, detections = self._counts()
+        # (IoU thresholds, recall points, classes, areas: "all" is first, detections per image: 100 is last)
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
-        place = {category_id: place for place, category_id in enumerate(evaluation.params.catIds)}
-        figures["per_class"] = {
+        column = {category_id: number for number, category_id in enumerate(evaluation.params.catIds)}
+        metrics["per_class"] = {
             name: {
-                "AP": _mean(precision[:, :, place[category_id]]),
-                "AP50": _mean(precision[0, :, place[category_id]]),
+                "AP": _mean(precision[:, :, column[category_id]]),
+                "AP50": _mean(precision[0, :, column[category_id]]),
                 "objects": objects[category_id],
                 "ignored": ignored[category_id],
-                "detections": found[category_id],
+                "detections": detections[category_id],
             }
             for name, category_id in zip(self.classes, self.category_ids, strict=True)
         }
-        return figures
+        return metrics
 
     def write_results(self, path: Path | str) -> None:
         """Write the detections given so far as a results file for COCO's server. Errors as `write_json`."""
@@ -122,13 +124,13 @@ class CocoEvaluator:
             yield from self._results[image_id]
 
     def _evaluate(self) -> COCOeval:
-        # pycocotools wants the size of each detection, and ids that are not 0, its mark for "unmatched".
-        found = [
+        # pycocotools needs the area of each detection, and ids from 1: it takes 0 for "unmatched".
+        detections = [
             {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
             for number, result in enumerate(self._all_results(), start=1)
         ]
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self._truth, _index(self._truth.dataset, found), "bbox")
+            evaluation = COCOeval(self._truth, _index(self._truth.dataset, detections), "bbox")
             evaluation.params.imgIds = sorted(self._results)
             evaluation.params.catIds = sorted(self.category_ids)
             evaluation.evaluate()
@@ -188,7 +190,7 @@ def ground_truth_of(records: Sequence[ImageRecord], classes: Sequence[str]) -> G
 
 
 def _annotations(ground_truth: GroundTruth) -> list[dict[str, Any]]:
-    """Return what pycocotools needs of the annotations; ids from 1, since 0 is its mark for "unmatched"."""
+    """Return what pycocotools needs of the annotations, with ids from 1: it takes 0 for "unmatched"."""
     return [
         {
             "id": number,
@@ -214,8 +216,8 @@ def _index(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -
     return index
 
 
-def _or_nan(figure: float) -> float:
-    return float(figure) if figure > -1 else float("nan")  # pycocotools writes -1 for "no objects"
+def _or_nan(value: float) -> float:
+    return float(value) if value > -1 else float("nan")  # pycocotools writes -1 for "no objects"
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

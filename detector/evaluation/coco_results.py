@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from detector.core.errors import InputError
-from detector.core.files import read_json, write_text
+from detector.core.files import MAX_FLOAT32, read_json, write_text
 from detector.core.structures import Detections
 
 Result = dict[str, Any]
 
-_LARGEST = 3.4028235e38  # float32's; NaN does not compare
 
-
-def to_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[Result]:
+def to_results(image_id: int, detections: Detections, category_ids: Sequence[int]) -> list[Result]:
     """Return detections as COCO's dictionaries; label k becomes ``category_ids[k - 1]``.
 
-    Numbers are exact: width is x2 - x1 of the float32 corners, in double precision.
+    No precision is lost: the width is x2 - x1 of the float32 corners, computed in float64.
     """
-    columns = (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
+    columns = (detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist())
     return [
         {
             "image_id": image_id,
@@ -44,8 +42,9 @@ def read_coco_results(
     """Read a results file.
 
     Raises:
-        InputError: not readable, no list of results, an image or a category that the annotations do not
-            have, or a number that is none; the message names file and entry.
+        InputError: the file cannot be read or is not a list of results, an entry names an image or a
+            category that the annotations do not have, or a number is missing. The message names the file
+            and the entry.
     """
     path = Path(path)
     results = read_json(path)
@@ -76,7 +75,7 @@ def _check(entry: Any, images: set[int], categories: set[int], place: str) -> No
 
 def _is_number(value: Any) -> bool:
     is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_numeric and abs(value) <= _LARGEST
+    return is_numeric and abs(value) <= MAX_FLOAT32  # false for NaN
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""Detections in files that are well-formed and yet seem wrong: said in a warning, scored all the same.
+"""Warnings about detections in well-formed files that are probably wrong; they are scored all the same.
 
 Boxes in another convention or in fractions of the image have an average precision near zero, which looks
-like a bad detector. Scores need not lie in 0..1, since those of an SVM do not: only their order counts.
+like a bad detector. Scores need not lie in [0, 1], since those of an SVM do not: only their order counts.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from detector.evaluation.result_files import FileDetections
 _log = logging.getLogger(__name__)
 
 _TOLERANCE = 1.0  # pixels that a box may reach out of its image
-_MOST = 0.9  # the part of the boxes that has to fit in another convention
+_MOST = 0.9  # the fraction of the boxes that must fit in another convention
 
 Sizes = Mapping[Any, tuple[float, float]]
-"""(height, width) by image, in pixels; zeros where they are not known."""
+"""(height, width) by image, in pixels; zeros where the size is not known."""
 
 
-class _Found(NamedTuple):
-    """D detections: ``groups`` (D, 2) are the numbers of image and class, ``written`` (D, 4) is what the file
-    has, ``corners`` (D, 4) what that means, half-open, ``sizes`` (D, 2) the images' (height, width)."""
+class _FileBoxes(NamedTuple):
+    """D detections of a file.
+
+    ``groups`` (D, 2) holds the numbers of image and class, ``written`` (D, 4) the numbers in the file,
+    ``corners`` (D, 4) the half-open boxes that they stand for, ``sizes`` (D, 2) the images' (height, width).
+    """
 
     groups: NDArray[np.int64]
     scores: NDArray[np.float64]
@@ -37,10 +40,10 @@ class _Found(NamedTuple):
 
 
 def warn_of_coco_results(path: Path, results: Sequence[Mapping[str, Any]], sizes: Sizes) -> None:
-    """Say what seems wrong with the entries of a COCO results file; ``sizes`` by COCO's image id."""
+    """Warn of entries of a COCO results file that are probably wrong; ``sizes`` by COCO's image id."""
     numbers = {image_id: number for number, image_id in enumerate(sizes)}
     written = _table([one["bbox"] for one in results], 4)
-    found = _Found(
+    detections = _FileBoxes(
         groups=_table([(numbers[one["image_id"]], one["category_id"]) for one in results], 2, np.int64),
         scores=_table([one["score"] for one in results], 1)[:, 0],
         written=written,
@@ -48,19 +51,19 @@ def warn_of_coco_results(path: Path, results: Sequence[Mapping[str, Any]], sizes
         sizes=_table([sizes[one["image_id"]] for one in results], 2),
     )
     hint = "as x1, y1, x2, y2 they would fit, but bbox is x, y, width, height"
-    _warn(path, found, other=written, hint=hint)
+    _warn(path, detections, other=written, hint=hint)
 
 
 def warn_of_result_files(folder: Path, detections: Mapping[str, FileDetections], sizes: Sizes) -> None:
-    """Say what seems wrong with the lines of VOC result files; ``sizes`` by image id."""
-    counts = [len(found.labels) for found in detections.values()]
+    """Warn of lines of VOC result files that are probably wrong; ``sizes`` by image id."""
+    counts = [len(one.labels) for one in detections.values()]
     images = np.repeat(np.arange(len(counts)), counts)
     empty = np.zeros((0, 4))
-    corners = np.concatenate([empty, *(found.boxes.double().numpy() for found in detections.values())])
-    labels = np.concatenate([empty[:, 0], *(found.labels.numpy() for found in detections.values())])
-    scores = np.concatenate([empty[:, 0], *(found.scores.numpy() for found in detections.values())])
+    corners = np.concatenate([empty, *(one.boxes.double().numpy() for one in detections.values())])
+    labels = np.concatenate([empty[:, 0], *(one.labels.numpy() for one in detections.values())])
+    scores = np.concatenate([empty[:, 0], *(one.scores.numpy() for one in detections.values())])
     written = np.add(corners, (1, 1, 0, 0))
-    found = _Found(
+    file_boxes = _FileBoxes(
         groups=np.stack((images, labels.astype(np.int64)), axis=1),
         scores=scores,
         written=written,
@@ -68,7 +71,7 @@ def warn_of_result_files(folder: Path, detections: Mapping[str, FileDetections],
         sizes=_table([sizes[image_id] for image_id in detections], 2)[images],
     )
     hint = "as x, y, width, height they would fit, but the lines are image_id score x1 y1 x2 y2"
-    _warn(folder, found, other=_corners(written), hint=hint)
+    _warn(folder, file_boxes, other=_corners(written), hint=hint)
 
 
 def _table(rows: Sequence[Any], columns: int, kind: type[Any] = np.float64) -> NDArray[Any]:
@@ -80,39 +83,39 @@ def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
-def _warn(place: Path, found: _Found, other: NDArray[np.float64], hint: str) -> None:
-    """Log one line about the boxes and one about the rest; ``other`` are corners of another reading."""
-    total = len(found.scores)
+def _warn(place: Path, detections: _FileBoxes, other: NDArray[np.float64], hint: str) -> None:
+    """Log one line about the boxes and one about the scores; ``other``: the boxes in another convention."""
+    total = len(detections.scores)
     if not total:
         return
-    flat = _is_flat(found.corners)
-    outside = ~flat & _is_outside(found.corners, found.sizes)
-    lowest, highest = found.written.min(axis=1), found.written.max(axis=1)
-    fractions = (lowest >= 0) & (highest <= 1) & (found.written != np.round(found.written)).any(axis=1)
+    flat = _is_flat(detections.corners)
+    outside = ~flat & _is_outside(detections.corners, detections.sizes)
+    lowest, highest = detections.written.min(axis=1), detections.written.max(axis=1)
+    fractions = (lowest >= 0) & (highest <= 1) & (detections.written % 1 != 0).any(axis=1)
     counts = {
         "have no area": int(flat.sum()),
         "leave their image": int(outside.sum()),
         "lie in 0..1": int(fractions.sum()),
     }
     said = ", ".join(f"{count} {fault}" for fault, count in counts.items() if count)
-    fits, fits_other = ~flat & ~outside, ~_is_flat(other) & ~_is_outside(other, found.sizes)
+    fits, fits_other = ~flat & ~outside, ~_is_flat(other) & ~_is_outside(other, detections.sizes)
     if fractions.mean() >= _MOST:
         said += "; they seem to be fractions of the image's sides, pixels are expected"
     elif fits_other.mean() >= max(_MOST, fits.mean() + 1 / total):
         said += f"; {hint}"
     if said:
         _log.warning("%s: of %d boxes, %s", place, total, said)
-    _warn_of_scores(place, found)
+    _warn_of_scores(place, detections)
 
 
-def _warn_of_scores(place: Path, found: _Found) -> None:
-    total = len(found.scores)
-    if total > 1 and (found.scores == found.scores[0]).all():
+def _warn_of_scores(place: Path, detections: _FileBoxes) -> None:
+    total = len(detections.scores)
+    if total > 1 and (detections.scores == detections.scores[0]).all():
         _log.warning(
-            "%s: all %d scores are %g, so that the order in the file decides the figures",
-            *(place, total, found.scores[0]),
+            "%s: all %d scores are %g, so that the metrics depend on the order in the file",
+            *(place, total, detections.scores[0]),
         )
-    rows = np.column_stack((found.groups, found.scores, found.written))
+    rows = np.column_stack((detections.groups, detections.scores, detections.written))
     again = total - len(np.unique(rows, axis=0))
     if again:
         _log.warning(
@@ -128,7 +131,7 @@ def _is_flat(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _is_outside(corners: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Say which boxes reach over a pixel out of their image, where its size is known."""
+    """Return which boxes reach more than one pixel out of their image, where its size is known."""
     before = np.any(corners < -_TOLERANCE, axis=1)
     behind = np.any(corners[:, 2:] > sizes[:, ::-1] + _TOLERANCE, axis=1)
     return np.logical_and(before | behind, np.all(sizes > 0, axis=1))

@@ -1,7 +1,7 @@
 """The score threshold at which a detector is used: its precision, recall and false positives per image.
 
-Average precision looks at all thresholds. Whoever uses a detector needs one, and a figure of what comes with
-it; the threshold with the best F1 on validation images is a plain choice.
+Average precision summarises all thresholds. A user of the detector needs one threshold, and its precision and
+recall; the threshold with the best F1 on validation images is a simple choice.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from detector.evaluation.average_precision import PrecisionRecall
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What the detections with a score of ``score_threshold`` or more are worth, all classes together."""
+    """Metrics of the detections with a score of at least ``score_threshold``, over all classes together."""
 
     score_threshold: float
     precision: float
-    """Of the detections that count, the fraction that found an object; 0 where there is none."""
+    """The fraction of the counted detections that are hits; 0 without detections."""
     recall: float
     f1: float
     false_positives_per_image: float
@@ -34,11 +34,11 @@ class OperatingPoint:
 
 
 def best_f1(curves: Iterable[PrecisionRecall], images: int) -> OperatingPoint | None:
-    """Return the operating point with the best micro-averaged F1, of equals that of the highest threshold.
+    """Return the operating point with the best micro-averaged F1, at the highest threshold that reaches it.
 
     ``curves`` are the classes' matched detections on ``images`` images, as `VocEvaluator.precision_recall`
     returns them; the threshold is the score of one of them. Detections of equal score stay or go together.
-    None where nothing was found or no object counts.
+    None where there is no hit or no object counts.
     """
     scores, is_hit, objects = _pooled(curves)
     hits = np.cumsum(is_hit)
@@ -65,7 +65,7 @@ def at_threshold(
 
 
 def _pooled(curves: Iterable[PrecisionRecall]) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-    """Return the scores of all classes' detections, falling, whether each is a hit, and the objects."""
+    """Return the decreasing scores of all classes' detections, whether each is a hit, and the objects."""
     given = list(curves)
     scores = np.concatenate([np.zeros(0), *(curve.scores for curve in given)])
     is_hit = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(c.hits, prepend=0) for c in given)])
@@ -74,7 +74,7 @@ def _pooled(curves: Iterable[PrecisionRecall]) -> tuple[NDArray[np.float64], NDA
 
 
 def _ends_a_tie(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return for falling ``scores`` whether each is the last of its value: a threshold lies below it."""
+    """Return for decreasing ``scores`` whether each is the last one of its value."""
     return np.append(scores[1:] < scores[:-1], True)[: len(scores)]
 
 

@@ -1,4 +1,4 @@
-"""Figures for people (a table) and for programs (JSON)."""
+"""Metrics as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NOTHING_SCORED = "no annotations: nothing scored"
 
 
 def figures_shown(figures: Mapping[str, Any]) -> Table | str:
-    """Return what to show of an evaluation: a table, or of a split without annotations a line that says so.
+    """Return the table of an evaluation, or a line that says that the split has no annotations.
 
-    ``figures`` of such a split have ``annotated: False`` and no metric.
+    The ``figures`` of such a split have ``annotated: False`` and no metric.
     """
     if not figures.get("annotated", True):
         return f"{figures['split']}: {NOTHING_SCORED}"
@@ -32,13 +32,13 @@ def figures_shown(figures: Mapping[str, Any]) -> Table | str:
 
 
 def plain(text: str, overflow: OverflowMethod | None = None) -> Text:
-    """Return a name for a table's cell, head or title: as `printable` shows it, and without markup."""
+    """Return a name for a table's cell, header or title: as `printable` shows it, without rich's markup."""
     return Text(printable(text), overflow=overflow)
 
 
 def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") -> Table:
-    """Return the table of what `VocEvaluator.compute` or `ClassificationEvaluator.compute` returns: a row a
-    class, then the means."""
+    """Return the table of what `VocEvaluator.compute` or `ClassificationEvaluator.compute` returns: one row
+    per class, then the means."""
     table = Table(title=title, show_footer=True)
     table.add_column("class", footer="mean")
     table.add_column("11-point AP", footer=_figure(figures["voc07_mAP"]), justify="right")
@@ -56,10 +56,10 @@ def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") 
 
 
 def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision and recall") -> Table:
-    """Return the table of what `CocoEvaluator.compute` returns: a row a class, then each figure."""
+    """Return the table of what `CocoEvaluator.compute` returns: one row per class, then one per metric."""
     counts = ("objects", "ignored", "detections")
     table = Table(title=title)
-    table.add_column("class or figure")
+    table.add_column("class or metric")
     for column in ("AP", "AP50", *counts):
         table.add_column(column, justify="right")
     for name, row in figures["per_class"].items():
@@ -73,7 +73,7 @@ def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision 
 
 def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
     """Return two tables of `detector.proposals.analysis.recall_report`: by number of proposals, by group."""
-    average = f"{report['proposals_per_image']:.0f} proposals an image, {report['images']} images"
+    average = f"{report['proposals_per_image']:.0f} proposals per image, {report['images']} images"
     by_number = Table(title=plain(f"{name}: {average}"))
     for column in ("proposals", "recall 0.5", "recall 0.7", "recall 0.9", "average recall", "MABO"):
         by_number.add_column(column, justify="right")
@@ -98,8 +98,10 @@ def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
 def write_json(path: Path | str, figures: Mapping[str, Any]) -> None:
     """Write ``figures`` as JSON with sorted keys; a number that is not finite becomes null.
 
-    Letters that `printable` would escape are escaped in JSON's way, all others stay as they are.
-    Raises InputError if the file cannot be written; what was there before is then still there.
+    Characters that `printable` would escape are written as JSON escapes; all others are written as they are.
+
+    Raises:
+        InputError: the file cannot be written. An older file of that name then stays as it was.
     """
     text = json.dumps(_finite(figures), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     lines = (UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
@@ -111,7 +113,7 @@ def _figure(value: float) -> str:
 
 
 def _at(values: Any, place: int, key: str | None = None) -> str:
-    """Return one of a list of figures as text; "-" where there are no objects."""
+    """Return one of a list of metrics as text; "-" where there are no objects."""
     if values is None:
         return "-"
     return _figure((values if key is None else values[key])[place])

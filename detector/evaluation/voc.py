@@ -1,9 +1,10 @@
 """PASCAL VOC detection metrics, as the development kit (VOCevaldet.m) defines them.
 
 A detection is compared with all objects of its class on its image, ``difficult`` ones included, and is
-tied to the one with the largest IoU (the first of equals), whether or not that one is taken. With an IoU of
-at least the threshold it is a hit if that object is free, and a miss if a detection of higher score took
-it; if the object is ``difficult`` the detection counts as neither. Below the threshold it is a miss.
+assigned to the object with the largest IoU (the first of equal ones), even if that object is already matched.
+With an IoU of at least the threshold, the detection is a hit if the object is not matched yet, and a false
+positive if a detection with a higher score is matched to it; if the object is ``difficult``, the detection
+counts as neither. Below the threshold it is a false positive.
 
 The kit measures inclusive pixels, x2 - x1 + 1; on the project's half-open boxes x2 - x1 is the same number.
 """
@@ -30,9 +31,9 @@ from detector.evaluation.average_precision import (
 
 
 class _Matches(NamedTuple):
-    """D detections and the object each is tied to; all arrays (D,).
+    """D detections and the object that each is assigned to; all arrays have the shape (D,).
 
-    ``order`` ranks equal scores; ``target`` is the object's number in the whole data set, -1 for none.
+    ``order`` ranks equal scores; ``target`` is the number of the object in the whole data set, or -1.
     """
 
     labels: NDArray[np.int64]
@@ -45,10 +46,10 @@ class _Matches(NamedTuple):
 class VocEvaluator:
     """Average precision over the images given to `update`, those without detections included.
 
-    ``ground_truth`` are the data set's records, or its `Targets` by image id, as annotated: no object left
-    out or clipped. ``classes`` are the K names; label k is ``classes[k - 1]``. A COCO crowd region is
-    treated as a difficult object. Equal scores are ranked by the image's place in the data set, then by
-    the detection's place in its image, so that the order of updates does not matter.
+    ``ground_truth`` is the list of the data set's records, or its `Targets` by image id, as annotated: no
+    object is left out or clipped. ``classes`` are the K names; label k is ``classes[k - 1]``. A COCO crowd
+    region is treated as a difficult object. Equal scores are ranked by the image's position in the data set,
+    then by the detection's position in its image, so that the order of updates does not matter.
     """
 
     def __init__(
@@ -74,21 +75,22 @@ class VocEvaluator:
         self._matches: dict[str, _Matches] = {}
 
     def update(self, image_ids: list[str], detections: list[Detections]) -> None:
-        """Take the detections of some images; each image once.
+        """Add the detections of some images. Each image may be given once.
 
-        Raises ValueError for an image that is not in the ground truth or was given before, and for a label
-        that is no class.
+        Raises:
+            ValueError: an image that is not in the ground truth or was given before, or a label outside
+                1..K.
         """
-        for image_id, found in zip(image_ids, detections, strict=True):
-            self.add(image_id, found.boxes, found.scores, found.labels)
+        for image_id, one in zip(image_ids, detections, strict=True):
+            self.add(image_id, one.boxes, one.scores, one.labels)
 
     def add(
         self, image_id: str, boxes: Tensor, scores: Tensor, labels: Tensor, order: Tensor | None = None
     ) -> None:
-        """Take one image's detections: boxes (D, 4), scores (D,) of any float type, labels (D,) 1..K.
+        """Add the detections of one image: boxes (D, 4), scores (D,) of any float type, labels (D,) 1..K.
 
-        ``order`` (D,) int64 ranks equal scores in place of the image's and the detection's place. Errors
-        as in `update`.
+        ``order`` (D,) int64 ranks equal scores instead of the positions of image and detection. Errors as
+        in `update`.
         """
         if image_id not in self._targets:
             raise ValueError(f"image {image_id!r} is not in the ground truth")
@@ -119,8 +121,8 @@ class VocEvaluator:
         """Return ``voc07_mAP`` (11 points), ``voc_mAP`` (area) and ``per_class`` over the images given.
 
         ``per_class[name]`` has ``voc07_AP``, ``voc_AP``, and the numbers of ``objects`` (``difficult``
-        ones included), of ``difficult`` ones and of ``detections``. A class without an object that counts
-        has AP NaN and no part in the means.
+        ones included), of ``difficult`` objects and of ``detections``. A class without an object that
+        counts has the AP NaN and is left out of the means.
         """
         counted, ignored = self._count_objects()
         detections = np.bincount(self._all_matches().labels, minlength=len(self.classes) + 1)
@@ -135,20 +137,20 @@ class VocEvaluator:
             for label, (name, curve) in enumerate(self.precision_recall().items(), start=1)
         }
         return {
-            "voc07_mAP": mean_ap([figures["voc07_AP"] for figures in per_class.values()]),
-            "voc_mAP": mean_ap([figures["voc_AP"] for figures in per_class.values()]),
+            "voc07_mAP": mean_ap([metrics["voc07_AP"] for metrics in per_class.values()]),
+            "voc_mAP": mean_ap([metrics["voc_AP"] for metrics in per_class.values()]),
             "per_class": per_class,
         }
 
     def _all_matches(self) -> _Matches:
-        """Return the detections of all images, one after the other."""
+        """Return the detections of all images in one table."""
         none = np.zeros(0, dtype=np.int64)
         matches = [_Matches(none, none.astype(np.float64), none, none, none.astype(bool))]
         matches.extend(self._matches.values())
         return _Matches(*(np.concatenate(column) for column in zip(*matches, strict=True)))
 
     def _count_objects(self) -> tuple[list[int], list[int]]:
-        """Return, by label (K + 1,), how many objects count and how many are ignored, on the images given."""
+        """Return, by label 0..K, how many objects of the images given count and how many are ignored."""
         given = [Targets.empty(), *(self._targets[image_id] for image_id in self._matches)]
         labels = torch.cat([targets.labels for targets in given])
         ignored = torch.cat([_is_ignored(targets) for targets in given])
@@ -165,21 +167,22 @@ def _is_ignored(targets: Targets) -> Tensor:
 def _match(
     targets: Targets, boxes: Tensor, labels: Tensor, iou_threshold: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return, for D detections of one image, the object each is tied to (-1: none) and if that is ignored.
+    """Return, for D detections of one image, the object that each is assigned to (or -1) and whether that
+    object is ignored.
 
-    In float64, where IoU of whole pixels is the double nearest to the exact fraction: 1/2 meets 0.5.
+    IoU is computed in float64, so that boxes of whole pixels with an IoU of exactly 1/2 reach 0.5.
     """
     if not len(targets) or not len(boxes):
         return np.full(len(boxes), -1), np.zeros(len(boxes), dtype=bool)
     overlap = box_ops.iou(boxes.cpu().double(), targets.boxes.double())
     overlap[labels.cpu()[:, None] != targets.labels[None, :]] = -1
     best, index = overlap.numpy().max(axis=1), overlap.numpy().argmax(axis=1)
-    is_tied = best >= iou_threshold
-    return np.where(is_tied, index, -1), is_tied & _is_ignored(targets).numpy()[index]
+    is_matched = best >= iou_threshold
+    return np.where(is_matched, index, -1), is_matched & _is_ignored(targets).numpy()[index]
 
 
 def _curve(matches: _Matches, label: int, objects: int) -> PrecisionRecall:
-    """Return the curve of one class: sort by score, give each object to the first detection tied to it."""
+    """Return the curve of one class: an object goes to the detection of highest score assigned to it."""
     chosen = (matches.labels == label) & ~matches.ignored
     scores, target, order = matches.scores[chosen], matches.target[chosen], matches.order[chosen]
     by_score = np.lexsort((order, -scores))

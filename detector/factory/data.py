@@ -14,13 +14,21 @@ from torch.utils.data import DataLoader, Dataset
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.progress import note
-from detector.core.structures import Batch, ImageMeta, ImageName, ImageRecord, Proposals, Targets
+from detector.core.structures import (
+    Batch,
+    ImageMeta,
+    ImageName,
+    ImageRecord,
+    Proposals,
+    ProposalSource,
+    Targets,
+)
 from detector.data.choice import Choice, by_ratio, in_turn, read_left_out, without
 from detector.data.coco import CocoDataset, category_names, load_coco
 from detector.data.coco import image_names as coco_names
 from detector.data.coco_json import read_coco
 from detector.data.collate import collate, collate_or_error, views_or_error
-from detector.data.dataset import InferenceDataset, ProposalSource, TrainingDataset, quiet_worker
+from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
 from detector.data.generated import ensure_generated
 from detector.data.loading import PREFETCH, TRY_SECONDS, fitting_workers, load
 from detector.data.objects import OTHER_CLASS

@@ -27,8 +27,7 @@ from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
-from detector.models.multi_label import class_scores
-from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
+from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
 from detector.models.region_pools import PyramidPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois

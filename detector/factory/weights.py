@@ -16,10 +16,9 @@ from detector.core.progress import console, note
 from detector.engine.checkpoint import load_checkpoint
 from detector.evaluation.report import plain
 from detector.models.backbones import Backbone
-from detector.models.default_weights import DEFAULT, default_weights
 from detector.models.published import FEATURES, HEAD, has_fully_connected, our_names
 from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
-from detector.models.weights import read_state_dict
+from detector.models.weights import DEFAULT, default_weights, read_state_dict
 
 _INPUT_KEYS = ("convention", "pixel_mean", "feature_scale")
 

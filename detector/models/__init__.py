@@ -1,1 +1,1 @@
-"""The network and what stands before (RoI sampling) and after it (losses, post-processing)."""
+"""The network, RoI sampling before it, and losses and post-processing after it."""

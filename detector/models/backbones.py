@@ -1,8 +1,9 @@
-"""Convolutional backbones, cut at a named stage, each declaring channels, stride and centre.
+"""Convolutional backbones, cut after a named block, each declaring channels, stride and centre.
 
 Parameter names are torchvision's (its ``features.N`` or ``conv1``, ``layer1``, ...), so that published
-state dicts load by name; see ``weights``. A stage begins with the pooling before its convolutions, so a cut
-after the last convolution stage has no pooling after it, as Fast R-CNN puts RoI pooling in its place.
+state dicts load by name; see ``published``. A block (in the config ``model.backbone.stage``) begins with the
+pooling before its convolutions. So no pooling follows the last block, and RoI pooling takes its place, as in
+Fast R-CNN.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from detector.models.receptive_field import geometry, out_channels
 
 
 class Backbone(nn.Module):
-    """``features``, its children grouped in named stages; the first ``freeze`` stages never train.
+    """``features``, whose children are grouped in named blocks; the first ``freeze`` blocks never train.
 
-    After them come the factor ``feature_scale`` and, with ``reduce_channels``, a 1x1 convolution.
+    ``blocks`` maps each name to the number of children up to the end of the block. The features are then
+    multiplied by ``feature_scale`` and, with ``reduce_channels``, go through a 1x1 convolution.
 
     Attributes: ``channels``; ``stride`` in input pixels; ``center``, the 0-based input pixel on which the
     receptive field of the first cell is centred.
@@ -32,7 +34,7 @@ class Backbone(nn.Module):
     def __init__(
         self,
         children: OrderedDict[str, nn.Module],
-        stages: dict[str, int],
+        blocks: dict[str, int],
         *,
         freeze: int = 0,
         feature_scale: float = 1.0,
@@ -40,7 +42,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(children)
-        self.stages = stages
+        self.blocks = blocks
         self.feature_scale = feature_scale
         self.geometry = geometry(self.features)
         width = out_channels(self.features)
@@ -48,7 +50,7 @@ class Backbone(nn.Module):
         self.channels = reduce_channels or width
         self.stride = self.geometry.stride
         self.center = self.geometry.center
-        self.frozen_children = 0 if freeze == 0 else list(stages.values())[freeze - 1]
+        self.frozen_children = 0 if freeze == 0 else list(blocks.values())[freeze - 1]
         for child in list(self.features)[: self.frozen_children]:
             child.requires_grad_(False)
 
@@ -60,18 +62,22 @@ class Backbone(nn.Module):
         return self
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) in cells of the map for an input of ``size`` pixels."""
+        """Return (height, width) of the map in cells for an input of ``size``, (height, width) in pixels."""
         return self.geometry.size(size[0]), self.geometry.size(size[1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return features (N, C, h, w), times ``feature_scale``, for normalised images (N, 3, H, W)."""
+        """Return features (N, C, h, w) for normalised images (N, 3, H, W).
+
+        Raises:
+            InputError: images smaller than one cell of the map.
+        """
         if min(self.map_size((images.shape[-2], images.shape[-1]))) < 1:
             raise InputError(
                 f"an input of {images.shape[-1]}x{images.shape[-2]} pixels is smaller than one cell of "
                 "the feature map; raise the scales in the config"
             )
         layers = list(self.features)
-        with torch.no_grad():  # frozen layers keep nothing for a backward pass they have no part in
+        with torch.no_grad():  # frozen layers have no backward pass to keep anything for
             for layer in layers[: self.frozen_children]:
                 images = layer(images)
         for layer in layers[self.frozen_children :]:
@@ -82,7 +88,7 @@ class Backbone(nn.Module):
 
 
 class ChannelNorm(nn.LocalResponseNorm):
-    """Local response normalisation across channels, with a gradient that is the same on every run on CUDA.
+    """Local response normalisation across channels, whose gradient on CUDA is the same in every run.
 
     torch takes the means over neighbouring channels with ``avg_pool3d``, whose gradient on CUDA adds in no
     fixed order. ``avg_pool2d`` over (channel, cell) gives the same bits on the CPU and has a fixed order.
@@ -105,25 +111,26 @@ def build_backbone(
     feature_scale: float = 1.0,
     reduce_channels: int | None = None,
 ) -> Backbone:
-    """Build a backbone with random weights, cut after ``stage`` (None: its default).
+    """Build a backbone with random weights, cut after the block ``stage`` (None: the default one).
 
-    ``freeze`` counts stages from the input; "none" is 0, "all" every one that is kept.
+    ``freeze`` is the number of frozen blocks, counted from the input; "none" is 0, "all" every block that is
+    kept.
 
     Raises:
-        InputError: unknown name or stage, or more frozen stages than there are.
+        InputError: unknown name or block, or more frozen blocks than there are.
     """
-    children, stages, default = _family(name)
+    children, blocks, default = _family(name)
     stage = stage or default
-    if stage not in stages:
+    if stage not in blocks:
         raise InputError(
-            f"model.backbone.stage {stage!r} is not a stage of {name}{nearest(stage, stages)}; "
-            f"it has: {', '.join(stages)}"
+            f"model.backbone.stage {stage!r} is not a block of {name}{nearest(stage, blocks)}; "
+            f"it has: {', '.join(blocks)}"
         )
-    kept = dict(list(stages.items())[: list(stages).index(stage) + 1])
+    kept = dict(list(blocks.items())[: list(blocks).index(stage) + 1])
     frozen = {"none": 0, "all": len(kept)}.get(freeze, freeze) if isinstance(freeze, str) else freeze
     if not isinstance(frozen, int) or not 0 <= frozen <= len(kept):
         raise InputError(
-            f"model.backbone.freeze {freeze!r}: {name} up to {stage} has {len(kept)} stages; "
+            f"model.backbone.freeze {freeze!r}: {name} up to {stage} has {len(kept)} blocks; "
             f'give a number from 0 to {len(kept)}, "none" or "all"'
         )
     cut = OrderedDict(list(children.items())[: kept[stage]])
@@ -136,42 +143,42 @@ def identity_backbone() -> Backbone:
 
 
 def whole_network(name: str) -> dict[str, Tensor]:
-    """Return the state dict of all of a network's convolutions, uncut, ``features.`` before each name.
+    """Return the state dict of all convolutions of a network, uncut, with ``features.`` before each name.
 
-    The tensors have shapes and no values.
+    The tensors are on the meta device: they have shapes and no values.
     """
     with torch.device("meta"):
         layers = nn.Sequential(_family(name)[0])
     return {f"features.{key}": tensor for key, tensor in layers.state_dict().items()}
 
 
-# Each stage and the number of children of ``features`` up to its end.
-_VGG16_STAGES = {"conv1": 4, "conv2": 9, "conv3": 16, "conv4": 23, "conv5": 30}
-_ALEXNET_STAGES = {"conv1": 2, "conv2": 5, "conv3": 8, "conv4": 10, "conv5": 12}
-_CAFFENET_STAGES = {"conv1": 2, "conv2": 6, "conv3": 10, "conv4": 12, "conv5": 14}
-_SQUEEZENET_STAGES = {"conv1": 2, "fire2": 4, "fire3": 5, "fire4": 6, "fire5": 8}
-_SQUEEZENET_STAGES |= {"fire6": 9, "fire7": 10, "fire8": 11, "fire9": 13}
-_RESNET_STAGES = {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8}
-_SMALL_STAGES = {"conv1": 3, "conv2": 7, "conv3": 11, "conv4": 14}
+# Each block and the number of children of ``features`` up to its end.
+_VGG16_BLOCKS = {"conv1": 4, "conv2": 9, "conv3": 16, "conv4": 23, "conv5": 30}
+_ALEXNET_BLOCKS = {"conv1": 2, "conv2": 5, "conv3": 8, "conv4": 10, "conv5": 12}
+_CAFFENET_BLOCKS = {"conv1": 2, "conv2": 6, "conv3": 10, "conv4": 12, "conv5": 14}
+_SQUEEZENET_BLOCKS = {"conv1": 2, "fire2": 4, "fire3": 5, "fire4": 6, "fire5": 8}
+_SQUEEZENET_BLOCKS |= {"fire6": 9, "fire7": 10, "fire8": 11, "fire9": 13}
+_RESNET_BLOCKS = {"conv1": 3, "layer1": 5, "layer2": 6, "layer3": 7, "layer4": 8}
+_SMALL_BLOCKS = {"conv1": 3, "conv2": 7, "conv3": 11, "conv4": 14}
 
 
 def _family(name: str) -> tuple[OrderedDict[str, nn.Module], dict[str, int], str]:
-    """Return all children of a network's convolutions, each stage's end among them, the default stage."""
+    """Return all convolution layers of a network, the end of each block among them, and the default block."""
     match name:
         case "vgg16":
-            return _numbered(vgg.make_layers(vgg.cfgs["D"])), _VGG16_STAGES, "conv5"
+            return _numbered(vgg.make_layers(vgg.cfgs["D"])), _VGG16_BLOCKS, "conv5"
         case "alexnet":
-            return _numbered(alexnet().features), _ALEXNET_STAGES, "conv5"
+            return _numbered(alexnet().features), _ALEXNET_BLOCKS, "conv5"
         case "caffenet":
-            return _caffenet(), _CAFFENET_STAGES, "conv5"
+            return _caffenet(), _CAFFENET_BLOCKS, "conv5"
         case "squeezenet1_0":
-            return _numbered(squeezenet1_0().features), _SQUEEZENET_STAGES, "fire9"
+            return _numbered(squeezenet1_0().features), _SQUEEZENET_BLOCKS, "fire9"
         case "resnet18":
-            return _resnet(resnet.resnet18), _RESNET_STAGES, "layer3"
+            return _resnet(resnet.resnet18), _RESNET_BLOCKS, "layer3"
         case "resnet50":
-            return _resnet(resnet.resnet50), _RESNET_STAGES, "layer3"
+            return _resnet(resnet.resnet50), _RESNET_BLOCKS, "layer3"
         case "small":
-            return _small(), _SMALL_STAGES, "conv4"
+            return _small(), _SMALL_BLOCKS, "conv4"
         case _:
             known = ["vgg16", "alexnet", "caffenet", "squeezenet1_0", "resnet18", "resnet50", "small"]
             raise InputError(
@@ -184,7 +191,7 @@ def _numbered(layers: nn.Sequential) -> OrderedDict[str, nn.Module]:
 
 
 def _resnet(make: Callable[..., nn.Module]) -> OrderedDict[str, nn.Module]:
-    # Batches of one or two images cannot carry batch statistics, so those of the weights stay.
+    # One or two images per batch are too few for batch statistics, so those of the weights stay.
     network = make(norm_layer=FrozenBatchNorm2d)
     kept = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     return OrderedDict((name, getattr(network, name)) for name in kept)
@@ -206,7 +213,7 @@ def _caffenet() -> OrderedDict[str, nn.Module]:
 
 
 def _small() -> OrderedDict[str, nn.Module]:
-    """Four stages of 3x3 convolutions, stride 8: trains from random weights on a CPU in minutes."""
+    """Four blocks of 3x3 convolutions, stride 8: trains from random weights on a CPU in minutes."""
     layers: list[nn.Module] = []
     before = 3
     for number, width in enumerate((24, 48, 96, 96)):

@@ -1,7 +1,7 @@
 """Box regression targets: from a proposal and an object to four numbers, and back.
 
-(dx, dy, dw, dh) as R-CNN defines them (Girshick et al. 2014, appendix C): the shift of the centre in
-units of the proposal's size and the logarithm of the size's ratio, then standardised.
+(dx, dy, dw, dh) are defined as in R-CNN (Girshick et al. 2014, appendix C): the shift of the centre in
+units of the proposal's size, and the logarithm of the ratio of sizes. Then they are standardised.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from detector.core import boxes as box_ops
 
 MAX_LOG_RATIO = math.log(1000.0 / 16)
-"""Cap on dw and dh when decoding, so that a wild network cannot overflow (Detectron's constant)."""
+"""Upper limit of dw and dh in decoding, so that extreme outputs cannot overflow (Detectron's constant)."""
 
 
 def box_deltas(proposals: Tensor, boxes: Tensor) -> Tensor:
-    """Return the plain (dx, dy, dw, dh), (R, 4), that carry ``proposals`` (R, 4) to ``boxes`` (R, 4)."""
+    """Return the (dx, dy, dw, dh), (R, 4), from ``proposals`` (R, 4) to ``boxes`` (R, 4), not standardised.
+
+    Both are in the same pixels; the result does not depend on their scale.
+    """
     size = proposals[:, 2:] - proposals[:, :2]
     target_size = boxes[:, 2:] - boxes[:, :2]
     shift = (boxes[:, :2] - proposals[:, :2] + (target_size - size) / 2) / size  # exactly 0 for equal boxes
@@ -27,10 +30,10 @@ def box_deltas(proposals: Tensor, boxes: Tensor) -> Tensor:
 
 
 class BoxCoder(nn.Module):
-    """Encodes and decodes box targets, standardised by ``means`` and ``deviations``, (K+1, 4) each.
+    """Encodes and decodes box targets, standardised by ``means`` and standard ``deviations``, (K+1, 4) each.
 
-    Both are buffers: saved with the checkpoint and never folded into ``bbox_pred``, which would make an
-    exact resume impossible. Row 0 belongs to the background and is not used.
+    Both are buffers: they are saved with the checkpoint and never folded into ``bbox_pred``, which would make
+    an exact resume impossible. Row 0 belongs to the background and is not used.
     """
 
     means: Tensor
@@ -44,15 +47,20 @@ class BoxCoder(nn.Module):
         self.register_buffer("deviations", deviations.clone())
 
     def encode(self, proposals: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return standardised targets (R, 4); rows labelled 0 are zero."""
+        """Return standardised targets (R, 4) from ``proposals`` (R, 4) to ``boxes`` (R, 4).
+
+        Rows whose label (R,) is 0 are zero.
+        """
         means, deviations = self.means.to(proposals.device), self.deviations.to(proposals.device)
         targets = (box_deltas(proposals, boxes) - means[labels]) / deviations[labels]
-        return torch.where(labels[:, None] > 0, targets, torch.zeros_like(targets))  # no index, so no wait
+        return torch.where(
+            labels[:, None] > 0, targets, torch.zeros_like(targets)
+        )  # an index would wait for a GPU
 
     def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
-        """Return boxes (R, K+1, 4) in the proposals' frame for network output ``deltas``.
+        """Return the boxes (R, K+1, 4) of the network's output ``deltas``, in the pixels of the proposals.
 
-        ``deltas`` is (R, K+1, 4), or (R, 1, 4) class-agnostic and then (R, 1, 4) comes back.
+        ``deltas`` has shape (R, K+1, 4), or (R, 1, 4) if class-agnostic; then the boxes have that shape too.
         """
         rows = deltas.shape[1]
         means = self.means.to(deltas.device)[-rows:]
@@ -65,7 +73,7 @@ class BoxCoder(nn.Module):
 
 
 def fixed_coder(num_classes: int, means: Iterable[float], deviations: Iterable[float]) -> BoxCoder:
-    """Return a coder with one row of constants for all classes."""
+    """Return a coder with the same four means and standard deviations for all classes."""
     constants = torch.tensor([list(means), list(deviations)], dtype=torch.float32)
     rows = constants[:, None].repeat(1, num_classes + 1, 1)
     return BoxCoder(rows[0], rows[1])
@@ -78,12 +86,12 @@ def measured_coder(
     *,
     class_agnostic: bool = False,
 ) -> BoxCoder:
-    """Return a coder with mean and deviation a class over a training set, as the release measures them.
+    """Return a coder with means and standard deviations per class, measured as in Fast R-CNN's release.
 
-    ``images`` yields (proposals (P, 4), boxes (G, 4), labels (G,)) an image; every proposal whose best
-    IoU is ``iou_threshold`` or more counts, the objects themselves included. The set is taken with its
-    mirror images, so the mean of dx is zero. A class without any such proposal takes the mean over all,
-    and with ``class_agnostic`` every class does, since one regressor has one scale.
+    ``images`` yields (proposals (P, 4), boxes (G, 4), labels (G,)) per image of a training set. Every
+    proposal whose best IoU is ``iou_threshold`` or more counts, and so do the objects themselves. Mirrored
+    images count too, so the mean of dx is zero. A class without such proposals takes the constants over all
+    classes; with ``class_agnostic`` every class does, since one regressor can have only one scale.
     """
     count = torch.zeros(num_classes + 1, 1, dtype=torch.float64)
     total = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
@@ -98,10 +106,10 @@ def measured_coder(
         finite = torch.isfinite(deltas).all(dim=1)
         deltas, matched = deltas[finite], labels[match[keep]][finite]
         mirrored = deltas * deltas.new_tensor((-1.0, 1.0, 1.0, 1.0))
-        for view in (deltas, mirrored):
+        for rows in (deltas, mirrored):
             count.index_add_(0, matched, count.new_ones(len(matched), 1))
-            total.index_add_(0, matched, view)
-            squares.index_add_(0, matched, view**2)
+            total.index_add_(0, matched, rows)
+            squares.index_add_(0, matched, rows**2)
     everything = count.sum()
     if everything == 0:
         raise ValueError("no proposal reaches the foreground threshold; box targets cannot be measured")

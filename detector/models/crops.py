@@ -1,11 +1,11 @@
 """R-CNN's regions: each is cut out of the image and goes through the convolutions by itself.
 
 The rule is that of "Rich feature hierarchies for accurate object detection and semantic segmentation"
-(Girshick et al., 2014), section 2.2 and appendix A: a crop of S x S pixels shows the region in its inner
-S - 2p, and around it p pixels of what surrounds the region in the image. "warp" stretches both axes to fit,
-"crop" takes the tightest square about the region, so that shapes stay as they are. What lies outside the
-image is the mean colour, 0 after normalisation. Sampling is bilinear at the crop's pixel centres without
-smoothing, as in the release, which also rounds the window to whole pixels; this one does not.
+(Girshick et al., 2014), section 2.2 and appendix A. A crop of S x S pixels shows the region in its inner
+S - 2p pixels, and around it p pixels of the region's surroundings. "warp" stretches both axes to fit; "crop"
+takes the smallest square around the region, which keeps its proportions. Pixels outside the image have the
+mean colour, 0 after normalisation. Sampling is bilinear at the crop's pixel centres without smoothing, as in
+the release. The release also rounds the window to whole pixels; this module does not.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from detector.models.region_pools import LevelPool
 from detector.ops.spp_pool import spp_pool, whole_map_rois
 
 MIN_SIDE = 1.0
-"""Sides below one pixel are taken for one pixel about their middle (the release rounds them up to it)."""
+"""A shorter side, in pixels, is extended to this length around its middle (the release rounds it up)."""
 
 
 def region_windows(boxes: Tensor, crop_size: int, context: int, square: bool = False) -> Tensor:
-    """Return what a crop shows of the image, (R, 4), for ``boxes`` (R, 4), both in input pixels.
+    """Return the part of the image that each crop shows, (R, 4), for ``boxes`` (R, 4), both in input pixels.
 
-    ``context`` is counted in pixels of the crop. ``square`` takes the tightest square about each box.
+    ``context`` is in pixels of the crop. ``square`` takes the smallest square around each box.
     """
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=MIN_SIDE)
@@ -39,8 +39,8 @@ def region_windows(boxes: Tensor, crop_size: int, context: int, square: bool = F
 def cut_windows(images: Tensor, windows: Tensor, numbers: Tensor, crop_size: int) -> Tensor:
     """Return crops (R, C, S, S) of ``images`` (N, C, H, W), bilinear, zero where a window leaves its image.
 
-    ``windows`` (R, 4) are in pixels of the image, ``numbers`` (R,) say of which image. With more images than
-    one a GPU is waited for once, to learn how many windows each of them has.
+    ``windows`` (R, 4) are in pixels of the image that ``numbers`` (R,) give. With more than one image, a GPU
+    is waited for once, for the number of windows of each image.
     """
     crops = images.new_zeros(len(windows), images.shape[1], crop_size, crop_size)
     crops = crops.contiguous(memory_format=torch.channels_last)
@@ -58,11 +58,11 @@ def cut_windows(images: Tensor, windows: Tensor, numbers: Tensor, crop_size: int
 
 
 class CropPooling(LevelPool):
-    """Cuts each region out of the image and runs ``convolutions`` on it; the map is what is pooled.
+    """Cuts each region out of the image, runs ``convolutions`` on it, and pools the resulting map.
 
-    It stands where the other pools stand, so its levels are images (N, 3, H, W) and the detector's backbone
-    is the identity. A crop's map is max-pooled to ``output_size`` cells a side and flattened (channel, row,
-    column), as RoI pooling's is. No gradient goes back to the image.
+    It takes the place of the other pools, so its levels are images (N, 3, H, W) and the detector's backbone
+    is the identity. The map of a crop is max-pooled to ``output_size`` x ``output_size`` cells and flattened
+    (channel, row, column), as in RoI pooling. No gradient goes back to the image.
 
     Raises:
         InputError: crops too small for a single cell of the feature map.
@@ -92,15 +92,15 @@ class CropPooling(LevelPool):
 
     @torch.no_grad()
     def cut(self, images: Tensor, rois: Tensor) -> Tensor:
-        """Return the crops (R, 3, S, S) of RoI rows (R, 5), in the precision of the RoIs."""
+        """Return the crops (R, 3, S, S) of RoI rows (R, 5), in the number type of the RoIs."""
         windows = region_windows(rois[:, 1:], self.crop_size, self.context, self.square)
         return cut_windows(images.to(rois.dtype), windows, rois[:, 0], self.crop_size)
 
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
-        if not len(rois):  # batch statistics of nothing would be NaN
+        if not len(rois):  # batch statistics of no crop would be NaN
             return features.new_zeros(0, self.out_features)
         maps = self.convolutions(self.cut(features, rois))
-        # As adaptive_max_pool2d, whose gradient on CUDA has another order of additions each time; but NaN is
-        # never a maximum here.
+        # Equal to adaptive_max_pool2d, whose gradient on CUDA adds in another order each time, except that
+        # here NaN is never a maximum.
         whole = whole_map_rois([maps.shape[2:]] * len(maps)).to(maps.device, non_blocking=True)
         return spp_pool(maps, whole, (self.output_size,), window="cells").to(features.dtype)

@@ -15,7 +15,7 @@ from detector.models.heads import BoxHead, BoxPredictor
 
 
 class RegionPool(Protocol):
-    """From feature levels and RoI rows to one row of ``out_features`` pooled features a RoI."""
+    """Pools each RoI (R, 5) from its feature level to one row of ``out_features`` features."""
 
     out_features: int
 
@@ -25,10 +25,10 @@ class RegionPool(Protocol):
 class RegionDetector(nn.Module):
     """Backbone, region pool, box head and predictor; the same call in training, evaluation and demo.
 
-    RoIs come from outside, (R, 5) rows in network-input pixels, and what eats the output stands outside
-    too: ``DetectionLoss`` in training, ``Postprocess`` otherwise. ``box_coder`` is kept here so that its
-    constants are saved with the weights. ``roi_chunk`` bounds how many RoIs inference pools and
-    classifies at a time.
+    RoIs come from outside, as rows (R, 5) in network-input pixels, and the output is used outside:
+    ``DetectionLoss`` in training, ``Postprocess`` otherwise. ``box_coder`` is a part of the network so that
+    its constants are saved with the weights. ``roi_chunk`` is the largest number of RoIs that inference pools
+    and classifies at a time.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RegionDetector(nn.Module):
         box_head: BoxHead,
         predictor: BoxPredictor,
         box_coder: BoxCoder,
-        roi_chunk: int = 512,
+        roi_chunk: int,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -50,16 +50,22 @@ class RegionDetector(nn.Module):
         self.to(memory_format=torch.channels_last)  # convolutions run about twice as fast on a CPU
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the feature levels, here one (N, C, h, w), for images (N, 3, H, W)."""
+        """Return the feature levels of images (N, 3, H, W), here a single one (N, C, h, w)."""
         return [self.backbone(images.contiguous(memory_format=torch.channels_last))]
 
     def embed(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Embedded:
-        """Return pooled (R, D) and hidden (R, F) features of RoI rows (R, 5)."""
+        """Return pooled (R, D) and hidden (R, F) features of RoI rows (R, 5).
+
+        ``roi_levels`` (R,) gives the level that each RoI is pooled from; None takes the first one for all.
+        """
         pooled = self.region_pool(levels, rois, roi_levels)
         return Embedded(pooled, self.box_head(pooled))
 
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
-        """Return logits and deltas for RoI rows (R, 5); without gradients in chunks of ``roi_chunk``."""
+        """Return class logits (R, K+1) and box deltas for RoI rows (R, 5), as ``BoxPredictor`` shapes them.
+
+        Without gradients the RoIs go through in chunks of ``roi_chunk``.
+        """
         if torch.is_grad_enabled() or len(rois) <= self.roi_chunk:
             return HeadOutput(*self.predictor(self.embed(levels, rois, roi_levels)))
         chunks = []

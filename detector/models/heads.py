@@ -1,4 +1,4 @@
-"""The part of the network that works on pooled regions: fc6 and fc7, cls_score and bbox_pred."""
+"""The layers that work on pooled regions: fc6 and fc7, cls_score and bbox_pred."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detector.core.structures import Embedded
 
 
 class BoxHead(nn.Module):
-    """fc6, fc7, ...: fully connected layers, each with ReLU and dropout."""
+    """fc6, fc7, ...: fully connected layers of the ``hidden`` widths, each with ReLU and dropout."""
 
     def __init__(self, in_features: int, hidden: Sequence[int], dropout: float = 0.5) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class BoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """cls_score on the hidden features, and bbox_pred, which reads these or the pooled ones.
+    """cls_score on the hidden features, and bbox_pred, which reads the hidden or the pooled ones.
 
-    ``box_features`` is the width of what bbox_pred reads: None takes the hidden features, a number the
-    pooled ones of that width (SPP-net's ridge regression), 0 has no box layer.
-    Weights start Gaussian with deviation 0.01 and 0.001, biases zero (Fast R-CNN, section 2.3).
+    ``box_features`` None lets bbox_pred read the hidden features; a number, the pooled features of that width
+    (SPP-net's ridge regression); 0 leaves bbox_pred out. Weights start Gaussian with standard deviations 0.01
+    (cls_score) and 0.001 (bbox_pred), biases at zero (Fast R-CNN, section 2.3).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BoxPredictor(nn.Module):
         self.bbox_pred = _linear(width, self.rows * 4, 0.001) if width else None
 
     def forward(self, embedded: Embedded) -> tuple[Tensor, Tensor | None]:
-        """Return class logits (R, K+1) and box deltas (R, K+1, 4), (R, 1, 4), or None."""
+        """Return class logits (R, K+1) and box deltas (R, K+1, 4), class-agnostic ones (R, 1, 4), or None."""
         logits = self.cls_score(embedded.hidden)
         if self.bbox_pred is None:
             return logits, None
@@ -65,8 +65,8 @@ class BoxPredictor(nn.Module):
         return logits, self.bbox_pred(read).view(-1, self.rows, 4)
 
 
-def _linear(in_features: int, out_features: int, deviation: float) -> nn.Linear:
+def _linear(in_features: int, out_features: int, standard_deviation: float) -> nn.Linear:
     layer = nn.Linear(in_features, out_features)
-    nn.init.normal_(layer.weight, std=deviation)
+    nn.init.normal_(layer.weight, std=standard_deviation)
     nn.init.zeros_(layer.bias)
     return layer

@@ -1,4 +1,4 @@
-"""The multi-task loss (Fast R-CNN, section 2.3)."""
+"""Losses: the multi-task loss of detection, and the multi-label loss of classification."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from detector.core.structures import HeadOutput, SampledRoIs
 
 
 class DetectionLoss:
-    """Softmax loss over classes and smooth L1 over the true class's box, each a mean over ALL RoIs.
+    """Softmax loss over classes and smooth L1 loss on the box of the true class (Fast R-CNN, section 2.3).
 
-    The box loss sums its four coordinates and is divided by the number of RoIs, background included
-    (the release's normaliser). ``box_weight`` is the paper's lambda, ``beta`` the point where smooth L1
-    turns from squared to linear.
+    Each is a mean over ALL RoIs: the box loss, a sum over the four coordinates of the foreground RoIs, is
+    divided by the number of RoIs, background included, as in the release. ``box_weight`` is the paper's
+    lambda, ``beta`` the point where smooth L1 turns from squared to linear.
     """
 
     def __init__(self, box_weight: float = 1.0, beta: float = 1.0) -> None:
@@ -24,16 +24,16 @@ class DetectionLoss:
     def __call__(self, output: HeadOutput, sampled: SampledRoIs) -> dict[str, Tensor]:
         """Return the scalars ``loss_cls`` and, where the network has box deltas, ``loss_box``."""
         logits = output.class_logits.float()
-        count = max(len(logits), 1)  # a batch without any RoI has loss zero, not nan
+        count = max(len(logits), 1)  # the loss of a batch without RoIs is zero, not NaN
         losses = {"loss_cls": functional.cross_entropy(logits, sampled.labels, reduction="sum") / count}
         if output.box_deltas is not None:
             losses["loss_box"] = self._box_loss(output.box_deltas.float(), sampled) / count
         return losses
 
     def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
-        """Return the sum over the foreground, by masks: an index by mask would wait for the device.
+        """Return the sum over the foreground, by masks: an index by a mask would wait for the device.
 
-        What is masked out may be infinite or NaN; it adds neither to the sum nor to the gradient.
+        Values that are masked out may be infinite or NaN; they add neither to the sum nor to the gradient.
         """
         labels = sampled.labels[:, None]
         foreground = labels > 0
@@ -45,3 +45,18 @@ class DetectionLoss:
         targets = torch.where(foreground, sampled.box_targets, 0.0)
         loss = functional.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="sum")
         return self.box_weight * loss
+
+
+def multi_label_loss(output: HeadOutput, presence: Tensor) -> dict[str, Tensor]:
+    """Return ``loss_cls``, the binary cross entropy over the columns 1..K, a mean over N whole images.
+
+    ``presence`` (N, K) is that of ``Targets.presence``: 1 for present, -1 for absent, and 0 for classes that
+    are left out of the loss. The loss of an image is the sum over its classes, as for K classifiers that are
+    trained at the same time, so that the learning rate does not depend on K. Column 0, background, has no
+    meaning for a whole image; it exists because the layer has the same shape as a detector's.
+    """
+    logits = output.class_logits[:, 1:].float()
+    wanted = (presence > 0).to(logits.dtype)
+    losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    counted = torch.where(presence != 0, losses, 0.0)
+    return {"loss_cls": counted.sum() / max(len(logits), 1)}

@@ -1,4 +1,4 @@
-"""From the network's output to detections: decode, clip, threshold, suppress, keep the best."""
+"""From the network's output to scores and detections: decode, clip, threshold, suppress, keep the best."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
-from detector.core.structures import Detections, HeadOutput, ImageMeta
+from detector.core.structures import Detections, HeadOutput, ImageMeta, View
 from detector.models.box_coder import BoxCoder
 from detector.models.suppression import best_detections
 
 CANDIDATE_NMS = 0.5
-"""Suppression of candidates that are looked at again: loose, since their boxes still move."""
-
-
-View = tuple[HeadOutput, ImageMeta]
-"""What the network says of one view of an image, and which view that is."""
+"""IoU threshold for candidates that the network sees a second time: loose, since their boxes still move."""
 
 
 def softmax_scores(class_logits: Tensor) -> Tensor:
@@ -30,24 +26,30 @@ def margin_scores(class_logits: Tensor) -> Tensor:
     return class_logits.float()
 
 
+def class_scores(output: HeadOutput) -> Tensor:
+    """Return the probability of each class, (N, K), for the logits of N whole images."""
+    return output.class_logits[:, 1:].float().sigmoid()
+
+
 class Postprocess:
     """Turns the output for one image into its detections, in original-image pixels.
 
-    Per class: boxes are clipped to the image, those at or below ``score_threshold`` dropped, the rest
-    thinned by greedy non-maximum suppression at IoU above ``nms_threshold``, and with ``nested_threshold``
-    also where two share more than that of the smaller one's area; then the best ``max_detections`` of all
-    classes together stay. (The release suppressed at IoU equal to the
-    threshold too, and capped before suppression.)
+    Per class, boxes are clipped to the image, and those with a score at or below ``score_threshold`` are
+    dropped. Greedy non-maximum suppression then drops a box whose IoU with a better one is above
+    ``nms_threshold``, and with ``nested_threshold`` also one of two boxes that share more than this part of
+    the smaller one's area. At last the best ``max_detections`` of all classes together are kept. (The release
+    also suppressed at an IoU equal to the threshold, and limited the number before suppression.)
 
     The network's output may be on any device. It is decoded and thresholded there, and detections are on the
-    CPU; a GPU is usually waited for twice per image, for the number of boxes above the threshold and for
-    these.
+    CPU. A GPU is usually waited for twice per image: for the number of boxes above the threshold, and for the
+    boxes.
 
     Several views of an image, mirrored or at other scales, are merged before suppression. Without
-    ``box_regression`` detections are proposals as they came.
+    ``box_regression`` the boxes of detections are proposals, unchanged.
+
     For iterative localisation (Gidaris and Komodakis, "Object detection via a multi-region and semantic
-    segmentation-aware CNN model", 2015) ``candidates`` gives boxes that the network then sees as
-    proposals, and ``refine`` what it says of them.
+    segmentation-aware CNN model", 2015) ``candidates`` returns boxes that the network then takes as
+    proposals, ``refine`` gives them their new boxes and scores, and ``finish`` selects the detections.
     """
 
     def __init__(
@@ -70,30 +72,30 @@ class Postprocess:
         self.scores = scores
 
     def __call__(self, views: Sequence[View], proposals: Tensor) -> Detections:
-        """Return the detections of one image for its P ``proposals`` (P, 4), original-image pixels.
+        """Return the detections of one image for its ``proposals`` (P, 4) in original-image pixels.
 
         Each view is the network's output for all proposals, with the meta data of the view.
         """
         return self.select(self._decode(views, proposals), views[0][1].original_size)
 
     def candidates(self, views: Sequence[View], proposals: Tensor) -> Detections:
-        """Return up to twice ``max_detections`` loosely thinned detections, to be refined."""
+        """Return up to twice ``max_detections`` detections after a loose suppression, to be refined."""
         size = views[0][1].original_size
         decoded = self._decode(views, proposals)
         return self.select(decoded, size, (CANDIDATE_NMS, None), 2 * self.max_detections)
 
     def refine(self, views: Sequence[View], candidates: Detections) -> Detections:
-        """Return ``candidates`` with the box and score that a second look at them gives for their class.
+        """Return ``candidates`` with the new box and score of their class.
 
-        Each view is the network's output for the candidates' boxes as RoIs; of several the mean is taken.
-        Nothing is suppressed.
+        Each view is the network's output for the boxes of the candidates as RoIs; the mean over the views is
+        taken. Nothing is suppressed.
         """
         decoded = self._decode(views, candidates.boxes)
-        seen = [self._own_class(boxes, scores, candidates.labels) for boxes, scores in decoded]
-        boxes, scores = (torch.stack(parts).mean(dim=0) for parts in zip(*seen, strict=True))
+        of_class = [self._own_class(boxes, scores, candidates.labels) for boxes, scores in decoded]
+        boxes, scores = (torch.stack(parts).mean(dim=0) for parts in zip(*of_class, strict=True))
         clipped = box_ops.clip(boxes, views[0][1].original_size)
-        seen_again = torch.cat((clipped, scores[:, None]), dim=1).cpu()  # one transfer
-        return Detections(boxes=seen_again[:, :4], scores=seen_again[:, 4], labels=candidates.labels)
+        refined = torch.cat((clipped, scores[:, None]), dim=1).cpu()  # one transfer
+        return Detections(boxes=refined[:, :4], scores=refined[:, 4], labels=candidates.labels)
 
     def _decode(self, views: Sequence[View], proposals: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [self.decode(output, proposals, meta) for output, meta in views]
@@ -105,7 +107,7 @@ class Postprocess:
         return boxes[rows, labels.clamp(max=boxes.shape[1] - 1)], scores[rows, labels]
 
     def finish(self, refined: Detections) -> Detections:
-        """Threshold, thin and cap refined candidates as ``select`` does decoded proposals."""
+        """Return the detections among refined candidates, by the same rules as ``select``."""
         valid = (refined.scores > self.score_threshold) & _can_be_detected(refined.boxes)
         # Class after class, so that equal scores come in the same order as in ``select``.
         rows = torch.sort(refined.labels, stable=True).indices
@@ -120,17 +122,17 @@ class Postprocess:
         )
 
     def decode(self, output: HeadOutput, proposals: Tensor, meta: ImageMeta) -> tuple[Tensor, Tensor]:
-        """Return boxes (P, K+1, 4) or (P, 1, 4) and scores (P, K+1), on the output's device, unflipped.
+        """Return boxes (P, K+1, 4) or (P, 1, 4) and scores (P, K+1), on the output's device.
 
-        Box deltas are free of scale, so they apply to the proposals in original-image pixels as they
-        are; only a mirrored view has to be mirrored back.
+        Boxes are in pixels of the original image. Box deltas do not depend on the scale, so they are applied
+        to the proposals in original-image pixels; only a mirrored view has to be mirrored back.
         """
         scores = self.scores(output.class_logits).float()
         proposals = proposals.to(scores.device, non_blocking=True)
         if output.box_deltas is None or not self.box_regression:
             return proposals[:, None, :], scores
-        seen = meta.mirror(proposals, meta.original_size)
-        boxes = self.coder.decode(output.box_deltas.float(), seen)
+        mirrored = meta.mirror(proposals, meta.original_size)
+        boxes = self.coder.decode(output.box_deltas.float(), mirrored)
         return meta.mirror(boxes, meta.original_size), scores
 
     def select(
@@ -140,9 +142,9 @@ class Postprocess:
         thresholds: tuple[float, float | None] | None = None,
         max_detections: int | None = None,
     ) -> Detections:
-        """Return the detections from one or several decoded views of an image of ``size``.
+        """Return the detections from one or several decoded views of an image of ``size`` (height, width).
 
-        ``thresholds``, of IoU and for nested boxes, replace this object's own.
+        ``thresholds``, those of IoU and of nested boxes, replace this object's own.
         """
         nms_threshold, nested_threshold = thresholds or (self.nms_threshold, self.nested_threshold)
         boxes = box_ops.clip(torch.cat([view[0] for view in views]), size)
@@ -152,9 +154,8 @@ class Postprocess:
         # Class after class: among equal scores the lower label wins, then the earlier proposal.
         classes, rows = torch.nonzero(valid.T, as_tuple=True)
         labels = classes + 1
-        found = boxes[rows, labels.clamp(max=boxes.shape[1] - 1)]
         return best_detections(
-            found,
+            boxes[rows, labels.clamp(max=boxes.shape[1] - 1)],
             scores[rows, labels],
             labels,
             nms_threshold,
@@ -164,5 +165,5 @@ class Postprocess:
 
 
 def _can_be_detected(boxes: Tensor) -> Tensor:
-    """Whether each of ``boxes`` (..., 4), already clipped to the image, is finite and not empty."""
+    """Say whether each of ``boxes`` (..., 4), already clipped to the image, is finite and not empty."""
     return torch.isfinite(boxes).all(dim=-1) & (box_ops.area(boxes) > 0)

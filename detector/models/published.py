@@ -1,9 +1,9 @@
-"""The names that others gave to the layers of our backbones in the weights they published.
+"""The names of the backbones' layers in published weights, and their translation to this project's names.
 
 torchvision: ``features.N`` or ResNet's names, and ``classifier.N``. timm: the same for the convolutions of
-ResNet and VGG, whose fully connected layers are the convolutions ``pre_logits.fc1`` and ``fc2``. Files
-converted from Caffe have Caffe's names (``conv1_1``, ``fc6``), or torchvision's before it moved VGG's dropout
-layers, with fc6 and fc7 at ``classifier.1`` and ``classifier.4``.
+ResNet and VGG; its fully connected layers are the convolutions ``pre_logits.fc1`` and ``fc2``. Files
+converted from Caffe have Caffe's names (``conv1_1``, ``fc6``), or torchvision's names from before it moved
+VGG's dropout layers, with fc6 and fc7 at ``classifier.1`` and ``classifier.4``.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ _FULLY_CONNECTED = {
     "caffenet": {"fc6": "fc6", "fc7": "fc7"},
 }
 _CLASSIFIERS = ("classifier.6", "head.fc", "fc8", "fc", "classifier.1")
-"""The layers of the 1000 classes of ImageNet; none of the backbones has a use for them."""
+"""The layers for the 1000 classes of ImageNet, which none of the backbones uses."""
 
 
 def has_fully_connected(family: str) -> bool:
-    """Say whether the published network has an fc6 and fc7 that a box head can begin with."""
+    """Say whether the published network has an fc6 and fc7 from which a box head can start."""
     return family in _FULLY_CONNECTED
 
 
 def our_names(
     family: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """Return a published ``state`` under this project's names, and which of these are spare.
+    """Return a published ``state`` under this project's names, and the names in it that are spare.
 
-    Spare are the parts of the published network that ``wanted``, a state dict under our names, leaves out:
-    stages after the cut, fully connected layers, the classifier. A name that no publisher of ``family`` uses
-    stays as it is. Tensors come in the shape that is wanted where that only takes dropping dimensions of one
-    (Caffe's first files have four dimensions throughout) or flattening a convolution over the whole map,
-    whose order (channel, row, column) is that of fully connected weights.
+    ``wanted`` is the state dict of the network here. Spare are the parts of the published network that it
+    leaves out: blocks after the cut, fully connected layers, the classifier. A name that no publisher of
+    ``family`` uses stays as it is.
+
+    Two kinds of tensors are brought to the shape in ``wanted``: those with extra dimensions of length one
+    (all tensors of Caffe's first files have four dimensions), and fully connected weights stored as a
+    convolution over the whole map, whose order (channel, row, column) is the same.
     """
     network = {f"backbone.{name}": tensor for name, tensor in whole_network(family).items()}
     layers = _layers(family, network)
@@ -55,10 +57,12 @@ def our_names(
     for key, tensor in state.items():
         layer, _, kind = key.rpartition(".")
         name = f"{layers[layer]}.{kind}" if layer in layers else key
-        if name in named:  # two of the file's layers for one of ours: neither name hides the other
+        if (
+            name in named
+        ):  # two layers of the file have the same name here: keep both, so that one is reported
             name = key
         named[name] = _reshaped(tensor, wanted[name]) if name in wanted else tensor
-        counter = kind == "num_batches_tracked"  # batch norms are frozen here, and count nothing
+        counter = kind == "num_batches_tracked"  # batch norms are frozen here and count no batches
         known = name in network or name.startswith(HEAD) or layer in _CLASSIFIERS or counter
         if known and name not in wanted:
             spare.add(name)
@@ -66,7 +70,7 @@ def our_names(
 
 
 def _layers(family: str, network: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map every published layer's name to ours."""
+    """Return this project's name for the name of every published layer."""
     ours = {name.rpartition(".")[0] for name in network}
     layers = {layer.removeprefix(FEATURES): layer for layer in ours}
     layers |= {f"features.{layer.removeprefix(FEATURES)}": layer for layer in ours}

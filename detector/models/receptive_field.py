@@ -1,4 +1,4 @@
-"""Where the cells of a feature map lie on the image: channels, stride, centre and extent of a stack."""
+"""Where the cells of a feature map lie on the image: channels, stride, centre and size of a layer stack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.models.squeezenet import Fire
 
 
 class Window(NamedTuple):
-    """A sliding window along one axis, in cells of the layer before."""
+    """The sliding window of a layer along one axis, in cells of its input."""
 
     kernel: int
     stride: int
@@ -24,7 +24,7 @@ class Window(NamedTuple):
 class Geometry:
     """Cell k of a map is centred at input pixel ``center + k * stride`` (0-based pixel index).
 
-    ``windows`` are the layers that make it so; ``size`` runs a length through them.
+    ``windows`` are those of the layers, in order; ``size`` applies them to a length.
     """
 
     windows: tuple[Window, ...]
@@ -32,22 +32,25 @@ class Geometry:
     center: float
 
     def size(self, length: int) -> int:
-        """Return how many cells ``length`` input pixels give, at least 0."""
+        """Return the number of cells for ``length`` input pixels, at least 0."""
         for kernel, stride, padding, ceil_mode in self.windows:
             span = length + 2 * padding - kernel
             length = (-(-span // stride) if ceil_mode else span // stride) + 1
             if ceil_mode and (length - 1) * stride >= span + kernel - padding:
                 length -= 1  # torch drops a last window that would start in the padding on the right
             if length <= 0:
-                return 0  # padding around no cell gives none
+                return 0  # padding cannot bring a map without cells back
         return length
 
 
 def geometry(layers: Iterable[nn.Module]) -> Geometry:
-    """Follow ``layers`` and return stride, receptive-field centre and windows.
+    """Return the stride, receptive-field centre and windows of ``layers`` in order.
 
-    A window of size k, stride s, padding p moves the centre by ((k - 1) / 2 - p) input strides and
-    multiplies the stride by s.
+    A window of size k, stride s and padding p moves the centre by ((k - 1) / 2 - p) times the stride before
+    it, and multiplies the stride by s.
+
+    Raises:
+        ValueError: a window that is not square, or padding that is not a number.
     """
     windows = tuple(window for layer in layers for window in _windows(layer))
     center, stride = 0.0, 1
@@ -100,4 +103,6 @@ def _single(value: int | tuple[int, ...] | str) -> int:
         return value[0]
     if isinstance(value, int):
         return value
-    raise ValueError(f"only square windows with numeric padding have one geometry for x and y, not {value!r}")
+    raise ValueError(
+        f"windows must be square and padding numeric, so that x and y have one geometry, not {value!r}"
+    )

@@ -1,4 +1,4 @@
-"""Region pools: from feature levels and RoI rows to one row of pooled features a RoI."""
+"""Region pools: from feature levels and RoI rows to one row of pooled features per RoI."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from detector.ops import SpatialPyramidPool, roi_pool
 class LevelPool(nn.Module):
     """A pool that works on one level at a time; several levels are pooled one after another.
 
-    A level is one feature map, or one scale of the image. Subclasses give ``out_features`` and ``pool``.
+    A level is the feature map of one batch of images, at one scale. Subclasses define ``out_features`` and
+    ``pool``.
     """
 
     out_features: int
 
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
-        """Return (R, D) for ``rois`` (R, 5) in input pixels of the image that ``features`` is made from."""
+        """Return (R, D) for ``features`` (N, C, h, w) and ``rois`` (R, 5) in network-input pixels."""
         raise NotImplementedError
 
     def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         """Return (R, D) for RoI rows (R, 5), each in pixels of its own level's input image.
 
-        ``roi_levels`` (R,) belong on the CPU: RoIs are put in the order of their levels, and the number of
-        RoIs of each level has to be known before the device is asked for anything.
+        ``roi_levels`` (R,) should be on the CPU: RoIs are sorted by level, and the number of RoIs of each
+        level has to be known before any work is given to the device. None pools all from the first level.
         """
         if roi_levels is None:
             return self.pool(levels[0], rois)
@@ -42,9 +43,9 @@ class LevelPool(nn.Module):
 class RoIPooling(LevelPool):
     """RoI max pooling to ``output_size`` x ``output_size`` bins (Fast R-CNN, section 2.1).
 
-    ``center`` is in network-input pixels and is subtracted from RoI coordinates before they are rounded
-    to cells; 0 is Caffe's rule. Rows are flattened in the order (channel, row, column), which Caffe's fc6
-    weights expect.
+    ``stride`` and ``center`` are the backbone's, in network-input pixels. ``center`` is subtracted from RoI
+    coordinates before they are rounded to cells; 0 is Caffe's rule. Rows are flattened in the order (channel,
+    row, column), as Caffe's fc6 weights expect.
     """
 
     def __init__(self, channels: int, output_size: int, stride: int, center: float = 0.0) -> None:
@@ -64,15 +65,16 @@ class RoIPooling(LevelPool):
 class PyramidPooling(LevelPool):
     """A spatial pyramid over each region's window (SPP-net, sections 2.2 and 4.1, appendix A).
 
-    ``window`` "spp" projects boxes as SPP-net does, with the receptive-field ``center`` of the first cell in
-    0-based input pixels and ``shrink`` in input pixels (None: half a stride); "roi" rounds them as RoI
-    pooling does. Rows hold the levels in the order given, each flattened (channel, row, column).
+    The pyramid has one grid of l x l bins for each l in ``grids``. ``window`` "spp" projects boxes to cells
+    as SPP-net does, with the receptive-field ``center`` of the first cell in 0-based input pixels and
+    ``shrink`` in input pixels (None: half a stride); "roi" rounds them as RoI pooling does. A row holds the
+    grids in the order given, each flattened (channel, row, column).
     """
 
     def __init__(
         self,
         channels: int,
-        levels: Sequence[int],
+        grids: Sequence[int],
         stride: int,
         *,
         reduction: str = "max",
@@ -81,8 +83,8 @@ class PyramidPooling(LevelPool):
         shrink: float | None = None,
     ) -> None:
         super().__init__()
-        self.pyramid = SpatialPyramidPool(levels, 1.0 / stride, reduction, window, center, shrink)
-        self.out_features = channels * sum(level * level for level in levels)
+        self.pyramid = SpatialPyramidPool(grids, 1.0 / stride, reduction, window, center, shrink)
+        self.out_features = channels * sum(side * side for side in grids)
 
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
         pooled: Tensor = self.pyramid(features, rois)

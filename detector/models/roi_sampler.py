@@ -1,4 +1,4 @@
-"""Which RoIs a training step sees, and what each should become (Fast R-CNN, section 2.3)."""
+"""The RoIs of a training step, with their labels and box targets (Fast R-CNN, section 2.3)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from detector.core.structures import Batch, SampledRoIs, Targets, stack_rois
 from detector.models.box_coder import BoxCoder
 
 CROWD_OVERLAP = 0.7
-"""Proposals with more than this share of their area in a crowd region are left alone (release)."""
+"""Proposals with more than this part of their area in a crowd region are not used (release)."""
 
 
 def match_proposals(proposals: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Return the best IoU (P,) of each proposal with any object, and that object's index (P,).
+    """Return the best IoU (P,) of each proposal (P, 4) with any object, and the index (P,) of that object.
 
-    Of equal IoUs the first object wins. Without objects the IoU is 0 and the index 0.
+    Among equal IoUs the first object is taken. Without objects the IoU is 0 and the index 0.
     """
     if not len(targets):
         return proposals.new_zeros(len(proposals)), torch.zeros(len(proposals), dtype=torch.int64)
@@ -25,22 +25,26 @@ def match_proposals(proposals: Tensor, targets: Targets) -> tuple[Tensor, Tensor
 
 
 def trained_objects(targets: Targets, *, use_difficult: bool) -> Targets:
-    """Return the objects that training aims at: no crowd regions, ``difficult`` ones if wanted."""
+    """Return the objects that are used in training: no crowd regions, ``difficult`` objects if wanted."""
     left_out = targets.crowd if use_difficult else targets.crowd | targets.difficult
     return targets.select(~left_out)
 
 
 class RoISampler:
-    """Draws ``rois_per_image`` RoIs of each image, at most ``foreground_fraction`` of them foreground.
+    """Draws ``rois_per_image`` RoIs per image, at most ``foreground_fraction`` of them foreground.
 
-    A RoI is foreground where its best IoU is ``foreground_iou`` or more, background where it lies in
-    ``background_iou`` = [low, high); missing foreground is filled with background, and where background
-    is short too the batch shrinks. On an image without objects, or with none but those left out (crowds,
-    and ``difficult`` ones where they are not used), every proposal counts as background: the lower bound
-    is there to find hard negatives near objects, and the release left such images out.
+    A RoI is foreground if its best IoU is ``foreground_iou`` or more, and background if its best IoU is in
+    ``background_iou`` = [low, high). Missing foreground is replaced by background; if there is too little
+    background too, the batch is smaller.
+
+    On an image without objects that are used (crowds never are, ``difficult`` ones only with
+    ``use_difficult``), every proposal is background: the lower bound is meant to find hard negatives near
+    objects. The release left such images out.
+
     ``far_background_fraction`` of the background is drawn from RoIs with a best IoU below ``low``, which are
-    not seen otherwise; what either part of the background lacks, the other one fills.
-    Boxes with a side of no length cannot be regressed from and are never drawn.
+    otherwise not used. If one part of the background has too few RoIs, the other part replaces them.
+
+    Boxes without an area are never drawn, since nothing can be regressed from them.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class RoISampler:
         use_difficult: bool = True,
         seed: int = 0,
     ) -> None:
-        # RoIs are drawn on the CPU; constants that follow the network to a GPU would be waited for there.
+        # RoIs are drawn on the CPU; if the constants were on a GPU like the network, it would be waited for.
         self.coder = BoxCoder(coder.means.cpu(), coder.deviations.cpu())
         self.rois_per_image = rois_per_image
         self.foreground_count = round(rois_per_image * foreground_fraction)
@@ -79,7 +83,10 @@ class RoISampler:
         )
 
     def sample_image(self, rois: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-        """Return drawn boxes (r, 4), labels (r,) and box targets (r, 4) of one image."""
+        """Return drawn boxes (r, 4), labels (r,) and box targets (r, 4) of one image.
+
+        ``rois`` (P, 4) and the boxes of ``targets`` are in the same pixels, and so are the drawn boxes.
+        """
         objects = trained_objects(targets, use_difficult=self.use_difficult)
         if self.add_targets:
             rois = torch.cat((objects.boxes, rois))
@@ -105,7 +112,7 @@ class RoISampler:
         self.generator.set_state(state["generator"])
 
     def _draw_background(self, rois: Tensor, background: Tensor, is_far: Tensor, count: int) -> Tensor:
-        """Draw up to ``count`` rows of the mask ``background``, the wanted share of them from ``is_far``."""
+        """Draw up to ``count`` rows of the mask ``background``, the wanted part of them from ``is_far``."""
         if not self.far_background_fraction:
             return self._draw(background & ~is_far, rois, count)
         near = self._draw(background & ~is_far, rois, count)

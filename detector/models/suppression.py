@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression class by class, of which only the best detections are wanted."""
+"""Greedy non-maximum suppression within each class, for the best detections only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from detector.core import boxes as box_ops
 from detector.core.structures import Detections
 
 FIRST_CANDIDATES = 10
-"""How many candidates are suppressed at first, as a multiple of the number of detections wanted."""
+"""Number of candidates in the first round, as a multiple of the number of detections wanted."""
 GROWTH = 4
-"""By what factor their number grows where too few of them are left."""
+"""Factor by which the number of candidates grows if too few detections are left."""
 BLOCK = 128
-"""Candidates of a class that are compared with each other at a time, where nested boxes are dropped too."""
+"""Number of candidates of a class that are compared at a time if nested boxes are dropped too."""
 
 
 def best_detections(
@@ -25,15 +25,15 @@ def best_detections(
     count: int,
     nested_threshold: float | None = None,
 ) -> Detections:
-    """Return the ``count`` best that suppression leaves of M candidates, on the CPU, by falling score.
+    """Return the ``count`` best of the M candidates that suppression keeps, on the CPU, by decreasing score.
 
-    Within each class, a candidate is dropped if its IoU with a better one that stays is above
+    Within each class, a candidate is dropped if its IoU with a better one that is kept is above
     ``nms_threshold``, or if the two share more than ``nested_threshold`` of the smaller one's area. boxes
     (M, 4), scores (M,) and labels (M,) 1..K may be on any device; equal scores keep their order.
 
-    Candidates are sorted on their device. Whether one of them stays depends only on better ones, so the best
-    of them are copied to the CPU in one transfer and suppressed there; more are copied only if fewer than
-    ``count`` stay. Suppression on a GPU would have to wait for it once per class.
+    Candidates are sorted on their device. Whether one is kept depends only on better ones, so the best of
+    them are copied to the CPU in one transfer and suppressed there; more are copied only if fewer than
+    ``count`` are kept. Suppression on a GPU would have to wait for it once per class.
     """
     order = torch.sort(scores, descending=True, stable=True).indices
     # One tensor, so that it is one transfer. Labels are far below 2 ** 24, so float32 holds them exactly.
@@ -56,16 +56,17 @@ def suppress(
     nested_threshold: float | None = None,
     count: int | None = None,
 ) -> Tensor:
-    """Return the rows (D,), rising, that suppression within each class leaves of candidates on the CPU.
+    """Return the rows (D,), in increasing order, of the candidates that suppression within each class keeps.
 
-    Candidates come by falling score. With ``count`` only the first so many rows are sure to be there.
+    Candidates are on the CPU and come by decreasing score. With ``count``, only the first ``count`` rows of
+    the result are certain to be complete.
 
-    Each class has a call of its own. One call for all, with the boxes of each class shifted to a place of
-    their own, would lose digits of float32.
+    There is one call per class. A single call for all, with the boxes of each class shifted away from those
+    of the others, would lose digits of float32.
     """
     by_label = torch.sort(labels, stable=True).indices
     sizes = torch.unique_consecutive(labels[by_label], return_counts=True)[1].tolist()
-    # Little is done per class: with 80 classes and few boxes in each, the calls take longer than their work.
+    # Tensors are split once for all classes: with 80 classes of few boxes, calls take longer than their work.
     boxes_by_class, scores_by_class = boxes[by_label].split(sizes), scores[by_label].split(sizes)
     rows_by_class = by_label.split(sizes)
     kept = [
@@ -82,40 +83,40 @@ def suppress(
 def _without_nested(
     boxes: Tensor, nms_threshold: float, nested_threshold: float, count: int | None
 ) -> Tensor:
-    """Return the rows that stay of one class's candidates (n, 4), by falling score.
+    """Return the rows of one class's candidates (n, 4), by decreasing score, that are kept.
 
-    With ``count`` only the first so many of them are sure to be there.
+    With ``count``, only the first ``count`` rows of the result are certain to be complete.
 
-    A box is dropped by a better one that stays also where one of the two lies in the other to more than
-    ``nested_threshold``, however small their IoU.
+    A better box that is kept also drops a box, however small their IoU is, if more than ``nested_threshold``
+    of the smaller of the two lies in the other.
 
-    Candidates are taken in blocks: those that stayed before drop others of a block, and the rest of it is
-    compared with itself. So memory grows with n and not with its square.
+    Candidates are taken in blocks: boxes that are kept already drop boxes of the block, and the rest of the
+    block is compared with itself. So memory grows with n and not with its square.
     """
     kept = torch.zeros(0, dtype=torch.int64)
     for block in torch.arange(len(boxes)).split(BLOCK):
         if len(kept):
             block = block[~_drops(boxes[kept], boxes[block], nms_threshold, nested_threshold).any(dim=0)]
         dropped_by = _drops(boxes[block], boxes[block], nms_threshold, nested_threshold)
-        kept = torch.cat((kept, block[_stay(dropped_by)]))
+        kept = torch.cat((kept, block[_kept_rows(dropped_by)]))
         if count is not None and len(kept) >= count:
             break
     return kept
 
 
-def _stay(dropped_by: Tensor) -> Tensor:
-    """Return the rows that stay where row i, if it stays, drops those of ``dropped_by[i]`` (n, n)."""
+def _kept_rows(dropped_by: Tensor) -> Tensor:
+    """Return the rows that are kept, if each kept row i drops the later rows in ``dropped_by[i]`` (n, n)."""
     alive = torch.ones(len(dropped_by), dtype=torch.bool)
-    stay: list[int] = []
+    kept: list[int] = []
     for row in range(len(dropped_by)):
         if alive[row]:
-            stay.append(row)
+            kept.append(row)
             alive &= ~dropped_by[row]
-    return torch.tensor(stay, dtype=torch.int64)
+    return torch.tensor(kept, dtype=torch.int64)
 
 
 def _drops(better: Tensor, others: Tensor, nms_threshold: float, nested_threshold: float) -> Tensor:
-    """Say of each of ``better`` (P, 4) and each of ``others`` (G, 4) whether it drops that one, (P, G)."""
+    """Return (P, G): whether each of the boxes ``better`` (P, 4) drops each of ``others`` (G, 4)."""
     shared = box_ops.intersection(better, others)
     smaller = torch.minimum(box_ops.area(better)[:, None], box_ops.area(others)[None, :])
     nested = shared / smaller.clamp(min=1e-6) > nested_threshold

@@ -1,25 +1,61 @@
-"""Weights files: read without running code from them, and what input the weights in them expect."""
+"""Weights files of published networks: finding or downloading them, reading them, the input they expect.
+
+Files are read without running code from them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import http.client
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.models import (
+    AlexNet_Weights,
+    ResNet18_Weights,
+    ResNet50_Weights,
+    SqueezeNet1_0_Weights,
+    VGG16_Weights,
+)
 
 from detector.core.errors import InputError
 from detector.core.structures import Normalization
 from detector.core.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
 MAX_TENSORS = 100_000
-"""More names than this are refused: the largest published networks have some thousands."""
+"""A file with more names is refused: the largest published networks have some thousands."""
+DEFAULT = "default"
+"""The value of ``model.backbone.weights`` that asks for ImageNet's weights of the backbone."""
+WEIGHTS_FOLDER = Path("data/weights")
+TIMEOUT_SECONDS = 30.0
+"""How long a download waits for an answer of the server."""
+
+_PUBLISHED = {
+    "alexnet": AlexNet_Weights.IMAGENET1K_V1,
+    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+    "squeezenet1_0": SqueezeNet1_0_Weights.IMAGENET1K_V1,
+    "vgg16": VGG16_Weights.IMAGENET1K_V1,
+}
+_OTHER_FILES = {"squeezenet1_0": ("squeezenet1_0-dc_tvnorm-fba6d0e6.pth",)}
+# No network, no permission; another checksum; an answer that is not HTTP, or whose length is not a number.
+_NO_DOWNLOAD = (OSError, RuntimeError, http.client.HTTPException, ValueError)
+_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # torchvision's names end with the first digits of SHA-256
 
 
 def normalization(convention: str, pixel_mean: tuple[float, float, float] | None = None) -> Normalization:
-    """Return what weights of a ``convention`` expect of their input.
+    """Return the input normalisation that weights of a ``convention`` expect.
 
-    "torchvision": RGB in [0, 1], ImageNet mean and deviation. "caffe": BGR in 0..255 minus a mean, by
-    default the one of Fast R-CNN's release (102.9801, 115.9465, 122.7717).
+    "torchvision": RGB in [0, 1], ImageNet mean and standard deviation. "caffe": BGR in 0..255 minus a mean,
+    by default that of Fast R-CNN's release (102.9801, 115.9465, 122.7717). ``pixel_mean`` replaces the mean.
+
+    Raises:
+        InputError: an unknown convention.
     """
     match convention:
         case "torchvision":
@@ -40,7 +76,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict without unpickling code.
 
     Raises:
-        InputError: missing, unreadable, or holding something other than named, finite, plain tensors.
+        InputError: the file is missing, cannot be read, or holds anything else than named, finite, plain
+            tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,11 +92,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except DamagedFile as error:
         raise InputError(
             f"{path}: not readable as a state dict of tensors: it is damaged or another kind of file "
-            f"({error}); save the network's state_dict() alone"
+            f"({error}); save only the network's state_dict()"
         ) from None
     except ForeignContent as error:
         raise InputError(
-            f"{path}: not readable as a state dict of tensors: {error}; save the network's state_dict() alone"
+            f"{path}: not readable as a state dict of tensors: {error}; save only the network's state_dict()"
         ) from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: a weights file holds a state dict, names to tensors, and nothing else")
@@ -78,7 +115,7 @@ def _check_tensors(state: dict[object, object], path: Path) -> None:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
                 f"{path}: a weights file holds a state dict, names to tensors, and nothing else; "
-                f"{name!r:.80} is a {type(value).__name__}: save the state dict alone"
+                f"{name!r:.80} is a {type(value).__name__}: save only the state dict"
             )
         if not name.isprintable() or len(name) > 300:
             raise InputError(f"{path}: {name!r:.80} is not a tensor's name; the file is damaged")
@@ -86,3 +123,78 @@ def _check_tensors(state: dict[object, object], path: Path) -> None:
             raise InputError(f"{path}: {name} is sparse, quantized or without values; save plain tensors")
         if not value.isfinite().all():
             raise InputError(f"{path}: {name} has NaN or infinite values; the file is damaged")
+
+
+def default_file_names(backbone: str) -> list[str]:
+    """Return the file names under which a backbone's default weights are known; the first is torchvision's.
+
+    Raises:
+        InputError: a backbone without default weights.
+    """
+    if backbone not in _PUBLISHED:
+        raise InputError(f"{backbone} has no default weights; known: {', '.join(_PUBLISHED)}")
+    return [_url(backbone).rpartition("/")[2], *_OTHER_FILES.get(backbone, ()), f"{backbone}.pth"]
+
+
+def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
+    """Return the first of `default_file_names` that is in ``folder``; download it if there is none.
+
+    If the name of the file contains a checksum, the file must have it.
+
+    Raises:
+        InputError: the checksum differs, or there is no file and it cannot be downloaded.
+    """
+    names = default_file_names(backbone)
+    for path in (folder / name for name in names):
+        if path.is_file():
+            _compare_checksum(path)
+            return path
+    target = folder / names[0]
+    try:
+        _download(_url(backbone), target)
+    except _NO_DOWNLOAD as error:
+        raise InputError(
+            f"model.backbone.weights: default: none of {', '.join(names)} is in {folder}, and the download "
+            f"of {_url(backbone)} failed: {str(error).strip() or type(error).__name__}. Put that file there, "
+            "or set model.backbone.weights to a file of your own, or to null for random weights"
+        ) from None
+    return target
+
+
+def _url(backbone: str) -> str:
+    return str(_PUBLISHED[backbone].url)
+
+
+def _download(url: str, target: Path) -> None:
+    """Download ``url`` to ``target``, which appears only when it is complete and its checksum is right."""
+    checksum = _CHECKSUM.search(target.name)
+    assert checksum is not None  # every file name of torchvision has one
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _timeout(TIMEOUT_SECONDS):
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum[1])
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _compare_checksum(path: Path) -> None:
+    expected = _CHECKSUM.search(path.name)
+    if expected is None:
+        return
+    try:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the weights: {error.strerror}") from None
+    if not actual.startswith(expected[1]):
+        raise InputError(
+            f"{path}: the file is damaged: its SHA-256 begins with {actual[: len(expected[1])]}, not with "
+            f"{expected[1]} as its name says; remove it, and it is downloaded again, or replace it"
+        )

@@ -1,20 +1,22 @@
-"""Loads the native libraries, once, when ``detector.ops`` is imported; that registers the operators.
+"""Loads the native libraries once, when ``detector.ops`` is imported; loading registers the operators.
 
-``_C`` holds the CPU kernels and is always needed. ``_C_cuda`` holds the CUDA kernels; it exists only where
-nvcc was found at build time, and is loaded only by a torch with CUDA. ``cuda_kernels_missing`` says whether
-CUDA tensors can be pooled.
+``_C`` holds the CPU kernels and is always needed. ``_C_cuda`` holds the CUDA kernels: it exists only where
+nvcc was found at build time, and only a torch with CUDA loads it. ``cuda_kernels_missing`` says whether CUDA
+tensors can be pooled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CUDA_ADVICE = (
-    "Run `make -B install` in the source tree: where there is a GPU it installs NVIDIA's compiler, unless a "
-    "CUDA toolkit is there, and builds the library. Or run on the CPU (--device cpu)."
+    "Run `make -B install` in the source tree: on a machine with a GPU it builds the library, and without a "
+    "CUDA toolkit it installs NVIDIA's compiler first. Or run on the CPU (--device cpu)."
 )
 _ADVICE = "Build it with `make install`, or in a source tree with `python setup.py build_ext --inplace`."
 
@@ -35,7 +37,7 @@ def _load(path: Path) -> None:
 def load() -> None:
     """Load the native libraries.
 
-    Raises ImportError, which says how to build, where the CPU library is missing or one does not load.
+    Raises ImportError, which says how to build, if the CPU library is missing or a library does not load.
     """
     cpu = _find("_C")
     if cpu is None:
@@ -59,8 +61,14 @@ _CUDA_KERNELS_MISSING = _why_no_cuda_kernels()  # asked once, not in every call
 
 
 def cuda_kernels_missing() -> str | None:
-    """Return why pooling cannot run on CUDA tensors and what to do about it; None where it can.
+    """Return why pooling cannot run on CUDA tensors and what to do about it; None if it can.
 
-    Whether the machine has a GPU does not matter here.
+    The answer does not depend on whether the machine has a GPU.
     """
     return _CUDA_KERNELS_MISSING
+
+
+def numbers_of(enum: str) -> Mapping[str, int]:
+    """Return the values of a C++ enum of the operators by name, in the order of its declaration in csrc/."""
+    names = torch.ops.detector.enum_names(enum).split(", ")
+    return MappingProxyType({name: number for number, name in enumerate(names)})

@@ -1,4 +1,4 @@
-"""RoI max pooling, the layer Fast R-CNN is built on."""
+"""RoI max pooling, the layer that Fast R-CNN is built on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detector.ops._autograd import check_inputs, fake_argmax, needs_gradient, register
+from detector.ops._library import numbers_of
+from detector.ops._pooling import check_inputs, fake_argmax, needs_gradient, register
 
-_RULES = {"caffe": 0, "exact": 1, "partition": 2}  # detector::Rule in csrc/bins.h
+_RULES = {name: numbers_of("Rule")[name] for name in ("caffe", "exact", "partition")}
 
 
 def roi_pool(
@@ -21,32 +22,38 @@ def roi_pool(
     spatial_scale: float,
     bins: str = "caffe",
 ) -> Tensor:
-    """Pool each RoI to ``output_size`` (height, width) by the maximum in each bin; returns (R, C, h, w).
+    """Divide each RoI into ``output_size`` (height, width) bins and take the maximum of each bin.
 
-    ``features`` is (N, C, H, W) in float32, float64, float16 or bfloat16. ``rois`` is (R, 5), rows of
-    (batch index, x1, y1, x2, y2) in input pixels, float32 (or float64 with float64 features), and
-    ``spatial_scale`` is cells per pixel, 1/16 for a map of stride 16. Coordinates times the scale are rounded
-    to whole cells, halves away from zero. Index arithmetic is float64 for float64 features, float32 for all
-    others.
+    Args:
+        features: (N, C, H, W), float32, float64, float16 or bfloat16. Bin edges are computed in float64 for
+            float64 features and in float32 for all others.
+        rois: (R, 5), rows of (batch index, x1, y1, x2, y2) in pixels of the network's input, float32 (or
+            float64 with float64 features). Coordinates times ``spatial_scale`` are rounded to whole cells,
+            halves away from zero.
+        output_size: (height, width) in bins, or one number for both.
+        spatial_scale: map cells per pixel, 1/16 for a map of stride 16.
+        bins: how a RoI is divided into bins:
 
-    ``bins`` says how the window is cut:
+            - ``"caffe"``: the last cell belongs to the RoI's window, bins may overlap, and their edges are
+              computed in floating point, which puts the last edge one cell beyond the window for some
+              heights. This is Fast R-CNN's layer (Girshick 2015, section 2.1); values and gradients are equal
+              to those of ``torchvision.ops.roi_pool`` on the CPU.
+            - ``"exact"``: the same window with edges in integers, so that no bin leaves the window.
+            - ``"partition"``: the last cell is outside the window and bins do not overlap, as in the article
+              "Region of interest pooling explained" (2017).
 
-    - ``"caffe"``: the end cell belongs to the window, bins may overlap, and their edges are computed in
-      floating point, which for some heights puts the last edge one cell beyond the window. Fast R-CNN's layer
-      (Girshick 2015, section 2.1); equal to ``torchvision.ops.roi_pool`` in every value on the CPU, gradient
-      included.
-    - ``"exact"``: the same window, edges in integers, so that no bin leaves it.
-    - ``"partition"``: the end cell is outside and sections do not overlap, as in the article "Region of
-      interest pooling explained" (2017).
+    Returns:
+        (R, C, height, width), in the type of ``features``. A bin without a cell on the map gives 0 and passes
+        no gradient on. NaN is never a maximum: a bin that holds only NaN gives the lowest float32 number. A
+        maximum of zero is always +0. The gradient of the features is the same, bit for bit, on every run, at
+        any number of threads and on CUDA; RoIs get no gradient.
 
-    A bin without a cell on the map gives 0 and passes no gradient on. NaN is never a maximum: a bin of
-    nothing else gives float32's lowest number. A maximum of zero is +0, whatever the signs of its zeros. The
-    gradient is the same, bit for bit, on every run, at any number of threads and on CUDA; RoIs get none.
-
-    Raises ValueError or TypeError for wrong shapes, types, devices and scales, and on the CPU RuntimeError
-    naming the row of ``rois`` that is not finite or whose batch index is outside the batch; on CUDA such a
-    row gives zeros. NotImplementedError for CUDA tensors where the CUDA kernels were not built. On CUDA a map
-    has at most 32767 cells a side and a grid at most 1024 rows and columns together; RuntimeError beyond.
+    Raises:
+        ValueError, TypeError: wrong shapes, types, devices or scales.
+        RuntimeError: on the CPU, a row of ``rois`` that is not finite or whose batch index is outside the
+            batch; the message names the row. (On CUDA such a row gives zeros.) On CUDA, a map of more than
+            32767 cells per side, or a grid of more than 1024 rows and columns together.
+        NotImplementedError: CUDA tensors, but the CUDA kernels were not built.
     """
     check_inputs("roi_pool", features, rois)
     if bins not in _RULES:
@@ -78,7 +85,7 @@ def _fake_backward(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     features, rois = inputs[:2]
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # else a gradient of zeros is made for the places
+    ctx.set_materialize_grads(False)  # otherwise torch makes a gradient of zeros for the places
     ctx.save_for_backward(rois, output[1])
     ctx.geometry = (*inputs[4:6], features.shape[0], *features.shape[2:])
 
@@ -96,7 +103,7 @@ register("roi_pool", _fake, _fake_backward)
 
 
 class RoIPool(nn.Module):
-    """:func:`roi_pool` with its settings, for maps of one scale. Raises what the function raises."""
+    """:func:`roi_pool` as a module that holds the settings, for maps of one stride."""
 
     def __init__(self, output_size: int | Sequence[int], spatial_scale: float, bins: str = "caffe") -> None:
         super().__init__()
@@ -105,7 +112,7 @@ class RoIPool(nn.Module):
         self.bins = bins
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
-        """Return (R, C, h, w) from ``features`` (N, C, H, W) and ``rois`` (R, 5) in input pixels."""
+        """Return (R, C, height, width) from ``features`` (N, C, H, W) and ``rois`` (R, 5) in input pixels."""
         return roi_pool(features, rois, self.output_size, self.spatial_scale, self.bins)
 
     def extra_repr(self) -> str:

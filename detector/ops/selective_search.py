@@ -1,9 +1,9 @@
 """Selective search (Uijlings, van de Sande, Gevers, Smeulders, IJCV 2013): class-free region proposals.
 
-An image is cut into regions (Felzenszwalb and Huttenlocher, IJCV 2004) in several colour spaces and at
-several scales k; in each, the most similar neighbours are merged until one region is left, once for every
-similarity measure; the boxes of all regions that occur are the proposals. The constants are those of the
-authors' release, which R-CNN, SPP-net and Fast R-CNN used.
+An image is segmented into regions (Felzenszwalb and Huttenlocher, IJCV 2004) in several colour spaces and
+with several thresholds k. In each segmentation, the most similar neighbours are merged until one region is
+left, once per similarity measure. The boxes of all regions that occur are the proposals. The constants are
+those of the authors' release, which R-CNN, SPP-net and Fast R-CNN used.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from detector.ops.selective_search_config import SelectiveSearchConfig, as_confi
 
 
 class SelectiveSearchResult(NamedTuple):
-    """boxes (P, 4) float32 half-open, in pixels of the image given; scores (P,) float32, falling.
+    """boxes (P, 4) float32, half-open, in pixels of the given image; scores (P,) float32, descending.
 
-    Scores are ranks: evenly spaced from 1 for the first proposal down to 1 / P before truncation.
+    The scores only express the order: they fall evenly from 1 for the first of all proposals to 1 / P for the
+    last one, and ``max_proposals`` cuts this list.
     """
 
     boxes: Tensor
@@ -33,12 +34,12 @@ class SelectiveSearchResult(NamedTuple):
 def as_rgb(image: np.ndarray | Tensor) -> Tensor:
     """Return ``image`` as a contiguous uint8 tensor (H, W, 3) on the CPU.
 
-    Takes (H, W) or (H, W, 1) grey, which is repeated, (H, W, 3) RGB, and (H, W, 4), whose alpha is dropped.
-    Raises InputError for anything else.
+    Takes grey (H, W) or (H, W, 1), which is repeated for all three channels, RGB (H, W, 3), and RGB with
+    alpha (H, W, 4), whose alpha is dropped. Raises InputError for anything else.
     """
     tensor = image
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        # Of an image that may not be written to, such as PIL's, torch would warn: take a copy.
+        # torch warns about arrays that are not writeable, such as PIL's images; this copies them.
         tensor = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
@@ -66,21 +67,22 @@ def selective_search(
 ) -> SelectiveSearchResult:
     """Propose boxes that may hold an object, the likeliest first.
 
-    The set of boxes depends on the image and ``mode`` alone, their order also on ``seed``: place in the
-    merging order times a random number (section 4.2 of the paper). Neither the processor, the number of
-    threads nor other calls change the result. The interpreter's lock is released meanwhile.
+    The set of boxes depends only on the image and ``mode``. Their order also depends on ``seed``: boxes are
+    sorted by their place in the merging order times a random number (section 4.2 of the paper). The result is
+    the same on every processor and with any number of threads. Python's global lock is released during the
+    search.
 
     Args:
-        image: uint8, (H, W, 3) RGB; also grey and with alpha, see ``as_rgb``.
+        image: uint8, RGB (H, W, 3); grey images and images with alpha are converted by ``as_rgb``.
         mode: a name from ``PRESETS`` or a configuration.
-        seed: of the order.
-        max_proposals: keep only that many; None keeps all.
+        seed: seed of the random numbers that decide the order.
+        max_proposals: how many proposals to return at most; None returns all.
         num_threads: threads that share the image's colour spaces and scales.
 
     Returns:
-        Boxes without duplicates, inside the image. There are none in an image smaller than ``min_side``.
+        Boxes without duplicates, inside the image; none for an image smaller than ``min_side``.
 
-    Raises InputError for an image, mode or number that cannot be.
+    Raises InputError for an invalid image, mode or number.
     """
     config, rgb = as_config(mode), as_rgb(image)
     if not is_whole(seed, -math.inf, math.inf):

@@ -1,4 +1,4 @@
-"""What selective search looks for: its settings, their checks, and the presets by name."""
+"""The settings of selective search, their checks, and the presets by name."""
 
 from __future__ import annotations
 
@@ -11,47 +11,45 @@ from typing import Any
 import numpy as np
 
 from detector.core.errors import InputError, nearest
+from detector.ops._library import numbers_of
 
-_COLOR_SPACE_NAMES = ("hsv", "lab", "rgi", "h", "intensity", "rgb")
-_OPENCV_COLOR_SPACE_NAMES = ("opencv_hsv", "opencv_lab", "opencv_rgi", "opencv_h", "opencv_intensity")
 #: Colour spaces by name; an ``opencv_`` space is what OpenCV's selective search means by the name.
-COLOR_SPACES: Mapping[str, int] = MappingProxyType(
-    {name: i for i, name in enumerate((*_COLOR_SPACE_NAMES, *_OPENCV_COLOR_SPACE_NAMES))}
-)
-#: Similarity measures by name: the mean of the terms in the name.
-SIMILARITIES: Mapping[str, int] = MappingProxyType(
-    {name: i for i, name in enumerate(("color_texture_size_fill", "texture_size_fill", "fill", "size"))}
-)
-#: Sums over a region's histogram are exact, and so independent of the processor, up to this many pixels.
+COLOR_SPACES = numbers_of("ColorSpace")
+#: Similarity measures by name: each is the mean of the terms in its name.
+SIMILARITIES = numbers_of("Similarity")
+#: Up to this many pixels, sums over a region's histogram are exact and so the same on every processor.
 MAX_PIXELS = 2**26
-MAX_ITEMS = 64  # each colour space, scale and similarity is a search of its own
+MAX_ITEMS = 64  # at most this many colour spaces, scales or similarities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectiveSearchConfig:
-    """What to search and how; each colour space x scale x similarity is one strategy.
+    """The settings of a search; each combination of colour space, scale and similarity is one strategy.
 
-    The defaults are the release's "fast" mode. Raises InputError for a value that cannot be.
+    The defaults are the "fast" mode of the authors' release. Raises InputError for an invalid value.
 
     Args:
         color_spaces: names from ``COLOR_SPACES``.
-        scales: thresholds k of the segmentation, for values in 0..255; larger k, larger regions.
+        scales: thresholds k of the segmentation, for pixel values in 0..255; a larger k gives larger regions.
         similarities: names from ``SIMILARITIES``.
-        sigma: standard deviation in pixels of the smoothing before the segmentation.
-        min_size: the segmentation's smallest region in pixels; None takes each scale's k, as the release.
-        connectivity: 8 joins each pixel with its eight neighbours in the segmentation's graph, as the release
-            does; 4 only with those that share a side, as OpenCV does, which leaves more and smaller regions.
-        diagonal_neighbours: True lets regions merge also where one touches the other only at a corner, down
-            and to the right, as OpenCV does; False, as the release, where they share a pixel's side.
-        all_texture_channels: False takes the texture of the first channel alone, as the release does; the
+        sigma: standard deviation, in pixels, of the smoothing before the segmentation.
+        min_size: the smallest region of the segmentation, in pixels; None takes each scale's k, as the
+            release does.
+        connectivity: 8 connects each pixel with its eight neighbours in the segmentation's graph, as the
+            release does; 4 connects only pixels that share a side, as OpenCV does, which gives more and
+            smaller regions.
+        diagonal_neighbours: True lets two regions merge if they touch only at a corner, one below and to the
+            right of the other, as OpenCV does; with False, they must share a pixel's side, as in the release.
+        all_texture_channels: False takes the texture of the first channel only, as the release does; the
             paper's text says every channel.
         size_in_thirds: True measures regions in thirds of pixels in the size and fill terms, as the release
-            does; changes only the strategies with ``fill`` alone.
-        min_side: boxes with a side under this many pixels are dropped (20 in R-CNN's wrapper).
-        width: search the image resized to this width (R-CNN's demo: 500), whatever its size; but none is
+            does; this changes only the strategies with the similarity ``fill``.
+        min_side: boxes with a side shorter than this, in pixels of the searched image, are dropped (20 in
+            R-CNN's wrapper).
+        width: resize every image to this width before the search (500 in R-CNN's demo). An image is not
             enlarged to more than ``max_pixels``.
-        max_pixels: without ``width``, images with more pixels are searched at this many and the boxes scaled
-            back; None searches at full size, up to 2^26 pixels. ``min_side`` counts pixels searched.
+        max_pixels: without ``width``, a larger image is searched at this many pixels and the boxes are scaled
+            back; None searches at full size, up to 2^26 pixels.
     """
 
     color_spaces: tuple[str, ...] = ("hsv", "lab")
@@ -86,7 +84,7 @@ class SelectiveSearchConfig:
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) at which an image of ``size`` (height, width) is searched.
 
-        Raises InputError where that is more than 2^26 pixels.
+        Raises InputError if that is more than 2^26 pixels.
         """
         working, limit = size, None if self.max_pixels is None else int(self.max_pixels)
         if self.width is not None:
@@ -95,7 +93,9 @@ class SelectiveSearchConfig:
             if width <= size[1]:
                 limit = None
             elif limit is not None:
-                limit = max(limit, size[0] * size[1])  # not enlarged so far is not made smaller
+                limit = max(
+                    limit, size[0] * size[1]
+                )  # an image above the limit is not enlarged, but keeps its size
         if limit is not None and working[0] * working[1] > limit:
             working = _shrunk(working, limit)
         if working[0] * working[1] > MAX_PIXELS:
@@ -126,15 +126,15 @@ def _require(holds: bool, name: str, value: object, wanted: str) -> None:
 
 
 def _shrunk(size: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """Return ``size`` (height, width) scaled to at most ``pixels``, no side under 1."""
-    scale = math.sqrt(pixels / (size[0] * size[1]))
-    short = max(1, int(min(size) * scale))
-    long = max(1, min(int(max(size) * scale), pixels // short))
+    """Return ``size`` (height, width) scaled down to at most ``pixels``, with sides of at least 1."""
+    scale_factor = math.sqrt(pixels / (size[0] * size[1]))
+    short = max(1, int(min(size) * scale_factor))
+    long = max(1, min(int(max(size) * scale_factor), pixels // short))
     return (short, long) if size[0] <= size[1] else (long, short)
 
 
 def _require_list(name: str, value: object, of_what: str) -> None:
-    """Refuse what has no items, and a text, whose letters would be taken for them."""
+    """Require a collection of 1 to MAX_ITEMS items; a str is refused, its letters would count as items."""
     holds = isinstance(value, Collection) and not isinstance(value, str) and len(value) > 0
     _require(holds, name, value, f"a tuple of {of_what}")
     if isinstance(value, Collection):
@@ -148,7 +148,7 @@ def _is_number(value: object, least: float, most: float) -> bool:
 
 
 def is_whole(value: object, least: float, most: float) -> bool:
-    """Whether ``value`` is a whole number, of Python's or numpy's, from ``least`` to ``most``."""
+    """Return whether ``value`` is a Python or NumPy integer from ``least`` to ``most``."""
     return isinstance(value, int | np.integer) and _is_number(value, least, most)
 
 
@@ -166,10 +166,10 @@ _QUALITY = SelectiveSearchConfig(
     scales=(50.0, 100.0, 150.0, 300.0),
     similarities=_ALL_SIMILARITIES,
 )
-#: Configurations by name. ``reference_*``: the paper's table 4 with the release's constants; ``fast`` and
-#: ``quality`` are short for them. ``opencv_*``: OpenCV's colours, scales, smallest region, graph of pixels,
-#: neighbours, region sizes in pixels, texture of every channel and no smallest box; the gradients behind the
-#: texture, histogram bins and order of the boxes stay the release's.
+#: Configurations by name. ``reference_*``: table 4 of the paper with the constants of the release; ``fast``
+#: and ``quality`` are short names for two of them. ``opencv_*``: OpenCV's colour spaces, scales, smallest
+#: region, graph of pixels, neighbours, region sizes in pixels, texture of every channel, and no smallest box;
+#: the texture's gradients, the histogram bins and the order of the boxes are those of the release.
 PRESETS: Mapping[str, SelectiveSearchConfig] = MappingProxyType(
     {
         "fast": _FAST,

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling over regions: every level of the pyramid in one pass over a RoI."""
+"""Spatial pyramid pooling over regions: all grids of the pyramid in one pass over a RoI."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detector.ops._autograd import check_inputs, fake_argmax, needs_gradient, register
+from detector.ops._library import numbers_of
+from detector.ops._pooling import check_inputs, fake_argmax, needs_gradient, register
 
-_RULES = {"roi": 1, "spp": 3, "cells": 4}  # detector::Rule in csrc/bins.h
-_REDUCTIONS = {"max": 0, "avg": 1}  # detector::Reduction in csrc/pooling.h
+_REDUCTIONS = numbers_of("Reduction")
+_WINDOWS = {"roi": "exact", "spp": "spp", "cells": "cells"}  # by the rule's name in C++
+_RULES = {window: numbers_of("Rule")[rule] for window, rule in _WINDOWS.items()}
 
 Pair = float | Sequence[float]
 
@@ -36,33 +38,45 @@ def spp_pool(
     center: Pair = 0.0,
     shrink: Pair | None = None,
 ) -> Tensor:
-    """Pool each RoI on a pyramid of l x l grids; returns (R, C * sum(l * l)).
+    """Pool each RoI on a pyramid of l x l grids, one for each l in ``levels``.
 
-    ``features`` is (N, C, H, W) in float32, float64, float16 or bfloat16, ``rois`` (R, 5), rows of (batch
-    index, x1, y1, x2, y2), float32 (or float64 with float64 features). ``spatial_scale`` is cells per pixel;
-    it, ``center`` and ``shrink`` are one number or a pair (vertical, horizontal). A row of the result holds
-    the levels in the order given, each (C, l, l) flattened (He et al. 2014, section 3.3, levels 6, 3, 2, 1).
+    Bin i of l covers cells floor(i h / l) to ceil((i + 1) h / l) of a window of h cells, computed in
+    integers; in a window smaller than the grid, bins share cells.
 
-    ``window`` says which cells a RoI covers:
+    Args:
+        features: (N, C, H, W), float32, float64, float16 or bfloat16.
+        rois: (R, 5), rows of (batch index, x1, y1, x2, y2), float32 (or float64 with float64 features), in
+            pixels of the network's input, half-open for ``window="spp"``, or in cells, see ``window``.
+        levels: the rows of each grid, (6, 3, 2, 1) in He et al. 2014, section 3.3.
+        spatial_scale: map cells per pixel; one number or a pair (vertical, horizontal).
+        reduction: ``"max"``, or ``"avg"`` over the cells of the bin that lie on the map.
+        window: which cells a RoI covers:
 
-    - ``"roi"``: :func:`roi_pool` with ``bins="exact"``, level by level.
-    - ``"spp"``: SPP-net's projection (appendix of the paper) of a half-open box in pixels, generalised as in
-      the authors' code to any receptive-field ``center`` of the first cell, 0-based pixels:
-      left = floor((x1 - center + shrink) / S + 0.5), right = ceil((x2 - 1 - center - shrink) / S - 0.5), with
-      S = 1 / ``spatial_scale``; crossed ends collapse to the cell between them, then both are clamped to the
-      map. ``shrink`` is S / 2 by default, with ``center`` 0 the paper's rule; 21 - 1 and 6.5 are the code's
-      for ZF-5. Computed in float64 for every type.
-    - ``"cells"``: the RoI is in map cells, whole numbers, half-open: (0, 0, W, H) is the whole map, as
-      ``nn.AdaptiveMaxPool2d`` and ``nn.AdaptiveAvgPool2d`` pool it. ``spatial_scale`` is not used.
+            - ``"roi"``: the window of :func:`roi_pool` with ``bins="exact"``.
+            - ``"spp"``: SPP-net's projection (appendix of the paper), generalised as in the authors' code to
+              any ``center`` of the first cell's receptive field. With S = 1 / ``spatial_scale``:
+              left = floor((x1 - center + shrink) / S + 0.5),
+              right = ceil((x2 - 1 - center - shrink) / S - 0.5). If left > right, both become the cell
+              between them. Then both are clamped to the map. Computed in float64 for every type.
+            - ``"cells"``: the RoI is given in map cells, whole numbers, half-open: (0, 0, W, H) is the whole
+              map, as ``nn.AdaptiveMaxPool2d`` and ``nn.AdaptiveAvgPool2d`` pool it. ``spatial_scale`` is not
+              used.
+        center: for ``"spp"``, the centre of the first cell's receptive field, pixels from 0; one number or a
+            pair (vertical, horizontal).
+        shrink: for ``"spp"``, how far inside the RoI a cell's centre must lie, in pixels; one number or a
+            pair. None means S / 2, which with ``center`` 0 is the paper's rule. The authors' code for ZF-5
+            takes ``center`` 20 (21 when pixels are counted from 1) and ``shrink`` 6.5.
 
-    Bin i of l covers cells floor(i h / l) to ceil((i + 1) h / l) of a window of h cells, in integers; a
-    window smaller than the grid repeats cells. ``reduction`` is ``"max"``, which leaves negative numbers
-    alone, or ``"avg"``, over the cells of the bin that lie on the map. A bin without one gives 0.
+    Returns:
+        (R, C * sum(l * l)), in the type of ``features``. A row holds the grids in the order given, each
+        (C, l, l) flattened. A bin without a cell on the map gives 0. NaN, zeros and gradients are treated as
+        by :func:`roi_pool`.
 
-    Types, gradients, errors and limits are :func:`roi_pool`'s; on CUDA a pyramid has at most 16 levels, whose
-    rows and columns count together. ValueError also for no level, for a number that is not
-    finite, and for a scale that is not positive; on the CPU a fraction in a RoI of ``window="cells"`` is a
-    RuntimeError too.
+    Raises:
+        ValueError, TypeError, NotImplementedError: as :func:`roi_pool`, and ValueError for empty ``levels``,
+            a number that is not finite, or a scale that is not positive.
+        RuntimeError: as :func:`roi_pool`, and on the CPU for a fraction in a RoI with ``window="cells"``. On
+            CUDA a pyramid has at most 16 levels and 1024 rows and columns, those of all grids counted.
     """
     check_inputs("spp_pool", features, rois)
     for name, value, valid in (("reduction", reduction, _REDUCTIONS), ("window", window, _RULES)):
@@ -89,9 +103,9 @@ def spp_pool(
 
 
 def whole_map_rois(sizes: Sequence[tuple[int, int]], device: torch.device | str | None = None) -> Tensor:
-    """Return the RoIs (N, 5) that cover each image's own part of a padded batch, for ``window="cells"``.
+    """Return RoIs (N, 5) for ``window="cells"``, each of which covers one image's own part of a padded batch.
 
-    ``sizes`` holds (height, width) of that part in cells, an image a row.
+    ``sizes`` holds the (height, width) of this part per image, in cells.
     """
     rows = [
         (float(index), 0.0, 0.0, float(width), float(height)) for index, (height, width) in enumerate(sizes)
@@ -122,7 +136,7 @@ def _fake_backward(grad: Tensor, *arguments: Any) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     features, rois = inputs[:2]
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # else a gradient of zeros is made for the places
+    ctx.set_materialize_grads(False)  # otherwise torch makes a gradient of zeros for the places
     ctx.save_for_backward(rois, output[1])
     ctx.geometry = inputs[2:8]
     ctx.map_shape = features.shape
@@ -141,7 +155,7 @@ register("spp_pool", _fake, _fake_backward)
 
 
 class SpatialPyramidPool(nn.Module):
-    """:func:`spp_pool` with its settings, for maps of one scale. Raises what the function raises."""
+    """:func:`spp_pool` as a module that holds the settings, for maps of one stride."""
 
     def __init__(
         self,

@@ -53,8 +53,8 @@ CONVENTIONS = {
 MATLAB_CONVENTIONS = ("xyxy_inclusive", "xyxy_inclusive_1", "yxyx_inclusive", "yxyx_inclusive_1")
 
 
-class Sample(NamedTuple):
-    """The boxes (P, 4) of an image as they stand in the file, and what is known of the image."""
+class WrittenBoxes(NamedTuple):
+    """The boxes (P, 4) of an image as the file has them, in an unknown convention, and its record."""
 
     record: ImageRecord
     boxes: NDArray[Any]
@@ -82,7 +82,9 @@ def find_convention(name: str) -> BoxConvention:
     return CONVENTIONS[name]
 
 
-def detect_convention(samples: Sequence[Sample], candidates: Sequence[str], source: str) -> tuple[str, str]:
+def detect_convention(
+    samples: Sequence[WrittenBoxes], candidates: Sequence[str], source: str
+) -> tuple[str, str]:
     """Return the name of the convention of ``samples`` and a sentence that says why.
 
     Boxes must lie in their images. The first pixel, and whether the last is inside, are determined from
@@ -119,7 +121,7 @@ def detect_convention(samples: Sequence[Sample], candidates: Sequence[str], sour
     )
 
 
-def weigh(samples: Sequence[Sample], convention: BoxConvention) -> Evidence:
+def weigh(samples: Sequence[WrittenBoxes], convention: BoxConvention) -> Evidence:
     """Return what ``samples`` say about ``convention``."""
     outside, boxes = 0, 0
     reached = np.zeros(4, bool)

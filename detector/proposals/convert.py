@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from detector.core.errors import InputError
+from detector.core.files import make_folder
 from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.conventions import (
     CONVENTIONS,
     MATLAB_CONVENTIONS,
-    Sample,
+    WrittenBoxes,
     detect_convention,
     find_convention,
 )
-from detector.proposals.durable import make_folder
 from detector.proposals.faults import find_fault
 from detector.proposals.index import check_image_id
 from detector.proposals.locking import writer_lock
@@ -209,14 +209,14 @@ class _Conversion:
         for image in images:
             yield image._replace(convention=name)
 
-    def _sample(self, images: Iterator[RawImage]) -> tuple[list[RawImage], list[Sample]]:
+    def _sample(self, images: Iterator[RawImage]) -> tuple[list[RawImage], list[WrittenBoxes]]:
         looked_at: list[RawImage] = []
-        samples: list[Sample] = []
+        samples: list[WrittenBoxes] = []
         for image in images:
             looked_at.append(image)
             record = self._records.get(self._find(image.key) or "")
             if record is not None and np.isfinite(image.boxes).all():
-                samples.append(Sample(record, image.boxes))
+                samples.append(WrittenBoxes(record, image.boxes))
             if len(samples) == _SAMPLED_IMAGES or len(looked_at) == _MAX_LOOKED_AT:
                 break
         return looked_at, samples

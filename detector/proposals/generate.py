@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detector.core.errors import InputError
+from detector.core.progress import ReportProgress
 from detector.core.structures import ImageRecord
 from detector.proposals.hashing import file_hash
 from detector.proposals.index import check_image_id
@@ -20,7 +21,6 @@ from detector.proposals.workers import Lost, run_tasks
 _SEGMENT_IMAGES = 256
 _MANY_SEGMENTS = 32  # from here on opening them costs more than reading
 
-Progress = Callable[[int, int], None]
 ImageCheck = Callable[[Path, tuple[int, int] | None], None]
 HOW_TO_LEAVE_OUT = (
     "tools/check_data.py --fix-list FILE writes a list of the images that cannot be used, and "
@@ -38,7 +38,7 @@ def generate_store(
     parameters: Mapping[str, Any] | None = None,
     workers: int = 0,
     time_limit: float | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     on_failure: Callable[[str, str], None] | None = None,
     on_damage: Callable[[str], None] | None = None,
     wait: float = 0.0,
@@ -220,7 +220,7 @@ def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float 
         yield answer
 
 
-def _counted(results: Iterator[_Result], total: int, progress: Progress | None) -> Iterator[_Result]:
+def _counted(results: Iterator[_Result], total: int, progress: ReportProgress | None) -> Iterator[_Result]:
     for done, result in enumerate(results, 1):
         yield result
         if progress is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
-from detector.proposals.durable import replace_durably
+from detector.core.files import atomic_write
 from detector.proposals.npy import MappedFile, map_file
 
 MAX_ID_BYTES = 4096  # no path is longer; a row is as wide as the longest id that is there
@@ -115,7 +115,7 @@ class Index:
         """Replace the index at ``path`` in one durable step."""
         content = BytesIO()
         np.save(content, self._table, allow_pickle=False)
-        with replace_durably(path) as file:
+        with atomic_write(path) as file:
             file.write(content.getbuffer())
             file.write(_CHECKSUM.pack(_CHECKSUM_NAME, zlib.crc32(content.getbuffer())))
 

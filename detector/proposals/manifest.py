@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.core.errors import InputError
-from detector.core.files import read_short_text, require_regular
-from detector.proposals.durable import replace_durably
+from detector.core.files import atomic_write, read_short_text, require_regular
 
 FORMAT = "detector proposal store"
 VERSION = 1
@@ -40,7 +39,7 @@ def make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, An
 def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest of the store ``folder`` in one durable step."""
     whole = {**manifest, _OWN_CHECKSUM: _checksum(manifest)}
-    with replace_durably(folder / "manifest.json") as file:
+    with atomic_write(folder / "manifest.json") as file:
         file.write(json.dumps(whole, indent=2).encode() + b"\n")
 
 

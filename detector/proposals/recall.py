@@ -13,7 +13,7 @@ from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.prepare import filter_proposals
 
 
-class ProposalSource(Protocol):
+class ProposalsByKey(Protocol):
     """Anything that gives the proposals of an image by its key: a store, or a dictionary."""
 
     def __getitem__(self, key: str, /) -> Proposals: ...
@@ -28,7 +28,7 @@ def best_overlaps(target_boxes: Tensor, proposals: Proposals) -> Tensor:
 
 def recall(
     records: Iterable[ImageRecord],
-    store: ProposalSource,
+    store: ProposalsByKey,
     iou_thresholds: Sequence[float] = (0.5, 0.7),
     *,
     limit: int | None = None,

@@ -8,18 +8,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
-from detector.core.files import require_regular
-from detector.proposals.durable import replace_durably
+from detector.core.files import atomic_write, require_regular
 from detector.proposals.npy import Header, check_length, map_file, read_header
 
 FloatArray = NDArray[np.float32]
-_NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
+_NAME = re.compile(r"\.?segment_(\d{6,})\.(boxes|scores)\.npy(\.\d+)?(\.tmp)?")
+"""The parts of segments, and what interrupted writers leave of them."""
 _BUFFER = 1 << 18
 Signature = tuple[tuple[int, ...] | None, ...]
 # A map holds a file descriptor and most systems allow a process 1024 of them.
@@ -51,14 +51,14 @@ def segment_path(folder: Path, number: int, kind: str) -> Path:
 def remove_segments(folder: Path, keep: set[int]) -> None:
     """Remove every segment whose number is not in ``keep``, and what interrupted writers left."""
     for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name.removesuffix(".tmp"))
+        match = _NAME.fullmatch(path.name)
         if match and (int(match[1]) not in keep or path.suffix == ".tmp"):
             path.unlink(missing_ok=True)
 
 
 def greatest_number(folder: Path) -> int:
     """Return the greatest number of a segment in ``folder``, in use or not; 0 where there is none."""
-    matches = (_NAME.fullmatch(path.name.removesuffix(".tmp")) for path in folder.iterdir())
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
     return max((int(match[1]) for match in matches if match), default=0)
 
 
@@ -172,7 +172,7 @@ def _check_kind(header: Header, kind: str) -> None:
 
 
 def _write_blocks(path: Path, blocks: Iterable[FloatArray], shape: tuple[int, ...]) -> None:
-    with replace_durably(path) as file:
+    with atomic_write(path) as file:
         _write_header(file, shape)
         written = 0
         for block in blocks:
@@ -182,6 +182,6 @@ def _write_blocks(path: Path, blocks: Iterable[FloatArray], shape: tuple[int, ..
             raise ValueError(f"{path}: {written} rows were written where {shape[0]} were announced")
 
 
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

@@ -27,10 +27,9 @@ import numpy as np
 import torch
 
 from detector.core.errors import InputError
-from detector.core.files import is_hidden
+from detector.core.files import is_hidden, make_folder
 from detector.core.structures import Proposals
 from detector.proposals.checksums import Damage, find_damage
-from detector.proposals.durable import make_folder
 from detector.proposals.entries import Entry, check_entry, rows_of, write_entries
 from detector.proposals.index import Index, Row
 from detector.proposals.locking import writer_lock

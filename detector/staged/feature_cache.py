@@ -1,23 +1,24 @@
-"""A split's feature maps on the disk: every image once through the convolutions at every scale.
+"""A split's feature maps on the disk: every image goes once through the convolutions, at every scale.
 
-Staged SPP-net looks at each image's features again and again, in fine-tuning, for the SVMs and for the box
-regression, while the convolutions stay as they are (He et al. 2014, section 4.2). So they run once.
+Staged SPP-net needs the features of each image many times, for fine-tuning, for the SVMs and for the box
+regression, while the convolutions stay as they are (He et al. 2014, section 4.2). So they run only once.
 
 A cache is a folder of three files: ``maps.bin``, all maps one after another; ``done.bin``, the CRC-32 of each
 image's maps (four bytes, little-endian; 0 until the maps are on the disk, and 1 where the sum is 0);
-``cache.json``, which says what the features were made with. A process killed at any moment loses the images
-whose checksum is not written yet and no others. Each process compares an image's checksum when it first reads
-the image.
+``cache.json``, which says what the features were made with. A process that is killed loses only the images
+whose checksum is not written yet. Each process compares an image's checksum when it first reads the image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,16 +26,155 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.files import read_json, require_regular, write_text
-from detector.staged.cache_plan import CachePlan, StoredMap
+from detector.core.progress import ReportProgress, note, progress_bar
+from detector.core.structures import ImageMeta, ImageRecord
+from detector.factory.data import inference_transforms, inference_views, no_proposals
+from detector.factory.model import build_normalization
+from detector.models.detector import RegionDetector
+from detector.proposals.hashing import file_hash
 
-Progress = Callable[[int, int], None]
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+FORMAT = 2
 FLUSH_EVERY = 16
-"""Images after which maps, and then their checksums, are forced to the disk: what a crash loses at most."""
+"""Number of images after which maps, and then their checksums, are forced to the disk: a crash loses at most
+these."""
 _CHECKSUM = struct.Struct("<I")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedImage:
+    """One image: its ``key``, its ``views`` in the order of the scales, and a digest of its file."""
+
+    key: str
+    views: tuple[ImageMeta, ...]
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredMap:
+    """Where a feature map lies in ``maps.bin``: ``offset`` in bytes, ``shape`` (h, w, C), channels last."""
+
+    offset: int
+    shape: tuple[int, int, int]
+
+
+class CachePlan:
+    """What a cache holds and where, its size in ``bytes`` and its ``key``, before any convolution runs.
+
+    ``source`` names what the features are made with (weights, backbone, scales, normalisation, ...), each as
+    a text; the key is made from it, the images and the number type. So a cache is used only for the features
+    that it was made for, and an error can say which part differs. ``map_size`` is the backbone's.
+
+    Raises:
+        InputError: an image whose input is smaller than one cell of the map.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[CachedImage],
+        source: Mapping[str, str],
+        *,
+        map_size: Callable[[tuple[int, int]], tuple[int, int]],
+        channels: int,
+        dtype: str = "float16",
+    ) -> None:
+        self.images = tuple(images)
+        self.dtype: np.dtype[Any] = DTYPES[dtype]
+        self.maps: list[tuple[StoredMap, ...]] = []
+        self.bytes = 0
+        for image in images:
+            self.maps.append(tuple(self._place(image.key, view, map_size, channels) for view in image.views))
+        self.parts = {**source, "images": _images_digest(images), "dtype": dtype, "channels": str(channels)}
+        self.key = _digest(self.parts)
+
+    def manifest(self) -> dict[str, object]:
+        """Return the content of ``cache.json``, by which the features are recognised."""
+        return {"format": FORMAT, "key": self.key, "parts": self.parts, "bytes": self.bytes}
+
+    def _place(
+        self, key: str, view: ImageMeta, map_size: Callable[[tuple[int, int]], tuple[int, int]], channels: int
+    ) -> StoredMap:
+        height, width = map_size(view.input_size)
+        if min(height, width) < 1:
+            raise InputError(
+                f"image {key}: at {view.input_size[1]}x{view.input_size[0]} pixels it is smaller "
+                "than one cell of the feature map; raise the scales in the config, or leave the image out"
+            )
+        stored = StoredMap(offset=self.bytes, shape=(height, width, channels))
+        self.bytes += prod(stored.shape) * self.dtype.itemsize
+        return stored
+
+
+def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRecord]) -> CachePlan:
+    """Return the plan for the features of ``records`` at every test scale, not mirrored."""
+    transforms = inference_transforms(_unflipped(config))
+    images = [
+        CachedImage(
+            key=record.key,
+            views=tuple(
+                ImageMeta(
+                    image_id=record.image_id,
+                    original_size=(record.height, record.width),
+                    input_size=transform.size_of((record.height, record.width)),
+                )
+                for transform in transforms
+            ),
+            content=file_hash(record.path),
+        )
+        for record in records
+    ]
+    source = {
+        "weights": weights_digest(model.backbone),
+        "backbone": json.dumps(config.model.backbone.model_dump(mode="json", exclude={"weights", "freeze"})),
+        "normalization": repr(build_normalization(config)),
+        "scales": json.dumps([list(config.test.scales), config.test.max_size]),
+    }
+    backbone = model.backbone
+    return CachePlan(
+        images,
+        source,
+        map_size=backbone.map_size,
+        channels=backbone.channels,
+        dtype=config.train.cache_dtype,
+    )
+
+
+def open_cache(
+    config: Config, model: RegionDetector, records: Sequence[ImageRecord], folder: Path, device: str
+) -> FeatureCache:
+    """Return the features of ``records`` at every test scale, and compute those that ``folder`` lacks.
+
+    Each cache lies in a subfolder named by its key, so other weights or scales make another cache.
+
+    Raises:
+        InputError: an image that cannot be read, or too little free disk.
+    """
+    plan = plan_cache(config, model, records)
+    model.eval()
+
+    def load(numbers: Sequence[int]) -> Iterable[Sequence[Tensor]]:
+        missing = [records[number] for number in numbers]
+        views = inference_views(_unflipped(config), missing, no_proposals, device) if missing else iter(())
+        return ([view.images.to(device, non_blocking=True) for view in image] for image in views)
+
+    @torch.inference_mode()
+    def features(image: Tensor) -> Tensor:
+        return model.features(image)[0]
+
+    place = folder / plan.key[:16]
+    scales = len(config.test.scales)
+    note(f"features of {len(records)} images at {scales} scales: {plan.bytes / 2**20:.1f} MiB in {place}")
+    with progress_bar("convolutions") as advance:
+        return fill_cache(place, plan, features, load, advance)
+
+
+def _unflipped(config: Config) -> Config:
+    return config.model_copy(update={"test": config.test.model_copy(update={"flip": False})})
 
 
 class FeatureCache:
@@ -59,10 +199,15 @@ class FeatureCache:
         self._checksums = _checksums(folder)
         self._checked: set[int] = set()
 
-    def levels(self, key: str) -> list[Tensor]:
-        """Return the maps of one image, (1, C, h, w) float32 each, in the order of its views.
+    def views(self, key: str) -> tuple[ImageMeta, ...]:
+        """Return the views of one image, in the order of the scales."""
+        return self.plan.images[self._index[key]].views
 
-        Raises InputError where they are not what was written.
+    def levels(self, key: str, device: str = "cpu") -> list[Tensor]:
+        """Return one level per view of an image, (1, C, h, w) float32 on ``device``.
+
+        Raises:
+            InputError: the file does not hold what was written.
         """
         if self._maps is None:
             self._maps = np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
@@ -70,7 +215,8 @@ class FeatureCache:
         if number not in self._checked:
             self._check(self._maps, number)
             self._checked.add(number)
-        return [self._map(self._maps, stored) for stored in self.plan.maps[number]]
+        maps = (self._map(self._maps, stored) for stored in self.plan.maps[number])
+        return [level.to(device, non_blocking=True) for level in maps]
 
     def _check(self, maps: np.memmap, number: int) -> None:
         checksum = 0
@@ -99,13 +245,13 @@ def fill_cache(
     plan: CachePlan,
     features: Callable[[Tensor], Tensor],
     load: Callable[[Sequence[int]], Iterable[Sequence[Tensor]]],
-    progress: Progress = lambda _done, _total: None,
+    progress: ReportProgress = lambda _done, _total: None,
 ) -> FeatureCache:
-    """Make what ``folder`` lacks of the cache that ``plan`` describes, and open it.
+    """Compute what ``folder`` lacks of the cache that ``plan`` describes, and open it.
 
-    ``features`` maps a normalised image (1, 3, h, w) to its map (1, C, h, w); ``load`` takes numbers of
-    images in the plan and yields, in that order, each one's views as such images. ``progress`` is called
-    with images done and images in all.
+    ``features`` turns a normalised image (1, 3, h, w) into its map (1, C, h, w); ``load`` takes numbers of
+    images in the plan and yields, in that order, the views of each one as such images. ``progress`` is called
+    with the number of images done and the number of all images.
 
     Raises:
         InputError: too little free disk (found out before any work), a folder that holds the cache of
@@ -135,7 +281,7 @@ def fill_cache(
 def _write_map(
     maps: BinaryIO, plan: CachePlan, number: int, place: int, features: Tensor, checksum: int
 ) -> int:
-    """Write one map; return the CRC-32 that ``checksum``, of the image's maps before it, becomes."""
+    """Write one map; return ``checksum``, the CRC-32 of the image's maps before it, continued over it."""
     stored = plan.maps[number][place]
     values = features[0].permute(1, 2, 0).float().cpu().numpy()
     if values.shape != stored.shape:
@@ -153,7 +299,7 @@ def _write_map(
 
 
 def _flag(maps: BinaryIO, flags: BinaryIO, checksums: Mapping[int, int]) -> None:
-    """Note the images as done: their maps reach the disk before the checksums that say so."""
+    """Mark images as done: their maps reach the disk before the checksums that say so."""
     maps.flush()
     os.fsync(maps.fileno())
     for number, checksum in checksums.items():
@@ -170,11 +316,12 @@ def _prepare(folder: Path, plan: CachePlan) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "maps.bin").unlink(missing_ok=True)  # of a run killed right here, its space counts as free
+        (folder / "maps.bin").unlink(missing_ok=True)  # of a run killed right here; its space counts as free
         _check_disk(folder, plan.bytes)
         with (folder / "maps.bin").open("wb") as file:
-            if plan.bytes:
-                os.posix_fallocate(file.fileno(), 0, plan.bytes)  # so that the disk cannot fill up half-way
+            file.truncate(plan.bytes)
+            if plan.bytes and hasattr(os, "posix_fallocate"):  # macOS has none; a disk may fill up there
+                os.posix_fallocate(file.fileno(), 0, plan.bytes)
         (folder / "done.bin").write_bytes(bytes(_CHECKSUM.size * len(plan.images)))
     except OSError as error:
         raise InputError(f"{folder}: cannot make the feature cache: {error.strerror or error}") from None
@@ -186,7 +333,7 @@ def _check_disk(folder: Path, needed: int) -> None:
     if needed > free:
         raise InputError(
             f"{folder}: the feature cache needs {_size(needed)} and the disk has {_size(free)} free; free "
-            "some, put the run on another disk, or take fewer scales or smaller ones"
+            "some space, put the run on another disk, or take fewer or smaller scales"
         )
 
 
@@ -198,13 +345,13 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
     path = folder / "cache.json"
     if not path.is_file():
         raise InputError(f"{folder}: holds no feature cache")
-    found = read_json(path)
-    parts = found.get("parts") if isinstance(found, dict) else None
+    manifest = read_json(path)
+    parts = manifest.get("parts") if isinstance(manifest, dict) else None
     if not isinstance(parts, dict):
         raise InputError(
             f"{path}: not the record of a feature cache; remove that file and the cache is made again"
         )
-    if found == plan.manifest():
+    if manifest == plan.manifest():
         return
     differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
     raise InputError(
@@ -226,15 +373,15 @@ def _missing(folder: Path, plan: CachePlan) -> list[int]:
         ) from None
     if size != plan.bytes or len(checksums) != len(plan.images):
         raise InputError(
-            f"{folder}: a damaged feature cache: maps.bin has {size} bytes, {plan.bytes} are needed, and "
-            f"done.bin is of {len(checksums)} images, {len(plan.images)} are needed; "
+            f"{folder}: a damaged feature cache: maps.bin has {size} bytes and must have {plan.bytes}, "
+            f"done.bin is of {len(checksums)} images and must be of {len(plan.images)}; "
             "remove its cache.json and it is made again"
         )
     return np.flatnonzero(checksums == 0).tolist()
 
 
 def _checksums(folder: Path) -> NDArray[np.uint32]:
-    """Return what done.bin holds, a number for each whole four bytes."""
+    """Return the content of done.bin, one number for each whole four bytes."""
     path = folder / "done.bin"
     again = "remove cache.json beside it and the feature cache is made again"
     try:
@@ -245,3 +392,31 @@ def _checksums(folder: Path) -> NDArray[np.uint32]:
     except OSError as error:
         raise InputError(f"{path}: cannot read the file: {error.strerror}; {again}") from None
     return np.frombuffer(data[: len(data) - len(data) % _CHECKSUM.size], "<u4")
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return a digest of all parameters and buffers of ``module``: names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().cpu().contiguous().numpy()
+        digest.update(_json([name, str(values.dtype), list(values.shape)]))
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _images_digest(images: Sequence[CachedImage]) -> str:
+    return _digest(
+        [[image.key, image.content, [_geometry(view) for view in image.views]] for image in images]
+    )
+
+
+def _geometry(view: ImageMeta) -> list[object]:
+    return [*view.original_size, *view.input_size, view.flipped, view.flipped_vertically]
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(_json(value), digest_size=16).hexdigest()
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()

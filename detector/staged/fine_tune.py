@@ -14,13 +14,13 @@ from detector.config import Config
 from detector.core.structures import ImageMeta, ImageRecord, SampledRoIs
 from detector.data.samplers import TrainingBatches
 from detector.factory import proposals as proposal_parts
-from detector.staged.cached import image_regions, open_cache
+from detector.staged.feature_cache import open_cache
 from detector.tasks.detection import DetectionTask
 
 
 @dataclass(frozen=True)
 class CachedBatch:
-    """Sampled regions of some images with the features they are pooled from: a level an image and scale."""
+    """Sampled regions of some images, and the features they are pooled from: a level per image and scale."""
 
     levels: list[Tensor]
     sampled: SampledRoIs
@@ -28,17 +28,18 @@ class CachedBatch:
 
 
 class FineTuningTask(DetectionTask):
-    """Detection whose convolutions stand still: batches are cached features and sampled regions.
+    """Detection with fixed convolutions: batches are cached features and sampled regions.
 
-    Each region is pooled at a scale drawn at random, as SPP-net's release trains; at test at its best one.
+    In training each region is pooled at a scale drawn at random, as in SPP-net's release; in a test, at the
+    scale that suits it best.
     """
 
     def __init__(
         self, config: Config, device: str, cache_folder: Path, state: dict[str, Any] | None = None
     ) -> None:
-        """Read the data, build the network, and make the cache where it is missing."""
+        """Read the data, build the network, and compute the features that the cache lacks."""
         super().__init__(config, device, state)
-        self.cached = open_cache(config, self.model, self.records, cache_folder, device)
+        self.cache = open_cache(config, self.model, self.records, cache_folder, device)
         self.source = proposal_parts.stored_proposals(config, self.store, training=True)
 
     def batches(self, start: int) -> Generator[CachedBatch, None, None]:  # type: ignore[override]
@@ -61,15 +62,15 @@ class FineTuningTask(DetectionTask):
         metas: list[ImageMeta] = []
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for record in records:
-            regions = image_regions(record, self.source, torch.zeros(0, 4))
-            boxes, labels, box_targets = self.roi_sampler.sample_image(regions, record.targets)
-            maps, scales = self.cached(record)
-            drawn = torch.randint(len(scales), (len(boxes),), generator=self.roi_sampler.generator)
-            by_scale = torch.stack([meta.to_input(boxes) for meta in scales])
-            chosen = by_scale[drawn, torch.arange(len(boxes))]
+            proposals = self.source(record).boxes
+            boxes, labels, box_targets = self.roi_sampler.sample_image(proposals, record.targets)
+            views = self.cache.views(record.key)
+            drawn = torch.randint(len(views), (len(boxes),), generator=self.roi_sampler.generator)
+            by_view = torch.stack([view.to_input(boxes) for view in views])
+            chosen = by_view[drawn, torch.arange(len(boxes))]
             parts.append((chosen, labels, box_targets, drawn + len(levels)))
-            levels += maps
-            metas.append(scales[0])
+            levels += self.cache.levels(record.key, self.device)
+            metas.append(views[0])
         rois, labels, box_targets, roi_levels = (torch.cat(rows) for rows in zip(*parts, strict=True))
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)  # every level is a batch of one
         sampled = SampledRoIs(rois=rows, labels=labels, box_targets=box_targets, roi_levels=roi_levels)

@@ -1,7 +1,7 @@
-"""A staged training: the stages of a config one after another, each going on where it was stopped.
+"""A staged training: the stages of a config one after another, each resumed where it was stopped.
 
-A stage has the folder ``stages/NN_NAME`` of the run's, which ends with a checkpoint and ``done.json``. The
-finished detector is the run's own ``checkpoints/step_N.pt``.
+Each stage has a folder ``stages/NN_NAME`` in the folder of the run. A finished stage has left its checkpoint
+and ``done.json`` there. The finished detector is the run's own ``checkpoints/step_N.pt``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detector.config import Config, require_stage, stage_config
 from detector.config.schema import StageConfig
 from detector.core.errors import InputError
-from detector.core.files import write_text
+from detector.core.files import read_json, write_text
 from detector.core.machine import process_seconds
 from detector.core.progress import note
 from detector.data.loading import workers_watched
@@ -30,11 +31,10 @@ from detector.engine.run_log import RunLog, read_log
 from detector.factory.model import initial_model, restore_model
 from detector.factory.weights import check_weights
 from detector.models.detector import RegionDetector
+from detector.staged.box_ridge import RidgeFit
 from detector.staged.fine_tune import FineTuningTask
-from detector.staged.kept_fit import fault_of_fit
-from detector.staged.record import StageRecord, read_record, write_record
-from detector.staged.ridge_stage import RidgeFit
-from detector.staged.svm_stage import SVMFit
+from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
+from detector.staged.svm import SVMFit
 from detector.tasks.base import build_task
 from detector.tasks.evaluation import (
     COURSE,
@@ -54,9 +54,44 @@ CACHE = "cache"
 """The folder of a run's cached features, which may be deleted when the run is done."""
 
 
+class StageRecord(BaseModel):
+    """The content of a finished stage's ``done.json``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    key: str
+    """A digest of the settings that the stage was made with."""
+    checkpoint: Annotated[str, Field(pattern=r"^checkpoints/step_[0-9]{1,15}\.pt$")]
+    """Path in the stage's folder."""
+    steps: Annotated[int, Field(ge=1, lt=2**53)]
+    """Optimizer steps of all stages up to this one."""
+    seconds: Annotated[float, Field(ge=0, lt=2**53)]
+    """Time that this stage took, without the stages before it."""
+    data_fingerprint: dict[str, str] = Field(default_factory=dict)
+    """Digests of the data that the stage used, by role and split."""
+
+    def write(self, path: Path) -> None:
+        """Write the record; InputError where the disk refuses, and ``path`` is then as it was."""
+        write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
+
+
+def read_record(path: Path) -> StageRecord:
+    """Read the record of a finished stage.
+
+    Raises:
+        InputError: missing, damaged, or with values of other types; names the file and the key.
+    """
+    try:
+        return StageRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = "".join(f"{key!s:.40}: " for key in fault["loc"])
+        raise InputError(f"{path}: not the record of a finished stage: {where}{fault['msg']}") from None
+
+
 @dataclass(frozen=True)
 class Done:
-    """A finished stage: its checkpoint, the optimizer steps of all stages up to it, and the data it saw."""
+    """A finished stage: its checkpoint, the optimizer steps of all stages up to it, and the data it used."""
 
     checkpoint: Path
     steps: int
@@ -78,11 +113,11 @@ class StagedTraining:
 
     @workers_watched("; go on from the last checkpoint with --resume")
     def run(self, only: str | None = None) -> Evaluation | None:
-        """Do what is not done yet and score the detector; with ``only``, do that one stage and no more.
+        """Run the stages that are not done yet and score the detector; with ``only``, run just that stage.
 
         Raises:
-            InputError: a stage that was made with other settings, or ``only`` needs one that is not done.
-            StopRequested: after a signal; the same call goes on.
+            InputError: a stage was made with other settings, or ``only`` needs one that is not done.
+            StopRequested: after a signal; the same call resumes the training.
         """
         names = [stage.name for stage in self.config.stages]
         if only is not None:
@@ -98,9 +133,9 @@ class StagedTraining:
             return self._run_stages(done, only)
 
     def check_start(self, *, overwrite: bool = False) -> None:
-        """Refuse weights that the first stage cannot read; later ones start from those of the one before.
+        """Refuse weights that the first stage cannot read; each later stage starts from the one before it.
 
-        With ``overwrite`` also those that lie in the run that will be deleted first.
+        With ``overwrite``, also refuse weights that are part of the run, which will be deleted first.
         """
         config = stage_config(self.config, self.config.stages[0])
         check_weights(config)
@@ -133,7 +168,7 @@ class StagedTraining:
         return self.detector
 
     def seconds(self) -> float:
-        """Return the seconds of all stages, and of this process beside them."""
+        """Return the seconds of all stages, and those of this process outside of them."""
         records = [
             read_record(self._place(number) / "done.json") for number in range(len(self.config.stages))
         ]
@@ -143,7 +178,10 @@ class StagedTraining:
         return self.folder / "stages" / f"{number + 1:02d}_{self.config.stages[number].name}"
 
     def _key(self, number: int) -> str:
-        """Return a digest of what decides what a stage makes: the config but for tests, stages up to it."""
+        """Return a digest of the settings that decide the result of a stage, also those of earlier stages.
+
+        Settings of evaluations are not among them.
+        """
         config = self.config
         left_out: dict[str, Any] = {
             "stages": True,
@@ -153,52 +191,54 @@ class StagedTraining:
         }
         whole = config.model_dump(mode="json", exclude=left_out)
         stages = [stage.model_dump(mode="json") for stage in config.stages[: number + 1]]
-        seen_at = {"resize", "scales", "max_size", "scale_rule"}  # features are cached and pooled so
-        views = config.test.model_dump(mode="json", include=seen_at)
+        of_views = {"resize", "scales", "max_size", "scale_rule"}  # cached features are made and pooled so
+        views = config.test.model_dump(mode="json", include=of_views)
         text = json.dumps([whole, stages, views], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _finished_stages(self) -> list[Done]:
         """Return the stages that are done, up to the last one whose checkpoint can be read."""
-        found: list[Done] = []
+        finished: list[Done] = []
         for number in range(len(self.config.stages)):
             done = self._finished(number)
             if done is None:
                 break
-            found.append(done)
-        while found:
+            finished.append(done)
+        while finished:
             try:
-                checkpoints.load_checkpoint(found[-1].checkpoint)
+                checkpoints.load_checkpoint(finished[-1].checkpoint)
                 break
             except InputError as error:
-                note(f"warning: {error}; the stage {self.config.stages[len(found) - 1].name} is done again")
-                found.pop()
-        return found
+                name = self.config.stages[len(finished) - 1].name
+                note(f"warning: {error}; the stage {name} is done again")
+                finished.pop()
+        return finished
 
     def _finished(self, number: int) -> Done | None:
-        """Return a stage's record, or None where it has none that can be read."""
+        """Return what a stage's record says, or None where there is no record that can be read."""
         path = self._place(number) / "done.json"
         if not path.is_file():
             return None
         try:
-            found = read_record(path)
+            record = read_record(path)
         except InputError as error:
             note(f"warning: {error}; the stage goes on from its own checkpoints")
             return None
-        checkpoint = self._place(number) / found.checkpoint
-        self._check_key(number, found.key, path, checkpoint)
-        return Done(checkpoint, found.steps, found.data_fingerprint)
+        checkpoint = self._place(number) / record.checkpoint
+        self._check_key(number, record.key, path, checkpoint)
+        return Done(checkpoint, record.steps, record.data_fingerprint)
 
     def _check_key(self, number: int, key: str, path: Path, checkpoint: Path | None = None) -> None:
-        """Refuse what a stage left in ``path`` when another config made it."""
+        """Refuse the file ``path`` of a stage if it was made with another config."""
         if key != self._key(number):
+            difference = self._difference(number, checkpoint) or " or by another version of this program"
             raise InputError(
-                f"{path}: this stage was made with another config{self._difference(number, checkpoint)}; "
+                f"{path}: this stage was made with another config{difference}; "
                 "train into another folder, or start over with --overwrite"
             )
 
     def _difference(self, number: int, checkpoint: Path | None) -> str:
-        """Return in words the first setting that differs from those of a stage's checkpoint."""
+        """Return in words the first setting that differs from those in a stage's checkpoint, or ""."""
         if checkpoint is None or not checkpoint.is_file():
             return ""
         config = stage_config(self.config, self.config.stages[number])
@@ -234,7 +274,7 @@ class StagedTraining:
             seconds=round(earlier + took, 1),
             data_fingerprint=done.data_fingerprint,
         )
-        write_record(place / "done.json", record)
+        record.write(place / "done.json")
         return done
 
     def _train(
@@ -262,7 +302,7 @@ class StagedTraining:
         return {"data_fingerprint": before.data_fingerprint, ACCEPTED: self.accept_changed_data}
 
     def _fit(self, config: Config, number: int, place: Path, before: Done | None) -> tuple[Done, float]:
-        """Fit a stage's layer; return it with the seconds that earlier processes took."""
+        """Fit the layer of a stage; return the stage with the seconds that earlier processes took."""
         stage = self.config.stages[number]
         if before is None:
             raise InputError(f"stages: {stage.name}: a stage of kind {stage.kind} needs one before it")
@@ -282,40 +322,44 @@ class StagedTraining:
             checkpoints.save_checkpoint(kept, {**fit, **own})
 
         cache = self.folder / CACHE
-        kind = SVMFit if stage.kind == "svm" else RidgeFit
+        kind, settings = self._layer(number)
         layer = kind(config, model, classes, cache, self.device, save, state)
         check_fingerprint(layer.data_fingerprint, self._known_data(before))
-        if isinstance(layer, SVMFit) and stage.kind == "svm":
-            layer.fit(stage.svm)
-        elif isinstance(layer, RidgeFit) and stage.kind == "box_ridge":
-            layer.fit(stage.ridge)
+        layer.fit(settings)
         target = place / "checkpoints" / "step_1.pt"
         checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
         kept.unlink(missing_ok=True)
         return Done(target, before.steps + 1, layer.data_fingerprint), earlier
 
+    def _layer(self, number: int) -> tuple[type[LayerFit[Any]], Any]:
+        """Return what fits the layer of a stage, and its settings."""
+        stage = self.config.stages[number]
+        if stage.kind == "svm":
+            return SVMFit, stage.svm
+        assert stage.kind == "box_ridge"  # the other kinds are trained
+        return RidgeFit, stage.ridge
+
     def _unfinished_fit(
         self, path: Path, number: int, model: RegionDetector, num_classes: int
     ) -> dict[str, Any] | None:
-        """Return what a fit that was stopped had kept, or None where there is nothing of use."""
+        """Return the saved state of a fit that was stopped, or None where there is none of use."""
         if not path.is_file():
             return None
-        stage = self.config.stages[number]
-        pooled = stage.kind != "svm" or stage.svm.features == "pooled"
-        width = model.region_pool.out_features if pooled else model.box_head.out_features
+        kind, settings = self._layer(number)
+        width = feature_width(model, pooled=kind.reads_pooled(settings))
         try:
             state = checkpoints.read_saved(path)
-            fault = fault_of_fit(stage.kind, state, num_classes, width)
+            fault = fault_of_fit(kind, state, num_classes, width)
         except InputError as error:
             fault = str(error)
         if fault is not None:
             note(
-                f"warning: {path}: not what a stopped fit keeps: {fault}; the stage {stage.name} starts again"
+                f"warning: {path}: not the state of an unfinished fit: {fault}; the stage "
+                f"{self.config.stages[number].name} starts again from the beginning"
             )
             return None
         self._check_key(number, state["key"], path)
-        found: dict[str, Any] = {**state, ACCEPTED: self.accept_changed_data}
-        return found
+        return {**dict(state), ACCEPTED: self.accept_changed_data}
 
     def _score(self, last: Done) -> Evaluation:
         """Keep the finished detector as the run's checkpoint, score it, and store its score threshold."""

@@ -20,7 +20,7 @@ from detector.factory import data as data_parts
 from detector.factory import model as model_parts
 from detector.factory.validation import check_apart, load_training
 from detector.models.detector import RegionDetector
-from detector.models.multi_label import multi_label_loss
+from detector.models.losses import multi_label_loss
 from detector.models.whole_map import whole_image_rois
 from detector.tasks.classification_report import scores_picture, write_classes, write_classifier_report
 from detector.tasks.classified import (

@@ -14,12 +14,11 @@ import yaml
 
 from detector.config import Config
 from detector.core.errors import InputError
-from detector.core.files import write_text
+from detector.core.files import link_or_copy, write_text
 from detector.core.progress import TrainingProgress, note
 from detector.data.loading import workers_watched
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
-from detector.engine.links import link_or_copy
 from detector.engine.memory import PeakMemory
 from detector.engine.optim import build_schedule, load_optimizer_state
 from detector.engine.run_log import RunLog

@@ -1,4 +1,4 @@
-"""Pictures for people: boxes drawn on images, and one page that shows a whole run."""
+"""Pictures: boxes drawn on images, and pages that summarise a run, a data set, proposals or pooling."""
 
 from detector.visualize.classified import ClassifiedImage, classifier_picture, draw_class_scores
 from detector.visualize.drawing import class_colour, draw_detections, draw_targets, save_image

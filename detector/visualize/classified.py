@@ -1,4 +1,4 @@
-"""Images with the scores of their classes, and the page that shows a classifier's run."""
+"""Images with the scores of their classes, and the page that summarises a classifier's run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from detector.core.errors import printable
 from detector.visualize.drawing import class_colour, font, save_image
 from detector.visualize.page import Curve, Series, charts
 
-_ROW = 20  # pixels of a class's line
-_LETTERS = 13
+_ROW = 20  # height of the line of a class, in pixels
+_FONT_SIZE = 13
 _PANEL = 232
 _BAR = 60
-_IMAGE_SIDE = 200  # of the drawn image
+_IMAGE_SIDE = 200  # longer side of the drawn image, in pixels
 _MARGIN = 22
 _HEADING = 34
 _COLUMNS = 4
@@ -27,48 +27,52 @@ _INK = {1: (0, 0, 0), 0: (120, 120, 120), -1: (120, 120, 120)}
 
 
 class ClassifiedImage(NamedTuple):
-    """An image (H, W, 3) uint8 RGB, the K classes' scores in [0, 1], and for each class 1 (there), 0 (only as
-    difficult) or -1 (not there); ``presence`` is None where nobody knows."""
+    """An image (H, W, 3) uint8 RGB with the scores of the K classes in [0, 1].
+
+    ``presence`` says for each class 1 (on the image), 0 (only as difficult objects) or -1 (not on the
+    image); it is None for images without annotations.
+    """
 
     image: np.ndarray
     scores: Sequence[float]
     presence: Sequence[int] | None = None
 
 
-def draw_class_scores(shown: ClassifiedImage, classes: Sequence[str]) -> np.ndarray:
-    """Return the image, brought to a common size, with its classes and their scores beside it.
+def draw_class_scores(classified: ClassifiedImage, classes: Sequence[str]) -> np.ndarray:
+    """Return a picture (h, w, 3) uint8 RGB of the image, resized, with its classes and their scores.
 
-    (h, w, 3) uint8 RGB. The best classes stand first, as many as there is room for; those that are there
-    have a tick.
+    The classes are sorted by decreasing score, as many as there is room for. A tick marks those that are on
+    the image.
     """
-    height, width = shown.image.shape[:2]
-    scale = _IMAGE_SIDE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    resized = cv2.resize(shown.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    height, width = classified.image.shape[:2]
+    factor = _IMAGE_SIDE / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(classified.image, size, interpolation=method)
     picture = Image.new("RGB", (_IMAGE_SIDE + _PANEL, _IMAGE_SIDE), "white")
     picture.paste(Image.fromarray(resized), (0, 0))
     draw = ImageDraw.Draw(picture)
-    ranked = sorted(range(len(classes)), key=lambda k: -shown.scores[k])
-    for place, k in enumerate(ranked[: _IMAGE_SIDE // _ROW]):
-        presence = -1 if shown.presence is None else shown.presence[k]
-        _write_class(draw, place * _ROW, classes[k], k + 1, shown.scores[k], presence)
+    ranked = sorted(range(len(classes)), key=lambda k: -classified.scores[k])
+    for line, k in enumerate(ranked[: _IMAGE_SIDE // _ROW]):
+        presence = -1 if classified.presence is None else classified.presence[k]
+        _write_class(draw, line * _ROW, classes[k], k + 1, classified.scores[k], presence)
     return np.array(picture)
 
 
 def _write_class(
     draw: ImageDraw.ImageDraw, top: int, name: str, label: int, score: float, presence: int
 ) -> None:
-    """Write a class's line: a bar as long as its score, the score, the name, and whether it is there."""
+    """Write the line of a class: a bar of its score, the score, the name, a mark for its presence."""
     name, left = printable(name), _IMAGE_SIDE + 6
     draw.rectangle((left, top + 4, left + _BAR, top + _ROW - 5), fill=(235, 235, 235))
     if score > 0:
         length = round(_BAR * score)
         draw.rectangle((left, top + 4, left + length, top + _ROW - 5), fill=class_colour(label))
     text, mark, room = f"{score:.2f} {name}", _MARKS[presence], _PANEL - _BAR - 16
-    while len(name) > 1 and font(_LETTERS).getlength(text + mark) > room:
+    while len(name) > 1 and font(_FONT_SIZE).getlength(text + mark) > room:
         name = name[:-1]
         text = f"{score:.2f} {name}…"
-    draw.text((left + _BAR + 6, top + 1), text + mark, fill=_INK[presence], font=font(_LETTERS))
+    draw.text((left + _BAR + 6, top + 1), text + mark, fill=_INK[presence], font=font(_FONT_SIZE))
 
 
 def classifier_picture(
@@ -83,11 +87,13 @@ def classifier_picture(
     title: str,
     evaluations: Mapping[str, Series] | None = None,
 ) -> None:
-    """Write a one-page picture of a classifier's run: `run_picture`'s charts, then images with scores.
+    """Write a one-page picture of a classifier's run: the charts of `run_picture`, then images with scores.
 
-    ``best`` and ``worst`` are the images whose scores fit the truth best and worst, four of each at most.
+    ``best`` and ``worst`` are the images whose scores agree best and worst with the annotations; four of each
+    are drawn.
 
-    Raises InputError where ``path`` cannot be written.
+    Raises:
+        InputError: ``path`` cannot be written.
     """
     plots = charts(
         losses=losses,
@@ -106,7 +112,7 @@ def _row(heading: str, group: Sequence[ClassifiedImage], classes: Sequence[str],
     row = Image.new("RGB", (width, _HEADING + _IMAGE_SIDE + _MARGIN), "white")
     ImageDraw.Draw(row).text((_MARGIN, 8), heading, fill=(115, 115, 115), font=font(15))
     step = (width - _MARGIN) // _COLUMNS
-    for column, shown in enumerate(group[:_COLUMNS]):
-        drawn = Image.fromarray(draw_class_scores(shown, classes))
+    for column, classified in enumerate(group[:_COLUMNS]):
+        drawn = Image.fromarray(draw_class_scores(classified, classes))
         row.paste(drawn, (_MARGIN + column * step, _HEADING))
     return np.array(row)

@@ -1,4 +1,4 @@
-"""What R-CNN's convolutions see of a region: the crops, beside the image that they are cut out of."""
+"""A picture of R-CNN's crops of a region, beside the image that they are cut out of."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 @dataclass(frozen=True, kw_only=True)
 class RegionCrop:
-    """One way to cut: its name, the crop (S, S, 3) uint8, its window (x1, y1, x2, y2) in the image.
+    """A region cut out by one rule: the rule's name, the crop (S, S, 3) uint8 and its window in the image.
 
-    ``context`` is how many of the crop's pixels lie around the region on each side.
+    ``window`` is (x1, y1, x2, y2) in pixels of the image; ``context`` is the number of pixels of the crop
+    around the region, on each side.
     """
 
     name: str
@@ -34,22 +35,20 @@ def draw_crops(
 ) -> np.ndarray:
     """Draw ``image`` (H, W, 3) with region ``box`` and all windows, then each crop; returns (h, w, 3) uint8.
 
-    On each crop a dashed line parts the inside from the context around it.
+    On each crop a dashed line separates the region from the context around it.
     """
     figure = Figure(figsize=(3.2 * (len(crops) + 1), 3.5), dpi=_DPI, layout="constrained")
     first, *others = figure.subplots(1, len(crops) + 1)
     first.imshow(image)
     first.set_title("the region and what each shows")
     edges = [box]
-    for axes, found, colour in zip(others, crops, _COLOURS, strict=False):
-        _outline(first, found.window, colour, "-")
-        edges.append(found.window)
-        axes.imshow(found.crop)
-        axes.set_title(found.name, color=colour)
-        size = len(found.crop)
-        _outline(
-            axes, (found.context, found.context, size - found.context, size - found.context), "white", "--"
-        )
+    for axes, crop, colour in zip(others, crops, _COLOURS, strict=False):
+        _outline(first, crop.window, colour, "-")
+        edges.append(crop.window)
+        axes.imshow(crop.crop)
+        axes.set_title(crop.name, color=colour)
+        size = len(crop.crop)
+        _outline(axes, (crop.context, crop.context, size - crop.context, size - crop.context), "white", "--")
         axes.axis("off")
     _outline(first, box, "white", "--")
     x1, y1, x2, y2 = np.array(edges).T

@@ -1,5 +1,4 @@
-"""One page about a data set: its classes, the sizes and shapes of its objects, how many there are per image,
-and some of the images."""
+"""A page about a data set: classes, sizes and shapes of the objects, objects per image, example images."""
 
 from __future__ import annotations
 
@@ -14,12 +13,11 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from detector.core.errors import printable
 from detector.core.structures import Targets
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import pixels_of
+from detector.visualize.figures import GREY, pixels_of
 from detector.visualize.grid import photograph_row
 from detector.visualize.page import line_colour
 
 _BLUE = "#4477aa"
-_GREY = "0.45"
 _MOST_CLASSES = 30
 
 
@@ -35,14 +33,16 @@ def data_picture(
 ) -> None:
     """Write the page to ``path`` (.png or .jpg).
 
-    ``classes`` counts objects by class; ``sides`` (G, 2) are widths and heights in pixels of the original
-    images; ``objects_per_image`` (N,); ``examples`` are images (H, W, 3) uint8 RGB with their objects, whose
-    label k is the k-th of ``classes``. Any of them may be empty. Raises InputError where ``path`` cannot be
-    written.
+    ``classes`` maps each class to its number of objects; ``sides`` (G, 2) holds widths and heights in pixels
+    of the original images; ``objects_per_image`` has shape (N,); ``examples`` are images (H, W, 3) uint8 RGB
+    with their objects, whose label k is the k-th of ``classes``. Any of them may be empty.
+
+    Raises:
+        InputError: ``path`` cannot be written.
     """
     figure = Figure(figsize=(13, 7.5), dpi=110, facecolor="white")
     figure.text(0.03, 0.955, title, fontsize=16, weight="bold", va="center")
-    figure.text(0.03, 0.91, summary, fontsize=10.5, color=_GREY, va="center")
+    figure.text(0.03, 0.91, summary, fontsize=10.5, color=GREY, va="center")
     panels = figure.subplots(
         2,
         2,
@@ -68,12 +68,12 @@ def data_picture(
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=12)
-    axes.set_xlabel(x, fontsize=10, color=_GREY)
-    axes.set_ylabel(y, fontsize=10, color=_GREY)
+    axes.set_xlabel(x, fontsize=10, color=GREY)
+    axes.set_ylabel(y, fontsize=10, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=_GREY)
+    axes.tick_params(labelsize=9, colors=GREY)
 
 
 def _plot_classes(axes: Axes, classes: Mapping[str, int]) -> None:

@@ -1,13 +1,12 @@
 """Boxes and labels on images.
 
-Text is set with Pillow in the DejaVu font that matplotlib brings along, since OpenCV's own letters are
-ASCII only.
+Text is drawn with Pillow in the DejaVu font that matplotlib ships, since OpenCV's own fonts have only ASCII
+characters.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +18,13 @@ from torch import Tensor
 
 from detector.core import boxes as box_ops
 from detector.core.errors import InputError, printable
+from detector.core.files import atomic_write
 from detector.core.structures import Detections, Targets
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, half-open
 
-# Okabe and Ito, "Color Universal Design" (2008), without black, the order changed so that neighbours differ.
+# Okabe and Ito, "Color Universal Design" (2008), without black, reordered so that neighbours differ clearly.
 _PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -34,10 +34,10 @@ _PALETTE: tuple[Colour, ...] = (
     (204, 121, 167),
     (0, 114, 178),
 )
-# Later rounds through the palette are mixed with white or black, by these parts.
+# In later rounds through the palette, colours are mixed with white or black in these proportions.
 _ROUNDS: tuple[tuple[int, float], ...] = ((0, 0.0), (255, 0.45), (0, 0.4), (255, 0.7), (0, 0.6))
 USUAL_THRESHOLD = 0.5
-"""From which score on detections are drawn where no threshold was chosen."""
+"""The score from which detections are drawn where no threshold is given."""
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _JPEG_SIDE = 65_500  # libjpeg's limit
 
@@ -57,22 +57,22 @@ def draw_detections(
     score_threshold: float | None = None,
     labels: bool = True,
 ) -> np.ndarray:
-    """Return a copy of ``image`` (H, W, 3) uint8 RGB with the detections drawn in.
+    """Return a copy of ``image`` (H, W, 3) uint8 RGB with the detections drawn on it.
 
-    Boxes are in pixels of this image; ``classes`` are the K names; detections that score less than
-    ``score_threshold``, 0.5 unless given, are left out. Better ones are drawn over worse ones, and their
-    labels get the first choice of a place. With ``labels`` False only the colours show the classes.
+    Boxes are in pixels of this image; ``classes`` are the K names. Detections that score less than
+    ``score_threshold`` (None means 0.5) are left out. Detections with higher scores are drawn over those with
+    lower scores, and their labels are placed first. With ``labels`` False only colours show the classes.
     """
     canvas = _Canvas(image)
     by_score = detections.scores.cpu().argsort(stable=True)
     lowest = USUAL_THRESHOLD if score_threshold is None else score_threshold
     shown = by_score[detections.scores.cpu()[by_score] >= lowest]
     boxes, scores = detections.boxes.cpu()[shown], detections.scores.cpu()[shown].tolist()
-    found = detections.labels.cpu()[shown].tolist()
-    for box, label in zip(boxes, found, strict=True):
+    class_labels = detections.labels.cpu()[shown].tolist()
+    for box, label in zip(boxes, class_labels, strict=True):
         canvas.outline(box, class_colour(label))
     if labels:
-        for box, label, score in reversed(list(zip(boxes, found, scores, strict=True))):
+        for box, label, score in reversed(list(zip(boxes, class_labels, scores, strict=True))):
             canvas.label(box, classes[label - 1], f" {score:.2f}", class_colour(label))
     return canvas.pixels()
 
@@ -80,18 +80,18 @@ def draw_detections(
 def draw_targets(
     image: np.ndarray, targets: Targets, classes: Sequence[str], labels: bool = True
 ) -> np.ndarray:
-    """Return a copy of ``image`` (H, W, 3) uint8 RGB with the objects drawn in.
+    """Return a copy of ``image`` (H, W, 3) uint8 RGB with the objects drawn on it.
 
-    Boxes are in pixels of this image; ``classes`` are the K names. Objects that the metric leaves out
-    (``difficult`` or ``crowd``) have dashed boxes. With ``labels`` False only the colours show the classes.
+    Boxes are in pixels of this image; ``classes`` are the K names. Objects that the metrics ignore
+    (``difficult`` or ``crowd``) have dashed boxes. With ``labels`` False only colours show the classes.
     """
     canvas = _Canvas(image)
-    boxes, found = targets.boxes.cpu(), targets.labels.tolist()
+    boxes, class_labels = targets.boxes.cpu(), targets.labels.tolist()
     ignored = (targets.difficult | targets.crowd).tolist()
-    for box, label, dashed in zip(boxes, found, ignored, strict=True):
+    for box, label, dashed in zip(boxes, class_labels, ignored, strict=True):
         canvas.outline(box, class_colour(label), dashed=dashed)
     if labels:
-        for box, label in zip(boxes, found, strict=True):
+        for box, label in zip(boxes, class_labels, strict=True):
             canvas.label(box, classes[label - 1], "", class_colour(label))
     return canvas.pixels()
 
@@ -109,16 +109,8 @@ def save_image(path: Path, image: np.ndarray) -> None:
     picture = Image.fromarray(_checked(image))
     if path.suffix.lower() != ".png":
         picture.thumbnail((_JPEG_SIDE, _JPEG_SIDE))  # leaves smaller ones as they are
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            picture.save(temporary, quality=92)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: the picture cannot be written ({error})") from error
+    with atomic_write(path, durable=False) as file:
+        picture.save(file, Image.registered_extensions()[path.suffix.lower()], quality=92)
 
 
 @lru_cache
@@ -135,7 +127,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
 
 
 class _Canvas:
-    """A copy of an image, with line width and letters that suit its size."""
+    """A copy of an image to draw on, with a line width and a font size that suit its size."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.height, self.width = image.shape[:2]
@@ -150,7 +142,7 @@ class _Canvas:
         return np.array(self._image)
 
     def outline(self, box: Tensor, colour: Colour, dashed: bool = False) -> None:
-        """Draw the box's rim inside the box; a dark seam outside shows on grounds of the same colour."""
+        """Draw the box's border inside the box, and a thin black line around it for contrast."""
         x1, y1, x2, y2 = self._whole_pixels(box)
         self._draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=(0, 0, 0))
         length = 5 * self._line if dashed else max(x2 - x1, y2 - y1)
@@ -162,24 +154,27 @@ class _Canvas:
                 self._fill(x, y1 + along[0], x + self._line, min(y1 + along[1], y2), colour)
 
     def label(self, box: Tensor, name: str, suffix: str, colour: Colour) -> None:
-        """Write ``name`` and ``suffix`` above the box, or where they cover no label that is there already.
+        """Write ``name`` and ``suffix`` above the box, or nearby where they cover no earlier label.
 
-        A name too long for the image is shortened; where not even ``suffix`` fits, nothing is written.
+        A name too long for the image is shortened. Where not even ``suffix`` fits, nothing is written.
         """
         text = self._shortened(printable(name), suffix)
         width, height = self._text_size(text)
         if width > self.width or height > self.height:
             return
         places = list(self._label_places(self._whole_pixels(box), width, height))
-        x, y, _, _ = place = min(places, key=self._covered)  # the first of those that cover least
+        x, y, _, _ = place = min(places, key=self._covered)  # the first of those that cover the fewest pixels
         self._labels.append(place)
         self._fill(x, y, x + width, y + height, colour)
         ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
         self._draw.text((x + 2, y), text, fill=ink, font=self._font)
 
     def _label_places(self, box: Rectangle, width: int, height: int) -> Iterator[Rectangle]:
-        """Yield where a label of this size may stand, the best place first: above the box, or in it at the
-        image's upper edge; then at its other edges, inside and outside, from left to right."""
+        """Yield the rectangles where a label of this size may be drawn, the best one first.
+
+        First come those above the box (or inside it, at the upper edge of the image), then those at its
+        other edges, from left to right.
+        """
         x1, y1, x2, y2 = box
         above = y1 - height if y1 >= height else y1
         for y in dict.fromkeys((above, y1, y2, y2 - height)):
@@ -188,7 +183,7 @@ class _Canvas:
                 yield left, top, left + width, top + height
 
     def _covered(self, place: Rectangle) -> int:
-        """Return how many pixels of the labels written so far ``place`` covers."""
+        """Return how many pixels of the earlier labels ``place`` covers."""
         x1, y1, x2, y2 = place
         return sum(
             max(min(x2, right) - max(x1, left), 0) * max(min(y2, bottom) - max(y1, top), 0)
@@ -213,6 +208,6 @@ class _Canvas:
         return text
 
     def _text_size(self, text: str) -> tuple[int, int]:
-        """Return width and height of the label's ground; the height is the same for all texts."""
+        """Return the width and height of the label's background; the height is the same for all texts."""
         ascent, descent = self._font.getmetrics()
         return math.ceil(self._font.getlength(text)) + 4, ascent + descent

@@ -1,4 +1,4 @@
-"""From a matplotlib figure to pixels, with names from files drawn letter for letter."""
+"""From a matplotlib figure to pixels, with names from files drawn as plain text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from matplotlib.text import Text
 
 from detector.core.errors import printable_lines
 
+DPI = 120
+GREY = "0.45"
+"""Resolution of whole pages, and the colour of their axes and captions."""
+
 
 def pixels_of(figure: Figure) -> np.ndarray:
     """Draw a finished ``figure`` and return its pixels (H, W, 3) uint8 RGB.
 
-    Its texts become plain: a class "$x$" is no formula, and "\\x1b" is no character. A character that the
-    font does not have is drawn as an empty box, without a warning for each.
+    All texts are drawn as plain text: a class named "$x$" is not read as a formula, and control characters
+    are escaped. A character that the font lacks is drawn as an empty box, without a warning.
     """
     for text in figure.findobj(Text):
         assert isinstance(text, Text)

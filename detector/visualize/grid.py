@@ -1,4 +1,4 @@
-"""Detections next to ground truth, image by image, at the resolution of the page."""
+"""Detections beside the ground truth of each image, at the resolution of the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detector.visualize.drawing import draw_detections, draw_targets, font
 
 _COLUMNS = 4
 _MOST = 8
-_MOST_LABELLED = 7  # objects; the labels of more would hide a small picture
+_MOST_LABELLED = 7  # with more objects than this, labels would cover a small picture
 _MARGIN = 22  # pixels
 _GAP = 4
 _HIGHEST = 300
@@ -31,8 +31,8 @@ def example_grid(
 ) -> np.ndarray:
     """Return a white picture (h, ``width``, 3) uint8 RGB of the first eight examples, four in a row.
 
-    Each shows its detections from ``score_threshold`` on, 0.5 unless given, on the left and its objects on
-    the right. Without examples h is 0.
+    Each example shows on the left its detections that score at least ``score_threshold`` (None means 0.5),
+    and on the right its objects. Without examples h is 0.
     """
     half = ((width - _MARGIN) // _COLUMNS - _MARGIN - _GAP) // 2
     pairs = [_pair(*example, classes, half, score_threshold) for example in examples[:_MOST]]
@@ -62,12 +62,12 @@ def _pair(
     score_threshold: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both drawings, each at most ``half`` pixels wide."""
-    resized, factor = _fitted(image, half)
-    found = replace(detections, boxes=box_ops.scale(detections.boxes, factor))
-    truth = targets.with_boxes(box_ops.scale(targets.boxes, factor))
+    resized, factors = _fitted(image, half)
+    resized_detections = replace(detections, boxes=box_ops.scale(detections.boxes, factors))
+    truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
     labels = len(targets) <= _MOST_LABELLED
     return (
-        draw_detections(resized, found, classes, score_threshold, labels),
+        draw_detections(resized, resized_detections, classes, score_threshold, labels),
         draw_targets(resized, truth, classes, labels=labels),
     )
 
@@ -82,21 +82,21 @@ def photograph_row(
     column = (width - _MARGIN) // _COLUMNS
     drawn = []
     for image, targets in examples[:_COLUMNS]:
-        resized, factor = _fitted(image, column - _MARGIN)
-        shown = targets.with_boxes(box_ops.scale(targets.boxes, factor))
-        drawn.append(draw_targets(resized, shown, classes, labels=len(targets) <= _MOST_LABELLED))
+        resized, factors = _fitted(image, column - _MARGIN)
+        truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
+        drawn.append(draw_targets(resized, truth, classes, labels=len(targets) <= _MOST_LABELLED))
     if not drawn:
         return np.zeros((0, width, 3), np.uint8)
     row = Image.new("RGB", (width, max(len(picture) for picture in drawn) + _MARGIN), "white")
-    for place, picture in enumerate(drawn):
-        row.paste(Image.fromarray(picture), (_MARGIN + place * column, 0))
+    for number, picture in enumerate(drawn):
+        row.paste(Image.fromarray(picture), (_MARGIN + number * column, 0))
     return np.array(row)
 
 
 def _fitted(image: np.ndarray, most_width: int) -> tuple[np.ndarray, tuple[float, float]]:
-    """Return the image at the size it is shown at, and by what its height and width were multiplied."""
+    """Return the image resized for the page, and the factors of its height and width."""
     height, width = image.shape[:2]
-    scale = min(most_width / width, _HIGHEST / height)
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    factor = min(most_width / width, _HIGHEST / height)
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
     return resized, (size[0] / height, size[1] / width)

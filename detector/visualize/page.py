@@ -1,4 +1,4 @@
-"""One page that shows a training run: losses, average precision and detections beside the truth."""
+"""One page that summarises a training run: losses, average precision, and detections beside ground truth."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from numpy.typing import NDArray
 
 from detector.core.structures import Detections, Targets
 from detector.visualize.drawing import class_colour, save_image
-from detector.visualize.figures import pixels_of
+from detector.visualize.figures import DPI, GREY, pixels_of
 from detector.visualize.grid import example_grid
 
-Series = Sequence[tuple[float, float]]  # (step, value), steps rising
+Series = Sequence[tuple[float, float]]  # (step, value) by increasing step
 Example = tuple[np.ndarray, Detections, Targets]
 
 _WIDTH = 1800  # pixels of the page
-_DPI = 120
-_LEGEND_CLASSES = 20  # more are drawn in grey, but for the best and the worst
+_LEGEND_CLASSES = 20  # of more classes, all but the best and the worst are drawn in grey
 _LONGEST_NAME = 16  # letters
-_GREY = "0.45"
 _SIDE_LEGEND: dict[str, Any] = {"alignment": "left", "frameon": False, "fontsize": 8.5, "labelspacing": 0.35}
 
 
 class Curve(Protocol):
-    """A class's precision-recall curve: two arrays (D,), by falling score."""
+    """The precision-recall curve of a class: two arrays (D,) by decreasing score."""
 
     @property
     def recall(self) -> NDArray[np.float64]: ...
@@ -50,13 +48,14 @@ def run_picture(
 ) -> None:
     """Write a one-page picture of a run to ``path`` (.png or .jpg).
 
-    ``losses`` and ``evaluations`` map a name ("loss_cls", "voc07_mAP") to its course over the steps;
-    ``pr_curves`` has a curve a class; ``figures`` are the evaluator's, ``per_class`` with ``voc07_AP``
-    included, and may hold ``seconds``, ``peak_rss_mib`` and the ``score_threshold`` of what is drawn;
-    ``examples`` are images (H, W, 3) uint8 RGB with detections and objects in their pixels. Any of them may
-    be empty.
+    ``losses`` and ``evaluations`` map a name ("loss_cls", "voc07_mAP") to its history over the steps.
+    ``pr_curves`` has one curve per class. ``figures`` are the metrics of the evaluator, ``voc07_AP`` in
+    ``per_class`` included; they may hold ``seconds``, ``peak_rss_mib`` and the ``score_threshold`` of the
+    drawn detections. ``examples`` are images (H, W, 3) uint8 RGB with detections and objects in their pixels.
+    Any of them may be empty.
 
-    Raises InputError where ``path`` cannot be written.
+    Raises:
+        InputError: ``path`` cannot be written.
     """
     plots = charts(
         losses=losses,
@@ -79,11 +78,11 @@ def charts(
     title: str,
     evaluations: Mapping[str, Series] | None = None,
 ) -> np.ndarray:
-    """Return the upper part of the page, (h, w, 3) uint8 RGB; arguments as `run_picture`."""
+    """Return the charts of the page as an image (h, w, 3) uint8 RGB; arguments as in `run_picture`."""
     evaluated = {name: series for name, series in (evaluations or {}).items() if len(series)}
-    figure = Figure(figsize=(_WIDTH / _DPI, 5.6), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(_WIDTH / DPI, 5.6), dpi=DPI, facecolor="white")
     figure.text(0.012, 0.955, title, fontsize=17, weight="bold", va="center")
-    figure.text(0.012, 0.90, _summary(figures), fontsize=11, color=_GREY, va="center")
+    figure.text(0.012, 0.90, _summary(figures), fontsize=11, color=GREY, va="center")
     panels = figure.add_gridspec(
         1, 3 if evaluated else 2, left=0.045, right=0.85, bottom=0.1, top=0.8, wspace=0.2
     )
@@ -95,7 +94,7 @@ def charts(
 
 
 def _summary(figures: Mapping[str, Any]) -> str:
-    """Return the key figures that are there, in one line."""
+    """Return the main metrics that are known, in one line."""
     named = (
         ("voc07_mAP", "11-point mAP {:.3f}"),
         ("voc_mAP", "area mAP {:.3f}"),
@@ -112,25 +111,25 @@ def _class_ap(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float:
-    """Return ``value`` as a float; what is missing, or null in JSON, is NaN."""
+    """Return ``value`` as a float; None, which is null in JSON, becomes NaN."""
     return math.nan if value is None else float(value)
 
 
 def style_axes(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title, loc="left", fontsize=12)
-    axes.set_xlabel(x, fontsize=10, color=_GREY)
+    axes.set_xlabel(x, fontsize=10, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.8)
-    axes.tick_params(labelsize=9, colors=_GREY)
+    axes.tick_params(labelsize=9, colors=GREY)
 
 
 def _say_empty(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.set(xticks=[], yticks=[])
 
 
 def line_colour(label: int) -> tuple[float, float, float]:
-    """Return the class's colour, darker than on images: the page is white."""
+    """Return the colour of the class, darker than on images because the page is white."""
     red, green, blue = (0.85 * channel / 255 for channel in class_colour(label))
     return red, green, blue
 
@@ -141,7 +140,7 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
     for place, (name, series) in enumerate(losses.items()):
         steps, values = _finite(series)
         if len(steps):
-            # The sum is a broad line below its parts, so that a part that is nearly all of it hides nothing.
+            # The sum is a broad line below its parts: it stays visible where one part is nearly all of it.
             is_sum = name == "loss"
             colour, width = ("0.7", 5.0) if is_sum else (line_colour(place + 1), 1.6)
             smooth = _moving_average(values)
@@ -167,7 +166,7 @@ def _plot_evaluations(axes: Axes, evaluations: Mapping[str, Series]) -> None:
 def _plot_precision_recall(
     axes: Axes, curves: Mapping[str, Curve], ap: Mapping[str, float], classes: Sequence[str]
 ) -> None:
-    """Draw precision against recall; the legend gives the 11-point AP, from the best class to the worst."""
+    """Draw precision against recall; the legend gives each class's 11-point AP, the best class first."""
     style_axes(axes, "precision against recall", "recall")
     known = {name: ap.get(name, math.nan) for name in curves}
     ranked = sorted(known, key=lambda name: 1.0 if math.isnan(known[name]) else -known[name])
@@ -198,7 +197,7 @@ def _legend_entry(name: str, value: float) -> str:
 
 
 def _from_zero(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the curve with its first precision continued to recall 0; empty without detections."""
+    """Return the curve extended to recall 0 with its first precision; empty without detections."""
     recall, precision = np.asarray(curve.recall), np.asarray(curve.precision)
     return np.concatenate((np.zeros(len(recall[:1])), recall)), np.concatenate((precision[:1], precision))
 
@@ -209,7 +208,7 @@ def _finite(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over a fifteenth of the run around each value, less at both ends."""
+    """Return the moving mean of ``values`` over a window of a fifteenth of the run, shorter at both ends."""
     window = np.ones(min(len(values), 2 * (len(values) // 30) + 1))
     sums, counts = (np.convolve(one, window, mode="same") for one in (values, np.ones(len(values))))
     return sums / counts

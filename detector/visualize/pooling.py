@@ -1,8 +1,7 @@
-"""How a region is pooled: its window and bins on the image and on the feature map, and what comes out."""
+"""Pictures of how a region is pooled: its bins on the image and on the feature map, and the pooled values."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from detector.core.errors import InputError
+from detector.core.files import atomic_write
 from detector.visualize.figures import pixels_of
 
 Span = tuple[int, int]  # cells: begin (in) to end (out)
@@ -29,7 +29,7 @@ _COLOURS = colormaps["tab10"]
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRegion:
-    """One way to pool: its name, the bins' rows and columns in cells, and the values (rows, columns)."""
+    """A region pooled by one rule: the rule's name, the rows and columns of bins in cells, and the values."""
 
     name: str
     rows: Sequence[Span]
@@ -45,11 +45,11 @@ class PooledRegion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionView:
+class PoolingScene:
     """What is pooled: the image (H, W, 3), one channel of its map (h, w), the region and the geometry.
 
-    ``box`` is (x1, y1, x2, y2) in pixels of ``image``; a cell is ``stride`` (vertical, horizontal) of these
-    pixels wide and the first one is centred on ``center``, likewise.
+    ``box`` is (x1, y1, x2, y2) in pixels of ``image``. ``stride`` is the size of a cell and
+    ``center`` the centre of the first cell, (vertical, horizontal) in the same pixels.
     """
 
     image: np.ndarray
@@ -59,19 +59,19 @@ class RegionView:
     center: tuple[float, float]
 
     def pixels(self, down: Span, across: Span) -> tuple[float, float, float, float]:
-        """Return the box (x1, y1, x2, y2) in pixels that cells ``down`` x ``across`` stand for."""
+        """Return the box (x1, y1, x2, y2) in pixels of the cells in rows ``down``, columns ``across``."""
         top, bottom = (self.center[0] + self.stride[0] * (cell - 0.5) for cell in down)
         left, right = (self.center[1] + self.stride[1] * (cell - 0.5) for cell in across)
         return left, top, right, bottom
 
 
 def draw_pooling(
-    view: RegionView, regions: Sequence[PooledRegion], shown: int | None = None, caption: str = ""
+    scene: PoolingScene, regions: Sequence[PooledRegion], shown: int | None = None, caption: str = ""
 ) -> np.ndarray:
-    """Draw each of ``regions`` in a column of its own, below ``caption``; returns an image (H, W, 3) uint8.
+    """Draw each of ``regions`` in its own column, below ``caption``; returns an image (H, W, 3) uint8.
 
-    From above: the image with the region (white, dashed) and the bins, the map with the bins, the pooled
-    values. ``shown`` lights only the first bins, row by row: a frame of an animation.
+    A column shows, from top to bottom, the image with the region (white, dashed) and the bins, the map with
+    the bins, and the pooled values. ``shown`` draws only that many bins, row by row, for an animation.
     """
     figure = Figure(figsize=(3.6 * len(regions), 9.6), dpi=_DPI, layout="constrained")
     if caption:
@@ -79,52 +79,46 @@ def draw_pooling(
     axes = figure.subplots(3, len(regions), squeeze=False, height_ratios=(1.0, 1.15, 0.85))
     for region, (on_image, on_map, values) in zip(regions, axes.T, strict=True):
         last = len(region.rows) * len(region.columns) if shown is None else shown
-        _draw_image(on_image, view, region, last)
-        _draw_map(on_map, view, _crop(view, regions), region, last)
-        _draw_values(values, view, region, last)
+        _draw_image(on_image, scene, region, last)
+        _draw_map(on_map, scene, _crop(scene, regions), region, last)
+        _draw_values(values, scene, region, last)
     return pixels_of(figure)
 
 
-def save_animation(path: Path, view: RegionView, regions: Sequence[PooledRegion], caption: str = "") -> None:
-    """Write a GIF that fills one bin after another; a half-written file is never left.
+def save_animation(
+    path: Path, scene: PoolingScene, regions: Sequence[PooledRegion], caption: str = ""
+) -> None:
+    """Write a GIF that fills one bin after another. An interrupted write leaves no file.
 
-    Raises InputError for another suffix or a place that cannot be written.
+    Raises InputError for a suffix other than .gif, or if the file cannot be written.
     """
     if path.suffix.lower() != ".gif":
         raise InputError(f"{path}: animations are written as .gif, not {path.suffix!r}")
     bins = max(len(region.rows) * len(region.columns) for region in regions)
-    pictures = [draw_pooling(view, regions, shown, caption) for shown in range(1, bins + 1)]
+    pictures = [draw_pooling(scene, regions, shown, caption) for shown in range(1, bins + 1)]
     first, *others = animation_frames(pictures)
     times = [_FRAME] * len(others) + [3 * _FRAME]
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.gif")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            first.save(temporary, save_all=True, append_images=others, duration=times, loop=0)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: the animation cannot be written ({error})") from error
+    with atomic_write(path, durable=False) as file:
+        first.save(file, "GIF", save_all=True, append_images=others, duration=times, loop=0)
 
 
 def animation_frames(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
-    """Return frames of half the size in few colours, undithered: a tenth of the bytes, as legible.
+    """Return frames of half the size in few colours, undithered: a tenth of the bytes, and as legible.
 
-    All have the last one's colours, which has every bin. So what does not change between two frames is the
-    same number in both, and the file holds it once. The octree keeps the bins' colours however few their
-    pixels; a median cut would spend them on a photograph.
+    All frames use the palette of the last one, which shows every bin. Pixels that do not change between two
+    frames therefore have the same number in both, and the file stores them once. The octree keeps the colours
+    of the bins even if few pixels have them; a median cut would use its colours up on a photograph.
     """
     halves = [Image.fromarray(picture).reduce(2) for picture in pictures]
     palette = halves[-1].quantize(_PALETTE, method=Image.Quantize.FASTOCTREE)
     return [half.quantize(palette=palette, dither=Image.Dither.NONE) for half in halves]
 
 
-def _crop(view: RegionView, regions: Sequence[PooledRegion]) -> tuple[int, int, int, int]:
-    """Return the part (top, bottom, left, right) of the map that shows every window."""
+def _crop(scene: PoolingScene, regions: Sequence[PooledRegion]) -> tuple[int, int, int, int]:
+    """Return the part (top, bottom, left, right) of the map that contains every bin."""
     rows = [edge for region in regions for edges in region.rows for edge in edges]
     columns = [edge for region in regions for edges in region.columns for edge in edges]
-    height, width = view.plane.shape
+    height, width = scene.plane.shape
     return (
         max(min(rows) - _MARGIN, 0),
         min(max(rows) + _MARGIN, height),
@@ -142,25 +136,25 @@ def _outline(axes: Axes, box: Sequence[float], **style: Any) -> None:
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
 
 
-def _draw_image(axes: Axes, view: RegionView, region: PooledRegion, last: int) -> None:
-    axes.imshow(view.image)
+def _draw_image(axes: Axes, scene: PoolingScene, region: PooledRegion, last: int) -> None:
+    axes.imshow(scene.image)
     for row, column, down, across in region.bins():
         if row * len(region.columns) + column < last:
             style: dict[str, Any] = {
                 "facecolor": (*_colour(region, row, column)[:3], 0.3),
                 "edgecolor": "black",
             }
-            _outline(axes, view.pixels(down, across), linewidth=0.8, **style)
-    _outline(axes, view.box, fill=False, edgecolor="white", linewidth=2, linestyle="--")
+            _outline(axes, scene.pixels(down, across), linewidth=0.8, **style)
+    _outline(axes, scene.box, fill=False, edgecolor="white", linewidth=2, linestyle="--")
     axes.set_title(region.name)
     axes.set_axis_off()
 
 
 def _draw_map(
-    axes: Axes, view: RegionView, crop: tuple[int, int, int, int], region: PooledRegion, last: int
+    axes: Axes, scene: PoolingScene, crop: tuple[int, int, int, int], region: PooledRegion, last: int
 ) -> None:
     top, bottom, left, right = crop
-    part = view.plane[top:bottom, left:right]
+    part = scene.plane[top:bottom, left:right]
     axes.imshow(part, cmap="gray", extent=(left, right, bottom, top))
     if part.size <= _MOST_VALUES:
         _write_values(axes, part, top, left, size=6.5)
@@ -168,7 +162,7 @@ def _draw_map(
     for row, column, down, across in region.bins():
         number = row * len(region.columns) + column
         if number < last:
-            inset = 0.06 + 0.24 * number / count  # so that the rims of overlapping bins stay apart
+            inset = 0.06 + 0.24 * number / count  # keeps the outlines of overlapping bins apart
             box = (across[0] + inset, down[0] + inset, across[1] - inset, down[1] - inset)
             width = 3.5 if number == last - 1 < count - 1 else 1.8
             _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=width)
@@ -184,10 +178,10 @@ def _write_values(axes: Axes, part: np.ndarray, top: int, left: int, size: float
         axes.text(left + x + 0.5, top + y + 0.5, f"{value:.2g}", **place)
 
 
-def _draw_values(axes: Axes, view: RegionView, region: PooledRegion, last: int) -> None:
+def _draw_values(axes: Axes, scene: PoolingScene, region: PooledRegion, last: int) -> None:
     height, width = region.values.shape
     shown = np.where(np.arange(region.values.size).reshape(height, width) < last, region.values, np.nan)
-    limits: dict[str, Any] = {"vmin": float(view.plane.min()), "vmax": float(view.plane.max())}
+    limits: dict[str, Any] = {"vmin": float(scene.plane.min()), "vmax": float(scene.plane.max())}
     axes.imshow(shown, cmap="gray", extent=(0, width, height, 0), **limits)
     middle = (limits["vmin"] + limits["vmax"]) / 2
     for (row, column), value in np.ndenumerate(shown):

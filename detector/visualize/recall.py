@@ -1,4 +1,4 @@
-"""The picture of what proposals reach: several stores side by side."""
+"""The picture of how many objects proposals reach, for several stores side by side."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from matplotlib.figure import Figure
 
 from detector.core.errors import printable
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import pixels_of
+from detector.visualize.figures import DPI, pixels_of
 from detector.visualize.page import line_colour, style_axes
 
-_DPI = 120
 _MOST_CLASSES = 20
-_LEGEND_LETTERS = 26  # a line
-_STYLES = ("-", "--", ":", "-.")  # one an IoU threshold
+_LEGEND_LETTERS = 26  # per line
+_STYLES = ("-", "--", ":", "-.")  # one per IoU threshold
 _SHOWN_THRESHOLDS = ("0.5", "0.7", "0.9")
 
 Reports = Mapping[str, Mapping[str, Any]]
 
 
 def recall_picture(path: Path, reports: Reports, title: str) -> None:
-    """Write the picture of `detector.proposals.analysis.recall_report` of each named store to ``path``.
+    """Write a picture of the recall reports of the named stores to ``path``.
 
-    Four panels: recall and average recall against the number of proposals, recall against IoU with all of
-    them, and the mean best overlap of each class and object size. Raises InputError where ``path`` cannot
-    be written.
+    Its four panels show recall and average recall against the number of proposals, recall against IoU with
+    all proposals, and the mean best overlap per class and per object size.
+
+    Raises:
+        InputError: ``path`` cannot be written.
     """
     save_image(path, pixels_of(recall_figure(reports, title)))
 
 
 def recall_figure(reports: Reports, title: str) -> Figure:
     """Return the figure of `recall_picture`."""
-    figure = Figure(figsize=(16.5, 9.2), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(16.5, 9.2), dpi=DPI, facecolor="white")
     figure.text(0.04, 0.965, title, fontsize=16, weight="bold", va="center")
     panels = figure.add_gridspec(2, 2, left=0.04, right=0.86, bottom=0.1, top=0.9, wspace=0.5, hspace=0.32)
     _plot_recall(figure.add_subplot(panels[0, 0]), reports)
@@ -48,19 +49,19 @@ def recall_figure(reports: Reports, title: str) -> Figure:
 
 
 def _plot_recall(axes: Axes, reports: Reports) -> None:
-    style_axes(axes, "recall", "proposals of each image")
-    for place, (name, report) in enumerate(reports.items(), 1):
+    style_axes(axes, "recall", "proposals per image")
+    for number, (name, report) in enumerate(reports.items(), 1):
         for threshold, line in zip(_SHOWN_THRESHOLDS, _STYLES, strict=False):
             values = _values(report, "recall", threshold)
             label = f"{name}, IoU {threshold}"
-            axes.plot(report["counts"], values, line, color=line_colour(place), label=label, marker=".")
+            axes.plot(report["counts"], values, line, color=line_colour(number), label=label, marker=".")
     _count_axis(axes)
 
 
 def _plot_average_recall(axes: Axes, reports: Reports) -> None:
-    style_axes(axes, "average recall (IoU 0.5 to 0.95) and MABO", "proposals of each image")
-    for place, (name, report) in enumerate(reports.items(), 1):
-        colour = line_colour(place)
+    style_axes(axes, "average recall (IoU 0.5 to 0.95) and MABO", "proposals per image")
+    for number, (name, report) in enumerate(reports.items(), 1):
+        colour = line_colour(number)
         axes.plot(report["counts"], _values(report, "average_recall"), color=colour, label=name, marker=".")
         axes.plot(report["counts"], _values(report, "MABO"), "--", color=colour, label=f"{name}, MABO")
     _count_axis(axes)
@@ -68,27 +69,27 @@ def _plot_average_recall(axes: Axes, reports: Reports) -> None:
 
 def _plot_thresholds(axes: Axes, reports: Reports) -> None:
     style_axes(axes, "recall against IoU, all proposals", "IoU")
-    for place, (name, report) in enumerate(reports.items(), 1):
+    for number, (name, report) in enumerate(reports.items(), 1):
         thresholds = [f"{threshold:g}" for threshold in report["iou_thresholds"]]
         values = [_values(report, "recall", threshold)[-1] for threshold in thresholds]
         label = f"{name}: {report['proposals_per_image']:.0f} per image"
-        axes.plot(report["iou_thresholds"], values, color=line_colour(place), label=label, marker=".")
+        axes.plot(report["iou_thresholds"], values, color=line_colour(number), label=label, marker=".")
     axes.set(ylim=(0, 1.02))
     _legend(axes)
 
 
 def _plot_groups(axes: Axes, reports: Reports) -> None:
-    """Bars of the mean best overlap with all proposals, a group a class (the most frequent) and a size."""
+    """Draw bars of the mean best overlap with all proposals, for the most frequent classes and each size."""
     style_axes(axes, "mean best overlap, all proposals", "")
     first = next(iter(reports.values()))
     classes = sorted(first["per_class"], key=lambda name: -first["per_class"][name]["objects"])
     rows = [("per_class", name) for name in classes[:_MOST_CLASSES]]
     rows += [("per_size", name) for name in first["per_size"]]
     width = 0.8 / len(reports)
-    for place, (name, report) in enumerate(reports.items()):
+    for number, (name, report) in enumerate(reports.items()):
         heights = [_last(report[kind][row]["mean_best_overlap"]) for kind, row in rows]
-        left = np.arange(len(rows)) + (place - (len(reports) - 1) / 2) * width
-        axes.bar(left, heights, width * 0.92, color=line_colour(place + 1), label=name)
+        left = np.arange(len(rows)) + (number - (len(reports) - 1) / 2) * width
+        axes.bar(left, heights, width * 0.92, color=line_colour(number + 1), label=name)
     slanted = len(rows) > 8
     axes.set_xticks(
         range(len(rows)),
@@ -101,10 +102,10 @@ def _plot_groups(axes: Axes, reports: Reports) -> None:
 
 
 def _values(report: Mapping[str, Any], *keys: str) -> Sequence[float]:
-    found: Any = report
+    values: Any = report
     for key in keys:
-        found = None if found is None else found[key]
-    return [np.nan] * len(report["counts"]) if found is None else found
+        values = None if values is None else values[key]
+    return [np.nan] * len(report["counts"]) if values is None else values
 
 
 def _last(values: Sequence[float] | None) -> float:
@@ -118,7 +119,7 @@ def _count_axis(axes: Axes) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Put the legend beside the axes: inside, it would cover curves or bars."""
+    """Put the legend beside the axes, where it covers no curves or bars."""
     handles, names = axes.get_legend_handles_labels()
     labels = ["\n".join(wrap(name, _LEGEND_LETTERS)) for name in names]
     axes.legend(handles, labels, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.01, 1.03))

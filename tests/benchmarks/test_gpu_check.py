@@ -51,7 +51,7 @@ def test_a_rehearsal_writes_the_report(tmp_path: Path) -> None:
     assert {row["equal to CPU"] for row in rows} == {"bits"}
     assert {row["layout"] for row in rows} == {"NCHW", "channels last"}
     text = (out / "report.md").read_text()
-    assert "no figure means anything" in text
+    assert "its numbers mean nothing" in text
     assert "backward, 128 RoIs" in text
 
 

@@ -167,5 +167,5 @@ runpy.run_path({str(PROJECT / "tools" / "train.py")!r}, run_name="__main__")
         timeout=240,
         check=False,
     )
-    refused(Result(done.returncode, done.stdout, done.stderr), "step_2.pt", "cannot write the checkpoint")
+    refused(Result(done.returncode, done.stdout, done.stderr), "step_2.pt: cannot write the file")
     assert {path.name for path in checkpoint.parent.iterdir()} == {"best.pt", "step_1.pt"}

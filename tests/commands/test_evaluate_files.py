@@ -21,7 +21,7 @@ from detector.evaluation.result_files import write_result_files
 from detector.evaluation.score_files import score_result_files
 from detector.evaluation.voc import VocEvaluator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VOC_EVAL = ROOT / "data" / "voc_eval"
 SAMPLE = VOC_EVAL / "object_detection_metrics_sample_2"
 needs_voc_eval = pytest.mark.skipif(not VOC_EVAL.is_dir(), reason="data/voc_eval is not there")
@@ -152,7 +152,7 @@ def test_a_class_without_a_file_scores_zero_and_unknown_files_are_named(
     assert figures["voc_mAP"] == 0.5
     assert figures["per_class"]["cat"]["voc07_AP"] == 0
     assert "no such class in the annotations: comp4_det_test_horse.txt" in caplog.text
-    assert "counted with AP 0: cat" in caplog.text
+    assert "the AP is 0: cat" in caplog.text
     write_json(tmp_path / "figures.json", figures)
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
 

@@ -1,4 +1,4 @@
-"""Builds the emulated kernels: ``csrc/cuda`` translated to C++, registered as ``torch.ops.emulated``.
+"""Builds the emulated kernels: ``csrc/pooling/cuda`` translated to C++, registered as ``torch.ops.emulated``.
 
     python -m tests.emulator.build [plain|quick|address|thread]
 
@@ -105,21 +105,22 @@ def _library(name: str, sources: list[Path], ours: list[Path], more: list[str], 
 
 
 def _write_tree(csrc: Path, tree: Path) -> list[Path]:
-    """Write ``csrc/cuda`` as C++ to ``tree``, and the registration; returns what is to be compiled."""
-    (tree / "cuda").mkdir(parents=True)
+    """Write the kernels and the operators' schemas to ``tree`` as C++; return the files to compile."""
+    folder = tree / "pooling" / "cuda"
+    folder.mkdir(parents=True)
     compiled = []
-    for path in sorted((csrc / "cuda").iterdir()):
-        text = translate(path.read_text(), f"csrc/cuda/{path.name}")
-        target = tree / "cuda" / path.name
+    for path in sorted((csrc / "pooling" / "cuda").iterdir()):
+        text = translate(path.read_text(), f"csrc/pooling/cuda/{path.name}")
+        target = folder / path.name
         if path.suffix == ".cu":
             target = target.with_suffix(".cpp")
             compiled.append(target)
         if path.name == "operators.cu":
             text = _replaced(text, "LIBRARY_IMPL(detector, CUDA,", "LIBRARY_IMPL(emulated, CPU,")
         target.write_text(text)
-    schemas = (csrc / "library.cpp").read_text()
-    (tree / "library.cpp").write_text(_replaced(schemas, "LIBRARY(detector,", "LIBRARY(emulated,"))
-    return [*compiled, tree / "library.cpp"]
+    schemas = (csrc / "pooling" / "schemas.cpp").read_text()
+    (tree / "schemas.cpp").write_text(_replaced(schemas, "LIBRARY(detector,", "LIBRARY(emulated,"))
+    return [*compiled, tree / "schemas.cpp"]
 
 
 def _replaced(text: str, old: str, new: str) -> str:

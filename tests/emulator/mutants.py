@@ -30,7 +30,7 @@ BARRIER = re.compile(r"\b(__syncthreads|__syncwarp)\(\);")
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old``, which stands once in ``file`` below csrc, replaced by ``new``."""
+    """An edit: ``old``, which occurs once in ``file`` below csrc/pooling, is replaced by ``new``."""
 
     name: str
     file: str
@@ -97,28 +97,28 @@ EDITS = [
         "return slot;",
     ),
     Mutant(
-        "the finest level makes all others",
+        "the finest grid makes all others",
         "pooling.h",
-        "steps[i].source = steps[j].level;",
-        "steps[i].source = steps[0].level;",
+        "steps[i].source = steps[j].grid;",
+        "steps[i].source = steps[0].grid;",
     ),
     Mutant(
-        "levels of the second depth are not made",
+        "grids of the second depth are not made",
         "cuda/pool.cu",
-        "job.depth = std::max(job.depth, job.depths[step.level]);",
-        "job.depth = std::max(job.depth, std::min(job.depths[step.level], 1));",
+        "job.depth = std::max(job.depth, job.depths[step.grid]);",
+        "job.depth = std::max(job.depth, std::min(job.depths[step.grid], 1));",
     ),
     Mutant(
         "empty bins of a plan keep the lowest number",
         "cuda/pool.cu",
-        "if (is_empty(rows[p], rows[level.height + q])) Column",
-        "if (false) Column",
+        "if (is_empty(rows[p], rows[grid.height + q]))",
+        "if (false)",
     ),
     Mutant(
         "empty bins keep the lowest number", "cuda/pool.cu", "job.depth == 0 && is_empty(y, x) ?", "false ?"
     ),
     Mutant(
-        "finer levels' places stay tile by tile",
+        "finer grids' places stay tile by tile",
         "cuda/pool.cu",
         "return by_row(place.at[k]);",
         "return place.at[k];",
@@ -162,7 +162,7 @@ EDITS = [
     Mutant(
         "too little shared memory",
         "cuda/pool.h",
-        "rows = tile_bins + geometry.level_count;",
+        "rows = tile_bins + geometry.grid_count;",
         "rows = tile_bins;",
     ),
     Mutant(
@@ -196,7 +196,7 @@ EDITS = [
         "run.end = min(i + j, n - 1);",
     ),
     Mutant(
-        "levels that begin within a tile are left out",
+        "grids that begin within a tile are left out",
         "cuda/pool_backward.cu",
         "rows[0].begin >= tile.y + kHeight",
         "rows[0].begin > tile.y",
@@ -231,9 +231,9 @@ UNNEEDED: list[tuple[str, str]] = []
 def without_barriers(csrc: Path) -> Iterator[Mutant]:
     """Yield a mutant for every barrier of the kernels; its ``old`` reaches back to the file's beginning."""
     for file, end in UNNEEDED:
-        if (csrc / "cuda" / file).read_text().count(end) != 1:
+        if (csrc / "pooling" / "cuda" / file).read_text().count(end) != 1:
             raise SystemExit(f"an unneeded barrier of {file} does not stand there once: {end!r}")
-    for path in sorted((csrc / "cuda").iterdir()):
+    for path in sorted((csrc / "pooling" / "cuda").iterdir()):
         text = path.read_text()
         for match in BARRIER.finditer(text):
             before = text[: match.start()]
@@ -245,7 +245,7 @@ def without_barriers(csrc: Path) -> Iterator[Mutant]:
 
 
 def apply(mutant: Mutant, csrc: Path) -> None:
-    path = csrc / mutant.file
+    path = csrc / "pooling" / mutant.file
     text = path.read_text()
     if text.count(mutant.old) != 1:
         count = text.count(mutant.old)
@@ -299,7 +299,7 @@ def main() -> int:
     csrc = PROJECT / "csrc"
     mutants = [*EDITS, *without_barriers(csrc)]
     for mutant in mutants:  # before minutes are spent
-        if (csrc / mutant.file).read_text().count(mutant.old) != 1:
+        if (csrc / "pooling" / mutant.file).read_text().count(mutant.old) != 1:
             apply(mutant, csrc)
     chosen = [one for one in mutants if not sys.argv[1:] or any(part in one.name for part in sys.argv[1:])]
     unnoticed = 0

@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/cuda on an emulator, against the CPU operators; `make emulate` runs more of it."""
+"""The CUDA kernels on the emulator against the CPU operators; `make emulate` makes more calls."""
 
 from __future__ import annotations
 

@@ -244,13 +244,13 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 6, done.stdout
     for message, rest in zip(lines[::2], lines[1::2], strict=True):
-        assert message == f"{path}: cannot write the checkpoint: File too large"
+        assert message.startswith(f"{path}: cannot write the file: File too large; ")
         assert rest == "1 ['step_2.pt']"
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(InputError, match="cannot write the checkpoint: File exists"):
+    with pytest.raises(InputError, match="cannot write the file: File exists"):
         save_checkpoint(tmp_path / "run" / "step_1.pt", state())
 
 

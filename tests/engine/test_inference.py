@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detector.core.structures import Batch, Detections, HeadOutput, ImageMeta, Proposals, Targets
-from detector.engine.inference import View, choose_scales, detect, with_weights_in
+from detector.core.structures import Batch, Detections, HeadOutput, ImageMeta, Proposals, Targets, View
+from detector.engine.inference import choose_scales, detect, with_weights_in
 from tests.conftest import MakeBoxes
 
 SCALES = (480, 576, 688, 864, 1200)

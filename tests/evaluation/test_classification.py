@@ -124,7 +124,7 @@ def test_only_the_images_given_count_and_none_twice() -> None:
         (["a"], torch.zeros(1, 1), "given before"),
         (["x"], torch.zeros(1, 1), "not in the ground truth"),
         (["b"], torch.zeros(1, 2), "shape"),
-        (["b"], torch.tensor([[math.nan]]), "not a number"),
+        (["b"], torch.tensor([[math.nan]]), "NaN"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluator.update(ids, scores)

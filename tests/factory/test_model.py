@@ -64,7 +64,7 @@ def test_a_network_larger_than_the_checkpoint_is_refused_before_it_is_built(
 
 def test_settings_that_fit_no_network_name_the_checkpoint(tiny: Load, tmp_path: Path) -> None:
     state = checkpoint(tiny(), tmp_path / "a.pt")
-    with pytest.raises(InputError, match=r"^a\.pt: model\.backbone\.stage 'conv9' is not a stage of small"):
+    with pytest.raises(InputError, match=r"^a\.pt: model\.backbone\.stage 'conv9' is not a block of small"):
         restore_model(tiny("model.backbone.stage=conv9"), state, "a.pt")
 
 

@@ -90,7 +90,7 @@ def test_published_weights_and_freezing_reach_the_convolutions_of_the_regions(
     assert all(torch.equal(value, published[name]) for name, value in found.features.state_dict().items())
     trained = [name for name, value in found.named_parameters() if value.requires_grad]
     assert trained
-    assert all(int(name.split(".")[1]) >= found.stages["conv2"] for name in trained)
+    assert all(int(name.split(".")[1]) >= found.blocks["conv2"] for name in trained)
     boxes = build_model(tiny(*RCNN, "train.trainable=boxes"), 3)
     assert {name for name, value in boxes.named_parameters() if value.requires_grad} == {
         "predictor.bbox_pred.weight",

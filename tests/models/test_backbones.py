@@ -1,4 +1,4 @@
-"""Backbones keep the contract that RoI pooling rests on: channels, extent, stride and centre, by probing."""
+"""The properties of backbones that RoI pooling relies on: channels, size, stride and centre, by probing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_defaults_are_the_known_ones(name: str) -> None:
     stage, channels, stride, center = DEFAULTS[name]
     with torch.device("meta"):
         backbone = build_backbone(name)
-    assert list(backbone.stages)[-1] == stage
+    assert list(backbone.blocks)[-1] == stage
     assert (backbone.channels, backbone.stride, backbone.center) == (channels, stride, center)
 
 
@@ -73,7 +73,7 @@ def test_extent_of_small_inputs_down_to_the_refusal(name: str) -> None:
 
 
 def as_column(backbone: Backbone) -> nn.Sequential:
-    """The same windows on one channel: ones for weights, averages for maxima, nothing in between.
+    """The same windows on one channel, with weights of one, averages for maxima and no other layers.
 
     A cell's gradient is then positive exactly on its receptive field and falls off evenly around the centre.
     Shortcuts of residual blocks see less than the main branch does; leaving them out keeps the field.
@@ -162,7 +162,7 @@ def test_the_real_network_sees_what_the_probe_says() -> None:
         ("small", "all", None),
     ],
 )
-def test_frozen_stages_get_no_gradient(name: str, freeze: int | str, frozen: list[str] | None) -> None:
+def test_frozen_blocks_get_no_gradient(name: str, freeze: int | str, frozen: list[str] | None) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(name, freeze=freeze, reduce_channels=8).train()
     backbone(torch.randn(2, 3, 64, 64)).square().sum().backward()
@@ -174,7 +174,7 @@ def test_frozen_stages_get_no_gradient(name: str, freeze: int | str, frozen: lis
     assert all(parameter.grad is not None for parameter in backbone.reduce.parameters())
 
 
-def test_batch_statistics_of_frozen_stages_stay() -> None:
+def test_batch_statistics_of_frozen_blocks_stay() -> None:
     torch.manual_seed(0)
     backbone = build_backbone("small", freeze=2).train()
     before = {name: value.clone() for name, value in backbone.features.named_buffers()}
@@ -204,11 +204,11 @@ def test_scale_and_reduction_come_after_the_features() -> None:
     ("arguments", "message"),
     [
         ({"name": "vgg19"}, r"'vgg19' is unknown \(did you mean 'vgg16'\?\); known: vgg16"),
-        ({"name": "small", "stage": "conv5"}, r"'conv5' is not a stage of small .*it has: conv1"),
-        ({"name": "small", "freeze": 5}, r"small up to conv4 has 4 stages; give a number from 0 to 4"),
+        ({"name": "small", "stage": "conv5"}, r"'conv5' is not a block of small .*it has: conv1"),
+        ({"name": "small", "freeze": 5}, r"small up to conv4 has 4 blocks; give a number from 0 to 4"),
         ({"name": "small", "freeze": -1}, "give a number from 0 to 4"),
         ({"name": "small", "freeze": "some"}, "freeze 'some'"),
-        ({"name": "small", "stage": "conv2", "freeze": 3}, "small up to conv2 has 2 stages"),
+        ({"name": "small", "stage": "conv2", "freeze": 3}, "small up to conv2 has 2 blocks"),
     ],
 )
 def test_wrong_names_and_numbers_are_refused(arguments: dict, message: str) -> None:

@@ -59,7 +59,7 @@ def test_background_has_no_targets_whatever_its_match(make_boxes: MakeBoxes) -> 
 
 
 def test_background_without_extent_leaves_no_trace(make_boxes: MakeBoxes) -> None:
-    """Background rows are encoded with the others and then blanked: 0 / 0 must not come through."""
+    """Background rows are encoded with the others and then set to zero; their 0 / 0 must not remain."""
     proposals, boxes = torch.zeros(2, 4), make_boxes(2)
     proposals[1] = boxes[1]
     targets = random_coder(1).encode(proposals, boxes, torch.tensor([0, 1]))
@@ -67,12 +67,12 @@ def test_background_without_extent_leaves_no_trace(make_boxes: MakeBoxes) -> Non
     assert targets.isfinite().all()
 
 
-def test_a_wild_network_cannot_overflow(make_boxes: MakeBoxes) -> None:
+def test_extreme_outputs_cannot_overflow(make_boxes: MakeBoxes) -> None:
     boxes = fixed_coder(1, (0, 0, 0, 0), DEVIATIONS).decode(torch.full((5, 2, 4), 1e6), make_boxes(5))
     assert boxes.isfinite().all()
 
 
-def test_constants_travel_with_the_state_dict() -> None:
+def test_constants_are_saved_in_the_state_dict() -> None:
     coder, other = random_coder(2), fixed_coder(2, (0, 0, 0, 0), DEVIATIONS)
     other.load_state_dict(coder.state_dict())
     assert torch.equal(other.means, coder.means)

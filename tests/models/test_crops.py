@@ -51,7 +51,7 @@ def test_equals_the_slow_reference(square: bool, size: int, context: int) -> Non
 
 
 def test_the_region_fills_all_but_the_context() -> None:
-    """A crop of 56 with 8 of context: pixels 8 to 47 lie in the region, evenly, 4 pixels of image each."""
+    """A crop of 56 pixels with 8 of context: pixels 8 to 47 cover the region, each 4 pixels of the image."""
     images = torch.stack((RAMP.expand(200, 200), RAMP[:, None].expand(200, 200)))[None]
     roi = torch.tensor([[40.0, 60.0, 80.0, 100.0]])
     x, y = cut_windows(images, region_windows(roi, 56, 8), torch.zeros(1), 56)[0]
@@ -65,7 +65,7 @@ def test_the_region_fills_all_but_the_context() -> None:
 def test_warping_stretches_and_cropping_takes_the_tightest_square(
     square: bool, window: tuple[float, ...]
 ) -> None:
-    """A region of 64 x 16 at p = 16 of S = 96: 3/2 as large, and as high as wide where it is square."""
+    """A region of 64 x 16 with p = 16 and S = 96: its window is 3/2 as large, and with "crop" a square."""
     found = region_windows(torch.tensor([[28.0, 28.0, 92.0, 44.0]]), 96, 16, square)
     torch.testing.assert_close(found, torch.tensor([window], dtype=torch.float32))
 
@@ -153,7 +153,7 @@ def test_stored_images_of_half_precision_are_cut_in_that_of_the_regions(kind: to
 
 @pytest.mark.parametrize("size", [32, 44])
 def test_a_crop_is_pooled_as_adaptive_pooling_does_and_so_is_its_gradient(size: int) -> None:
-    """Bins overlap where the map's side is no multiple of theirs: a cell adds the gradients of several."""
+    """If the map's side is not a multiple of theirs, bins overlap: a cell adds the gradients of several."""
     pools = [CropPooling(build_backbone("small"), 3, crop_size=size, context=4).eval() for _ in range(2)]
     pools[1].load_state_dict(pools[0].state_dict())
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The multi-task loss against the formula written out in numpy."""
+"""The losses against their formulas, written out in numpy and in plain Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from detector.core.structures import HeadOutput, SampledRoIs
-from detector.models.losses import DetectionLoss
+from detector.models.losses import DetectionLoss, multi_label_loss
 
 
 def sampled(labels: list[int], seed: int = 0) -> SampledRoIs:
@@ -61,7 +61,7 @@ def test_only_the_true_class_of_foreground_is_regressed() -> None:
     assert torch.equal(touched, expected)
 
 
-def test_background_alone_has_no_box_loss_but_a_gradient_of_zero() -> None:
+def test_a_batch_of_background_has_no_box_loss_but_a_gradient_of_zero() -> None:
     wanted, found = sampled([0, 0]), output(2, 3, 4)
     losses = DetectionLoss()(found, wanted)
     sum(losses.values()).backward()
@@ -86,8 +86,8 @@ def test_what_is_masked_out_may_be_infinite(rows: int) -> None:
     assert found.box_deltas.grad.isfinite().all()
 
 
-def test_the_loss_and_its_gradient_are_those_of_the_foreground_alone() -> None:
-    """Bit for bit in the gradient, which is what trains; the sum may add in another order."""
+def test_the_loss_and_its_gradient_are_those_of_the_foreground_only() -> None:
+    """The gradient, which trains the network, is equal bit for bit; the sum may add in another order."""
     for rows in (21, 1):
         labels = torch.randint(21, (128,), generator=torch.Generator().manual_seed(0)).tolist()
         wanted, found, again = sampled(labels), output(128, 20, rows), output(128, 20, rows)
@@ -120,3 +120,35 @@ def test_half_precision_output_is_summed_in_float32() -> None:
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(exact[name].item(), rel=0.02)
+
+
+def test_the_multi_label_loss_is_the_sum_of_each_classifiers_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(6, 5, generator=generator)
+    presence = torch.randint(-1, 2, (6, 4), generator=generator)
+    wanted = 0.0
+    for row, there in zip(logits.tolist(), presence.tolist(), strict=True):
+        for logit, sign in zip(row[1:], there, strict=True):  # column 0 is background
+            wanted += math.log1p(math.exp(-sign * logit)) if sign else 0.0
+    found = multi_label_loss(HeadOutput(logits, None), presence)
+    assert found.keys() == {"loss_cls"}
+    assert float(found["loss_cls"]) == pytest.approx(wanted / 6, rel=1e-5)
+
+
+def test_background_and_difficult_get_no_gradient() -> None:
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    presence = torch.tensor([[1, 0, -1], [0, 0, 0], [-1, 1, 0]])
+    (gradient,) = torch.autograd.grad(
+        multi_label_loss(HeadOutput(logits, None), presence)["loss_cls"], logits
+    )
+    assert not gradient[:, 0].any()
+    assert torch.equal(gradient[:, 1:] != 0, presence != 0)
+    assert torch.equal(gradient[:, 1:].sign(), -presence.float())
+
+
+def test_extreme_logits_and_no_images_stay_finite() -> None:
+    logits = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
+    loss = multi_label_loss(HeadOutput(logits, None), torch.tensor([[-1, 1]]))["loss_cls"]
+    assert loss.item() == pytest.approx(2e4)
+    nothing = multi_label_loss(HeadOutput(torch.zeros(0, 3), None), torch.zeros(0, 2, dtype=torch.int64))
+    assert nothing["loss_cls"].item() == 0

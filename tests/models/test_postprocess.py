@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from detector.core.structures import Detections, HeadOutput, ImageMeta
 from detector.models.box_coder import BoxCoder, fixed_coder
-from detector.models.postprocess import Postprocess, margin_scores, softmax_scores
+from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
 from tests.conftest import MakeBoxes
 
 SIZE = (80, 120)
@@ -73,7 +74,7 @@ def test_equals_the_slow_reference(make_boxes: MakeBoxes, seed: int, rows: int, 
 
 
 def certain(scores: list[float]) -> Tensor:
-    """Scores (R, K+1) that are given as they are; only class 1 has any."""
+    """Scores (R, K+1), as given; only class 1 has any."""
     return torch.tensor([[0.0, score, 0.0, 0.0] for score in scores])
 
 
@@ -131,7 +132,7 @@ def test_no_proposals_give_no_detections() -> None:
     [{"flipped": True}, {"flipped_vertically": True}, {"flipped": True, "flipped_vertically": True}],
 )
 def test_a_flipped_view_gives_the_boxes_of_the_unflipped_one(make_boxes: MakeBoxes, mirrored: dict) -> None:
-    """A network that saw the mirror image answers with mirrored shifts."""
+    """For a mirrored image the network returns mirrored shifts."""
     constants = fixed_coder(K, (0.0,) * 4, (0.1, 0.1, 0.2, 0.2))
     output, proposals = random_output(30, 0), make_boxes(30, 75.0)
     signs = torch.tensor(
@@ -156,7 +157,7 @@ def test_several_views_are_suppressed_together(make_boxes: MakeBoxes) -> None:
 
 
 def test_views_are_merged_before_suppression(make_boxes: MakeBoxes) -> None:
-    """A mirrored look that says the same changes nothing; one that says more adds it."""
+    """A mirrored view with the same boxes changes nothing; one with more boxes adds them."""
     output, proposals = random_output(40, 0), make_boxes(40, 75.0)
     step = Postprocess(coder(), max_detections=1000)
     alone = step([(output, META)], proposals)
@@ -208,7 +209,7 @@ def test_refining_takes_the_box_and_score_of_the_candidates_own_class(make_boxes
         assert refined.boxes[row].tolist() == clipped
 
 
-def test_finishing_suppresses_and_caps_like_the_first_look(make_boxes: MakeBoxes) -> None:
+def test_finishing_suppresses_and_caps_as_select_does(make_boxes: MakeBoxes) -> None:
     output, proposals = random_output(60, 0), make_boxes(60, 75.0)
     boxes, scores = plain().decode(HeadOutput(output.class_logits, None), proposals, META)
     rows, labels = torch.nonzero(scores[:, 1:] > -9).unbind(1)
@@ -254,3 +255,8 @@ def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> N
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(waits) <= 2, [str(wait.message) for wait in waits]
+
+
+def test_class_scores_are_probabilities_of_the_classes_without_the_background() -> None:
+    scores = class_scores(HeadOutput(torch.tensor([[9.0, 0.0, math.log(3)]]), None))
+    torch.testing.assert_close(scores, torch.tensor([[0.5, 0.75]]))

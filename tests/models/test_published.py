@@ -1,4 +1,4 @@
-"""Names and shapes that others published, against the networks of torchvision and lists written out here."""
+"""Names and shapes in published weights, against the networks of torchvision and lists written out here."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_vgg16_under_caffes_names_and_in_its_first_files_shapes() -> None:
 
 
 def test_caffes_order_of_layers_is_torchvisions() -> None:
-    """Every tensor carries its place in the file; under our names it must be torchvision's place."""
+    """Every tensor holds its position in the file, which must be torchvision's under this project's names."""
     state = {name: torch.full((1,), float(place)) for place, name in enumerate(caffe_vgg16())}
     theirs = {name: torch.full((1,), float(place)) for place, name in enumerate(on_meta("vgg16"))}
     goal = wanted("vgg16", head=True)
@@ -176,7 +176,7 @@ def test_a_bare_stack_of_layers_fits_too() -> None:
     assert planned("alexnet", state, goal).tensors.keys() == goal.keys()
 
 
-def test_two_layers_of_a_file_for_one_of_ours_are_not_hidden() -> None:
+def test_two_layers_of_a_file_with_one_name_here_are_both_reported() -> None:
     state = on_meta("alexnet") | parameters([("0", (64, 3, 11, 11))])
     faults = planned("alexnet", state, wanted("alexnet")).faults
     assert [(row.outcome, row.name) for row in faults] == [

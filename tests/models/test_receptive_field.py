@@ -34,8 +34,8 @@ def test_size_is_what_a_run_gives(windows: list, length: int) -> None:
         assert layers(images).shape[-2:] == (found, found)
 
 
-def test_padding_around_no_cell_gives_none() -> None:
-    """The first window does not fit; what the second could make of its padding is not a map."""
+def test_padding_around_no_cells_gives_no_cells() -> None:
+    """The first window does not fit; the padding of the second must not give a map again."""
     assert geometry([nn.Conv2d(1, 1, 5), nn.Conv2d(1, 1, 4, padding=2)]).size(4) == 0
 
 
@@ -48,7 +48,7 @@ def test_a_last_window_that_starts_in_the_padding_is_dropped() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(window, min_size=1, max_size=3))
 def test_cells_stand_where_an_average_of_pixel_places_says(windows: list) -> None:
-    """Averages of pixel numbers give every inner cell the number of the pixel on which it is centred."""
+    """With averages of pixel numbers, each inner cell gets the number of the pixel at its centre."""
     layers = nn.Sequential(
         *(nn.AvgPool2d(kernel, stride, padding) for kernel, stride, padding, _, _ in windows)
     )
@@ -66,7 +66,7 @@ def test_channels_follow_the_last_layer_that_changes_them() -> None:
 
 
 def test_windows_that_differ_in_x_and_y_are_refused() -> None:
-    with pytest.raises(ValueError, match="only square windows with numeric padding"):
+    with pytest.raises(ValueError, match="windows must be square and padding numeric"):
         geometry([nn.Conv2d(3, 3, (3, 5))])
     with pytest.raises(ValueError, match="'same'"):
         geometry([nn.Conv2d(3, 3, 3, padding="same")])

@@ -1,4 +1,4 @@
-"""Iterative localisation: detections are looked at again from their own boxes."""
+"""Iterative localisation: detections are pooled and classified again from their own boxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGET = torch.tensor([[30.0, 20.0, 70.0, 90.0]])
 
 
 class HalfWay:
-    """A network that moves each RoI half of the way to the object and is as sure as they overlap."""
+    """A network that moves each RoI half of the way to the object and scores it by their overlap."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -49,7 +49,7 @@ def make_view(boxes: Tensor) -> Batch:
 
 
 @pytest.mark.parametrize("refinements", [0, 1, 2, 3])
-def test_each_look_halves_the_error_and_scores_what_it_sees(refinements: int) -> None:
+def test_each_refinement_halves_the_error_and_scores_the_box_it_pools(refinements: int) -> None:
     start = torch.tensor([[40.0, 30.0, 86.0, 98.0]])
     network = HalfWay()
     postprocess = Postprocess(fixed_coder(1, [0, 0, 0, 0], [1, 1, 1, 1]), score_threshold=0.0)
@@ -78,7 +78,7 @@ def test_refined_candidates_are_thinned_and_capped_at_the_end() -> None:
     assert float(overlaps.max()) <= 0.3
 
 
-def test_nothing_found_is_nothing_refined() -> None:
+def test_no_candidates_give_no_detections() -> None:
     postprocess = Postprocess(fixed_coder(1, [0, 0, 0, 0], [1, 1, 1, 1]), score_threshold=0.999)
     boxes = torch.tensor([[1.0, 1.0, 9.0, 9.0]])
     assert len(detect(HalfWay(), [make_view(boxes)], postprocess, refinements=2)) == 0

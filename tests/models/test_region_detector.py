@@ -1,4 +1,4 @@
-"""The network as a whole: pooling over levels, chunks, gradients, and the head's first weights."""
+"""The network as a whole: pooling over levels, chunks, gradients, and the head's initial weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def build(
     pool = RoIPooling(backbone.channels, 3, backbone.stride, backbone.center)
     head = BoxHead(pool.out_features, hidden, dropout=0.5)
     predictor = BoxPredictor(head.out_features, 4, class_agnostic)
-    return RegionDetector(backbone, pool, head, predictor, fixed_coder(4, (0,) * 4, (0.1, 0.1, 0.2, 0.2)))
+    coder = fixed_coder(4, (0,) * 4, (0.1, 0.1, 0.2, 0.2))
+    return RegionDetector(backbone, pool, head, predictor, coder, roi_chunk=512)
 
 
 def rows(boxes: Tensor, image: int = 0) -> Tensor:
@@ -91,7 +92,7 @@ def test_gradients_of_several_levels_reach_each(make_boxes: MakeBoxes) -> None:
 def test_chunks_pool_the_same_bits_and_predict_the_same_but_for_rounding(
     make_boxes: MakeBoxes, class_agnostic: bool, several: bool
 ) -> None:
-    """Pooling does not depend on chunks; matrix products of other sizes may round otherwise."""
+    """Pooling does not depend on chunks; matrix products of other sizes may round differently."""
     model = build(class_agnostic=class_agnostic).eval()
     rois = rows(make_boxes(100, 90.0))
     roi_levels = torch.arange(100) // 3 % 2 if several else None
@@ -110,7 +111,7 @@ def test_chunks_pool_the_same_bits_and_predict_the_same_but_for_rounding(
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_a_training_step_asks_its_device_for_nothing(make_boxes: MakeBoxes, class_agnostic: bool) -> None:
-    """The meta device has no values and computes with no tensor of another device: who asks fails."""
+    """The meta device has no values and refuses tensors of other devices, so reading a value fails."""
     model = build(class_agnostic=class_agnostic).to("meta").train()
     labels = torch.arange(9) % 5
     wanted = SampledRoIs(rois=rows(make_boxes(9, 60.0)), labels=labels, box_targets=torch.zeros(9, 4))

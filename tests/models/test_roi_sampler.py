@@ -1,4 +1,4 @@
-"""RoI sampling against the rules of Fast R-CNN, section 2.3, restated slowly."""
+"""RoI sampling against a slow reference of the rules of Fast R-CNN, section 2.3."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def slow_iou(a: list[float], b: list[float]) -> float:
 
 
 def roles(rois: Tensor, targets: Targets) -> tuple[dict[tuple, int], set[tuple]]:
-    """Return which boxes may be foreground, and with what label, and which may be background."""
+    """Return the boxes that may be foreground, with their labels, and those that may be background."""
     foreground, background = {}, set()
     for box in [*targets.boxes.tolist(), *rois.tolist()]:
         overlaps = [slow_iou(box, one) for one in targets.boxes.tolist()]
@@ -34,7 +34,7 @@ def roles(rois: Tensor, targets: Targets) -> tuple[dict[tuple, int], set[tuple]]
 
 
 def crowded_scene(make_boxes: MakeBoxes, seed: int) -> tuple[Tensor, Targets]:
-    """Objects with many proposals near them and many elsewhere."""
+    """Objects, many proposals near them, and many elsewhere."""
     generator = torch.Generator().manual_seed(seed)
     objects = 20 + make_boxes(3, seed=seed) * 0.6
     near = objects.repeat(40, 1) + torch.randn(120, 4, generator=generator) * 4
@@ -92,7 +92,7 @@ def test_the_generators_state_restores_the_draw(make_boxes: MakeBoxes) -> None:
         assert torch.equal(other.sample_image(rois, targets)[0], boxes)
 
 
-def test_the_global_generator_is_left_alone(make_boxes: MakeBoxes) -> None:
+def test_the_global_generator_is_not_used(make_boxes: MakeBoxes) -> None:
     before = torch.get_rng_state()
     RoISampler(CODER).sample_image(*crowded_scene(make_boxes, 0))
     assert torch.equal(torch.get_rng_state(), before)
@@ -130,7 +130,7 @@ def test_the_bounds_themselves_belong_to_foreground_and_to_background() -> None:
     assert labels_of(sampler, [half, tenth, quarter], one_object()) == {tuple(half): 2, tuple(quarter): 0}
 
 
-def test_an_image_without_objects_gives_background_alone(make_boxes: MakeBoxes) -> None:
+def test_an_image_without_objects_gives_only_background(make_boxes: MakeBoxes) -> None:
     boxes, labels, targets = RoISampler(CODER, rois_per_image=8).sample_image(make_boxes(30), Targets.empty())
     assert boxes.shape == targets.shape == (8, 4)
     assert not labels.any()
@@ -150,7 +150,7 @@ def test_without_foreground_background_fills_the_batch() -> None:
     assert list(drawn.values()) == [0] * 4
 
 
-def test_short_background_shrinks_the_batch() -> None:
+def test_too_little_background_gives_a_smaller_batch() -> None:
     sampler = RoISampler(CODER, rois_per_image=64, add_targets=False)
     many_on_it = [[10.0, 10.0, 50.0, 48.0 - step / 4] for step in range(40)]
     drawn = labels_of(sampler, [*many_on_it, NEAR], one_object())

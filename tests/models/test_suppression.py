@@ -21,7 +21,7 @@ MakeCandidates = Callable[[int, int, float, int], Candidates]
 
 @pytest.fixture
 def make_candidates(make_boxes: MakeBoxes) -> MakeCandidates:
-    """Return ``make(count, classes, extent, seed)``; many scores are equal, labels rise."""
+    """Return ``make(count, classes, extent, seed)``; many scores are equal, labels increase."""
 
     def make(count: int, classes: int, extent: float, seed: int) -> Candidates:
         generator = torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def test_a_gpu_keeps_the_same_candidates(make_candidates: MakeCandidates) -> Non
 def without_nested_slowly(
     boxes: Tensor, scores: Tensor, labels: Tensor, nms_threshold: float, nested_threshold: float
 ) -> list[int]:
-    """Go through the candidates by falling score and compare each with those that stayed."""
+    """Go through the candidates by decreasing score and compare each with those that were kept."""
     stayed: list[int] = []
     for row in torch.sort(scores, descending=True, stable=True).indices.tolist():
         for other in stayed:

@@ -1,4 +1,4 @@
-"""Which layers are taken over, and the word on every name."""
+"""Which layers are taken over, and the outcome for every name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_counters_where_weights_belong_do_not_fit() -> None:
     assert outcomes(plan_transfer(NETWORK, file))["backbone.a.bias"] == "other shape"
 
 
-def test_heads_that_do_not_fit_are_made_again_without_a_fault() -> None:
+def test_heads_that_do_not_fit_are_re_made_without_a_fault() -> None:
     file = dict(NETWORK, **state(predictor__cls_score__weight=(9, 5), predictor__other__weight=(2,)))
     transfer = plan_transfer(NETWORK, file)
     found = outcomes(transfer)
@@ -78,7 +78,7 @@ def test_the_constants_of_box_targets_go_with_the_layer_that_was_trained_in_them
     assert found["predictor.cls_score.weight"] == "loaded"
 
 
-def test_what_is_to_be_made_again_is_not_taken_even_where_it_fits() -> None:
+def test_names_to_be_re_made_are_not_loaded_even_where_they_fit() -> None:
     found = outcomes(plan_transfer(NETWORK, dict(NETWORK), remake=HEADS))
     assert {name for name, outcome in found.items() if outcome == "re-made"} == {
         name for name in NETWORK if name.startswith(("predictor.", "box_coder."))

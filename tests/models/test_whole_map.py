@@ -60,7 +60,7 @@ def test_padding_is_never_pooled_and_gets_no_gradient(padding: float, reduction:
 
 
 def slide(plane: Tensor, bins: int, reduction: str) -> Tensor:
-    """The lecture's windows, cell by cell: plane (a, b) -> (bins, bins)."""
+    """The windows of the paper, cell by cell: plane (a, b) -> (bins, bins)."""
     (a, b), out = plane.shape, torch.zeros(bins, bins)
     for i in range(bins):
         for j in range(bins):
@@ -74,7 +74,7 @@ def slide(plane: Tensor, bins: int, reduction: str) -> Tensor:
 @pytest.mark.parametrize(
     ("size", "levels"), [((13, 13), (1, 2, 3, 6)), ((8, 13), (1, 2, 4)), ((14, 10), (3,))]
 )
-def test_sliding_windows_are_the_lectures(
+def test_sliding_windows_equal_those_of_the_paper(
     size: tuple[int, int], levels: tuple[int, ...], reduction: str
 ) -> None:
     maps = random_maps(2, 3, 15, 15, seed=1)
@@ -123,7 +123,7 @@ def test_the_layout_is_the_region_pyramids() -> None:
     maps = random_maps(2, 3, 10, 14, seed=3)
     region = torch.tensor([[0.0, 0, 0, 14 * 8, 10 * 8], [1.0, 0, 0, 14 * 8, 10 * 8]])
     regions = SpatialPyramidPool((6, 3, 2, 1), 1 / 8, window="spp", center=3.5)(maps, region)
-    assert torch.equal(WholeMapPool(3)([maps], whole_map_rois([(10, 14)] * 2)), regions)
+    assert torch.equal(WholeMapPool(3, (6, 3, 2, 1))([maps], whole_map_rois([(10, 14)] * 2)), regions)
 
 
 def test_rois_cover_what_the_backbone_makes_of_each_image() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.ops import RoIPool, SpatialPyramidPool, roi_pool, spp_pool
+from detector.ops._library import numbers_of
 from tests.ops.rois import random_rois
 
 Pool = Callable[[Tensor, Tensor], Tensor]
@@ -298,3 +299,10 @@ def test_rois_get_no_gradient_and_need_none(pool: Pool) -> None:
 def test_unknown_bins_name_the_right_ones() -> None:
     with pytest.raises(ValueError, match="bins must be one of caffe, exact, partition, not 'Caffe'"):
         roi_pool(*sample(), 2, 1.0, bins="Caffe")
+
+
+def test_enums_are_read_from_the_library() -> None:
+    assert dict(numbers_of("Rule")) == {"caffe": 0, "exact": 1, "partition": 2, "spp": 3, "cells": 4}
+    assert dict(numbers_of("Reduction")) == {"max": 0, "avg": 1}
+    with pytest.raises(RuntimeError, match="there is no enum Rules"):
+        numbers_of("Rules")

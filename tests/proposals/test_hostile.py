@@ -21,7 +21,7 @@ import scipy.io
 from detector.core.errors import InputError
 from detector.proposals.inspection import guess_format
 from detector.proposals.readers import FORMATS, read_images
-from detector.proposals.readers.safe_pickle import read_pickle
+from detector.proposals.readers.pickles import read_pickle
 from detector.proposals.sources import source_parameters
 from tests.proposals.formats import (
     make_boxes,
@@ -90,13 +90,17 @@ def array_pickle(shape: bytes, kind: bytes = b"\x8c\x02f4") -> bytes:
         (b"]" + b"\x94" * 3_000_000 + b".", "more objects than a file of its size"),
         (b"]r\xff\xff\xff\xff.", None),  # a place in the memo that would take 64 GiB as a table
         (b"\x8e" + struct.pack("<Q", 1 << 62) + b".", "ends too early"),
-        (b"\x8b\xff\xff\xff\x7f.", "an integer of"),
+        (b"\x8b\xff\xff\xff\x7f.", "the pickle instruction"),  # an integer of 2 GiB
+        (b"I0x" + b"f" * 100_000 + b"\n.", "is no readable pickle"),
         (b"I" + b"9" * 100_000 + b"\n.", "is no readable pickle"),
         (b"(" * 1000 + b"t.", None),
-        (b"\x97.", "the instruction"),
-        (b"Pid\n.", "the instruction"),
+        (b"\x95" + b"\xff" * 8 + b"].", None),  # a frame longer than the file, which no reader needs
+        (b"})" + b"\x85" * 900_000 + b"Ns.", "entries of something"),  # a key that would overflow the stack
+        (b"}" + b"h\x00q\x00" * 3 + b".", "is no readable pickle"),
+        (b"\x97.", "the pickle instruction"),
+        (b"Pid\n.", "the pickle instruction"),
         (b"cos\nsystem\n.", "wants to run os.system"),
-        (b"]}b.", "a state for what has none"),
+        (b"]}b.", "a state for something that has none"),
         (b"]0.", "is no readable pickle"),
         (array_pickle(b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"), "array of shape"),
         (array_pickle(b"J\xff\xff\xff\xff\x85"), "array of shape"),

@@ -324,7 +324,7 @@ def test_a_pipe_or_a_device_is_never_opened(tmp_path: Path, name: str, kind: str
 
 def test_a_pipe_in_the_way_of_a_writer_is_removed(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
-    os.mkfifo(store.path / "index.npy.tmp")
+    os.mkfifo(store.path / f".index.npy.{os.getpid()}.tmp")
     store.append({"b": Entry(make_proposals(1))})
     assert_equal(ProposalStore.open(store.path)["b"], make_proposals(1))
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from detector.staged.box_ridge import RidgeSettings, fit_ridge, fold_ridge, whiten
+from detector.config.schema import RidgeConfig
+from detector.staged.box_ridge import fit_ridge, fold_ridge, whiten
 
 
 def closed_form(features: np.ndarray, targets: np.ndarray, factor: float, penalty: float) -> np.ndarray:
@@ -28,20 +29,20 @@ def test_equals_the_closed_form(rows: int, width: int, block: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     features = torch.rand(rows, width, generator=generator)
     targets = torch.randn(rows, 4, generator=generator) @ torch.randn(4, 4, generator=generator) * 0.2
-    weights, bias = fit_ridge(features.split(block), targets, width, 3.0, RidgeSettings(penalty=5.0))
+    weights, bias = fit_ridge(features.split(block), targets, width, 3.0, RidgeConfig(penalty=5.0))
     found = features @ weights.T + bias
     expected = closed_form(features.double().numpy(), targets.double().numpy(), 3.0, 5.0)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_whitened_targets_have_unit_covariance_and_come_back() -> None:
+def test_whitened_targets_have_unit_covariance_and_can_be_restored() -> None:
     targets = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 2, 0.5, 3.0])
     white = whiten(targets, 1e-9)
     np.testing.assert_allclose(np.cov(white.values.T, bias=True), np.eye(4), atol=1e-6)
     np.testing.assert_allclose(white.values @ white.back + white.mean, targets.numpy(), atol=1e-5)
 
 
-def test_the_layer_says_what_the_regression_says_through_the_coder() -> None:
+def test_the_layer_and_the_coder_give_the_predictions_of_the_regression() -> None:
     generator = torch.Generator().manual_seed(1)
     layer = nn.Linear(6, 4 * 3)
     means = torch.randn(3, 4, generator=generator)
@@ -55,7 +56,7 @@ def test_the_layer_says_what_the_regression_says_through_the_coder() -> None:
 
 
 def test_the_layer_and_the_coder_may_be_on_another_device_than_the_regressions() -> None:
-    """The meta device, as a GPU, refuses to compute with tensors of two devices."""
+    """Like a GPU, the meta device refuses to compute with tensors of two devices."""
     layer = nn.Linear(6, 4 * 3, device="meta")
     means, deviations = torch.zeros(3, 4, device="meta"), torch.ones(3, 4, device="meta")
     fold_ridge(layer, {2: (torch.ones(4, 6), torch.ones(4))}, means, deviations)

@@ -1,4 +1,4 @@
-"""Feature caches: planned to the byte, never stale, never torn, read as they were written."""
+"""Feature caches: planned to the byte, used only for what they were made with, read as they were written."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta
-from detector.staged.cache_plan import CachedImage, CachePlan, weights_digest
-from detector.staged.feature_cache import FeatureCache, fill_cache
+from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache, weights_digest
 
 SCALES = (32, 64)
 
@@ -54,7 +53,7 @@ def load(numbers: Sequence[int]) -> Iterator[list[Tensor]]:
 
 
 class Counter:
-    """Stands for the convolutions: one value a map, and how often it was asked."""
+    """Takes the place of the convolutions: fills each map with one ramp, and counts its calls."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.calls = 0
@@ -99,7 +98,7 @@ def test_images_of_two_splits_may_have_one_id(tmp_path: Path) -> None:
     assert [level.shape for level in first] != [level.shape for level in second]
 
 
-def test_a_stopped_one_goes_on_and_is_not_read_before_it_is_done(
+def test_an_interrupted_cache_is_resumed_and_not_read_before_it_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("detector.staged.feature_cache.FLUSH_EVERY", 1)
@@ -117,7 +116,7 @@ def test_a_stopped_one_goes_on_and_is_not_read_before_it_is_done(
             assert torch.equal(found, expected)
 
 
-def test_stale_and_foreign_caches_are_refused_by_what_differs(tmp_path: Path) -> None:
+def test_caches_of_something_else_are_refused_with_the_difference(tmp_path: Path) -> None:
     fill_cache(tmp_path / "cache", plan(), Counter(), load)
     for other, said in (
         (plan(weights="retrained"), "its weights differs"),
@@ -181,7 +180,7 @@ def test_any_flipped_bit_is_found_when_its_image_is_read(tmp_path: Path, dtype: 
     assert sound.levels("i0")
 
 
-def test_an_image_noted_as_not_done_is_made_again_alone(tmp_path: Path) -> None:
+def test_only_an_image_marked_as_not_done_is_computed_again(tmp_path: Path) -> None:
     fill_cache(tmp_path / "cache", plan(), Counter(), load)
     path = tmp_path / "cache" / "done.bin"
     path.write_bytes(path.read_bytes()[:8] + bytes(4) + path.read_bytes()[12:])
@@ -201,7 +200,7 @@ def test_too_little_disk_is_found_out_before_any_convolution(
     assert features.calls == 0
 
 
-def test_what_a_run_killed_at_its_very_start_left_counts_as_free(
+def test_the_file_of_a_run_killed_at_its_start_counts_as_free_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = tmp_path / "cache" / "maps.bin"
@@ -214,6 +213,15 @@ def test_what_a_run_killed_at_its_very_start_left_counts_as_free(
     monkeypatch.setattr(shutil, "disk_usage", usage)
     assert fill_cache(left.parent, plan(), Counter(), load).levels("i0")
     assert left.stat().st_size == plan().bytes
+
+
+def test_a_cache_is_made_where_space_cannot_be_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    cache = fill_cache(tmp_path / "cache", plan(), Counter(), load)
+    assert (tmp_path / "cache" / "maps.bin").stat().st_size == plan().bytes
+    assert torch.equal(cache.levels("i4")[0], Counter()(pixels(4)[0]))
 
 
 def test_images_smaller_than_a_cell_and_features_too_large_for_the_type_are_named(tmp_path: Path) -> None:

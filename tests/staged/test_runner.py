@@ -1,4 +1,4 @@
-"""Staged SPP-net: from nothing to a detector, the same whether or not it was killed on the way."""
+"""Staged SPP-net: the detector is the same whether or not the run was killed on the way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,10 @@ from detector.engine.trainer import StopRequested, Trainer
 from detector.factory.data import class_names, load_split
 from detector.factory.model import build_model, restore_model
 from detector.staged import runner as stages_module
-from detector.staged.cached import image_regions, open_cache
-from detector.staged.ridge_stage import RidgeFit
-from detector.staged.runner import StagedTraining
-from detector.staged.svm_stage import SVMFit
+from detector.staged.box_ridge import RidgeFit
+from detector.staged.feature_cache import open_cache
+from detector.staged.runner import StagedTraining, StageRecord, read_record
+from detector.staged.svm import SVMFit
 from detector.tasks.evaluation import evaluate, open_test_set
 from detector.tasks.training import TrainingRun
 from tests.devices import each_device
@@ -83,13 +84,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def run_alone(config: Config, folder: Path) -> None:
     os.chdir(folder)
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("detector.staged.svm_stage.SAVE_EVERY", 1)
+    monkey.setattr("detector.staged.svm.SAVE_EVERY", 1)
     monkey.setattr("detector.staged.feature_cache.FLUSH_EVERY", 1)
     StagedTraining(config, folder, "cpu").run()
 
 
 def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
-    """Run in a process forked off one that has everything imported and has computed nothing."""
+    """Run in a process forked from one that has imported everything and has computed nothing."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # found by PYTHONPATH, or every process imports torch again
@@ -154,7 +155,7 @@ def test_stopped_in_both_trainings_it_ends_with_the_same_detector(
 
 
 @each_device
-def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(
+def test_stages_pass_their_weights_on_and_the_tools_read_the_detector(
     staged: Staged, tmp_path: Path, device: str
 ) -> None:
     config, folder = staged(), tmp_path / "run"
@@ -184,7 +185,7 @@ def test_stages_hand_their_weights_on_and_the_tools_read_the_detector(
     assert again.figures["voc_mAP"] == evaluation.figures["voc_mAP"]
 
 
-def test_a_stage_is_called_alone_and_asks_for_those_before_it(staged: Staged, tmp_path: Path) -> None:
+def test_a_single_stage_can_be_run_and_needs_those_before_it(staged: Staged, tmp_path: Path) -> None:
     config, folder = staged(), tmp_path / "run"
     folder.mkdir()
     with pytest.raises(InputError, match="--stage svm: needs the stage classify"):
@@ -198,7 +199,7 @@ def test_a_stage_is_called_alone_and_asks_for_those_before_it(staged: Staged, tm
         StagedTraining(staged("seed=8"), folder, "cpu").run()
 
 
-def test_each_image_goes_through_the_convolutions_once_a_scale(staged: Staged, tmp_path: Path) -> None:
+def test_each_image_goes_through_the_convolutions_once_per_scale(staged: Staged, tmp_path: Path) -> None:
     config = staged()
     classes = class_names(config)
     records = load_split(config, "trainval", classes, training=True).records
@@ -234,7 +235,7 @@ def test_one_image_is_enough_and_a_class_without_objects_is_named(
 
 
 @pytest.mark.parametrize("kind", ["svm", "box_ridge"])
-def test_what_a_stopped_fit_kept_is_refused_by_another_config(
+def test_the_state_of_a_stopped_fit_is_refused_with_another_config(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     config, folder = staged(), tmp_path / "run"
@@ -246,9 +247,9 @@ def test_what_a_stopped_fit_kept_is_refused_by_another_config(
     def stop(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    layer = {"svm": "svm_stage.fold_svms", "box_ridge": "ridge_stage.fold_ridge"}[kind]
+    layer = {"svm": "svm.fold_svms", "box_ridge": "box_ridge.fold_ridge"}[kind]
     with monkeypatch.context() as patched:
-        patched.setattr("detector.staged.svm_stage.SAVE_EVERY", 1)
+        patched.setattr("detector.staged.svm.SAVE_EVERY", 1)
         patched.setattr(f"detector.staged.{layer}", stop)
         with pytest.raises(KeyboardInterrupt):
             StagedTraining(config, folder, "cpu").run(config.stages[number].name)
@@ -265,20 +266,20 @@ def test_what_a_stopped_fit_kept_is_refused_by_another_config(
 
 
 def test_features_are_scaled_and_rows_thinned_as_the_release_does(staged: Staged, tmp_path: Path) -> None:
-    """A mean norm over regions of the images; at most ``max_rows`` rows a class, drawn by the seed."""
+    """A mean norm over regions of the images; at most ``max_rows`` rows per class, drawn by the seed."""
     config = staged()
     classes = class_names(config)
     model = build_model(config, len(classes))
     fit = RidgeFit(config, model, classes, tmp_path / "cache", "cpu", lambda _: None, None)
     norms = []
     for record in fit.records:
-        regions = image_regions(record, fit.source, fit.objects(record).boxes)
-        norms.append(fit.embed(record, regions, pooled=True).norm(dim=1))
+        regions = torch.cat((fit.objects(record).boxes, fit.proposals(record)))
+        norms.append(fit.embed(record, regions).pooled.norm(dim=1))
     # At most 200 regions of an image are looked at, so the mean is that of a sample.
     assert fit.mean_norm(pooled=True) == pytest.approx(float(torch.cat(norms).mean()), rel=0.05)
-    whole = fit._ridge_rows(RidgeConfig())
-    few = fit._ridge_rows(RidgeConfig(max_rows=3))
-    again = fit._ridge_rows(RidgeConfig(max_rows=3))
+    whole = fit._rows(RidgeConfig())
+    few = fit._rows(RidgeConfig(max_rows=3))
+    again = fit._rows(RidgeConfig(max_rows=3))
     for label, rows in whole.items():
         count = sum(len(boxes) for _, boxes, _ in rows)
         assert sum(len(boxes) for _, boxes, _ in few[label]) == min(3, count)
@@ -291,7 +292,7 @@ def test_features_are_scaled_and_rows_thinned_as_the_release_does(staged: Staged
 
 
 def test_a_region_on_a_difficult_object_is_no_negative(staged: Staged, tmp_path: Path) -> None:
-    """The object is no positive where the config skips difficult ones, and yet its class is there."""
+    """Where the config skips difficult objects, they are not positives, but their class is present."""
     config = staged("data.difficult=skip")
     classes = class_names(config)
     fit = SVMFit(
@@ -302,7 +303,7 @@ def test_a_region_on_a_difficult_object_is_no_negative(staged: Staged, tmp_path:
     hidden = replace(record, targets=targets)
     assert not len(fit.objects(hidden))
     for pooled in (False, True):
-        features, overlaps, regions, windows = fit._negatives(hidden, pooled)
+        features, overlaps, regions, windows = fit._candidates(hidden, pooled)
         assert len(features) == len(regions) == len(windows)
         expected = iou(regions, targets.boxes)
         for number in range(len(classes)):
@@ -313,7 +314,7 @@ def test_a_region_on_a_difficult_object_is_no_negative(staged: Staged, tmp_path:
 
 
 def test_an_rcnn_in_stages(staged: Staged, tmp_path: Path) -> None:
-    """R-CNN's stages: fine-tuning on crops, SVMs on fc7, ridge regression on what the crops pool to."""
+    """R-CNN's stages: fine-tuning on crops, SVMs on fc7, ridge regression on the pooled crops."""
     staged()
     values = json.loads((tmp_path / "staged.yaml").read_text())
     network, _, svm, boxes = values["stages"]
@@ -334,7 +335,7 @@ def test_an_rcnn_in_stages(staged: Staged, tmp_path: Path) -> None:
         StagedTraining(resized, tmp_path / "run", "cpu").run()
 
 
-def test_too_little_disk_is_said_before_the_convolutions_run(
+def test_too_little_disk_is_reported_before_the_convolutions_run(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = staged()
@@ -418,7 +419,7 @@ def test_a_damaged_fit_starts_again(
         classes = class_names(training.config)
         model = build_model(training.config, len(classes))
         assert training._unfinished_fit(kept, 2, model, len(classes)) is None
-        assert "fit.pt: not what a stopped fit keeps" in capsys.readouterr().err
+        assert "fit.pt: not the state of an unfinished fit" in capsys.readouterr().err
     assert StagedTraining(staged(), two_done, "cpu").run("svm") is None
 
 
@@ -449,7 +450,7 @@ def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
 def test_the_seconds_of_a_stage_are_its_own(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither those of the process before it, nor those of the stages before it."""
+    """They include neither the process nor the stages before it."""
     monkeypatch.setattr("detector.staged.runner.process_seconds", lambda: 500.0)
     began = time.perf_counter()
     for name in ("classify", "fine_tune"):
@@ -472,7 +473,7 @@ def test_a_staged_run_does_not_delete_the_weights_that_it_starts_from(staged: St
         training.check_start(overwrite=True)
 
 
-def test_weights_that_are_missing_end_a_staged_run_first(staged: Staged, tmp_path: Path) -> None:
+def test_missing_weights_are_reported_before_a_staged_run_begins(staged: Staged, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     config = staged(f"model.backbone.weights={tmp_path / 'absent.pth'}")
     with pytest.raises(InputError, match=r"absent\.pth"):
@@ -498,3 +499,53 @@ def test_the_finished_detector_has_the_threshold_of_images_that_no_stage_was_tra
     assert metrics["split"] == "test"
     assert metrics["validation"]["images"] == 2
     assert metrics.get("score_threshold") == stored
+
+
+RECORD = StageRecord(
+    key="abc",
+    checkpoint="checkpoints/step_6.pt",
+    steps=14,
+    seconds=2.5,
+    data_fingerprint={"training: trainval": "00ff"},
+)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    RECORD.write(tmp_path / "done.json")
+    assert read_record(tmp_path / "done.json") == RECORD
+    older = {"key": "abc", "checkpoint": "checkpoints/step_6.pt", "steps": 14, "seconds": 2.5}
+    (tmp_path / "done.json").write_text(json.dumps(older))
+    assert read_record(tmp_path / "done.json").data_fingerprint == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"key": 3}, "key"),
+        ({"key": None}, "key"),
+        ({"checkpoint": "/etc/passwd"}, "checkpoint"),
+        ({"checkpoint": "checkpoints/../../../x.pt"}, "checkpoint"),
+        ({"checkpoint": ["checkpoints/step_6.pt"]}, "checkpoint"),
+        ({"steps": "14"}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 10**400}, "steps"),
+        ({"steps": 1.5}, "steps"),
+        ({"seconds": -1}, "seconds"),
+        ({"seconds": None}, "seconds"),
+        ({"data_fingerprint": [1]}, "data_fingerprint"),
+        ({"data_fingerprint": {"a": 1}}, "data_fingerprint"),
+    ],
+)
+def test_wrong_values_in_a_record_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    path = tmp_path / "done.json"
+    path.write_text(json.dumps({**RECORD.model_dump(), **change}))
+    with pytest.raises(InputError, match=rf"done\.json: not the record of a finished stage: {named}"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "null", '{"key": "abc"}', "\ufeff{}"])
+def test_files_that_are_no_records_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "done.json").write_text(text)
+    with pytest.raises(InputError, match=r"done\.json: not"):
+        read_record(tmp_path / "done.json")

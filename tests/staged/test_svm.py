@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from detector.config.schema import RidgeConfig, SVMConfig
 from detector.core.errors import InputError
-from detector.staged.box_ridge import RidgeSettings
-from detector.staged.hard_negatives import NEVER, HardNegativeMining, MiningSettings
-from detector.staged.svm import SVMSettings, fit_svm, fold_svms
-from detector.staged.svm_stage import mining_settings, note_unconverged
+from detector.staged.svm import NEVER_FIRES, HardNegativeMining, fit_svm, fold_svms, note_unconverged
 
 CLASSES = ("cat", "dog")
 Image = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -37,7 +34,7 @@ def toy(seed: int = 0, images: int = 12) -> tuple[list[Tensor], list[Image]]:
     return positives, given
 
 
-def reference(positives: list[Tensor], images: list[Image], settings: MiningSettings) -> list[np.ndarray]:
+def reference(positives: list[Tensor], images: list[Image], settings: SVMConfig) -> list[np.ndarray]:
     """One class and one region at a time, with lists; returns (weights, bias) of each class."""
     found = []
     for number, objects in enumerate(positives):
@@ -55,14 +52,14 @@ def reference(positives: list[Tensor], images: list[Image], settings: MiningSett
                 kept.append(features[row])
                 fresh += 1
             if place == 0 or fresh > settings.retrain_after or place == len(images) - 1:
-                weights, bias, _ = fit_svm(objects, torch.stack(kept), settings.svm)
+                weights, bias, _ = fit_svm(objects, torch.stack(kept), settings)
                 kept = [one for one in kept if float(one @ weights) + bias >= settings.evict_score]
                 fresh = 0
         found.append(np.append(weights.numpy(), bias))
     return found
 
 
-def mined(positives: list[Tensor], images: list[Image], settings: MiningSettings) -> HardNegativeMining:
+def mined(positives: list[Tensor], images: list[Image], settings: SVMConfig) -> HardNegativeMining:
     mining = HardNegativeMining(CLASSES, positives, 1.0, settings)
     add(mining, images)
     return mining
@@ -76,7 +73,7 @@ def add(mining: HardNegativeMining, images: list[Image]) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("retrain_after", [4, 1000])
 def test_bookkeeping_equals_the_slow_reference(seed: int, retrain_after: int) -> None:
-    settings = MiningSettings(svm=SVMSettings(c=0.1), retrain_after=retrain_after, evict_score=-1.05)
+    settings = SVMConfig(c=0.1, retrain_after=retrain_after, evict_score=-1.05)
     positives, images = toy(seed)
     expected = reference(positives, images, settings)
     found = mined(positives, images, settings)
@@ -87,7 +84,7 @@ def test_bookkeeping_equals_the_slow_reference(seed: int, retrain_after: int) ->
 
 def test_going_on_from_a_saved_state_equals_going_through() -> None:
     positives, images = toy()
-    settings = MiningSettings(svm=SVMSettings(c=0.1), retrain_after=4)
+    settings = SVMConfig(c=0.1, retrain_after=4)
     whole = mined(positives, images, settings)
     for stop in (1, 5, 11):
         first = HardNegativeMining(CLASSES, positives, 1.0, settings)
@@ -105,7 +102,7 @@ def test_overlapping_negatives_are_thinned_where_asked() -> None:
     features, overlaps, _, windows = images[0]
     boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0]]).repeat(15, 1)
     boxes[4] += 100
-    settings = MiningSettings(negative_overlap=0.7, evict_score=-1e9)
+    settings = SVMConfig(negative_overlap=0.7, evict_score=-1e9)
     mining = HardNegativeMining(CLASSES, positives, 1.0, settings)
     mining.add_image(features, torch.zeros_like(overlaps), boxes, windows)
     assert [len(rows) for rows in mining.negatives] == [2, 2]
@@ -114,7 +111,7 @@ def test_overlapping_negatives_are_thinned_where_asked() -> None:
 def test_the_svm_is_liblinears_with_the_releases_constants() -> None:
     positives, images = toy()
     negatives = images[0][0]
-    weights, bias, converged = fit_svm(positives[0], negatives, SVMSettings())
+    weights, bias, converged = fit_svm(positives[0], negatives, SVMConfig())
     assert converged
     solver = LinearSVC(
         loss="hinge", C=1e-3, class_weight={0: 1, 1: 2}, intercept_scaling=10, random_state=0, max_iter=20_000
@@ -141,9 +138,9 @@ def test_a_class_without_positives_is_named_or_never_fires() -> None:
     positives, images = toy()
     positives[1] = torch.zeros(0, 5)
     with pytest.raises(InputError, match="the SVM of dog"):
-        HardNegativeMining(CLASSES, positives, 1.0)
-    mining = mined(positives, images, MiningSettings(missing_positives="never"))
-    assert mining.biases[1] == NEVER
+        HardNegativeMining(CLASSES, positives, 1.0, SVMConfig())
+    mining = mined(positives, images, SVMConfig(missing_positives="never"))
+    assert mining.biases[1] == NEVER_FIRES
     assert not mining.weights[1].any()
     assert mining.weights[0].any()
 
@@ -152,9 +149,9 @@ def test_a_solver_that_runs_out_of_passes_is_noted_by_class_and_not_warned_of(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     positives, images = toy()
-    assert mined(positives, images, MiningSettings()).converged == [True, True]
+    assert mined(positives, images, SVMConfig()).converged == [True, True]
     monkeypatch.setattr("detector.staged.svm.MAX_ITERATIONS", 1)
-    mining = mined(positives, images, MiningSettings(missing_positives="never"))
+    mining = mined(positives, images, SVMConfig(missing_positives="never"))
     assert mining.converged == [False, False]
     assert not recwarn.list
     note_unconverged(mining)
@@ -163,11 +160,8 @@ def test_a_solver_that_runs_out_of_passes_is_noted_by_class_and_not_warned_of(
 
 def test_defaults_are_the_releases() -> None:
     """Liblinear with -w1 2 -B 10 -c 1e-3, features of mean norm 20; ridges of at most 20,000 rows."""
-    mining = mining_settings(SVMConfig())
-    assert mining == MiningSettings()
-    assert (mining.svm.c, mining.svm.positive_weight, mining.svm.bias_multiplier) == (1e-3, 2.0, 10.0)
-    assert (mining.negative_iou, mining.hard_score, mining.evict_score) == (0.3, -1.0001, -1.2)
-    assert (mining.retrain_after, SVMConfig().feature_norm) == (2000, 20.0)
-    ridge = RidgeConfig()
-    assert (ridge.penalty, ridge.whitening) == (RidgeSettings().penalty, RidgeSettings().whitening)
+    svm, ridge = SVMConfig(), RidgeConfig()
+    assert (svm.c, svm.positive_weight, svm.bias_multiplier) == (1e-3, 2.0, 10.0)
+    assert (svm.negative_iou, svm.hard_score, svm.evict_score) == (0.3, -1.0001, -1.2)
+    assert (svm.retrain_after, svm.feature_norm) == (2000, 20.0)
     assert (ridge.penalty, ridge.whitening, ridge.max_rows, ridge.min_iou) == (4000.0, 1e-3, 20000, 0.5)

@@ -32,12 +32,14 @@ using namespace detector::selective_search;
 
 SearchConfig everything(int threads) {
   SearchConfig config;
-  for (int64_t i = 0; i < kColorSpaceCount; ++i) config.color_spaces.push_back(static_cast<ColorSpace>(i));
-  for (int64_t i = 0; i < kSimilarityCount; ++i) config.similarities.push_back(static_cast<Similarity>(i));
+  for (int64_t i = 0; i < count_of(ColorSpace{}); ++i)
+    config.color_spaces.push_back(static_cast<ColorSpace>(i));
+  for (int64_t i = 0; i < count_of(Similarity{}); ++i)
+    config.similarities.push_back(static_cast<Similarity>(i));
   config.scales = {20, 150};
   config.min_sizes = {20, 5};
   config.sigma = 0.8f;
-  config.connectivity = Connectivity::kEight;
+  config.connectivity = Connectivity::eight;
   config.diagonal_neighbours = true;
   config.all_texture_channels = true;
   config.pixels_per_size = 3;

@@ -1,0 +1,45 @@
+"""The commands: their names, their scripts in ``tools/``, and how the person at the keyboard calls them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+PROGRAM = "region-detector"
+"""The console command that an installation brings."""
+
+
+class Command(NamedTuple):
+    """A command: ``region-detector NAME`` and ``tools/SCRIPT.py`` run the same code."""
+
+    name: str
+    script: str
+    summary: str
+
+
+COMMANDS = (
+    Command("train", "train", "train a detector or a classifier as a config says, and score it"),
+    Command("evaluate", "evaluate", "score a checkpoint on a split, or result files that exist already"),
+    Command("demo", "demo", "detect objects in your own images, or name what is on them"),
+    Command("propose", "propose", "make, convert, merge or inspect region proposals"),
+    Command("check", "check_data", "look for faults in a data set before training"),
+    Command("convert", "convert_data", "convert annotations between VOC's layout and COCO's format"),
+    Command("recall", "recall", "measure how many objects the proposals can reach"),
+    Command("draw", "draw_pooling", "draw how a region is pooled by each rule"),
+    Command("ablate", "ablate", "run the ablations of the papers and print their table"),
+)
+"""All commands, in the order in which people need them."""
+
+
+def as_called(text: str) -> str:
+    """Return ``text`` with its commands, written as ``tools/SCRIPT.py``, as the reader calls them here.
+
+    Who runs the console command, which works without the repository, is shown ``region-detector NAME``.
+    """
+    if Path(sys.argv[0]).name.split()[:1] != [PROGRAM]:
+        return text
+    for command in COMMANDS:
+        text = re.sub(rf"(?:python )?tools/{command.script}\.py", f"{PROGRAM} {command.name}", text)
+    return text
