@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def train(config: dict[str, Any], folder: Path) -> str:
-    """Train in ``folder``, in a process of its own, and return what it prints."""
+    """Train in ``folder``, in a separate process, and return what it prints."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     command = [sys.executable, "-m", "tests.fake_gpu.training", str(path), str(folder / "run"), str(build())]
