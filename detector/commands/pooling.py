@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detector.config import Config
 from detector.core.errors import InputError
-from detector.factory.data import inference_transforms
+from detector.factory.loaders import inference_transforms
 from detector.factory.model import build_backbone
 from detector.factory.weights import load_published
 from detector.models.backbones import Backbone

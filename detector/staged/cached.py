@@ -13,9 +13,9 @@ from torch import Tensor
 from detector.config import Config
 from detector.core.progress import note, progress_bar
 from detector.core.structures import Embedded, ImageMeta, ImageRecord
-from detector.data.dataset import ProposalSource
+from detector.data.samples import ProposalSource
 from detector.engine.inference import choose_scales
-from detector.factory.data import inference_transforms, inference_views, no_proposals
+from detector.factory.loaders import inference_transforms, inference_views, no_proposals
 from detector.factory.model import build_normalization
 from detector.models.detector import RegionDetector
 from detector.proposals.hashing import file_hash

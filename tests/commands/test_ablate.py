@@ -14,7 +14,7 @@ from tests.tiny import TINY
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    from detector.data.generated import generate_voc
+    from detector.data.generated.dataset import generate_voc
 
     root = tmp_path / "voc"
     generate_voc(root, train_images=4, test_images=2, image_size=(96, 128), seed=1)

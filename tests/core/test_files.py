@@ -11,7 +11,7 @@ import pytest
 from detector.core.errors import InputError
 from detector.core.files import read_json, read_short_text, require_regular
 from detector.data.images import read_image, stored_view
-from detector.data.voc_xml import parse_xml
+from detector.data.voc.xml import parse_xml
 
 READERS = (read_image, stored_view, parse_xml, read_json, lambda path: read_short_text(path, "the list"))
 
