@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from detector.commands import cli
@@ -27,6 +26,7 @@ from detector.data.check.report import CheckReport, fix_list, problem_line, summ
 from detector.data.faults import message_without
 from detector.data.images import read_image
 from detector.data.source import DataSource
+from detector.data.targets import AS_ANNOTATED, TargetBuilder
 from detector.evaluation.report import plain, write_json
 from detector.factory.data import (
     build_source,
@@ -70,7 +70,8 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
     data, source = config.data, build_source(config)
     kept = None if data.classes or source.declares_classes else kept_images(config)
     selections = {split: split_selection(config, split) for split in splits}
-    listed = source.images_to_check(selections, data.train_split, kept)
+    problems: list[Problem] = []
+    listed = list(source.images_to_check(selections, data.train_split, kept, problems.append))
     classes = _known_classes(config, source)
     rules = Rules(
         classes=classes,
@@ -79,10 +80,10 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
         images=images,
         first_pixel=data.first_pixel,
     )
-    checked = inspect_images(listed.images, rules)
+    checked = inspect_images(listed, rules)
     return summarise(
         checked,
-        [*dict.fromkeys(listed.problems), *_nothing_to_train_on(config, checked)],
+        [*dict.fromkeys(problems), *_nothing_to_train_on(config, checked)],
         splits,
         data.train_split,
         first_pixel=data.first_pixel,
@@ -104,27 +105,16 @@ def _known_classes(config: Config, source: DataSource) -> frozenset[str] | None:
 def _nothing_to_train_on(config: Config, checked: Sequence[CheckedImage]) -> list[Problem]:
     """Return the problem that no training image has an object, as a training run finds it when it starts."""
     split = config.data.train_split
-    members = [one for one in checked if split in one.listed.splits]
+    members = [one.objects for one in checked if split in one.listed.splits]
+    names = {thing.name for objects in members for thing in objects}
+    build_targets = TargetBuilder(list(names), AS_ANNOTATED)
     try:
         if members:
-            require_objects(map(_targets, members), config)
+            require_objects((build_targets(objects, (0, 0)) for objects in members), config)
     except InputError as error:
         message = message_without(error, config.data.root)
         return [Problem(kind="nothing to train on", file=split, message=message, stops=True)]
     return []
-
-
-def _targets(checked: CheckedImage, classes: Sequence[str] = ()) -> Targets:
-    """Return the objects of an image that training can use; label k is the k-th of ``classes``, 1 without."""
-    objects = checked.objects
-    return Targets.make(
-        torch.tensor([thing.box for thing in objects], dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(
-            [classes.index(thing.name) + 1 if classes else 1 for thing in objects], dtype=torch.int64
-        ),
-        torch.tensor([thing.difficult for thing in objects], dtype=torch.bool),
-        torch.tensor([thing.crowd for thing in objects], dtype=torch.bool),
-    )
 
 
 def show_report(report: CheckReport) -> None:
@@ -182,12 +172,14 @@ def example_images(
 ) -> list[tuple[np.ndarray, Targets]]:
     """Return some readable images from all parts of the data set, with the objects that training can use."""
     examples: list[tuple[np.ndarray, Targets]] = []
+    build_targets = TargetBuilder(classes, AS_ANNOTATED)
     sound = [one for one in images if one.objects and not any(problem.stops for problem in one.problems)]
     for one in sound[:: max(1, len(sound) // EXAMPLES)]:
         try:
-            examples.append((read_image(one.listed.path, one.listed.size), _targets(one, classes)))
+            image = read_image(one.listed.path, one.listed.size)
         except InputError:  # with --no-images no file has been opened before
             continue
+        examples.append((image, build_targets(one.objects, image.shape[:2])))
         if len(examples) == EXAMPLES:
             break
     return examples

@@ -173,17 +173,15 @@ def workers_that_fit(
     Raises LoaderFailed where it is too small for a number that is ``fixed``.
     """
     free = free_shared_memory()
-    if free is None or needed_memory(workers, batch_bytes, largest_bytes) <= free:
-        return workers
+    for count in [workers] if fixed else range(workers, 0, -1):
+        if free is None or needed_memory(count, batch_bytes, largest_bytes) <= free:
+            return count
     if not fixed:
-        enough = (
-            n for n in range(workers - 1, 0, -1) if needed_memory(n, batch_bytes, largest_bytes) <= free
-        )
-        return next(enough, 0)
+        return 0
     raise LoaderFailed(
         f"data.workers={workers}: the images that they prepare ahead may take "
         f"{_mib(needed_memory(workers, batch_bytes, largest_bytes))} of shared memory, and /dev/shm has "
-        f"{_mib(free)} free; {_MORE}"
+        f"{_mib(free or 0)} free; {_MORE}"
     )
 
 

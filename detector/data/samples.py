@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ def make_sample(
     )
 
 
+@dataclass(eq=False)
 class TrainingDataset(Dataset["Sample | InputError"]):
     """Samples by (index, draw): ``draw`` is the sample's number in the run and seeds its random choices.
 
@@ -50,19 +52,11 @@ class TrainingDataset(Dataset["Sample | InputError"]):
     its message stays one clear line.
     """
 
-    def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        proposals: ProposalSource,
-        transform: ImageTransform,
-        seed: int,
-        draws_per_scale: int | None = None,
-    ) -> None:
-        self.records = records
-        self.proposals = proposals
-        self.transform = transform
-        self.seed = seed
-        self.draws_per_scale = draws_per_scale
+    records: Sequence[ImageRecord]
+    proposals: ProposalSource
+    transform: ImageTransform
+    seed: int
+    draws_per_scale: int | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -85,18 +79,13 @@ class TrainingDataset(Dataset["Sample | InputError"]):
         return np.random.default_rng((self.seed, draw // self.draws_per_scale, _SCALE_STREAM))
 
 
+@dataclass(eq=False)
 class InferenceDataset(Dataset["list[Sample] | InputError"]):
     """Each item is one image in all its views: a list of samples with the same proposals, or an error."""
 
-    def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        proposals: ProposalSource,
-        transforms: Sequence[ImageTransform],
-    ) -> None:
-        self.records = records
-        self.proposals = proposals
-        self.transforms = transforms
+    records: Sequence[ImageRecord]
+    proposals: ProposalSource
+    transforms: Sequence[ImageTransform]
 
     def __len__(self) -> int:
         return len(self.records)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import CheckList
+from detector.data.check.problem import ImageToCheck, Report
 from detector.data.selection import Selection
 from detector.data.suspicions import Suspicion
 from detector.data.targets import ObjectRules
@@ -40,35 +40,30 @@ class Dataset:
 class DataSource(Protocol):
     """A data set on disk: one class per format of annotations.
 
-    A split is known by its name; which images it has is written in a file or a folder (`image_list`), and a
-    `Selection` may choose some of them.
+    A file or a folder says which images belong to a split (`image_list`); a `Selection` may choose some.
+    ``declares_classes`` says whether the format lists its classes; otherwise every name of an object is one.
+    All methods raise InputError for a file that is missing or malformed.
     """
 
     @property
-    def rules(self) -> ObjectRules:
-        """What happens to objects with invalid boxes and to objects of other classes."""
-        ...
+    def rules(self) -> ObjectRules: ...
 
     @property
-    def declares_classes(self) -> bool:
-        """Whether the format lists its classes; otherwise every name that an object has is a class."""
-        ...
+    def declares_classes(self) -> bool: ...
 
     def image_list(self, split: str) -> Path:
         """Return the file or folder that names the images of ``split``; it need not exist."""
         ...
 
     def image_names(self, split: str) -> list[ImageName]:
-        """Return the names of all images of ``split``. Raises InputError where they cannot be read."""
+        """Return the names of all images of ``split``."""
         ...
 
     def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
         """Return the names of the annotated classes in the order of their labels.
 
-        Where the format declares classes, they are those of the first split. Otherwise they are the names in
-        all annotations of the folders of ``splits``, sorted, where ``choose`` may pick some of the images.
-
-        Raises InputError where annotations are missing or malformed.
+        Where the format declares classes, they are those of the first split. Otherwise they are the sorted
+        names in all annotations of the folders of ``splits``; ``choose`` may pick some of the images.
         """
         ...
 
@@ -84,37 +79,31 @@ class DataSource(Protocol):
     ) -> Dataset:
         """Read the images of ``split`` and their objects.
 
-        Args:
-            split: the split's name.
-            classes: the names that labels stand for; None takes the names in the annotations.
-            training: apply the rules about invalid boxes; otherwise keep every object exactly as annotated.
-            choose: which of the images to read; None reads all.
-            unannotated: accept a split that is wholly without annotations; its records have no objects.
-            require_images: check that the image files exist. Without it the size of an image whose
-                annotation gives none may be (0, 0), which needs ``training=False``.
+        ``classes`` are the names that labels stand for; None takes those in the annotations. For ``training``
+        the rules about invalid boxes apply; otherwise every object stays exactly as annotated. With
+        ``unannotated`` a split may be wholly without annotations, and its records then have no objects.
+        Without ``require_images`` the image files need not exist; an image whose annotation gives no size
+        then has the size (0, 0), which needs ``training=False``.
 
-        Raises:
-            InputError: a missing or malformed file, an object of a class that is not in ``classes``, or an
-                invalid box that the rules treat as an error.
+        Raises InputError also for an object of a class that is not in ``classes``, and for an invalid box
+        that the rules treat as an error.
         """
         ...
 
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> dict[str, Any] | None:
-        """Return the split's own COCO annotations with every one of ``classes`` as a category.
+        """Return the split's own COCO annotations with each of ``classes`` as a category; None without any.
 
-        ``train_split`` may supply missing categories. None where the annotations are not in COCO's format.
-
-        Raises InputError for a class that is no category.
+        ``train_split`` may supply categories that are missing.
         """
         ...
 
     def images_to_check(
-        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None
-    ) -> CheckList:
-        """Return the images of the splits that ``selections`` names, and the faults in what lists them.
+        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Report
+    ) -> Iterator[ImageToCheck]:
+        """Yield the images of the splits that ``selections`` names, and ``report`` faults in their lists.
 
-        A split other than ``train_split`` may be without annotations. With ``kept``, annotations that belong
-        to no split are included too, where the class names are taken from all of them.
+        A split other than ``train_split`` may be without annotations. With ``kept``, annotations of no split
+        are included, where the class names are taken from all of them.
         """
         ...
 

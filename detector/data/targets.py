@@ -44,6 +44,11 @@ class AnnotatedObject:
     place: str
     written: Sequence[float]
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """(width, height) of the box in pixels."""
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectRules:
@@ -89,6 +94,9 @@ class ObjectRules:
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < self.min_box_size:
             return f"under {self.min_box_size:g} px"
         return None
+
+
+AS_ANNOTATED = ObjectRules(invalid_boxes=None)
 
 
 class TargetBuilder:

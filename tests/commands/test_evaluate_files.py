@@ -22,7 +22,7 @@ from detector.evaluation.result_files import write_result_files
 from detector.evaluation.score_files import score_result_files
 from detector.evaluation.voc import VocEvaluator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VOC_EVAL = ROOT / "data" / "voc_eval"
 SAMPLE = VOC_EVAL / "object_detection_metrics_sample_2"
 needs_voc_eval = pytest.mark.skipif(not VOC_EVAL.is_dir(), reason="data/voc_eval is not there")

@@ -23,7 +23,7 @@ from detector.data.check.problem import ImageToCheck, Problem
 from detector.data.faults import message_without
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
 from detector.data.suspicions import Suspicion, at_wrong_edge, unused_bits
-from detector.data.targets import OTHER_CLASS_ADVICE, AnnotatedObject, Box, ObjectRules
+from detector.data.targets import OTHER_CLASS_ADVICE, AnnotatedObject, ObjectRules
 from detector.data.voc.annotation import read_element, to_annotation
 
 _CHUNK = 16  # images that a process takes at a time
@@ -45,22 +45,6 @@ class Rules:
     first_pixel: int = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UsableObject:
-    """An object that training can use: ``box`` is half-open in pixels of the image."""
-
-    name: str
-    box: Box
-    difficult: bool
-    crowd: bool
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """(width, height) in pixels."""
-        x1, y1, x2, y2 = self.box
-        return x2 - x1, y2 - y1
-
-
 @dataclass(kw_only=True, slots=True)
 class CheckedImage:
     """The result for one image: its problems, and the objects that training can use.
@@ -71,7 +55,7 @@ class CheckedImage:
 
     listed: ImageToCheck
     problems: list[Problem] = field(default_factory=list)
-    objects: list[UsableObject] = field(default_factory=list)
+    objects: list[AnnotatedObject] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     at_edge: int = 0
     from_voc: int = 0
@@ -197,9 +181,7 @@ def _check_objects(
                 message = f"{thing.name!r} is not among the classes; {OTHER_CLASS_ADVICE}"
                 checked.add("unknown class", file, message, where, stops=True)
         elif fault is None:
-            difficult, crowd = thing.difficult or thing.ignore, thing.crowd or thing.ignore
-            usable = UsableObject(name=thing.name, box=thing.box, difficult=difficult, crowd=crowd)
-            checked.objects.append(usable)
+            checked.objects.append(thing)
         else:
             written = ", ".join(f"{number:g}" for number in thing.written)
             extent = f" of an image of {size[1]}x{size[0]}" if size and fault == "outside" else ""

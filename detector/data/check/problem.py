@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from detector.core.errors import InputError
 from detector.data.faults import message_without
@@ -31,6 +30,9 @@ class Problem:
     unusable: bool = False
 
 
+Report = Callable[[Problem], None]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageToCheck:
     """One image to check: the files of its annotation and of its pixels, and the splits that name it.
@@ -48,21 +50,9 @@ class ImageToCheck:
     objects: tuple[AnnotatedObject, ...] | None = None
 
 
-class CheckList(NamedTuple):
-    """The images to check, and the problems of no single image, such as a faulty line of a split file."""
-
-    images: list[ImageToCheck]
-    problems: list[Problem]
-
-
 def whole_file(path: Path, error: InputError) -> Problem:
     """Return an error that no single image caused as a problem of the file at ``path``."""
     return Problem(kind="annotations", file=str(path), message=message_without(error, path), stops=True)
-
-
-def add_to(problems: list[Problem], path: Path) -> Callable[[InputError], None]:
-    """Return a fault handler that adds each error to ``problems``; see `whole_file`."""
-    return lambda error: problems.append(whole_file(path, error))
 
 
 def nothing_to_score(place: Path, split: str) -> Problem:

@@ -14,7 +14,7 @@ from detector.core.errors import printable
 from detector.data.check.image import CheckedImage
 from detector.data.check.problem import Problem
 from detector.data.selection import list_line
-from detector.data.suspicions import Suspicion, names_with_others, similar_names, wrong_first_pixel
+from detector.data.suspicions import names_with_others, similar_names, wrong_first_pixel
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -96,23 +96,18 @@ def summarise(
     """
     problems = [*others, *(problem for one in checked for problem in one.problems)]
     problems += _in_two_splits(checked, splits, {train_split, validation_split})
-    place = ", ".join(splits)
-    suspicions = [*_first_pixel(checked, first_pixel, place), *similar_names(_names(checked, classes), place)]
+    at_edge, objects = sum(one.at_edge for one in checked), sum(one.from_voc for one in checked)
+    annotated = Counter(thing.name for one in checked for thing in one.objects)
+    annotated.update(name for one in checked for name in one.others)
+    names = names_with_others(list(dict.fromkeys(classes)), annotated)
+    suspicions = [
+        *wrong_first_pixel(at_edge, objects, first_pixel, ", ".join(splits)),
+        *similar_names(names, ", ".join(splits)),
+    ]
     problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in suspicions]
     return CheckReport(
         splits=tuple(splits), train_split=train_split, problems=problems, checked=list(checked)
     )
-
-
-def _first_pixel(checked: Sequence[CheckedImage], first_pixel: int, place: str) -> Iterable[Suspicion]:
-    count, objects = sum(one.at_edge for one in checked), sum(one.from_voc for one in checked)
-    return wrong_first_pixel(count, objects, first_pixel, place)
-
-
-def _names(checked: Sequence[CheckedImage], classes: Iterable[str]) -> list[str]:
-    annotated = Counter(thing.name for one in checked for thing in one.objects)
-    annotated.update(name for one in checked for name in one.others)
-    return names_with_others(list(dict.fromkeys(classes)), annotated)
 
 
 def _in_two_splits(

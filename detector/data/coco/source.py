@@ -5,14 +5,13 @@ Category ids, which may have gaps, stay here: label k is the k-th category by id
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import CheckList, ImageToCheck, Problem, add_to, nothing_to_score, whole_file
+from detector.data.check.problem import ImageToCheck, Problem, Report, nothing_to_score, whole_file
 from detector.data.coco.file import (
     CocoData,
     Entry,
@@ -29,14 +28,6 @@ from detector.data.selection import Selection
 from detector.data.source import Dataset, for_split
 from detector.data.suspicions import names_with_others, same_image, similar_names
 from detector.data.targets import ObjectRules, TargetBuilder
-
-
-class _SplitFile(NamedTuple):
-    """A split's annotation file, its entries of images by the records' ids, and the chosen images' names."""
-
-    data: CocoData
-    entries: dict[str, Entry]
-    chosen: Sequence[ImageName]
 
 
 @dataclass(frozen=True)
@@ -147,46 +138,43 @@ class CocoSource:
         return {**data, "categories": [*data["categories"], *added]}
 
     def images_to_check(
-        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None
-    ) -> CheckList:
-        """Return the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
-        checks = CheckList([], [])
+        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Report
+    ) -> Iterator[ImageToCheck]:
+        """Yield the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
         for split, choose in selections.items():
-            more = self._check_split(split, choose, trained=split == train_split)
-            checks.images.extend(more.images)
-            checks.problems.extend(more.problems)
-        return checks
+            try:
+                yield from self._split_to_check(split, choose, report, trained=split == train_split)
+            except InputError as error:
+                report(whole_file(self.image_list(split), error))
 
-    def _check_split(self, split: str, choose: Selection, *, trained: bool) -> CheckList:
+    def _split_to_check(
+        self, split: str, choose: Selection, report: Report, *, trained: bool
+    ) -> Iterator[ImageToCheck]:
         path, folder = self.image_list(split), self.image_folder(split)
-        problems: list[Problem] = []
-        try:
-            data, entries, chosen = self._read(split, choose, add_to(problems, path), unannotated=not trained)
-            if not chosen:
-                raise InputError(f"no image is left of {split!r}; keep at least one")
-        except InputError as error:
-            return CheckList([], [*problems, whole_file(path, error)])
+        data, entries, chosen = self._read(
+            split, choose, lambda error: report(whole_file(path, error)), unannotated=not trained
+        )
+        if not chosen:
+            raise InputError(f"no image is left of {split!r}; keep at least one")
         if not trained and not data["annotations"]:
-            problems.append(nothing_to_score(path, split))
+            report(nothing_to_score(path, split))
         names, annotations = category_names(data), annotations_by_image(data)
-        images = []
+        files: list[tuple[object, Path]] = []
         for image_id, key in chosen:
             entry = entries[image_id]
-            size = _written_size(entry)
-            images.append(
-                ImageToCheck(
-                    image_id=image_id,
-                    key=key,
-                    splits=(split,),
-                    annotation=path,
-                    path=image_file(folder, entry["file_name"]),
-                    size=size if all(size) else None,
-                    objects=tuple(annotated_objects(annotations[entry["id"]], names, path)),
-                )
+            image, size = image_file(folder, entry["file_name"]), _written_size(entry)
+            files.append((entry["id"], image))
+            yield ImageToCheck(
+                image_id=image_id,
+                key=key,
+                splits=(split,),
+                annotation=path,
+                path=image,
+                size=size if all(size) else None,
+                objects=tuple(annotated_objects(annotations[entry["id"]], names, path)),
             )
-        twins = same_image([(entries[one.image_id]["id"], one.path) for one in images], path)
-        problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in twins]
-        return CheckList(images, problems)
+        for kind, file, message, _ in same_image(files, path):
+            report(Problem(kind=kind, file=file, message=message))
 
     def _read(
         self,
@@ -195,7 +183,8 @@ class CocoSource:
         on_fault: FaultHandler | None = None,
         *,
         unannotated: bool,
-    ) -> _SplitFile:
+    ) -> tuple[CocoData, dict[str, Entry], Sequence[ImageName]]:
+        """Return the content of a split's file, its images by the records' ids, and the chosen images."""
         path = self.image_list(split)
         data = read_coco(path, on_fault, unannotated=unannotated)
         if not data["images"]:
@@ -204,7 +193,7 @@ class CocoSource:
         if len(entries) < len(data["images"]):
             raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
         names = image_names(data, self.image_folder(split), self.root)
-        return _SplitFile(data, entries, choose(names) if choose else names)
+        return data, entries, choose(names) if choose else names
 
 
 def _where(name: str, folder: Path) -> str:

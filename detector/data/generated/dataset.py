@@ -150,20 +150,15 @@ def _generate(root: Path, manifest: dict[str, Any]) -> None:
     try:
         unfinished.mkdir(parents=True)
         _write(unfinished, manifest)
-        _publish(unfinished, root, manifest)
+        try:
+            unfinished.rename(root)
+        except OSError:  # another process may have finished the same data set in the meantime
+            if not _holds(root, manifest):
+                raise
     except OSError as error:
         raise InputError(f"{root}: the generated data set cannot be written there ({error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _publish(unfinished: Path, root: Path, manifest: dict[str, Any]) -> None:
-    try:
-        unfinished.rename(root)
-    except OSError:
-        # Another process may have finished the same data set meanwhile.
-        if not _holds(root, manifest):
-            raise
 
 
 def _write(root: Path, manifest: dict[str, Any]) -> None:

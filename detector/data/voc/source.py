@@ -7,14 +7,14 @@ So 1 is subtracted from xmin and ymin, and xmax and ymax stay as they are. Of fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from detector.core.errors import InputError
-from detector.core.structures import ImageName, ImageRecord, Targets
-from detector.data.check.problem import CheckList, ImageToCheck, Problem, add_to, nothing_to_score, whole_file
+from detector.core.structures import ImageName, ImageRecord
+from detector.data.check.problem import ImageToCheck, Report, nothing_to_score, whole_file
+from detector.data.faults import faults_to
 from detector.data.selection import Selection
 from detector.data.source import Dataset, for_split
 from detector.data.suspicions import (
@@ -25,7 +25,7 @@ from detector.data.suspicions import (
     wrong_first_pixel,
 )
 from detector.data.targets import ObjectRules, TargetBuilder
-from detector.data.voc.annotation import read_annotation
+from detector.data.voc.annotation import VocAnnotation, read_annotation
 from detector.data.voc.layout import VocLayout
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
@@ -102,10 +102,13 @@ class VocSource:
         """Read a split; see `detector.data.source.DataSource.load`."""
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
-        if unannotated and not any(map(layout.find_annotation, ids)):
-            return _without_annotations(layout, ids, listed_in, tuple(classes or ()))
-        files = [layout.annotation(image_id, listed_in) for image_id in ids]
-        annotations = list(map(read_annotation, files))
+        bare = unannotated and not any(map(layout.find_annotation, ids))
+        if bare:
+            images = [layout.image(image_id, listed_in) for image_id in ids]
+            annotations = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+        else:
+            files = [layout.annotation(image_id, listed_in) for image_id in ids]
+            annotations = list(map(read_annotation, files))
         if classes is None:
             classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
@@ -116,109 +119,89 @@ class VocSource:
             image = layout.image(image_id, listed_in if require_images else None)
             size = annotation.size or image_size(image, annotation.path, require_images or training)
             targets = build_targets(annotation.to_objects(self.first_pixel), size)
-            records.append(_record(layout, image_id, image, size, targets))
+            records.append(
+                ImageRecord(
+                    image_id=image_id,
+                    key=layout.key(image),
+                    path=image,
+                    height=size[0],
+                    width=size[1],
+                    targets=targets,
+                )
+            )
             suspicions += annotation.suspicions(image)
             at_edge += sum(at_wrong_edge(thing.box, size, self.first_pixel) for thing in annotation.objects)
         objects = sum(len(annotation.objects) for annotation in annotations)
         suspicions += wrong_first_pixel(at_edge, objects, self.first_pixel, str(listed_in))
         names = names_with_others(classes, build_targets.others)
         suspicions += similar_names(names, str(layout.annotations))
-        return _dataset(records, tuple(classes), dict(build_targets.counts), suspicions=tuple(suspicions))
+        return Dataset(
+            records=records,
+            classes=tuple(classes),
+            dropped=dict(build_targets.counts),
+            coco_ids={image_id: number for number, image_id in enumerate(ids, start=1)},
+            annotated=not bare,
+            suspicions=tuple(suspicions),
+        )
 
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> None:
         return None
 
     def images_to_check(
-        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None
-    ) -> CheckList:
-        """Return the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
-        by_folders: dict[tuple[str, str], dict[str, Selection]] = {}
-        for split, choose in selections.items():  # splits that share their folders are read together
-            by_folders.setdefault(self._folders(split), {})[split] = choose
-        checks = CheckList([], [])
-        for folders, members in by_folders.items():
-            more = self._check_folders(folders, members, train_split, kept)
-            checks.images.extend(more.images)
-            checks.problems.extend(more.problems)
-        return checks
+        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Report
+    ) -> Iterator[ImageToCheck]:
+        """Yield the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
+        by_folders: dict[tuple[str, str], list[str]] = {}
+        for split in selections:  # splits that share their folders are read together
+            by_folders.setdefault(self._folders(split), []).append(split)
+        for folders, splits in by_folders.items():
+            try:
+                layout = VocLayout(self.root, *folders)
+            except InputError as error:
+                report(whole_file(self.root / folders[0], error))
+                continue
+            splits_of = self._splits_by_id(layout, {split: selections[split] for split in splits}, report)
+            for image_id in layout.chosen_ids(layout.annotated_ids(), kept) if kept else ():
+                splits_of.setdefault(image_id, [])
+            yield from _to_check(layout, splits_of, train_split, report)
 
-    def _check_folders(
-        self,
-        folders: tuple[str, str],
-        selections: Mapping[str, Selection],
-        train_split: str,
-        kept: Selection | None,
-    ) -> CheckList:
-        try:
-            layout = VocLayout(self.root, *folders)
-        except InputError as error:
-            return CheckList([], [whole_file(self.root / folders[0], error)])
-        splits_of, problems = self._members(layout, selections)
-        for image_id in layout.chosen_ids(layout.annotated_ids(), kept) if kept else ():
-            splits_of.setdefault(image_id, [])
-        files = {image_id: layout.find_annotation(image_id) for image_id in splits_of}
-        annotated = {split for image_id, splits in splits_of.items() if files[image_id] for split in splits}
-        bare = {split for splits in splits_of.values() for split in splits} - annotated - {train_split}
-        problems += [nothing_to_score(layout.images, split) for split in sorted(bare)]
-        images = []
-        for image_id, splits in splits_of.items():
-            image = layout.image(image_id)
-            images.append(
-                ImageToCheck(
-                    image_id=image_id,
-                    key=layout.key(image),
-                    splits=tuple(splits),
-                    annotation=files[image_id] or layout.annotations / f"{image_id}.xml",
-                    path=image,
-                    objects=() if splits and bare.issuperset(splits) else None,
-                )
-            )
-        return CheckList(images, problems)
-
-    def _members(
-        self, layout: VocLayout, selections: Mapping[str, Selection]
-    ) -> tuple[dict[str, list[str]], list[Problem]]:
-        """Return the splits of each image id, and the faults of what lists them."""
+    def _splits_by_id(
+        self, layout: VocLayout, selections: Mapping[str, Selection], report: Report
+    ) -> dict[str, list[str]]:
+        """Return the splits that name each image id."""
         splits_of: dict[str, list[str]] = {}
-        problems: list[Problem] = []
         for split, choose in selections.items():
             listed_in = layout.annotations
             if self.splits is not None:
                 listed_in = (self.root / self.splits).resolve() / f"{split}.txt"
-            on_fault = add_to(problems, listed_in)
-            try:
+
+            def on_fault(error: InputError, listed_in: Path = listed_in) -> None:
+                report(whole_file(listed_in, error))
+
+            with faults_to(on_fault):
                 for image_id in layout.split_ids(self.splits, split, choose, on_fault)[0]:
                     splits_of.setdefault(image_id, []).append(split)
-            except InputError as error:
-                on_fault(error)
-        return splits_of, problems
+        return splits_of
 
 
-def _record(
-    layout: VocLayout, image_id: str, image: Path, size: tuple[int, int], targets: Targets
-) -> ImageRecord:
-    height, width = size
-    return ImageRecord(
-        image_id=image_id, key=layout.key(image), path=image, height=height, width=width, targets=targets
-    )
-
-
-def _dataset(
-    records: list[ImageRecord], classes: tuple[str, ...], dropped: dict[str, int], **more: Any
-) -> Dataset:
-    numbers = {record.image_id: number for number, record in enumerate(records, start=1)}
-    return Dataset(records=records, classes=classes, dropped=dropped, coco_ids=numbers, **more)
-
-
-def _without_annotations(
-    layout: VocLayout, ids: Sequence[str], listed_in: Path, classes: tuple[str, ...]
-) -> Dataset:
-    images = [layout.image(image_id, listed_in) for image_id in ids]
-    records = [
-        _record(layout, image_id, image, image_size(image, image, required=True), Targets.empty())
-        for image_id, image in zip(ids, images, strict=True)
-    ]
-    return _dataset(records, classes, {}, annotated=False)
+def _to_check(
+    layout: VocLayout, splits_of: Mapping[str, list[str]], train_split: str, report: Report
+) -> Iterator[ImageToCheck]:
+    files = {image_id: layout.find_annotation(image_id) for image_id in splits_of}
+    annotated = {split for image_id, splits in splits_of.items() if files[image_id] for split in splits}
+    bare = {split for splits in splits_of.values() for split in splits} - annotated - {train_split}
+    for split in sorted(bare):
+        report(nothing_to_score(layout.images, split))
+    for image_id, splits in splits_of.items():
+        image = layout.image(image_id)
+        yield ImageToCheck(
+            image_id=image_id,
+            key=layout.key(image),
+            splits=tuple(splits),
+            annotation=files[image_id] or layout.annotations / f"{image_id}.xml",
+            path=image,
+            objects=() if splits and bare.issuperset(splits) else None,
+        )
 
 
 def image_size(image: Path, source: Path, required: bool) -> tuple[int, int]:
