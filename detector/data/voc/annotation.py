@@ -69,10 +69,11 @@ class VocAnnotation:
     filename: str | None = None
 
     def to_objects(self, first_pixel: int = 1) -> Iterator[AnnotatedObject]:
-        """Yield the objects with half-open boxes; ``first_pixel``, 0 or 1, is the number of the first pixel.
+        """Yield the objects with the project's half-open boxes, which start at 0.
 
-        Of files that count from 1, xmin and ymin become smaller by 1, and xmax and ymax stay. Of files that
-        count from 0, xmin and ymin stay, and xmax and ymax become larger by 1.
+        ``first_pixel``, 0 or 1, is the number of the first pixel in the file. In files that count from 1, as
+        VOC does, xmin and ymin are reduced by 1, and xmax and ymax stay; in files that count from 0, xmin and
+        ymin stay, and xmax and ymax are increased by 1.
         """
         to_end = 1 - first_pixel
         for thing in self.objects:

@@ -1,9 +1,4 @@
-"""Reading data sets in VOC layout: see `detector.data.voc.layout` for the folders.
-
-VOC counts pixels from 1 and includes a box's last pixel; the project's boxes are half-open and start at 0.
-So 1 is subtracted from xmin and ymin, and xmax and ymax stay as they are. Of files that count pixels from 0
-(``first_pixel=0``) xmin and ymin stay, and 1 is added to xmax and ymax.
-"""
+"""Reading data sets in VOC layout, whose folders `detector.data.voc.layout` describes."""
 
 from __future__ import annotations
 
@@ -102,13 +97,10 @@ class VocSource:
         """Read a split; see `detector.data.source.DataSource.load`."""
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
-        bare = unannotated and not any(map(layout.find_annotation, ids))
-        if bare:
-            images = [layout.image(image_id, listed_in) for image_id in ids]
-            annotations = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
-        else:
-            files = [layout.annotation(image_id, listed_in) for image_id in ids]
-            annotations = list(map(read_annotation, files))
+        annotated = not unannotated or any(map(layout.find_annotation, ids))
+        annotations = (
+            _read_annotations(layout, ids, listed_in) if annotated else _empty(layout, ids, listed_in)
+        )
         if classes is None:
             classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
@@ -140,7 +132,7 @@ class VocSource:
             classes=tuple(classes),
             dropped=dict(build_targets.counts),
             coco_ids={image_id: number for number, image_id in enumerate(ids, start=1)},
-            annotated=not bare,
+            annotated=annotated,
             suspicions=tuple(suspicions),
         )
 
@@ -182,6 +174,17 @@ class VocSource:
                 for image_id in layout.split_ids(self.splits, split, choose, on_fault)[0]:
                     splits_of.setdefault(image_id, []).append(split)
         return splits_of
+
+
+def _read_annotations(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
+    files = [layout.annotation(image_id, listed_in) for image_id in ids]  # a missing one is reported first
+    return list(map(read_annotation, files))
+
+
+def _empty(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
+    """Return an annotation without size and objects for each image, as if the image file itself were one."""
+    images = [layout.image(image_id, listed_in) for image_id in ids]
+    return [VocAnnotation(path=image, size=None, objects=[]) for image in images]
 
 
 def _to_check(
