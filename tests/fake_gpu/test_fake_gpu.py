@@ -13,7 +13,7 @@ import pytest
 import yaml
 from torch.utils import backend_registration
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from tests.emulator.build import build, why_not
 from tests.staged.test_runner import STAGED
 from tests.tiny import TINY
