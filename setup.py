@@ -1,8 +1,8 @@
-"""Builds the native libraries from csrc/: detector/_C for the CPU and, where nvcc is, detector/_C_cuda.
+"""Builds the native libraries from csrc/: detector/_C for the CPU and, if nvcc is found, detector/_C_cuda.
 
 Both use torch's stable ABI, so that one build runs on every torch from 2.11 on and on every Python from
-3.11 on. Project metadata is in pyproject.toml. Importing this file builds nothing: tools/ asks it which
-compiler and which flags a build would use.
+3.11 on. Project metadata is in pyproject.toml. Importing this file builds nothing:
+tools/check_headers.py asks it which compiler and which flags a build would use.
 
 Environment: MAX_JOBS (compile jobs, default one per core), CUDA_HOME (the CUDA toolkit to use),
 TORCH_CUDA_ARCH_LIST (default below), DETECTOR_CUDA=0 (leave the CUDA library out), DETECTOR_SANITIZE=1
@@ -30,7 +30,7 @@ def major_version(cuda: str) -> str:
 
 
 def nvcc_major_version(nvcc: Path) -> str | None:
-    """Return the CUDA major version of a compiler, or None where it does not run."""
+    """Return the CUDA major version of a compiler, or None if it does not run."""
     try:
         output = subprocess.check_output([nvcc, "--version"], text=True, stderr=subprocess.STDOUT)
     except (OSError, subprocess.CalledProcessError):
@@ -40,9 +40,9 @@ def nvcc_major_version(nvcc: Path) -> str | None:
 
 
 def cuda_homes() -> list[Path]:
-    """Return the folders in which a CUDA compiler, bin/nvcc, is looked for, in order.
+    """Return the folders in which a CUDA compiler, bin/nvcc, is searched for, in order.
 
-    CUDA_HOME, where it is set, is the only one. NVIDIA's pip packages come last; they have a compiler since
+    If CUDA_HOME is set, it is the only one. NVIDIA's pip packages come last; they have a compiler since
     CUDA 13 and put it into nvidia/cu13 beside the libraries that torch's own packages have there.
     """
     chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -73,7 +73,7 @@ def find_cuda_home() -> Path | None:
 
 
 def compiler_packages() -> str | None:
-    """Return what to give to pip for NVIDIA's compiler of torch's CUDA version; None where there is none.
+    """Return the pip requirement of NVIDIA's compiler for torch's CUDA version; None if there is none.
 
     An optional dependency in pyproject.toml could not say this: the version follows torch's, and pip builds
     this project before it installs what the project depends on. cuda-toolkit is a package without files
@@ -85,7 +85,7 @@ def compiler_packages() -> str | None:
 
 
 def architectures(nvcc: Path) -> str:
-    """Return those of CUDA_ARCHITECTURES that ``nvcc`` knows, as TORCH_CUDA_ARCH_LIST wants them."""
+    """Return those of CUDA_ARCHITECTURES that ``nvcc`` knows, in the form of TORCH_CUDA_ARCH_LIST."""
     known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
     names = [name for name in CUDA_ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
     return ";".join(names) + "+PTX"
@@ -118,7 +118,7 @@ NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-Wno-deprecated-gpu-targets"]
 
 
 def sources(*patterns: str) -> list[str]:
-    """Return the files under csrc/ that match, as setuptools wants them: relative and in a fixed order."""
+    """Return the files under csrc/ that match, sorted and relative, as setuptools needs them."""
     root = Path(__file__).parent
     return sorted(
         str(path.relative_to(root)) for pattern in patterns for path in (root / "csrc").glob(pattern)
@@ -134,7 +134,7 @@ def cuda_sources() -> list[str]:
 
 
 def why_no_cuda() -> str | None:
-    """Return the reason for which the CUDA library cannot be built here, or None where it can."""
+    """Return why the CUDA library cannot be built on this machine, or None if it can."""
     if os.environ.get("DETECTOR_CUDA") == "0" or SANITIZE:
         return "left out by DETECTOR_CUDA=0 or DETECTOR_SANITIZE=1"
     if torch.version.cuda is None:
@@ -177,7 +177,7 @@ def extensions() -> list[Extension]:
 
 
 def cuda_runtime(library: str) -> str:
-    """Return the name under which the linker finds ``library``, one of those that CUDAExtension asks for.
+    """Return the name under which the linker finds ``library``, one that CUDAExtension asks for.
 
     The pip package of the CUDA runtime lacks the link libcudart.so that -lcudart would find, so there the
     linker is given the name of the file.

@@ -30,9 +30,9 @@ from detector.config import Config, load_config
 from detector.core.structures import Batch, Detections
 from detector.engine.inference import detect
 from detector.evaluation.voc import VocEvaluator
-from detector.factory import data as data_parts
 from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
+from detector.factory.loaders import inference_views, training_batches
 from detector.factory.validation import load_training
 from detector.tasks.evaluation import open_test_set
 
@@ -90,7 +90,7 @@ def setting() -> Setting:
     dataset = load_training(config, test_set.classes, training=True)
     store = proposal_parts.open_proposals(config, dataset.records)
     source = proposal_parts.StoredProposals(store, config.proposals.top_k_test, config.proposals.min_size)
-    return Setting(config, data_parts.training_batches(config, dataset.records, source, 0), test_set, source)
+    return Setting(config, training_batches(config, dataset.records, source, 0), test_set, source)
 
 
 def peer_step(peer: Peer, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
@@ -121,7 +121,7 @@ def train_peer() -> dict[str, Any]:
     trained = time.perf_counter() - started
     peer.eval()
     evaluator = VocEvaluator(here.test_set.records, here.test_set.classes)
-    for view in data_parts.inference_views(here.config, here.test_set.records, here.source):
+    for view in inference_views(here.config, here.test_set.records, here.source):
         with torch.inference_mode():
             found = peer(view[0])[0][0]
         detections = Detections(boxes=found["boxes"], scores=found["scores"], labels=found["labels"])
@@ -175,7 +175,7 @@ def compare(rounds: int) -> dict[str, Any]:
 
 
 def image_views(here: Setting) -> Iterator[list[Batch]]:
-    return data_parts.inference_views(here.config, here.test_set.records, here.source)
+    return inference_views(here.config, here.test_set.records, here.source)
 
 
 def in_turns(items: list[Any], ours: Callable[[Any], Any], peer: Callable[[Any], Any]) -> dict[str, float]:

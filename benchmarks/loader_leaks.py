@@ -26,9 +26,8 @@ from torch.utils.data import DataLoader
 
 from detector.core import structures
 from detector.core.structures import ImageRecord, Normalization, Proposals, Targets
-from detector.data.collate import collate_or_error, views_or_error
-from detector.data.dataset import InferenceDataset, TrainingDataset, quiet_worker
-from detector.data.loading import PREFETCH, TRY_SECONDS, load
+from detector.data.loader import PREFETCH, TRY_SECONDS, collate_or_error, load, quiet_worker, views_or_error
+from detector.data.samples import InferenceDataset, TrainingDataset
 from detector.data.transforms import ImageTransform
 
 SIDE = 32

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from detector.core import boxes as box_ops
 from detector.core.structures import ImageRecord
-from detector.data.voc import load_voc
+from detector.data.voc.source import VocSource
 from detector.ops import selective_search
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -213,7 +213,7 @@ def recall(arguments: argparse.Namespace) -> None:
     """
     records, classes = [], []
     for split in ("trainval", "test"):
-        data = load_voc(DATA / "bccd", split, min_box_size=2.0)
+        data = VocSource(DATA / "bccd").load(split)
         records += [record for record in data.records if len(record.targets)]
         classes = list(data.classes)
     if arguments.images is not None:

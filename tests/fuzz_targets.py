@@ -20,11 +20,11 @@ import torch
 from detector.config import load_config
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta, Proposals
-from detector.data.coco_json import read_coco
+from detector.data.coco.file import read_coco
 from detector.data.convert import voc_to_coco
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.data.images import check_image, low_bit_depth, read_image
-from detector.data.voc_xml import read_annotation
+from detector.data.voc.annotation import read_annotation
 from detector.evaluation.coco_results import read_coco_results
 from detector.proposals.entries import Entry
 from detector.proposals.inspection import describe, inspect

@@ -17,7 +17,7 @@ from torchvision.models import resnet18, squeezenet1_0
 
 from detector.config import load_config
 from detector.data.convert import voc_to_coco
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.factory.data import class_names, load_split
 from detector.factory.proposals import open_proposals
 from tests.conftest import PROJECT

@@ -37,7 +37,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from detector.data.generated import generate_voc
+    from detector.data.generated.dataset import generate_voc
 
     root = tmp_path_factory.mktemp("tiny") / "voc"
     generate_voc(root, train_images=8, test_images=4, image_size=(96, 128), seed=1)

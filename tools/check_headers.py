@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Compile the native sources against the headers of the oldest torch that is supported, and of this one.
+"""Compile the native sources against the headers of the oldest supported torch and of the installed one.
 
 No GPU is needed and nothing is linked. The headers of the oldest torch come from its macOS wheel, which has
-the same headers in a seventh of the size; the CUDA compiler, where the machine has none, comes from NVIDIA's
-pip packages. Both are downloaded once, into build/headers.
+the same headers in a seventh of the size. If the machine has no CUDA compiler, it comes from NVIDIA's pip
+packages. Both are downloaded once, into build/headers.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ ARCHITECTURE = "sm_90"
 """One architecture is enough to find missing names; a build compiles the kernels for all."""
 
 BUILD = runpy.run_path(str(ROOT / "setup.py"))
-"""The names that setup.py defines: its flags, its sources, the compiler it would use."""
+"""What setup.py defines: its flags, its sources and the compiler that it would use."""
 
 from torch.utils import cpp_extension  # noqa: E402  (after setup.py has chosen CUDA_HOME)
 
 
 class DownloadError(Exception):
-    """Something could not be downloaded; the text says what, and what pip said."""
+    """A download failed; the message says which, and what pip reported."""
 
 
 def pip(what: str, *arguments: str) -> None:
-    """Run pip, or raise DownloadError naming ``what`` was wanted."""
+    """Run pip to get ``what``; raise DownloadError if it fails."""
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -47,7 +47,7 @@ def pip(what: str, *arguments: str) -> None:
 
 
 def cached(name: str, fill: Callable[[Path], None]) -> Path:
-    """Return the folder ``name`` in the cache, filled once by ``fill``; it never exists half filled."""
+    """Return the folder ``name`` in the cache; ``fill`` fills it once, completely or not at all."""
     folder = CACHE / name
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def commands(includes: list[str], home: Path, temporary: Path) -> list[list[str]
 
 
 def compile_all(name: str, includes: list[str], home: Path) -> bool:
-    """Compile every source against the headers in ``includes``; say how it went, return whether all do."""
+    """Compile every source against the headers in ``includes``; return whether all of them compile."""
 
     def compile_one(command: list[str]) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

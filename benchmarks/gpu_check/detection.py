@@ -14,7 +14,7 @@ from benchmarks.gpu_check.peer import Peer, copy_weights, on_device
 from benchmarks.gpu_check.result import Result
 from detector.config import Config
 from detector.core.structures import Batch
-from detector.factory.data import inference_views
+from detector.factory.loaders import inference_views
 from detector.factory.model import build_predictor
 from detector.factory.proposals import open_proposals, stored_proposals
 

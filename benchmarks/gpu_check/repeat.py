@@ -18,7 +18,7 @@ import yaml
 
 from benchmarks.gpu_check.machine import ROOT
 from benchmarks.gpu_check.result import Result, part_arguments
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 
 STEPS, SAVED_EVERY = 40, 5

@@ -9,7 +9,7 @@ import numpy as np
 
 from detector.config import Config, load_config
 from detector.config.schema import TrainConfig
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 
 CONFIG = Path(__file__).parent / "vgg16.yaml"
 TEST_IMAGES = 10

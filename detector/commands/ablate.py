@@ -87,10 +87,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--suite", required=True, help="a file of configs/ablation/suites, without .yaml")
     parser.add_argument(
-        "--data",
-        required=True,
-        metavar="CONFIG",
-        help="the config that is studied: a file, or the name of a shipped one",
+        "--data", required=True, metavar="CONFIG", help="the config that is studied: a file or a shipped name"
     )
     parser.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/SUITE_CONFIG)")
     parser.add_argument("--only", action="append", metavar="RUN", help="only this run; may be repeated")

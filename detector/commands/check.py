@@ -1,4 +1,4 @@
-"""Look at a config's whole data set before training: every fault with its file and object, and statistics.
+"""Check a config's whole data set before training: every fault with its file and object, and statistics.
 
 The exit status is 1 if training would not start, or would end with an error later.
 """
@@ -12,21 +12,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from detector.commands import cli
-from detector.commands.checking import check_data
-from detector.config import load_config
+from detector.config import Config, load_config
 from detector.core.errors import InputError
 from detector.core.files import write_text
 from detector.core.progress import note, show
 from detector.core.structures import Targets
-from detector.data.check import Checked
-from detector.data.check_report import CheckReport, fix_list, problem_line
+from detector.data.check.image import CheckedImage, Rules, inspect_images
+from detector.data.check.problem import Problem
+from detector.data.check.report import CheckReport, fix_list, problem_line, summarise
+from detector.data.faults import message_without
 from detector.data.images import read_image
+from detector.data.source import DataSource
+from detector.data.targets import AS_ANNOTATED, TargetBuilder
 from detector.evaluation.report import plain, write_json
-from detector.factory.splits import read_splits
+from detector.factory.data import (
+    build_source,
+    class_names,
+    ensure_data,
+    find_validation,
+    kept_images,
+    read_splits,
+    require_objects,
+    split_selection,
+)
 from detector.visualize.data_page import data_picture
 
 EXAMPLES = 4
@@ -50,6 +61,62 @@ def main() -> int:
     return 0 if report.would_start else 1
 
 
+def check_data(config: Config, splits: Sequence[str], *, images: bool = True) -> CheckReport:
+    """Check every image of ``splits`` and its annotation, on all cores; ``images`` False opens no image file.
+
+    Where class names are taken from VOC annotations, those that belong to no split are read as well.
+    """
+    ensure_data(config)
+    data, source = config.data, build_source(config)
+    kept = None if data.classes or source.declares_classes else kept_images(config)
+    selections = {split: split_selection(config, split) for split in splits}
+    problems: list[Problem] = []
+    listed = list(source.images_to_check(selections, data.train_split, kept, problems.append))
+    classes = _known_classes(config, source)
+    rules = Rules(
+        classes=classes,
+        objects=source.rules,
+        train_split=data.train_split,
+        images=images,
+        first_pixel=data.first_pixel,
+    )
+    checked = inspect_images(listed, rules)
+    return summarise(
+        checked,
+        [*dict.fromkeys(problems), *_nothing_to_train_on(config, checked)],
+        splits,
+        data.train_split,
+        first_pixel=data.first_pixel,
+        classes=sorted(classes or ()),
+        validation_split=find_validation(config).split,
+    )
+
+
+def _known_classes(config: Config, source: DataSource) -> frozenset[str] | None:
+    """Return the names that an object may have, None where any name becomes a class."""
+    if config.data.classes is None and not source.declares_classes:
+        return None
+    try:
+        return frozenset(class_names(config))
+    except InputError:  # `DataSource.images_to_check` reports it as a problem of the file
+        return None
+
+
+def _nothing_to_train_on(config: Config, checked: Sequence[CheckedImage]) -> list[Problem]:
+    """Return the problem that no training image has an object, as a training run finds it when it starts."""
+    split = config.data.train_split
+    members = [one.objects for one in checked if split in one.listed.splits]
+    names = {thing.name for objects in members for thing in objects}
+    build_targets = TargetBuilder(list(names), AS_ANNOTATED)
+    try:
+        if members:
+            require_objects((build_targets(objects, (0, 0)) for objects in members), config)
+    except InputError as error:
+        message = message_without(error, config.data.root)
+        return [Problem(kind="nothing to train on", file=split, message=message, stops=True)]
+    return []
+
+
 def show_report(report: CheckReport) -> None:
     """Print all problems, as a table on a terminal and whole lines elsewhere, then the counts."""
     if sys.stdout.isatty() and report.problems:
@@ -69,16 +136,16 @@ def show_report(report: CheckReport) -> None:
 
 def summary(report: CheckReport) -> str:
     """Return the counts in a few lines."""
-    found = report.as_json()
+    content = report.as_json()
     lines = [
         f"{split}: {counts['images']} images, {counts['images_without_objects']} of them without objects, "
         f"{counts['objects']} objects of {len(counts['per_class'])} classes"
-        for split, counts in found["splits"].items()
+        for split, counts in content["splits"].items()
     ]
-    if found["other_classes"]:
-        names = ", ".join(f"{count} {name!r}" for name, count in sorted(found["other_classes"].items()))
+    if content["other_classes"]:
+        names = ", ".join(f"{count} {name!r}" for name, count in sorted(content["other_classes"].items()))
         lines.append(f"objects of other classes, left out: {names}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["problem_counts"].items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in content["problem_counts"].items())
     lines.append(f"problems: {kinds or 'none'}")
     lines.append("training would start" if report.would_start else "training would not start, or would fail")
     return "\n".join(lines)
@@ -88,31 +155,31 @@ def draw(report: CheckReport, path: Path, root: str) -> None:
     """Write the page of statistics, with some of the images, to ``path``."""
     images = report.in_splits()
     objects = [thing for one in images for thing in one.objects]
-    classes = Counter(name for name, _, _ in objects)
+    classes = Counter(thing.name for thing in objects)
     data_picture(
         path,
         examples=example_images(images, list(classes)),
         classes=classes,
-        sides=np.array([(width, height) for _, width, height in objects]),
+        sides=np.array([thing.size for thing in objects]),
         objects_per_image=np.array([len(one.objects) for one in images]),
         title=f"{Path(root).name}: {', '.join(report.splits)}",
         summary=f"{len(images)} images, {len(objects)} objects; {summary(report).splitlines()[-2]}",
     )
 
 
-def example_images(images: Sequence[Checked], classes: Sequence[str]) -> list[tuple[np.ndarray, Targets]]:
-    """Return some images that can be read with the objects that can be used, from all over the data set."""
+def example_images(
+    images: Sequence[CheckedImage], classes: Sequence[str]
+) -> list[tuple[np.ndarray, Targets]]:
+    """Return some readable images from all parts of the data set, with the objects that training can use."""
     examples: list[tuple[np.ndarray, Targets]] = []
+    build_targets = TargetBuilder(classes, AS_ANNOTATED)
     sound = [one for one in images if one.objects and not any(problem.stops for problem in one.problems)]
     for one in sound[:: max(1, len(sound) // EXAMPLES)]:
         try:
-            image = read_image(one.item.image, one.item.size)
-        except InputError:  # with --no-images nobody has looked at it before
+            image = read_image(one.listed.path, one.listed.size)
+        except InputError:  # with --no-images no file has been opened before
             continue
-        labels = torch.tensor([classes.index(name) + 1 for name, _, _ in one.objects])
-        ignored = torch.tensor([difficult or crowd for difficult, crowd in one.flags])
-        boxes = torch.tensor(one.boxes, dtype=torch.float32)
-        examples.append((image, Targets.make(boxes, labels, difficult=ignored)))
+        examples.append((image, build_targets(one.objects, image.shape[:2])))
         if len(examples) == EXAMPLES:
             break
     return examples
@@ -126,7 +193,7 @@ def parse() -> argparse.Namespace:
     )
     cli.add_config_arguments(parser)
     parser.add_argument("--split", action="append", help="a split (default: all that training reads)")
-    parser.add_argument("--no-images", action="store_true", help="look at the annotations alone")
+    parser.add_argument("--no-images", action="store_true", help="check only the annotations")
     parser.add_argument(
         "--output",
         metavar="FILE.json",

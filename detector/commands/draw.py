@@ -137,7 +137,7 @@ def pool_every_way(
     """
     import torch
 
-    from detector.factory.data import inference_transforms
+    from detector.factory.loaders import inference_transforms
     from detector.visualize.pooling import PoolingScene
 
     _check_box(box, image.shape[:2])

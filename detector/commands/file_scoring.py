@@ -9,9 +9,10 @@ import torch
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageRecord
-from detector.data.coco import category_names, load_coco
-from detector.data.coco_json import CocoData, read_coco
-from detector.data.voc import find_classes, load_voc
+from detector.data.coco.file import read_coco
+from detector.data.coco.source import CocoSource
+from detector.data.source import DataSource
+from detector.data.voc.source import VocSource
 from detector.evaluation.coco import CocoEvaluator, GroundTruth, ground_truth_of, score_coco_results
 from detector.evaluation.coco_results import read_coco_results
 from detector.evaluation.file_faults import warn_of_coco_results
@@ -65,16 +66,22 @@ def read_truth(annotations: Path, split: str, result_folder: Path | None = None)
     The classes of a VOC layout are those of all its annotations. Only the split's are read where
     ``result_folder`` has no VOC result file of another class: the means are the same.
     """
+    source: DataSource = VocSource(annotations)
     if annotations.suffix.lower() == ".json":
-        data: CocoData = read_coco(annotations)
-        found = load_coco(annotations, annotations.parent, invalid_boxes=None, require_images=False)
-        return Truth(found.records, tuple(category_names(data).values()), data, found.image_ids)
-    classes = find_classes(annotations) if result_folder is None else None
-    voc = load_voc(annotations, split, classes=classes, invalid_boxes=None, require_images=False)
-    if result_folder is not None and other_result_files(result_folder, split, voc.classes):
+        source = CocoSource(annotations.parent, annotations=annotations.name, images=".")
+    by_split = source.declares_classes or result_folder is not None
+    classes = None if by_split else source.class_names(split)
+    dataset = source.load(split, classes, training=False, require_images=False)
+    has_others = result_folder is not None and other_result_files(result_folder, split, dataset.classes)
+    if has_others and not source.declares_classes:
         return read_truth(annotations, split)
-    image_ids = {record.image_id: number for number, record in enumerate(voc.records, start=1)}
-    return Truth(voc.records, voc.classes, ground_truth_of(voc.records, voc.classes), image_ids)
+    truth = source.coco_annotations(split, dataset.classes, split)
+    return Truth(
+        dataset.records,
+        dataset.classes,
+        truth or ground_truth_of(dataset.records, dataset.classes),
+        dataset.coco_ids,
+    )
 
 
 def _score_by_coco(folder: Path, truth: Truth, split: str) -> CocoEvaluator:

@@ -16,10 +16,10 @@ from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES, is_hidden
 from detector.core.progress import note, progress_bar
 from detector.core.structures import ImageRecord, Targets
-from detector.data.keys import image_key
+from detector.data.paths import image_key
 from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
-from detector.factory.splits import read_splits
+from detector.factory.data import read_splits
 from detector.proposals.convert import convert
 from detector.proposals.inspection import guess_format
 from detector.proposals.matched import match_store

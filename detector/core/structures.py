@@ -152,7 +152,7 @@ class ImageRecord:
 
     ``image_id`` is the image's name in annotations and result files; it is unique only within a split,
     since COCO files may count from 1 in every split. ``key`` is unique within the data set: the image's path
-    below the data root with its suffix (`detector.data.keys.image_key`), by which proposal stores, lists of
+    below the data root with its suffix (`detector.data.paths.image_key`), by which proposal stores, lists of
     images and caches know the image. A record that is made without one takes ``image_id``.
     """
 

@@ -1,13 +1,15 @@
 """Annotations from VOC layout to COCO's format and back.
 
-What COCO has no field for (pose, truncated, parts, source, ...) travels along under the key ``voc``, as a
-tree [tag, text or list of children, attributes if any], in which null stands where COCO's own fields give
-the content; so going back gives the same elements in the same order, and edits made to the COCO file in
-between are kept. ``difficult`` is an additional key of an annotation. Such an annotation has ``iscrowd`` 1,
-so that COCO's tools ignore it too; `load_coco` reads it as difficult, not as crowd. ``ignore`` is written as
-an additional <ignore> of an object, which `detector.data.voc_xml` reads; a crowd region becomes such an
-object too, so that it is not trained on. An <object> with several boxes becomes as many annotations, and
-going back as many objects.
+Content that has no field in COCO's format (pose, truncated, parts, source, ...) is kept under the key ``voc``
+as a tree [tag, text or list of children, attributes if any]. A null in it stands where COCO's own fields give
+the content, so going back gives the same elements in the same order and keeps edits that were made to the
+COCO file in between.
+
+``difficult`` is an additional key of an annotation. Such an annotation has ``iscrowd`` 1, so that COCO's
+tools ignore it too; `detector.data.coco.file` reads it as difficult, not as crowd. ``ignore`` is written as
+an additional <ignore> of an object, which `detector.data.voc.annotation` reads; a crowd region becomes such
+an object too, so that it is not trained on. An <object> with several boxes becomes as many annotations, and
+as many objects on the way back.
 
 Boxes are converted in decimal arithmetic, so 10.3 becomes 9.3 and 10.3 again.
 """
@@ -24,16 +26,13 @@ from xml.etree.ElementTree import Element
 
 from detector.core.errors import InputError
 from detector.core.files import require_regular, write_text
-from detector.data.coco import category_names
-from detector.data.coco_json import CocoData, Entry, image_file, read_coco
-from detector.data.suffixes import Lookup
-from detector.data.voc import annotation_path, find_classes, image_size, split_ids
-from detector.data.voc_split import find_image, resolve_folder
-from detector.data.voc_xml import CORNERS, VocObject, object_elements, parse_xml, to_annotation
+from detector.data.coco.file import CocoData, Entry, category_names, image_file, read_coco
+from detector.data.voc.annotation import CORNERS, VocObject, object_elements, read_element, to_annotation
+from detector.data.voc.source import VocSource, image_size
 
 Node = list[Any]
 
-# Paths whose content COCO's own fields give, in an annotation file and in one of its objects.
+# Paths of elements whose content COCO's own fields give, in an annotation file and in one of its objects.
 _IMAGE_FIELDS = ("/object", "/size/height", "/size/width")
 _OBJECT_FIELDS = ("/name", "/difficult", "/ignore", "/bndbox")
 
@@ -51,34 +50,39 @@ def voc_to_coco(
     splits: str = "ImageSets/Main",
     first_pixel: int = 1,
 ) -> CocoData:
-    """Write a split, or with None all annotated images, as COCO's format to ``output``, and return it.
+    """Write a split, or with None all annotated images, in COCO's format to ``output``, and return it.
 
     Categories are all class names of the annotation folder, sorted, with ids 1..K, so that the files of
     different splits agree. ``file_name`` is the image's path in the image folder. Objects stay as
-    annotated, invalid boxes included. ``first_pixel`` as in `load_voc`.
+    annotated, including invalid boxes. ``annotations`` to ``first_pixel`` are as in `VocSource`.
 
-    Raises InputError as `load_voc`, or if ``output`` cannot be written.
+    Raises InputError as `VocSource.load`, or if ``output`` cannot be written.
     """
-    root, lookup = Path(root), Lookup()
-    folder = resolve_folder(root, annotations, "one XML file an image")
-    ids, split_file = split_ids(
-        root, splits if split else None, split or "all", folder, images=images, lookup=lookup
+    source = VocSource(
+        Path(root),
+        annotations=annotations,
+        images=images,
+        splits=splits if split else None,
+        first_pixel=first_pixel,
     )
-    category_ids = {name: number for number, name in enumerate(find_classes(root, annotations), start=1)}
+    split = split or "all"
+    layout = source.layout(split)
+    ids, listed_in = layout.split_ids(source.splits, split)
+    category_ids = {name: number for number, name in enumerate(source.class_names(split), start=1)}
     data: CocoData = {
         "images": [],
         "annotations": [],
         "categories": [{"id": number, "name": name} for name, number in category_ids.items()],
     }
     for number, image_id in enumerate(ids, start=1):
-        tree = parse_xml(path := annotation_path(folder, image_id, split_file, lookup))
+        tree = read_element(path := layout.annotation(image_id, listed_in))
         annotation = to_annotation(tree, path)
-        image = find_image(root / images, image_id, None, lookup)
+        image = layout.image(image_id)
         height, width = annotation.size or image_size(image, path, required=True)
         data["images"].append(
             {
                 "id": number,
-                "file_name": image.relative_to(root / images).as_posix(),
+                "file_name": image.relative_to(layout.images).as_posix(),
                 "height": height,
                 "width": width,
                 "voc_id": image_id,
@@ -102,21 +106,21 @@ def coco_to_voc(
 ) -> list[str]:
     """Write ``ROOT/Annotations/ID.xml`` and the split ``ROOT/ImageSets/Main/<split>.txt``; return the ids.
 
-    ID is the image's id in VOC layout if it came from there, else its file name without ending.
-    ``ROOT/JPEGImages`` becomes a link to ``image_folder`` if one is given. The split is written last, so a
-    split that is there is whole; further splits can be added to the same root. Crowd regions become
-    ``difficult`` with ``ignore``; segmentations are left out. ``first_pixel`` as in `load_voc`.
+    ID is the image's id in VOC layout if it came from there, otherwise its file name without suffix.
+    ``ROOT/JPEGImages`` becomes a link to ``image_folder`` if one is given. The split file is written last, so
+    a split that exists is complete; further splits can be added to the same root. Crowd regions become
+    ``difficult`` with ``ignore``; segmentations are left out. ``first_pixel`` is as in `VocSource`.
 
     Raises:
         InputError: a malformed file (see `read_coco`), two images with one id, a split or another
-            annotation of the same name that is there already, or a folder that cannot be written.
+            annotation of the same name that exists already, or a folder that cannot be written.
     """
     path, root = Path(annotation_file), Path(root)
     data = read_coco(path)
     names = category_names(data)
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     if split_file.exists():
-        raise InputError(f"{split_file} is there already; remove it, or choose another split or folder")
+        raise InputError(f"{split_file} exists already; remove it, or choose another split or folder")
     objects: dict[int, list[Element]] = {entry["id"]: [] for entry in data["images"]}
     for number, entry in enumerate(data["annotations"]):
         place = f"{path}: annotations[{number}]"
@@ -138,7 +142,7 @@ def coco_to_voc(
 
 
 def _voc_id(name: str, image_folder: Path | str | None) -> str:
-    """Return the id of an image by its name in a COCO file: that of the file that the name stands for."""
+    """Return the id in VOC layout of the image that a COCO file calls ``name``: its path without suffix."""
     image: PurePath
     if image_folder is not None:
         image = image_file(Path(image_folder), name).relative_to(image_folder)
@@ -171,13 +175,13 @@ def _to_object(entry: Entry, name: str, place: str, first_pixel: int) -> Element
     element = _decode(entry.get("voc", _NEW_OBJECT), lambda where: fields.pop(where, None), place)
     for flag in _FLAGS:
         if flag in fields and fields[flag].text == "0":
-            del fields[flag]  # its absence says the same
+            del fields[flag]  # without the element the meaning is the same
     element.extend(fields.values())
     return element
 
 
 def _flags(entry: Entry) -> dict[str, Element]:
-    """Return <difficult> and <ignore>; a crowd region has both, a difficult object of VOC is no crowd."""
+    """Return <difficult> and <ignore>; a crowd region has both, a difficult object of VOC is not a crowd."""
     of_voc = "difficult" in entry and "voc" in entry  # then ``iscrowd`` says the same as ``difficult``
     crowd = bool(entry.get("iscrowd", 0)) and not (of_voc or entry.get("difficult", 0))
     ignore = crowd or bool(entry.get("ignore", 0))
@@ -204,14 +208,14 @@ def _to_xml(entry: Entry, objects: list[Element], place: str) -> str:
 
 
 def _encode(element: Element, fields: tuple[str, ...], path: str = "") -> Node:
-    """Return an element as [tag, text or children, attributes if any], null at the paths ``fields``."""
+    """Return an element as [tag, text or children, attributes if any], with null at the paths ``fields``."""
     children = [_encode(child, fields, f"{path}/{child.tag}") for child in element]
     content = None if path in fields else children or (element.text or "")
     return [element.tag, content, dict(element.attrib)] if element.attrib else [element.tag, content]
 
 
 def _decode(node: Any, field: Callable[[str], Element | None], place: str) -> Element:
-    """Undo `_encode`; ``field(path)`` gives what stands at a null, None leaves the element out."""
+    """Undo `_encode`; ``field(path)`` returns the element for a null, or None to leave it out."""
     try:
         return _element(node, field, "")
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -226,9 +230,9 @@ def _element(node: Node, field: Callable[[str], Element | None], path: str) -> E
         return element
     for child in content:
         where = f"{path}/{child[0]}"
-        found = field(where) if child[1] is None else _element(child, field, where)
-        if found is not None:
-            element.append(found)
+        below = field(where) if child[1] is None else _element(child, field, where)
+        if below is not None:
+            element.append(below)
     return element
 
 
@@ -246,7 +250,7 @@ def _write_new(path: Path, text: str) -> None:
     if path.exists():
         require_regular(path)
         if path.read_bytes() != text.encode(errors="backslashreplace"):  # as `write_text`
-            raise InputError(f"{path} is there already and says something else; choose another folder")
+            raise InputError(f"{path} exists already with other content; choose another folder")
     write_text(path, text)
 
 

@@ -1,4 +1,4 @@
-"""What of a split decides the course of a training, as one short text to compare with that of later."""
+"""A digest of everything in a split that affects training, by which a resumed run knows its data again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from detector.core.structures import ImageRecord
 def fingerprint(records: Sequence[ImageRecord]) -> str:
     """Return a digest of the images of a split, in their order, with their objects.
 
-    An image counts with its id, its file's name and size in bytes, its size in pixels and its objects' boxes,
-    labels and flags. Folders do not count, so that a data set may be moved. An image of another content whose
-    file has the same size is not noticed: nothing is read but what the file system knows.
+    It covers each image's id, its file's name and size in bytes, its size in pixels, and its objects' boxes,
+    labels, flags and areas. Folders are left out, so a data set may be moved. Files are not opened: an image
+    with other content and the same number of bytes is not noticed.
 
     Raises:
         InputError: an image file is missing.

@@ -1,11 +1,26 @@
-"""Reading image files: the whole image or a clear error, never half of one."""
+"""Reading image files: the whole image or a clear error, never a part of one.
+
+Orientation: what a camera wrote into the file is applied as OpenCV does it. Pillow would also read XMP, which
+OpenCV ignores, and reports the size of a rotated TIFF as if it were upright.
+
+Bit depth: many cameras and microscopes write 16-bit files whose data have fewer bits. The depth of the data
+is what the file declares, and 16 bits where it declares nothing: a guess from one image's values would make
+the images of one data set differ in brightness. Pixels keep the highest 8 bits of that depth. It is declared
+by the largest value in a PGM or PPM header, and by TIFF's MaxSampleValue if that is 2^n - 1; other numbers
+there are statistics of a single image. PNG's sBIT chunk declares it as well, but by the PNG specification
+such data are scaled to 16 bits; so it counts only where the values show that they are not.
+"""
 
 from __future__ import annotations
 
+import mmap
+import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,24 +28,25 @@ from PIL import Image
 
 from detector.core.errors import InputError
 from detector.core.files import require_regular
-from detector.data.bit_depth import Depth, doubt, file_depth, to_eight_bits, used_bits
-from detector.data.orientation import orientation, stored_size
 
-# Pillow's names of what OpenCV decodes too.
+# Pillow's names of the formats that OpenCV decodes too.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _REPLACE = (
     "replace the file or leave its id out of the split (tools/check_data.py --fix-list LIST finds all such "
     "images, data.leave_out=LIST leaves them out)"
 )
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_HEAD = 1 << 16  # bytes in which the headers that say something about the depth lie
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
-
+_PNG = b"\x89PNG\r\n\x1a\n"
+_HEAD = 1 << 16  # bytes that contain the headers about the depth
+# Tags of TIFF 6.0; EXIF 2.3, table 4, has the same orientation tag.
+_TIFF_WIDTH, _TIFF_LENGTH, _BITS_PER_SAMPLE, _ORIENTATION, _MAX_SAMPLE_VALUE = 256, 257, 258, 274, 281
+_PNM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d{1,5})\s")
+_COMMON_DEPTHS = (8, 10, 12, 14)
+_FULL = 65535
 
 MAX_PIXELS = 2**27
 """Larger images (134 million pixels, 0.4 GB decoded) are refused: a small file can claim to hold them."""
-
-
 MAX_BYTES = 8 * MAX_PIXELS
 """Larger files (1 GiB) are refused before they are read; three uncompressed channels of 16 bits take less."""
 
@@ -47,12 +63,12 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decode ``path`` to an array (H, W, 3) uint8, RGB.
 
     ``size`` is the annotated (height, width). The orientation that a camera wrote into the file is
-    applied, unless the annotated size says that the annotator saw the image without it. Of files with 16
-    bits per sample the highest 8 bits are kept, or those of the depth that `bit_depth` finds declared.
+    applied, unless the annotated size shows that the annotator saw the image without it. Of samples with 16
+    bits the highest 8 bits are kept, or the highest 8 of the depth that the file declares.
 
     Raises:
-        InputError: no such file, not an image, one of over `MAX_PIXELS`, truncated (`TruncatedImage`), or
-            of another size than annotated (`WrongImageSize`).
+        InputError: no such file, not an image, over `MAX_PIXELS`, truncated (`TruncatedImage`), or of
+            another size than annotated (`WrongImageSize`).
     """
     data, depth = _read_bytes(path)
     image = _decode(path, data, cv2.IMREAD_COLOR, depth)
@@ -64,55 +80,57 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def low_bit_depth(path: Path) -> str | None:
-    """Return what is doubtful about the depth of an image file's data, or None; only files with 16 bits per
-    sample are decoded.
+    """Return what is doubtful about the depth of an image file's data, or None.
+
+    Only files with 16 bits per sample are decoded.
 
     Raises InputError as `read_image`.
     """
     require_regular(path)
     with _header(path) as image, path.open("rb") as file:
-        depth = file_depth(image, file.read(_HEAD))
+        depth = _file_depth(image, file.read(_HEAD))
     if depth.stored != 16:
         return None
     data, depth = _read_bytes(path)
     pixels = _decode_raw(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return doubt(pixels, depth) if pixels.dtype == np.uint16 else None
+    return _depth_doubt(pixels, depth) if pixels.dtype == np.uint16 else None
 
 
 def check_image(path: Path, size: tuple[int, int] | None = None) -> None:
     """Raise InputError where `read_image` would because of the header, the size or a missing end.
 
-    The pixels are not decoded, so damage between the header and the end is not found.
+    The pixels are not decoded, so damage between the header and the end is not detected.
     """
     _read_whole(path)
     with _header(path) as image:
-        stored = stored_size(image)
-        upright = stored[::-1] if orientation(image) >= 5 else stored
-        views = (upright,) if image.format == "TIFF" else (upright, stored)  # OpenCV turns every TIFF upright
-    if size is not None and size not in views:
+        stored = _stored_size(image)
+        upright = stored[::-1] if _orientation(image) >= 5 else stored
+        # OpenCV turns every TIFF upright.
+        accepted = (upright,) if image.format == "TIFF" else (upright, stored)
+    if size is not None and size not in accepted:
         raise _wrong_size(path, upright, size)
 
 
-def _wrong_size(path: Path, found: tuple[int, ...], annotated: tuple[int, int]) -> WrongImageSize:
+def _wrong_size(path: Path, actual: tuple[int, ...], annotated: tuple[int, int]) -> WrongImageSize:
     return WrongImageSize(
-        f"{path}: the image is {found[1]}x{found[0]} pixels, its annotation says "
+        f"{path}: the image is {actual[1]}x{actual[0]} pixels, its annotation says "
         f"{annotated[1]}x{annotated[0]}; correct the annotation's <size> or put back the right image"
     )
 
 
 def stored_view(path: Path) -> tuple[tuple[int, int], int]:
-    """Return the (height, width) that an image file is stored with and its EXIF orientation, 1 to 8.
+    """Return the (height, width) of an image as it is stored, and its EXIF orientation, 1 to 8.
 
     Orientation 1, also where none is written, is upright; from 5 on the sides are swapped.
 
-    Raises InputError for a file that is no image, or one of over `MAX_PIXELS`.
+    Raises InputError for a file that is not an image or is over `MAX_PIXELS`.
     """
     with _header(path) as image:
-        return stored_size(image), orientation(image)
+        return _stored_size(image), _orientation(image)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Return the (height, width) that `read_image` gives without an annotated size, from the header alone.
+    """Return the (height, width) that `read_image` gives without an annotated size, only from the header.
 
     Raises InputError as `stored_view`.
     """
@@ -135,7 +153,7 @@ def _header(path: Path) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise InputError(_bomb(path, "")) from None
-    except Exception:  # Pillow lets many kinds out of a damaged header
+    except Exception:  # Pillow raises many kinds for a damaged header
         raise InputError(f"{path}: not a readable image; {_REPLACE}") from None
 
 
@@ -143,11 +161,11 @@ def _bomb(path: Path, size: str) -> str:
     return f"{path}: more than {MAX_PIXELS} pixels{size}, which is refused; cut the image into tiles"
 
 
-def _read_bytes(path: Path) -> tuple[np.ndarray, Depth]:
+def _read_bytes(path: Path) -> tuple[np.ndarray, _Depth]:
     """Return the bytes (n,) uint8 of an image file that may be decoded, and the depth of its samples."""
     data = _read_whole(path)
     with _header(path) as image:
-        return data, file_depth(image, data[:_HEAD].tobytes())
+        return data, _file_depth(image, data[:_HEAD].tobytes())
 
 
 def _read_whole(path: Path) -> np.ndarray:
@@ -163,11 +181,11 @@ def _read_whole(path: Path) -> np.ndarray:
     return data
 
 
-def _decode(path: Path, data: np.ndarray, flags: int, depth: Depth) -> np.ndarray:
+def _decode(path: Path, data: np.ndarray, flags: int, depth: _Depth) -> np.ndarray:
     if depth.stored == 16 and depth.declared is not None:
         image = _decode_raw(path, data, flags | cv2.IMREAD_ANYDEPTH)
-        if image.dtype == np.uint16 and used_bits(image, depth) < 16:
-            return to_eight_bits(image, depth)
+        if image.dtype == np.uint16 and _used_bits(image, depth) < 16:
+            return _to_eight_bits(image, depth)
     return _decode_raw(path, data, flags)
 
 
@@ -184,7 +202,7 @@ def _decode_raw(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
 
 
 def _refuse_truncated(path: Path, data: bytes) -> None:
-    # A decoder fills what is missing with grey and only warns, so the end is looked for here.
+    # A decoder fills missing pixels with grey and only warns, so this looks for the end of the file.
     jpeg_cut = data.startswith(_JPEG_START) and data.find(_JPEG_END, _first_scan(data)) < 0
     png_cut = data.startswith(_PNG_START) and _PNG_END not in data
     if jpeg_cut or png_cut:
@@ -192,10 +210,138 @@ def _refuse_truncated(path: Path, data: bytes) -> None:
 
 
 def _first_scan(data: bytes) -> int:
-    """Return where the pixels of a JPEG begin: behind the headers, one of which may hold a whole thumbnail
-    with an end mark of its own (ITU T.81, annex B)."""
+    """Return where the pixels of a JPEG begin, after the headers (ITU T.81, annex B).
+
+    A header may contain a whole thumbnail with an end marker of its own.
+    """
     at = len(_JPEG_START)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         filled = data[at + 1] == 0xFF  # any number of FF may stand before a marker
         at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return at
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (height, width) of the pixels as they are stored in a file that Pillow has opened."""
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return int(tags[_TIFF_LENGTH]), int(tags[_TIFF_WIDTH])
+    return image.height, image.width
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, of a file that Pillow has opened; 1 where none is written."""
+    if image.format == "TIFF":
+        written = image.tag_v2.get(_ORIENTATION, 1)  # type: ignore[attr-defined]
+    else:
+        exif = Image.Exif()
+        exif.load(_exif(image))
+        written = exif.get(_ORIENTATION, 1)
+    return written if written in range(1, 9) else 1
+
+
+def _exif(image: Image.Image) -> bytes:
+    if image.format == "PNG" and "exif" not in image.info and _mentions_exif(image):
+        image.load()  # Pillow finds chunks after the pixels only by decoding them
+    return image.info.get("exif", b"")
+
+
+def _mentions_exif(image: Image.Image) -> bool:
+    with mmap.mmap(image.fp.fileno(), 0, access=mmap.ACCESS_READ) as data:  # type: ignore[attr-defined]
+        return data.find(b"eXIf") >= 0
+
+
+class _Depth(NamedTuple):
+    """Bits per sample in the file (8 or 16), and bits that the file declares its data to have.
+
+    ``scaled`` says that data of the declared depth should be scaled to the stored depth.
+    """
+
+    stored: int
+    declared: int | None
+    scaled: bool = False
+
+
+def _file_depth(image: Image.Image, head: bytes) -> _Depth:
+    """Return the depth of an image file that Pillow has opened; ``head`` are its first bytes."""
+    if head.startswith(_PNG):
+        return _Depth(16 if head[24:25] == b"\x10" else 8, _significant_bits(head), scaled=True)
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        stored = _largest(tags.get(_BITS_PER_SAMPLE, (8,)))
+        largest = _largest(tags.get(_MAX_SAMPLE_VALUE, (0,)))
+        return _Depth(16 if stored == 16 else 8, None if largest & (largest + 1) else _bits(largest))
+    header = _PNM.match(head)
+    largest = int(header[1]) if header else 255
+    return _Depth(16 if largest > 255 else 8, _bits(largest))
+
+
+def _to_eight_bits(image: np.ndarray, depth: _Depth) -> np.ndarray:
+    """Return ``image`` (H, W, 3) uint16 as uint8 by the depth of its data."""
+    return (image >> np.uint16(_used_bits(image, depth) - 8)).astype(np.uint8)
+
+
+def _used_bits(image: np.ndarray, depth: _Depth) -> int:
+    """Return the depth of the data of ``image`` (H, W, 3) uint16, 8 to 16 bits.
+
+    A declared depth that the values exceed is wrong and does not count.
+    """
+    bits = depth.declared
+    if bits is None or not 8 <= bits <= 16 or image.max() >> bits:
+        return 16
+    return 16 if depth.scaled and _is_scaled(image, bits) else bits
+
+
+def _depth_doubt(image: np.ndarray, depth: _Depth) -> str | None:
+    """Return what is doubtful about the depth of ``image`` (H, W, 3) uint16, or None."""
+    top, declared = int(image.max()), depth.declared
+    if declared is not None and 8 <= declared <= 16 and (depth.scaled or not top >> declared):
+        return None
+    if declared is not None:
+        return (
+            f"a 16-bit file that declares data of {declared} bits, whose values end at {top}: it is read as "
+            "data of 16 bits; correct what it declares"
+        )
+    bits = next((bits for bits in _COMMON_DEPTHS if not top >> bits), 16)
+    if top == 0 or bits == 16:
+        return None
+    return (
+        f"a 16-bit file whose values end at {top} of {_FULL}, as if they were data of {bits} bits: it is "
+        f"read as data of 16 bits, so that no pixel is brighter than {top >> 8} of 255. If the data set has "
+        f"{bits} bits, multiply the values of all its images by {1 << 16 - bits}, or declare the depth in "
+        "the files (PGM and PPM: the largest value; TIFF: MaxSampleValue; PNG: sBIT)"
+    )
+
+
+def _is_scaled(image: np.ndarray, bits: int) -> bool:
+    """Say whether the values can be data of ``bits`` scaled to 16 bits, by a shift or in proportion."""
+    steps = image >> np.uint16(16 - bits)
+    by_shift = steps << np.uint16(16 - bits)
+    in_proportion = (steps * (_FULL / ((1 << bits) - 1))).round()
+    return bool(((image == by_shift) | (image == in_proportion)).all())
+
+
+def _significant_bits(head: bytes) -> int | None:
+    """Return the largest number in PNG's sBIT chunk, which comes before the pixels."""
+    at = len(_PNG)
+    while at + 8 <= len(head):
+        length, kind = struct.unpack(">I4s", head[at : at + 8])
+        if kind == b"sBIT":
+            return max(head[at + 8 : at + 8 + min(length, 4)], default=None)
+        if kind == b"IDAT":
+            return None
+        at += length + 12
+    return None
+
+
+def _largest(value: object) -> int:
+    values = value if isinstance(value, tuple) else (value,)
+    return max((int(number) for number in values if isinstance(number, int | float)), default=0)
+
+
+def _bits(largest: int) -> int | None:
+    """Return the bits of data whose largest value is ``largest``.
+
+    None for 0 and for 65535, which writers put there whatever the data are.
+    """
+    return largest.bit_length() if 0 < largest < _FULL else None

@@ -1,6 +1,6 @@
 """The order in which training sees its images: a pure function of seed and step.
 
-Because nothing is remembered, the place in the data order after N steps is N, and a resumed run goes on
+The sampler has no state, so the position in the data order after N steps is N, and a resumed run continues
 exactly where the stopped one was.
 """
 
@@ -15,12 +15,12 @@ from detector.core.structures import ImageRecord
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (index, draw), from ``start_step`` on; every image once an epoch.
+    """Endless batches of (index, draw), starting at ``start_step``; every image occurs once per epoch.
 
-    Each epoch is a new permutation. With ``groups``, one integer an image, a batch holds images of one
+    Each epoch is a new permutation. With ``groups``, one integer per image, a batch holds images of one
     group, except for the last ones of each group, which share batches so that none is left out. The last
-    batch of an epoch is filled up from the epoch's beginning. Of the global stream of batches, process
-    ``rank`` of ``world_size`` takes every ``world_size``-th, so that processes never see the same one.
+    batch of an epoch is filled with images from the epoch's beginning. Of the global stream of batches,
+    process ``rank`` of ``world_size`` takes every ``world_size``-th, so that no two processes see the same.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What a data set's files say without any error that is probably not what was meant.
+"""Probable mistakes in a data set whose files contain no error.
 
-Each finding is a `Suspicion`: ``tools/check_data.py`` shows every one as a line, and a training run that
-starts shows them summed up. Nothing is changed because of them.
+Each one is a `Suspicion`: ``tools/check_data.py`` shows every suspicion as a line, and a training run that
+starts shows a summary. Nothing is changed because of them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 DEPTH_SAMPLE = 100
-"""How many images a starting training run looks at for the depth of its data; a check looks at all."""
+"""Number of images whose bit depth a starting training run looks at; a check looks at all."""
 
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # the formats that can hold 16 bits
 
 
 class Suspicion(NamedTuple):
-    """``kind`` in a few words, the ``file`` and perhaps the object in it, and what is to be looked at."""
+    """``kind`` in a few words, the ``file`` and perhaps the object in it, and what the user should check."""
 
     kind: str
     file: str
@@ -28,28 +28,28 @@ class Suspicion(NamedTuple):
 
 
 def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Suspicion]:
-    """Look at the image that an XML file names itself, where another one, ``image``, is loaded for it.
+    """Compare the image name in an XML file with the ``image`` that is loaded for it.
 
-    Differences in the folder, in case and in the suffix are ignored, since tools write them as they like; the
-    suffix counts where both files exist.
+    Differences in the folder, in case and in the suffix are ignored, because tools write them differently;
+    the suffix counts where both files exist.
     """
     name = PurePosixPath((named or "").replace("\\", "/")).name
     if not name or image.name.casefold() in (name.casefold(), unquote(name).casefold()):
         return
     spellings = (name, PurePosixPath(name).stem, PurePosixPath(unquote(name)).stem)
     stems = {spelling.casefold() for spelling in spellings}
-    # Longer names and ones with a null character are in no folder; asking would be an error.
+    # No folder has longer names or names with a null character; looking for them would be an error.
     askable = len(name.encode(errors="replace")) < 256 and "\0" not in name
-    there = askable and image.with_name(name).is_file()
-    if image.stem.casefold() in stems and not there:
+    exists = askable and image.with_name(name).is_file()
+    if image.stem.casefold() in stems and not exists:
         return
-    beside = "both files are there" if there else f"no file of that name is beside {image.name}"
+    beside = "both files exist" if exists else f"no file of that name is beside {image.name}"
     message = f"<filename> names {name[:80]!r}, the image that is read is {image.name!r}; {beside}"
     yield Suspicion("another image", str(annotation), message)
 
 
 def several_boxes(places: Iterable[str], annotation: Path) -> Iterator[Suspicion]:
-    """Name the objects of an XML file that have more than one box, by the places of all its objects."""
+    """Look for objects of an XML file with more than one box; ``places`` are those of all its objects."""
     seconds = [place for place in places if place.endswith(", box 2")]
     for place in seconds:
         message = "has several <bndbox>; each is read as an object of its own"
@@ -57,7 +57,7 @@ def several_boxes(places: Iterable[str], annotation: Path) -> Iterator[Suspicion
 
 
 def same_image(images: Sequence[tuple[object, Path]], annotations: Path) -> Iterator[Suspicion]:
-    """Look for image files that a COCO file has under two ids; ``images`` gives id and path of each."""
+    """Look for image files that a COCO file lists under two ids; ``images`` has the id and path of each."""
     first: dict[Path, object] = {}
     for identity, path in images:
         before = first.setdefault(path, identity)
@@ -78,10 +78,10 @@ def similar_names(names: Iterable[str], source: str) -> Iterator[Suspicion]:
 
 
 def at_wrong_edge(written: Sequence[float], size: tuple[int, int], first_pixel: int) -> bool:
-    """Say whether a VOC box, as written, has a corner that files which count from ``first_pixel`` lack.
+    """Say whether a VOC box, as written, is impossible where pixels count from ``first_pixel``.
 
-    ``size`` is the image's (height, width): where pixels count from 1 no corner is at 0, and where they
-    count from 0 none is at the height or width.
+    ``size`` is the image's (height, width). Where pixels count from 1, no corner is at 0; where they count
+    from 0, none is at the height or width.
     """
     xmin, ymin, xmax, ymax = written
     if first_pixel == 1:
@@ -115,26 +115,27 @@ def unused_bits(image: Path) -> Iterator[Suspicion]:
 
 
 def sampled_unused_bits(images: Sequence[Path]) -> Iterator[Suspicion]:
-    """Apply `unused_bits` to at most `DEPTH_SAMPLE` of ``images``, at equal distances."""
+    """Apply `unused_bits` to at most `DEPTH_SAMPLE` of ``images``, evenly spaced."""
     deep = [path for path in images if path.suffix.lower() in _DEEP_SUFFIXES]
     for path in deep[:: max(1, -(-len(deep) // DEPTH_SAMPLE))]:
         yield from unused_bits(path)
 
 
-def summed_up(suspicions: Iterable[Suspicion]) -> list[str]:
+def summary(suspicions: Iterable[Suspicion]) -> list[str]:
     """Return one line for each kind: how many there are, and the first."""
     kinds: dict[str, list[Suspicion]] = {}
     for one in suspicions:
         kinds.setdefault(one.kind, []).append(one)
-    return [_line(kind, found) for kind, found in kinds.items()]
+    return [_line(kind, members) for kind, members in kinds.items()]
 
 
-def _line(kind: str, found: Sequence[Suspicion]) -> str:
-    place = ": ".join(filter(None, (found[0].file, found[0].object)))
-    more = f" ({len(found) - 1} more of this kind; tools/check_data.py lists all)" if len(found) > 1 else ""
-    return f"warning: {kind}: {place}: {found[0].message}{more}"
+def _line(kind: str, members: Sequence[Suspicion]) -> str:
+    first, others = members[0], len(members) - 1
+    place = ": ".join(filter(None, (first.file, first.object)))
+    more = f" ({others} more of this kind; tools/check_data.py lists all)" if others else ""
+    return f"warning: {kind}: {place}: {first.message}{more}"
 
 
 def names_with_others(classes: Sequence[str], others: Mapping[str, int]) -> list[str]:
-    """Return the classes and those names of objects that are not among them."""
+    """Return ``classes`` and, after them, the sorted names in ``others`` that are not among them."""
     return [*classes, *(name for name in sorted(others) if name not in classes)]

@@ -13,10 +13,10 @@ from detector.core.structures import ImageMeta, Normalization
 
 
 def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> tuple[int, int]:
-    """Return the (height, width) that brings ``size`` to ``shorter_side``, its longer side capped.
+    """Return the (height, width) in pixels at which ``size`` has ``shorter_side``, with a longer side capped.
 
-    Rule of Fast R-CNN's release: where the longer side would exceed ``max_size`` after rounding, it
-    becomes ``max_size`` and the shorter side less than asked.
+    The rule of Fast R-CNN's release: if the longer side would exceed ``max_size`` after rounding, it becomes
+    ``max_size`` and the shorter side becomes smaller than requested.
     """
     short, long = min(size), max(size)
     factor = shorter_side / short
@@ -27,12 +27,12 @@ def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> t
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Resizes, may flip, and normalises; random choices come from the generators handed in.
+    """Resizes, flips and normalises an image; random choices come from the generators that are passed in.
 
-    ``resize`` "shorter" brings the shorter side to a scale, "square" both sides, whatever the proportions,
-    "none" keeps the image's own size; but for "square", ``max_size`` caps the longer side. With ``rng`` None
-    (evaluation) the first of ``scales`` is taken, nothing is random, and the image is
-    mirrored where ``mirrored`` says so.
+    ``resize`` "shorter" brings the shorter side to a scale, "square" both sides whatever the proportions, and
+    "none" keeps the image's own size. Except with "square", ``max_size`` limits the longer side. With ``rng``
+    None, as in evaluation, nothing is random: the scale is the first of ``scales``, and ``mirrored`` decides
+    whether the image is mirrored.
     """
 
     normalization: Normalization
@@ -51,9 +51,9 @@ class ImageTransform:
         rng: np.random.Generator | None = None,
         scale_rng: np.random.Generator | None = None,
     ) -> tuple[Tensor, ImageMeta]:
-        """Turn ``image`` (H, W, 3) uint8 RGB into a tensor (3, h, w) float32 and its meta data.
+        """Return ``image`` (H, W, 3) uint8 RGB as a network input (3, h, w) float32, and what was done to it.
 
-        ``scale_rng`` draws the scale in the place of ``rng``, for images that share theirs.
+        ``scale_rng`` draws the scale instead of ``rng``, for images that share their scale.
         """
         scale, flipped, upside_down = float(self.scales[0]), self.mirrored, False
         if rng is not None:

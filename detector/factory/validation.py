@@ -12,21 +12,19 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.choice import Choice, set_aside
-from detector.data.coco import CocoDataset
-from detector.data.voc import VocDataset
-from detector.factory.data import load_split
-from detector.factory.splits import find_validation
+from detector.data.selection import Selection, set_aside
+from detector.data.source import Dataset
+from detector.factory.data import find_validation, load_split
 
 
-def load_training(config: Config, classes: Sequence[str], *, training: bool) -> VocDataset | CocoDataset:
+def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
     """Read the training split without the images that are set aside; ``training`` as for `load_split`."""
     fraction = find_validation(config).fraction
     kept = _part(config, fraction, validation=False) if fraction else None
     return load_split(config, config.data.train_split, classes, training=training, choose=kept)
 
 
-def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, VocDataset | CocoDataset] | None:
+def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:
     """Read the validation images as annotated, and say where they come from and what they are for.
 
     Returns the split they are in too, or None without any.
@@ -65,7 +63,7 @@ def check_apart(config: Config, trained: Sequence[ImageRecord], validation: Sequ
         )
 
 
-def _part(config: Config, fraction: float, *, validation: bool) -> Choice:
+def _part(config: Config, fraction: float, *, validation: bool) -> Selection:
     def choose(names: Sequence[ImageName]) -> list[ImageName]:
         kept, aside = set_aside([name.image_id for name in names], fraction, config.data.split_seed)
         chosen = set(aside if validation else kept)

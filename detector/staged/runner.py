@@ -23,7 +23,7 @@ from detector.core.errors import InputError
 from detector.core.files import read_json, write_text
 from detector.core.machine import process_seconds
 from detector.core.progress import note
-from detector.data.loading import workers_watched
+from detector.data.loader import workers_watched
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory

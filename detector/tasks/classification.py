@@ -18,6 +18,7 @@ from detector.core.structures import Batch, ImageRecord
 from detector.engine.memory import PeakMemory
 from detector.factory import data as data_parts
 from detector.factory import model as model_parts
+from detector.factory.loaders import no_proposals, training_batches
 from detector.factory.validation import check_apart, load_training
 from detector.models.detector import RegionDetector
 from detector.models.losses import multi_label_loss
@@ -65,9 +66,7 @@ class ClassificationTask:
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Return the endless training batches from step ``start`` on."""
-        return data_parts.training_batches(
-            self.config, self.records, data_parts.no_proposals, start, self.device
-        )
+        return training_batches(self.config, self.records, no_proposals, start, self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""

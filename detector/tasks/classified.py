@@ -12,12 +12,12 @@ from torch import Tensor
 from detector.config import Config
 from detector.core.progress import note, track
 from detector.core.structures import Batch, ImageRecord
-from detector.data.coco import CocoDataset
-from detector.data.voc import VocDataset
+from detector.data.source import Dataset
 from detector.engine.memory import PeakMemory
 from detector.evaluation.classification import ClassificationEvaluator
 from detector.evaluation.report import NOTHING_SCORED
-from detector.factory.data import ensure_data, inference_views, load_split, naming, no_proposals
+from detector.factory.data import ensure_data, load_split
+from detector.factory.loaders import inference_views, naming, no_proposals
 from detector.factory.model import build_predictor
 from detector.factory.validation import load_validation
 from detector.models.detector import RegionDetector
@@ -65,7 +65,7 @@ def open_validation_images(config: Config, classes: tuple[str, ...]) -> Labelled
     return None if loaded is None else _labelled(config, *loaded)
 
 
-def _labelled(config: Config, split: str, dataset: VocDataset | CocoDataset) -> LabelledImages:
+def _labelled(config: Config, split: str, dataset: Dataset) -> LabelledImages:
     if not dataset.annotated:
         note(f"{split}: {NOTHING_SCORED}; result files will be written all the same")
     records = dataset.records[: config.test.max_images]

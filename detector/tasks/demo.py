@@ -14,11 +14,11 @@ from detector.core.files import IMAGE_SUFFIXES, file_name_of, is_hidden, require
 from detector.core.progress import track
 from detector.core.structures import Detections, ImageRecord, Targets
 from detector.data.images import read_image, upright_size
-from detector.data.keys import image_key
-from detector.data.loading import workers_watched
+from detector.data.loader import workers_watched
+from detector.data.paths import image_key
 from detector.engine.determinism import cuda_algorithms
 from detector.evaluation.report import write_json
-from detector.factory.data import inference_views, naming
+from detector.factory.loaders import inference_views, naming
 from detector.factory.model import build_predictor
 from detector.factory.proposals import (
     StoredProposals,

@@ -12,10 +12,10 @@ from detector.config import Config
 from detector.core.errors import listed
 from detector.core.progress import note, track
 from detector.core.structures import ImageRecord
-from detector.data.loading import workers_watched
+from detector.data.loader import workers_watched
 from detector.engine.determinism import cuda_algorithms
 from detector.evaluation.report import write_json
-from detector.factory.data import inference_views, no_proposals
+from detector.factory.loaders import inference_views, no_proposals
 from detector.models.detector import RegionDetector
 from detector.tasks.classification_report import classified_image
 from detector.tasks.classified import classify_view

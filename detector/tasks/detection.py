@@ -13,14 +13,14 @@ from torch import Tensor
 from detector.config import Config
 from detector.core.progress import note
 from detector.core.structures import Batch, ImageRecord
-from detector.data.coco import CocoDataset
 from detector.data.images import read_image
-from detector.data.voc import VocDataset
+from detector.data.source import Dataset
 from detector.engine.memory import PeakMemory
 from detector.evaluation.operating_point import OperatingPoint
 from detector.factory import data as data_parts
 from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
+from detector.factory.loaders import naming, training_batches
 from detector.factory.validation import check_apart, load_training
 from detector.models.box_coder import BoxCoder, measured_coder
 from detector.models.detector import RegionDetector
@@ -74,7 +74,7 @@ class DetectionTask:
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Return the endless training batches from step ``start`` on."""
         source = proposal_parts.stored_proposals(self.config, self.store, training=True)
-        return data_parts.training_batches(self.config, self.records, source, start, self.device)
+        return training_batches(self.config, self.records, source, start, self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""
@@ -82,7 +82,7 @@ class DetectionTask:
         batch = batch.to(self.device)
         half = self.config.train.precision == "bfloat16"
         autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half)
-        with autocast, data_parts.naming(batch.metas):
+        with autocast, naming(batch.metas):
             output = self.model(batch.images, sampled.rois, sampled.roi_levels)
         return self.loss(output, sampled)
 
@@ -132,7 +132,7 @@ class DetectionTask:
         write_report(self.config, folder, self.test_set, evaluation, figures)
         print_figures(figures)
 
-    def _read_training(self, state: dict[str, Any] | None) -> VocDataset | CocoDataset:
+    def _read_training(self, state: dict[str, Any] | None) -> Dataset:
         config, split = self.config, self.config.data.train_split
         dataset = load_training(config, self.classes, training=True)
         self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
@@ -148,7 +148,7 @@ class DetectionTask:
         data_parts.require_objects(targets, config, f"; boxes dropped: {faults or 'none'}")
         return dataset
 
-    def _with_proposals(self, dataset: VocDataset | CocoDataset) -> tuple[list[ImageRecord], ProposalStore]:
+    def _with_proposals(self, dataset: Dataset) -> tuple[list[ImageRecord], ProposalStore]:
         config, split = self.config, self.config.data.train_split
         if self.validation is not None:
             check_apart(config, dataset.records, self.validation.records)

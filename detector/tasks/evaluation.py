@@ -14,23 +14,15 @@ from detector.core.errors import InputError, listed
 from detector.core.files import file_name_of
 from detector.core.progress import note, track
 from detector.core.structures import Detections, ImageRecord
-from detector.data.coco import CocoDataset
-from detector.data.coco_json import Entry, read_coco
 from detector.data.images import read_image
-from detector.data.voc import VocDataset
+from detector.data.source import Dataset
 from detector.engine.memory import PeakMemory
 from detector.engine.run_files import note_pictures
 from detector.evaluation.report import NOTHING_SCORED
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
-from detector.factory.data import (
-    annotation_place,
-    class_names,
-    ensure_data,
-    inference_views,
-    load_split,
-    naming,
-)
+from detector.factory.data import build_source, class_names, ensure_data, load_split
+from detector.factory.loaders import inference_views, naming
 from detector.factory.model import build_predictor
 from detector.factory.proposals import open_proposals, report_recall, stored_proposals, with_proposals
 from detector.factory.validation import load_validation
@@ -102,7 +94,7 @@ def open_validation(config: Config, classes: Sequence[str]) -> TestSet | None:
     return None if loaded is None else _test_set(config, *loaded)
 
 
-def _test_set(config: Config, split: str, dataset: VocDataset | CocoDataset) -> TestSet:
+def _test_set(config: Config, split: str, dataset: Dataset) -> TestSet:
     records = dataset.records[: config.test.max_images]
     store = open_proposals(config, records, split)
     if dataset.annotated:
@@ -121,41 +113,13 @@ def _test_set(config: Config, split: str, dataset: VocDataset | CocoDataset) -> 
     )
 
 
-def coco_evaluator(config: Config, split: str, dataset: VocDataset | CocoDataset) -> CocoEvaluator:
-    """Return COCO's evaluator for a split of either format; of a COCO file its own numbers are used."""
-    from detector.evaluation.coco import CocoEvaluator
+def coco_evaluator(config: Config, split: str, dataset: Dataset) -> CocoEvaluator:
+    """Return COCO's evaluator for a split; if its annotations are in COCO's format, it uses their ids."""
+    from detector.evaluation.coco import CocoEvaluator, ground_truth_of
 
-    if isinstance(dataset, CocoDataset):
-        place = annotation_place(config, split)
-        truth = read_coco(place, unannotated=not dataset.annotated)
-        truth["categories"] = _with_categories(config, place, truth["categories"], dataset.classes)
-        return CocoEvaluator(truth, dataset.classes, dataset.image_ids)
-    return CocoEvaluator.from_records(dataset.records, dataset.classes)
-
-
-def _with_categories(
-    config: Config, place: Path, categories: list[Entry], classes: Sequence[str]
-) -> list[Entry]:
-    """Return a split's categories and, of classes that it does not name, those of the training split.
-
-    Raises InputError where neither file names a class, or the two use an id for different classes.
-    """
-    missing = set(classes) - {entry["name"] for entry in categories}
-    if not missing:
-        return categories
-    training = annotation_place(config, config.data.train_split)
-    found = [entry for entry in read_coco(training)["categories"] if entry["name"] in missing]
-    missing -= {entry["name"] for entry in found}
-    if missing:
-        raise InputError(f"{place}: no category is named {min(missing)!r}; add the class to the file")
-    taken = {entry["id"]: entry["name"] for entry in categories}
-    for entry in found:
-        if entry["id"] in taken:
-            raise InputError(
-                f"{place}: category {entry['id']} is {taken[entry['id']]!r}, and {entry['name']!r} in "
-                f"{training}; give both files the same categories"
-            )
-    return [*categories, *found]
+    own = build_source(config).coco_annotations(split, dataset.classes, config.data.train_split)
+    truth = own or ground_truth_of(dataset.records, dataset.classes)
+    return CocoEvaluator(truth, dataset.classes, dataset.coco_ids)
 
 
 def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import ImageRecord
 from detector.data.fingerprint import fingerprint
-from detector.factory.splits import find_validation
+from detector.factory.data import find_validation
 
 ACCEPTED = "accept_changed_data"
 """Key of a state in memory, never of a file: the user goes on with changed data."""

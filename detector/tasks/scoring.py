@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import Config
-from detector.data.loading import workers_watched
+from detector.data.loader import workers_watched
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
 from detector.factory.model import restore_model

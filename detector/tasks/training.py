@@ -16,7 +16,7 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.files import link_or_copy, write_text
 from detector.core.progress import TrainingProgress, note
-from detector.data.loading import workers_watched
+from detector.data.loader import workers_watched
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory

@@ -95,7 +95,7 @@ def test_the_table_shows_what_is_there_beside_the_paper(tmp_path: Path) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    from detector.data.generated import generate_voc
+    from detector.data.generated.dataset import generate_voc
 
     root = tmp_path / "voc"
     generate_voc(root, train_images=4, test_images=2, image_size=(96, 128), seed=1)

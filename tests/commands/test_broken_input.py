@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from detector.config import load_config
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.tasks.training import start_run
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.tiny import TINY

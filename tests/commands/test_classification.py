@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from tests.commands.conftest import Tool
 from tests.tiny import TINY
 

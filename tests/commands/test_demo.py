@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from tests.commands.conftest import Tool
 

@@ -10,7 +10,7 @@ import yaml
 
 from detector.config import load_config
 from detector.data.convert import voc_to_coco
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.evaluation.report import COCO_FIGURES
 from detector.tasks.training import start_run
 from tests.commands.conftest import PROJECT, Tool

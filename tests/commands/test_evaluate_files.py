@@ -15,7 +15,8 @@ import torch
 from detector.commands.file_scoring import Metric, score_detections
 from detector.core.errors import InputError
 from detector.core.structures import Detections
-from detector.data.voc import VOC_CLASSES, VocDataset, find_classes, load_voc
+from detector.data.source import Dataset
+from detector.data.voc.source import VOC_CLASSES, VocSource
 from detector.evaluation.report import write_json
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.score_files import score_result_files
@@ -43,13 +44,13 @@ def write_layout(root: Path, images: dict[str, Objects]) -> None:
         (root / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{things}</annotation>")
 
 
-def load(root: Path) -> VocDataset:
-    classes = find_classes(root)
-    return load_voc(root, "test", classes=classes, invalid_boxes=None, require_images=False)
+def load(root: Path) -> Dataset:
+    classes = VocSource(root).class_names("train")
+    return VocSource(root).load("test", classes=classes, training=False, require_images=False)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> VocDataset:
+def data(tmp_path: Path) -> Dataset:
     """Two images, two cats and a dog."""
     cats: Objects = [("cat", (1, 1, 10, 10)), ("cat", (21, 1, 30, 10))]
     write_layout(tmp_path / "set", {"a": cats, "b": [("dog", (1, 1, 10, 10))]})
@@ -110,7 +111,7 @@ def test_the_annotations_of_voc_2007_score_one_against_themselves(tmp_path: Path
     assert sum(row["objects"] for row in figures["per_class"].values()) == 14_976
 
 
-def test_scoring_files_equals_scoring_tensors(tmp_path: Path, data: VocDataset) -> None:
+def test_scoring_files_equals_scoring_tensors(tmp_path: Path, data: Dataset) -> None:
     generator = torch.Generator().manual_seed(0)
     found = {}
     for record in data.records:
@@ -127,7 +128,7 @@ def test_scoring_files_equals_scoring_tensors(tmp_path: Path, data: VocDataset) 
     assert 0 < direct.compute()["voc_mAP"] < 1
 
 
-def test_equal_scores_keep_the_order_of_the_file(tmp_path: Path, data: VocDataset) -> None:
+def test_equal_scores_keep_the_order_of_the_file(tmp_path: Path, data: Dataset) -> None:
     hit, miss = "b 0.5 1 1 10 10\n", "a 0.5 1 1 10 10\n"
     for text, expected in ((hit + miss, 1.0), (miss + hit, 0.5)):
         (tmp_path / "comp4_det_test_dog.txt").write_text(text)
@@ -135,7 +136,7 @@ def test_equal_scores_keep_the_order_of_the_file(tmp_path: Path, data: VocDatase
         assert figures["per_class"]["dog"]["voc_AP"] == expected
 
 
-def test_scores_that_float32_cannot_tell_apart_are_told_apart(tmp_path: Path, data: VocDataset) -> None:
+def test_scores_that_float32_cannot_tell_apart_are_told_apart(tmp_path: Path, data: Dataset) -> None:
     lines = "a 0.99999999991 1 1 10 10\nb 0.99999999992 1 1 10 10\n"
     (tmp_path / "comp4_det_test_dog.txt").write_text(lines)
     figures = score_result_files(tmp_path, data.records, data.classes).compute()
@@ -143,7 +144,7 @@ def test_scores_that_float32_cannot_tell_apart_are_told_apart(tmp_path: Path, da
 
 
 def test_a_class_without_a_file_scores_zero_and_unknown_files_are_named(
-    tmp_path: Path, data: VocDataset, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, data: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "comp4_det_test_dog.txt").write_text("b 0.5 1 1 10 10\n")
     (tmp_path / "comp4_det_test_horse.txt").write_text("b 0.5 1 1 10 10\n")
@@ -157,7 +158,7 @@ def test_a_class_without_a_file_scores_zero_and_unknown_files_are_named(
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
 
 
-def test_no_result_file_at_all_is_an_error(tmp_path: Path, data: VocDataset) -> None:
+def test_no_result_file_at_all_is_an_error(tmp_path: Path, data: Dataset) -> None:
     (tmp_path / "comp4_det_val_dog.txt").write_text("")
     expected = (
         r"no result file for split 'test': expected comp4_det_test_cat\.txt, comp4_det_test_dog\.txt; "
@@ -171,7 +172,7 @@ def test_no_result_file_at_all_is_an_error(tmp_path: Path, data: VocDataset) -> 
 
 def test_no_network_image_or_compiled_library_is_loaded() -> None:
     code = (
-        "import sys, detector.data.voc, detector.evaluation.score_files, detector.evaluation.report\n"
+        "import sys, detector.data.voc.source, detector.evaluation.score_files, detector.evaluation.report\n"
         "heavy = {'torchvision', 'cv2', 'detector._C', 'detector.ops', "
         "'detector.models', 'detector.factory', 'detector.tasks'}\n"
         "print(sorted(heavy & sys.modules.keys()))"

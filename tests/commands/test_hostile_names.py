@@ -14,7 +14,7 @@ import yaml
 
 from detector.core.progress import note
 from detector.data.convert import voc_to_coco
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.tiny import TINY
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.proposals.inspection import inspect
 from detector.proposals.store import ProposalStore
 from tests.commands.conftest import Tool

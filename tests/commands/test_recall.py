@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.proposals.convert import convert
 from tests.commands.conftest import Tool
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from tests.commands.conftest import PROJECT, Tool
 from tests.engine.test_run_lock import hold
 from tests.staged.test_runner import STAGED

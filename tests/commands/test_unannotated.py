@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from detector.data.convert import voc_to_coco
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from detector.evaluation.report import NOTHING_SCORED
 from tests.commands.conftest import Tool
 from tests.tiny import TINY

@@ -20,7 +20,7 @@ from detector.core.files import (
     write_text,
 )
 from detector.data.images import read_image, stored_view
-from detector.data.voc_xml import parse_xml
+from detector.data.voc.xml import parse_xml
 
 READERS = (read_image, stored_view, parse_xml, read_json, lambda path: read_short_text(path, "the list"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 
 SIDE = 96
 COCO = {

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from detector.core.errors import InputError
-from detector.data.coco import load_coco
+from detector.data.coco.source import CocoSource
 from detector.data.convert import coco_to_voc, voc_to_coco
-from detector.data.voc import find_classes, load_voc
-from detector.data.voc_xml import read_annotation
+from detector.data.targets import ObjectRules
+from detector.data.voc.annotation import read_annotation
+from detector.data.voc.source import VocSource
 
+CLIP = ObjectRules(invalid_boxes="clip")
 PROJECT = Path(__file__).parents[2]
 BCCD = PROJECT / "data" / "bccd"
 
@@ -100,8 +102,12 @@ def test_both_readers_see_the_same(root: Path, tmp_path: Path) -> None:
 
 
 def check_same_records(root: Path, split: str, coco: Path) -> None:
-    from_voc = load_voc(root, split, classes=find_classes(root), invalid_boxes="clip", require_images=False)
-    from_coco = load_coco(coco, root / "JPEGImages", invalid_boxes="clip", require_images=False)
+    from_voc = VocSource(root, rules=CLIP).load(
+        split, VocSource(root).class_names(split), require_images=False
+    )
+    from_coco = CocoSource(root / "JPEGImages", annotations=str(coco), images=".", rules=CLIP).load(
+        split, require_images=False
+    )
     assert (from_voc.classes, from_voc.dropped) == (from_coco.classes, from_coco.dropped)
     for one, other in zip(from_voc.records, from_coco.records, strict=True):
         assert (one.image_id, one.path, one.height) == (other.image_id, other.path, other.height)
@@ -115,7 +121,7 @@ def test_an_edit_of_the_coco_file_is_kept(root: Path, tmp_path: Path) -> None:
     data["annotations"].append({"image_id": 2, "category_id": 1, "bbox": [1, 1, 2, 2], "difficult": 1})
     (tmp_path / "test.json").write_text(json.dumps(data))
     coco_to_voc(tmp_path / "test.json", tmp_path / "back", "test")
-    records = load_voc(tmp_path / "back", "test", invalid_boxes=None, require_images=False).records
+    records = VocSource(tmp_path / "back").load("test", training=False, require_images=False).records
     assert records[0].targets.boxes[0].tolist() == [0, 0, 5, 5.5]
     assert records[0].targets.difficult.tolist() == [False, False]
     assert records[1].targets.difficult.tolist() == [True]
@@ -131,7 +137,7 @@ def test_a_file_that_never_was_voc(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "val").mkdir(parents=True)
     (tmp_path / "pictures" / "val" / "x.jpeg").touch()
     coco_to_voc(tmp_path / "x.json", tmp_path / "set", "val", tmp_path / "pictures")
-    loaded = load_voc(tmp_path / "set", "val")
+    loaded = VocSource(tmp_path / "set").load("val")
     (record,) = loaded.records
     assert (record.image_id, record.height, record.width) == ("val/x", 10, 20)
     assert record.path == tmp_path / "pictures" / "val" / "x.jpeg"
@@ -163,12 +169,12 @@ def test_coordinates_with_decimals_come_back(
 
 def test_what_is_there_already_is_not_overwritten(root: Path, tmp_path: Path) -> None:
     voc_to_coco(root, "test", tmp_path / "test.json")
-    with pytest.raises(InputError, match=r"test\.txt is there already"):
+    with pytest.raises(InputError, match=r"test\.txt exists already"):
         coco_to_voc(tmp_path / "test.json", root, "test")
     coco_to_voc(tmp_path / "test.json", tmp_path / "back", "one")
     coco_to_voc(tmp_path / "test.json", tmp_path / "back", "two")
     (tmp_path / "back" / "Annotations" / "bare.xml").write_text("mine")
-    with pytest.raises(InputError, match=r"bare\.xml is there already and says something else"):
+    with pytest.raises(InputError, match=r"bare\.xml exists already with other content"):
         coco_to_voc(tmp_path / "test.json", tmp_path / "back", "three")
 
 
@@ -180,7 +186,7 @@ def test_other_bytes_are_something_else(root: Path, tmp_path: Path, text: bytes)
     voc_to_coco(root, "test", tmp_path / "test.json")
     (tmp_path / "back" / "Annotations").mkdir(parents=True)
     (tmp_path / "back" / "Annotations" / "bare.xml").write_bytes(text)
-    with pytest.raises(InputError, match=r"bare\.xml is there already and says something else"):
+    with pytest.raises(InputError, match=r"bare\.xml exists already with other content"):
         coco_to_voc(tmp_path / "test.json", tmp_path / "back", "one")
 
 
@@ -246,8 +252,8 @@ def test_bccd_there_and_back(tmp_path: Path) -> None:
         check_same_records(BCCD, split, tmp_path / f"{split}.json")
         coco_to_voc(tmp_path / f"{split}.json", tmp_path / "back", split, BCCD / "JPEGImages")
     assert_same_annotations(BCCD / "Annotations", tmp_path / "back" / "Annotations")
-    boxes = load_voc(tmp_path / "back", "test").records[0].targets.boxes.numpy()
-    assert np.array_equal(boxes, load_voc(BCCD, "test").records[0].targets.boxes.numpy())
+    boxes = VocSource(tmp_path / "back").load("test").records[0].targets.boxes.numpy()
+    assert np.array_equal(boxes, VocSource(BCCD).load("test").records[0].targets.boxes.numpy())
 
 
 SEVERAL = """<?xml version="1.0" encoding="gb2312"?>
@@ -291,7 +297,7 @@ def test_ignored_objects_and_crowds_stay_untrained(tmp_path: Path) -> None:
     back = voc_to_coco(tmp_path / "set", "val", tmp_path / "back.json")
     assert [one.get("ignore", 0) for one in back["annotations"]] == [1, 1, 0, 0]
     assert [one["difficult"] for one in back["annotations"]] == [1, 1, 1, 0]
-    (record,) = load_coco(tmp_path / "back.json", tmp_path, require_images=False).records
+    (record,) = CocoSource(tmp_path, annotations="back.json").load("test", require_images=False).records
     assert record.targets.crowd.tolist() == [True, True, False, False]
     assert coco_to_voc(tmp_path / "back.json", tmp_path / "again", "val") == ["sub/x"]
     assert_same_annotations(tmp_path / "set" / "Annotations", tmp_path / "again" / "Annotations")

@@ -9,8 +9,8 @@ import pytest
 
 from detector.core.errors import InputError
 from detector.data.fingerprint import fingerprint
-from detector.data.generated import generate_voc
-from detector.data.voc import load_voc
+from detector.data.generated.dataset import generate_voc
+from detector.data.voc.source import VocSource
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def taken(root: Path) -> str:
-    return fingerprint(load_voc(root, "trainval").records)
+    return fingerprint(VocSource(root).load("trainval").records)
 
 
 def change_box(root: Path, image: str) -> None:
@@ -64,7 +64,7 @@ def test_neither_the_place_nor_the_time_of_the_files_counts(root: Path, tmp_path
 
 
 def test_a_missing_image_is_named(root: Path) -> None:
-    records = load_voc(root, "trainval").records
+    records = VocSource(root).load("trainval").records
     records[1].path.unlink()
     with pytest.raises(InputError, match=r"000002\.jpg: cannot read the image"):
         fingerprint(records)

@@ -15,7 +15,7 @@ from detector.data.suspicions import (
     sampled_unused_bits,
     several_boxes,
     similar_names,
-    summed_up,
+    summary,
     unused_bits,
     wrong_first_pixel,
 )
@@ -57,7 +57,7 @@ def test_a_name_of_another_image(image: Path, named: str) -> None:
 def test_two_images_that_differ_in_their_suffix_alone(image: Path) -> None:
     image.with_suffix(".png").touch()
     (found,) = other_image("a b.png", image, image.with_suffix(".xml"))
-    assert "names 'a b.png', the image that is read is 'a b.jpg'; both files are there" in found.message
+    assert "names 'a b.png', the image that is read is 'a b.jpg'; both files exist" in found.message
 
 
 def test_several_boxes_are_named_once() -> None:
@@ -132,7 +132,7 @@ def test_images_of_8_bits_use_all(tmp_path: Path) -> None:
 
 def test_one_line_for_each_kind(image: Path) -> None:
     found = [one for name in ("c", "d") for one in other_image(name, image, Path("x.xml"))]
-    lines = summed_up([*found, *same_image([(1, image), (2, image)], Path("gt.json"))])
+    lines = summary([*found, *same_image([(1, image), (2, image)], Path("gt.json"))])
     assert len(lines) == 2
     assert lines[0].startswith("warning: another image: x.xml: <filename> names 'c'")
     assert lines[0].endswith("(1 more of this kind; tools/check_data.py lists all)")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from detector.core.structures import ImageRecord, Normalization, Proposals, Targets
-from detector.data.dataset import make_sample
+from detector.data.samples import make_sample
 from detector.data.transforms import ImageTransform, input_size
 
 RGB = Normalization(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), maximum=255.0, bgr=False)

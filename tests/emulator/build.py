@@ -2,8 +2,8 @@
 
     python -m tests.emulator.build [plain|quick|address|thread]
 
-Everything goes below ``build/emulator``. Objects and libraries are named by a hash of what they are made of,
-so that a change compiles what it touches and nothing else; ``make clean`` takes them away.
+All files are written below ``build/emulator``. Objects and libraries are named by a hash of their inputs, so
+that a change compiles only what it affects; ``make clean`` removes them.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ COMMON_FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     "-DUSE_CUDA",
 ]
-# What a GPU answers with a fault or with a number of its own, such as an address that is not aligned for the
-# type read from it. scheduler.cpp holds the runtime of these checks.
+# Finds what makes a GPU fail or give another number, such as an address that is not aligned for the type read
+# from it. scheduler.cpp holds the runtime of these checks.
 CHECKS = "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"
 
 
 def why_not() -> str | None:
-    """Return the reason for which the emulator cannot be built here, or None where it can."""
+    """Return why the emulator cannot be built on this machine, or None if it can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "the emulator's fibers need Linux on x86-64"
     if shutil.which("g++") is None:
@@ -62,9 +62,9 @@ def why_not() -> str | None:
 
 
 def build(variant: str = "plain", csrc: Path = PROJECT / "csrc", folder: Path | None = None) -> Path:
-    """Return the emulator's library for the kernels below ``csrc``, built again where something changed.
+    """Return the emulator's library for the kernels below ``csrc``; build what has changed.
 
-    With ``folder`` the cache is read but nothing added to it: for kernels that were changed for a moment.
+    With ``folder`` the cache is read but nothing is added to it, for kernels that are changed temporarily.
     """
     target = folder or CACHE
     target.mkdir(parents=True, exist_ok=True)

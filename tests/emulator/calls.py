@@ -1,4 +1,4 @@
-"""Calls of the pooling operators, at random: maps, RoIs and options, ordinary and hostile."""
+"""Random calls of the pooling operators: maps, RoIs and options, both ordinary and hostile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYOUTS = (
 
 @dataclass
 class Call:
-    """One call: ``operator(features, rois, **options)``, with its gradient where ``grad_seed`` is given."""
+    """One call: ``operator(features, rois, **options)``, with its gradient if ``grad_seed`` is given."""
 
     operator: str
     features: Tensor
@@ -51,7 +51,7 @@ class Call:
         return OPERATORS[self.operator](features, rois, **self.options)
 
     def usable(self) -> Tensor:
-        """Return which RoIs (R,) a kernel can use. The CPU refuses the others; on CUDA they give zeros."""
+        """Return a mask (R,) of the valid RoIs. The CPU refuses the others; on CUDA they give zeros."""
         rois = self.rois
         images = rois[:, 0].trunc()  # -0.5 is image 0
         usable = torch.isfinite(rois).all(1) & (images >= 0) & (images < len(self.features))
@@ -86,7 +86,7 @@ class Call:
 
 
 def random_call(draw: random.Random, *, big: bool = False) -> Call:
-    """Return a call drawn from ``draw`` alone; ``big`` ones are for a real device."""
+    """Return a call that depends only on ``draw``; ``big`` calls are for a real device."""
     torch.manual_seed(draw.randrange(2**31))
     features, layout = random_features(draw, big=big)
     scale = draw.choice((1 / 16, 1.0, 0.3, 1 / 8, 1e-6, 1e6))
@@ -105,7 +105,7 @@ def random_call(draw: random.Random, *, big: bool = False) -> Call:
 
 
 def random_features(draw: random.Random, *, big: bool) -> tuple[Tensor, str]:
-    """Return a map (N, C, H, W), any of which may be 0, and the name of its layout."""
+    """Return a map (N, C, H, W), of which any size may be 0, and the name of its memory layout."""
     images, channels = draw.choice((0, 1, 1, 2, 2, 3)), draw.choice(CHANNELS)
     height, width = (
         draw.choice((0, 1, 1, 2, 3, 5, 7, 9, 12, 13, draw.randint(1, 40 if big else 16))) for _ in range(2)
@@ -127,7 +127,7 @@ def random_features(draw: random.Random, *, big: bool) -> tuple[Tensor, str]:
 
 
 def arranged(features: Tensor, layout: str, draw: random.Random) -> Tensor:
-    """Return numbers like ``features``' in another layout in memory; some have another shape."""
+    """Return features like ``features`` in the given memory layout; some layouts change the shape."""
     images, channels, height, width = features.shape
     last = torch.channels_last
 
@@ -162,7 +162,7 @@ def arranged(features: Tensor, layout: str, draw: random.Random) -> Tensor:
 
 
 def random_rois(draw: random.Random, features: Tensor, scale: float, *, big: bool) -> Tensor:
-    """Return (R, 5): most in and around the image, some of them of hostile numbers or another image."""
+    """Return RoIs (R, 5), most in and around the image, some with hostile numbers or image indices."""
     images, height, width = len(features), features.shape[2] / scale, features.shape[3] / scale
     count = draw.randint(60, 140) if big else draw.choice((0, 1, 2, 3, 5, 8, 31, 33))
     rows = [[_image(draw, images), *_corners(draw, height, width)] for _ in range(count)]

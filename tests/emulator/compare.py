@@ -1,4 +1,4 @@
-"""Runs a call on a device and on the CPU and says what differs; torchvision is a second witness."""
+"""Runs a call on a device and on the CPU and reports differences; also compares with torchvision."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Device(Protocol):
     """Where the CUDA kernels run."""
 
     def prepare(self, draw: random.Random) -> None:
-        """Choose what a device leaves open, such as the order of threads."""
+        """Choose what is not determined by the call, such as the order of threads."""
 
     def run(self, call: Call) -> tuple[Tensor, Tensor | None]:
-        """Return the output and, where the call asks for it, the gradient of the features, on the CPU."""
+        """Return the output and, if the call asks for it, the gradient of the features, on the CPU."""
 
     def report(self) -> str:
-        """Return a line on what has been run."""
+        """Return a line that summarizes what has been run."""
 
 
 class Emulator:
-    """The kernels on the CPU, as the build of ``variant`` or of a given library runs them."""
+    """The emulated kernels, from the build of ``variant`` or from a given library."""
 
     def __init__(self, variant: str = "plain", library: Path | None = None) -> None:
         self.kernels = EmulatedKernels(library or build(variant))
@@ -51,7 +51,7 @@ class Cuda:
     """A real device. Tensors keep their strides and their offset in memory on the way there."""
 
     def prepare(self, draw: random.Random) -> None:
-        """Leave everything to the device."""
+        """Do nothing: a real device decides by itself."""
 
     def run(self, call: Call) -> tuple[Tensor, Tensor | None]:
         pooled, grad = pooled_and_gradient(call, carried(call.features), carried(call.rois))
@@ -86,7 +86,7 @@ def pooled_and_gradient(
 
 
 def faults_of(call: Call, device: Device, tally: Counter[str]) -> list[str]:
-    """Return what differs between ``device`` and the CPU, in words; ``tally`` counts what was compared."""
+    """Return the differences between ``device`` and the CPU as texts; ``tally`` counts the comparisons."""
     usable = call.usable()
     pooled, grad = device.run(call)
     rois = call.rois[usable].contiguous()
@@ -113,7 +113,7 @@ def faults_of(call: Call, device: Device, tally: Counter[str]) -> list[str]:
 
 
 def same(first: Tensor, second: Tensor, *, signed: bool = True) -> bool:
-    """Whether bits agree, any NaN standing for any other, and 0.0 for -0.0 unless ``signed``."""
+    """Return whether bits agree; all NaN count as equal, and 0.0 and -0.0 too unless ``signed``."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     if first.numel() == 0:
@@ -137,7 +137,7 @@ def _places(first: Tensor, second: Tensor) -> str:
 
 
 def torchvision_can(call: Call, rois: Tensor) -> bool:
-    """Whether torchvision pools by the same rule, and its 32-bit cells reach as far as the RoIs."""
+    """Return whether torchvision pools by the same rule and its 32-bit cells can hold the RoIs."""
     return (
         call.options.get("bins") == "caffe"
         and call.features.dtype in (torch.float32, torch.float64)

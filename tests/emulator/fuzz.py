@@ -1,10 +1,10 @@
-"""Random calls of the CUDA kernels, emulated or on a real device, against the CPU operators: `make emulate`.
+"""Compares random calls of the CUDA kernels, emulated or on a device, with the CPU operators: `make emulate`.
 
     python -m tests.emulator.fuzz --seconds 120
     python -m tests.emulator.fuzz --device cuda --calls 2000 --big
 
-A call is a function of seed and number, so ``--first N --calls 1`` runs a failure again. The exit status is 1
-where anything differed or was refused.
+A call is a function of seed and number, so ``--first N --calls 1`` repeats a failure. The exit status is 1 if
+any result differed or any call was refused.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ SHOWN = 10  # faults printed in full
 
 
 class Fuzz:
-    """Makes calls on a device and keeps count."""
+    """Makes calls on a device and counts comparisons and faults."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.tally: Counter[str] = Counter()
         self.faulty = 0
-        # Fresh memory full of NaN and of the largest integer shows what a kernel leaves unwritten.
+        # torch then fills fresh memory with NaN and the largest integer, so that unwritten values show.
         torch.use_deterministic_algorithms(True)
 
     def make(self, name: str, call: Call, draw: random.Random) -> bool:
-        """Make one call; prints and counts a fault. Returns whether there was none yet."""
+        """Make one call; print and count its faults. Return whether no call has failed so far."""
         self.device.prepare(draw)
         try:
             faults = faults_of(call, self.device, self.tally)

@@ -1,4 +1,4 @@
-"""The emulated CUDA kernels behind the project's own operators."""
+"""Runs the emulated CUDA kernels in place of the project's CPU operators."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class EmulatedKernels(TorchDispatchMode):
         return (emulated(func) or func)(*args, **(kwargs or {}))
 
     def configure(self, threads: int = 0, blocks: int = 0, seed: int = 0, fill: int = 0xFF) -> None:
-        """Choose the orders of threads and of blocks, both below ORDERS, and fresh shared memory's bytes."""
+        """Choose the orders of threads and blocks, 0 to ORDERS - 1, and the bytes of fresh shared memory."""
         self._library.emulator_configure(threads, blocks, seed, fill)
 
     def counts(self) -> dict[str, int]:
-        """Return what has happened since the library was loaded."""
+        """Return the counts of events since the library was loaded."""
         numbers = (ctypes.c_longlong * len(_COUNTS))()
         self._library.emulator_counts(numbers)
         return dict(zip(_COUNTS, numbers, strict=True))

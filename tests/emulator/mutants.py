@@ -1,11 +1,10 @@
-"""Breaks the CUDA kernels on purpose, one way at a time, and sees that it is noticed: `make emulate-mutants`.
+"""Breaks the CUDA kernels on purpose, one fault at a time, and checks that each is noticed.
 
-    python -m tests.emulator.mutants [part of a name ...]
+    python -m tests.emulator.mutants [part of a name ...]        (all of them: make emulate-mutants)
 
-Every barrier is taken out in turn, whatever the kernels look like; other faults are edits listed here. An
-edit that no longer applies is an error: whoever changes the kernels writes edits for the new ones. Where
-no result changes under any order of threads, an edit is tried under AddressSanitizer next, a missing barrier
-under ThreadSanitizer.
+Every barrier in the kernels is removed in turn; other faults are the edits listed here. An edit that no
+longer applies is an error: a change of the kernels must update the edits. If no result changes under any
+order of threads, an edit is run again under AddressSanitizer, a missing barrier under ThreadSanitizer.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from pathlib import Path
 
 from tests.emulator.build import PROJECT, build
 
-CALLS = 600  # at random, of a mutant
-TIMEOUT = 240  # a kernel that never ends is noticed, too
+CALLS = 600  # random calls per mutant
+TIMEOUT = 240  # seconds; a kernel that never ends counts as noticed
 BARRIER = re.compile(r"\b(__syncthreads|__syncwarp)\(\);")
 
 
@@ -254,16 +253,16 @@ def apply(mutant: Mutant, csrc: Path) -> None:
 
 
 def notice(mutant: Mutant) -> str | None:
-    """Return what is noticed of a mutant, None for nothing."""
+    """Return how a mutant is noticed, or None if it is not."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shutil.copytree(PROJECT / "csrc", folder / "csrc")
         apply(mutant, folder / "csrc")
         for variant in ("quick", mutant.sanitizer):
             library = build(variant, folder / "csrc", folder / "build")
-            found = _run(library, "" if variant == "quick" else variant)
-            if found is not None:
-                return found
+            noticed = _run(library, "" if variant == "quick" else variant)
+            if noticed is not None:
+                return noticed
     return None
 
 
@@ -303,7 +302,7 @@ def main() -> int:
             apply(mutant, csrc)
     chosen = [one for one in mutants if not sys.argv[1:] or any(part in one.name for part in sys.argv[1:])]
     unnoticed = 0
-    build("quick")  # what a mutant leaves as it is
+    build("quick")  # fills the cache with the objects that mutants do not change
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         running = {pool.submit(notice, mutant): mutant for mutant in chosen}
         for future in as_completed(running):

@@ -1,4 +1,4 @@
-"""Calls that chance seldom makes: real shapes, sides around 256, very many RoIs, big grids, huge strides."""
+"""Calls that random ones seldom cover: real shapes, sides around 256, many RoIs, big grids, huge strides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PYRAMID = [6, 3, 2, 1]
 
 
 def special_calls(*, slow: bool) -> Iterator[tuple[str, Call]]:
-    """Yield (name, call); the ``slow`` ones too, each of which takes seconds."""
+    """Yield (name, call); with ``slow`` also calls that take seconds each."""
     torch.manual_seed(0)
     yield from _narrow_maps()
     yield from _lowest_numbers()
@@ -90,7 +90,7 @@ def _grids() -> Iterator[tuple[str, Call]]:
 
 
 def _wide_maps() -> Iterator[tuple[str, Call]]:
-    """Maps of several blocks of windows, which are made where RoIs are many."""
+    """Maps of several blocks of windows, which the kernels make only for many RoIs."""
     rois = random_rois(40, 2, (80, 1120))
     for memory_format in (torch.contiguous_format, torch.channels_last):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -99,7 +99,7 @@ def _wide_maps() -> Iterator[tuple[str, Call]]:
 
 
 def _many_rois() -> Iterator[tuple[str, Call]]:
-    """More RoIs than a block reads at a time, more bins than it lists; the first are of one image."""
+    """More RoIs than a block reads at a time and more bins than it lists; the first RoIs are of one image."""
     features, rois = torch.randn(2, 35, 4, 9), random_rois(300, 2, (64, 144))
     rois = rois[rois[:, 0].argsort(stable=True)]
     yield "300 RoIs, image by image", _roi(features, rois, (5, 5))
@@ -108,7 +108,7 @@ def _many_rois() -> Iterator[tuple[str, Call]]:
 
 
 def _far_apart() -> Iterator[tuple[str, Call]]:
-    """Images 2^31 elements apart in memory that is reserved and hardly touched."""
+    """Images 2^31 elements apart, in memory that is reserved but mostly untouched."""
     apart = 2**31
     filled, torch.utils.deterministic.fill_uninitialized_memory = (
         torch.utils.deterministic.fill_uninitialized_memory,

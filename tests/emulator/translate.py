@@ -26,7 +26,7 @@ def translate(source: str, path: str) -> str:
 
 
 def _blank_comment(match: re.Match[str]) -> str:
-    """Leave a comment's line breaks and nothing else of it; strings stay."""
+    """Replace a comment by its line breaks; keep strings."""
     text = match[0]
     return text if text[0] in "\"'" else " " + "\n" * text.count("\n")
 
@@ -79,7 +79,7 @@ def _static(declaration: str, alignments: list[str], path: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas outside brackets; ``<`` counts as one, outside of round and square brackets."""
+    """Split at commas outside brackets; ``<`` counts as a bracket outside round and square brackets."""
     parts, start, stack = [], 0, []
     for at, char in enumerate(text):
         if char in "([{" or (char == "<" and (not stack or stack[-1] == "<")):
@@ -153,7 +153,7 @@ def _kernel_before(source: str, at: int, path: str) -> int:
 
 
 def _opening(source: str, at: int, path: str) -> int:
-    """Return where the bracket opens that closes at ``at``."""
+    """Return the position of the bracket that opens what closes at ``at``."""
     closing = source[at]
     stack = []
     for position in range(at, -1, -1):

@@ -12,7 +12,7 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.inference import detect
-from detector.factory.data import inference_views
+from detector.factory.loaders import inference_views
 from detector.factory.model import build_model, build_postprocess, convolutions, restore_model
 from detector.factory.proposals import stored_proposals
 from detector.models.backbones import build_backbone

@@ -12,11 +12,11 @@ import torch
 
 from detector.config import Config
 from detector.core.structures import ImageRecord, Normalization, Targets
-from detector.data import loading
-from detector.data.loading import LoaderFailed
+from detector.data import loader
+from detector.data.loader import LoaderFailed, batch_bytes
 from detector.data.transforms import ImageTransform
 from detector.factory import resources
-from detector.factory.data import batch_bytes, inference_views, no_proposals, training_batches
+from detector.factory.loaders import inference_views, no_proposals, training_batches
 from detector.factory.model import build_model
 from detector.tasks.demo import run_demo
 from detector.tasks.evaluation import open_test_set
@@ -37,7 +37,7 @@ def sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    for module in ("factory.resources", "tasks.training", "factory.data"):
+    for module in ("factory.resources", "tasks.training", "factory.loaders"):
         monkeypatch.setattr(f"detector.{module}.note", lines.append)
     return lines
 
@@ -99,7 +99,7 @@ def test_batches_take_at_most_what_is_expected_of_them() -> None:
 def test_shared_memory_is_looked_at_before_the_start(
     tiny: Load, tiny_root: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "free_shared_memory", lambda: 1000)
+    monkeypatch.setattr(loader, "free_shared_memory", lambda: 1000)
     records = [record(96, 128)]
     with pytest.raises(LoaderFailed, match=r"data\.workers=2: .*/dev/shm has 0\.0 MiB free; .*--shm-size"):
         training_batches(tiny("data.workers=2"), records, no_proposals, 0)
@@ -119,7 +119,7 @@ def deadly_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         assert os.getpid() != main
         os.kill(os.getpid(), signal.SIGKILL)
 
-    return lambda: monkeypatch.setattr("detector.data.dataset.read_image", read)
+    return lambda: monkeypatch.setattr("detector.data.samples.read_image", read)
 
 
 def test_a_dying_worker_ends_training_with_one_clear_error(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from detector.commands.checking import check_data
+from detector.commands.check import check_data
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.data.convert import voc_to_coco
@@ -20,9 +20,8 @@ from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
 from detector.evaluation.operating_point import best_f1
 from detector.evaluation.report import NOTHING_SCORED, write_json
-from detector.factory.data import class_names
+from detector.factory.data import Validation, class_names, find_validation, read_splits
 from detector.factory.model import restore_model
-from detector.factory.splits import Validation, find_validation, read_splits
 from detector.factory.validation import load_training, load_validation
 from detector.tasks.evaluation import evaluate, open_validation
 from detector.tasks.training import TrainingRun, find_state, start_run

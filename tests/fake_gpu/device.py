@@ -1,4 +1,4 @@
-"""The device ``fakegpu``: tensors that hold a CPU tensor and count as lying elsewhere."""
+"""The device ``fakegpu``: its tensors hold a CPU tensor and count as being on another device."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pageable: Counter[str] = Counter()  # by place
 
 
 class _Module(backend_registration._DummyBackendModule):
-    """What ``torch.fakegpu`` answers."""
+    """The module ``torch.fakegpu``."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
@@ -49,11 +49,11 @@ class _Module(backend_registration._DummyBackendModule):
         return torch.get_rng_state()
 
     def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
-        """Leave the CPU's generator alone, which is the only one."""
+        """Do nothing: the only generator is the CPU's, and torch restores it already."""
 
 
 def install() -> None:
-    """Register the device, once in a process and for good."""
+    """Register the device; once per process, and it stays registered."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     torch.autograd.set_multithreading_enabled(False)  # the mode must see the backward pass
     torch.inference_mode = torch.no_grad  # a wrapped tensor cannot be an inference tensor
@@ -110,7 +110,7 @@ class OnDevice(torch.Tensor):
 
 
 class FakeGpu(TorchDispatchMode):
-    """Inside, tensors may be made on the device and every call is looked at."""
+    """Within this context, tensors can be created on the device and every call is checked."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -133,7 +133,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run one operator on the held tensors, and wrap its results where they belong on the device."""
+    """Run one operator on the held tensors, and wrap those results that belong on the device."""
     name = func._schema.name.split("::")[1]
     flat, structure = tree_flatten((args, kwargs))
     tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
@@ -177,7 +177,7 @@ def _plain(leaf: Any) -> Any:
 
 
 def _check_indices(func: Any, target: Any, indices: Any, values: Any = None) -> None:
-    """Refuse what CUDA refuses of indexing, and count what makes it wait."""
+    """Refuse indexing that CUDA refuses, and count indexing that makes the host wait."""
     on_device = isinstance(target, OnDevice)
     given = [index for index in indices if index is not None]
     if not on_device and any(isinstance(index, OnDevice) for index in given):
@@ -191,7 +191,7 @@ def _check_indices(func: Any, target: Any, indices: Any, values: Any = None) -> 
 
 
 def _result_is_on_device(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], from_device: bool) -> bool:
-    """Say where the result of a call lies, and count a copy that waits."""
+    """Return whether the result of a call is on the device, and count a copy that makes the host wait."""
     device = kwargs.get("device")
     to_device = from_device if device is None else torch.device(device).type == NAME
     waiting = not kwargs.get("non_blocking")
@@ -207,7 +207,7 @@ def _result_is_on_device(name: str, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _pinned(name: str, tensor: Any) -> Any:
-    """Say whether a CPU tensor counts as pinned, or return a copy that does."""
+    """Return whether a CPU tensor counts as pinned, or a copy that does."""
     if name == "is_pinned":
         return getattr(tensor, "counts_as_pinned", False)
     copy = tensor.clone()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from torch.utils import backend_registration
 
-from detector.data.generated import generate_voc
+from detector.data.generated.dataset import generate_voc
 from tests.emulator.build import build, why_not
 from tests.staged.test_runner import STAGED
 from tests.tiny import TINY
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def train(config: dict[str, Any], folder: Path) -> str:
-    """Train in ``folder``, in a process of its own, and return what it prints."""
+    """Train in ``folder``, in a separate process, and return what it prints."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     command = [sys.executable, "-m", "tests.fake_gpu.training", str(path), str(folder / "run"), str(build())]

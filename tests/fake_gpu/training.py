@@ -1,4 +1,4 @@
-"""Trains on the fake GPU, in a process of its own.
+"""Trains on the fake GPU, in a separate process.
 
     python -m tests.fake_gpu.training CONFIG FOLDER LIBRARY
 

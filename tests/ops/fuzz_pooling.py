@@ -1,4 +1,4 @@
-"""Calls the pooling operators at random with hostile RoIs: no crash, and every error is one in words.
+"""Calls the pooling operators at random with hostile RoIs: no crash, and every error has a clear message.
 
     python tests/ops/fuzz_pooling.py --calls 100000
 
@@ -53,7 +53,7 @@ def random_rois(draw: random.Random, images: int, dtype: torch.dtype) -> Tensor:
 
 
 def one_call(draw: random.Random) -> bool:
-    """Make one call, half of them with a gradient; returns whether it was refused."""
+    """Make one call, in half of the cases with a gradient; return whether it was refused."""
     features = random_features(draw)
     wide = features.dtype == torch.float64 and draw.random() < 0.5
     rois = random_rois(draw, len(features), torch.float64 if wide else torch.float32)
@@ -96,7 +96,7 @@ def main() -> None:
         except BaseException:
             print(f"failed at seed {seed}")
             raise
-    print(f"{arguments.calls} calls, {refused} refused in words, no crash")
+    print(f"{arguments.calls} calls, {refused} refused with a clear message, no crash")
 
 
 if __name__ == "__main__":

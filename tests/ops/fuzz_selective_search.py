@@ -1,4 +1,4 @@
-"""Searches random images with random configurations: no crash, and every promise about the boxes kept.
+"""Searches random images with random configurations: no crash, and the boxes are as documented.
 
     python tests/ops/fuzz_selective_search.py --images 2000
 

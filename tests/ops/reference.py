@@ -52,7 +52,7 @@ def cell_bins(first: float, last: float, n: int) -> Iterator[Span]:
 
 
 def spp_window(first: float, last: float, stride: float, center: float, shrink: float, extent: int) -> Span:
-    """Return the first and last cell (both in) that SPP-net's rule gives, in exact fractions."""
+    """Return the first and the last cell of the window by SPP-net's rule, computed in exact fractions."""
     half, stride_, center_, shrink_ = Fraction(1, 2), Fraction(stride), Fraction(center), Fraction(shrink)
     left = math.floor((Fraction(first) - center_ + shrink_) / stride_ + half)
     right = math.ceil((Fraction(last) - 1 - center_ - shrink_) / stride_ - half)
@@ -119,7 +119,7 @@ def spp_pool(
     center: float = 0.0,
     shrink: float | None = None,
 ) -> Tensor:
-    """Return (R, C * sum(l * l)), level after level; ``scale`` must be 1 / a whole number."""
+    """Return (R, C * sum(l * l)), grid after grid; ``scale`` must be 1 / a whole number."""
     real = np.float64 if features.dtype == torch.float64 else np.float32
     stride = round(1 / scale)
     inside = stride / 2 if shrink is None else shrink

@@ -1,4 +1,4 @@
-"""RoIs as they come, and as they should not."""
+"""Random RoIs for tests, some of them reversed or outside the image."""
 
 from __future__ import annotations
 

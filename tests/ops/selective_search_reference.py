@@ -1,4 +1,4 @@
-"""Selective search written slowly and obviously, straight from the definitions: the tests' oracle.
+"""Selective search written in the slow, obvious way from the definitions: the tests' oracle.
 
 Nothing here is shared with the native code: numpy, Python numbers and plain loops.
 """

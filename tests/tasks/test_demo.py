@@ -14,7 +14,7 @@ import torch
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.engine.inference import detect
-from detector.factory.data import inference_views
+from detector.factory.loaders import inference_views
 from detector.factory.model import build_model, build_postprocess
 from detector.factory.proposals import stored_proposals
 from detector.tasks.demo import find_images, run_demo, unique_stems

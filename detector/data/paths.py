@@ -1,0 +1,110 @@
+"""Names of files in a data set: finding them by name without suffix, keys of images, and safe names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from detector.core.errors import InputError
+
+OUTSIDE = "@parent"
+"""Stands for ``..`` in the key of an image outside the data root: stores refuse names that lead upwards."""
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+_MAX_NAME_BYTES = 240  # file systems refuse names over 255 bytes, suffix included
+
+
+def image_key(path: Path, root: Path) -> str:
+    """Return an image's path below ``root``, suffix included, with ``/`` between its parts.
+
+    Links are not followed: the key is what the config and the annotations say, not where a link leads.
+    An image outside the root has a key as well, in which each step upwards is written `OUTSIDE`.
+    """
+    text, start = str(path), f"{root}{os.sep}"
+    if text.startswith(start) and os.pardir not in text:
+        return text.removeprefix(start).replace(os.sep, "/")
+    parts = Path(os.path.relpath(path, root)).parts
+    return "/".join(OUTSIDE if part == os.pardir else part for part in parts)
+
+
+def require_inside(name: str, place: str, expected: str) -> None:
+    """Raise InputError for a file name that could lead outside the folder in which it is looked up.
+
+    Links that lie in the folder are the user's own and are followed. ``place`` and ``expected`` are for the
+    message.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or not _is_file_name(name) or ".." in parts or parts[0] == "/" or _DRIVE.match(name):
+        raise InputError(
+            f"{place} {name[:80]!r} leads out of the data root or is no file name; expected {expected}"
+        )
+
+
+def _is_file_name(name: str) -> bool:
+    """Say whether a file system accepts ``name``: no control characters, encodable, not too long."""
+    encoded = name.encode("utf-8", errors="replace")
+    return min(name) >= " " and len(encoded) <= _MAX_NAME_BYTES and encoded.decode() == name
+
+
+class FileFinder:
+    """Finds files by their names without suffix, and remembers the results.
+
+    Use one object per call of a reader: it may not see files that appear later.
+    """
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[str, tuple[str, ...]], Path | None] = {}
+        self._suffixes_by_folder: dict[str, Mapping[str, list[str]]] = {}
+
+    def find(self, base: Path, suffixes: tuple[str, ...]) -> Path | None:
+        """Return the first file named ``base`` plus one of ``suffixes`` in any case, None without one.
+
+        ``suffixes`` are in lower case and begin with their only dot. Suffixes all in lower case come first,
+        then those all in upper case, then mixtures. A folder is listed once, when a file is first missing.
+        """
+        name = str(base)
+        if (name, suffixes) not in self._results:
+            folder, stem = os.path.split(name)
+            result = None if folder in self._suffixes_by_folder else _with_common_suffix(name, suffixes)
+            self._results[name, suffixes] = result or self._from_listing(folder, stem, suffixes)
+        return self._results[name, suffixes]
+
+    def _from_listing(self, folder: str, stem: str, suffixes: tuple[str, ...]) -> Path | None:
+        if folder not in self._suffixes_by_folder:
+            self._suffixes_by_folder[folder] = _list_suffixes(folder)
+
+        def rank(written: str) -> tuple[int, int, str]:
+            case = 0 if written.islower() else 1 if written.isupper() else 2
+            return case, suffixes.index(written.lower()), written.swapcase()
+
+        candidates = self._suffixes_by_folder[folder].get(stem, ())
+        known = sorted((one for one in candidates if one.lower() in suffixes), key=rank)
+        paths = (Path(folder, stem + written) for written in known)
+        return next(filter(Path.is_file, paths), None)
+
+
+def _with_common_suffix(name: str, suffixes: tuple[str, ...]) -> Path | None:
+    for written in (*suffixes, *map(str.upper, suffixes)):
+        if os.path.isfile(path := name + written):  # noqa: PTH113 - much faster than Path
+            return Path(path)
+    return None
+
+
+def _list_suffixes(folder: str) -> Mapping[str, list[str]]:
+    """Return the suffixes, dot included, of the files in a folder, by what stands before them.
+
+    A folder that cannot be listed has none.
+    """
+    suffixes: defaultdict[str, list[str]] = defaultdict(list)
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            names = [entry.name for entry in entries]
+    except (OSError, ValueError):  # ValueError: a null character, which no file system accepts
+        names = []
+    for stem, dot, suffix in (name.rpartition(".") for name in names):
+        if dot:
+            suffixes[stem].append(dot + suffix)
+    return suffixes

@@ -1,0 +1,179 @@
+"""From the annotated objects of one image to `Targets`, and what happens to objects with faulty boxes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from detector.core import boxes as box_ops
+from detector.core.errors import InputError, nearest
+from detector.core.structures import Targets
+
+OTHER_CLASS_ADVICE = (
+    "correct the name, add the class, or leave such objects out with data.other_classes=ignore"
+)
+OTHER_CLASS = "of other classes"
+"""Key of `TargetBuilder.counts` for objects whose class is not asked for."""
+Box = tuple[float, float, float, float]
+
+MAX_COORDINATE = 2.0**24
+"""Pixels; up to here float32 holds every whole pixel."""
+
+# A box that reaches this far out of its image is a rounding error or from a 0-based file, not a wrong object.
+_TOLERANCE = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedObject:
+    """An object as annotated: ``box`` is half-open in image pixels; ``area`` None means the area of the box.
+
+    ``ignore`` is COCO's flag of that name: the object is not trained on and cannot be missed. ``place`` says
+    where the object is written and ``written`` is its box in that file's own convention, both for messages.
+    """
+
+    name: str
+    box: Box
+    difficult: bool = False
+    crowd: bool = False
+    ignore: bool = False
+    area: float | None = None
+    place: str
+    written: Sequence[float]
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """(width, height) of the box in pixels."""
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectRules:
+    """What happens to objects with invalid boxes and to objects of other classes.
+
+    A box is invalid if it is swapped (x2 < x1 or y2 < y1), reaches more than one pixel out of its image, or
+    has a side under ``min_box_size`` pixels. ``invalid_boxes`` says what happens to its object: "drop" leaves
+    it out, "clip" cuts off what is outside and drops the object only if the rest is too small, "error"
+    raises. A box that reaches out by one pixel or less is always clipped. None, for evaluation, keeps every
+    object exactly as annotated.
+
+    ``other_classes`` says what happens to an object of a class that is not asked for: "error" raises,
+    "ignore" leaves it out.
+    """
+
+    invalid_boxes: Literal["drop", "clip", "error"] | None = "drop"
+    min_box_size: float = 2.0
+    other_classes: Literal["error", "ignore"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.invalid_boxes not in ("drop", "clip", "error", None):
+            raise ValueError(
+                f"invalid_boxes must be 'drop', 'clip', 'error' or None, not {self.invalid_boxes!r}"
+            )
+
+    def when(self, *, training: bool) -> ObjectRules:
+        """Return the same rules for training; for evaluation, rules that keep every box as annotated."""
+        return self if training else replace(self, invalid_boxes=None)
+
+    def box_fault(self, box: Box, size: tuple[int, int]) -> str | None:
+        """Return what is wrong with ``box`` on an image of ``size`` (height, width), None if it can be used.
+
+        "swapped", "outside" (by more than one pixel, or wholly where boxes are clipped) or "under 2 px",
+        where the number is ``min_box_size``.
+        """
+        if box[2] < box[0] or box[3] < box[1]:
+            return "swapped"
+        clipped = _clip(box, size)
+        gone = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
+        far = max(abs(before - after) for before, after in zip(box, clipped, strict=True)) > _TOLERANCE
+        if (gone and clipped != box) or (far and self.invalid_boxes != "clip"):
+            return "outside"
+        if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < self.min_box_size:
+            return f"under {self.min_box_size:g} px"
+        return None
+
+
+AS_ANNOTATED = ObjectRules(invalid_boxes=None)
+
+
+class TargetBuilder:
+    """Turns annotated objects into `Targets` by `ObjectRules`, and counts what it leaves out or changes.
+
+    An object with ``ignore`` becomes both difficult and a crowd region, which no metric counts as missed and
+    which training uses neither as an object nor as background.
+
+    ``counts`` has the numbers of boxes left out ("swapped", "outside", "under 2 px", "of other classes") and
+    changed ("clipped"), ``others`` the names of the other classes.
+    """
+
+    def __init__(self, classes: Sequence[str], rules: ObjectRules) -> None:
+        repeated = [name for name, count in Counter(classes).items() if count > 1]
+        if repeated:
+            raise InputError(f"classes: {repeated[0]!r} is named twice; name each class once")
+        self.rules = rules
+        self.counts: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+        self._labels = {name: label for label, name in enumerate(classes, start=1)}
+
+    def __call__(self, objects: Iterable[AnnotatedObject], size: tuple[int, int]) -> Targets:
+        """Return the targets of one image of ``size`` (height, width).
+
+        Raises InputError for an object of an unknown class, or an invalid box under "error".
+        """
+        wanted = [thing for thing in objects if self._is_wanted(thing)]
+        labelled = [(thing, self._label(thing), self._usable_box(thing, size)) for thing in wanted]
+        kept = [(thing, label, box) for thing, label, box in labelled if box is not None]
+        boxes = torch.tensor([box for _, _, box in kept], dtype=torch.float32).reshape(-1, 4)
+        area = box_ops.area(boxes)
+        for index, (thing, _, _) in enumerate(kept):
+            if thing.area is not None:
+                area[index] = thing.area
+        return Targets(
+            boxes=boxes,
+            labels=torch.tensor([label for _, label, _ in kept], dtype=torch.int64),
+            difficult=torch.tensor([one.difficult or one.ignore for one, _, _ in kept], dtype=torch.bool),
+            crowd=torch.tensor([one.crowd or one.ignore for one, _, _ in kept], dtype=torch.bool),
+            area=area,
+        )
+
+    def _is_wanted(self, thing: AnnotatedObject) -> bool:
+        if self.rules.other_classes == "error" or thing.name in self._labels:
+            return True
+        self.counts[OTHER_CLASS] += 1
+        self.others[thing.name] += 1
+        return False
+
+    def _label(self, thing: AnnotatedObject) -> int:
+        if thing.name not in self._labels:
+            raise InputError(
+                f"{thing.place}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
+                f"{OTHER_CLASS_ADVICE}"
+            )
+        return self._labels[thing.name]
+
+    def _usable_box(self, thing: AnnotatedObject, size: tuple[int, int]) -> Box | None:
+        """Return the box, clipped if necessary, or None if the object is left out."""
+        if self.rules.invalid_boxes is None:
+            return thing.box
+        clipped = _clip(thing.box, size)
+        fault = self.rules.box_fault(thing.box, size)
+        if fault is None:
+            self.counts.update(["clipped"] if clipped != thing.box else [])
+            return clipped
+        if self.rules.invalid_boxes == "error":
+            written = ", ".join(f"{number:g}" for number in thing.written)
+            raise InputError(
+                f"{thing.place}: box {written} is {fault} (the image is {size[1]}x{size[0]}); correct it, or "
+                "choose to drop or clip such boxes"
+            )
+        self.counts[fault] += 1
+        return None
+
+
+def _clip(box: Box, size: tuple[int, int]) -> Box:
+    height, width = size
+    x1, y1, x2, y2 = box
+    return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)

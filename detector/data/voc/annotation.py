@@ -1,0 +1,267 @@
+"""One VOC annotation file, given back as it is written, and its objects in the project's convention.
+
+Source: the annotation format of the PASCAL VOC 2007 development kit. The file's own coordinates are 1-based
+with inclusive ends; `VocAnnotation.to_objects` converts them. Only what a detector needs is read, so files of
+other tools with missing, additional or differently ordered elements are accepted. So are element names in
+other case or with a namespace prefix, objects gathered in <objects>, and several boxes in one object, each of
+which is an object of its own. An object or a box anywhere else is an error: it is never silently ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from detector.core.errors import InputError
+from detector.data.faults import FaultHandler, faults_to
+from detector.data.suspicions import Suspicion, other_image, several_boxes
+from detector.data.targets import MAX_COORDINATE, AnnotatedObject
+from detector.data.voc.xml import parse_xml
+
+MAX_COPIED = 2**20  # elements of objects with several boxes, counted once for each of their boxes
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FLAGS = {"1": True, "true": True, "0": False, "false": False, "unspecified": False, "": False}
+_READ = frozenset(
+    (
+        *("annotation", "filename", "size", "height", "width", "depth", "objects", "object", "part"),
+        *("name", "difficult", "ignore", "bndbox", *CORNERS),
+    )
+)
+_STRAY = frozenset(("object", "bndbox", "robndbox", *CORNERS))  # elements that always have a meaning
+_NO_BOX = {
+    "robndbox": "a rotated box (<robndbox>)",
+    "polygon": "a polygon",
+    "segmentation": "a segmentation",
+    "bbox": "a <bbox>",
+    "box": "a <box>",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocObject:
+    """One box of one <object>: ``box`` is (xmin, ymin, xmax, ymax), ends inclusive, in the file's pixels.
+
+    ``place`` names it inside the file. ``ignore`` is COCO's flag, which `detector.data.convert` writes: the
+    object is not trained on, and a detector cannot miss it.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+    ignore: bool
+    place: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocAnnotation:
+    """One file: ``size`` is (height, width) in pixels, None where <size> is missing or zero.
+
+    ``filename`` is the image's name according to the file, None where it gives none.
+    """
+
+    path: Path
+    size: tuple[int, int] | None
+    objects: list[VocObject]
+    filename: str | None = None
+
+    def to_objects(self, first_pixel: int = 1) -> Iterator[AnnotatedObject]:
+        """Yield the objects with the project's half-open boxes, which start at 0.
+
+        ``first_pixel``, 0 or 1, is the number of the first pixel in the file. In files that count from 1, as
+        VOC does, xmin and ymin are reduced by 1, and xmax and ymax stay; in files that count from 0, xmin and
+        ymin stay, and xmax and ymax are increased by 1.
+        """
+        to_end = 1 - first_pixel
+        for thing in self.objects:
+            xmin, ymin, xmax, ymax = thing.box
+            yield AnnotatedObject(
+                name=thing.name,
+                box=(xmin - first_pixel, ymin - first_pixel, xmax + to_end, ymax + to_end),
+                difficult=thing.difficult,
+                ignore=thing.ignore,
+                place=f"{self.path}: {thing.place}",
+                written=thing.box,
+            )
+
+    def suspicions(self, image: Path) -> Iterator[Suspicion]:
+        """Yield what is suspicious about this file, where ``image`` is the image that is read for it."""
+        yield from other_image(self.filename, image, self.path)
+        yield from several_boxes((thing.place for thing in self.objects), self.path)
+
+
+def read_annotation(path: Path) -> VocAnnotation:
+    """Read one annotation file.
+
+    Raises:
+        InputError: an unreadable, hostile or malformed file (see `detector.data.voc.xml.parse_xml`), or an
+            object without a name or without four finite coordinates; the message names the file and the
+            object's number, from 1.
+    """
+    return to_annotation(read_element(path), path)
+
+
+def read_element(path: Path) -> Element:
+    """Return the outer element of an annotation file, written in VOC's own way. Errors as `parse_xml`.
+
+    Elements that have a meaning in VOC are in lower case and without a prefix, and objects that were inside
+    <objects> are directly in the outer element.
+    """
+    root = parse_xml(path)
+    for element in root.iter():
+        plain = element.tag.rpartition(":")[2].lower()
+        if plain in _READ or plain in _NO_BOX:
+            element.tag = plain
+    for gathered in root.findall("objects"):
+        if len(gathered) and all(child.tag == "object" for child in gathered):
+            place = list(root).index(gathered)
+            root[place : place + 1] = list(gathered)
+    return root
+
+
+def to_annotation(root: Element, path: Path, on_fault: FaultHandler | None = None) -> VocAnnotation:
+    """Return what ``root``, the `read_element` of the file at ``path``, says. Errors as `read_annotation`.
+
+    With ``on_fault`` a faulty object or size is handed to it and left out, and the rest is read.
+    """
+    if root.tag != "annotation":
+        raise InputError(f"{path}: not a VOC annotation: the outer element is <{root.tag}>, not <annotation>")
+    objects, size, filename = [], None, None
+    for place, element in object_elements(root, path, on_fault):
+        with faults_to(on_fault):
+            objects.append(_read_object(element, place, path))
+    with faults_to(on_fault):
+        size = _read_size(root, path)
+    with faults_to(on_fault):
+        filename = _text(root, "filename", str(path)) or None
+    return VocAnnotation(path=path, size=size, objects=objects, filename=filename)
+
+
+def object_elements(
+    root: Element, path: Path, on_fault: FaultHandler | None = None
+) -> Iterator[tuple[str, Element]]:
+    """Yield the place and the element of every object; an object with several boxes once for each box.
+
+    Raises InputError, or hands it to ``on_fault``, for an object or a box where none is expected.
+    """
+    copied = 0
+    for number, element in enumerate(root.findall("object"), start=1):
+        boxes, others = element.findall("bndbox"), len(element)
+        copied += len(boxes) * others if len(boxes) > 1 else 0
+        if copied > MAX_COPIED:
+            raise InputError(f"{path}: object {number} has {len(boxes)} <bndbox>; write one object for each")
+        for index, box in enumerate(boxes, start=1):
+            if len(boxes) > 1:
+                yield f"object {number}, box {index}", _with_one_box(element, box)
+        if len(boxes) < 2:
+            yield f"object {number}", element
+    for inside, child in _strays(root):
+        with faults_to(on_fault):
+            raise InputError(
+                f"{path}: <{child}> in <{inside}>, where it would not be read; objects stand directly in "
+                "<annotation>, each with <name> and <bndbox>: correct the file"
+            )
+
+
+def _with_one_box(element: Element, box: Element) -> Element:
+    """Return a copy of an object with ``box`` as its only box."""
+    single = Element(element.tag, element.attrib)
+    single.text, single.tail = element.text, element.tail
+    single.extend(child for child in element if child.tag != "bndbox" or child is box)
+    return single
+
+
+def _strays(root: Element) -> Iterator[tuple[str, str]]:
+    """Yield, for each object, box or corner that is not read, the names of its parent element and its own."""
+    for child in root:
+        if child.tag != "object":
+            yield from _strays_below(child, root.tag)
+            continue
+        for field in child:  # a <part>, such as a person's head, has a box that is not an object
+            if field.tag not in ("part", "robndbox", *CORNERS):
+                yield from _strays_below(field, child.tag, own="bndbox")
+            elif field.tag in CORNERS and child.find("bndbox") is not None:
+                yield child.tag, field.tag
+
+
+def _strays_below(element: Element, inside: str, own: str | None = None) -> Iterator[tuple[str, str]]:
+    if element.tag in _STRAY and element.tag != own:
+        yield inside, element.tag
+    elif element.tag != "bndbox":
+        for child in element:
+            yield from _strays_below(child, element.tag)
+
+
+def _read_object(element: Element, place: str, path: Path) -> VocObject:
+    name = _text(element, "name", f"{path}: {place}")
+    if not name:
+        raise InputError(f"{path}: {place} has no <name>; add one or remove the object")
+    number, comma, box = place.partition(",")
+    place = f"{number} ({name}){comma}{box}"
+    where = f"{path}: {place}"
+    corners = element.find("bndbox")
+    if corners is None:
+        instead = next((f" but {text}" for tag, text in _NO_BOX.items() if element.find(tag) is not None), "")
+        raise InputError(f"{where} has no <bndbox>{instead}; add an upright box or remove the object")
+    xmin, ymin, xmax, ymax = (_read_coordinate(corners, corner, where) for corner in CORNERS)
+    return VocObject(
+        name=name,
+        box=(xmin, ymin, xmax, ymax),
+        difficult=_read_flag(element, "difficult", where),
+        ignore=_read_flag(element, "ignore", where),
+        place=place,
+    )
+
+
+def _read_flag(element: Element, flag: str, place: str) -> bool:
+    text = _text(element, flag, place)
+    if text.lower() not in _FLAGS:
+        raise InputError(f"{place}: <{flag}> is {text[:40]!r}; expected 0 or 1")
+    return _FLAGS[text.lower()]
+
+
+def _read_coordinate(box: Element, corner: str, place: str) -> float:
+    text = _text(box, corner, place)
+    if not text:
+        raise InputError(f"{place} has no <{corner}> in its <bndbox>; add it or remove the object")
+    value = _number(text)
+    if not abs(value) <= MAX_COORDINATE:
+        raise InputError(f"{place}: <{corner}> is {text[:40]!r}; expected a number of pixels")
+    return value
+
+
+def _read_size(root: Element, path: Path) -> tuple[int, int] | None:
+    sizes = root.findall("size")
+    if not sizes:
+        return None
+    if len(sizes) > 1:
+        raise InputError(f"{path}: has {len(sizes)} <size>; keep the right one")
+    sides = []
+    for side in ("height", "width"):
+        text = _text(sizes[0], side, f"{path}: <size>")
+        value = _number(text) if text else 0.0
+        if not 0 <= value <= MAX_COORDINATE or value != int(value):
+            raise InputError(
+                f"{path}: <{side}> of <size> is {text[:40]!r}; expected a whole number of pixels"
+            )
+        sides.append(int(value))
+    return (sides[0], sides[1]) if all(sides) else None
+
+
+def _text(element: Element, tag: str, place: str) -> str:
+    """Return the text of an element's ``tag``, empty without one. Raises InputError for two that differ."""
+    elements = element.findall(tag)
+    if len({(one.text or "").strip() for one in elements}) > 1:
+        raise InputError(f"{place} has {len(elements)} <{tag}> that differ; keep the right one")
+    return (elements[0].text or "").strip() if elements else ""
+
+
+def _number(text: str) -> float:
+    """Return ``text`` as a number, NaN where it is none."""
+    try:
+        return math.nan if "_" in text else float(text)  # only Python allows 1_000
+    except ValueError:
+        return math.nan

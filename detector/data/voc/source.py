@@ -1,0 +1,221 @@
+"""Reading data sets in VOC layout, whose folders `detector.data.voc.layout` describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+
+from detector.core.errors import InputError
+from detector.core.structures import ImageName, ImageRecord
+from detector.data.check.problem import ImageToCheck, Report, nothing_to_score, whole_file
+from detector.data.faults import faults_to
+from detector.data.selection import Selection
+from detector.data.source import Dataset, for_split
+from detector.data.suspicions import (
+    Suspicion,
+    at_wrong_edge,
+    names_with_others,
+    similar_names,
+    wrong_first_pixel,
+)
+from detector.data.targets import ObjectRules, TargetBuilder
+from detector.data.voc.annotation import VocAnnotation, read_annotation
+from detector.data.voc.layout import VocLayout
+
+# In the order of the VOC 2007 development kit (VOCinit.m).
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
+    "tvmonitor",
+)
+
+
+@dataclass(frozen=True)
+class VocSource:
+    """A `detector.data.source.DataSource` in VOC layout.
+
+    ``annotations``, ``images`` and ``splits`` are folders below ``root``; ``{split}`` in the first two stands
+    for the split's name. ``splits`` None takes every annotated image for every split. ``first_pixel``, 0 or
+    1, is the number of the first pixel in the XML files. Sizes come from <size>, otherwise from the image.
+    Keys are paths below ``root``.
+    """
+
+    root: Path
+    _: KW_ONLY
+    annotations: str = "Annotations"
+    images: str = "JPEGImages"
+    splits: str | None = "ImageSets/Main"
+    first_pixel: int = 1
+    rules: ObjectRules = field(default_factory=ObjectRules)
+
+    @property
+    def declares_classes(self) -> bool:
+        return False
+
+    def image_list(self, split: str) -> Path:
+        if self.splits is None:
+            return self.root / for_split(self.annotations, split)
+        return self.root / self.splits / f"{split}.txt"
+
+    def image_names(self, split: str) -> list[ImageName]:
+        layout = self.layout(split)
+        return layout.image_names(layout.split_ids(self.splits, split)[0])
+
+    def layout(self, split: str, *, require_images: bool = False) -> VocLayout:
+        """Return the folders of a split. Raises InputError if one is missing."""
+        return VocLayout(self.root, *self._folders(split), require_images=require_images)
+
+    def _folders(self, split: str) -> tuple[str, str]:
+        return for_split(self.annotations, split), for_split(self.images, split)
+
+    def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
+        """Return the sorted class names of all annotation files in the folders of ``splits``.
+
+        ``choose`` picks some of the files by their images; None takes all.
+
+        Raises InputError for a missing folder, a malformed annotation, or a folder without annotations.
+        """
+        names: set[str] = set()
+        for folders in dict.fromkeys(map(self._folders, splits)):
+            layout = VocLayout(self.root, *folders)
+            ids = layout.chosen_ids(layout.annotated_ids(), choose)
+            files = [layout.annotation(image_id, layout.annotations) for image_id in ids]
+            names.update(thing.name for path in files for thing in read_annotation(path).objects)
+        return tuple(sorted(names))
+
+    def load(
+        self,
+        split: str,
+        classes: Sequence[str] | None = None,
+        *,
+        training: bool = True,
+        choose: Selection | None = None,
+        unannotated: bool = False,
+        require_images: bool = True,
+    ) -> Dataset:
+        """Read a split; see `detector.data.source.DataSource.load`."""
+        layout = self.layout(split, require_images=require_images)
+        ids, listed_in = layout.split_ids(self.splits, split, choose)
+        annotated = not unannotated or any(map(layout.find_annotation, ids))
+        annotations = (
+            _read_annotations(layout, ids, listed_in) if annotated else _empty(layout, ids, listed_in)
+        )
+        if classes is None:
+            classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
+        build_targets = TargetBuilder(classes, self.rules.when(training=training))
+        records: list[ImageRecord] = []
+        suspicions: list[Suspicion] = []
+        at_edge = 0
+        for image_id, annotation in zip(ids, annotations, strict=True):
+            image = layout.image(image_id, listed_in if require_images else None)
+            size = annotation.size or image_size(image, annotation.path, require_images or training)
+            targets = build_targets(annotation.to_objects(self.first_pixel), size)
+            records.append(
+                ImageRecord(
+                    image_id=image_id,
+                    key=layout.key(image),
+                    path=image,
+                    height=size[0],
+                    width=size[1],
+                    targets=targets,
+                )
+            )
+            suspicions += annotation.suspicions(image)
+            at_edge += sum(at_wrong_edge(thing.box, size, self.first_pixel) for thing in annotation.objects)
+        objects = sum(len(annotation.objects) for annotation in annotations)
+        suspicions += wrong_first_pixel(at_edge, objects, self.first_pixel, str(listed_in))
+        names = names_with_others(classes, build_targets.others)
+        suspicions += similar_names(names, str(layout.annotations))
+        return Dataset(
+            records=records,
+            classes=tuple(classes),
+            dropped=dict(build_targets.counts),
+            coco_ids={image_id: number for number, image_id in enumerate(ids, start=1)},
+            annotated=annotated,
+            suspicions=tuple(suspicions),
+        )
+
+    def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> None:
+        return None
+
+    def images_to_check(
+        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Report
+    ) -> Iterator[ImageToCheck]:
+        """Yield the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
+        by_folders: dict[tuple[str, str], list[str]] = {}
+        for split in selections:  # splits that share their folders are read together
+            by_folders.setdefault(self._folders(split), []).append(split)
+        for folders, splits in by_folders.items():
+            try:
+                layout = VocLayout(self.root, *folders)
+            except InputError as error:
+                report(whole_file(self.root / folders[0], error))
+                continue
+            splits_of = self._splits_by_id(layout, {split: selections[split] for split in splits}, report)
+            for image_id in layout.chosen_ids(layout.annotated_ids(), kept) if kept else ():
+                splits_of.setdefault(image_id, [])
+            yield from _to_check(layout, splits_of, train_split, report)
+
+    def _splits_by_id(
+        self, layout: VocLayout, selections: Mapping[str, Selection], report: Report
+    ) -> dict[str, list[str]]:
+        """Return the splits that name each image id."""
+        splits_of: dict[str, list[str]] = {}
+        for split, choose in selections.items():
+            listed_in = layout.annotations
+            if self.splits is not None:
+                listed_in = (self.root / self.splits).resolve() / f"{split}.txt"
+
+            def on_fault(error: InputError, listed_in: Path = listed_in) -> None:
+                report(whole_file(listed_in, error))
+
+            with faults_to(on_fault):
+                for image_id in layout.split_ids(self.splits, split, choose, on_fault)[0]:
+                    splits_of.setdefault(image_id, []).append(split)
+        return splits_of
+
+
+def _read_annotations(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
+    files = [layout.annotation(image_id, listed_in) for image_id in ids]  # a missing one is reported first
+    return list(map(read_annotation, files))
+
+
+def _empty(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
+    """Return an annotation without size and objects for each image, as if the image file itself were one."""
+    images = [layout.image(image_id, listed_in) for image_id in ids]
+    return [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+
+
+def _to_check(
+    layout: VocLayout, splits_of: Mapping[str, list[str]], train_split: str, report: Report
+) -> Iterator[ImageToCheck]:
+    files = {image_id: layout.find_annotation(image_id) for image_id in splits_of}
+    annotated = {split for image_id, splits in splits_of.items() if files[image_id] for split in splits}
+    bare = {split for splits in splits_of.values() for split in splits} - annotated - {train_split}
+    for split in sorted(bare):
+        report(nothing_to_score(layout.images, split))
+    for image_id, splits in splits_of.items():
+        image = layout.image(image_id)
+        yield ImageToCheck(
+            image_id=image_id,
+            key=layout.key(image),
+            splits=tuple(splits),
+            annotation=files[image_id] or layout.annotations / f"{image_id}.xml",
+            path=image,
+            objects=() if splits and bare.issuperset(splits) else None,
+        )
+
+
+def image_size(image: Path, source: Path, required: bool) -> tuple[int, int]:
+    """Return the (height, width) of an image file, (0, 0) if it is missing and not ``required``.
+
+    ``source`` is the file that gives no size. Raises InputError for a missing image or an unreadable one.
+    """
+    if not image.is_file():
+        if required:
+            raise InputError(f"{source}: no <size>, and no image at {image} to take it from; add <size>")
+        return 0, 0
+    from detector.data.images import upright_size  # OpenCV only for the few files that need it
+
+    return upright_size(image)
