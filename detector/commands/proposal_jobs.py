@@ -20,12 +20,11 @@ from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
 from detector.factory.splits import read_splits
 from detector.proposals.convert import convert
+from detector.proposals.image_names import match_store
 from detector.proposals.inspection import guess_format
-from detector.proposals.matched import match_store
-from detector.proposals.merge import merge_stores
 from detector.proposals.methods import store_name
 from detector.proposals.recall import recall
-from detector.proposals.store import ProposalStore
+from detector.proposals.store import ProposalStore, merge_stores
 
 Splits = dict[str, list[ImageRecord]]
 

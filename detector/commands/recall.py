@@ -21,8 +21,8 @@ from detector.core.structures import ImageRecord
 from detector.evaluation.report import recall_tables, write_json
 from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
-from detector.proposals.analysis import measure_overlaps, recall_report
-from detector.proposals.matched import match_store
+from detector.proposals.image_names import match_store
+from detector.proposals.recall import measure_overlaps, recall_report
 from detector.proposals.store import ProposalStore
 from detector.visualize.recall import recall_picture
 

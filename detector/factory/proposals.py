@@ -19,13 +19,12 @@ from detector.core.progress import note, progress_bar
 from detector.core.structures import ImageName, ImageRecord, Proposals
 from detector.data.images import check_image, read_image
 from detector.factory.data import all_names
-from detector.proposals.convert import convert
+from detector.proposals.convert import conversion_name, convert, record_digest, source_parameters
+from detector.proposals.filtering import filter_proposals
 from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
-from detector.proposals.matched import match_store
+from detector.proposals.image_names import match_store
 from detector.proposals.methods import store_name
-from detector.proposals.prepare import filter_proposals
 from detector.proposals.recall import recall
-from detector.proposals.sources import conversion_name, record_digest, source_parameters
 from detector.proposals.store import ProposalStore
 
 PROPOSALS_FOLDER = Path("data/proposals")

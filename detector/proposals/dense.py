@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detector.core.errors import InputError
 from detector.core.structures import Proposals
-from detector.proposals.prepare import unique_proposals
+from detector.proposals.filtering import unique_proposals
 
 # About 1000 windows an image of any size; square ones, which reach IoU 0.7 with objects of aspect ratio 0.7
 # to 1.4. Give more aspects for objects that are longer.

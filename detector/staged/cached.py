@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.files import file_hash
 from detector.core.progress import note, progress_bar
 from detector.core.structures import Embedded, ImageMeta, ImageRecord, ProposalSource
 from detector.engine.inference import choose_scales
 from detector.factory.data import inference_transforms, inference_views, no_proposals
 from detector.factory.model import build_normalization
 from detector.models.detector import RegionDetector
-from detector.proposals.hashing import file_hash
 from detector.staged.cache_plan import CachedImage, CachePlan, weights_digest
 from detector.staged.feature_cache import FeatureCache, fill_cache
 

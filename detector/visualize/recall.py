@@ -25,7 +25,7 @@ Reports = Mapping[str, Mapping[str, Any]]
 
 
 def recall_picture(path: Path, reports: Reports, title: str) -> None:
-    """Write the picture of `detector.proposals.analysis.recall_report` of each named store to ``path``.
+    """Write the picture of `detector.proposals.recall.recall_report` of each named store to ``path``.
 
     Four panels: recall and average recall against the number of proposals, recall against IoU with all of
     them, and the mean best overlap of each class and object size. Raises InputError where ``path`` cannot

@@ -14,12 +14,11 @@ import pytest
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Targets
-from detector.proposals.convert import convert
+from detector.proposals.convert import conversion_name, convert, source_parameters
 from detector.proposals.inspection import guess_format, inspect
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import RawImages
 from detector.proposals.readers.folders import files_of
-from detector.proposals.sources import conversion_name, source_parameters
 from detector.proposals.store import ProposalStore
 from tests.proposals.formats import (
     SCORED,
@@ -307,7 +306,7 @@ class TestFaults:
             convert(source, "npz", tmp_path / "store", convention="xyx")
         with pytest.raises(InputError, match="faults is 'ignore'; use one of error, skip, full_image"):
             convert(source, "npz", tmp_path / "store", faults="ignore")
-        with pytest.raises(InputError, match=r"cannot read the proposals .*absent"):
+        with pytest.raises(InputError, match=r"absent.*: cannot read the file"):
             convert(tmp_path / "absent", "npz", tmp_path / "store")
 
 
@@ -345,7 +344,7 @@ def test_inspect_describes_a_file(tmp_path: Path, boxes: dict[str, FloatArray]) 
     store = convert(write_npz(tmp_path, boxes), "npz", tmp_path / "store")
     assert inspect(store.path)["parameters"]["source"] == "boxes.npz"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="give its format"):
+    with pytest.raises(InputError, match="give the format"):
         inspect(tmp_path / "empty")
 
 

@@ -19,10 +19,10 @@ import pytest
 import scipy.io
 
 from detector.core.errors import InputError
+from detector.proposals.convert import source_parameters
 from detector.proposals.inspection import guess_format
 from detector.proposals.readers import FORMATS, read_images
 from detector.proposals.readers.safe_pickle import read_pickle
-from detector.proposals.sources import source_parameters
 from tests.proposals.formats import (
     make_boxes,
     make_records,
