@@ -361,3 +361,11 @@ def naming(metas: Sequence[ImageMeta]) -> Iterator[None]:
 def _own_generator() -> torch.Generator:
     """A DataLoader seeds its workers from a generator; with its own it leaves the global one alone."""
     return torch.Generator().manual_seed(0)
+
+
+def split_records(config: Config, splits: Sequence[str] | None = None) -> dict[str, list[ImageRecord]]:
+    """Read the images of ``splits``, by default of all splits that training reads, as evaluation does."""
+    ensure_data(config)
+    classes = class_names(config)
+    names = splits or read_splits(config)
+    return {name: load_split(config, name, classes, training=False).records for name in names}

@@ -317,7 +317,7 @@ def test_square_images_without_objects_do_not_tell_the_axes(tmp_path: Path) -> N
     square = ImageRecord(
         image_id="a", path=record.path, height=100, width=100, targets=type(record.targets).empty()
     )
-    with pytest.raises(InputError, match=r"fit .* alike \(the 1 images looked at have no objects"):
+    with pytest.raises(InputError, match=r"fit .* equally well \(the 1 images examined have no objects"):
         convert(tmp_path / "boxes.npz", "npz", tmp_path / "store", records=[square], convention="auto")
 
 
