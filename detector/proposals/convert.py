@@ -56,7 +56,7 @@ def convert(
     top_k: int | None = None,
     min_size: float = 0.0,
     deduplicate: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _images: None,
 ) -> ProposalStore:
     """Convert ``source`` into a store at ``store_path`` and open it; a finished one is opened as it is.
 
@@ -117,15 +117,14 @@ def _fill(
     parameters: dict[str, Any],
     work: _Conversion,
     limits: dict[str, Any],
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> None:
     """Make the store ``target``; whatever happens, it is there completely or not at all."""
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
     try:
         store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
-        report = (lambda: None) if progress is None else (lambda: progress(len(store)))
-        store.append_all(_limited(work.entries(), **limits), report)
+        store.append_all(_limited(work.entries(), **limits), lambda: progress(len(store)))
         store.compact()
         store.annotate(work.notes())
         unfinished.rename(target)

@@ -38,9 +38,9 @@ def generate_store(
     parameters: Mapping[str, Any] | None = None,
     workers: int = 0,
     time_limit: float | None = None,
-    progress: ReportProgress | None = None,
+    progress: ReportProgress = lambda _done, _total: None,
     on_failure: Callable[[str, str], None] | None = None,
-    on_damage: Callable[[str], None] | None = None,
+    on_damage: Callable[[str], None] = lambda _sentence: None,
     wait: float = 0.0,
     on_wait: Callable[[], None] | None = None,
 ) -> ProposalStore:
@@ -91,13 +91,10 @@ def generate_store(
         if check_image is not None:
             _check_images(todo, check_image)
         results = _run(job, todo, max(workers, 1) if time_limit else workers, time_limit)
-        _fill(store, journal, _counted(results, len(todo), progress), failures)
+        _fill(store, journal, results, failures, lambda done: progress(done, len(todo)))
         # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
-        failed = [record for record in todo if record.key in failures]
-        outdated = [
-            record.key for record in failed if _has_changed(record.key, record, store, unreadable=False)
-        ]
-        if outdated:
+        failed = [record for record in todo if record.key in failures and record.key in store]
+        if outdated := [record.key for record in failed if _differs(record, record.key, store)]:
             store.discard(outdated)
         if store.segment_count() > _MANY_SEGMENTS:
             store.compact()
@@ -112,12 +109,11 @@ def generate_store(
     return store
 
 
-def _discard_damaged(store: ProposalStore, on_damage: Callable[[str], None] | None) -> None:
+def _discard_damaged(store: ProposalStore, on_damage: Callable[[str], None]) -> None:
     """Remove the images that damaged segments have lost from the store, so that they are made again."""
     for damage in store.damaged():
         store.discard(damage.image_ids)
-        if on_damage is not None:
-            on_damage(f"{damage.reason}; their proposals are made again")
+        on_damage(f"{damage.reason}; their proposals are made again")
 
 
 def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:
@@ -148,7 +144,7 @@ def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[
 
     def is_stale(record: ImageRecord) -> bool:
         name = record.key if record.key in store else record.image_id
-        return name not in store or _has_changed(name, record, store, unreadable=True)
+        return name not in store or _differs(record, name, store) is not False
 
     records = list(records)
     with ThreadPoolExecutor() as threads:  # reading and hashing leave the interpreter free
@@ -157,14 +153,12 @@ def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[
         ]
 
 
-def _has_changed(name: str, record: ImageRecord, store: ProposalStore, *, unreadable: bool) -> bool:
-    """Whether the store's proposals of ``name`` are for another content of the file; else ``unreadable``."""
-    if name not in store:
-        return False
+def _differs(record: ImageRecord, name: str, store: ProposalStore) -> bool | None:
+    """Whether the boxes of ``name`` are for another content of the file; None if it cannot be read."""
     try:
         return store.content_hash(name) != file_hash(record.path)
     except InputError:
-        return unreadable
+        return None
 
 
 class _Task(NamedTuple):
@@ -219,28 +213,26 @@ def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float 
         yield answer
 
 
-def _counted(results: Iterator[_Result], total: int, progress: ReportProgress | None) -> Iterator[_Result]:
-    for done, result in enumerate(results, 1):
-        yield result
-        if progress is not None:
-            progress(done, total)
-
-
 def _fill(
-    store: ProposalStore, journal: Journal, results: Iterator[_Result], failures: dict[str, str]
+    store: ProposalStore,
+    journal: Journal,
+    results: Iterator[_Result],
+    failures: dict[str, str],
+    progress: Callable[[int], None],
 ) -> None:
     """Keep each result in the journal immediately, and put them into the store one segment at a time."""
     batch: dict[str, Entry] = {}
-    for result in results:
+    for done, result in enumerate(results, 1):
         if isinstance(result.outcome, str):
             failures[result.key] = result.outcome
-            continue
-        journal.add(result.outcome)
-        key, entry = decode_entry(result.outcome)
-        batch[key] = entry
+        else:
+            journal.add(result.outcome)
+            key, entry = decode_entry(result.outcome)
+            batch[key] = entry
         if len(batch) >= _SEGMENT_IMAGES:
             store.append(batch)
             journal.clear()
             batch = {}
+        progress(done)
     store.append(batch)
     journal.clear()

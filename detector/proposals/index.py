@@ -35,9 +35,10 @@ _NOT_IN_AN_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 class Row(NamedTuple):
     """Where the boxes of one image lie: ``boxes`` of them from ``offset`` in segment number ``segment``.
 
-    ``scored`` says whether the segment's scores belong to them, ``size`` is the image's (height, width) or
-    (0, 0) where it is unknown, ``checksum`` the CRC-32 of the bytes of the boxes and then of the scores,
-    ``content_hash`` identifies the image file that the boxes were made for ("" where it is unknown).
+    ``scored`` says whether the segment's scores belong to them, ``height`` and ``width`` are the image's or 0
+    where they are unknown, ``checksum`` is the CRC-32 of the bytes of the boxes and then of the scores,
+    ``content_hash`` identifies the image file that the boxes were made for ("" where it is unknown). The
+    fields are those of the table.
     """
 
     image_id: str
@@ -45,7 +46,8 @@ class Row(NamedTuple):
     offset: int
     boxes: int
     scored: bool
-    size: tuple[int, int]
+    height: int
+    width: int
     checksum: int
     content_hash: str
 
@@ -105,7 +107,7 @@ class Index:
 
     def merged(self, rows: Iterable[Row]) -> Index:
         """Return an index that holds ``rows`` too; a later row for the same id replaces an earlier one."""
-        added = _table([_packed(row) for row in rows])
+        added = _table(rows)
         both = _row_type(
             max(self._table.dtype["id"].itemsize, added.dtype["id"].itemsize),
             max(self._table.dtype["hash"].itemsize, added.dtype["hash"].itemsize),
@@ -127,7 +129,11 @@ class Index:
         return place if place < len(self._keys) and self._keys[place] == key else None
 
     def __getitem__(self, place: int) -> Row:
-        return _unpacked(self._table[place])
+        # Any: numpy's annotations do not know the fields of a structured scalar.
+        values: Any = self._table[place].item()
+        row = Row(*values)
+        image_id, content_hash = (bytes(text).decode(errors="replace") for text in (values[0], values[-1]))
+        return row._replace(image_id=image_id, content_hash=content_hash)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -195,20 +201,8 @@ def _is_row_type(dtype: np.dtype[Any]) -> bool:
     return dtype == _row_type(dtype.fields["id"][0].itemsize, dtype.fields["hash"][0].itemsize)
 
 
-def _packed(row: Row) -> tuple[bytes, int, int, int, bool, int, int, int, bytes]:
-    if not is_content_hash(row.content_hash):
-        raise ValueError(f"a content hash is ASCII of at most {_HASH_BYTES} bytes, not {row.content_hash!r}")
-    return (row.image_id.encode(), *row[1:5], *row.size, row.checksum, row.content_hash.encode())
-
-
-def _unpacked(entry: np.void) -> Row:
-    values: Any = entry.item()  # numpy's annotations know nothing of a structured scalar's fields
-    key, segment, offset, boxes, scored, height, width, checksum, content_hash = values
-    image_id, hashed = key.decode(errors="replace"), content_hash.decode(errors="replace")
-    return Row(image_id, segment, offset, boxes, scored, (height, width), checksum, hashed)
-
-
-def _table(rows: list[tuple[bytes, int, int, int, bool, int, int, int, bytes]]) -> NDArray[np.void]:
-    id_bytes = max((len(row[0]) for row in rows), default=1)
-    hash_bytes = max((len(row[-1]) for row in rows), default=1)
-    return np.array(rows, dtype=_row_type(id_bytes, max(hash_bytes, 1)))
+def _table(rows: Iterable[Row]) -> NDArray[np.void]:
+    packed = [(row.image_id.encode(), *row[1:-1], row.content_hash.encode()) for row in rows]
+    id_bytes = max((len(row[0]) for row in packed), default=1)
+    hash_bytes = max((len(row[-1]) for row in packed), default=1)
+    return np.array(packed, dtype=_row_type(id_bytes, max(hash_bytes, 1)))

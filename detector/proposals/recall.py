@@ -113,7 +113,7 @@ def measure_overlaps(
     *,
     counts: Sequence[int] | None = None,
     include_difficult: bool = True,
-    progress: ReportProgress | None = None,
+    progress: ReportProgress = lambda _done, _total: None,
 ) -> Overlaps:
     """Return how well the proposals of ``store`` cover the objects of ``records``, without crowd regions.
 
@@ -133,8 +133,7 @@ def measure_overlaps(
         labels.append(objects.labels.numpy())
         areas.append(objects.area.numpy())
         held.append(len(boxes))
-        if progress is not None:
-            progress(done, len(records))
+        progress(done, len(records))
     return Overlaps(
         counts=chosen,
         best=np.concatenate(best),

@@ -21,7 +21,8 @@ from detector.proposals.npy import read_header
 
 FloatArray = NDArray[np.float32]
 BoxesAndScores = tuple[FloatArray, FloatArray | None]
-_NAME = re.compile(r"\.?segment_(\d{6,})\.(boxes|scores)\.npy(\.tmp|\.\d+\.tmp)?")
+_NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
+_TEMPORARY = re.compile(rf"\.?({_NAME.pattern}|index\.npy|manifest\.json)(\.\d+)?\.tmp")
 _COLUMNS: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": ()}
 _OPEN_FILES = 128  # most systems allow a process 1024 of them
 
@@ -57,10 +58,10 @@ def segment_path(folder: Path, number: int, kind: str) -> Path:
 
 
 def remove_segments(folder: Path, keep: set[int]) -> None:
-    """Remove every segment whose number is not in ``keep``, and what interrupted writers left behind."""
+    """Remove every segment whose number is not in ``keep``, and temporary files of interrupted writers."""
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
-        if match and (int(match[1]) not in keep or match[3]):
+        if (match and int(match[1]) not in keep) or _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

@@ -34,7 +34,7 @@ import torch
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, is_hidden, make_folder, read_short_text, require_regular
 from detector.core.structures import Proposals
-from detector.proposals.index import Index, Row, check_image_id
+from detector.proposals.index import Index, Row, check_image_id, is_content_hash
 from detector.proposals.segments import (
     BoxesAndScores,
     DamagedStore,
@@ -181,8 +181,8 @@ class ProposalStore:
 
     def image_size(self, image_id: str) -> tuple[int, int] | None:
         """Return the image's (height, width), or None where it is unknown."""
-        size = self._row(image_id).size
-        return size if all(size) else None
+        row = self._row(image_id)
+        return (row.height, row.width) if row.height and row.width else None
 
     def reload(self) -> None:
         """See what other processes have written since the store was opened."""
@@ -206,7 +206,8 @@ class ProposalStore:
                 offset=0,  # both until the segment is written
                 boxes=len(boxes),
                 scored=scores is not None,
-                size=entry.size,
+                height=entry.size[0],
+                width=entry.size[1],
                 checksum=checksum_of(boxes, scores),
                 content_hash=entry.content_hash or "",
             )
@@ -217,7 +218,9 @@ class ProposalStore:
             written = self._write_segment(self._next_segment(index), rows, images)
             self._save(index.merged(written))
 
-    def append_all(self, entries: Iterable[tuple[str, Entry]], progress: Callable[[], None]) -> None:
+    def append_all(
+        self, entries: Iterable[tuple[str, Entry]], progress: Callable[[], None] = lambda: None
+    ) -> None:
         """Append any number of ``entries`` in segments of a size that the memory holds.
 
         ``progress`` is called after each segment.
@@ -386,7 +389,7 @@ def merge_stores(
         for store, end in zip(stores, ends, strict=True):
             _check_agreement(store, merged)
             missing = (image_id for image_id in store.ids() if image_id not in merged)
-            merged.append_all(((image_id, _entry(store, image_id)) for image_id in missing), lambda: None)
+            merged.append_all((image_id, _entry(store, image_id)) for image_id in missing)
             progress(end, ends[-1])
         merged.compact()
         merged.annotate(list(dict.fromkeys(text for store in [merged, *stores] for text in store.notes)))
@@ -396,6 +399,8 @@ def merge_stores(
 def check_entry(path: Path, image_id: str, entry: Entry) -> None:
     """Raise an InputError that names the store ``path`` and the image unless ``entry`` can be stored."""
     check_image_id(image_id, path)
+    if entry.content_hash is not None and not is_content_hash(entry.content_hash):
+        raise ValueError(f"not the hash of an image's content: {entry.content_hash!r}")
     finite = torch.isfinite(entry.proposals.boxes).all(dim=1)
     if not finite.all():
         row = int((~finite).nonzero()[0])

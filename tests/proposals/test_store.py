@@ -124,6 +124,26 @@ def test_a_later_entry_wins_and_the_old_segment_stays_until_compact(tmp_path: Pa
     assert_equal(stale_reader["image_1"], make_proposals(7, scored=False))
 
 
+def test_compact_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    left = (
+        ".segment_000009.boxes.npy.4711.tmp",
+        ".index.npy.4711.tmp",
+        ".manifest.json.4711.tmp",
+        "segment_000008.scores.npy.tmp",  # as earlier versions called it
+        "segment_000007.boxes.npy",
+    )
+    for name in (*left, "notes.tmp"):
+        (store.path / name).write_bytes(b"")
+    store.compact()
+    kept = {"index.npy", "manifest.json", "notes.tmp", "writer.lock"}
+    assert {path.name for path in store.path.iterdir()} == kept | {
+        "segment_000008.boxes.npy",
+        "segment_000008.scores.npy",
+    }
+    assert_equal(store["image_2"], make_proposals(2, 2))
+
+
 def test_what_is_read_is_a_copy(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     store["image_2"].boxes.zero_()
