@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 import torch
-from setuptools import Extension, setup
+from setuptools import Extension, find_namespace_packages, find_packages, setup
 
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
@@ -189,7 +189,15 @@ def cuda_runtime(library: str) -> str:
 
 
 if __name__ == "__main__":  # true for setuptools and pip as well
+    # The shipped configs lie beside the package in a checkout, and inside it when it is installed.
+    configs = [
+        "detector.configs",
+        *(f"detector.configs.{name}" for name in find_namespace_packages("configs")),
+    ]
     setup(
+        packages=[*find_packages(include=["detector*"]), *configs],
+        package_dir={"detector.configs": "configs"},
+        package_data={name: ["*.yaml", "*.json"] for name in configs},
         ext_modules=extensions(),
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -18,7 +18,7 @@ LIBRARY = {"core", "ops", "config", "data", "evaluation", "models", "visualize",
 RULES: dict[str, set[str]] = {
     "core": set(),
     "ops": {"core"},
-    "config": {"core"},
+    "config": {"core", "ops"},
     "data": {"core"},
     "evaluation": {"core"},
     "models": {"core", "ops"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.config import Config, load_config
-from detector.config.sections.training import TrainConfig
+from detector.config.schema import TrainConfig
 from detector.data.generated import generate_voc
 
 CONFIG = Path(__file__).parent / "vgg16.yaml"

@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 from rich.table import Table
 
 from detector.config import load_config
-from detector.config.load import read_yaml
-from detector.config.sections.base import Count, Section
+from detector.config.files import read_yaml
+from detector.config.schema import Count, Section
 from detector.core.errors import InputError
 from detector.core.files import read_json, write_text
 

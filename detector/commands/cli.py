@@ -41,7 +41,17 @@ class Parser(argparse.ArgumentParser):
         if "config" in namespace and namespace.config is None:
             for hint in _bare_files(getattr(namespace, "overrides", []), ["--config"]):
                 self.error(hint)
+        if not rest and getattr(namespace, "print_config", False):
+            self._print_config(namespace)
         return namespace, rest
+
+    def _print_config(self, namespace: argparse.Namespace) -> NoReturn:
+        from detector.config.resolved import resolved_yaml
+
+        if namespace.config is None:
+            self.error("--print-config needs --config")
+        sys.stdout.write(resolved_yaml(namespace.config, namespace.overrides))
+        self.exit()
 
     def error(self, message: str) -> NoReturn:
         if "required" in message:
@@ -69,8 +79,17 @@ def make_parser(description: str, example: str) -> Parser:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add ``--config`` and the trailing ``key=value`` overrides."""
-    parser.add_argument("--config", required=required, help="experiment config, a YAML file")
+    """Add ``--config``, ``--print-config`` and the trailing ``key=value`` overrides."""
+    parser.add_argument(
+        "--config",
+        required=required,
+        help="experiment config: a YAML file, or the name of a shipped one such as quickstart",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the config with the origin of each value, as a file that can be loaded again, and exit",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="config values to replace, e.g. train.steps=100"
     )

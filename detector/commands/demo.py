@@ -16,7 +16,8 @@ from detector.proposals.inspection import guess_format
 def main() -> int:
     arguments = parse()
 
-    from detector.config.load import override, parse_stored
+    from detector.config.files import override
+    from detector.config.load import parse_stored
     from detector.engine.checkpoint import load_checkpoint
     from detector.factory.model import restore_model
     from detector.factory.resources import use_cores

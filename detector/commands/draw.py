@@ -20,6 +20,7 @@ def main() -> int:
 
     from detector.commands.crops import crop_every_way
     from detector.commands.pooling import pool_every_way
+    from detector.config.schema import CropPoolConfig
     from detector.data.images import read_image
     from detector.visualize import save_image
     from detector.visualize.crops import draw_crops
@@ -34,7 +35,8 @@ def main() -> int:
     save_image(Path(arguments.output), draw_pooling(view, regions, caption=caption))
     note(f"{caption}; wrote {arguments.output}")
     if arguments.crops:
-        settings = config.model.pool
+        pool = config.model.pool
+        settings = pool if isinstance(pool, CropPoolConfig) else CropPoolConfig()
         crops = crop_every_way(image, tuple(arguments.roi), settings.crop_size, settings.context)
         save_image(Path(arguments.crops), draw_crops(image, tuple(arguments.roi), crops))
         note(f"wrote {arguments.crops}")

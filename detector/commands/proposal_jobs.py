@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import Config
-from detector.config.load import override, parse_proposals
-from detector.config.sections.proposals import ProposalsConfig
+from detector.config.files import override
+from detector.config.load import parse_proposals
+from detector.config.schema import ProposalsConfig
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES, is_hidden
 from detector.core.progress import note, progress_bar
@@ -165,7 +166,7 @@ def convert_file(
     records = all_records(splits)
     settings = {"convention": None, "faults": "error", "missing": None}
     if config is not None:
-        settings = {name: getattr(config.proposals, name) for name in settings}
+        settings = {name: getattr(config.proposals, name, None) for name in settings}
     options = settings | {name: value for name, value in options.items() if value is not None}
     file_format = file_format or guess_format(Path(source))
     with progress_bar("converting") as advance:

@@ -1,4 +1,4 @@
-"""Experiment configuration: a typed schema (``schema``) and the YAML loader (``load``)."""
+"""Experiment configuration: a typed schema, its YAML files, and their checks."""
 
 from detector.config.load import load_config, parse_config, require_stage, stage_config
 from detector.config.schema import Config

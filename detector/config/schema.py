@@ -1,46 +1,994 @@
-"""The typed schema of an experiment: every key, its unit, its default and where the default comes from.
+"""The typed schema of an experiment: every key with its type, range, default and meaning.
 
-"Paper" is Girshick, "Fast R-CNN" (2015); "release" is the code published with it. A schema object is
-frozen and knows no unknown keys. Whatever can be checked without reading a file is checked here.
+"Paper" is Girshick, "Fast R-CNN" (2015), "release" the code published with it. A config is frozen, knows no
+other keys than these, and converts no types. Whatever can be checked without reading a file is checked here.
+
+Where one key decides which others exist (``model.pool.kind``, ``proposals.method``, the ``kind`` of a stage),
+each choice has a class of its own below a common base (`Kind`), and a key of another choice is an error.
+
+The text below a key is its description in ``docs/configuration.md`` and ``configs/schema.json``, which
+`detector.config.reference` writes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from detector.config.sections.base import Section, Seed
-from detector.config.sections.data import DataConfig
-from detector.config.sections.model import ModelConfig
-from detector.config.sections.proposals import ProposalsConfig
-from detector.config.sections.testing import TestConfig
-from detector.config.sections.training import StageConfig, TrainConfig
+from detector.core.errors import nearest
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+"""A side of an image as the network gets it; an input of 8192 x 8192 takes 800 MB before any layer."""
+Scales = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=64)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Resize = Literal["shorter", "square", "none"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, strict about names, no silent conversion of types, no infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Kind(Section):
+    """Base of sections among which one key chooses; those with the same direct base are alternatives."""
+
+    choice: ClassVar[str] = ""
+    """What chooses this section, for messages."""
+
+    @classmethod
+    def kinds_with(cls, name: str) -> list[type[Kind]]:
+        """Return the alternatives to this section that have the key ``name``."""
+        base: type[Kind] = cls.__mro__[1]
+        return [other for other in base.__subclasses__() if other is not cls and name in other.model_fields]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_defaults_of_other_kinds(cls, values: Any) -> Any:
+        """Older checkpoints keep the keys of all kinds; at its default such a key says nothing."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if not cls._is_default_elsewhere(name, value)}
+
+    @classmethod
+    def _is_default_elsewhere(cls, name: str, value: Any) -> bool:
+        if name in cls.model_fields:
+            return False
+        fields_elsewhere = [other.model_fields[name] for other in cls.kinds_with(name)]
+        defaults = [field.get_default(call_default_factory=True) for field in fields_elsewhere]
+        return any(value == (dict(each) if isinstance(each, Section) else each) for each in defaults)
+
+
+def sections_of(annotation: Any) -> dict[str, type[Section]]:
+    """Return the sections that a key may hold: by tag where there are kinds, else one under ``""``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {"": annotation}
+    inner: dict[str, type[Section]] = {}
+    for part in get_args(annotation)[: 1 if get_origin(annotation) is Annotated else None]:
+        inner |= sections_of(part)
+    tags = [item.tag for item in getattr(annotation, "__metadata__", ()) if isinstance(item, Tag)]
+    return {tag: section for tag in tags for section in inner.values()} if tags else inner
+
+
+def _kind_of(default: str | None) -> Discriminator:
+    """Return what reads ``kind``, with the kind that is meant where a config does not name one."""
+
+    def kind_of(values: Any) -> str | None:
+        if isinstance(values, Mapping):
+            return str(values["kind"]) if "kind" in values else default
+        return getattr(values, "kind", None)
+
+    return Discriminator(kind_of)
+
+
+class GenerateConfig(Section):
+    """How to make the images of ``data.root`` where they are missing; for the quick start and lessons.
+
+    They are made in a folder that the shipped configs name (``data/quickstart``, ``data/arrangements``), and
+    in a folder of another name only if it exists and is empty. Leave this null for a data set of your own.
+    """
+
+    kind: Literal["scenes", "arrangements"] = "scenes"
+    """What the classes are. "scenes": the shapes in an image. "arrangements": how two shapes lie relative to
+    each other, which only their layout shows; a mirrored image then has another class: see ``train.flip``."""
+    train_images: int = Field(default=240, ge=1, le=100_000)
+    """Number of training images."""
+    test_images: int = Field(default=80, ge=1, le=100_000)
+    """Number of test images."""
+    seed: Seed = 0
+    """Another seed makes other images."""
+
+
+class DataConfig(Section):
+    """The data set, how it is divided into splits, and how faulty annotations are treated."""
+
+    format: Literal["voc", "coco"] = "voc"
+    """How objects are annotated: "voc" is one XML file per image, "coco" one JSON file for all images."""
+    root: str
+    """Folder of the data set. A relative path starts at the working directory."""
+    annotations: str = "Annotations"
+    """voc: the folder of the XML files. coco: the JSON file, by default
+    ``annotations/instances_{split}.json``. Here and in ``images``, ``{split}`` stands for the split's name.
+    Relative to ``root``."""
+    images: str = "JPEGImages"
+    """The folder of the images, relative to ``root``; with coco the default is ``{split}``."""
+    splits: str | None = "ImageSets/Main"
+    """voc: the folder, relative to ``root``, with one text file per split. null takes every annotated image
+    for every split."""
+    split_ratio: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
+    """Divides all annotated images at random instead of reading split files, for instance
+    ``{train: 0.8, test: 0.2}``: each split's share, together at most 1. null reads split files."""
+    split_seed: Seed = 0
+    """Another seed divides the images in another way. The top-level ``seed`` has no influence on it."""
+    leave_out: str | None = None
+    """A text file with the paths, relative to ``root``, of images that no split shall contain, one per line,
+    as ``tools/check_data.py --fix-list`` writes it. An id works too where only one image has it. null leaves
+    no image out."""
+    train_split: str = "trainval"
+    """Name of the split that is trained on."""
+    test_split: str = "test"
+    """Name of the split that the finished network is scored on."""
+    val_split: str | None = None
+    """A split of images that are not trained on: ``train.evaluate_every`` chooses ``best.pt`` on it, and the
+    score threshold that ``tools/demo.py`` uses is chosen on it. null takes the split that usually goes with a
+    ``train_split`` such as "train" or "train2017": one with "val" or "valid" in its name, if the data set has
+    one and it is not the test split. An image that is also trained on is an error. If there is no such split,
+    see ``train.validation_fraction``."""
+    classes: tuple[str, ...] | Literal["voc"] | None = None
+    """Class names; "voc" stands for the twenty classes of PASCAL VOC. null takes the names that occur in the
+    annotations."""
+    other_classes: Literal["error", "ignore"] = "error"
+    """What to do with objects of a class that ``classes`` does not name: stop with an error, or leave them
+    out of training and evaluation."""
+    first_pixel: Literal[0, 1] = 1
+    """voc: the coordinate of an image's first pixel in the XML files and in VOC result files. The standard
+    counts from 1; some tools write coordinates that count from 0."""
+    difficult: Literal["train", "skip"] = "train"
+    """Whether objects marked ``difficult`` are trained on (the paper does) or skipped. Evaluation always
+    follows the VOC rules."""
+    invalid_boxes: Literal["drop", "clip", "error"] = "drop"
+    """What to do with boxes that would corrupt training: swapped corners, a side shorter than
+    ``min_box_size``, or outside the image."""
+    min_box_size: float = Field(default=2.0, ge=0.0)
+    """Shortest valid side of an annotated box, in pixels of the original image."""
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Number of processes that load images; 0 loads them in the main process. null chooses from the number of
+    cores, the device and the available shared memory. Results are the same with any number."""
+    generate: GenerateConfig | None = None
+    """Makes a small data set where ``root`` has none; null for a data set of your own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _coco_has_its_own_names(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("format") == "coco":
+            return {"annotations": "annotations/instances_{split}.json", "images": "{split}", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _division_is_whole(self) -> DataConfig:
+        if self.format == "coco" and self.splits not in (None, DataConfig.model_fields["splits"].default):
+            raise ValueError("data.splits names folders of data.format: voc; name the JSON of each split")
+        if self.split_ratio is None:
+            return self
+        if "{split}" in self.annotations:
+            raise ValueError(
+                "data.split_ratio divides one set, but data.annotations has one file per {split}; drop one "
+                "of the two"
+            )
+        if sum(self.split_ratio.values()) > 1 + 1e-9:
+            raise ValueError("data.split_ratio must not add up to more than 1")
+        for key in ("train_split", "test_split", "val_split"):
+            if getattr(self, key) not in (None, *self.split_ratio):
+                raise ValueError(f"data.{key}: {getattr(self, key)} is not in data.split_ratio; set {key}")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_one_format(self) -> DataConfig:
+        if self.format == "coco" and self.first_pixel == 0:
+            raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
+        if self.other_classes == "ignore" and self.classes is None:
+            raise ValueError("data.other_classes: ignore needs the names of data.classes; add them")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_apart(self) -> DataConfig:
+        if self.val_split is not None and self.val_split in (self.train_split, self.test_split):
+            raise ValueError(
+                f"data.val_split: {self.val_split} is the training or the test split as well; name one of "
+                "other images, or leave it out and set train.validation_fraction"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> DataConfig:
+        if isinstance(self.classes, tuple) and (
+            not self.classes or len(set(self.classes)) != len(self.classes)
+        ):
+            raise ValueError("data.classes must name at least one class, and none twice")
+        return self
+
+
+MOST_PROPOSALS = 200_000
+"""Per image: no method makes as many."""
+MAX_OPTIONS = 100_000
+"""Characters of ``proposals.options``, written as JSON."""
+METHODS = ("dense", "selective_search")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class ProposalsConfig(Kind):
+    """Where the proposals come from, and which of them are used.
+
+    A ``method`` makes them, or a ``file`` of a ``format`` holds them. Detection needs one of the two,
+    classification needs none.
+    """
+
+    method: str | None = None
+    """"dense": windows on a regular grid. "selective_search": boxes around regions of similar colour and
+    texture. "module:function": a function of yours that takes an image (H, W, 3) uint8 RGB and returns boxes
+    (P, 4), or boxes and scores (P,). null: a ``file`` is read, or there are no proposals."""
+    file: str | dict[str, str] | None = None
+    """A proposal file, or the folder of a ProposalStore; a mapping gives each split its own. null: a
+    ``method`` makes the proposals, or there are none."""
+    format: str | None = None
+    """The format of ``file``; null without a file."""
+    top_k_train: int = Field(default=2000, ge=1, le=MOST_PROPOSALS)
+    """Proposals used per training image, the best ranked first (paper: about 2000)."""
+    top_k_test: int = Field(default=2000, ge=1, le=MOST_PROPOSALS)
+    """Proposals used per test image, the best ranked first (paper: about 2000)."""
+    min_size: float = Field(default=0.0, ge=0.0)
+    """Proposals with a side shorter than this are not used; in pixels of the original image."""
+    missing: Literal["error", "skip", "full_image"] = "error"
+    """What to do with images that have no proposals. "error": stop. "skip": do not train on them; evaluation
+    counts them without detections. "full_image": give them one box, the whole image."""
+    faults: Literal["error", "skip", "full_image"] = "error"
+    """What to do with images whose boxes in the file leave the image, are not finite, or are none: the same
+    choices as for ``missing``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            method, file, file_format = (values.get(name) for name in ("method", "file", "format"))
+            if method is not None and file is not None:
+                raise ValueError("proposals needs either 'file' with 'format', or 'method', and not both")
+            if (file is None) != (file_format is None):
+                raise ValueError("proposals.file and proposals.format go together: give both or neither")
+        return values
+
+    @property
+    def calls_function(self) -> bool:
+        """Whether ``method`` is a name that leads to code, and not one of the built-in methods."""
+        return self.method is not None and self.method not in METHODS
+
+
+class NoProposals(ProposalsConfig):
+    """No proposals: for classification, which pools whole images."""
+
+    choice: ClassVar[str] = "proposals without method and file"
+
+    method: None = None
+    file: None = None
+    format: None = None
+
+
+class FileProposals(ProposalsConfig):
+    """Proposals that a file or a ProposalStore holds."""
+
+    choice: ClassVar[str] = "proposals.file"
+
+    method: None = None
+    file: str | dict[str, str]
+    format: Literal["mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text", "store"]
+    """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
+    convention: (
+        Literal[
+            "auto",
+            "xyxy",
+            "xyxy_inclusive",
+            "xyxy_inclusive_1",
+            "yxyx",
+            "yxyx_inclusive",
+            "yxyx_inclusive_1",
+            "xywh",
+        ]
+        | None
+    ) = None
+    """How the file writes a box: the order of the numbers, whether the last pixel is included, and ``_1``
+    where pixels count from 1. null is what is usual in the format, "auto" finds out from the annotations. A
+    store has no choice here."""
+
+    @model_validator(mode="after")
+    def _store_has_one_convention(self) -> FileProposals:
+        if self.convention is not None and self.format == "store":
+            raise ValueError("proposals.convention only applies to a proposals.file that is not a store")
+        return self
+
+
+class DenseProposals(ProposalsConfig):
+    """Windows of several sizes and shapes on a regular grid."""
+
+    choice: ClassVar[str] = "proposals.method dense"
+
+    method: Literal["dense"]
+    file: None = None
+    format: None = None
+    scales: (
+        Annotated[
+            tuple[Annotated[float, Field(ge=0.01, le=10.0)], ...],
+            Field(min_length=1, max_length=64),
+        ]
+        | None
+    ) = None
+    """Sides of the windows as fractions of the image's shorter side; null takes the method's own."""
+    aspects: (
+        Annotated[
+            tuple[Annotated[float, Field(ge=0.001, le=1000.0)], ...],
+            Field(min_length=1, max_length=64),
+        ]
+        | None
+    ) = None
+    """Widths of the windows divided by their heights; null takes the method's own."""
+    stride_fraction: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Step between windows as a fraction of their side; null takes the method's own."""
+    max_proposals: Annotated[int, Field(ge=1, le=MOST_PROPOSALS)] | None = None
+    """Proposals made per image, the best ranked; null makes all."""
+
+
+class SelectiveSearchProposals(ProposalsConfig):
+    """Boxes around regions of similar colour and texture: selective search (Uijlings et al., 2013)."""
+
+    choice: ClassVar[str] = "proposals.method selective_search"
+
+    method: Literal["selective_search"]
+    file: None = None
+    format: None = None
+    mode: str | None = None
+    """Name of a preset; null is "fast"."""
+    seed: int | None = None
+    """Seed of the ranking; null is 0."""
+    width: Pixels | None = None
+    """Search each image resized to this width in pixels; null searches it at its own size, or smaller where
+    it is large."""
+    max_proposals: Annotated[int, Field(ge=1, le=MOST_PROPOSALS)] | None = None
+    """Proposals made per image, the best ranked; null makes all."""
+    time_limit: Positive | None = None
+    """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Values that replace those of the preset, such as ``{min_side: 8}``. Other options make other
+    proposals, which are stored apart."""
+
+    @model_validator(mode="after")
+    def _search_is_possible(self) -> SelectiveSearchProposals:
+        _check_options(self.options)
+        given = {name: getattr(self, name) for name in ("mode", "width") if getattr(self, name) is not None}
+        if not given.keys() | self.options.keys():
+            return self
+        # Importing it loads the native libraries, which a config without these keys does not need.
+        from detector.ops.selective_search_config import SelectiveSearchConfig, as_config
+
+        preset = asdict(as_config(given.pop("mode", None) or "fast"))
+        valid = [field.name for field in fields(SelectiveSearchConfig)]
+        for name in self.options:
+            if name not in valid:
+                raise ValueError(
+                    f"proposals.options: selective search has no option {name!r}{nearest(name, valid)}; it "
+                    f"has {', '.join(valid)}"
+                )
+        SelectiveSearchConfig(**preset | given | self.options)
+        return self
+
+
+class FunctionProposals(ProposalsConfig):
+    """Proposals that a function of yours makes."""
+
+    choice: ClassVar[str] = "proposals.method module:function"
+
+    method: str
+    file: None = None
+    format: None = None
+    time_limit: Positive | None = None
+    """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function. Other options make other proposals, which are stored apart; a change
+    of the function's code is not noticed, so give it a version number here."""
+
+    @field_validator("method")
+    @classmethod
+    def _is_a_function_name(cls, method: str) -> str:
+        if not _FUNCTION.fullmatch(method):
+            raise ValueError(
+                f"proposals.method {method!r} is unknown{nearest(method, METHODS)}; use one of "
+                f"{', '.join(METHODS)}, or module:function for a function of yours"
+            )
+        return method
+
+    @field_validator("options")
+    @classmethod
+    def _are_plain_values(cls, options: dict[str, Any]) -> dict[str, Any]:
+        _check_options(options)
+        return options
+
+
+ProposalsWithOptions = SelectiveSearchProposals | FunctionProposals
+"""The methods that have ``options`` and a ``time_limit``."""
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    try:
+        length = len(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            "proposals.options may hold only numbers, text, true, false, null, and lists or mappings of these"
+        ) from None
+    if length > MAX_OPTIONS:
+        raise ValueError(f"proposals.options is over {MAX_OPTIONS} characters long")
+
+
+def _proposals_kind(values: Any) -> str | None:
+    if not isinstance(values, Mapping | ProposalsConfig):
+        return None
+    given = values if isinstance(values, Mapping) else dict(values)
+    method = given.get("method")
+    if method is not None:
+        return method if method in METHODS else "module:function"
+    return "none" if given.get("file") is None and given.get("format") is None else "file"
+
+
+Proposals = Annotated[
+    Annotated[NoProposals, Tag("none")]
+    | Annotated[FileProposals, Tag("file")]
+    | Annotated[DenseProposals, Tag("dense")]
+    | Annotated[SelectiveSearchProposals, Tag("selective_search")]
+    | Annotated[FunctionProposals, Tag("module:function")],
+    Discriminator(_proposals_kind),
+]
+
+
+class BackboneConfig(Section):
+    """The convolutions: which network, up to which block, and where their weights come from."""
+
+    name: Literal["vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0", "small"]
+    """The network whose convolutions are used."""
+    stage: str | None = None
+    """Name of the last block that is kept, such as "fire8" or "layer3"; null keeps all up to the last
+    convolution (ResNet: C4)."""
+    weights: str | None = None
+    """A state dict file with torchvision's, timm's or Caffe's names; null starts from random weights.
+    "default" stands for this network's ImageNet weights (alexnet, resnet18, resnet50, squeezenet1_0, vgg16):
+    the first of these files that exists in ``data/weights/``: torchvision's name (IMAGENET1K_V1, for instance
+    ``resnet18-f37072fd.pth``), for squeezenet1_0 also ``squeezenet1_0-dc_tvnorm-fba6d0e6.pth``, and
+    ``NAME.pth`` with the network's name. If there is none, torchvision's file is downloaded there and its
+    checksum verified. A file whose name really is "default" is written ``./default``."""
+    allow_partial: bool = False
+    """Accept a weights file that does not fit completely: take what fits and start the rest from random
+    weights."""
+    convention: Literal["torchvision", "caffe"] = "torchvision"
+    """The input that the weights expect. "torchvision": RGB in [0, 1], normalised with mean and standard
+    deviation. "caffe": BGR in 0..255 minus a mean (102.9801, 115.9465, 122.7717, as in the release)."""
+    pixel_mean: tuple[float, float, float] | None = None
+    """Another mean, in the channel order and range of ``convention``; null is the convention's own."""
+    freeze: int | Literal["none", "all"] = 0
+    """How many of the first blocks do not train, or "none", or "all"."""
+    feature_scale: Positive = 1.0
+    """Factor on the features. It brings the activations of other networks to the magnitude that a new head
+    expects."""
+    reduce_channels: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Output channels of a 1x1 convolution after the features, which makes fc6 cheaper; null adds none (as
+    the paper)."""
+
+    @model_validator(mode="after")
+    def _default_weights_exist(self) -> BackboneConfig:
+        if self.weights == "default" and self.name in ("caffenet", "small"):
+            raise ValueError(
+                f"model.backbone.weights: default: {self.name} has no published weights; take alexnet, "
+                "resnet18, resnet50, squeezenet1_0 or vgg16, or name a file"
+            )
+        if self.weights == "default" and self.convention != "torchvision":
+            raise ValueError(
+                "model.backbone.weights: default means torchvision's weights; leave out "
+                "model.backbone.convention"
+            )
+        return self
+
+
+Cells = Annotated[int, Field(ge=1, le=128)]
+"""Bins or cells along one side of what is pooled."""
+MAX_CROPS = 2**30
+"""Pixels of all crops that go through the network at a time."""
+
+
+class PoolConfig(Kind):
+    """How a region becomes a row of fixed length: RoI pooling, a spatial pyramid, or a crop of the image."""
+
+    kind: Literal["roi", "spp", "warp", "crop"]
+    """"roi": Fast R-CNN's RoI pooling. "spp": SPP-net's pyramid, also what a classifier pools whole images
+    with. "warp" and "crop": R-CNN's; each region is cut out of the image, resized to ``crop_size``, and
+    passes through the convolutions by itself. A config without this key means "roi"."""
+
+
+class RoIPoolConfig(PoolConfig):
+    """Fast R-CNN's RoI pooling (paper, section 2.1)."""
+
+    choice: ClassVar[str] = "model.pool.kind roi"
+
+    kind: Literal["roi"] = "roi"
+    output_size: Cells = 7
+    """Bins per side (paper: 7 for VGG16, 6 for AlexNet)."""
+    center: Literal["caffe", "network"] | None = None
+    """Where a cell of the feature map lies in the image: "caffe" puts cell k at k * stride, as the release
+    does, "network" at the centre of its receptive field. null is "caffe", as published."""
+
+
+class SPPPoolConfig(PoolConfig):
+    """SPP-net's spatial pyramid (He et al., 2014), of regions or, for classification, of whole images."""
+
+    choice: ClassVar[str] = "model.pool.kind spp"
+
+    kind: Literal["spp"]
+    levels: Annotated[tuple[Cells, ...], Field(min_length=1, max_length=16)] = (6, 3, 2, 1)
+    """Bins per side of each grid of the pyramid (SPP-net's release: 6, 3, 2, 1)."""
+    reduction: Literal["max", "avg"] = "max"
+    """Whether a bin keeps the maximum or the average of its cells."""
+    rule: Literal["adaptive", "sliding"] = "adaptive"
+    """classification: "adaptive" bins fit a map of any size; "sliding" has windows of ceil(a/n) cells every
+    floor(a/n) cells, as the paper trains on a map of a x a cells."""
+    window: Literal["spp", "roi"] = "spp"
+    """detection: which cells a box covers: by SPP-net's projection, or rounded as RoI pooling does."""
+    center: Literal["caffe", "network"] | None = None
+    """detection: where a cell of the feature map lies in the image: "caffe" puts cell k at k * stride,
+    "network" at the centre of its receptive field. null is "network", as published."""
+    shrink: float | None = None
+    """detection: by how many input pixels the projection moves the edges of a box inwards; null is half a
+    stride."""
+
+
+class CropPoolConfig(PoolConfig):
+    """R-CNN's regions, cut out of the image: "warp" ignores a region's proportions, "crop" keeps them."""
+
+    choice: ClassVar[str] = "model.pool.kind warp or crop"
+
+    kind: Literal["warp", "crop"] = "warp"
+    output_size: Cells = 7
+    """Cells per side to which the feature map of a crop is pooled before fc6."""
+    crop_size: int = Field(default=224, ge=1, le=2048)
+    """Side of the network's input in pixels (R-CNN: 227)."""
+    context: int = Field(default=16, ge=0)
+    """How many pixels of ``crop_size``, on each side, show the surroundings of the region (R-CNN: 16)."""
+
+    @model_validator(mode="after")
+    def _region_has_room(self) -> CropPoolConfig:
+        if 2 * self.context >= self.crop_size:
+            raise ValueError("model.pool.context leaves nothing of model.pool.crop_size for the region")
+        return self
+
+
+Pool = Annotated[
+    Annotated[RoIPoolConfig, Tag("roi")]
+    | Annotated[SPPPoolConfig, Tag("spp")]
+    | Annotated[CropPoolConfig, Tag("warp")]
+    | Annotated[CropPoolConfig, Tag("crop")],
+    _kind_of("roi"),
+]
+
+
+class HeadConfig(Section):
+    """The fully connected layers, and how the class scores are read."""
+
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(max_length=16)] = (4096, 4096)
+    """Widths of fc6, fc7 and so on; ``[]`` has no hidden layer."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Probability with which a hidden unit is set to zero in training."""
+    weights: bool = False
+    """Take fc6 and fc7 from the backbone's weights file too (VGG16, AlexNet and CaffeNet)."""
+    class_agnostic: bool = False
+    """One box regressor for all classes instead of one per class."""
+    scores: Literal["softmax", "svm"] = "softmax"
+    """How the output of cls_score is read: "softmax" as probabilities, "svm" as the margins of linear SVMs,
+    which the stage ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly."""
+
+
+class BoxConfig(Section):
+    """Whether and how boxes are regressed, and how the targets of the regression are standardised."""
+
+    regression: Literal["linear", "ridge", "none"] = "linear"
+    """"linear": bbox_pred on fc7, trained with the network. "ridge": SPP-net's ridge regression on the pooled
+    features, which the stage ``box_ridge`` fits. "none": no box layer."""
+    normalize: Literal["fixed", "dataset"] = "dataset"
+    """linear: "dataset" measures mean and standard deviation on the training set, per class, as the release
+    does, or over all classes with ``model.head.class_agnostic``; "fixed" uses ``means`` and ``deviations``
+    for all classes."""
+    means: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """fixed: means of the targets (x, y, log width, log height), as fractions of the proposal's size."""
+    deviations: tuple[Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2)
+    """fixed: standard deviations of the targets, in the same order and units."""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    backbone: BackboneConfig
+    """The convolutions."""
+    pool: Pool = RoIPoolConfig()
+    """How a region becomes a row of fixed length."""
+    head: HeadConfig = HeadConfig()
+    """The fully connected layers."""
+    box: BoxConfig = BoxConfig()
+    """The regression of boxes."""
+    roi_chunk: int = Field(default=1024, ge=1, le=16384)
+    """RoIs that inference pools and classifies at a time. It bounds memory and changes results by no more
+    than the last digits."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelConfig:
+        if self.head.weights and self.backbone.weights is None:
+            raise ValueError(
+                "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
+                "file there, or set model.head.weights to false"
+            )
+        if isinstance(self.pool, CropPoolConfig):
+            crops = self.roi_chunk * self.pool.crop_size**2
+            if crops > MAX_CROPS:
+                raise ValueError(
+                    f"model.roi_chunk crops of model.pool.crop_size are {crops} pixels, over {MAX_CROPS}; "
+                    "take a smaller model.roi_chunk"
+                )
+        if self.box.regression == "ridge" and self.head.class_agnostic:
+            raise ValueError("model.box.regression: ridge is one regression per class; unset class_agnostic")
+        return self
+
+
+class SamplingConfig(Section):
+    """Which RoIs a step trains on (paper, section 2.3)."""
+
+    rois_per_image: int = Field(default=64, ge=1, le=100_000)
+    """RoIs drawn per image."""
+    foreground_fraction: Fraction = 0.25
+    """Largest share of foreground RoIs."""
+    foreground_iou: Fraction = 0.5
+    """From this IoU with an object on, a RoI is foreground."""
+    background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
+    """Background RoIs have their best IoU in [low, high)."""
+    far_background_fraction: Fraction = 0.0
+    """Share of the background RoIs that is drawn from those whose best IoU is below the low end of
+    ``background_iou``, far from all objects. The paper draws none, and a detector that never saw such places
+    reports objects there. With ``background_iou: [0.0, 0.5]`` they would be nearly all of the background, and
+    the harder regions near objects would be rare."""
+    add_targets: bool = True
+    """Whether the ground-truth boxes are added to the proposals."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SamplingConfig:
+        low, high = self.background_iou
+        if low >= high:
+            raise ValueError("train.sampling.background_iou must be [low, high) with low < high")
+        if high > self.foreground_iou:
+            raise ValueError("train.sampling.background_iou must end at or below foreground_iou")
+        return self
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run. Points in time are fractions of its steps."""
+
+    kind: Literal["step", "cosine"] = "step"
+    """"step" lowers the rate at ``milestones``; "cosine" lowers it continuously along half a cosine wave."""
+    milestones: Annotated[tuple[Fraction, ...], Field(max_length=1000)] = (0.75,)
+    """step: where the rate is multiplied by ``gamma``, in rising order (paper: after 30k of 40k steps)."""
+    gamma: Positive = 0.1
+    """step: factor on the rate at each milestone."""
+    final: Fraction = 0.0
+    """cosine: the last rate as a fraction of ``learning_rate``."""
+    warmup: Fraction = 0.0
+    """Length of the linear warm-up as a fraction of the run; 0 has none."""
+    warmup_start: Fraction = 0.1
+    """First rate of the warm-up as a fraction of ``learning_rate``."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScheduleConfig:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError("train.schedule.milestones must rise")
+        return self
+
+
+Jitter = Annotated[float, Field(gt=0.0, le=16.0)]
+
+
+class TrainConfig(Section):
+    """How the network is trained."""
+
+    steps: Count | None = None
+    """Number of optimizer steps of the run. Exactly one of this and ``epochs`` is given."""
+    epochs: Positive | None = None
+    """Passes over the training images: the run has ceil(epochs * images / ``images_per_batch``) steps, which
+    its log records. In a config that inherits the other of the two, the one that is given replaces it."""
+    images_per_batch: int = Field(default=2, ge=1, le=4096)
+    """Images per step."""
+    scales: Scales = (600,)
+    """Sides of the input in pixels; which side is set by ``resize``. One is drawn at random per image, or as
+    ``scale_per`` says."""
+    scale_per: Literal["image", "batch", "epoch"] = "image"
+    """What shares one random scale and jitter: each image has its own, the images of a batch share one, or
+    those of an epoch do, as SPP-net was trained (180 in one epoch, 224 in the next)."""
+    resize: Resize = "shorter"
+    """"shorter" brings the shorter side to the scale; "square" brings both sides to it, whatever the
+    proportions; "none" keeps the image's own size and does not use the scales."""
+    max_size: Pixels = 1000
+    """Largest length of the longer side in pixels; not used by ``resize: square``."""
+    scale_jitter: tuple[Jitter, Jitter] | None = None
+    """A further random factor on the size, drawn log-uniformly from [low, high]; null applies none."""
+    flip: Fraction = 0.5
+    """Probability of a left-right flip."""
+    vertical_flip: Fraction = 0.0
+    """Probability of a top-bottom flip, for images without a fixed upside such as microscopy or aerial
+    photographs."""
+    group_by_aspect: bool = True
+    """Put landscape images into batches with landscape images and portrait with portrait, which saves
+    padding."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which RoIs a step trains on."""
+    learning_rate: Positive = 1e-3
+    """Learning rate at the start, after the warm-up."""
+    bias_lr_factor: Positive = 2.0
+    """Learning rate of biases divided by that of weights (release: 2; the paper's text: 1)."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = Field(default=5e-4, ge=0.0)
+    """L2 penalty on the weights."""
+    bias_decay: bool = False
+    """Whether biases decay too (release: no; the paper's text: yes)."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
+    clip_gradient_norm: Positive | None = None
+    """Gradients with a larger L2 norm over all parameters are scaled down to it; null clips none."""
+    box_loss_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the box loss relative to the class loss (paper: 1)."""
+    smooth_l1_beta: Positive = 1.0
+    """Where smooth L1 changes from quadratic to linear (paper: 1)."""
+    precision: Precision = "float32"
+    """"bfloat16" runs the network under autocast; RoIs and losses stay float32."""
+    deterministic: bool = True
+    """On a GPU, use only algorithms that give the same bits on every run: two runs of one config are equal,
+    and a run that was interrupted continues exactly. false lets cuDNN measure its algorithms for each new
+    input size and use the fastest, which can pay off where sizes repeat. On the CPU every run is exact."""
+    log_every: Count = 20
+    """Steps between two lines of the log."""
+    checkpoint_every: Count = 1000
+    """Steps between two checkpoints."""
+    keep_checkpoints: Count | None = None
+    """How many numbered checkpoints are kept; null removes none."""
+    evaluate_every: Count | None = None
+    """Steps between evaluations, of which the best chooses ``best.pt``; null evaluates only at the end. They
+    use validation images: those of ``data.val_split``, or of ``validation_fraction``."""
+    evaluate_split: str | None = None
+    """The split that is scored at the end; null is ``data.test_split``. If it is given and there are no
+    validation images, ``evaluate_every`` uses it too, and ``best.pt`` is then chosen on it."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of the training images that is set aside for validation if there is no validation split. Which
+    images these are depends only on ``data.split_seed`` and the images' names. null sets none aside, except
+    that ``evaluate_every`` without a validation split and without ``evaluate_split`` sets aside 0.15."""
+    trainable: Literal["all", "boxes"] = "all"
+    """"boxes" trains only bbox_pred, as the second stage of stage-wise training does. Which convolutions
+    train is set by ``model.backbone.freeze``."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    """Type in which stages that work on cached features store them on disk."""
+    draw_images: int = Field(default=4, ge=0, le=1000)
+    """Images drawn into TensorBoard at each evaluation."""
+    initial_weights: str | None = None
+    """A checkpoint from which only the weights are taken. cls_score, bbox_pred and the constants of the box
+    targets start from scratch if the classes or the task differ. null starts from
+    ``model.backbone.weights``."""
+    allow_partial: bool = False
+    """Accept ``initial_weights`` that do not fit completely: take what fits and start the rest from random
+    weights."""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither" if self.steps is None else "both"
+            raise ValueError(f"train needs exactly one of train.steps and train.epochs; {given} is given")
+        return self
+
+    @model_validator(mode="after")
+    def _jitter_is_ordered(self) -> TrainConfig:
+        if self.scale_jitter is not None and self.scale_jitter[0] > self.scale_jitter[1]:
+            raise ValueError("train.scale_jitter must be [low, high] with low <= high")
+        return self
+
+
+MAX_INPUT = 2**28
+"""Pixels of the inputs of an image at all scales; each takes 12 bytes before any layer."""
+
+
+class TestConfig(Section):
+    """How the network is tested, and used by ``tools/demo.py``."""
+
+    __test__ = False  # not a test class, whatever its name
+
+    metric: Literal["voc07", "voc", "coco"] = "voc07"
+    """The headline metric, which also chooses the best checkpoint: VOC's 11-point AP ("voc07"), its area AP
+    ("voc"), or COCO's AP. With "coco" its twelve metrics are computed as well, for data of either format."""
+    scales: Scales = (600,)
+    """Lengths of the shorter side in pixels; ``scale_rule`` says how several are used."""
+    scale_rule: Literal["area", "side", "all"] = "area"
+    """With several scales, each proposal is scored at the one where its area comes closest to 224 x 224
+    ("area", Fast R-CNN's release and SPP-net's paper) or the square root of its area closest to 208 ("side",
+    SPP-net's release); "all" scores it at every scale and merges the results before suppression."""
+    flip: bool = False
+    """Score the mirrored image too and merge the results before suppression."""
+    box_regression: bool = True
+    """Whether detections have the regressed boxes, or those of the proposals."""
+    resize: Resize = "shorter"
+    """As ``train.resize``; with "none" the scales are not used."""
+    max_size: Pixels = 1000
+    """Largest length of the longer side in pixels; not used by ``resize: square``."""
+    score_threshold: float = 0.05
+    """Lowest score of a detection: a probability, or the margin of an SVM."""
+    nms_threshold: Fraction = 0.3
+    """Of two boxes of one class with a higher IoU than this, the one with the lower score is dropped."""
+    nested_threshold: Fraction | None = None
+    """Of two boxes of one class that share more than this fraction of the smaller one's area, the one with
+    the lower score is dropped, however small their IoU: a part of an object that is reported beside the
+    whole. null drops none for this reason, as the paper."""
+    max_detections: int = Field(default=100, ge=1, le=1_000_000)
+    """Detections kept per image, all classes together."""
+    max_images: Count | None = None
+    """Score only this many images, the first of the split, where a network is too slow for all; the metrics
+    are then those of these images (``images`` in metrics.json). null scores all."""
+    refinements: int = Field(default=0, ge=0, le=100)
+    """How many times detections are pooled and classified again from their own boxes (iterative
+    localisation). It costs little, since the features are computed once. The paper does not do it."""
+    precision: Precision = "float32"
+    """"bfloat16" runs the network under autocast."""
+
+    @model_validator(mode="after")
+    def _views_fit_into_memory(self) -> TestConfig:
+        if self.input_pixels > MAX_INPUT:
+            raise ValueError(
+                f"test.scales and test.max_size ask for {self.input_pixels} pixels of each image, over "
+                f"{MAX_INPUT}; take fewer or smaller scales"
+            )
+        return self
+
+    @property
+    def input_pixels(self) -> int:
+        """The most pixels of the inputs that an image is tested at; 0 where images keep their own size."""
+        if self.resize == "none":
+            return 0
+        return sum(min(scale, self.max_size) * self.max_size for scale in self.scales)
+
+
+class SVMConfig(Section):
+    """Per-class linear SVMs with hard negative mining; the defaults are those of SPP-net's release."""
+
+    features: Literal["fc7", "pooled"] = "fc7"
+    """What they are trained on: the head's last hidden features, or the pooled ones."""
+    c: Positive = 1e-3
+    """Weight of the training errors against the margin (liblinear's ``-c``)."""
+    positive_weight: Positive = 2.0
+    """Factor on ``c`` for positives."""
+    bias_multiplier: Positive = 10.0
+    """The bias is the weight of a feature with this constant value, so it is hardly regularised."""
+    feature_norm: Positive = 20.0
+    """Features are scaled to this mean norm."""
+    negative_iou: Fraction = 0.3
+    """Regions whose best IoU with the objects of a class is below this are negatives of the class."""
+    hard_score: float = -1.0001
+    """Negatives that score above this are added."""
+    evict_score: float = -1.2
+    """Negatives that score below this after a retraining are dropped."""
+    retrain_after: int = Field(default=2000, ge=1, le=10_000_000)
+    """A class is retrained once it has this many new negatives, and after the last image."""
+    negative_overlap: Fraction | None = None
+    """Drop a new negative that overlaps another by more than this IoU (paper: 0.7); null drops none, as the
+    release."""
+    missing_positives: Literal["error", "never"] = "error"
+    """What to do with a class without positives: stop with an error, or let it never fire."""
+
+
+class RidgeConfig(Section):
+    """Ridge regression of boxes per class, on pooled features; with the defaults of SPP-net's release."""
+
+    penalty: Positive = 4000.0
+    """Lambda; the bias is penalised too."""
+    min_iou: Fraction = 0.5
+    """Regions with a higher IoU than this with an object of the class are its rows."""
+    max_rows: int = Field(default=20000, ge=1, le=10_000_000)
+    """Rows per class, drawn at random where there are more."""
+    whitening: Positive = 1e-3
+    """Added to the eigenvalues of the targets' covariance before it is inverted."""
+
+
+class StageConfig(Kind):
+    """One stage of a staged training. It starts from the weights that the stage before it left."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Name of the stage and of its folder: lower-case letters, digits and underscores."""
+    kind: Literal["train", "fine_tune", "svm", "box_ridge"]
+    """"train" trains on images as a config without stages does; "fine_tune" trains the fully connected layers
+    on cached features; "svm" and "box_ridge" fit their layer on cached features."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the config for this stage, written as the config itself."""
+
+
+class TrainStageConfig(StageConfig):
+    """Trains the network, or its fully connected layers."""
+
+    choice: ClassVar[str] = "a stage of kind train or fine_tune"
+
+    kind: Literal["train", "fine_tune"]
+
+
+class SVMStageConfig(StageConfig):
+    """Replaces cls_score by linear SVMs."""
+
+    choice: ClassVar[str] = "a stage of kind svm"
+
+    kind: Literal["svm"]
+    svm: SVMConfig = SVMConfig()
+    """The SVMs."""
+
+
+class RidgeStageConfig(StageConfig):
+    """Fits bbox_pred by ridge regression."""
+
+    choice: ClassVar[str] = "a stage of kind box_ridge"
+
+    kind: Literal["box_ridge"]
+    ridge: RidgeConfig = RidgeConfig()
+    """The ridge regression."""
+
+
+Stage = Annotated[
+    Annotated[TrainStageConfig, Tag("train")]
+    | Annotated[TrainStageConfig, Tag("fine_tune")]
+    | Annotated[SVMStageConfig, Tag("svm")]
+    | Annotated[RidgeStageConfig, Tag("box_ridge")],
+    _kind_of(None),
+]
 
 
 class Config(Section):
+    """An experiment."""
+
     seed: Seed = 0
+    """Seed of the weights and of everything random in training."""
     task: Literal["detection", "classification"] = "detection"
     """"classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
     data: DataConfig
-    proposals: ProposalsConfig = ProposalsConfig()
-    """Detection needs a ``file`` or a ``method``."""
+    """The data set."""
+    proposals: Proposals = NoProposals()
+    """Where the proposals come from. Detection needs a ``file`` or a ``method``."""
     model: ModelConfig
+    """The network."""
     train: TrainConfig
+    """How it is trained."""
     test: TestConfig = TestConfig()
-    stages: Annotated[tuple[StageConfig, ...], Field(max_length=32)] = ()
-    """A staged training; empty trains in one go."""
+    """How it is tested."""
+    stages: Annotated[tuple[Stage, ...], Field(max_length=32)] = ()
+    """The stages of a staged training, in order; without any, the network is trained in one run."""
 
     @model_validator(mode="after")
     def _task_has_what_it_needs(self) -> Config:
+        pool = self.model.pool
         if self.task == "detection":
-            if self.proposals.file is None and self.proposals.method is None:
+            if isinstance(self.proposals, NoProposals):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")
-            if self.model.pool.rule == "sliding":
+            if isinstance(pool, SPPPoolConfig) and pool.rule == "sliding":
                 raise ValueError("model.pool.rule: sliding is for whole images, task: classification")
         elif self.test.metric == "coco":
             raise ValueError("test.metric: coco scores boxes; task: classification has voc07 and voc")
-        elif self.model.pool.kind != "spp":
+        elif not isinstance(pool, SPPPoolConfig):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )

@@ -1,4 +1,4 @@
-"""The network of a config, and what goes with it."""
+"""The network of a config, and what belongs to it: sampler, loss, optimizer, post-processing, predictor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import Config
+from detector.config.schema import CropPoolConfig, RoIPoolConfig, SPPPoolConfig
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch, Normalization
@@ -17,8 +18,7 @@ from detector.engine.checkpoint import check_model_state
 from detector.engine.classify import classify
 from detector.engine.inference import detect, with_weights_in
 from detector.engine.optim import build_sgd
-from detector.factory.architecture import differences
-from detector.factory.weights import load_initial, load_published
+from detector.factory.weights import differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
 from detector.models.backbones import build_backbone as make_backbone
@@ -35,7 +35,7 @@ from detector.models.whole_map import WholeMapPool, whole_image_rois
 
 
 def build_backbone(config: Config) -> Backbone:
-    """Return the backbone with random weights, cut and frozen as configured."""
+    """Return the backbone with random weights, cut off and frozen as configured."""
     chosen = config.model.backbone
     return make_backbone(
         chosen.name,
@@ -47,15 +47,16 @@ def build_backbone(config: Config) -> Backbone:
 
 
 def build_normalization(config: Config) -> Normalization:
-    """Return what the configured weights expect of their input."""
+    """Return the normalisation of images that the configured weights expect."""
     chosen = config.model.backbone
     return weights.normalization(chosen.convention, chosen.pixel_mean)
 
 
 def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None) -> RegionDetector:
-    """Return the network, seeded, with pretrained weights where the config names a file.
+    """Return the network with seeded random weights, and pretrained ones where the config names a file.
 
-    ``coder`` None takes the fixed constants of the config; a checkpoint loaded afterwards brings its own.
+    ``num_classes`` counts the foreground classes. ``coder`` None takes the fixed constants of the config; a
+    checkpoint that is loaded afterwards brings its own.
     """
     torch.manual_seed(config.seed)
     model = _random_model(config, num_classes, coder)
@@ -66,16 +67,16 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
 
 
 def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None = None) -> RegionDetector:
-    """Return the network that a run begins with: another run's weights, published ones, or random ones.
+    """Return the network that a run starts from: another run's weights, published ones, or random ones.
 
-    Says so where random convolutions are frozen: the run then measures what random filters are worth.
+    Prints a warning if random convolutions are frozen: the run then measures what random filters are worth.
     """
     if config.train.initial_weights is None:
         if config.model.backbone.weights is None and _freezes(config):
             note(
-                "warning: the run begins with random convolutions and keeps them, because of "
+                "warning: the run starts from random convolutions and keeps them, because of "
                 "model.backbone.freeze or train.trainable; name trained ones in model.backbone.weights or "
-                "train.initial_weights, unless random filters are what you want to study"
+                "train.initial_weights, unless you want to study random filters"
             )
         return build_model(config, len(classes), coder)
     torch.manual_seed(config.seed)
@@ -89,11 +90,11 @@ def _freezes(config: Config) -> bool:
 
 
 def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:
-    """Return the network with a checkpoint's weights; no weights file of the config is read.
+    """Return the network with a checkpoint's weights, in evaluation mode; no weights file is read.
 
     Raises:
-        InputError: the weights do not fit the config's network, or its settings fit no network. This is found
-            out on shapes alone, before memory is taken for a network.
+        InputError: the weights do not fit the config's network, or its settings fit no network; ``source`` is
+            named. Only shapes are compared, before memory is allocated for a network.
     """
     classes = len(checkpoint["classes"])
     try:
@@ -108,7 +109,7 @@ def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> Re
 
 
 def convolutions(model: RegionDetector) -> Backbone:
-    """Return the network's convolutions: R-CNN's work on regions, all others on the image."""
+    """Return the network's convolutions; R-CNN's run on regions and belong to the pool."""
     pool = model.region_pool
     return pool.convolutions if isinstance(pool, CropPooling) else model.backbone
 
@@ -123,57 +124,56 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
     coder = coder or build_fixed_coder(config, num_classes)
     if isinstance(pool, CropPooling):
-        backbone = identity_backbone()  # the convolutions are the pool's, one pass a region
+        backbone = identity_backbone()  # the convolutions belong to the pool: one pass per region
     model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
     if config.train.trainable == "boxes":
-        train_boxes_alone(model)
+        train_only_boxes(model)
     return model
 
 
 def build_fixed_coder(config: Config, num_classes: int) -> BoxCoder:
-    """Return the coder whose constants are known beforehand; ridge regression whitens by itself."""
+    """Return the coder with the config's constants; ridge regression standardises its targets itself."""
     if config.model.box.regression == "ridge":
         return fixed_coder(num_classes, (0.0,) * 4, (1.0,) * 4)
     return fixed_coder(num_classes, config.model.box.means, config.model.box.deviations)
 
 
 def measures_targets(config: Config) -> bool:
-    """Say whether the coder's constants have to be measured on the training set."""
+    """Return whether the coder's constants have to be measured on the training set."""
     return config.model.box.regression == "linear" and config.model.box.normalize == "dataset"
 
 
 def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
-    """Return what pools regions, with the centre that the config and the kind of pooling ask for."""
-    chosen = config.model.pool
-    match chosen.kind:
-        case "roi":
-            # RoI pooling takes cell k for centred at k * stride; +0.5 goes from pixel index to pixel centre.
-            center = backbone.center + 0.5 if chosen.center == "network" else 0.0
-            return RoIPooling(backbone.channels, chosen.output_size, backbone.stride, center)
-        case "spp" if config.task == "classification":
-            return WholeMapPool(backbone.channels, chosen.levels, chosen.reduction, chosen.rule)
-        case "spp":
+    """Return the pool of regions, or of whole images for classification, for maps of ``backbone``."""
+    match config.model.pool:
+        case RoIPoolConfig() as pool:
+            # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
+            center = backbone.center + 0.5 if pool.center == "network" else 0.0
+            return RoIPooling(backbone.channels, pool.output_size, backbone.stride, center)
+        case SPPPoolConfig() as pool if config.task == "classification":
+            return WholeMapPool(backbone.channels, pool.levels, pool.reduction, pool.rule)
+        case SPPPoolConfig() as pool:
             return PyramidPooling(
                 backbone.channels,
-                chosen.levels,
+                pool.levels,
                 backbone.stride,
-                reduction=chosen.reduction,
-                window=chosen.window,
-                center=0.0 if chosen.center == "caffe" or chosen.window == "roi" else backbone.center,
-                shrink=chosen.shrink,
+                reduction=pool.reduction,
+                window=pool.window,
+                center=0.0 if pool.center == "caffe" or pool.window == "roi" else backbone.center,
+                shrink=pool.shrink,
             )
-        case "warp" | "crop":
+        case CropPoolConfig() as pool:
             return CropPooling(
                 backbone,
-                chosen.output_size,
-                crop_size=chosen.crop_size,
-                context=chosen.context,
-                square=chosen.kind == "crop",
+                pool.output_size,
+                crop_size=pool.crop_size,
+                context=pool.context,
+                square=pool.kind == "crop",
             )
 
 
-def train_boxes_alone(model: RegionDetector) -> None:
-    """Let bbox_pred train and nothing else (stage-wise training: Fast R-CNN, section 5.1)."""
+def train_only_boxes(model: RegionDetector) -> None:
+    """Let only bbox_pred train (stage-wise training: Fast R-CNN, section 5.1)."""
     if model.predictor.bbox_pred is None:
         raise InputError("train.trainable: boxes needs a box layer; set model.box.regression to linear")
     model.requires_grad_(False)
@@ -181,6 +181,7 @@ def train_boxes_alone(model: RegionDetector) -> None:
 
 
 def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
+    """Return what chooses the RoIs of a training step and their targets (Fast R-CNN, section 2.3)."""
     chosen = config.train.sampling
     return RoISampler(
         coder,
@@ -196,10 +197,12 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
 
 
 def build_loss(config: Config) -> DetectionLoss:
+    """Return the loss of classes and boxes (Fast R-CNN, section 2.3)."""
     return DetectionLoss(config.train.box_loss_weight, config.train.smooth_l1_beta)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
+    """Return SGD for the parameters of ``model`` that train."""
     settings = config.train
     return build_sgd(
         model,

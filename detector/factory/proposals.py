@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from detector.config import Config
-from detector.config.sections.proposals import ProposalsConfig
+from detector.config.schema import ProposalsConfig, ProposalsWithOptions
 from detector.core.errors import InputError
 from detector.core.machine import available_cores
 from detector.core.progress import note, progress_bar
@@ -175,7 +175,7 @@ def generate(
             check_image=check_image if check_first else None,
             parameters=method_parameters(source),
             workers=workers,
-            time_limit=source.time_limit,
+            time_limit=source.time_limit if isinstance(source, ProposalsWithOptions) else None,
             progress=advance,
             on_failure=failures.__setitem__,
             on_damage=note,
@@ -187,13 +187,11 @@ def generate(
 
 def method_parameters(source: ProposalsConfig) -> dict[str, Any]:
     """Return the parameters that the config gives to ``proposals.method``."""
-    names = ("scales", "aspects", "stride_fraction", "mode", "seed", "width", "max_proposals")
-    given = {name: getattr(source, name) for name in names} | source.options
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in given.items()
-        if value is not None or name in source.options
-    }
+    others = {*ProposalsConfig.model_fields, "time_limit", "options"}
+    given = {name: value for name, value in source if name not in others and value is not None}
+    if isinstance(source, ProposalsWithOptions):
+        given |= source.options
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 def proposals_folder(config: Config) -> Path:

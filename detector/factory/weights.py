@@ -1,9 +1,9 @@
-"""Weights into a network, published or of another run, with a word on every tensor."""
+"""Weights of a network, published or from another run: what fits is copied, and every tensor is reported."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from detector.core.errors import InputError, listed
 from detector.core.progress import console, note
 from detector.engine.checkpoint import load_checkpoint
 from detector.evaluation.report import plain
-from detector.factory.architecture import differences, value_at
 from detector.models.backbones import Backbone
 from detector.models.default_weights import DEFAULT, default_weights
 from detector.models.published import FEATURES, HEAD, has_fully_connected, our_names
@@ -26,7 +25,7 @@ _INPUT_KEYS = ("convention", "pixel_mean", "feature_scale")
 
 
 def check_weights(config: Config) -> None:
-    """Raise InputError for weights that cannot be read, before hours are spent on proposals."""
+    """Raise InputError for weights files that cannot be read, before hours are spent on proposals."""
     if config.train.initial_weights is not None:
         load_checkpoint(config.train.initial_weights)
     elif config.model.backbone.weights is not None:
@@ -34,18 +33,18 @@ def check_weights(config: Config) -> None:
 
 
 def weights_file(config: Config) -> Path:
-    """Return the file of ``model.backbone.weights``, which is not null; "default" is found or fetched."""
+    """Return the file of ``model.backbone.weights``, which is not null; "default" may be downloaded."""
     chosen = config.model.backbone
     assert chosen.weights is not None
     return default_weights(chosen.name) if chosen.weights == DEFAULT else Path(chosen.weights)
 
 
 def load_published(config: Config, backbone: Backbone, head: nn.Module | None = None) -> None:
-    """Copy the file of ``model.backbone.weights`` into ``backbone`` and, with ``head``, into its fc6, fc7.
+    """Copy the weights of ``model.backbone.weights`` into ``backbone``, and into ``head``, its fc6 and fc7.
 
     Raises:
-        InputError: no such file, no state dict, or made for another network, unless
-            ``model.backbone.allow_partial`` lets what fits be taken.
+        InputError: no such file, not a state dict, or made for another network, unless
+            ``model.backbone.allow_partial`` accepts what fits.
     """
     chosen = config.model.backbone
     if head is not None and not has_fully_connected(chosen.name):
@@ -54,8 +53,8 @@ def load_published(config: Config, backbone: Backbone, head: nn.Module | None = 
     if head is not None:
         wanted |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
     source = weights_file(config)
-    found, spare = our_names(chosen.name, read_state_dict(source), wanted)
-    transfer = plan_transfer(wanted, found, spare=spare)
+    tensors, spare = our_names(chosen.name, read_state_dict(source), wanted)
+    transfer = plan_transfer(wanted, tensors, spare=spare)
     report(transfer, str(source), "model.backbone.allow_partial", chosen.allow_partial)
     for prefix, module in ((FEATURES, backbone.features), (HEAD, head)):
         if module is not None:
@@ -68,15 +67,15 @@ def load_published(config: Config, backbone: Backbone, head: nn.Module | None = 
 
 
 def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> None:
-    """Copy the checkpoint of ``train.initial_weights`` into ``model``, which was just built.
+    """Copy the weights of the checkpoint ``train.initial_weights`` into ``model``, which was just built.
 
     Backbone and box head have to fit by name and shape, whatever the checkpoint was trained for. The
-    predictor and the constants of the box targets are taken where task, classes and shapes are the same;
-    otherwise they stay as ``model`` has them, the constants those of the new data.
+    predictor and the constants of the box targets are copied if task, classes and shapes are the same;
+    otherwise they stay as they are in ``model``, with the constants of the new data.
 
     Raises:
-        InputError: no checkpoint, another input convention, or a backbone or box head that does not fit,
-            unless ``train.allow_partial`` lets what fits be taken.
+        InputError: not a checkpoint, another input convention, or a backbone or box head that does not fit,
+            unless ``train.allow_partial`` accepts what fits.
     """
     source = config.train.initial_weights
     assert source is not None
@@ -99,12 +98,12 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
 
 
 def _common_name(name: str) -> str:
-    """R-CNN runs its convolutions on regions, in the pool; they are the same convolutions all the same."""
+    """Return the same name for a tensor of the convolutions, which in R-CNN belong to the pool."""
     return name.replace("region_pool.convolutions.", "backbone.", 1)
 
 
 def _check_input(config: Config, before: Any, source: str) -> None:
-    """Refuse weights that were trained on input of another kind: they fit, and compute something else."""
+    """Refuse weights that were trained on another kind of input: they would fit, but compute nonsense."""
     now = config.model.backbone.model_dump(mode="json")
     for key in _INPUT_KEYS:
         for trained in value_at(before, f"model.backbone.{key}"):
@@ -117,7 +116,7 @@ def _check_input(config: Config, before: Any, source: str) -> None:
 
 
 def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence[str]) -> str | None:
-    """Return why the predictor of a checkpoint is of no use here, or None where it is."""
+    """Return why the predictor of a checkpoint cannot be used here, or None if it can."""
     task = checkpoint["config"].get("task", "detection")
     if task != config.task:
         return f"trained for {task}, not {config.task}"
@@ -128,12 +127,12 @@ def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence
 
 
 def report(transfer: Transfer, source: str, key: str, allow_partial: bool, made_with: str = "") -> None:
-    """Say what is taken from ``source``: a line where all is as it should be, else a table of the names.
+    """Print what is taken from ``source``: one line if everything fits, else also a table of the tensors.
 
-    ``made_with`` says how the settings of a checkpoint differ, for the error.
+    ``made_with`` says in the error how the settings of a checkpoint differ.
 
     Raises:
-        InputError: faults that the config's ``key`` does not allow, or nothing that fits.
+        InputError: nothing fits, or not everything does and the config's ``key`` does not allow that.
     """
     if made_with and transfer.faults and not allow_partial:
         raise InputError(
@@ -156,6 +155,49 @@ def report(transfer: Transfer, source: str, key: str, allow_partial: bool, made_
             f"{source}: does not fit the configured network: {_listed(faults)}; change the config to the "
             f"network of the file, or set {key} to true to take what fits"
         )
+
+
+_SHAPING = (
+    "task",
+    "model.backbone.name",
+    "model.backbone.stage",
+    "model.backbone.reduce_channels",
+    "model.pool.kind",
+    "model.pool.output_size",
+    "model.pool.levels",
+    "model.head.hidden",
+    "model.head.class_agnostic",
+    "model.box.regression",
+)
+"""The keys that decide which tensors a network has."""
+_OF_PREDICTOR = {"task", "model.head.class_agnostic", "model.box.regression"}
+
+
+def differences(config: Config, stored: Any, *, predictor: bool = True) -> str:
+    """Return in which keys the ``stored`` config of a checkpoint describes another network; "" for none.
+
+    For instance ``made with model.backbone.name = 'vgg16', the config says 'small'``. With ``predictor``
+    False, keys that only change cls_score and bbox_pred are not compared.
+    """
+    now = config.model_dump(mode="json")
+    differing = [
+        f"{key} = {before!r:.80}, the config says {wanted!r:.80}"
+        for key in _SHAPING
+        if predictor or key not in _OF_PREDICTOR
+        for before in value_at(stored, key)
+        for wanted in value_at(now, key)
+        if before != wanted
+    ]
+    return f"made with {'; with '.join(differing)}" if differing else ""
+
+
+def value_at(values: Any, key: str) -> Iterator[Any]:
+    """Yield the value at a key such as ``model.pool.kind``, or nothing if there is none."""
+    for name in key.split("."):
+        if not isinstance(values, Mapping) or name not in values:
+            return
+        values = values[name]
+    yield values
 
 
 def _listed(faults: Sequence[Row]) -> str:

@@ -38,7 +38,7 @@ class RegionDetector(nn.Module):
         box_head: BoxHead,
         predictor: BoxPredictor,
         box_coder: BoxCoder,
-        roi_chunk: int = 512,
+        roi_chunk: int = 1024,
     ) -> None:
         super().__init__()
         self.backbone = backbone

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from detector.config.sections.training import RidgeConfig, SVMConfig
+from detector.config.schema import RidgeConfig, SVMConfig
 from detector.core import boxes as box_ops
 from detector.core.errors import InputError
 from detector.core.progress import track

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from detector.config import Config, require_stage, stage_config
-from detector.config.sections.training import StageConfig
+from detector.config.schema import StageConfig
 from detector.core.errors import InputError
 from detector.core.files import write_text
 from detector.core.machine import process_seconds
@@ -285,9 +285,9 @@ class StagedTraining:
         kind = SVMFit if stage.kind == "svm" else RidgeFit
         layer = kind(config, model, classes, cache, self.device, save, state)
         check_fingerprint(layer.data_fingerprint, self._known_data(before))
-        if isinstance(layer, SVMFit):
+        if isinstance(layer, SVMFit) and stage.kind == "svm":
             layer.fit(stage.svm)
-        else:
+        elif isinstance(layer, RidgeFit) and stage.kind == "box_ridge":
             layer.fit(stage.ridge)
         target = place / "checkpoints" / "step_1.pt"
         checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
@@ -301,7 +301,7 @@ class StagedTraining:
         if not path.is_file():
             return None
         stage = self.config.stages[number]
-        pooled = stage.kind == "box_ridge" or stage.svm.features == "pooled"
+        pooled = stage.kind != "svm" or stage.svm.features == "pooled"
         width = model.region_pool.out_features if pooled else model.box_head.out_features
         try:
             state = checkpoints.read_saved(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detector.config.sections.training import SVMConfig
+from detector.config.schema import SVMConfig
 from detector.core import boxes as box_ops
 from detector.core.errors import InputError, listed
 from detector.core.progress import note, track

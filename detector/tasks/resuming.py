@@ -81,12 +81,14 @@ def policy(key: str) -> str | None:
 def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> dict[str, tuple[str, str]]:
     """Return, by key, the settings that differ from those stored in ``source``: (before, now) as JSON.
 
-    A key that is missing from the stored config counts with its default.
+    A key that is missing from the stored config counts with its default. A kind comes before other keys,
+    since it decides which there are.
     """
     old = _flat(parse_config(before, source).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
     null = json.dumps(None)
-    pairs = {key: (old.get(key, null), new.get(key, null)) for key in sorted(old | new)}
+    keys = sorted(old | new, key=lambda key: (not key.endswith(".kind"), key))
+    pairs = {key: (old.get(key, null), new.get(key, null)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -24,14 +24,13 @@ MISTAKES = [
     ),
     ("_base_=other.yaml", r"_base_: unknown key"),
     ("train.steps=many", r"train\.steps = 'many': Input should be a valid integer"),
-    ("train.steps=1e3", r"train\.steps = 1000\.0: Input should be a valid integer"),
     ("train.steps=true", r"train\.steps = True: Input should be a valid integer"),
     ("train.steps=0", r"train\.steps = 0: Input should be greater than or equal to 1"),
     ("train.scales=[600,big]", r"train\.scales\.1 = 'big'"),
     ("train.scales=[]", r"train\.scales = \(\)"),
     ("test.scales=[]", r"test\.scales = \(\)"),
-    ("proposals.scales=[]", r"proposals\.scales = \(\)"),
-    ("proposals.stride_fraction=0", r"proposals\.stride_fraction = 0"),
+    ("proposals={method: dense, scales: []}", r"proposals\.scales = \(\)"),
+    ("proposals={method: dense, stride_fraction: 0}", r"proposals\.stride_fraction = 0"),
     ("train.learning_rate=.inf", r"train\.learning_rate = inf: Input should be a finite number"),
     ("train.learning_rate=.nan", r"train\.learning_rate = nan"),
     ("test.nms_threshold=1.5", r"test\.nms_threshold = 1\.5: Input should be less than or equal to 1"),
@@ -39,20 +38,37 @@ MISTAKES = [
     ("model.backbone.name=vgg", r"model\.backbone\.name = 'vgg': .*did you mean 'vgg16'\?"),
     ("model.backbone.freeze=al", r"model\.backbone\.freeze = 'al': .*did you mean 'all'\?"),
     ("model.box.means=[0,0]", r"model\.box\.means\.2: missing"),
-    # A list in one word
-    ("train.scales=480", r"train\.scales = 480: expected a list; write \[480\]"),
-    ("train.scales=480,600", r"train\.scales = '480,600': expected a list; write \[480,600\]"),
-    ("model.head.hidden=256", r"model\.head\.hidden = 256: expected a list; write \[256\]"),
-    ("data.classes=7", r"data\.classes = 7: expected a list; write \[7\]"),
-    ("train.scale_jitter=0.8", r"scale_jitter = 0\.8: expected a list of 2 values; write \[0\.8, \.\.\.\]"),
+    # A value of another type whose meaning is clear
+    ("train.scales=480", r"train\.scales = 480: expected a list; write train\.scales=\[480\]$"),
+    ("train.scales=480,600", r"= '480,600': expected a list; write train\.scales=\[480,600\]$"),
+    (
+        "model.head.hidden=256",
+        r"model\.head\.hidden = 256: expected a list; write model\.head\.hidden=\[256\]$",
+    ),
+    ("model.pool={kind: spp, levels: 6}", r"expected a list; write model\.pool\.levels=\[6\]$"),
+    ("proposals={method: dense, scales: 1}", r"expected a list; write proposals\.scales=\[1\]$"),
+    ("data.classes=7", r"data\.classes = 7: expected a list; write data\.classes=\[7\]"),
+    ("train.scale_jitter=0.8", r"expected a list of 2 values; write train\.scale_jitter=\[0\.8, \.\.\.\]$"),
+    ("train.sampling.background_iou=0", r"a list of 2 values; write train\.sampling\.background_iou=\[0, "),
     ("train.scales=null", r"train\.scales = None: expected a list$"),
+    ("train.steps=[5]", r"train\.steps = \(5,\): .*; write train\.steps=5$"),
+    ("train.steps=1e3", r"train\.steps = 1000\.0: Input should be a valid integer; write train\.steps=1000$"),
+    ('train.steps="5"', r"train\.steps = '5': .*; write train\.steps=5, without quotes$"),
+    ('train.flip="0.5"', r"train\.flip = '0\.5': .*; write train\.flip=0\.5, without quotes$"),
+    ("train.deterministic=1", r"deterministic = 1: .*; write train\.deterministic=true or train\.det"),
+    (
+        "data.root=2007",
+        r"data\.root = 2007: .*: '2007' in a file, 'data\.root=\"2007\"' on the command line$",
+    ),
     # Texts that no path or name can have
     ('data.root="\\0"', r"data\.root = '\\x00': holds a null character .* remove it"),
     ('data.classes=[cat,"d\\0g"]', r"data\.classes = 'd\\x00g': holds a null character"),
     ('proposals.options={"a\\0": 1}', r"proposals\.options = 'a\\x00': holds a null character"),
     ('model.backbone.weights="a\\0b"', r"model\.backbone\.weights = 'a\\x00b': holds a null"),
     ('data.classes=["\\uD800"]', r"data\.classes = '\\ud800': .* half a surrogate pair"),
-    ("train=3", r"train = 3: Input should be a valid dictionary"),
+    ("train=3", r"train = 3: expected keys below it; write train\.KEY=VALUE"),
+    ("model.pool=roi", r"model\.pool = 'roi': expected keys below it; write model\.pool\.KEY=VALUE"),
+    ("stages=[svm]", r"stages\.0 = 'svm': expected keys below it"),
     ("train=null", r"train = None"),
     # What two keys say together
     ("train.sampling.background_iou=[0.5,0.1]", r"background_iou must be \[low, high\) with low < high"),
@@ -64,11 +80,58 @@ MISTAKES = [
     ("proposals.method=null", r"proposals needs either 'file' with 'format', or 'method'"),
     ("proposals.method=selective", r"method 'selective' is unknown \(did you mean 'selective_search'\?\)"),
     ("proposals.method=':boxes'", r"method ':boxes' is unknown.*module:function"),
-    ("proposals.stride_fraction=0.5", r"stride_fraction only applies to proposals\.method: dense"),
-    ("proposals.options={when: 2020-01-01}", r"proposals\.options holds what is no number, text, list"),
-    ("proposals.convention=xyxy", r"convention only applies to a proposals\.file"),
+    ("proposals.options={when: 2020-01-01}", r"proposals\.options may hold only numbers, text, true"),
+    ("proposals={file: a, format: store, convention: xyxy}", r"convention only applies to a proposals\.file"),
     ("proposals.missing=full", r"proposals\.missing = 'full': .*did you mean 'full_image'"),
     ("proposals.time_limit=0", r"proposals\.time_limit = 0"),
+    # Keys of another kind
+    (
+        "proposals.stride_fraction=0.5",
+        r"proposals\.stride_fraction: proposals\.method selective_search has no key 'stride_fraction'; "
+        r"proposals\.method dense has$",
+    ),
+    (
+        "proposals.convention=xyxy",
+        r"proposals\.convention: proposals\.method selective_search has no key 'convention'; "
+        r"proposals\.file has$",
+    ),
+    (
+        "proposals={method: null, width: 9}",
+        r"proposals without method and file has no key 'width'; proposals",
+    ),
+    (
+        "model.pool.levels=[1]",
+        r"model\.pool\.levels: model\.pool\.kind roi has no key 'levels'; model\.pool\.kind spp has$",
+    ),
+    (
+        "model.pool={kind: crop, levels: [1]}",
+        r"model\.pool\.kind warp or crop has no key 'levels'; model\.pool",
+    ),
+    ("model.pool={kind: spp, output_size: 6}", r"kind roi or model\.pool\.kind warp or crop has$"),
+    (
+        "model.pool={kind: spp, level: [1]}",
+        r"level: unknown key \(did you mean 'levels'\?\); model\.pool\.kind spp",
+    ),
+    ("model.pool.kind=sp", r"model\.pool\.kind = 'sp': expected 'roi' or .* \(did you mean 'spp'\?\)$"),
+    ("model.pool.kind=[spp]", r"model\.pool\.kind = \"\('spp',\)\": expected 'roi'"),
+    (
+        "stages=[{name: a, kind: train, svm: {c: 1.0}}]",
+        r"stages\.0\.svm: a stage of kind train or fine_tune has no",
+    ),
+    ("stages=[{name: a, kind: svms}]", r"stages\.0\.kind = 'svms': expected 'train' or .*did you mean 'svm'"),
+    ("stages=[{name: a}]", r"stages\.0\.kind: missing; it has to be given"),
+    (
+        "stages=[{name: a, kind: svm, svm: {d: 1.0}}]",
+        r"stages\.0\.svm\.d: unknown key; valid here: bias_mult",
+    ),
+    # Options of the methods
+    (
+        "proposals.options={min_sid: 8}",
+        r"no option 'min_sid' \(did you mean 'min_side'\?\); it has color_spaces",
+    ),
+    ("proposals.options={sigma: -1}", r"sigma is -1; it must be a number from 0 to 100"),
+    ("proposals.options={color_spaces: [hvs]}", r"color_spaces is 'hvs'; .*did you mean 'hsv'"),
+    ("proposals.mode=fasst", r"no selective search mode 'fasst' \(did you mean 'fast'\?\)"),
     ("model.head.weights=true", r"model\.head\.weights takes fc6 and fc7 from model\.backbone\.weights"),
 ]
 
@@ -81,7 +144,7 @@ def test_a_mistake_is_named(mistake: str, message: str) -> None:
 
 
 def test_unknown_keys_come_with_the_valid_ones() -> None:
-    with pytest.raises(InputError, match="valid here: center, context") as caught:
+    with pytest.raises(InputError, match=r"model\.pool\.kind roi has center, kind, output_size$") as caught:
         load_config(QUICKSTART, ["model.pool.size=7"])
     assert str(caught.value).startswith(f"{QUICKSTART}: model.pool.size: unknown key")
 
@@ -111,3 +174,45 @@ def test_what_has_to_be_given_is_asked_for(tmp_path: Path) -> None:
 def test_an_override_has_key_and_value(written: str) -> None:
     with pytest.raises(InputError, match=r"write it as section\.key=value"):
         load_config(QUICKSTART, [written])
+
+
+FUNCTIONS = """
+def boxes(image, *, size=3): ...
+def anything(image, **options): ...
+from elsewhere import taken
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (
+            "mine:boxes",
+            "{sise: 4}",
+            r"options: mine:boxes takes no 'sise' \(did you mean 'size'\?\); it takes size$",
+        ),
+        ("mine:boxs", "{}", r"method: .*mine\.py defines no 'boxs' \(did you mean 'boxes'\?\)$"),
+        ("parts.mine:other", "{}", r"method: .*mine\.py defines no 'other'$"),
+        ("mine:anything", "{a b: 1}", r"options: 'a b' cannot be the name of a keyword argument$"),
+        ("mine:boxes", "{class: 1}", r"options: 'class' cannot be the name"),
+        ("mine:boxes", "{size: 4}", None),
+        ("parts.mine:anything", "{free: 4}", None),
+        ("mine:taken", "{free: 4}", None),
+        ("nowhere:to_be_found", "{free: 4}", None),
+        ("broken:boxes", "{free: 4}", None),
+    ],
+)
+def test_a_function_is_checked_without_being_imported(
+    method: str, options: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts").mkdir()
+    for path in ("mine.py", "parts/__init__.py", "parts/mine.py"):
+        (tmp_path / path).write_text(f"raise SystemExit\n{FUNCTIONS}")
+    (tmp_path / "broken.py").write_text("def (")
+    overrides = [f"proposals.method={method}", f"proposals.options={options}"]
+    if message is None:
+        assert load_config(QUICKSTART, overrides).proposals.method == method
+    else:
+        with pytest.raises(InputError, match=message):
+            load_config(QUICKSTART, overrides)

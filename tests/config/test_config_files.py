@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detector.config import Config, load_config
-from detector.config.load import MAX_BYTES, MAX_FILES
+from detector.config.files import MAX_BYTES, MAX_FILES
 from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
@@ -216,8 +216,8 @@ def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
         ("- a\n- b", "a config is a mapping of names to values"),
         ("just text", "a config is a mapping of names to values"),
         ("1: 2", "a config is a mapping of names to values"),
-        ("seed: 1\nseed: 2", "key 'seed' twice"),
-        ("train:\n  steps: 1\n  steps: 2", "key 'steps' twice"),
+        ("seed: 1\nseed: 2", "duplicate key 'seed'"),
+        ("train:\n  steps: 1\n  steps: 2", "duplicate key 'steps'"),
         ("seed: &a 1\nother: *a", r"aliases \(\*name\) are not allowed"),
         ("seed: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("seed: !mine 3", "could not determine a constructor"),

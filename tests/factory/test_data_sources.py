@@ -150,7 +150,7 @@ def test_the_headline_is_what_an_evaluator_of_its_own_says(
         (["data.format=coco", "data.splits=lists"], "names folders of data.format: voc"),
         (
             ["data.format=coco", "data.split_ratio={trainval: 0.5, test: 0.5}"],
-            "data.annotations has one a {split}",
+            "data.annotations has one file per {split}",
         ),
         (["data.format=yolo"], "'voc' or 'coco'"),
         (["test.metric=coco", "task=classification", "model.pool.kind=spp"], "scores boxes"),

@@ -12,8 +12,8 @@ import torch
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.factory.architecture import differences
 from detector.factory.model import build_model, initial_model, restore_model
+from detector.factory.weights import differences
 
 Load = Callable[..., Config]
 CLASSES = ("disc", "ring")

@@ -309,4 +309,4 @@ def test_frozen_random_convolutions_are_warned_of(
     given: tuple[str, ...], warned: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     initial_model(load_config(PROJECT / "configs/quickstart.yaml", given), ("a", "b"))
-    assert ("begins with random convolutions and keeps them" in capfd.readouterr().err) == warned
+    assert ("starts from random convolutions and keeps them" in capfd.readouterr().err) == warned

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from detector.config import Config, load_config
-from detector.config.sections.training import RidgeConfig
+from detector.config.schema import RidgeConfig
 from detector.core.boxes import iou
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints

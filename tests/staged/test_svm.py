@@ -10,7 +10,7 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from detector.config.sections.training import RidgeConfig, SVMConfig
+from detector.config.schema import RidgeConfig, SVMConfig
 from detector.core.errors import InputError
 from detector.staged.box_ridge import RidgeSettings
 from detector.staged.hard_negatives import NEVER, HardNegativeMining, MiningSettings

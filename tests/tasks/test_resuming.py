@@ -19,9 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from detector.config import Config
-from detector.config.sections.data import DataConfig
-from detector.config.sections.testing import TestConfig
-from detector.config.sections.training import TrainConfig
+from detector.config.schema import DataConfig, TestConfig, TrainConfig
 from detector.core.errors import InputError
 from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint
 from detector.engine.run_log import read_log

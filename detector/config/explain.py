@@ -1,0 +1,171 @@
+"""What is wrong with a config, in one line per mistake: the file, the key, the value, and what to write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, get_args, get_origin
+
+from pydantic import ValidationError
+
+from detector.config.schema import Kind, Section, sections_of
+from detector.core.errors import nearest
+
+MAX_ERRORS = 20
+"""This many mistakes are shown at a time."""
+
+
+def explain(error: ValidationError, root: type[Section], source: str) -> str:
+    """Return the mistakes that pydantic found in a config from ``source``, checked against ``root``."""
+    mistakes = error.errors()
+    lines = [_line(source, item, root) for item in mistakes[:MAX_ERRORS]]
+    if len(mistakes) > MAX_ERRORS:
+        lines.append(f"{source}: and {len(mistakes) - MAX_ERRORS} more")
+    return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """Return ``repr(value)`` for a message, shortened where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        text = f"a {type(value).__name__} too long to be written"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def unusable_text(value: Any, source: str, key: str = "") -> Iterator[str]:
+    """Yield a message for each text in ``value`` that can be no path, name or line of output."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from unusable_text(name, source, key)
+            yield from unusable_text(item, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from unusable_text(item, source, key)
+    elif isinstance(value, str) and not _is_usable(value):
+        yield (
+            f"{source}: {key or 'a key'} = {shown(value)}: holds a null character or half a surrogate "
+            "pair, which no path or name can have; remove it"
+        )
+
+
+def _is_usable(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")  # so the shell's bytes that are not UTF-8 pass
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+class _Place(NamedTuple):
+    """Where a mistake is: the keys that lead to it, and the last section on the way."""
+
+    keys: list[str]
+    section: type[Section]
+
+    @property
+    def named(self) -> str:
+        return ".".join(self.keys)
+
+
+def _find_place(location: tuple[Any, ...], root: type[Section]) -> _Place:
+    """Follow pydantic's path, which holds the tags of kinds and parts such as ``tuple[str, ...]`` as well."""
+    keys: list[str] = []
+    section, choices = root, dict[str, type[Section]]()
+    for part in location:
+        if part in choices:
+            section, choices = choices[part], {}
+            continue
+        text = f"{part!s:.100}"
+        if text.isdigit() or (text.isidentifier() and text not in {"int", "str", "float", "bool"}):
+            keys.append(text)
+        field = section.model_fields.get(text)
+        if field is not None:
+            choices = sections_of(field.annotation)
+            section = choices.get("", section)
+    return _Place(keys, section)
+
+
+def _line(source: str, item: Any, root: type[Section]) -> str:
+    place = _find_place(item["loc"], root)
+    key, value, context = place.named or "the config", item["input"], item.get("ctx", {})
+    message = item["msg"].removeprefix("Value error, ")
+    match item["type"]:
+        case "extra_forbidden":
+            parent = _find_place(item["loc"][:-1], root)
+            return f"{source}: {_unknown_key(parent, str(item['loc'][-1])[:100])}"
+        case "missing":
+            return f"{source}: {key}: missing; it has to be given"
+        case "union_tag_not_found" if isinstance(value, Mapping):
+            return f"{source}: {key}.kind: missing; it has to be given"
+        case "union_tag_not_found" | "model_type" | "dict_type":
+            message = f"expected keys below it; write {key}.KEY=VALUE or {key}={{KEY: VALUE}}"
+        case "union_tag_invalid":
+            choices = re.findall(r"'([^']*)'", context["expected_tags"])
+            key, value = f"{key}.kind", context["tag"]
+            message = f"expected {' or '.join(map(repr, choices))}{nearest(value, choices)}"
+        case "literal_error":
+            message += nearest(str(value), re.findall(r"'([^']*)'", context["expected"]))
+        case "tuple_type":
+            message = f"expected a list{_list_hint(place, value)}"
+        case _:
+            if isinstance(value, Mapping) and item["type"] == "value_error":
+                return f"{source}: {message}"  # it names the keys that it is about
+            message += _correction(item["type"], key, value)
+    return f"{source}: {key} = {shown(value)}: {message}"
+
+
+def _unknown_key(place: _Place, name: str) -> str:
+    key = ".".join([*place.keys, name])  # as written, even where no key can look like it
+    valid, section = sorted(place.section.model_fields), place.section
+    if not issubclass(section, Kind):
+        return f"{key}: unknown key{nearest(name, valid)}; valid here: {', '.join(valid)}"
+    others = section.kinds_with(name)
+    if others:
+        having = " or ".join(kind.choice for kind in others)
+        return f"{key}: {section.choice} has no key {name!r}; {having} has"
+    return f"{key}: unknown key{nearest(name, valid)}; {section.choice} has {', '.join(valid)}"
+
+
+def _list_hint(place: _Place, value: Any) -> str:
+    """Return how to write a single value that stands where a list is expected."""
+    if value is None or isinstance(value, Mapping):
+        return ""
+    length = _fixed_length(place)
+    text = str(value)[:80]
+    if length in (None, 1):
+        return f"; write {place.named}=[{text}]"
+    return f" of {length} values; write {place.named}=[{text}, ...]"
+
+
+def _fixed_length(place: _Place) -> int | None:
+    """Return how many values a list has to have, None where any number will do."""
+    field = place.section.model_fields.get(place.keys[-1]) if place.keys else None
+    kinds = [field.annotation, *get_args(field.annotation)] if field else []
+    lists = [get_args(kind) for kind in kinds if get_origin(kind) is tuple]
+    return None if not lists or Ellipsis in lists[0] else len(lists[0])
+
+
+def _correction(error: str, key: str, value: Any) -> str:
+    """Return what to write instead of ``value``, where its type is wrong and its meaning is clear."""
+    if isinstance(value, tuple) and len(value) == 1 and error.endswith("_type"):
+        return f"; write {key}={_yaml(value[0])}"
+    match error, value:
+        case "int_type" | "int_from_float", float() if value.is_integer():
+            return f"; write {key}={value:.0f}"
+        case "int_type" | "float_type", str() if _NUMBER.fullmatch(value):
+            return f"; write {key}={value}, without quotes"
+        case "bool_type", int() | str():
+            return f"; write {key}=true or {key}=false"
+        case "string_type", bool() | int() | float():
+            text = _yaml(value)
+            return f"; write it in quotes: '{text}' in a file, '{key}=\"{text}\"' on the command line"
+    return ""
+
+
+_NUMBER = re.compile(r"[-+]?\d{1,20}(\.\d{0,20})?([eE][-+]?\d{1,3})?")
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]

@@ -1,0 +1,265 @@
+"""From files and the command line to the values of a config, with ``_base_`` inheritance.
+
+A config is named by its path, or by the name of one that is shipped: ``quickstart`` is
+``configs/quickstart.yaml``, wherever the package is installed (`find_config`).
+
+``_base_`` is a path, or a list of paths, relative to the file that names it, or the name of a shipped config;
+later ones win and the file itself wins over all. Mappings are merged key by key, with these exceptions:
+
+- a ``proposals`` mapping that names a ``file`` or a ``method`` replaces the inherited source (another
+  ``file`` keeps the ``format``);
+- another ``model.pool.kind`` does not inherit the keys of the pool;
+- another ``model.backbone.name`` does not inherit ``stage`` and ``feature_scale``;
+- of ``train.steps`` and ``train.epochs``, the one that is named replaces the other.
+
+An override is ``section.key=value`` with a YAML value, for instance ``train.steps=100`` or
+``test.scales=[480,600]``. Values are checked elsewhere, in `detector.config.load`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detector.config.explain import shown
+from detector.config.schema import Config
+from detector.core.errors import InputError
+
+MAX_BYTES = 1 << 20
+"""A config is a page of text; anything larger is not one."""
+MAX_FILES = 64
+"""A config and its bases, together."""
+SUFFIXES = (".yaml", ".yml")
+"""Of bases."""
+COMMAND_LINE = "command line"
+"""The name of the layer of overrides, beside those of the files."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "configs",
+)
+"""The folder of the shipped configs: inside the installed package, or beside it in a checkout."""
+
+
+def find_config(name: str | Path, folder: Path | None = None) -> Path:
+    """Return the path of a config: a file, or a shipped config of this ``name``.
+
+    ``folder`` is where a relative path starts; None is the working directory. A path wins over a name.
+
+    Raises:
+        InputError: neither; lists the shipped configs of similar names.
+    """
+    path = (folder or Path()) / name
+    if path.is_file():
+        return path
+    wanted = Path(name).with_suffix("") if Path(name).suffix in SUFFIXES else Path(name)
+    names = {found.relative_to(SHIPPED).with_suffix("").as_posix(): found for found in _shipped_files()}
+    if wanted.as_posix() in names:
+        return names[wanted.as_posix()]
+    close = difflib.get_close_matches(wanted.as_posix(), list(names), n=5, cutoff=0.5)
+    said = f"; shipped configs of similar names: {', '.join(close)}" if close else ""
+    raise InputError(f"{path}: no such config file{said}")
+
+
+def _shipped_files() -> list[Path]:
+    return [path for path in sorted(SHIPPED.rglob("*.yaml")) if path.parent.name != "suites"]
+
+
+Layers = list[tuple[str, Mapping[str, Any]]]
+"""The values that each file and the command line give, by name, in the order in which they are merged."""
+
+
+def read_layers(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], str, Layers]:
+    """Return the merged but unchecked values of a config, its path, and what they were merged from."""
+    found, reader = find_config(path), _Reader()
+    values = reader.read(found, seen=())
+    layers = [*reader.layers, (COMMAND_LINE, override({}, overrides))]
+    return override(values, overrides), str(found), layers
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``values`` with each ``key=value`` of ``overrides`` applied, in order."""
+    for text in overrides:
+        values = _apply_override(values, text)
+    return values
+
+
+class _Reader:
+    """Reads a config and its bases, up to a number of files and bytes in all."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.bytes = 0
+        self.layers: Layers = []
+
+    def read(self, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+        """Return the merged mapping of the file and its bases; ``seen`` are the files that led here."""
+        if path.resolve() in seen:
+            raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
+        if seen and path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path}: _base_ names this file; a base ends with {' or '.join(SUFFIXES)}")
+        values = read_yaml(path, quote=not seen)
+        unknown = len(set(values) - set(Config.model_fields) - {"_base_"})
+        if seen and unknown:  # counted and not named: it may be any file
+            raise InputError(
+                f"{path}: _base_ names this file, which has {unknown} sections that no config has; "
+                f"a config has {', '.join(Config.model_fields)}"
+            )
+        self._count(path)
+        bases = values.pop("_base_", [])
+        if isinstance(bases, str):
+            bases = [bases]
+        if not isinstance(bases, list) or not all(_is_path(base) for base in bases):
+            given = f", not {shown(bases)}" if not seen else ""
+            raise InputError(f"{path}: _base_ must be a path or a list of paths{given}")
+        merged: dict[str, Any] = {}
+        for base in bases:
+            merged = merge(merged, self.read(find_config(base, path.parent), (*seen, path.resolve())))
+        self.layers.append((str(path), values))
+        return merge(merged, values)
+
+    def _count(self, path: Path) -> None:
+        self.files += 1
+        self.bytes += path.stat().st_size
+        if self.files > MAX_FILES or self.bytes > MAX_BYTES:
+            raise InputError(
+                f"{path}: _base_ leads to more than {MAX_FILES} files or {MAX_BYTES} bytes in all; name each "
+                "base once"
+            )
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def read_yaml(path: Path, *, quote: bool = True) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Without ``quote`` an error says where the mistake is and of what kind, but repeats nothing of the file,
+    since any file may be named as a config.
+
+    Raises:
+        InputError: missing, too large, or not a mapping of names.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such config file")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no config is")
+        values = _parse(path.read_text(encoding="utf-8"), quote=quote)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not readable as YAML: byte {error.start} is not UTF-8") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{path}: a config is a mapping of names to values")
+    return values
+
+
+def _parse(text: str, *, quote: bool = True) -> Any:
+    """Parse YAML; every error of the library becomes a ValueError with a reason of one line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("brackets or blocks nested too deeply") from None
+    except yaml.MarkedYAMLError as error:  # its own text has lines of the file
+        mark = error.problem_mark or error.context_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = error.problem if quote else _KINDS.get(type(error), "a mistake")
+        raise ValueError(f"{' '.join(str(problem).split())[:200]}{place}") from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"a character at {error.position} that YAML does not allow") from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
+        # The library's constructors raise the last three, for instance at a date with a 13th month.
+        reason = " ".join(str(error).split())[:200] if quote else "a value that does not have its tag's type"
+        raise ValueError(reason) from None
+
+
+_KINDS = {
+    yaml.scanner.ScannerError: "a syntax error",
+    yaml.parser.ParserError: "a syntax error",
+    yaml.composer.ComposerError: "an alias, or more than one document",
+    yaml.constructor.ConstructorError: "an unknown tag, or a duplicate key",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses duplicate keys, and aliases (they can expand without end)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not allowed in a config", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+# In YAML 1.1, which the library reads, 1e-3 is a string; everybody who writes it means a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    """Return ``base`` with the values of ``top``, which wins; ``key`` is the last name that led to both."""
+    merged = _inherited(base, top, key)
+    for name, value in top.items():
+        both = isinstance(merged.get(name), dict) and isinstance(value, dict)
+        merged[name] = merge(merged[name], value, name) if both else value
+    return merged
+
+
+def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return those values of ``base`` that still mean something beside what ``top`` names."""
+    dropped: set[str] = set()
+    match key:
+        case "proposals" if {"file", "method"} & set(top):
+            # Another source replaces the inherited one with its options; limits such as top-k are kept.
+            kept = {"top_k_train", "top_k_test", "min_size", "missing", "faults"}
+            if "method" not in top:
+                kept |= {"format", "convention"}  # another file of the same kind
+            dropped = set(base) - kept
+        case "pool" if "kind" in top and top["kind"] != base.get("kind", "roi"):
+            dropped = set(base)
+        case "backbone" if top.get("name", base.get("name")) != base.get("name"):
+            dropped = {"stage", "feature_scale"}
+        case "train":
+            lengths = {"steps", "epochs"}
+            named = {name for name in lengths if top.get(name) is not None}
+            dropped = lengths - named if named else set()
+    return {name: value for name, value in base.items() if name not in dropped}
+
+
+def _apply_override(values: dict[str, Any], written: str) -> dict[str, Any]:
+    name, equals, text = written.partition("=")
+    keys = name.split(".")
+    if not equals or not all(keys):
+        raise InputError(f"override {written!r}: write it as section.key=value")
+    try:
+        value = _parse(text)
+    except ValueError:
+        raise InputError(f"override {written!r}: the value is not readable as YAML") from None
+    nested: dict[str, Any] = {keys[-1]: value}
+    for key in reversed(keys[:-1]):
+        nested = {key: nested}
+    return merge(values, nested)
