@@ -167,7 +167,7 @@ def check_image_id(image_id: str, source: Path | str) -> None:
     else:
         return
     shown = image_id if len(image_id) <= 60 else image_id[:60] + "..."
-    raise InputError(f"{source}: {shown!r} is no image id: {reason}; rename the image")
+    raise InputError(f"{source}: {shown!r} is not a valid image id: {reason}; rename the image")
 
 
 def is_content_hash(value: object) -> bool:

@@ -19,9 +19,6 @@ from detector.core.structures import Proposals
 from detector.proposals.dense import ASPECTS, SCALES, STRIDE_FRACTION, dense_proposals
 from detector.proposals.readers.arrays import make_proposals
 
-METHODS = ("dense", "selective_search")
-"""The built-in methods; ``"module:function"`` names any other."""
-
 ImageReader = Callable[[Path, tuple[int, int] | None], NDArray[np.uint8]]
 
 
@@ -48,8 +45,8 @@ def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any
             return dict(parameters)
         case _:
             raise InputError(
-                f"proposal method {method!r} is unknown{nearest(method, METHODS)}; use one of "
-                f"{', '.join(METHODS)}, or module:function for a function of yours"
+                f"proposal method {method!r} is unknown{nearest(method, ('dense', 'selective_search'))}; use "
+                "dense, selective_search, or module:function for a function of yours"
             )
 
 
@@ -64,7 +61,7 @@ def prepare(method: str) -> None:
     """Load the code of the method, which may take longer than an image; InputError if that fails."""
     if method == "selective_search":
         importlib.import_module("detector.ops")
-    elif method not in METHODS:
+    elif ":" in method:
         load_function(method)
 
 

@@ -118,11 +118,8 @@ class ProposalStore:
         return cls(folder, existing)
 
     def with_names(self, names: Mapping[str, str]) -> ProposalStore:
-        """Return this store, in which an image is also looked up by the keys of ``names``.
-
-        ``names`` gives the id in the store for each of these keys.
-        """
-        return ProposalStore(self.path, self._manifest, names)
+        """Return this store such that it also finds images by the keys of ``names``, whose values are ids."""
+        return ProposalStore(self.path, self._manifest, {**self._names, **names})
 
     @property
     def generator(self) -> str:
@@ -329,9 +326,9 @@ class ProposalStore:
         )
 
     def _read_checked(self, index: Index, place: int, row: Row) -> BoxesAndScores:
-        found = self._segments.read(row, check=not index.checked[place])
+        image = self._segments.read(row, check=not index.checked[place])
         index.checked[place] = True
-        return found
+        return image
 
     def _save(self, index: Index) -> None:
         index.save(self.path / "index.npy")

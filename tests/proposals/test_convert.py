@@ -286,7 +286,7 @@ class TestFaults:
         path.write_bytes(pickle.dumps({"boxes": list(named.values()), "ids": list(named)}))
         store = convert(path, "detectron2", tmp_path / "store", records=records[:3], keep_others=False)
         assert store.ids() == [record.key for record in records[:3]]
-        with pytest.raises(InputError, match=r"'/home/me/set/000100\.jpg' is no image id"):
+        with pytest.raises(InputError, match=r"'/home/me/set/000100\.jpg' is not a valid image id"):
             convert(path, "detectron2", tmp_path / "all", records=records[:3])
 
     def test_a_file_without_names_must_have_the_length_of_the_data_set(

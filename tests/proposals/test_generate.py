@@ -177,7 +177,7 @@ BAD_NAMES = ["new\nline", "tab\t", "escape\x1b[31m", "\u2028", "latin\udce4"]
 def test_a_name_that_no_store_can_hold_is_one_error_before_any_work(tmp_path: Path, name: str) -> None:
     records = write_images(tmp_path / "images", 3)
     records[1] = replace(records[1], key=name)
-    with pytest.raises(InputError, match=r"0001\.png.* is no image id: .*; rename the image$"):
+    with pytest.raises(InputError, match=r"0001\.png.* is not a valid image id: .*; rename the image$"):
         generate(records, tmp_path / "store", method=CORNERS)
     assert not (tmp_path / "store").exists()
 

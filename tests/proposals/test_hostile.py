@@ -229,7 +229,7 @@ def test_names_cannot_leave_the_store(tmp_path: Path) -> None:
 
     for name in ("../../outside", "/etc/passwd", "a/../../b"):
         source = npz(tmp_path / "a.npz", {f"{name}.npy": npy(np.ones((1, 4)) * [[0, 0, 1, 1]])})
-        with pytest.raises(InputError, match=r"a\.npz: .* is no image id"):
+        with pytest.raises(InputError, match=r"a\.npz: .* is not a valid image id"):
             convert(source, "npz", tmp_path / "store")
 
 

@@ -377,7 +377,7 @@ def test_a_segment_number_is_never_used_again_while_a_reader_may_want_it(tmp_pat
 )
 def test_ids_that_no_index_can_hold_are_refused(tmp_path: Path, image_id: str) -> None:
     store = make_store(tmp_path / "store")
-    with pytest.raises(InputError, match="is no image id"):
+    with pytest.raises(InputError, match="is not a valid image id"):
         store.append({image_id: Entry(make_proposals(1))})
     assert image_id not in store
 
