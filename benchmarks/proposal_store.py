@@ -1,11 +1,13 @@
-"""How a proposal store behaves with many images, beside a pickle of the same boxes.
+"""How a proposal store behaves with many images, beside SQLite and a pickle with the same boxes.
 
     python benchmarks/proposal_store.py                        100,000 images x 2000 boxes, 3.2 GB on the disk
     python benchmarks/proposal_store.py --images 2000          a quick run
 
-Prints the store's size, the time to open it, the speed and the memory of workers that read images at random,
-and the same for a pickle (detectron2's layout, every worker loads it) at a size that fits the memory, as
-ratios to a store of that size. The folder is removed at the end.
+Prints the store's size, the time to open it, the speed and the memory of workers that read images at random.
+Then the same for a store, an SQLite file and a pickle of ``--peer-images`` images, as ratios to the store.
+SQLite has one row per image, with the boxes as a blob and their CRC-32, which is compared at each read; its
+file has pages of 64 KiB, is memory-mapped and written ahead (WAL). The pickle is detectron2's; each worker
+loads it. The folder is removed at the end.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import pickle
+import sqlite3
 import statistics
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +35,7 @@ Reader = Callable[[str], int]
 
 
 class Reading(NamedTuple):
-    """What one worker found: seconds to open, boxes a second, and growth of its memory in MiB."""
+    """One worker's measurements: seconds to open, boxes per second, and growth of its memory in MiB."""
 
     open_seconds: float
     boxes_per_second: float
@@ -48,8 +52,10 @@ def main() -> None:
         boxes = arguments.images * arguments.boxes
         print(f"{arguments.images} images x {arguments.boxes} boxes")
         index = (path / "index.npy").stat().st_size
-        print(f"  store {size / 1e9:.3f} GB, {size / boxes:.2f} bytes a box, its index {index / 1e6:.1f} MB")
-        print(f"  {boxes / seconds:.3g} boxes/s written, on the disk")
+        print(
+            f"  store {size / 1e9:.3f} GB, {size / boxes:.2f} bytes per box, its index {index / 1e6:.1f} MB"
+        )
+        print(f"  {boxes / seconds:.3g} boxes/s written to the disk")
         report("store", measure(open_store, path, arguments))
         compare(Path(folder), arguments)
 
@@ -59,10 +65,10 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--boxes", type=int, default=2000, help="of each image")
+    parser.add_argument("--boxes", type=int, default=2000, help="per image")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--reads", type=int, default=20_000, help="images that each worker reads")
-    parser.add_argument("--pickle-images", type=int, default=5000, help="images in the pickle")
+    parser.add_argument("--peer-images", type=int, default=5000, help="images in the comparison")
     parser.add_argument("--folder", default=None, help="where to write (default: the system's)")
     return parser.parse_args()
 
@@ -74,7 +80,7 @@ def fake_boxes(images: int, boxes: int, seed: int) -> np.ndarray[Any, np.dtype[n
 
 
 def write_store(path: Path, images: int, boxes: int) -> float:
-    """Write the store as a job does and return the seconds that took, without those to draw the boxes."""
+    """Write the store as a job does; return the seconds without the time to draw the boxes."""
     store = ProposalStore.create(path, generator="fake", parameters={})
     seconds = 0.0
     for first in range(0, images, _SEGMENT_IMAGES):
@@ -95,6 +101,27 @@ def write_pickle(path: Path, images: int, boxes: int) -> None:
         pickle.dump(content, file, pickle.HIGHEST_PROTOCOL)
 
 
+def write_sqlite(path: Path, images: int, boxes: int) -> float:
+    """Write one row per image, in transactions of as many images as the segments have; return the seconds."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for setting in ("page_size = 65536", "journal_mode = WAL", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {setting}")
+    connection.execute("CREATE TABLE proposals (id TEXT NOT NULL UNIQUE, checksum INTEGER, boxes BLOB)")
+    seconds = 0.0
+    for first in range(0, images, _SEGMENT_IMAGES):
+        drawn = enumerate(fake_boxes(min(_SEGMENT_IMAGES, images - first), boxes, first), first)
+        start = time.perf_counter()
+        rows = ((image_id(number), zlib.crc32(one.data), one.data.cast("B")) for number, one in drawn)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("INSERT INTO proposals VALUES (?, ?, ?)", rows)
+        connection.execute("COMMIT")
+        seconds += time.perf_counter() - start
+    start = time.perf_counter()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return seconds + time.perf_counter() - start
+
+
 def image_id(number: int) -> str:
     return f"{number:012d}"
 
@@ -102,6 +129,19 @@ def image_id(number: int) -> str:
 def open_store(path: Path) -> Reader:
     store = ProposalStore.open(path)
     return lambda key: len(store[key])
+
+
+def open_sqlite(path: Path) -> Reader:
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    connection.execute(f"PRAGMA mmap_size = {1 << 40}")
+    query = "SELECT boxes, checksum FROM proposals WHERE id = ?"
+
+    def read(key: str) -> int:
+        boxes, checksum = connection.execute(query, (key,)).fetchone()
+        assert zlib.crc32(boxes) == checksum
+        return len(torch.from_numpy(np.frombuffer(boxes, np.float32).reshape(-1, 4).copy()))
+
+    return read
 
 
 def open_pickle(path: Path) -> Reader:
@@ -176,19 +216,20 @@ def report(name: str, readings: list[Reading]) -> None:
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
-    images = min(arguments.pickle_images, arguments.images)
-    write_store(folder / "small", images, arguments.boxes)
+    images = min(arguments.peer_images, arguments.images)
+    print(f"{images} images x {arguments.boxes} boxes: store, SQLite and pickle")
+    written = write_store(folder / "small", images, arguments.boxes)
+    ratio = write_sqlite(folder / "boxes.sqlite", images, arguments.boxes) / written
     write_pickle(folder / "boxes.pkl", images, arguments.boxes)
-    print(f"{images} images x {arguments.boxes} boxes, store and pickle")
     store = measure(open_store, folder / "small", arguments, images)
-    pickled = measure(open_pickle, folder / "boxes.pkl", arguments, images)
     report("store", store)
-    report("pickle", pickled)
-    for name in ("open_seconds", "boxes_per_second", "private_mib"):
-        ratio = statistics.median(getattr(reading, name) for reading in pickled) / max(
-            statistics.median(getattr(reading, name) for reading in store), 1e-9
-        )
-        print(f"  {name}: pickle / store = {ratio:.3g}")
+    print(f"  seconds to write: SQLite / store = {ratio:.3g}")
+    for name, opener, path in (("SQLite", open_sqlite, "boxes.sqlite"), ("pickle", open_pickle, "boxes.pkl")):
+        peer = measure(opener, folder / path, arguments, images)
+        report(name, peer)
+        for field in ("open_seconds", "boxes_per_second", "private_mib"):
+            theirs, ours = (statistics.median(getattr(one, field) for one in side) for side in (peer, store))
+            print(f"  {field}: {name} / store = {theirs / max(ours, 1e-9):.3g}")
 
 
 if __name__ == "__main__":

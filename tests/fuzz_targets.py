@@ -26,12 +26,11 @@ from detector.data.generated.dataset import generate_voc
 from detector.data.images import check_image, low_bit_depth, read_image
 from detector.data.voc.annotation import read_annotation
 from detector.evaluation.coco_results import read_coco_results
-from detector.proposals.entries import Entry
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.journal import NAME as JOURNAL
 from detector.proposals.journal import Journal, encode_entry
 from detector.proposals.readers import read_images
-from detector.proposals.store import ProposalStore
+from detector.proposals.store import Entry, ProposalStore
 from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache
 from detector.staged.runner import read_record
 from tests import fuzz_changes as changes

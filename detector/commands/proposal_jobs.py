@@ -1,4 +1,8 @@
-"""What tools/propose.py does: which images, which part of them, made or converted, and the report."""
+"""The jobs of tools/propose.py: which images, which part of them, made or converted, and the report.
+
+They are apart from the command line because the processes that make proposals import that module too, and the
+imports of this one would take them seconds.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +23,18 @@ from detector.core.structures import ImageRecord, Targets
 from detector.data.paths import image_key
 from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
-from detector.factory.data import read_splits
 from detector.proposals.convert import convert
+from detector.proposals.image_names import match_store
 from detector.proposals.inspection import guess_format
-from detector.proposals.matched import match_store
-from detector.proposals.merge import merge_stores
-from detector.proposals.methods import store_name
 from detector.proposals.recall import recall
-from detector.proposals.store import ProposalStore
+from detector.proposals.store import ProposalStore, merge_stores
 
 Splits = dict[str, list[ImageRecord]]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part ``number`` of ``total``, counted from 1: every ``total``-th image."""
+    """Part ``number`` of ``total``, counted from 1: every ``total``-th image from there."""
 
     number: int = 1
     total: int = 1
@@ -42,7 +43,7 @@ class Shard:
         return list(records[self.number - 1 :: self.total])
 
     def folder(self, folder: Path) -> Path:
-        """Return the folder of this part's own store; two machines never write one store."""
+        """Return the folder of this part's own store, so that no two machines write one store."""
         if self.total == 1:
             return folder
         return folder.with_name(f"{folder.name}_shard_{self.number}_of_{self.total}")
@@ -50,7 +51,7 @@ class Shard:
 
 @dataclass
 class Report:
-    """What came of a job: the store, the images without proposals and why, figures for each split."""
+    """The outcome of a job: the store, why images failed by key, and the recall of each split."""
 
     store: ProposalStore
     failed: dict[str, str] = field(default_factory=dict)
@@ -76,21 +77,13 @@ def parse_shard(text: str) -> Shard:
     raise InputError(f"--shard {text!r}: write it as i/n with i from 1 to n, for instance 2/8")
 
 
-def split_records(config: Config, splits: Sequence[str] | None) -> Splits:
-    """Read the images of ``splits``, by default of those that training reads."""
-    data_parts.ensure_data(config)
-    classes = data_parts.class_names(config)
-    names = splits or read_splits(config)
-    return {name: data_parts.load_split(config, name, classes, training=False).records for name in names}
-
-
 def all_records(splits: Splits) -> list[ImageRecord]:
     """Return every image of ``splits`` once."""
-    return list({record.key: record for found in splits.values() for record in found}.values())
+    return list({record.key: record for records in splits.values() for record in records}.values())
 
 
 def folder_records(folder: Path) -> list[ImageRecord]:
-    """Return the images in ``folder`` and below but hidden ones; the key is the path inside it.
+    """Return the images in ``folder`` and below, without hidden ones; their keys are the paths inside it.
 
     Raises InputError where there is none.
     """
@@ -104,7 +97,7 @@ def folder_records(folder: Path) -> list[ImageRecord]:
     if not paths:
         raise InputError(f"no image in {folder}; known: {', '.join(IMAGE_SUFFIXES)}")
     return [
-        # Size 0 x 0: taken from the file when it is decoded.
+        # Size 0 x 0: that of the file once it is decoded.
         ImageRecord(
             image_id=path.relative_to(folder).with_suffix("").as_posix(),
             key=image_key(path, folder),
@@ -118,42 +111,33 @@ def folder_records(folder: Path) -> list[ImageRecord]:
 
 
 def folder_settings(overrides: Sequence[str]) -> ProposalsConfig:
-    """Return the proposal settings that ``proposals.key=value`` give, by default selective search."""
+    """Return the proposal settings of ``overrides``, ``proposals.key=value``, by default selective search."""
     start: dict[str, Any] = {"proposals": {"method": "selective_search"}}
     return parse_proposals(override(start, overrides), "the command line")
-
-
-def default_folder(config: Config) -> Path:
-    """Return where training with ``config`` looks for what its method makes."""
-    source = config.proposals
-    if source.method is None:
-        raise InputError("the config's proposals are a file; name the store with --output, or give --method")
-    folder = proposal_parts.proposals_folder(config)
-    return folder / store_name(source.method, proposal_parts.method_parameters(source))
 
 
 def generate_for_config(
     config: Config, splits: Splits, target: Path | None, shard: Shard, workers: int | None
 ) -> tuple[Report, Splits]:
-    """Make the proposals of ``splits`` and return what came of it with the images of the part, by split.
+    """Make the proposals of one part of ``splits``; return the outcome and the images of the part, by split.
 
-    ``target`` None is where training looks, or a place for the part.
+    ``target`` is the folder of the store; None is where training looks, or a folder beside it for a part.
     """
-    folder = target or shard.folder(default_folder(config))
+    folder = target or shard.folder(proposal_parts.made_folder(config))
     records = all_records(splits)
     part = shard.of(records)
     if shard.total > 1:
         note(f"part {shard.number} of {shard.total}: {len(part)} of {len(records)} images")
     store, failed = proposal_parts.generate(config.proposals, part, folder, workers=workers)
     keys = {record.key for record in part}
-    covered = {split: [one for one in found if one.key in keys] for split, found in splits.items()}
+    covered = {split: [one for one in every if one.key in keys] for split, every in splits.items()}
     return Report(match_store(store, part), failed), covered
 
 
 def generate_for_folder(
     images: str | None, overrides: Sequence[str], target: Path | None, shard: Shard, workers: int | None
 ) -> Report:
-    """Make the proposals of a plain folder of images with the settings ``proposals.key=value``."""
+    """Make the proposals of a plain folder of images with the settings of `folder_settings`."""
     if images is None or target is None:
         raise InputError("give --config, --images FOLDER with --output STORE, --from, --inspect or --merge")
     part = shard.of(folder_records(Path(images)))
@@ -161,7 +145,7 @@ def generate_for_folder(
 
 
 def open_split(config: Config, split: str, records: list[ImageRecord]) -> tuple[Report, Splits]:
-    """Open or convert what the config's file has for a split, as training does."""
+    """Open or convert the config's proposal file for a split, as training does."""
     return Report(proposal_parts.open_proposals(config, records, split)), {split: records}
 
 
@@ -173,7 +157,10 @@ def convert_file(
     splits: Splits,
     options: dict[str, Any],
 ) -> Report:
-    """Convert a file, checked against ``splits``; where an option of `convert` is None the config rules."""
+    """Convert a file, checked against ``splits``.
+
+    ``options`` are arguments of `convert`; the config gives those that are None.
+    """
     if target is None:
         raise InputError("--from needs --output STORE")
     records = all_records(splits)
@@ -198,17 +185,17 @@ def convert_file(
 
 
 def merge(sources: Sequence[str], target: Path | None, config: Config | None) -> Report:
-    """Merge stores into ``target``, or where training with the config looks."""
+    """Merge stores into ``target``, by default the folder in which training with the config looks."""
     if target is None:
         if config is None:
             raise InputError("--merge needs --output STORE, or --config to put it where training looks")
-        target = default_folder(config)
+        target = proposal_parts.made_folder(config)
     with progress_bar("merging") as advance:
         return Report(merge_stores(sources, target, progress=advance))
 
 
-def tell(report: Report) -> None:
-    """Say what was found and what failed."""
+def print_report(report: Report) -> None:
+    """Print the notes of the store and why images failed."""
     for text in report.store.notes:
         note(text)
     for key, reason in report.failed.items():

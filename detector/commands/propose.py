@@ -1,9 +1,10 @@
-"""Make proposals for a data set or a folder of images, convert a file of them, or look into one.
+"""Make proposals for a data set or a folder of images, convert a file of proposals, or describe one.
 
-They go into a ProposalStore, which a config can name as proposals.file with format: store; what the
-config's own method makes lies where training looks for it. A job that was stopped goes on where it was. An
-image that fails or takes over --time-limit is named, has no proposals, is tried again by the next run, and
-makes the exit status 1; what training does about it is proposals.missing in the config."""
+The proposals are written to a ProposalStore, which a config can name as proposals.file with format: store;
+the proposals of the config's own method are written where training looks for them. A job that was stopped
+continues where it stopped. An image that fails or takes longer than --time-limit is named, has no proposals
+and is tried again by the next run; the exit status is then 1. proposals.missing in the config says what
+training does with such images."""
 
 from __future__ import annotations
 
@@ -31,15 +32,16 @@ EXAMPLE = """python tools/propose.py --config configs/quickstart.yaml
 def main() -> int:
     arguments = parse()
     if arguments.inspect:
-        found = inspect(arguments.inspect, arguments.format)
-        show(json.dumps(found, indent=2) if arguments.json else "\n".join(describe(found)))
+        summary = inspect(arguments.inspect, arguments.format)
+        show(json.dumps(summary, indent=2) if arguments.json else "\n".join(describe(summary)))
         return 0
 
-    from detector.commands import proposal_jobs as jobs  # heavy, and the workers import this file too
+    from detector.commands import proposal_jobs as jobs  # slow to import, and the workers import this module
+    from detector.factory.data import split_records
 
     shard = jobs.parse_shard(arguments.shard)
     config = load_config(arguments.config, arguments.overrides) if arguments.config else None
-    splits = jobs.split_records(config, arguments.split) if config else {}
+    splits = split_records(config, arguments.split) if config else {}
     target = Path(arguments.output) if arguments.output else None
     if arguments.merge:
         reports = [(jobs.merge(arguments.merge, target, config), splits)]
@@ -61,7 +63,7 @@ def main() -> int:
     for report, covered in reports:
         if config is not None:
             jobs.report_splits(report, covered, config)
-        jobs.tell(report)
+        jobs.print_report(report)
     stores = [report.as_json() for report, _ in reports]
     show(json.dumps({"stores": stores}, indent=2) if arguments.json else str(reports[0][0].store.path))
     return 1 if any(report.failed for report, _ in reports) else 0
@@ -71,33 +73,43 @@ def parse() -> argparse.Namespace:
     parser = cli.make_parser(__doc__ or "", EXAMPLE)
     cli.add_config_arguments(parser, required=False)
     work = parser.add_mutually_exclusive_group()
-    work.add_argument("--images", metavar="FOLDER", help="make them for all images in it and below")
+    work.add_argument("--images", metavar="FOLDER", help="make proposals for all images in it and below")
     work.add_argument("--from", dest="source", metavar="FILE", help="convert this file or folder")
-    work.add_argument("--inspect", metavar="FILE", help="say what this file or store seems to be")
-    work.add_argument("--merge", metavar="STORE", nargs="+", help="put stores of one method together")
+    work.add_argument("--inspect", metavar="FILE", help="describe this file or store")
+    work.add_argument("--merge", metavar="STORE", nargs="+", help="merge stores of one method")
     parser.add_argument(
-        "--output", metavar="STORE", help="the store's folder (default: where training looks)"
+        "--output", metavar="STORE", help="folder of the store (default: where training looks)"
     )
-    parser.add_argument("--split", action="append", help="a split (default: all that training reads)")
+    parser.add_argument("--split", action="append", help="a split (default: all splits that training reads)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the store's path")
     making = parser.add_argument_group("making proposals")
     making.add_argument("--method", help="dense, selective_search or module:function (default: the config's)")
-    making.add_argument("--workers", type=int, metavar="N", help="processes (default: every core)")
-    making.add_argument("--time-limit", type=float, metavar="SECONDS", help="what an image may take")
+    making.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    making.add_argument("--time-limit", type=float, metavar="SECONDS", help="limit per image")
     making.add_argument(
-        "--shard", default="1/1", metavar="i/n", help="only part i of n, into a store of its own"
+        "--shard", default="1/1", metavar="i/n", help="make only part i of n, in a store of its own"
     )
     reading = parser.add_argument_group("converting a file")
     reading.add_argument("--format", choices=[*FORMATS, "store"], help="default: by the file's name")
-    reading.add_argument("--convention", help="how a box is written, or auto; see data/README.md")
+    reading.add_argument("--convention", help="how the file writes a box, or auto; see data/README.md")
     reading.add_argument("--faults", choices=FAULT_POLICIES, help="images with faulty boxes (default error)")
     reading.add_argument("--missing", choices=FAULT_POLICIES, help="images not in the file (default error)")
     reading.add_argument("--top-k", type=int, metavar="N", help="keep the best N of each image")
     reading.add_argument("--min-size", type=float, default=0.0, metavar="PIXELS", help="drop smaller boxes")
-    reading.add_argument("--deduplicate", action="store_true", help="of equal boxes keep the best")
+    reading.add_argument("--deduplicate", action="store_true", help="keep only the best of equal boxes")
     arguments = parser.parse_intermixed_args()
+    check(arguments)
+    if arguments.method:
+        arguments.overrides.append(f"proposals.method={arguments.method}")
+    if arguments.time_limit is not None:
+        arguments.overrides.append(f"proposals.time_limit={arguments.time_limit}")
+    return arguments
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together."""
     if arguments.workers is not None and arguments.workers < 0:
-        raise InputError(f"--workers {arguments.workers}: expected 0, for none but this process, or more")
+        raise InputError(f"--workers {arguments.workers}: expected 0, for this process only, or more")
     if arguments.images and (arguments.config or arguments.split):
         raise InputError(
             "--images is for a folder without a config: leave --config and --split out, and give settings "
@@ -105,8 +117,3 @@ def parse() -> argparse.Namespace:
         )
     if arguments.split and not arguments.config:
         raise InputError("--split needs --config, which says where the data set is")
-    if arguments.method:
-        arguments.overrides.append(f"proposals.method={arguments.method}")
-    if arguments.time_limit is not None:
-        arguments.overrides.append(f"proposals.time_limit={arguments.time_limit}")
-    return arguments

@@ -1,9 +1,9 @@
-"""Measure what proposals can reach: recall against their number, average recall, overlap by class and size.
+"""Measure what proposals can reach: recall by their number, average recall, overlap by class and size.
 
-Objects of the config's split are compared with one store or several, or with the config's own proposals.
-IoU is that of continuous half-open boxes; proposals are taken as training takes them, best first. Average
-recall is the mean over IoU 0.5 to 0.95 in steps of 0.05, MABO the mean over the classes of their mean best
-overlap."""
+The objects of a split of the config are compared with the proposals of one store or several, or with the
+config's own. IoU is that of continuous half-open boxes; proposals are used as in training, best first.
+Average recall is the mean over IoU 0.5 to 0.95 in steps of 0.05, MABO the mean over the classes of their mean
+best overlap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from detector.commands import cli
-from detector.commands.proposal_jobs import split_records
 from detector.config import Config, load_config
 from detector.core.errors import InputError
 from detector.core.progress import note, progress_bar, show
@@ -21,8 +20,8 @@ from detector.core.structures import ImageRecord
 from detector.evaluation.report import recall_tables, write_json
 from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
-from detector.proposals.analysis import measure_overlaps, recall_report
-from detector.proposals.matched import match_store
+from detector.proposals.image_names import match_store
+from detector.proposals.recall import measure_overlaps, recall_report
 from detector.proposals.store import ProposalStore
 from detector.visualize.recall import recall_picture
 
@@ -31,7 +30,7 @@ def main() -> int:
     arguments = parse()
     config = load_config(arguments.config, arguments.overrides)
     split = arguments.split or config.data.test_split
-    records = split_records(config, [split])[split]
+    records = data_parts.split_records(config, [split])[split]
     classes = data_parts.class_names(config)
     reports: dict[str, dict[str, Any]] = {}
     for name, store in open_stores(arguments, config, records, split).items():
@@ -56,13 +55,13 @@ def main() -> int:
 def open_stores(
     arguments: argparse.Namespace, config: Config, records: list[ImageRecord], split: str
 ) -> dict[str, ProposalStore]:
-    """Return the stores to measure by the name they have in tables and picture."""
+    """Return the stores to measure, by their names in the tables and the picture."""
     stores: dict[str, ProposalStore] = {}
     for text in arguments.store:
         name, _, place = text.rpartition("=")
         name = name or Path(place).name
         if name in stores:
-            raise InputError(f"--store {text}: two are called {name!r}; name them: --store NAME={place}")
+            raise InputError(f"--store {text}: two are called {name!r}; give a name: --store NAME={place}")
         everything = partial(data_parts.all_names, config)
         stores[name] = match_store(ProposalStore.open(place), records, everything)
         if not any(record.key in stores[name] for record in records):
@@ -80,18 +79,21 @@ def parse() -> argparse.Namespace:
         "      --store ours=data/proposals/ours --store opencv=data/proposals/opencv --output runs/recall",
     )
     cli.add_config_arguments(parser)
-    parser.add_argument("--split", help="whose objects (default: the config's test split)")
+    parser.add_argument("--split", help="split with the objects (default: the config's test split)")
     parser.add_argument(
         "--store",
         action="append",
         default=[],
         metavar="[NAME=]STORE",
-        help="a store to measure; any number of them (default: the config's own proposals)",
+        help="store to measure, can be given several times (default: the config's own proposals)",
     )
     parser.add_argument("--counts", metavar="N,N,...", help="numbers of proposals to measure at")
     parser.add_argument("--skip-difficult", action="store_true", help="leave out objects marked difficult")
     parser.add_argument(
-        "--output", default="runs/recall", metavar="DIR", help="for recall.json and recall.png (runs/recall)"
+        "--output",
+        default="runs/recall",
+        metavar="DIR",
+        help="folder of recall.json and recall.png (runs/recall)",
     )
     arguments = parser.parse_intermixed_args()
     arguments.counts = read_counts(arguments.counts) if arguments.counts else None

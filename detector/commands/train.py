@@ -54,7 +54,7 @@ def train(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
 
 def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     """Do the config's stages, or one of them, and score the detector that comes out."""
-    from detector.commands.proposal_jobs import split_records
+    from detector.factory.data import split_records
     from detector.factory.resources import use_cores
     from detector.staged.runner import StagedTraining
     from detector.tasks.ending import report_end
@@ -64,7 +64,7 @@ def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) ->
     training = StagedTraining(config, folder, device, accept_changed_data=accept)
     if arguments.overwrite:
         training.check_start(overwrite=True)
-        split_records(config, None)  # faulty data end here, while the old run is still there
+        split_records(config)  # faulty data end here, while the old run is still there
         start_over(folder)
     evaluation = training.run(arguments.stage)
     if evaluation is not None:

@@ -86,6 +86,18 @@ def is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
+def file_hash(path: Path) -> str:
+    """Return the BLAKE2b hash of the file's content, 32 hexadecimal digits. Raises InputError."""
+    if path.exists():
+        require_regular(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot read the file: {reason}") from error
+
+
 @contextmanager
 def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` for writing, and rename it to ``path`` when the block ends.

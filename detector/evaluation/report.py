@@ -72,7 +72,7 @@ def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision 
 
 
 def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
-    """Return two tables of `detector.proposals.analysis.recall_report`: by number of proposals, by group."""
+    """Return two tables of `detector.proposals.recall.recall_report`: by number of proposals, by group."""
     average = f"{report['proposals_per_image']:.0f} proposals per image, {report['images']} images"
     by_number = Table(title=plain(f"{name}: {average}"))
     for column in ("proposals", "recall 0.5", "recall 0.7", "recall 0.9", "average recall", "MABO"):

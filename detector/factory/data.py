@@ -10,7 +10,7 @@ from pathlib import Path
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.progress import note
-from detector.core.structures import ImageName, Targets
+from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, without
@@ -237,3 +237,11 @@ def check_batch_size(config: Config, images: int, kind: str = "") -> None:
             f"train.images_per_batch: {wanted} images per step are wanted, and {config.data.train_split} has "
             f"{images}{kind}; give at most {images}"
         )
+
+
+def split_records(config: Config, splits: Sequence[str] | None = None) -> dict[str, list[ImageRecord]]:
+    """Read the images of ``splits``, by default of all splits that training reads, as evaluation does."""
+    ensure_data(config)
+    classes = class_names(config)
+    names = splits or read_splits(config)
+    return {name: load_split(config, name, classes, training=False).records for name in names}

@@ -1,4 +1,4 @@
-"""The proposals of a config: opened, converted or made, looked up and checked."""
+"""The proposals that a config names: opened, converted or made, looked up and checked."""
 
 from __future__ import annotations
 
@@ -19,34 +19,33 @@ from detector.core.progress import note, progress_bar
 from detector.core.structures import ImageName, ImageRecord, Proposals
 from detector.data.images import check_image, read_image
 from detector.factory.data import all_names
-from detector.proposals.convert import convert
+from detector.proposals.convert import conversion_name, convert, record_digest, source_parameters
+from detector.proposals.filtering import filter_proposals
 from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
-from detector.proposals.matched import match_store
+from detector.proposals.image_names import match_store
 from detector.proposals.methods import store_name
-from detector.proposals.prepare import filter_proposals
 from detector.proposals.recall import recall
-from detector.proposals.sources import conversion_name, record_digest, source_parameters
 from detector.proposals.store import ProposalStore
 
 PROPOSALS_FOLDER = Path("data/proposals")
 LOW_RECALL = 0.5
 """Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
 LOST_RECALL = 0.05
-"""Taking only the best of each image costs a good ranking less than this."""
+"""Using only the best proposals of each image costs a good ranking less recall than this."""
 ALONE_PIXELS = 20_000_000
-"""Up to here in all, selective search takes this process less time than starting others."""
+"""Up to so many pixels in all images, selective search is faster than starting other processes for it."""
 WAIT_SECONDS = 24 * 3600.0
-"""For another process with the same task: the other ranks of a training, or a second run."""
+"""For another process that makes the same proposals: another rank of a training, or a second run."""
 UNKNOWN_PIXELS = 500_000
-"""What an image of unknown size is taken for."""
+"""The number of pixels that an image of unknown size counts as."""
 
 
 @dataclass(frozen=True)
 class StoredProposals:
-    """Looks an image's proposals up and filters them as the config says.
+    """Looks up the proposals of an image and filters them as the config says.
 
-    An image without an entry has none, or with ``full_image`` one box, the whole image: ``with_proposals``
-    has said so, and evaluation leaves no image out.
+    An image without an entry has none, or with ``full_image`` one box, the whole image; ``with_proposals``
+    has reported it. Evaluation leaves no image out.
     """
 
     store: ProposalStore
@@ -59,8 +58,7 @@ class StoredProposals:
         if record.key not in self.store:
             whole = torch.tensor([[0.0, 0.0, record.width, record.height]])
             return Proposals(boxes=whole if self.full_image else torch.zeros(0, 4))
-        found = self.store[record.key]
-        return filter_proposals(found, size, min_size=self.min_size, top_k=self.top_k)
+        return filter_proposals(self.store[record.key], size, min_size=self.min_size, top_k=self.top_k)
 
 
 def stored_proposals(config: Config, store: ProposalStore, *, training: bool) -> StoredProposals:
@@ -71,9 +69,9 @@ def stored_proposals(config: Config, store: ProposalStore, *, training: bool) ->
 
 
 def open_proposals(config: Config, records: Sequence[ImageRecord], split: str | None = None) -> ProposalStore:
-    """Open the proposals of ``records``, converting or making first what is not there yet.
+    """Open the proposals of ``records``; those that are missing are converted or made first.
 
-    ``split`` chooses where ``proposals.file`` names one file a split. Raises InputError for a file that
+    ``split`` chooses the file where ``proposals.file`` names one per split. Raises InputError for a file that
     cannot be read or does not fit ``records``.
     """
     if config.proposals.method is not None:
@@ -84,7 +82,10 @@ def open_proposals(config: Config, records: Sequence[ImageRecord], split: str | 
 def convert_proposals(
     config: Config, records: Sequence[ImageRecord], split: str | None = None, target: Path | None = None
 ) -> ProposalStore:
-    """Convert the config's file, checked against ``records``, once; None is the usual folder."""
+    """Open the store of the config's file, which is converted and checked against ``records`` only once.
+
+    ``target`` is the folder of the store; None is the usual one.
+    """
     source = config.proposals
     path = _file_of(config, split)
     if not path.exists():
@@ -107,15 +108,15 @@ def convert_proposals(
     one_split = not isinstance(source.file, str) or config.data.train_split == config.data.test_split
     options |= {"one_split": one_split, "everything": everything}
     store = convert(path, source.format, target, records=records, **options)
-    for found in store.notes if fresh else []:
-        note(found)
+    for text in store.notes if fresh else []:
+        note(text)
     return store
 
 
 def other_images(config: Config, split: str | None) -> Callable[[], Sequence[ImageName]]:
-    """Return what gives the images that the config's file may hold besides those of ``split``.
+    """Return a function that gives the images that the config's file may hold besides those of ``split``.
 
-    Where each split has a file, or for None, that of images of no split, there are no others.
+    There are no others where each split has a file of its own, or for None, the images of no split.
     """
     if split is None or not isinstance(config.proposals.file, str):
         return tuple
@@ -125,18 +126,21 @@ def other_images(config: Config, split: str | None) -> Callable[[], Sequence[Ima
 def make_proposals(
     config: Config, records: Sequence[ImageRecord], target: Path | None = None
 ) -> ProposalStore:
-    """Make what the config's method has not made yet for ``records``; None is the usual folder."""
+    """Make the proposals of ``records`` that the config's method has not made yet, and open the store.
+
+    ``target`` is the folder of the store; None is `made_folder`. Raises InputError for images without
+    proposals, unless ``proposals.missing`` allows them.
+    """
     source = config.proposals
-    if source.method is None:
-        raise InputError("proposals.method is not set; name one to make proposals with")
-    folder = target or proposals_folder(config) / store_name(source.method, method_parameters(source))
-    made, failures = generate(source, records, folder, check_first=source.missing == "error")
+    made, failures = generate(
+        source, records, target or made_folder(config), check_first=source.missing == "error"
+    )
     store = match_store(made, records)
     if failures and source.missing == "error":
         first = next(iter(failures.values()))
         raise InputError(
             f"{len(failures)} of {len(records)} images got no proposals; the first: {first}. All others are "
-            "done and stay so; replace these files, or set proposals.missing to skip or full_image. "
+            "done and kept; replace these files, or set proposals.missing to skip or full_image. "
             f"{HOW_TO_LEAVE_OUT}"
         )
     return store
@@ -150,12 +154,13 @@ def generate(
     workers: int | None = None,
     check_first: bool = False,
 ) -> tuple[ProposalStore, dict[str, str]]:
-    """Bring the store ``folder`` up to date with ``records``; return it and what failed, by key.
+    """Bring the store ``folder`` up to date with ``records``; return it and why images failed, by key.
 
-    With ``check_first`` images that cannot be read are an InputError before any work.
-    ``workers`` None takes every core where that is worth starting processes.
+    With ``check_first``, images that cannot be read raise InputError before any work. ``workers`` None uses
+    every core if the work is worth starting processes.
     """
-    assert source.method is not None  # the callers' condition
+    if source.method is None:
+        raise InputError("proposals.method is not set; name one to make proposals with")
     if workers is None:
         pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
         alone = source.method == "dense" or pixels < ALONE_PIXELS
@@ -190,7 +195,7 @@ def method_parameters(source: ProposalsConfig) -> dict[str, Any]:
 
 
 def proposals_folder(config: Config) -> Path:
-    """Return where stores that the tools make lie: by data set, the quick start's inside its own folder."""
+    """Return the folder for the stores of a data set, which for generated data is inside the data's own."""
     root = Path(config.data.root)
     if config.data.generate is not None:
         return root / "proposals"
@@ -198,8 +203,19 @@ def proposals_folder(config: Config) -> Path:
     return PROPOSALS_FOLDER / f"{root.resolve().name}_{place}"  # two data sets may have one name
 
 
+def made_folder(config: Config) -> Path:
+    """Return the folder of the store in which training looks for what the config's method makes."""
+    source = config.proposals
+    if source.method is None:
+        raise InputError("the config's proposals are a file; name the store with --output, or give --method")
+    return proposals_folder(config) / store_name(source.method, method_parameters(source))
+
+
 def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
-    """Return the ``records`` that may be trained on; what happens without proposals is in the config."""
+    """Return the ``records`` to train on; ``proposals.missing`` says what to do with those without proposals.
+
+    Raises InputError where it forbids them.
+    """
     source = config.proposals
     missing = [record.key for record in records if record.key not in store]
     if not missing:
@@ -210,7 +226,7 @@ def with_proposals(config: Config, records: Sequence[ImageRecord], store: Propos
             f"split, or of images that have changed since? The first is {missing[0]!r}, the store has "
             f"{next(iter(store.ids()), 'none')!r}"
         )
-    # What a conversion left out because of faults is no surprise; what is not in the file it has refused.
+    # The user has allowed a conversion to leave images out because of faults, and it refuses missing ones.
     converted = source.format not in (None, "store")
     if source.missing == "error" and not (converted and source.faults == "skip"):
         raise InputError(
@@ -226,23 +242,23 @@ def with_proposals(config: Config, records: Sequence[ImageRecord], store: Propos
 
 
 def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: Config, split: str) -> None:
-    """Print the line that says whether these proposals can work, and a warning if they cannot."""
+    """Print the recall of the proposals as training uses them, with a warning if they cannot work."""
     training = split == config.data.train_split
     key = "top_k_train" if training else "top_k_test"
     limit = getattr(config.proposals, key)
     known = [record for record in records if record.key in store]
-    figures = recall(known, store, limit=limit)
+    metrics = recall(known, store, limit=limit)
     reached = (
-        f"recall {figures['recall_0.5']:.3f} at IoU 0.5, {figures['recall_0.7']:.3f} at IoU 0.7"
-        if figures["objects"]
+        f"recall {metrics['recall_0.5']:.3f} at IoU 0.5, {metrics['recall_0.7']:.3f} at IoU 0.7"
+        if metrics["objects"]
         else "no annotated objects to measure recall with"
     )
-    note(f"proposals for {split}: {figures['proposals_per_image']:.0f} per image, {reached}")
+    note(f"proposals for {split}: {metrics['proposals_per_image']:.0f} per image, {reached}")
     if any(store.count(record.key) > limit for record in known):
-        _warn_of_limit(known, store, figures["recall_0.5"], f"proposals.{key}", limit)
-    if figures["objects"] and figures["recall_0.5"] < LOW_RECALL:
+        _warn_of_limit(known, store, metrics["recall_0.5"], f"proposals.{key}", limit)
+    if metrics["objects"] and metrics["recall_0.5"] < LOW_RECALL:
         note(
-            f"warning: {store.path} covers only {figures['recall_0.5']:.0%} of the objects at IoU 0.5; are "
+            f"warning: {store.path} covers only {metrics['recall_0.5']:.0%} of the objects at IoU 0.5; are "
             "the boxes x1, y1, x2, y2 in pixels of these images?"
         )
 
@@ -250,7 +266,7 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
 def _warn_of_limit(
     records: Sequence[ImageRecord], store: ProposalStore, limited: float, key: str, limit: int
 ) -> None:
-    """Say so where the first boxes of each image are no good choice, as in files that carry no rank."""
+    """Warn where the first boxes of each image are a bad choice, as in files without any ranking."""
     whole = recall(records, store)["recall_0.5"]
     if whole - limited > LOST_RECALL:
         note(
@@ -260,11 +276,11 @@ def _warn_of_limit(
 
 
 def _file_of(config: Config, split: str | None) -> Path:
-    found = config.proposals.file
-    if found is None:
+    file = config.proposals.file
+    if file is None:
         raise InputError("the config names no proposals: set proposals.method, or proposals.file and format")
-    if isinstance(found, str):
-        return Path(found)
-    if split is None or split not in found:
-        raise InputError(f"proposals.file has no file for the split {split!r}; it has {', '.join(found)}")
-    return Path(found[split])
+    if isinstance(file, str):
+        return Path(file)
+    if split is None or split not in file:
+        raise InputError(f"proposals.file has no file for the split {split!r}; it has {', '.join(file)}")
+    return Path(file[split])

@@ -61,10 +61,10 @@ class WrittenBoxes(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What speaks for a convention, compared in this order: the smaller, the better.
+    """How badly a convention fits, compared in this order; smaller is better.
 
-    The share of boxes that would leave their image, the image borders of the four that no box would touch
-    exactly, and one minus the mean best IoU of the annotated objects.
+    The share of boxes that would leave their image, the number of the four image borders that no box would
+    touch exactly, and one minus the mean best IoU of the annotated objects.
     """
 
     outside: float
@@ -85,12 +85,13 @@ def find_convention(name: str) -> BoxConvention:
 def detect_convention(
     samples: Sequence[WrittenBoxes], candidates: Sequence[str], source: str
 ) -> tuple[str, str]:
-    """Return the name of the convention of ``samples`` and a sentence that says why.
+    """Return the name of the convention of ``samples`` and a sentence that gives the evidence.
 
-    Boxes must lie in their images. The first pixel, and whether the last is inside, are determined from
-    those that touch the border. The annotated objects must be found in the order of axes that this gives.
+    Boxes must lie in their images. The number of the first pixel, and whether the last pixel is inside, are
+    determined from the boxes that touch the border. In the resulting order of axes the boxes must overlap
+    the annotated objects better than in the other order.
 
-    Raises InputError, naming ``source``, where the samples do not decide it.
+    Raises InputError, naming ``source``, where the samples are not sufficient to decide.
     """
     if not samples:
         raise InputError(
@@ -100,41 +101,43 @@ def detect_convention(
     evidence = {name: weigh(samples, find_convention(name)) for name in candidates}
     best = min(evidence, key=lambda name: evidence[name])
     swapped = best.replace("xyxy", "yxyx") if best.startswith("xyxy") else best.replace("yxyx", "xyxy")
-    found, other = evidence[best], evidence[swapped]
-    same_fit = found.outside == other.outside and abs(found.missed - other.missed) < 0.02
+    chosen, other = evidence[best], evidence[swapped]
+    same_fit = chosen.outside == other.outside and abs(chosen.missed - other.missed) < 0.02
     objects = any((~record.targets.crowd).any() for record, _ in samples)
-    if same_fit or other.missed < found.missed - 0.02:
+    if same_fit or other.missed < chosen.missed - 0.02:
         compared = (
-            f"mean best IoU with the objects {1 - found.missed:.3f} and {1 - other.missed:.3f}"
+            f"mean best IoU with the objects {1 - chosen.missed:.3f} and {1 - other.missed:.3f}"
             if objects
-            else f"the {len(samples)} images looked at have no objects to compare with"
+            else f"the {len(samples)} images examined have no objects to compare with"
         )
-        raise InputError(f"{source}: its boxes fit {best} and {swapped} alike ({compared}); say which it is")
+        raise InputError(
+            f"{source}: its boxes fit {best} and {swapped} equally well ({compared}); give the convention"
+        )
     compared = (
-        f"mean best IoU with the objects {1 - found.missed:.3f} ({swapped}: {1 - other.missed:.3f})"
+        f"mean best IoU with the objects {1 - chosen.missed:.3f} ({swapped}: {1 - other.missed:.3f})"
         if objects
         else "there are no objects to compare with"
     )
     return best, (
-        f"box convention {best}, determined from {len(samples)} images: {found.outside:.1%} of the boxes "
+        f"box convention {best}, determined from {len(samples)} images: {chosen.outside:.1%} of the boxes "
         f"leave their image ({swapped}: {other.outside:.1%}), {compared}"
     )
 
 
 def weigh(samples: Sequence[WrittenBoxes], convention: BoxConvention) -> Evidence:
-    """Return what ``samples`` say about ``convention``."""
+    """Return how badly ``convention`` fits ``samples``."""
     outside, boxes = 0, 0
     reached = np.zeros(4, bool)
     overlaps = [torch.zeros(0)]
     for record, raw in samples:
-        found = convention.to_half_open(raw)
+        half_open = convention.to_half_open(raw)
         limits = np.array((0, 0, record.width, record.height))
-        outside += int(((found[:, :2] < 0) | (found[:, 2:] > limits[2:])).any(axis=1).sum())
-        boxes += len(found)
-        if len(found):
-            ends = np.append(found[:, :2].min(axis=0), found[:, 2:].max(axis=0))
+        outside += int(((half_open[:, :2] < 0) | (half_open[:, 2:] > limits[2:])).any(axis=1).sum())
+        boxes += len(half_open)
+        if len(half_open):
+            ends = np.append(half_open[:, :2].min(axis=0), half_open[:, 2:].max(axis=0))
             reached |= ends == limits
-        proposals = Proposals(boxes=torch.from_numpy(found.astype(np.float32)))
+        proposals = Proposals(boxes=torch.from_numpy(half_open.astype(np.float32)))
         overlaps.append(best_overlaps(record.targets.boxes[~record.targets.crowd], proposals))
     best = torch.cat(overlaps)
     missed = 1 - float(best.mean()) if len(best) else 1.0

@@ -1,18 +1,23 @@
-"""From a file of proposals to a store, in bounded memory."""
+"""From a file of proposals to a store, in bounded memory: every box checked, every image identified."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from detector.core.errors import InputError
-from detector.core.files import make_folder
+from detector.core.files import file_hash, is_hidden, make_folder
 from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.conventions import (
     CONVENTIONS,
@@ -21,19 +26,18 @@ from detector.proposals.conventions import (
     detect_convention,
     find_convention,
 )
-from detector.proposals.faults import find_fault
+from detector.proposals.filtering import filter_proposals
+from detector.proposals.image_names import ImageMatcher, NamedImage
 from detector.proposals.index import check_image_id
-from detector.proposals.locking import writer_lock
-from detector.proposals.matching import ImageMatcher, NamedImage
-from detector.proposals.prepare import filter_proposals
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import Position, RawImage, make_proposals
-from detector.proposals.sources import record_digest, source_parameters
-from detector.proposals.store import Entry, ProposalStore
+from detector.proposals.store import Entry, ProposalStore, writer_lock
 
-_SEGMENT_BOXES = 1 << 20  # 16 MiB of boxes in memory
 _SAMPLED_IMAGES = 100
-_MAX_LOOKED_AT = 1000
+_MAX_SAMPLED_FROM = 1000
+# The share of boxes that may leave their image by over a pixel, or have no inside: a few are noise, more are
+# another convention.
+_TOLERATED_FAULTS = 0.01
 FAULT_POLICIES = ("error", "skip", "full_image")
 
 
@@ -52,33 +56,34 @@ def convert(
     top_k: int | None = None,
     min_size: float = 0.0,
     deduplicate: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _images: None,
 ) -> ProposalStore:
     """Convert ``source`` into a store at ``store_path`` and open it; a finished one is opened as it is.
 
-    Images that are among ``records`` are stored by their keys (`detector.proposals.matching` says which image
-    a name means), others by the names they have in the file. The store appears at ``store_path`` only when it
-    is whole; its notes say what was found.
+    Images that are among ``records`` are stored by their keys (`detector.proposals.image_names` says which
+    image a name means), others by their names in the file. The store appears at ``store_path`` only when it
+    is complete; its notes say how the file was read.
 
     Args:
         file_format: one of `detector.proposals.readers.FORMATS`.
-        records: the images of the data set, for files that name no images exactly those of the file in its
-            order. They give the sizes that boxes are checked against, and the convention of
-            ``auto`` is determined from them.
-        convention: a name from `detector.proposals.conventions.CONVENTIONS`, ``"auto"``, or None for what
-            is usual in the format.
+        records: the images of the data set; for files that name no images, exactly those of the file in its
+            order. They give the sizes that boxes are checked against, and the convention ``auto`` is
+            determined from their objects.
+        convention: a name from `detector.proposals.conventions.CONVENTIONS`, ``"auto"``, or None for the
+            usual one of the format.
         faults: what to do with an image that has no boxes, numbers that are not finite, or boxes that do
             not fit it: ``"error"``, ``"skip"`` (it is not in the store) or ``"full_image"`` (one box, the
             whole image).
-        missing: the same for an image of ``records`` that is not in the file; None is as ``faults``.
-        keep_others: whether images of the file that are not in ``records`` go into the store too, unchecked
-            against any size.
-        one_split: whether ``records`` are one split, in its order. A file that names no images is refused
-            otherwise: the order of its images cannot be determined.
-        everything: gives the images of all splits, so that boxes of another split are never taken; needed
+        missing: the same for an image of ``records`` that is not in the file; None is the same as
+            ``faults``.
+        keep_others: whether images of the file that are not in ``records`` go into the store too, without a
+            check against any size.
+        one_split: whether ``records`` are one split, in its order. If not, a file that names no images is
+            refused, because the order of its images cannot be determined.
+        everything: returns the images of all splits, so that boxes of another split are never used; needed
             where a file may hold more than the images of ``records``.
-        top_k, min_size, deduplicate: applied as in `detector.proposals.prepare.filter_proposals`, to images
-            whose size is known; by default everything is kept as it came.
+        top_k, min_size, deduplicate: applied as in `detector.proposals.filtering.filter_proposals`, to
+            images whose size is known; by default every box is kept.
         progress: called with the number of images done.
 
     Raises:
@@ -91,104 +96,99 @@ def convert(
             raise InputError(f"{name} is {policy!r}; use one of {', '.join(FAULT_POLICIES)}")
     source, target = Path(source), Path(store_path)
     options: dict[str, Any] = {"convention": convention, "faults": faults, "missing": missing}
-    options |= {"keep_others": keep_others, "top_k": top_k, "min_size": min_size, "deduplicate": deduplicate}
-    parameters = source_parameters(source, file_format) | options | {"images": record_digest(records or ())}
+    options |= {"keep_others": keep_others}
+    limits: dict[str, Any] = {"top_k": top_k, "min_size": min_size, "deduplicate": deduplicate}
+    parameters = source_parameters(source, file_format) | options | limits
+    parameters |= {"images": record_digest(records or ())}
     if target.exists():
         return ProposalStore.create(target, generator="converted", parameters=parameters)
     make_folder(target.parent)
-    unfinished = target.with_name(target.name + ".unfinished")
+    work = _Conversion(
+        source, file_format, records=records or (), everything=everything, one_split=one_split, **options
+    )
     with writer_lock(target.with_name(f".{target.name}.lock"), wait=600.0):
         if not target.exists():
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
-            store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
-            work = _Conversion(
-                source,
-                file_format,
-                records or (),
-                everything,
-                convention,
-                faults,
-                missing,
-                keep_others,
-                one_split,
-            )
-            try:
-                for entries in _batches(work.entries(), top_k, min_size, deduplicate):
-                    store.append(entries)
-                    if progress is not None:
-                        progress(len(store))
-                store.compact()
-                store.annotate(work.notes())
-                unfinished.rename(target)
-            except BaseException:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                raise
+            _fill(target, parameters, work, limits, progress)
     return ProposalStore.open(target)
 
 
-class _Conversion:
-    """One run through a source: which image is which, in which convention, and what is wrong with it."""
+def _fill(
+    target: Path,
+    parameters: dict[str, Any],
+    work: _Conversion,
+    limits: dict[str, Any],
+    progress: Callable[[int], None],
+) -> None:
+    """Make the store ``target``; whatever happens, it is there completely or not at all."""
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
+    try:
+        store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
+        store.append_all(_limited(work.entries(), **limits), lambda: progress(len(store)))
+        store.compact()
+        store.annotate(work.notes())
+        unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
-    def __init__(
-        self,
-        source: Path,
-        file_format: str,
-        records: Sequence[ImageRecord],
-        everything: Callable[[], Sequence[NamedImage]],
-        convention: str | None,
-        faults: str,
-        missing: str,
-        keep_others: bool,
-        one_split: bool,
-    ) -> None:
-        self._source = source
-        self._format = file_format
-        self._records = {record.key: record for record in records}
-        self._order = [record.key for record in records]
-        self._matcher = ImageMatcher(records, everything)
+
+@dataclass(kw_only=True)
+class _Conversion:
+    """One run through a source: which image is which, in which convention, and what is wrong with it.
+
+    The fields are arguments of `convert`.
+    """
+
+    source: Path = field(kw_only=False)
+    file_format: str = field(kw_only=False)
+    records: Sequence[ImageRecord]
+    everything: Callable[[], Sequence[NamedImage]]
+    one_split: bool
+    convention: str | None
+    faults: str
+    missing: str
+    keep_others: bool
+
+    def __post_init__(self) -> None:
+        self._by_key = {record.key: record for record in self.records}
         self._names: Sequence[str] = ()
-        self._matched: dict[str, str] | None = None
-        self._convention = convention
-        self._faults = faults
-        self._absent = missing
-        self._keep_others = keep_others
-        self._one_split = one_split
         self._seen: dict[str, str | Position] = {}
         self._foreign = 0
         self._left_out: dict[str, str] = {}
-        self._whole: dict[str, str] = {}
+        self._full_image: dict[str, str] = {}
         self._evidence = ""
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
-        """Yield what goes into the store."""
-        images = read_images(self._source, self._format)
+        """Yield the entries of the store."""
+        images = read_images(self.source, self.file_format)
         self._names = images.names
         for image in self._with_convention(iter(images)):
             key = self._identify(image.key)
-            record = self._records.get(key)
-            if record is None and not self._keep_others:
+            record = self._by_key.get(key)
+            if record is None and not self.keep_others:
                 continue
-            check_image_id(key, self._source)
+            check_image_id(key, self.source)
             size = (0, 0) if record is None else (record.height, record.width)
             boxes = find_convention(image.convention).to_half_open(image.boxes)
             fault = find_fault(boxes, image.scores, size, image.convention)
             if fault is None:
-                where = f"{self._source}, image {key!r}"
+                where = f"{self.source}, image {key!r}"
                 yield key, Entry(make_proposals(boxes, image.scores, where), size=size)
             else:
-                yield from self._replace(key, fault, record, self._faults)
-        yield from self._missing()
+                yield from self._replace(key, fault, record, self.faults)
+        yield from self._add_missing()
 
     def notes(self) -> list[str]:
-        """Say in sentences what was found."""
+        """Return sentences that say how the file was read."""
         notes = [self._evidence] if self._evidence else []
         if self._foreign:
-            use = "kept without a check" if self._keep_others else "not used"
+            use = "kept without a check" if self.keep_others else "not used"
             notes.append(
-                f"{self._source.name} holds {len(self._seen)} images: {len(self._seen) - self._foreign} of "
-                f"the {len(self._records)} that need boxes, and {self._foreign} others, whose boxes are {use}"
+                f"{self.source.name} holds {len(self._seen)} images: {len(self._seen) - self._foreign} of "
+                f"the {len(self._by_key)} that need boxes, and {self._foreign} others, whose boxes are {use}"
             )
-        outcomes = {"left out": self._left_out, "given one box, the whole image": self._whole}
+        outcomes = {"left out": self._left_out, "given one box, the whole image": self._full_image}
         for what, images in outcomes.items():
             if images:
                 first = "; ".join(f"{key}: {fault}" for key, fault in list(images.items())[:5])
@@ -200,57 +200,57 @@ class _Conversion:
         if first is None:
             return
         images = chain((first,), images)
-        name = self._convention or first.convention
+        name = self.convention or first.convention
         if name == "auto":
-            looked_at, samples = self._sample(images)
+            passed, samples = self._sample(images)
             candidates = MATLAB_CONVENTIONS if first.convention == "auto" else _corner_conventions()
-            name, self._evidence = detect_convention(samples, candidates, str(self._source))
-            images = chain(looked_at, images)
+            name, self._evidence = detect_convention(samples, candidates, str(self.source))
+            images = chain(passed, images)
         for image in images:
             yield image._replace(convention=name)
 
     def _sample(self, images: Iterator[RawImage]) -> tuple[list[RawImage], list[WrittenBoxes]]:
-        looked_at: list[RawImage] = []
+        """Return the images up to the last sample, and the samples among them."""
+        passed: list[RawImage] = []
         samples: list[WrittenBoxes] = []
         for image in images:
-            looked_at.append(image)
-            record = self._records.get(self._find(image.key) or "")
+            passed.append(image)
+            record = self._by_key.get(self._find(image.key) or "")
             if record is not None and np.isfinite(image.boxes).all():
                 samples.append(WrittenBoxes(record, image.boxes))
-            if len(samples) == _SAMPLED_IMAGES or len(looked_at) == _MAX_LOOKED_AT:
+            if len(samples) == _SAMPLED_IMAGES or len(passed) == _MAX_SAMPLED_FROM:
                 break
-        return looked_at, samples
+        return passed, samples
 
     def _find(self, key: str | Position) -> str | None:
         """Return the data set's key of the image that the file calls ``key``, or None."""
         if isinstance(key, str):
-            if key in self._records:
+            if key in self._by_key:
                 return key
-            return self._match_all().get(key) if self._records else None
-        if not self._one_split:
+            return self._keys_by_name.get(key) if self._by_key else None
+        if not self.one_split:
             raise InputError(
-                f"{self._source} names no images, and several splits could be meant; give the one in whose "
-                "order it is (--split, or in a config a file a split)"
+                f"{self.source} names no images, and several splits could be meant; give the one in whose "
+                "order it is (--split, or one file per split in the config)"
             )
-        if key.total != len(self._order):
+        if key.total != len(self.records):
             raise InputError(
-                f"{self._source} names no images and has {key.total}; the data set whose order it is in is "
-                f"wanted, and that at hand has {len(self._order)}"
+                f"{self.source} names no images and has {key.total}; it must be used with the data set whose "
+                f"order it has, and this one has {len(self.records)} images"
             )
-        return self._order[key.place]
+        return self.records[key.place].key
 
-    def _match_all(self) -> dict[str, str]:
-        """Return the keys of all images by their names in the file."""
-        if self._matched is None:
-            self._matched = self._matcher.match(self._names, self._source)
-        return self._matched
+    @cached_property
+    def _keys_by_name(self) -> dict[str, str]:
+        """The data set's keys of all images by their names in the file."""
+        return ImageMatcher(self.records, self.everything).match(self._names, self.source)
 
     def _identify(self, name: str | Position) -> str:
-        found = self._find(name)
-        self._foreign += found is None and bool(self._records)
-        key = found or str(name)
+        own = self._find(name)
+        self._foreign += own is None and bool(self._by_key)
+        key = own or str(name)
         if key in self._seen:
-            raise InputError(f"{self._source} has image {key!r} twice; keep one")
+            raise InputError(f"{self.source} has image {key!r} twice; keep one")
         self._seen[key] = name
         return key
 
@@ -259,50 +259,112 @@ class _Conversion:
     ) -> Iterator[tuple[str, Entry]]:
         if policy == "error" or (record is None and policy == "full_image"):
             raise InputError(
-                f"{self._source}, image {key!r}: {fault}; correct the file, give another convention, or "
+                f"{self.source}, image {key!r}: {fault}; correct the file, give another convention, or "
                 "set what to do with such images (proposals.faults) to skip or full_image"
             )
         if record is None or policy == "skip":
             self._left_out[key] = fault
             return
-        self._whole[key] = fault
+        self._full_image[key] = fault
         box = torch.tensor([[0, 0, record.width, record.height]], dtype=torch.float32)
         yield key, Entry(Proposals(boxes=box), size=(record.height, record.width))
 
-    def _missing(self) -> Iterator[tuple[str, Entry]]:
-        missing = [key for key in self._records if key not in self._seen]
-        if missing and (self._absent == "error" or len(missing) == len(self._records)):
+    def _add_missing(self) -> Iterator[tuple[str, Entry]]:
+        missing = [key for key in self._by_key if key not in self._seen]
+        if missing and (self.missing == "error" or len(missing) == len(self._by_key)):
             example = next(map(str, self._seen.values()), None)
             there = "the file is empty" if example is None else f"the file has {example!r}"
             raise InputError(
-                f"{self._source}: {len(missing)} of {len(self._records)} images are not in the file; is it "
-                f"of another split? The first is {self._records[missing[0]].path}, {there}; "
+                f"{self.source}: {len(missing)} of {len(self._by_key)} images are not in the file; is it "
+                f"of another split? The first is {self._by_key[missing[0]].path}, {there}; "
                 "proposals.missing says what to do with them"
             )
         for key in missing:
-            yield from self._replace(key, "not in the file", self._records[key], self._absent)
+            yield from self._replace(key, "not in the file", self._by_key[key], self.missing)
+
+
+def find_fault(
+    boxes: NDArray[np.float64], scores: NDArray[np.float64] | None, size: tuple[int, int], convention: str
+) -> str | None:
+    """Describe what is wrong with the half-open ``boxes`` (P, 4) of an image of ``size``, or return None.
+
+    ``size`` is (height, width), (0, 0) if unknown; the message names the ``convention`` of the file.
+    """
+    if len(boxes) == 0:
+        return "it has no boxes"
+    finite = np.isfinite(boxes).all(axis=1) & (True if scores is None else np.isfinite(scores))
+    if not finite.all():
+        row = int((~finite).argmax())
+        return f"row {row} is not finite: {boxes[row].tolist()}"
+    hollow = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    if hollow.mean() > _TOLERATED_FAULTS:
+        row = int(hollow.argmax())
+        return f"{hollow.mean():.0%} of its boxes, read as {convention}, end before they begin (row {row})"
+    if all(size):
+        outside = (boxes < -1).any(axis=1) | (boxes[:, 2:] > np.array(size[::-1]) + 1).any(axis=1)
+        if outside.mean() > _TOLERATED_FAULTS:
+            row = int(outside.argmax())
+            return (
+                f"{outside.mean():.0%} of its boxes, read as {convention}, leave the image of {size[1]} x "
+                f"{size[0]} pixels, such as row {row}: {boxes[row].tolist()}"
+            )
+    return None
+
+
+def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
+    """Return format, name and BLAKE2b hash of the content of a file, or of all files in a folder.
+
+    Hidden files of the folder do not count. Raises InputError for a source that cannot be read.
+    """
+    digest = _folder_hash(source) if source.is_dir() else file_hash(source)
+    return {"format": file_format, "source": source.name, "source_blake2b": digest}
+
+
+def _folder_hash(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        shown = (path for path in folder.rglob("*") if not is_hidden(path, folder))
+        paths = sorted(path for path in shown if path.is_file())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
+    for path in paths:
+        line = f"{path.relative_to(folder).as_posix()}\n{file_hash(path)}\n"
+        digest.update(line.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def record_digest(records: Iterable[ImageRecord]) -> str:
+    """Return a hash of the names and sizes of ``records``, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for record in records:
+        text = f"{record.key}\n{record.image_id}\n{record.height} {record.width}\n"
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def conversion_name(parameters: dict[str, Any]) -> str:
+    """Return a folder name for the store that `convert` makes with these parameters.
+
+    ``parameters`` are those of `source_parameters` and the arguments of `convert`. The name is the source's
+    and a hash, which differs for another content and for other arguments.
+    """
+    text = json.dumps(parameters, sort_keys=True)
+    stem = "".join(letter if letter.isalnum() else "_" for letter in Path(parameters["source"]).stem)
+    return f"{stem}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
 def _corner_conventions() -> list[str]:
     return [name for name, convention in CONVENTIONS.items() if convention.axes != "xywh"]
 
 
-def _batches(
-    entries: Iterator[tuple[str, Entry]], top_k: int | None, min_size: float, deduplicate: bool
-) -> Iterator[dict[str, Entry]]:
-    """Group what goes into the store into segments."""
-    batch: dict[str, Entry] = {}
-    boxes = 0
+def _limited(
+    entries: Iterator[tuple[str, Entry]], *, top_k: int | None, min_size: float, deduplicate: bool
+) -> Iterator[tuple[str, Entry]]:
+    """Yield ``entries`` with the boxes of images of a known size filtered."""
     for key, entry in entries:
         if all(entry.size) and (top_k is not None or min_size > 0 or deduplicate):
             kept = filter_proposals(
                 entry.proposals, entry.size, min_size=min_size, top_k=top_k, deduplicate=deduplicate
             )
             entry = entry._replace(proposals=kept)
-        batch[key] = entry
-        boxes += len(entry.proposals)
-        if boxes >= _SEGMENT_BOXES:
-            yield batch
-            batch, boxes = {}, 0
-    if batch:
-        yield batch
+        yield key, entry

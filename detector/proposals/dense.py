@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from detector.core.errors import InputError
 from detector.core.structures import Proposals
-from detector.proposals.prepare import unique_proposals
+from detector.proposals.filtering import unique_proposals
 
-# About 1000 windows an image of any size; square ones, which reach IoU 0.7 with objects of aspect ratio 0.7
-# to 1.4. Give more aspects for objects that are longer.
+# About 1000 windows per image of any size; square ones, which reach IoU 0.7 with objects of aspect ratio 0.7
+# to 1.4. Give more aspects for longer objects.
 SCALES = (0.2, 0.27, 0.37, 0.5, 0.68)
-MAX_WINDOWS = 2_000_000
-"""Windows of an image, before those that are equal are dropped."""
 ASPECTS = (1.0,)
 STRIDE_FRACTION = 0.2
+MAX_WINDOWS = 2_000_000
+"""Windows per image, before equal ones are dropped."""
 
 
 def dense_proposals(
@@ -38,8 +38,10 @@ def dense_proposals(
     so that two of them share IoU (1 - stride_fraction) / (1 + stride_fraction) or more; the outermost touch
     the image's border. Dense proposals are the Fast R-CNN paper's (section 5.5).
 
-    The order depends on the size alone and spreads every prefix evenly over places and scales, so that the
-    first n are a good n; ``max_proposals`` takes such a prefix.
+    The order depends only on the size and spreads every prefix evenly over places and scales, so that the
+    first n are a good choice of n; ``max_proposals`` takes such a prefix.
+
+    Raises InputError for parameters that ask for over `MAX_WINDOWS` windows.
     """
     _check(size, scales, aspects, stride_fraction)
     _check_count(size, scales, aspects, stride_fraction)
@@ -62,7 +64,7 @@ def _check(
 def _check_count(
     size: tuple[int, int], scales: Sequence[float], aspects: Sequence[float], stride_fraction: float
 ) -> None:
-    """Refuse parameters that ask for more windows than fit into the memory, before any is made."""
+    """Refuse parameters that ask for more windows than the memory holds, before any is made."""
     count = 0
     for scale, aspect in itertools.product(scales, aspects):
         height, width = _window(size, scale, aspect)
@@ -82,7 +84,7 @@ def _window(size: tuple[int, int], scale: float, aspect: float) -> tuple[float, 
 
 
 def _grid(size: tuple[int, int], scale: float, aspect: float, stride_fraction: float) -> NDArray[np.float64]:
-    """Return the windows (n, 4) of one shape, near ones near each other in the list."""
+    """Return the windows (n, 4) of one shape in an order in which neighbours are near each other."""
     height, width = _window(size, scale, aspect)
     y, x = _starts(size[0], height, stride_fraction), _starts(size[1], width, stride_fraction)
     rows, columns = (place.ravel() for place in np.indices((len(y), len(x))))

@@ -1,4 +1,4 @@
-"""Making proposals for a data set: only what is missing or has changed, and nothing twice."""
+"""Makes proposals for a data set: only those of images that are new or have changed, and none twice."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detector.core.errors import InputError
+from detector.core.files import file_hash
 from detector.core.progress import ReportProgress
 from detector.core.structures import ImageRecord
-from detector.proposals.hashing import file_hash
+from detector.proposals.filtering import filter_proposals
 from detector.proposals.index import check_image_id
 from detector.proposals.journal import Journal, decode_entry, encode_entry
 from detector.proposals.methods import ImageReader, full_parameters, prepare, propose
-from detector.proposals.prepare import filter_proposals
 from detector.proposals.store import Entry, ProposalStore
 from detector.proposals.workers import Lost, run_tasks
 
@@ -38,39 +38,38 @@ def generate_store(
     parameters: Mapping[str, Any] | None = None,
     workers: int = 0,
     time_limit: float | None = None,
-    progress: ReportProgress | None = None,
+    progress: ReportProgress = lambda _done, _total: None,
     on_failure: Callable[[str, str], None] | None = None,
-    on_damage: Callable[[str], None] | None = None,
+    on_damage: Callable[[str], None] = lambda _sentence: None,
     wait: float = 0.0,
     on_wait: Callable[[], None] | None = None,
 ) -> ProposalStore:
     """Bring the store at ``store_path`` up to date with ``records`` and open it.
 
     Images are stored by their keys. A store of an older version has them by ``image_id``; what it holds for
-    the same content of a file is not made again, and `detector.proposals.matched.match_store` finds it.
-    An image is done again only when its file's content has changed; what is done stays done, also when this
-    process is killed. A record of height and width 0 takes the size that its file has.
+    the same content of a file is not made again, and `detector.proposals.image_names.match_store` finds it.
+    An image is done again only when the content of its file has changed; what is done is kept, also when
+    this process is killed. A record of height and width 0 gets the size of its file.
 
     Args:
         method: ``"dense"``, ``"selective_search"`` or ``"module:function"``, a function of yours from an
             image (H, W, 3) uint8 RGB and ``parameters`` as keywords to boxes (P, 4), or boxes and scores
             (P,).
-        read_image: decodes a file of the given (height, width), or None for whatever it has.
-        check_image: a cheap look at a file of the given (height, width), or None for whatever it has, which
-            raises InputError where ``read_image`` would. With it nothing is made unless every image that is
-            to be made passes.
+        read_image: decodes a file of the given (height, width), or of any size for None.
+        check_image: a cheap check of a file of the given (height, width), or of any size for None, which
+            raises InputError where ``read_image`` would. If it is given, nothing is made unless every image
+            that is to be made passes.
         workers: processes that share the work; 0: this one does it.
-        time_limit: seconds an image may take. One that takes longer, or ends its process, fails; this needs
-            a process, so that 0 workers are taken for 1.
+        time_limit: seconds per image. An image that takes longer, or ends its process, fails; this needs a
+            process, so that 0 workers count as 1.
         progress: called with images done and images to do.
-        on_failure: called with an image's key and what is wrong with it, at most once an image. Such an
+        on_failure: called with an image's key and what is wrong with it, at most once per image. Such an
             image has no entry and is tried again the next time.
-        on_damage: called with a sentence for each damaged segment that the store has; its images are made
-            again.
+        on_damage: called with a sentence for each damaged segment of the store; its images are made again.
         wait, on_wait: seconds to wait for another process that makes this store, and what to call once then.
 
     Raises InputError before any work for an image whose id no store can hold and for images that do not
-    pass ``check_image``; where the store was made with other parameters, or another process goes on writing
+    pass ``check_image``; where the store was made with other parameters, or another process is still writing
     it; and, without ``on_failure`` and after all other images are done, for images that failed.
     """
     parameters = full_parameters(method, parameters or {})
@@ -92,13 +91,10 @@ def generate_store(
         if check_image is not None:
             _check_images(todo, check_image)
         results = _run(job, todo, max(workers, 1) if time_limit else workers, time_limit)
-        _fill(store, journal, _counted(results, len(todo), progress), failures)
+        _fill(store, journal, results, failures, lambda done: progress(done, len(todo)))
         # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
-        failed = [record for record in todo if record.key in failures]
-        outdated = [
-            record.key for record in failed if _has_changed(record.key, record, store, unreadable=False)
-        ]
-        if outdated:
+        failed = [record for record in todo if record.key in failures and record.key in store]
+        if outdated := [record.key for record in failed if _differs(record, record.key, store)]:
             store.discard(outdated)
         if store.segment_count() > _MANY_SEGMENTS:
             store.compact()
@@ -108,17 +104,16 @@ def generate_store(
     elif failures:
         raise InputError(
             f"{len(failures)} of {len(todo)} images got no proposals; the first: "
-            f"{next(iter(failures.values()))}. All others are done and stay so. {HOW_TO_LEAVE_OUT}"
+            f"{next(iter(failures.values()))}. All others are done and kept. {HOW_TO_LEAVE_OUT}"
         )
     return store
 
 
-def _discard_damaged(store: ProposalStore, on_damage: Callable[[str], None] | None) -> None:
-    """Forget what damaged segments have lost, so that it is made again."""
+def _discard_damaged(store: ProposalStore, on_damage: Callable[[str], None]) -> None:
+    """Remove the images that damaged segments have lost from the store, so that they are made again."""
     for damage in store.damaged():
         store.discard(damage.image_ids)
-        if on_damage is not None:
-            on_damage(f"{damage.path} is damaged: {damage.reason}; their proposals are made again")
+        on_damage(f"{damage.reason}; their proposals are made again")
 
 
 def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:
@@ -142,14 +137,14 @@ def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> No
 
 
 def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
-    """Return the records whose image the store does not hold, or holds in another content.
+    """Return the records whose image the store does not hold, or holds with another content of the file.
 
-    An image that cannot be read is one of them.
+    An image that cannot be read counts as changed.
     """
 
     def is_stale(record: ImageRecord) -> bool:
         name = record.key if record.key in store else record.image_id
-        return name not in store or _has_changed(name, record, store, unreadable=True)
+        return name not in store or _differs(record, name, store) is not False
 
     records = list(records)
     with ThreadPoolExecutor() as threads:  # reading and hashing leave the interpreter free
@@ -158,14 +153,12 @@ def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[
         ]
 
 
-def _has_changed(name: str, record: ImageRecord, store: ProposalStore, *, unreadable: bool) -> bool:
-    """Whether the store's ``name`` has proposals for another content than the file, or ``unreadable``."""
-    if name not in store:
-        return False
+def _differs(record: ImageRecord, name: str, store: ProposalStore) -> bool | None:
+    """Whether the boxes of ``name`` are for another content of the file; None if it cannot be read."""
     try:
         return store.content_hash(name) != file_hash(record.path)
     except InputError:
-        return unreadable
+        return None
 
 
 class _Task(NamedTuple):
@@ -182,7 +175,7 @@ class _Result(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """Everything a worker needs to know; goes to other processes."""
+    """What a worker process needs to know."""
 
     method: str
     parameters: dict[str, Any]
@@ -195,10 +188,10 @@ class _Job(NamedTuple):
         try:
             hashed = file_hash(task.path)
             size = task.size if all(task.size) else self._decoded_size(task.path)
-            found = propose(self.method, self.parameters, task.path, size, self.read_image)
+            proposals = propose(self.method, self.parameters, task.path, size, self.read_image)
         except InputError as error:
             return _Result(task.key, str(error))
-        entry = Entry(filter_proposals(found, size), hashed, size)
+        entry = Entry(filter_proposals(proposals, size), hashed, size)
         return _Result(task.key, encode_entry(task.key, entry))
 
     def _decoded_size(self, path: Path) -> tuple[int, int]:
@@ -207,7 +200,7 @@ class _Job(NamedTuple):
 
 
 def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float | None) -> Iterator[_Result]:
-    """Yield the results as they come."""
+    """Yield the results in the order in which they are done."""
     tasks = [_Task(record.key, record.path, (record.height, record.width)) for record in records]
     if workers == 0:
         yield from map(job.run, tasks)
@@ -220,28 +213,26 @@ def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float 
         yield answer
 
 
-def _counted(results: Iterator[_Result], total: int, progress: ReportProgress | None) -> Iterator[_Result]:
-    for done, result in enumerate(results, 1):
-        yield result
-        if progress is not None:
-            progress(done, total)
-
-
 def _fill(
-    store: ProposalStore, journal: Journal, results: Iterator[_Result], failures: dict[str, str]
+    store: ProposalStore,
+    journal: Journal,
+    results: Iterator[_Result],
+    failures: dict[str, str],
+    progress: Callable[[int], None],
 ) -> None:
-    """Keep each result at once, in the journal, and put them into the store a segment at a time."""
+    """Keep each result in the journal immediately, and put them into the store one segment at a time."""
     batch: dict[str, Entry] = {}
-    for result in results:
+    for done, result in enumerate(results, 1):
         if isinstance(result.outcome, str):
             failures[result.key] = result.outcome
-            continue
-        journal.add(result.outcome)
-        key, entry = decode_entry(result.outcome)
-        batch[key] = entry
+        else:
+            journal.add(result.outcome)
+            key, entry = decode_entry(result.outcome)
+            batch[key] = entry
         if len(batch) >= _SEGMENT_IMAGES:
             store.append(batch)
             journal.clear()
             batch = {}
+        progress(done)
     store.append(batch)
     journal.clear()

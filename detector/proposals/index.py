@@ -1,9 +1,9 @@
-"""The index of a proposal store: one sorted, fixed-width table from image id to where its boxes lie.
+"""The index of a proposal store: one sorted table with a fixed row width, from image id to its boxes' place.
 
-A structured ``.npy`` array and not JSON: it is memory-mapped, so that opening costs the same for ten images
-and for a hundred thousand, processes share its pages, and looking up an id makes no Python objects per image.
-Eight bytes follow the array: "CRC1" and the CRC-32 of all before them (little-endian). They are compared when
-the index is first used; the index of an earlier version has none.
+A structured ``.npy`` array and not JSON: it is memory-mapped, so that all processes share its pages and a
+look-up makes Python objects for one image only. Eight bytes follow the array: "CRC1" and the CRC-32 of
+everything before them (little-endian). They are compared when the index is loaded; the index of an earlier
+version has none.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import re
 import struct
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -22,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
-from detector.core.files import atomic_write
-from detector.proposals.npy import MappedFile, map_file
+from detector.core.files import atomic_write, require_regular
+from detector.proposals.npy import read_header
 
-MAX_ID_BYTES = 4096  # no path is longer; a row is as wide as the longest id that is there
+MAX_ID_BYTES = 4096  # no path is longer; a row is as wide as the longest id in the table
 _HASH_BYTES = 128
 _CHECKSUM = struct.Struct("<4sI")
 _CHECKSUM_NAME = b"CRC1"
@@ -36,9 +35,10 @@ _NOT_IN_AN_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 class Row(NamedTuple):
     """Where the boxes of one image lie: ``boxes`` of them from ``offset`` in segment number ``segment``.
 
-    ``scored`` says whether the segment's scores belong to them, ``size`` is the image's (height, width) or
-    (0, 0) where it is not known, ``checksum`` the CRC-32 of the boxes' and then the scores' bytes,
-    ``content_hash`` identifies the image file the boxes were made for ("" where it is not known).
+    ``scored`` says whether the segment's scores belong to them, ``height`` and ``width`` are the image's or 0
+    where they are unknown, ``checksum`` is the CRC-32 of the bytes of the boxes and then of the scores,
+    ``content_hash`` identifies the image file that the boxes were made for ("" where it is unknown). The
+    fields are those of the table.
     """
 
     image_id: str
@@ -46,46 +46,22 @@ class Row(NamedTuple):
     offset: int
     boxes: int
     scored: bool
-    size: tuple[int, int]
+    height: int
+    width: int
     checksum: int
     content_hash: str
 
 
-class SegmentRows:
-    """The rows of one segment as columns: a hundred thousand of them are quick to go through."""
+class Index:
+    """Rows sorted by image id, read-only, on disk or in memory; ``index[place]`` is a `Row`.
+
+    ``checked`` has a byte for each place, in which a reader notes that it has compared the checksum.
+    """
 
     def __init__(self, table: NDArray[np.void]) -> None:
-        self._keys = table["id"]
-        self.offsets: list[int] = table["offset"].tolist()
-        self.boxes: list[int] = table["boxes"].tolist()
-        self.scored: list[bool] = table["scored"].tolist()
-        self.checksums: list[int] = table["checksum"].tolist()
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def ids(self, places: Iterable[int]) -> list[str]:
-        """Return the image ids of the rows at ``places``."""
-        return [bytes(self._keys[place]).decode(errors="replace") for place in places]
-
-
-class Index:
-    """Rows sorted by image id, read-only, on disk or in memory."""
-
-    def __init__(self, table: NDArray[np.void], check: Callable[[], None] | None = None) -> None:
-        """``check`` is called before ``table`` is first looked into; it may raise InputError."""
-        self._unchecked = table
-        self._check = check
-
-    @cached_property
-    def _table(self) -> NDArray[np.void]:
-        if self._check is not None:
-            self._check()
-        return self._unchecked
-
-    @cached_property
-    def _keys(self) -> NDArray[np.bytes_]:
-        return self._table["id"]
+        self._table = table
+        self._keys: NDArray[np.bytes_] = table["id"]
+        self.checked = bytearray(len(table))
 
     @classmethod
     def empty(cls) -> Index:
@@ -93,23 +69,33 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Map the index at ``path``; raises InputError if it is missing, torn or no index.
-
-        Its checksum is compared at the first use, which raises InputError where it does not fit.
-        """
+        """Map the index at ``path``; raises InputError if it is missing, damaged or no index."""
         try:
-            mapped = map_file(path)
+            if path.exists():
+                require_regular(path)
+            with path.open("rb") as file:
+                header = read_header(file)
+                start = file.tell()
+                content = np.memmap(file, np.uint8, "r").view(np.ndarray)  # plain arrays are faster
         except InputError:
             raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path} is missing or damaged ({error}); make the proposal store again"
             ) from error
-        if len(mapped.header.shape) != 1 or not _is_row_type(mapped.header.dtype):
+        if len(header.shape) != 1 or not _is_row_type(header.dtype):
             raise InputError(f"{path} is not the index of a proposal store; make the store again")
-        if len(mapped.content) - mapped.end not in (0, _CHECKSUM.size):
+        end = start + header.data_bytes
+        if len(content) - end not in (0, _CHECKSUM.size):
             raise InputError(f"{path} is damaged (its end is missing); make the proposal store again")
-        return cls(mapped.array(), lambda: _check_mapped(path, mapped))
+        table = content[start:end].view(header.dtype)
+        if len(content) > end:
+            sound = content[end:].tobytes() == _checksum(content[:end].data)
+        else:  # without a checksum at least the order of the ids, on which every look-up depends
+            sound = bool((table["id"][1:] > table["id"][:-1]).all())
+        if not sound:
+            raise InputError(f"{path} is damaged (its checksum does not fit); make the proposal store again")
+        return cls(table)
 
     def save(self, path: Path) -> None:
         """Replace the index at ``path`` in one durable step."""
@@ -117,11 +103,11 @@ class Index:
         np.save(content, self._table, allow_pickle=False)
         with atomic_write(path) as file:
             file.write(content.getbuffer())
-            file.write(_CHECKSUM.pack(_CHECKSUM_NAME, zlib.crc32(content.getbuffer())))
+            file.write(_checksum(content.getbuffer()))
 
     def merged(self, rows: Iterable[Row]) -> Index:
-        """Return an index that holds ``rows`` too; a later row for the same id wins."""
-        added = _table([_packed(row) for row in rows])
+        """Return an index that holds ``rows`` too; a later row for the same id replaces an earlier one."""
+        added = _table(rows)
         both = _row_type(
             max(self._table.dtype["id"].itemsize, added.dtype["id"].itemsize),
             max(self._table.dtype["hash"].itemsize, added.dtype["hash"].itemsize),
@@ -132,42 +118,42 @@ class Index:
         return Index(table[last])
 
     def without(self, image_ids: Iterable[str]) -> Index:
-        """Return an index that lacks the rows of ``image_ids``."""
+        """Return an index without the rows of ``image_ids``."""
         keys = [image_id.encode("utf-8", "surrogatepass") for image_id in image_ids]
         return Index(self._table[~np.isin(self._keys, np.array(keys, dtype="S"))])
 
-    def find(self, image_id: str) -> Row | None:
-        """Return the row of ``image_id``, or None."""
+    def find(self, image_id: str) -> int | None:
+        """Return the place of ``image_id``, or None."""
         key = image_id.encode("utf-8", "surrogatepass")
         place = bisect_left(self._keys, key)
-        if place == len(self._keys) or self._keys[place] != key:
-            return None
-        return _unpacked(self._table[place])
+        return place if place < len(self._keys) and self._keys[place] == key else None
 
-    def rows(self) -> Iterable[Row]:
-        """Yield every row, in the order of the ids."""
-        return (_unpacked(row) for row in self._table)
+    def __getitem__(self, place: int) -> Row:
+        # Any: numpy's annotations do not know the fields of a structured scalar.
+        values: Any = self._table[place].item()
+        row = Row(*values)
+        image_id, content_hash = (bytes(text).decode(errors="replace") for text in (values[0], values[-1]))
+        return row._replace(image_id=image_id, content_hash=content_hash)
+
+    def __len__(self) -> int:
+        return len(self._table)
 
     def ids(self) -> list[str]:
         return [bytes(key).decode(errors="replace") for key in self._keys]
 
-    def rows_in(self, segment: int) -> SegmentRows:
-        """Return what lies in ``segment``, in the order in which it lies there."""
-        rows = self._table[self._table["segment"] == segment]
-        return SegmentRows(rows[np.argsort(rows["offset"], kind="stable")])
+    def places_on_disk(self) -> Iterator[int]:
+        """Yield the places of all rows in the order in which their boxes lie in the segments."""
+        yield from np.lexsort((self._table["offset"], self._table["segment"])).tolist()
 
     def segments(self) -> set[int]:
         """Return the numbers of the segments that are in use."""
         return set(np.unique(self._table["segment"]).tolist())
 
-    def __len__(self) -> int:
-        return len(self._unchecked)
-
 
 def check_image_id(image_id: str, source: Path | str) -> None:
-    """Raise an InputError that names ``source`` unless ``image_id`` can stand in an index.
+    """Raise an InputError that names ``source`` unless ``image_id`` can be stored in an index.
 
-    Every name that can be shown in one line is taken, also one with blanks of any kind, joined emoji or
+    Every name that can be shown in one line is accepted, also one with blanks of any kind, joined emoji or
     combining characters.
     """
     path = PurePosixPath(image_id)
@@ -181,12 +167,16 @@ def check_image_id(image_id: str, source: Path | str) -> None:
     else:
         return
     shown = image_id if len(image_id) <= 60 else image_id[:60] + "..."
-    raise InputError(f"{source}: {shown!r} is no image id: {reason}; rename the image")
+    raise InputError(f"{source}: {shown!r} is not a valid image id: {reason}; rename the image")
 
 
 def is_content_hash(value: object) -> bool:
-    """Whether ``value`` is a text that can stand in the index as an image's hash."""
+    """Whether ``value`` is a text that an index can hold as an image's hash."""
     return isinstance(value, str) and len(value) <= _HASH_BYTES and value.isascii()
+
+
+def _checksum(content: memoryview) -> bytes:
+    return _CHECKSUM.pack(_CHECKSUM_NAME, zlib.crc32(content))
 
 
 def _row_type(id_bytes: int, hash_bytes: int) -> np.dtype[np.void]:
@@ -211,32 +201,8 @@ def _is_row_type(dtype: np.dtype[Any]) -> bool:
     return dtype == _row_type(dtype.fields["id"][0].itemsize, dtype.fields["hash"][0].itemsize)
 
 
-def _check_mapped(path: Path, mapped: MappedFile) -> None:
-    """Compare the checksum, or where there is none the order of the ids, on which every look-up rests."""
-    rest = mapped.content[mapped.end :].tobytes()
-    if rest:
-        sound = rest == _CHECKSUM.pack(_CHECKSUM_NAME, zlib.crc32(mapped.content[: mapped.end].data))
-    else:
-        keys = mapped.array()["id"]
-        sound = bool((keys[1:] > keys[:-1]).all())
-    if not sound:
-        raise InputError(f"{path} is damaged (its checksum does not fit); make the proposal store again")
-
-
-def _packed(row: Row) -> tuple[bytes, int, int, int, bool, int, int, int, bytes]:
-    if not is_content_hash(row.content_hash):
-        raise ValueError(f"a content hash is ASCII of at most {_HASH_BYTES} bytes, not {row.content_hash!r}")
-    return (row.image_id.encode(), *row[1:5], *row.size, row.checksum, row.content_hash.encode())
-
-
-def _unpacked(entry: np.void) -> Row:
-    values: Any = entry.item()  # numpy's annotations know nothing of a structured scalar's fields
-    key, segment, offset, boxes, scored, height, width, checksum, content_hash = values
-    image_id, hashed = key.decode(errors="replace"), content_hash.decode(errors="replace")
-    return Row(image_id, segment, offset, boxes, scored, (height, width), checksum, hashed)
-
-
-def _table(rows: list[tuple[bytes, int, int, int, bool, int, int, int, bytes]]) -> NDArray[np.void]:
-    id_bytes = max((len(row[0]) for row in rows), default=1)
-    hash_bytes = max((len(row[-1]) for row in rows), default=1)
-    return np.array(rows, dtype=_row_type(id_bytes, max(hash_bytes, 1)))
+def _table(rows: Iterable[Row]) -> NDArray[np.void]:
+    packed = [(row.image_id.encode(), *row[1:-1], row.content_hash.encode()) for row in rows]
+    id_bytes = max((len(row[0]) for row in packed), default=1)
+    hash_bytes = max((len(row[-1]) for row in packed), default=1)
+    return np.array(packed, dtype=_row_type(id_bytes, max(hash_bytes, 1)))

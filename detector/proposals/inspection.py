@@ -1,4 +1,4 @@
-"""What an unknown proposal file seems to be, in words and figures for a person."""
+"""What an unknown proposal file seems to be: its format, its counts and ranges, and remarks for a person."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detector.proposals.store import ProposalStore
 
 
 def inspect(source: Path | str, file_format: str | None = None) -> dict[str, Any]:
-    """Return what ``source`` seems to be; the boxes are described as they stand in the file.
+    """Return what ``source`` seems to be; the boxes are described as they are in the file.
 
     Keys: ``format``, ``images``, ``ids`` (the first few), ``boxes``, ``boxes_per_image`` (least, mean,
     most), ``columns`` (least and greatest of each of the four), ``whole_numbers``, ``scores`` (least and
@@ -34,43 +34,43 @@ def inspect(source: Path | str, file_format: str | None = None) -> dict[str, Any
     return {"format": "store"} | origin | _describe(_stored_images(store))
 
 
-def describe(found: Mapping[str, Any]) -> list[str]:
-    """Return the lines that tell a person what `inspect` found."""
-    least, mean, most = found["boxes_per_image"]
-    ids = f", such as {', '.join(found['ids'])}" if found["ids"] else ", without names"
+def describe(summary: Mapping[str, Any]) -> list[str]:
+    """Return the lines in which a person reads what `inspect` has returned."""
+    least, mean, most = summary["boxes_per_image"]
+    ids = f", such as {', '.join(summary['ids'])}" if summary["ids"] else ", without names"
     lines = [
-        f"format: {found['format']}",
-        f"images: {found['images']}{ids}",
-        f"boxes: {found['boxes']}, {least} to {most} an image, {mean:g} on average",
+        f"format: {summary['format']}",
+        f"images: {summary['images']}{ids}",
+        f"boxes: {summary['boxes']}, {least} to {most} per image, {mean:g} on average",
     ]
-    for number, (low, high) in enumerate(found["columns"], 1):
+    for number, (low, high) in enumerate(summary["columns"], 1):
         lines.append(f"column {number}: {low:g} to {high:g}")
     lines.append(
-        "scores: none" if found["scores"] is None else "scores: {:g} to {:g}".format(*found["scores"])
+        "scores: none" if summary["scores"] is None else "scores: {:g} to {:g}".format(*summary["scores"])
     )
     for name in ("generator", "parameters"):
-        if name in found:
-            lines.append(f"{name}: {found[name]}")
-    return lines + [f"note: {text}" for text in [*found.get("notes", []), *found["remarks"]]]
+        if name in summary:
+            lines.append(f"{name}: {summary[name]}")
+    return lines + [f"note: {text}" for text in [*summary.get("notes", []), *summary["remarks"]]]
 
 
 def guess_format(source: Path) -> str:
     """Return the format that ``source`` seems to have, or "store"; InputError where nothing fits."""
-    found: str | None
+    name: str | None
     if source.is_dir():
         shown = (path for path in source.rglob("*") if not is_hidden(path, source))
         suffixes = {path.suffix.lower() for path in islice(shown, 1000) if path.is_file()}
-        found = next((kind for kind in ("npy", "mat", "txt") if f".{kind}" in suffixes), None)
-        found = "store" if (source / "manifest.json").exists() else "text" if found == "txt" else found
+        name = next((kind for kind in ("npy", "mat", "txt") if f".{kind}" in suffixes), None)
+        name = "store" if (source / "manifest.json").exists() else "text" if name == "txt" else name
     elif source.suffix.lower() in (".pkl", ".pickle"):
         content = read_pickle(source)
         detectron = isinstance(content, dict) and "boxes" in content
-        found = "mmdetection" if not detectron else "detectron" if "indexes" in content else "detectron2"
+        name = "mmdetection" if not detectron else "detectron" if "indexes" in content else "detectron2"
     else:
-        found = {".npz": "npz", ".mat": "mat", ".json": "coco"}.get(source.suffix.lower())
-    if found is None:
-        raise InputError(f"{source} is no proposal file that is known by its name; give its format")
-    return found
+        name = {".npz": "npz", ".mat": "mat", ".json": "coco"}.get(source.suffix.lower())
+    if name is None:
+        raise InputError(f"{source} is not a proposal file whose format its name shows; give the format")
+    return name
 
 
 def _stored_images(store: ProposalStore) -> Iterator[RawImage]:
@@ -80,14 +80,14 @@ def _stored_images(store: ProposalStore) -> Iterator[RawImage]:
 
 
 def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
-    figures = _Figures()
+    statistics = _Statistics()
     for image in images:
-        figures.add(image)
-    return figures.report()
+        statistics.add(image)
+    return statistics.report()
 
 
-class _Figures:
-    """Ranges and counts over images, in the memory of one."""
+class _Statistics:
+    """Ranges and counts over images, in the memory that one image takes."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -140,7 +140,7 @@ class _Figures:
             yield "it has no boxes"
             return
         if not self._ids:
-            yield "it names no images: they are those of a data set, in its order"
+            yield "it names no images; they are those of a data set, in its order"
         if self._conventions == {"auto"}:
             yield "axis order and first pixel are determined from annotated images when it is converted"
         if self._backward > boxes // 100 and self._conventions != {"xywh"}:

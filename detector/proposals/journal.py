@@ -1,8 +1,8 @@
-"""What a running job has finished and not yet put into a segment: an image is never done twice.
+"""What a running job has finished and not yet put into a segment, so that no image is made twice.
 
-A segment an image would be too many files, and a segment every few hundred images alone would lose them to a
-kill. So each finished image is first appended here, in one write: whatever the moment, the file is a row of
-whole records, perhaps with a torn one at its end.
+A segment per image would be too many files, and with segments of some hundred images a kill would lose those
+since the last one. So each finished image is first appended here, in one write: at any moment the file is a
+sequence of complete records, perhaps with a torn one at its end.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from detector.core.errors import InputError
 from detector.core.files import require_regular
 from detector.core.structures import Proposals
-from detector.proposals.entries import Entry, check_entry
 from detector.proposals.index import is_content_hash
 from detector.proposals.readers.arrays import MAX_BOXES
+from detector.proposals.store import Entry, check_entry
 
 NAME = "unfinished.journal"
 _HEAD = struct.Struct("<II")  # length and CRC-32 of what follows
 _MAX_RECORD = MAX_BOXES * 5 * 4 + (1 << 16)
-_MAX_SIDE = 1 << 32  # the index holds sides of 32 bits
+_MAX_SIDE = 1 << 32  # the index has 32 bits for a side
 
 
 class Journal:
@@ -56,30 +56,30 @@ class Journal:
             self._path.unlink()
 
     def entries(self) -> dict[str, Entry]:
-        """Return what a killed job has finished; a later record of an image wins.
+        """Return what a killed job has finished; a later record of an image replaces an earlier one.
 
-        A record that is damaged, or that no store can hold, is dropped: its image is made again.
+        A record that is damaged, or that no store can hold, is left out: its image is made again.
         """
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         with self._path.open("rb") as file:
-            for payload in _whole_records(file):
+            for payload in _sound_records(file):
                 with suppress(InputError):
                     image_id, entry = _decode(payload)
                     check_entry(self._path, image_id, entry)
-                    found[image_id] = entry
-        return found
+                    entries[image_id] = entry
+        return entries
 
     def add(self, record: bytes) -> None:
         """Append a record of `encode_entry`; from now on a killed process does not lose it."""
         try:
-            whole = self._file.write(record) == len(record)
+            complete = self._file.write(record) == len(record)
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}; free the disk") from error
-        if not whole:
+        if not complete:
             raise InputError(f"cannot write {self._path}: the disk is full; free it")
 
     def clear(self) -> None:
-        """Forget everything: it is in the store."""
+        """Remove all records: they are in the store."""
         os.ftruncate(self._file.fileno(), 0)
 
 
@@ -107,18 +107,18 @@ def _decode(payload: bytes) -> tuple[str, Entry]:
         height, width = facts["size"]
         values = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"no record of a journal ({error})") from error
+        raise InputError(f"not a record of a journal ({error})") from error
     whole = all(type(number) is int and 0 <= number < _MAX_SIDE for number in (count, height, width))
     named = isinstance(image_id, str) and (content_hash is None or is_content_hash(content_hash))
     if not whole or not named or type(scored) is not bool or len(values) != count * (5 if scored else 4):
-        raise InputError("no record of a journal (other types or another length)")
+        raise InputError("not a record of a journal (other types or another length)")
     scores = values[4 * count :] if scored else None
     proposals = Proposals(boxes=values[: 4 * count].reshape(-1, 4), scores=scores)
     return image_id, Entry(proposals, content_hash, (height, width))
 
 
-def _whole_records(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield what the records hold whose checksum fits; what comes after a torn one cannot be found."""
+def _sound_records(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the payload of each record whose checksum fits; nothing after a torn record can be found."""
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         length, checksum = _HEAD.unpack(head)
         if not 0 < length <= _MAX_RECORD:

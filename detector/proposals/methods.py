@@ -1,4 +1,4 @@
-"""The methods that make proposals: their parameters, their names, and one call for one image."""
+"""The methods that make proposals: their parameters, the names of their stores, and one call per image."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from detector.core.structures import Proposals
 from detector.proposals.dense import ASPECTS, SCALES, STRIDE_FRACTION, dense_proposals
 from detector.proposals.readers.arrays import make_proposals
 
-METHODS = ("dense", "selective_search")
-
 ImageReader = Callable[[Path, tuple[int, int] | None], NDArray[np.uint8]]
 
 
 def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``parameters`` with the method's defaults filled in, as the manifest and the name hold them.
+    """Return ``parameters`` with the method's defaults filled in, as they are in the store's manifest.
 
     ``"dense"`` has the arguments of `dense_proposals`; ``"selective_search"`` has ``mode``, ``seed`` and
     ``max_proposals`` and every field of ``SelectiveSearchConfig``, by default the mode's;
-    ``"module:function"`` has what it is given. Raises InputError for another method, a parameter that it
-    does not have, or a value that it cannot take.
+    ``"module:function"`` has only the given ones. Raises InputError for an unknown method, a parameter that
+    the method does not have, or a value that it cannot use.
     """
     match method:
         case "dense":
@@ -47,33 +45,33 @@ def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any
             return dict(parameters)
         case _:
             raise InputError(
-                f"proposal method {method!r} is unknown{nearest(method, METHODS)}; use one of "
-                f"{', '.join(METHODS)}, or module:function for a function of yours"
+                f"proposal method {method!r} is unknown{nearest(method, ('dense', 'selective_search'))}; use "
+                "dense, selective_search, or module:function for a function of yours"
             )
 
 
 def store_name(method: str, parameters: Mapping[str, Any] | None = None) -> str:
-    """Return a folder name for the method with these parameters: readable, and another for any other set."""
+    """Return a readable folder name for the method with these parameters, different for any other ones."""
     text = json.dumps([method, full_parameters(method, parameters or {})], sort_keys=True)
     readable = "".join(letter if letter.isalnum() else "_" for letter in method)
     return f"{readable}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
 def prepare(method: str) -> None:
-    """Load what the method needs, which may take longer than an image does; InputError if it cannot be."""
+    """Load the code of the method, which may take longer than an image; InputError if that fails."""
     if method == "selective_search":
         importlib.import_module("detector.ops")
-    elif method not in METHODS:
+    elif ":" in method:
         load_function(method)
 
 
 def propose(
     method: str, parameters: Mapping[str, Any], path: Path, size: tuple[int, int], read_image: ImageReader
 ) -> Proposals:
-    """Return what the method makes of the image at ``path`` of ``size`` (height, width), as it comes.
+    """Return the method's proposals for the image at ``path`` of ``size`` (height, width), unfiltered.
 
-    ``parameters`` are full; ``read_image`` decodes a file of the given size. Raises InputError for an image
-    that cannot be read and for a function that fails or gives no boxes.
+    ``parameters`` are those of `full_parameters`; ``read_image`` decodes a file of the given size. Raises
+    InputError for an image that cannot be read and for a function that fails or returns no boxes.
     """
     match method:
         case "dense":
@@ -90,7 +88,7 @@ def propose(
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Return the function ``module:function``, also of a file in the working directory.
+    """Return the function ``module:function``; the module may be a file in the working directory.
 
     Raises InputError where there is none.
     """
@@ -104,7 +102,7 @@ def load_function(name: str) -> Callable[..., Any]:
             f"proposal method {name!r} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     if not callable(function):
-        raise InputError(f"proposal method {name!r} is no function")
+        raise InputError(f"proposal method {name!r} is not a function")
     return function
 
 
@@ -125,7 +123,7 @@ def _search_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     mode = given.get("mode", "fast")
     of_call = {"mode": mode, "seed": 0, "max_proposals": None}
     parameters = _with_defaults("selective_search", of_call | asdict(as_config(mode)), given)
-    SelectiveSearchConfig(**_search_fields(parameters))  # refuses what cannot be
+    SelectiveSearchConfig(**_search_fields(parameters))  # refuses impossible values
     parameters["scales"] = [float(scale) for scale in parameters["scales"]]  # 50 and 50.0 are one store
     return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
 
@@ -145,8 +143,8 @@ def _search(image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Proposal
     from detector.ops import SelectiveSearchConfig, selective_search
 
     config = SelectiveSearchConfig(**_search_fields(parameters))
-    found = selective_search(image, config, parameters["seed"], parameters["max_proposals"])
-    return Proposals(boxes=found.boxes, scores=found.scores)
+    ranked = selective_search(image, config, parameters["seed"], parameters["max_proposals"])
+    return Proposals(boxes=ranked.boxes, scores=ranked.scores)
 
 
 def _call(
@@ -157,11 +155,11 @@ def _call(
     path: Path,
 ) -> Proposals:
     try:
-        found = function(image, **parameters)
+        answer = function(image, **parameters)
     except Exception as error:
-        raise InputError(f"{name} fails on {path}: {type(error).__name__}: {error}") from error
-    boxes, scores = found if isinstance(found, tuple) else (found, None)
+        raise InputError(f"{name} failed on {path}: {type(error).__name__}: {error}") from error
+    boxes, scores = answer if isinstance(answer, tuple) else (answer, None)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) if np.size(boxes) == 0 else np.asarray(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or (scores is not None and np.shape(scores) != (len(boxes),)):
-        raise InputError(f"{name} gave boxes of shape {boxes.shape} for {path}; (P, 4) is wanted")
+        raise InputError(f"{name} returned boxes of shape {boxes.shape} for {path}; expected (P, 4)")
     return make_proposals(boxes, None if scores is None else np.asarray(scores), f"{name} on {path}")

@@ -1,29 +1,33 @@
-"""How many of the objects have a proposal close enough: the first thing to know about proposals."""
+"""What proposals can reach before any training: recall and overlap of the annotated objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.core import boxes as box_ops
-from detector.core.structures import ImageRecord, Proposals
-from detector.proposals.prepare import filter_proposals
+from detector.core.progress import ReportProgress
+from detector.core.structures import ImageRecord, Proposals, Targets
+from detector.proposals.filtering import filter_proposals
+from detector.proposals.store import ProposalStore
+
+THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+"""COCO's IoU thresholds, 0.5 to 0.95."""
+COUNTS = (1, 3, 10, 30, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000)
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
+"""COCO's areas in square pixels, [least, most)."""
 
 
 class ProposalsByKey(Protocol):
     """Anything that gives the proposals of an image by its key: a store, or a dictionary."""
 
     def __getitem__(self, key: str, /) -> Proposals: ...
-
-
-def best_overlaps(target_boxes: Tensor, proposals: Proposals) -> Tensor:
-    """Return for each of ``target_boxes`` (G, 4) its highest IoU with a proposal, (G,), 0 without any."""
-    if len(proposals) == 0:
-        return torch.zeros(len(target_boxes))
-    return box_ops.iou(target_boxes, proposals.boxes).amax(dim=1)
 
 
 def recall(
@@ -37,28 +41,145 @@ def recall(
     """Return the share of objects that a proposal covers with at least each IoU threshold.
 
     Keys: ``recall_0.5`` and so on for each threshold, ``mean_best_overlap`` over all objects, ``objects``,
-    ``images`` and ``proposals_per_image``. Crowd regions do not count as objects. ``limit`` takes the best
-    proposals of each image only (by score, or the first where there are none). Without any object the
-    figures are 0.
+    ``images`` and ``proposals_per_image``. Crowd regions do not count as objects. ``limit`` takes only the
+    best proposals of each image (by score, or the first where there are none). Without any object the
+    metrics are 0.
     """
     overlaps, counts = [torch.zeros(0)], []
     for record in records:
         proposals = store[record.key]
         if limit is not None:
             proposals = filter_proposals(proposals, (record.height, record.width), top_k=limit)
-        targets = record.targets
-        wanted = ~targets.crowd if include_difficult else ~(targets.crowd | targets.difficult)
-        overlaps.append(best_overlaps(targets.boxes[wanted], proposals))
+        overlaps.append(best_overlaps(_objects(record, include_difficult).boxes, proposals))
         counts.append(len(proposals))
     best = torch.cat(overlaps)
     objects = len(best)
-    figures = {
+    shares = {
         f"recall_{threshold:g}": float((best >= threshold).sum()) / max(objects, 1)
         for threshold in iou_thresholds
     }
-    return figures | {
+    return shares | {
         "mean_best_overlap": float(best.sum()) / max(objects, 1),
         "objects": float(objects),
         "images": float(len(counts)),
         "proposals_per_image": sum(counts) / max(len(counts), 1),
     }
+
+
+def best_overlaps(target_boxes: Tensor, proposals: Proposals) -> Tensor:
+    """Return for each of ``target_boxes`` (G, 4) its highest IoU with a proposal, (G,), 0 without any."""
+    if len(proposals) == 0:
+        return torch.zeros(len(target_boxes))
+    return box_ops.iou(target_boxes, proposals.boxes).amax(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """For each of O objects, the best overlap among the first n proposals of its image.
+
+    best (O, len(counts)) float32: the highest IoU among the first ``counts[i]``; labels (O,) 1..K; areas
+    (O,) as annotated, in square pixels. ``proposals`` (N,) is how many each image has; ``missing`` is how
+    many images have no entry in the store.
+    """
+
+    counts: tuple[int, ...]
+    best: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float32]
+    proposals: NDArray[np.int64]
+    missing: int
+
+    def metrics(self, objects: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+        """Return the metrics over some ``objects`` (O,), by default all; lists go with ``counts``.
+
+        ``recall`` has a list for each IoU threshold, ``average_recall`` is its mean over the thresholds
+        (COCO's rule), ``mean_best_overlap`` the mean of the highest IoU. Without objects they are None.
+        """
+        best = self.best if objects is None else self.best[objects]
+        if len(best) == 0:
+            return {"objects": 0, "recall": None, "average_recall": None, "mean_best_overlap": None}
+        shares = {f"{threshold:g}": (best >= np.float32(threshold)).mean(axis=0) for threshold in THRESHOLDS}
+        return {
+            "objects": len(best),
+            "recall": {name: values.tolist() for name, values in shares.items()},
+            "average_recall": np.mean(list(shares.values()), axis=0).tolist(),
+            "mean_best_overlap": best.mean(axis=0, dtype=np.float64).tolist(),
+        }
+
+
+def measure_overlaps(
+    records: Sequence[ImageRecord],
+    store: ProposalStore,
+    *,
+    counts: Sequence[int] | None = None,
+    include_difficult: bool = True,
+    progress: ReportProgress = lambda _done, _total: None,
+) -> Overlaps:
+    """Return how well the proposals of ``store`` cover the objects of ``records``, without crowd regions.
+
+    Proposals are used as in training: clipped, without duplicates, best first. An image without an entry
+    has none. ``counts`` None is `COUNTS` as far as there are proposals, then all of them.
+    """
+    known = [record for record in records if record.key in store]
+    most = max((store.count(record.key) for record in known), default=0)
+    chosen = tuple(sorted(set(counts))) if counts else (*(n for n in COUNTS if n < most), max(most, 1))
+    best, labels, areas, held = [np.zeros((0, len(chosen)), np.float32)], [], [], []
+    for done, record in enumerate(records, 1):
+        boxes = torch.zeros(0, 4)
+        if record.key in store:
+            boxes = filter_proposals(store[record.key], (record.height, record.width)).boxes
+        objects = _objects(record, include_difficult)
+        best.append(_best_of_first(box_ops.iou(objects.boxes, boxes).numpy(), chosen))
+        labels.append(objects.labels.numpy())
+        areas.append(objects.area.numpy())
+        held.append(len(boxes))
+        progress(done, len(records))
+    return Overlaps(
+        counts=chosen,
+        best=np.concatenate(best),
+        labels=np.concatenate(labels) if labels else np.zeros(0, np.int64),
+        areas=np.concatenate(areas) if areas else np.zeros(0, np.float32),
+        proposals=np.array(held, np.int64),
+        missing=len(records) - len(known),
+    )
+
+
+def recall_report(overlaps: Overlaps, classes: Sequence[str]) -> dict[str, Any]:
+    """Return all metrics as JSON: over all objects, ``per_class`` and ``per_size`` (`SIZES`), and ``MABO``.
+
+    ``MABO`` is the mean over the classes of their mean best overlap (Uijlings et al., IJCV 2013, section
+    5.1); classes without objects are left out of it.
+    """
+    per_class = {
+        name: overlaps.metrics(overlaps.labels == label) for label, name in enumerate(classes, start=1)
+    }
+    per_size = {
+        name: overlaps.metrics((overlaps.areas >= least) & (overlaps.areas < most))
+        for name, (least, most) in SIZES.items()
+    }
+    means = [row["mean_best_overlap"] for row in per_class.values() if row["objects"]]
+    return {
+        "counts": list(overlaps.counts),
+        "iou_thresholds": list(THRESHOLDS),
+        "images": len(overlaps.proposals),
+        "images_without_proposals": overlaps.missing,
+        "proposals_per_image": float(overlaps.proposals.mean()) if len(overlaps.proposals) else 0.0,
+        **overlaps.metrics(),
+        "MABO": np.mean(means, axis=0).tolist() if means else None,
+        "per_class": per_class,
+        "per_size": per_size,
+    }
+
+
+def _objects(record: ImageRecord, include_difficult: bool) -> Targets:
+    """Return the objects that count: crowd regions never do."""
+    targets = record.targets
+    return targets.select(~targets.crowd if include_difficult else ~(targets.crowd | targets.difficult))
+
+
+def _best_of_first(iou: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float32]:
+    """Return for IoU (G, P) the greatest of the first n columns, (G, len(counts)), 0 without any."""
+    if iou.shape[1] == 0:
+        return np.zeros((len(iou), len(counts)), np.float32)
+    running = np.maximum.accumulate(iou, axis=1)
+    return running[:, np.minimum(counts, iou.shape[1]) - 1]

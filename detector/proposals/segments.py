@@ -1,58 +1,67 @@
-"""The segments of a proposal store: immutable pairs of ``.npy`` files, read through memory maps."""
+"""The segments of a proposal store: immutable pairs of ``.npy`` files that hold the boxes and the scores."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, require_regular
-from detector.proposals.npy import Header, check_length, map_file, read_header
+from detector.proposals.index import Row
+from detector.proposals.npy import read_header
 
 FloatArray = NDArray[np.float32]
-_NAME = re.compile(r"\.?segment_(\d{6,})\.(boxes|scores)\.npy(\.\d+)?(\.tmp)?")
-"""The parts of segments, and what interrupted writers leave of them."""
-_BUFFER = 1 << 18
-Signature = tuple[tuple[int, ...] | None, ...]
-# A map holds a file descriptor and most systems allow a process 1024 of them.
-_OPEN_SEGMENTS = 64
-# Pages that were read count as this process's memory until their map is closed, although all share them.
-_RESIDENT_BYTES = 64 << 20
+BoxesAndScores = tuple[FloatArray, FloatArray | None]
+_NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
+_TEMPORARY = re.compile(rf"\.?({_NAME.pattern}|index\.npy|manifest\.json)(\.\d+)?\.tmp")
+_COLUMNS: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": ()}
+_OPEN_FILES = 128  # most systems allow a process 1024 of them
+
+
+class DamagedStore(InputError):
+    """A file of the store does not hold what was written to it."""
 
 
 def write_segment(
-    folder: Path, number: int, boxes: Iterable[FloatArray], scores: Iterable[FloatArray] | None, total: int
+    folder: Path, number: int, images: Iterable[BoxesAndScores], *, rows: int, scored: bool
 ) -> None:
-    """Write segment ``number`` from blocks of boxes (m, 4) and scores (m,), ``total`` rows in all.
+    """Write segment ``number`` from the boxes (P, 4) and scores (P,) of its images, ``rows`` boxes in all.
 
-    Blocks are written as they come, so that memory is bounded by the largest one.
+    Images are written as they come, so that the largest one bounds the memory. ``scored``: whether any image
+    has scores; those without get zeros, which the index says are not theirs.
     """
-    scores_path = segment_path(folder, number, "scores")
-    if scores is None:
-        scores_path.unlink(missing_ok=True)  # an interrupted writer may have left one under this number
-    else:
-        _write_blocks(scores_path, scores, (total,))
-    _write_blocks(segment_path(folder, number, "boxes"), boxes, (total, 4))
+    with ExitStack() as files:
+        boxes_file = files.enter_context(atomic_write(segment_path(folder, number, "boxes")))
+        _write_header(boxes_file, (rows, 4))
+        if scored:
+            scores_file = files.enter_context(atomic_write(segment_path(folder, number, "scores")))
+            _write_header(scores_file, (rows,))
+        for boxes, scores in images:
+            boxes_file.write(np.ascontiguousarray(boxes, "<f4").data)
+            if scored:
+                values = np.zeros(len(boxes)) if scores is None else scores
+                scores_file.write(np.ascontiguousarray(values, "<f4").data)
 
 
 def segment_path(folder: Path, number: int, kind: str) -> Path:
-    """Return where the ``boxes`` or ``scores`` of segment ``number`` lie."""
+    """Return the path of the ``boxes`` or ``scores`` of segment ``number``."""
     return folder / f"segment_{number:06d}.{kind}.npy"
 
 
 def remove_segments(folder: Path, keep: set[int]) -> None:
-    """Remove every segment whose number is not in ``keep``, and what interrupted writers left."""
+    """Remove every segment whose number is not in ``keep``, and temporary files of interrupted writers."""
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
-        if match and (int(match[1]) not in keep or path.suffix == ".tmp"):
+        if (match and int(match[1]) not in keep) or _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
@@ -62,124 +71,88 @@ def greatest_number(folder: Path) -> int:
     return max((int(match[1]) for match in matches if match), default=0)
 
 
-class Part(NamedTuple):
-    """An open file of a segment: its ``rows`` of boxes or scores, ``row_bytes`` each, begin at ``start``."""
-
-    file: BinaryIO
-    start: int
-    rows: int
-    row_bytes: int
+def checksum_of(boxes: FloatArray, scores: FloatArray | None) -> int:
+    """Return the CRC-32 of the bytes of ``boxes`` (P, 4) and then of ``scores`` (P,)."""
+    checksum = zlib.crc32(np.ascontiguousarray(boxes).data)
+    return checksum if scores is None else zlib.crc32(np.ascontiguousarray(scores).data, checksum)
 
 
-@contextmanager
-def open_part(folder: Path, number: int, kind: str) -> Iterator[Part]:
-    """Open the ``boxes`` or ``scores`` of segment ``number`` for reading.
+class SegmentReader:
+    """Reads images from the segments in ``folder`` and keeps the files that were used last open.
 
-    Raises FileNotFoundError where the file is missing, ValueError for one that is no such part.
-    """
-    path = segment_path(folder, number, kind)
-    if path.exists():
-        require_regular(path)
-    with path.open("rb", buffering=_BUFFER) as file:
-        header = read_header(file)
-        _check_kind(header, kind)
-        check_length(file.tell() + header.data_bytes, os.fstat(file.fileno()).st_size)
-        yield Part(file, file.tell(), header.shape[0], 16 if kind == "boxes" else 4)
-
-
-class SegmentMaps:
-    """The memory maps of a store's segments, opened when first read, the latest used kept open.
-
-    ``check`` is called with a segment's number before its files are first mapped, and again where they have
-    been replaced since; it raises InputError for a damaged one. ``checked`` says which it need not be
-    called for, such as what `checked` returned in another process.
+    Safe to use from several threads, and in a process that was forked from one that has read before.
     """
 
-    def __init__(
-        self, folder: Path, check: Callable[[int], None], checked: Mapping[int, Signature] | None = None
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._check = check
-        self.checked: dict[int, Signature] = dict(checked or {})
-        self._maps: OrderedDict[tuple[int, str], FloatArray] = OrderedDict()
-        self._touched = 0
+        self._open = lru_cache(maxsize=_OPEN_FILES)(self._open_file)
 
-    def read(self, number: int, kind: str, offset: int, count: int) -> FloatArray:
-        """Return a copy of ``count`` rows from ``offset``.
+    def read(self, row: Row, *, check: bool) -> BoxesAndScores:
+        """Return the boxes (P, 4) and the scores (P,) or None at ``row``, as arrays of their own.
 
-        Raises FileNotFoundError for a segment that is gone and InputError for a damaged one.
+        With ``check`` their checksum is compared. Raises `DamagedStore` where a file is missing or does not
+        hold what ``row`` says.
         """
-        mapped = self._maps.get((number, kind))
-        if mapped is None:
-            mapped = self._open(number, kind)
-        self._maps.move_to_end((number, kind))
-        if offset + count > len(mapped):
-            path = segment_path(self._folder, number, kind)
-            raise InputError(
-                f"{path} holds {len(mapped)} rows and should hold {offset + count}; make the store again"
-            )
-        rows = np.array(mapped[offset : offset + count])
-        self._touched += rows.nbytes
-        if self._touched > _RESIDENT_BYTES:
-            self.close()
-        return rows
-
-    def check(self, number: int) -> None:
-        """Check segment ``number`` unless this has been done."""
-        signature = self._signature(number)
-        if self.checked.get(number) != signature:
-            self._check(number)
-            self.checked[number] = signature
+        boxes = self._open(row.segment, "boxes").read(row)
+        scores = self._open(row.segment, "scores").read(row) if row.scored else None
+        if check and checksum_of(boxes, scores) != row.checksum:
+            path = segment_path(self._folder, row.segment, "boxes")
+            raise DamagedStore(f"{path} is damaged: image {row.image_id!r} is not as it was written")
+        return boxes, scores
 
     def close(self) -> None:
-        """Close the maps; they open again when they are needed."""
-        self._maps.clear()
-        self._touched = 0
+        """Close all files; they open again when they are needed."""
+        self._open.cache_clear()
 
-    def _open(self, number: int, kind: str) -> FloatArray:
-        self.check(number)
-        path = segment_path(self._folder, number, kind)
+    def _open_file(self, number: int, kind: str) -> _SegmentFile:
+        return _SegmentFile(segment_path(self._folder, number, kind), _COLUMNS[kind])
+
+
+class _SegmentFile:
+    """An open file of a segment, whose array has the shape (M, *columns)."""
+
+    def __init__(self, path: Path, columns: tuple[int, ...]) -> None:
+        self._path = path
+        self._columns = columns
+        self._handle = -1
         try:
-            mapped = map_file(path)
-            _check_kind(mapped.header, kind)
-        except (FileNotFoundError, InputError):
+            if path.exists():
+                require_regular(path)
+            self._handle = os.open(path, os.O_RDONLY)
+            with open(self._handle, "rb", closefd=False) as file:
+                header = read_header(file)
+                self._start = file.tell()
+        except FileNotFoundError:
+            raise DamagedStore(f"{path} is missing") from None
+        except InputError:
             raise
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}); make the proposal store again") from error
-        self._maps[(number, kind)] = mapped.array()
-        while len(self._maps) > 2 * _OPEN_SEGMENTS:
-            self._maps.popitem(last=False)
-        return self._maps[(number, kind)]
+            raise self._damaged(str(error)) from error
+        if header.dtype != np.float32 or header.fortran_order or header.shape[1:] != columns:
+            raise self._damaged(f"it holds {header.dtype} of shape {header.shape}")
+        if self._start + header.data_bytes > os.fstat(self._handle).st_size:
+            raise self._damaged("its end is missing")
+        self._rows = header.shape[0] if header.shape else 0
 
-    def _signature(self, number: int) -> Signature:
-        """Return what changes when the files of a segment are replaced; FileNotFoundError without boxes."""
-        boxes = segment_path(self._folder, number, "boxes").stat()
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read(self, row: Row) -> FloatArray:
+        if row.offset + row.boxes > self._rows:
+            raise self._damaged(f"it has {self._rows} rows and needs {row.offset + row.boxes}")
+        values = np.empty((row.boxes, *self._columns), np.float32)
+        width = values.itemsize * (self._columns or (1,))[0]
         try:
-            scores = segment_path(self._folder, number, "scores").stat()
-        except FileNotFoundError:
-            return _of_file(boxes), None
-        return _of_file(boxes), _of_file(scores)
+            read = os.preadv(self._handle, [values.data], self._start + row.offset * width)
+        except OSError as error:
+            raise self._damaged(str(error)) from error
+        if read != values.nbytes:
+            raise self._damaged("its end is missing")
+        return values
 
-
-def _of_file(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _check_kind(header: Header, kind: str) -> None:
-    sides = (4,) if kind == "boxes" else ()
-    if header.dtype != np.float32 or header.fortran_order or header.shape[1:] != sides or not header.shape:
-        raise ValueError(f"no {kind} of a segment: {header.dtype} of shape {header.shape}")
-
-
-def _write_blocks(path: Path, blocks: Iterable[FloatArray], shape: tuple[int, ...]) -> None:
-    with atomic_write(path) as file:
-        _write_header(file, shape)
-        written = 0
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, "<f4").data)
-            written += len(block)
-        if written != shape[0]:
-            raise ValueError(f"{path}: {written} rows were written where {shape[0]} were announced")
+    def _damaged(self, reason: str) -> DamagedStore:
+        return DamagedStore(f"{self._path} is damaged: {reason}")
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:

@@ -4,89 +4,122 @@ A store is a folder:
 
     manifest.json                 what made the boxes, with which parameters, in which convention; notes
     index.npy                     image id -> segment, offset, count, image size, content hash, checksum;
-                                  behind the array its own checksum
+                                  after the array its own checksum
     segment_000001.boxes.npy      (M, 4) float32: x1, y1, x2, y2, half-open pixels of the original image
     segment_000001.scores.npy     (M,) float32; absent where no image of the segment has scores
     writer.lock                   held (flock) by the one process that writes
 
 Segments never change. A writer adds a whole segment and then replaces the index in one step, so a process
-killed in between leaves the store as it was. Readers need no lock. A split only chooses ids.
+killed in between leaves the store as it was. Readers need no lock and write nothing.
 
-Damage is found before it is used: the manifest's checksum is compared when the store is opened, the index's
-at its first use, and those of a segment's images when the segment is first read, once in each process.
+Damage is reported before it is used: the checksums of manifest and index are compared when the store is
+opened, that of an image's boxes and scores when a process first reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import fcntl
+import json
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from detector.core.errors import InputError
-from detector.core.files import is_hidden, make_folder
+from detector.core.files import atomic_write, is_hidden, make_folder, read_short_text, require_regular
 from detector.core.structures import Proposals
-from detector.proposals.checksums import Damage, find_damage
-from detector.proposals.entries import Entry, check_entry, rows_of, write_entries
-from detector.proposals.index import Index, Row
-from detector.proposals.locking import writer_lock
-from detector.proposals.manifest import differences, load_manifest, make_manifest, save_manifest
+from detector.proposals.index import Index, Row, check_image_id, is_content_hash
 from detector.proposals.segments import (
-    SegmentMaps,
-    Signature,
+    BoxesAndScores,
+    DamagedStore,
+    SegmentReader,
+    checksum_of,
     greatest_number,
     remove_segments,
     write_segment,
 )
 
+FORMAT = "detector proposal store"
+VERSION = 1
+BOX_CONVENTION = "x1, y1, x2, y2 float32 pixels half-open, original image"
+IMAGE_SIZES = "index.npy: height and width of each image, in pixels; 0 if unknown"
+CHECKSUM = "index.npy: CRC-32 of the bytes of each image's boxes, then of its scores"
+# The CRC-32 of the manifest's other entries as compact JSON with sorted keys; earlier versions wrote none.
+_OWN_CHECKSUM = "crc32"
+_TYPES = {"generator": str, "parameters": dict, "notes": list, "version": int}
 _LOCK = "writer.lock"
-_COMPACT_BOXES = 1 << 24  # 256 MiB of boxes a segment
+_WAIT_SECONDS = 30.0
+_SEGMENT_BOXES = 1 << 20  # 16 MiB of boxes in memory
+_COMPACT_BOXES = 1 << 24  # 256 MiB of boxes per segment
 _MAX_SEGMENT = (1 << 32) - 1  # the index has 32 bits for it
 
 
-class DamagedStore(InputError):
-    """A file of the store does not hold what was written to it."""
+class Entry(NamedTuple):
+    """What is stored per image: its proposals, the hash of its file, its (height, width).
+
+    ``content_hash`` is None and ``size`` (0, 0) where they are unknown.
+    """
+
+    proposals: Proposals
+    content_hash: str | None = None
+    size: tuple[int, int] = (0, 0)
+
+
+class Damage(NamedTuple):
+    """The images whose boxes a segment has lost, and a sentence that names its file and the reason."""
+
+    reason: str
+    image_ids: list[str]
 
 
 class ProposalStore:
     """The proposals of a data set by one method, read by image id. Make one with ``open`` or ``create``."""
 
     def __init__(
-        self, path: Path, manifest: Mapping[str, Any], checked: Mapping[int, Signature] | None = None
+        self, path: Path, manifest: Mapping[str, Any], names: Mapping[str, str] | None = None
     ) -> None:
         self.path = path
         self._manifest = manifest
+        self._names = dict(names or {})
         self._index = Index.load(path / "index.npy")
-        self._maps = SegmentMaps(path, self._check_segment, checked)
+        self._segments = SegmentReader(path)
         self._locked = False
 
     @classmethod
-    def open(cls, path: Path | str, checked: Mapping[int, Signature] | None = None) -> ProposalStore:
+    def open(cls, path: Path | str, names: Mapping[str, str] | None = None) -> ProposalStore:
         """Open an existing store; raises InputError if ``path`` is none or is damaged.
 
-        ``checked`` are the segments that another process has found sound.
+        ``names``: see `with_names`.
         """
-        return cls(Path(path), load_manifest(Path(path)), checked)
+        return cls(Path(path), _load_manifest(Path(path)), names)
 
     @classmethod
     def create(cls, path: Path | str, *, generator: str, parameters: Mapping[str, Any]) -> ProposalStore:
-        """Make an empty store, or open the one that is there if generator and parameters are the same.
+        """Make an empty store, or open the existing one if it has the same generator and parameters.
 
-        Raises InputError if they differ, naming how, or if something else lies at ``path``.
+        Raises InputError if they differ, naming the differences, or if ``path`` holds something else.
         """
         folder = Path(path)
-        wanted = make_manifest(generator, parameters)
+        wanted = _make_manifest(generator, parameters)
         if not (folder / "manifest.json").exists():
             _initialise(folder, wanted)
-        found = load_manifest(folder)
-        if difference := differences(found, wanted):
+        existing = _load_manifest(folder)
+        if difference := _differences(existing, wanted):
             raise InputError(
-                f"{folder} holds proposals made otherwise ({difference}); use another folder or remove it"
+                f"{folder} holds proposals of another method or with other parameters ({difference}); use "
+                "another folder or remove it"
             )
-        return cls(folder, found)
+        return cls(folder, existing)
+
+    def with_names(self, names: Mapping[str, str]) -> ProposalStore:
+        """Return this store such that it also finds images by the keys of ``names``, whose values are ids."""
+        return ProposalStore(self.path, self._manifest, {**self._names, **names})
 
     @property
     def generator(self) -> str:
@@ -95,50 +128,43 @@ class ProposalStore:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters it was called with."""
+        """The parameters that the method was called with."""
         return dict(self._manifest["parameters"])
 
     @property
     def notes(self) -> list[str]:
-        """What was found while the store was made, a sentence each."""
+        """What the maker of the store has noted about it, a sentence each."""
         return [str(note) for note in self._manifest.get("notes", [])]
 
     def __getitem__(self, image_id: str) -> Proposals:
         """Return the proposals of ``image_id`` as tensors of their own.
 
-        Raises InputError if it has none, and `DamagedStore` for a damaged segment.
+        Raises InputError if the store has none, and `DamagedStore` where they are not as they were written.
         """
         try:
-            return self._read(self._row(image_id))
-        except (FileNotFoundError, DamagedStore):  # another process may have compacted the store
+            return self._read(image_id)
+        except DamagedStore:  # unless another process has compacted the store
             self.reload()
         try:
-            return self._read(self._row(image_id))
-        except FileNotFoundError as error:
-            raise DamagedStore(f"{error.filename} is missing; {self._remedy()}") from error
+            return self._read(image_id)
+        except DamagedStore as error:
+            raise DamagedStore(f"{error}; {self._remedy()}") from error
 
     def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, str) and self._index.find(image_id) is not None
+        return isinstance(image_id, str) and self._find(self._index, image_id) is not None
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __reduce__(
-        self,
-    ) -> tuple[Callable[..., ProposalStore], tuple[Path, Mapping[int, Signature]]]:
-        return ProposalStore.open, (self.path, self.checked)
-
-    @property
-    def checked(self) -> Mapping[int, Signature]:
-        """The segments that this process has found sound; `open` takes them over."""
-        return self._maps.checked
+    def __reduce__(self) -> tuple[Callable[..., ProposalStore], tuple[Path, Mapping[str, str]]]:
+        return ProposalStore.open, (self.path, self._names)
 
     def ids(self) -> list[str]:
         """Return the ids of all images, sorted."""
         return self._index.ids()
 
     def content_hash(self, image_id: str) -> str | None:
-        """Return the hash of the image file the boxes were made for, or None where it is not known."""
+        """Return the hash of the image file that the boxes were made for, or None where it is unknown."""
         return self._row(image_id).content_hash or None
 
     def count(self, image_id: str) -> int:
@@ -146,19 +172,19 @@ class ProposalStore:
         return self._row(image_id).boxes
 
     def fingerprint(self, image_id: str) -> tuple[int, int, str]:
-        """Return what tells two entries apart: number and checksum of the boxes, hash of the image."""
+        """Return what distinguishes two entries: number and checksum of the boxes, hash of the image."""
         row = self._row(image_id)
         return row.boxes, row.checksum, row.content_hash
 
     def image_size(self, image_id: str) -> tuple[int, int] | None:
-        """Return the image's (height, width), or None where it is not known."""
-        size = self._row(image_id).size
-        return size if all(size) else None
+        """Return the image's (height, width), or None where it is unknown."""
+        row = self._row(image_id)
+        return (row.height, row.width) if row.height and row.width else None
 
     def reload(self) -> None:
         """See what other processes have written since the store was opened."""
         self._index = Index.load(self.path / "index.npy")
-        self._maps.close()
+        self._segments.close()
 
     def append(self, entries: Mapping[str, Entry]) -> None:
         """Add ``entries`` as one new segment; an id that is there already is replaced.
@@ -169,58 +195,100 @@ class ProposalStore:
             return
         for image_id, entry in entries.items():
             check_entry(self.path, image_id, entry)
-        with self.lock(wait=30.0):
+        images = [_arrays(entry.proposals) for entry in entries.values()]
+        rows = [
+            Row(
+                image_id,
+                segment=0,
+                offset=0,  # both until the segment is written
+                boxes=len(boxes),
+                scored=scores is not None,
+                height=entry.size[0],
+                width=entry.size[1],
+                checksum=checksum_of(boxes, scores),
+                content_hash=entry.content_hash or "",
+            )
+            for (image_id, entry), (boxes, scores) in zip(entries.items(), images, strict=True)
+        ]
+        with self.lock(_WAIT_SECONDS):
             index = Index.load(self.path / "index.npy")
-            number = self._next_segment(index)
-            write_entries(self.path, number, list(entries.values()))
-            index = index.merged(rows_of(number, entries))
-            index.save(self.path / "index.npy")
-            self._index = index
+            written = self._write_segment(self._next_segment(index), rows, images)
+            self._save(index.merged(written))
+
+    def append_all(
+        self, entries: Iterable[tuple[str, Entry]], progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """Append any number of ``entries`` in segments of a size that the memory holds.
+
+        ``progress`` is called after each segment.
+        """
+        batch: dict[str, Entry] = {}
+        boxes = 0
+        for image_id, entry in entries:
+            batch[image_id] = entry
+            boxes += len(entry.proposals)
+            if boxes >= _SEGMENT_BOXES:
+                self.append(batch)
+                progress()
+                batch, boxes = {}, 0
+        self.append(batch)
+        progress()
 
     def discard(self, image_ids: Iterable[str]) -> None:
-        """Forget the proposals of ``image_ids``."""
-        with self.lock(wait=30.0):
-            self._index = Index.load(self.path / "index.npy").without(image_ids)
-            self._index.save(self.path / "index.npy")
+        """Remove the proposals of ``image_ids``."""
+        with self.lock(_WAIT_SECONDS):
+            self._save(Index.load(self.path / "index.npy").without(image_ids))
 
     def annotate(self, notes: list[str]) -> None:
         """Replace the notes in the manifest."""
-        with self.lock(wait=30.0):
+        with self.lock(_WAIT_SECONDS):
             self._manifest = {**self._manifest, "notes": notes}
-            save_manifest(self.path, self._manifest)
+            _save_manifest(self.path, self._manifest)
 
     def segment_count(self) -> int:
-        """Return how many segments are in use; each open one costs a reader a file descriptor or two."""
+        """Return how many segments are in use; each costs a reader a file descriptor or two."""
         return len(self._index.segments())
 
     def compact(self) -> None:
         """Rewrite the store without replaced entries, in the order of the ids, in few large segments."""
-        with self.lock(wait=30.0):
+        with self.lock(_WAIT_SECONDS):
             self.reload()
-            first = self._next_segment(self._index)
+            number = self._next_segment(self._index)
             moved: list[Row] = []
-            for number, group in enumerate(_groups(self._index.rows(), _COMPACT_BOXES), first):
-                self._copy_rows(number, group)
-                moved += _moved(number, group)
-            self._index.merged(moved).save(self.path / "index.npy")
+            rows = (self._index[place] for place in range(len(self._index)))
+            for group in _groups(rows, _COMPACT_BOXES):
+                images = (self._segments.read(row, check=True) for row in group)
+                moved += self._write_segment(number, group, images)
+                number += 1
+            self._save(self._index.merged(moved))
             self.reload()
             remove_segments(self.path, keep=self._index.segments())
 
     def damaged(self) -> list[Damage]:
-        """Return what is wrong with each damaged segment, reading what is not checked yet."""
-        found = []
-        for number in sorted(self._index.segments()):
+        """Return what each damaged segment has lost, reading all that this process has not read yet."""
+        index = self._index
+        lost: defaultdict[int, list[str]] = defaultdict(list)
+        reasons: dict[int, str] = {}
+        sizes: Counter[int] = Counter()
+        for place in index.places_on_disk():
+            row = index[place]
+            sizes[row.segment] += 1
             try:
-                self._maps.check(number)
-            except (FileNotFoundError, DamagedStore):
-                found.append(self._damage_of(number))
-        return [damage for damage in found if damage is not None]
+                if not index.checked[place]:
+                    self._read_checked(index, place, row)
+            except DamagedStore as error:
+                lost[row.segment].append(row.image_id)
+                reasons.setdefault(row.segment, str(error))
+        return [
+            Damage(f"{reasons[number]} ({len(ids)} of the {sizes[number]} images of this file are lost)", ids)
+            for number, ids in lost.items()
+        ]
 
     @contextmanager
     def lock(self, wait: float = 0.0, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Be the only writer of this store inside the block.
 
-        ``on_wait`` is called once, where another process is. Raises InputError where it still is after
+        ``on_wait`` is called once if another process is the writer. Raises InputError if it still is after
         ``wait`` seconds.
         """
         if self._locked:
@@ -233,71 +301,150 @@ class ProposalStore:
             finally:
                 self._locked = False
 
+    def _find(self, index: Index, image_id: str) -> int | None:
+        return index.find(self._names.get(image_id, image_id))
+
+    def _place(self, index: Index, image_id: str) -> int:
+        place = self._find(index, image_id)
+        if place is None:
+            example = f", such as {index[0].image_id!r}" if len(index) else ""
+            raise InputError(
+                f"{self.path} has no proposals for image {image_id!r}; it has {len(index)} images{example}"
+            )
+        return place
+
+    def _row(self, image_id: str) -> Row:
+        index = self._index
+        return index[self._place(index, image_id)]
+
+    def _read(self, image_id: str) -> Proposals:
+        index = self._index
+        place = self._place(index, image_id)
+        boxes, scores = self._read_checked(index, place, index[place])
+        return Proposals(
+            boxes=torch.from_numpy(boxes), scores=None if scores is None else torch.from_numpy(scores)
+        )
+
+    def _read_checked(self, index: Index, place: int, row: Row) -> BoxesAndScores:
+        image = self._segments.read(row, check=not index.checked[place])
+        index.checked[place] = True
+        return image
+
+    def _save(self, index: Index) -> None:
+        index.save(self.path / "index.npy")
+        self._index = index
+
+    def _write_segment(self, number: int, rows: list[Row], images: Iterable[BoxesAndScores]) -> list[Row]:
+        """Write ``images`` as segment ``number`` and return ``rows`` with their place in it."""
+        ends = list(accumulate((row.boxes for row in rows), initial=0))
+        write_segment(self.path, number, images, rows=ends[-1], scored=any(row.scored for row in rows))
+        return [row._replace(segment=number, offset=end) for row, end in zip(rows, ends, strict=False)]
+
     def _next_segment(self, index: Index) -> int:
-        """Return a number that no segment has had: readers with an older index may still want those."""
+        """Return a number that no segment has had: readers with an older index may still need those."""
         number = max(max(index.segments(), default=0), greatest_number(self.path)) + 1
         if number > _MAX_SEGMENT:
             raise InputError(f"{self.path / 'index.npy'}: no segment number is free; make the store again")
         return number
 
-    def _check_segment(self, number: int) -> None:
-        damage = find_damage(self.path, number, self._index.rows_in(number))
-        if damage is not None:
-            raise DamagedStore(f"{damage.path} is damaged: {damage.reason}; {self._remedy()}")
-
-    def _damage_of(self, number: int) -> Damage | None:
-        rows = self._index.rows_in(number)
-        try:
-            return find_damage(self.path, number, rows)
-        except FileNotFoundError as error:
-            return Damage(Path(error.filename), "it is missing", rows.ids(range(len(rows))))
-
     def _remedy(self) -> str:
         if self.generator == "converted":
             return f"delete the folder {self.path} and convert the proposals again"
         return (
-            "make the proposals again with the command that made them, which makes these images alone, or "
+            "make the proposals again with the command that made them, which makes only these images, or "
             f"delete the folder {self.path}"
         )
 
-    def _row(self, image_id: str) -> Row:
-        row = self._index.find(image_id)
-        if row is None:
-            example = f", such as {next(iter(self._index.rows())).image_id!r}" if len(self) else ""
+
+def merge_stores(
+    sources: Sequence[Path | str],
+    target: Path | str,
+    *,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ProposalStore:
+    """Put all images of ``sources``, stores of one method, into the store at ``target``.
+
+    ``target`` may exist and hold some of the images already, so that a merge that was killed is finished by
+    another. ``progress`` is called after each store, with images done and images in all.
+
+    Raises InputError for stores whose generator or parameters differ from the first one's, and for an image
+    of which two stores hold different proposals; ``target`` then has none of the images of the second.
+    """
+    stores = [ProposalStore.open(source) for source in sources]
+    first = stores[0]
+    merged = ProposalStore.create(target, generator=first.generator, parameters=first.parameters)
+    for store in stores:
+        if (store.generator, store.parameters) != (first.generator, first.parameters):
             raise InputError(
-                f"{self.path} has no proposals for image {image_id!r}; it has {len(self)} images{example}"
+                f"{store.path} and {first.path} were made in different ways: {store.generator} "
+                f"{store.parameters} and {first.generator} {first.parameters}; only stores of one method "
+                "with the same parameters can be merged"
             )
-        return row
+    ends = list(accumulate(map(len, stores)))
+    with merged.lock():
+        merged.reload()
+        for store, end in zip(stores, ends, strict=True):
+            _check_agreement(store, merged)
+            missing = (image_id for image_id in store.ids() if image_id not in merged)
+            merged.append_all((image_id, _entry(store, image_id)) for image_id in missing)
+            progress(end, ends[-1])
+        merged.compact()
+        merged.annotate(list(dict.fromkeys(text for store in [merged, *stores] for text in store.notes)))
+    return merged
 
-    def _read(self, row: Row) -> Proposals:
-        boxes = self._maps.read(row.segment, "boxes", row.offset, row.boxes)
-        if not row.scored:
-            return Proposals(boxes=torch.from_numpy(boxes))
-        scores = self._maps.read(row.segment, "scores", row.offset, row.boxes)
-        return Proposals(boxes=torch.from_numpy(boxes), scores=torch.from_numpy(scores))
 
-    def _copy_rows(self, number: int, rows: list[Row]) -> None:
-        boxes = (self._maps.read(row.segment, "boxes", row.offset, row.boxes) for row in rows)
-        scores = (
-            self._maps.read(row.segment, "scores", row.offset, row.boxes)
-            if row.scored
-            else np.zeros(row.boxes, np.float32)
-            for row in rows
-        )
-        any_scored = any(row.scored for row in rows)
-        write_segment(
-            self.path, number, boxes, scores if any_scored else None, sum(row.boxes for row in rows)
-        )
+def check_entry(path: Path, image_id: str, entry: Entry) -> None:
+    """Raise an InputError that names the store ``path`` and the image unless ``entry`` can be stored."""
+    check_image_id(image_id, path)
+    if entry.content_hash is not None and not is_content_hash(entry.content_hash):
+        raise ValueError(f"not the hash of an image's content: {entry.content_hash!r}")
+    finite = torch.isfinite(entry.proposals.boxes).all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"{path}: box {row} of image {image_id!r} is not finite; leave it out")
+
+
+@contextmanager
+def writer_lock(path: Path, wait: float, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock file ``path`` inside the block; InputError if it is not free after ``wait`` seconds.
+
+    ``on_wait`` is called once if it is not free immediately. The system releases the lock when the process
+    ends, however it ends.
+    """
+    if path.exists():
+        require_regular(path)
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(f"cannot write to {path.parent}: {error.strerror}") from error
+    with file:
+        deadline = time.monotonic() + wait
+        while not _try_lock(file.fileno()):
+            if time.monotonic() >= deadline:
+                raise InputError(f"another process is writing {path.parent}; wait for it to end")
+            if on_wait is not None:
+                on_wait()
+                on_wait = None
+            time.sleep(0.02)
+        yield
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _initialise(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Make an empty store; the manifest comes last, so that a folder with one is whole."""
+    """Make an empty store; the manifest comes last, so that a folder that has one is complete."""
     make_folder(folder)
-    with writer_lock(folder / _LOCK, wait=30.0):
+    with writer_lock(folder / _LOCK, _WAIT_SECONDS):
         if not (folder / "manifest.json").exists():
             _check_unused(folder)
             Index.empty().save(folder / "index.npy")
-            save_manifest(folder, manifest)
+            _save_manifest(folder, manifest)
 
 
 def _check_unused(folder: Path) -> None:
@@ -306,8 +453,77 @@ def _check_unused(folder: Path) -> None:
     foreign = sorted(path.name for path in others if not is_hidden(path, folder))
     if foreign:
         raise InputError(
-            f"{folder} is no proposal store and not empty (it holds {foreign[0]!r}); use another folder"
+            f"{folder} is not a proposal store and not empty (it holds {foreign[0]!r}); use another folder"
         )
+
+
+def _make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a store by ``generator`` with ``parameters``, as it will be read back."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "generator": generator,
+        "parameters": dict(parameters),
+        "boxes": BOX_CONVENTION,
+        "image_sizes": IMAGE_SIZES,
+        "checksum": CHECKSUM,
+        "notes": [],
+    }
+    return json.loads(json.dumps(manifest))
+
+
+def _save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest of the store ``folder`` in one durable step."""
+    whole = {**manifest, _OWN_CHECKSUM: _manifest_checksum(manifest)}
+    with atomic_write(folder / "manifest.json") as file:
+        file.write(json.dumps(whole, indent=2).encode() + b"\n")
+
+
+def _load_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of the store ``folder``; raises InputError if it is damaged or not of a store."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise InputError(f"{folder} is not a proposal store: it has no manifest.json")
+    try:
+        manifest = json.loads(read_short_text(path, "the manifest of a proposal store"))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); make the proposal store again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path} is not the manifest of a proposal store")
+    checksum = manifest.pop(_OWN_CHECKSUM, None)
+    if checksum is not None and checksum != _manifest_checksum(manifest):
+        raise InputError(
+            f"{path} is damaged or was edited (its checksum does not fit); put the old one back, or make the "
+            "proposal store again"
+        )
+    manifest.setdefault("notes", [])
+    for name, kind in _TYPES.items():
+        if type(manifest.get(name)) is not kind:
+            raise InputError(
+                f"{path}: {name} is missing or is not a {kind.__name__}; make the proposal store again"
+            )
+    if manifest["version"] != VERSION or manifest.get("boxes") != BOX_CONVENTION:
+        raise InputError(f"{path} is of another version than {VERSION}; make the proposal store again")
+    return manifest
+
+
+def _manifest_checksum(manifest: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _differences(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Describe how the generator or the parameters of two manifests differ; "" if they do not."""
+    if existing["generator"] != wanted["generator"]:
+        return f"generator {existing['generator']!r} there, {wanted['generator']!r} wanted"
+    there, here = existing["parameters"], wanted["parameters"]
+    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    return ", ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} wanted" for name in names)
+
+
+def _arrays(proposals: Proposals) -> BoxesAndScores:
+    return proposals.boxes.numpy(), None if proposals.scores is None else proposals.scores.numpy()
 
 
 def _groups(rows: Iterable[Row], most_boxes: int) -> Iterator[list[Row]]:
@@ -323,8 +539,16 @@ def _groups(rows: Iterable[Row], most_boxes: int) -> Iterator[list[Row]]:
         yield group
 
 
-def _moved(number: int, rows: list[Row]) -> Iterator[Row]:
-    offset = 0
-    for row in rows:
-        yield row._replace(segment=number, offset=offset)
-        offset += row.boxes
+def _check_agreement(store: ProposalStore, merged: ProposalStore) -> None:
+    for image_id in store.ids():
+        if image_id in merged and store.fingerprint(image_id) != merged.fingerprint(image_id):
+            raise InputError(
+                f"{store.path} and {merged.path} hold different proposals for image {image_id!r}; either its "
+                "file has changed, or stores of an older version, which name images by id, are of two splits "
+                "with the same ids: make the older store again"
+            )
+
+
+def _entry(store: ProposalStore, image_id: str) -> Entry:
+    size = store.image_size(image_id) or (0, 0)
+    return Entry(store[image_id], store.content_hash(image_id), size)

@@ -1,4 +1,4 @@
-"""Processes that share a list of tasks, in which one task can take too long or crash without the others."""
+"""Processes that share a list of tasks; a task that takes too long or crashes does not stop the others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
 import cv2
@@ -38,82 +37,82 @@ def run_tasks(
     time_limit: float | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Task, Answer | Lost]]:
-    """Yield each task with ``function`` of it as it is done, in ``workers`` processes.
+    """Call ``function`` for each task in ``workers`` processes; yield task and answer in the order of ending.
 
-    A task that takes over ``time_limit`` seconds, or whose process dies, is yielded as `Lost`; its process is
-    replaced. An exception of ``function`` is raised here. ``prepare`` is called once in each process, before
-    its first task and outside the limit. Function, tasks and answers travel as pickles. The processes share
-    the cores: each computes with its part of them, one thread where there are as many processes as cores.
+    A task that takes over ``time_limit`` seconds, or whose process dies, has the answer `Lost`; its process
+    is replaced. An exception in ``function`` is raised here. ``prepare`` is called once in each process,
+    before its first task and outside the limit. Function, tasks and answers must be picklable; one task per
+    process is in memory. The processes share the cores: each uses its share of them as threads, at least one.
     """
-    pool: list[_Worker[Task, Answer]] = []
+    threads = max(1, available_cores() // max(workers, 1))
     todo = iter(tasks)
+    pool: list[_Worker[Task, Answer]] = []
     try:
-        threads = max(1, available_cores() // max(workers, 1))
-        start = partial(_Worker, function, prepare, threads)
-        pool = [start(task) for _, task in zip(range(workers), todo, strict=False)]
+        for task in islice(todo, workers):
+            pool.append(_Worker(function, prepare, threads))
+            pool[-1].start(task)
         while pool:
             for worker in _ready(pool, time_limit):
-                outcome = worker.outcome(time_limit)
-                if outcome is None:  # it has only just started
+                answer = worker.answer(time_limit)
+                if answer is None:  # it has only just started
                     continue
-                yield worker.task, outcome
-                worker_lost = isinstance(outcome, Lost)
-                following = next(todo, None)
-                if worker_lost or following is None:
+                yield worker.task, answer
+                following = list(islice(todo, 1))
+                if not following:
                     worker.stop()
                     pool.remove(worker)
-                if following is not None:
-                    if worker_lost:
-                        pool.append(start(following))
-                    else:
-                        worker.give(following)
+                elif isinstance(answer, Lost):
+                    worker.stop()
+                    worker.start(following[0])
+                else:
+                    worker.give(following[0])
     finally:
         for worker in pool:
             worker.stop()
 
 
 class _Worker(Generic[Task, Answer]):
-    """One process and the task that it has."""
+    """A process and the task that it has."""
 
     def __init__(
-        self, function: Callable[[Task], Answer], prepare: Callable[[], None] | None, threads: int, task: Task
+        self, function: Callable[[Task], Answer], prepare: Callable[[], None] | None, threads: int
     ) -> None:
-        # Fresh processes: forking one that has threads, as this one has, may leave locks held for ever.
+        self._work = function, prepare, threads
+
+    def start(self, task: Task) -> None:
+        """Start a process that gets ``task`` once it is ready."""
+        # Not forked: forking a process that has threads, as this one does, may leave locks held for ever.
         context = get_context("spawn")
         self.connection, far_end = context.Pipe()
-        self._process: BaseProcess = context.Process(
-            target=_serve, args=(function, prepare, threads, far_end), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(*self._work, far_end), daemon=True)
         self._process.start()
         far_end.close()
         self.task = task
-        self.deadline: float | None = None
-        self._started = False
+        self.began: float | None = None  # when it was given the task
 
     def give(self, task: Task) -> None:
         self.task = task
-        self.deadline = time.monotonic()
+        self.began = time.monotonic()
         try:
             self.connection.send(task)
         except OSError:
-            return  # it has died; reading from it will say so
+            return  # it has died, which `answer` will report
 
-    def outcome(self, time_limit: float | None) -> Answer | Lost | None:
-        """Return the answer, why there is none, or None where the process reports that it has started."""
+    def answer(self, time_limit: float | None) -> Answer | Lost | None:
+        """Return the answer, why there is none, or None where the process reports that it is ready."""
         if not self.connection.poll():
             return Lost(f"took over {time_limit:g} seconds")
         try:
             kind, value = self.connection.recv()
         except (EOFError, OSError):
             self._process.join()
-            if not self._started:
+            status = f"exit status {self._process.exitcode}"
+            if self.began is None:
                 raise InputError(
-                    f"a worker process ended while it started (exit status {self._process.exitcode}); "
-                    "its message stands above"
+                    f"a worker process ended while it started ({status}); its message stands above"
                 ) from None
-            return Lost(f"ended its process (exit status {self._process.exitcode})")
-        if kind == "started":
-            self._started = True
+            return Lost(f"ended its process ({status})")
+        if kind == "ready":
             self.give(self.task)
             return None
         if kind == "raised":
@@ -127,19 +126,14 @@ class _Worker(Generic[Task, Answer]):
 
 
 def _ready(pool: list[_Worker[Task, Answer]], time_limit: float | None) -> list[_Worker[Task, Answer]]:
-    """Wait until some workers have something to say or are over their time, and return these."""
-    begun = [worker.deadline for worker in pool if worker.deadline is not None]
-    patience = None
-    if time_limit is not None and begun:
-        patience = max(0.0, min(begun) + time_limit - time.monotonic())
-    speaking = wait([worker.connection for worker in pool], patience)
+    """Wait until some workers have sent something or have exceeded the limit, and return these."""
+    limit = float("inf") if time_limit is None else time_limit
+    ends = {id(worker): worker.began + limit for worker in pool if worker.began is not None}
+    first = min(ends.values(), default=float("inf"))
+    patience = None if first == float("inf") else max(0.0, first - time.monotonic())
+    sent = wait([worker.connection for worker in pool], patience)
     now = time.monotonic()
-    return [
-        worker
-        for worker in pool
-        if worker.connection in speaking
-        or (time_limit is not None and worker.deadline is not None and now >= worker.deadline + time_limit)
-    ]
+    return [worker for worker in pool if worker.connection in sent or now >= ends.get(id(worker), now + 1)]
 
 
 def _serve(
@@ -155,7 +149,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if prepare is not None:
         prepare()
-    connection.send(("started", None))
+    connection.send(("ready", None))
     while True:
         try:
             task = connection.recv()

@@ -30,13 +30,12 @@ from torch import Tensor, nn
 
 from detector.config import Config
 from detector.core.errors import InputError
-from detector.core.files import read_json, require_regular, write_text
+from detector.core.files import file_hash, read_json, require_regular, write_text
 from detector.core.progress import ReportProgress, note, progress_bar
 from detector.core.structures import ImageMeta, ImageRecord
 from detector.factory.loaders import inference_transforms, inference_views, no_proposals
 from detector.factory.model import build_normalization
 from detector.models.detector import RegionDetector
-from detector.proposals.hashing import file_hash
 
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 FORMAT = 2

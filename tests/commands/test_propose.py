@@ -144,7 +144,7 @@ def test_inspecting_says_it_in_words_and_in_json(tool: Tool, config: Path, tmp_p
     assert words.stdout.splitlines() == [
         "format: npz",
         "images: 1, such as a",
-        "boxes: 2, 2 to 2 an image, 2 on average",
+        "boxes: 2, 2 to 2 per image, 2 on average",
         "column 1: 1 to 5",
         "column 2: 2 to 6",
         "column 3: 7 to 30",

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_said(tool: Tool, config: Path, tmp_path: Path) -> 
     other = convert(tmp_path / "other.npz", "npz", tmp_path / "other").path
     for arguments, message in (
         (("--store", other), "no proposals for any image of test"),
-        (("--store", tmp_path / "absent"), "is no proposal store"),
+        (("--store", tmp_path / "absent"), "is not a proposal store"),
         (("--counts", "3,x"), "--counts '3,x': write whole numbers"),
         (("--split", "tset"), "tset"),
     ):

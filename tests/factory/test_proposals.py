@@ -29,7 +29,7 @@ from detector.factory.proposals import (
 )
 from detector.ops import selective_search
 from detector.proposals.convert import convert
-from detector.proposals.prepare import filter_proposals
+from detector.proposals.filtering import filter_proposals
 from detector.proposals.recall import recall
 from detector.proposals.store import Entry, ProposalStore
 from tests.data.splits import COCO, VOC, numbered_coco, voc_folders

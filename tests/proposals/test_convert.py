@@ -14,12 +14,11 @@ import pytest
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Targets
-from detector.proposals.convert import convert
+from detector.proposals.convert import conversion_name, convert, source_parameters
 from detector.proposals.inspection import guess_format, inspect
 from detector.proposals.readers import read_images
 from detector.proposals.readers.arrays import RawImages
 from detector.proposals.readers.folders import files_of
-from detector.proposals.sources import conversion_name, source_parameters
 from detector.proposals.store import ProposalStore
 from tests.proposals.formats import (
     SCORED,
@@ -287,7 +286,7 @@ class TestFaults:
         path.write_bytes(pickle.dumps({"boxes": list(named.values()), "ids": list(named)}))
         store = convert(path, "detectron2", tmp_path / "store", records=records[:3], keep_others=False)
         assert store.ids() == [record.key for record in records[:3]]
-        with pytest.raises(InputError, match=r"'/home/me/set/000100\.jpg' is no image id"):
+        with pytest.raises(InputError, match=r"'/home/me/set/000100\.jpg' is not a valid image id"):
             convert(path, "detectron2", tmp_path / "all", records=records[:3])
 
     def test_a_file_without_names_must_have_the_length_of_the_data_set(
@@ -307,7 +306,7 @@ class TestFaults:
             convert(source, "npz", tmp_path / "store", convention="xyx")
         with pytest.raises(InputError, match="faults is 'ignore'; use one of error, skip, full_image"):
             convert(source, "npz", tmp_path / "store", faults="ignore")
-        with pytest.raises(InputError, match=r"cannot read the proposals .*absent"):
+        with pytest.raises(InputError, match=r"absent.*: cannot read the file"):
             convert(tmp_path / "absent", "npz", tmp_path / "store")
 
 
@@ -318,7 +317,7 @@ def test_square_images_without_objects_do_not_tell_the_axes(tmp_path: Path) -> N
     square = ImageRecord(
         image_id="a", path=record.path, height=100, width=100, targets=type(record.targets).empty()
     )
-    with pytest.raises(InputError, match=r"fit .* alike \(the 1 images looked at have no objects"):
+    with pytest.raises(InputError, match=r"fit .* equally well \(the 1 images examined have no objects"):
         convert(tmp_path / "boxes.npz", "npz", tmp_path / "store", records=[square], convention="auto")
 
 
@@ -345,7 +344,7 @@ def test_inspect_describes_a_file(tmp_path: Path, boxes: dict[str, FloatArray]) 
     store = convert(write_npz(tmp_path, boxes), "npz", tmp_path / "store")
     assert inspect(store.path)["parameters"]["source"] == "boxes.npz"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="give its format"):
+    with pytest.raises(InputError, match="give the format"):
         inspect(tmp_path / "empty")
 
 

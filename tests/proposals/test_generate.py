@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
+from detector.core.files import file_hash
 from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.data.images import check_image
 from detector.ops import SelectiveSearchConfig, selective_search
 from detector.proposals.dense import dense_proposals
 from detector.proposals.generate import generate_store
-from detector.proposals.hashing import content_hash
 from detector.proposals.journal import encode_entry
 from detector.proposals.methods import full_parameters, store_name
 from detector.proposals.store import Entry, ProposalStore
@@ -83,7 +83,7 @@ def test_dense_windows_of_each_image(tmp_path: Path) -> None:
         size = (record.height, record.width)
         assert torch.equal(store[record.image_id].boxes, dense_proposals(size).boxes)
         assert store.image_size(record.image_id) == size
-        assert store.content_hash(record.image_id) == content_hash(record.path.read_bytes())
+        assert store.content_hash(record.image_id) == file_hash(record.path)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -136,7 +136,7 @@ def test_names_differ_exactly_where_parameters_do() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("broken", "fails on .*0000.png: KeyError: 'sky'"),
+        ("broken", "failed on .*0000.png: KeyError: 'sky'"),
         ("wrong_shape", r"shape \(3, 5\)"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_faulty_function_is_one_clear_error(tmp_path: Path, function: str, mes
 
 
 @pytest.mark.parametrize(
-    ("function", "message"), [("absent", "cannot be loaded"), ("CORNERS", "is no function")]
+    ("function", "message"), [("absent", "cannot be loaded"), ("CORNERS", "is not a function")]
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_function_at_all_is_said_before_any_work(
@@ -163,7 +163,7 @@ def test_a_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
     records = write_images(tmp_path / "images", 4)
     records[0].path.write_bytes(b"no image")
     records[2].path.unlink()
-    with pytest.raises(InputError, match=r"cannot read the image .*0002\.png"):
+    with pytest.raises(InputError, match=r"0002\.png: cannot read the file"):
         generate([records[2], records[3]], tmp_path / "store", method=CORNERS)
     with pytest.raises(InputError, match=r"1 of 2 images .*0000\.png: not an image"):
         generate([records[i] for i in (0, 1, 3)], tmp_path / "store", method=CORNERS)
@@ -177,7 +177,7 @@ BAD_NAMES = ["new\nline", "tab\t", "escape\x1b[31m", "\u2028", "latin\udce4"]
 def test_a_name_that_no_store_can_hold_is_one_error_before_any_work(tmp_path: Path, name: str) -> None:
     records = write_images(tmp_path / "images", 3)
     records[1] = replace(records[1], key=name)
-    with pytest.raises(InputError, match=r"0001\.png.* is no image id: .*; rename the image$"):
+    with pytest.raises(InputError, match=r"0001\.png.* is not a valid image id: .*; rename the image$"):
         generate(records, tmp_path / "store", method=CORNERS)
     assert not (tmp_path / "store").exists()
 

@@ -19,10 +19,10 @@ import pytest
 import scipy.io
 
 from detector.core.errors import InputError
+from detector.proposals.convert import source_parameters
 from detector.proposals.inspection import guess_format
 from detector.proposals.readers import FORMATS, read_images
 from detector.proposals.readers.pickles import read_pickle
-from detector.proposals.sources import source_parameters
 from tests.proposals.formats import (
     make_boxes,
     make_records,
@@ -233,7 +233,7 @@ def test_names_cannot_leave_the_store(tmp_path: Path) -> None:
 
     for name in ("../../outside", "/etc/passwd", "a/../../b"):
         source = npz(tmp_path / "a.npz", {f"{name}.npy": npy(np.ones((1, 4)) * [[0, 0, 1, 1]])})
-        with pytest.raises(InputError, match=r"a\.npz: .* is no image id"):
+        with pytest.raises(InputError, match=r"a\.npz: .* is not a valid image id"):
             convert(source, "npz", tmp_path / "store")
 
 

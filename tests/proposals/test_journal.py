@@ -13,8 +13,8 @@ import torch
 
 from detector.core.errors import InputError
 from detector.core.structures import Proposals
-from detector.proposals.entries import Entry
 from detector.proposals.journal import NAME, Journal, decode_entry, encode_entry
+from detector.proposals.store import Entry
 
 ENTRIES = {
     "a": Entry(Proposals(boxes=torch.tensor([[0.0, 1, 2, 3]]), scores=torch.tensor([0.5])), "cafe", (4, 5)),

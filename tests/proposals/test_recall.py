@@ -1,14 +1,16 @@
-"""Recall against numbers worked out by hand."""
+"""Recall against numbers worked out by hand, average recall and overlaps against the obvious loops."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from detector.core.structures import ImageRecord, Proposals, Targets
-from detector.proposals.recall import best_overlaps, recall
+from detector.proposals.recall import THRESHOLDS, best_overlaps, measure_overlaps, recall, recall_report
+from detector.proposals.store import Entry, ProposalStore
 
 
 def make_record(
@@ -51,8 +53,8 @@ def test_best_overlaps_of_each_object() -> None:
 
 
 def test_crowds_never_count_and_difficult_ones_by_choice() -> None:
-    figures = recall(RECORDS, STORE)
-    assert figures == pytest.approx(
+    metrics = recall(RECORDS, STORE)
+    assert metrics == pytest.approx(
         {
             "recall_0.5": 2 / 3,
             "recall_0.7": 1 / 3,
@@ -68,9 +70,132 @@ def test_crowds_never_count_and_difficult_ones_by_choice() -> None:
 
 
 def test_the_limit_takes_the_best_by_score() -> None:
-    figures = recall(RECORDS[1:2], STORE, limit=1)
-    assert (figures["recall_0.7"], figures["proposals_per_image"]) == (1, 1)
+    metrics = recall(RECORDS[1:2], STORE, limit=1)
+    assert (metrics["recall_0.7"], metrics["proposals_per_image"]) == (1, 1)
 
 
 def test_no_object_at_all() -> None:
     assert recall(RECORDS[2:], STORE)["recall_0.5"] == 0
+
+
+CLASSES = ["cat", "dog", "never"]
+COUNTS = (1, 4, 10, 500)
+
+
+def random_boxes(rng: np.random.Generator, count: int, extent: float = 200.0) -> torch.Tensor:
+    corners = rng.uniform(0, extent, (count, 2, 2))
+    low, high = corners.min(axis=1), corners.max(axis=1) + 1
+    return torch.from_numpy(np.concatenate((low, high), axis=1).astype(np.float32))
+
+
+def random_record(rng: np.random.Generator, number: int) -> ImageRecord:
+    count = number % 4
+    targets = Targets(
+        boxes=random_boxes(rng, count),
+        labels=torch.from_numpy(rng.integers(1, 3, count)),
+        difficult=torch.from_numpy(rng.random(count) < 0.3),
+        crowd=torch.from_numpy(rng.random(count) < 0.2),
+        area=torch.from_numpy(rng.uniform(10, 20000, count).astype(np.float32)),
+    )
+    return ImageRecord(image_id=f"{number}", path=Path("none"), height=210, width=210, targets=targets)
+
+
+@pytest.fixture
+def records() -> list[ImageRecord]:
+    rng = np.random.default_rng(0)
+    return [random_record(rng, number) for number in range(40)]
+
+
+@pytest.fixture
+def store(records: list[ImageRecord], tmp_path: Path) -> ProposalStore:
+    """Scored boxes for most images, unscored ones for some, none for image 7."""
+    rng = np.random.default_rng(1)
+    store = ProposalStore.create(tmp_path / "store", generator="random", parameters={})
+    entries = {}
+    for record in records:
+        count = int(rng.integers(0, 30))
+        scores = torch.from_numpy(rng.permutation(count).astype(np.float32))
+        scored = int(record.image_id) % 5 != 0
+        boxes = random_boxes(rng, count)
+        entries[record.image_id] = Entry(Proposals(boxes=boxes, scores=scores if scored else None))
+    del entries["7"]
+    store.append(entries)
+    return store
+
+
+def slow_iou(a: list[float], b: list[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def slow_best(
+    records: list[ImageRecord], store: ProposalStore, count: int, difficult: bool
+) -> list[tuple[float, str, float]]:
+    """The best IoU among the first ``count`` proposals, the class and the area of each object."""
+    rows = []
+    for record in records:
+        ranked: list[list[float]] = []
+        if record.image_id in store:
+            found = store[record.image_id]
+            ranked = found.boxes.tolist()
+            if found.scores is not None:
+                scores = found.scores.tolist()
+                ranked = [ranked[i] for i in sorted(range(len(ranked)), key=lambda i: -scores[i])]
+        targets = record.targets
+        for i in range(len(targets)):
+            if targets.crowd[i] or (targets.difficult[i] and not difficult):
+                continue
+            box = targets.boxes[i].tolist()
+            best = max((slow_iou(box, other) for other in ranked[:count]), default=0.0)
+            rows.append((best, CLASSES[int(targets.labels[i]) - 1], float(targets.area[i])))
+    return rows
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("difficult", [True, False])
+def test_every_metric_equals_the_obvious_loop(
+    records: list[ImageRecord], store: ProposalStore, difficult: bool
+) -> None:
+    overlaps = measure_overlaps(records, store, counts=COUNTS, include_difficult=difficult)
+    report = recall_report(overlaps, CLASSES)
+    assert report["counts"] == [1, 4, 10, 500]
+    assert (report["images"], report["images_without_proposals"]) == (40, 1)
+    sizes = {"small": (0, 1024), "medium": (1024, 9216), "large": (9216, 1e9)}
+    for place, count in enumerate(COUNTS):
+        rows = slow_best(records, store, count, difficult)
+        groups = {None: rows}
+        groups |= {name: [row for row in rows if row[1] == name] for name in CLASSES}
+        groups |= {size: [row for row in rows if low <= row[2] < high] for size, (low, high) in sizes.items()}
+        for name, group in groups.items():
+            found = report if name is None else (report["per_class"] | report["per_size"])[name]
+            assert found["objects"] == len(group)
+            if not group:
+                assert name == "never"
+                assert found["recall"] is None
+                continue
+            best = [row[0] for row in group]
+            recalls = [mean([value >= threshold for value in best]) for threshold in THRESHOLDS]
+            for threshold, wanted in zip(THRESHOLDS, recalls, strict=True):
+                assert found["recall"][f"{threshold:g}"][place] == pytest.approx(wanted)
+            assert found["average_recall"][place] == pytest.approx(mean(recalls))
+            assert found["mean_best_overlap"][place] == pytest.approx(mean(best), abs=1e-6)
+        per_class = [mean([row[0] for row in rows if row[1] == name]) for name in CLASSES[:2]]
+        assert report["MABO"][place] == pytest.approx(mean(per_class), abs=1e-6)
+
+
+def test_counts_go_up_to_all_that_there_are(records: list[ImageRecord], store: ProposalStore) -> None:
+    overlaps = measure_overlaps(records, store)
+    most = max(store.count(key) for key in store.ids())
+    assert overlaps.counts == (1, 3, 10, most)
+    assert (np.diff(overlaps.best, axis=1) >= 0).all()
+
+
+def test_no_objects_at_all(store: ProposalStore, records: list[ImageRecord]) -> None:
+    report = recall_report(measure_overlaps(records[:1], store), CLASSES)
+    assert (report["objects"], report["recall"], report["MABO"]) == (0, None, None)
+    assert recall_report(measure_overlaps([], store), CLASSES)["proposals_per_image"] == 0

@@ -1,4 +1,4 @@
-"""The store keeps what it is given, through renewal, compaction, other processes and kill -9."""
+"""The store keeps what it is given, through replacement, compaction, merging, other processes and kill -9."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,8 @@ from hypothesis import strategies as st
 
 from detector.core.errors import InputError
 from detector.core.structures import Proposals
-from detector.proposals.manifest import BOX_CONVENTION
-from detector.proposals.segments import segment_path
-from detector.proposals.store import Entry, ProposalStore
+from detector.proposals.segments import FloatArray, checksum_of, segment_path
+from detector.proposals.store import BOX_CONVENTION, Entry, ProposalStore, merge_stores
 
 
 def make_proposals(count: int, seed: int = 0, scored: bool = True) -> Proposals:
@@ -123,6 +124,26 @@ def test_a_later_entry_wins_and_the_old_segment_stays_until_compact(tmp_path: Pa
     assert_equal(stale_reader["image_1"], make_proposals(7, scored=False))
 
 
+def test_compact_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    left = (
+        ".segment_000009.boxes.npy.4711.tmp",
+        ".index.npy.4711.tmp",
+        ".manifest.json.4711.tmp",
+        "segment_000008.scores.npy.tmp",  # as earlier versions called it
+        "segment_000007.boxes.npy",
+    )
+    for name in (*left, "notes.tmp"):
+        (store.path / name).write_bytes(b"")
+    store.compact()
+    kept = {"index.npy", "manifest.json", "notes.tmp", "writer.lock"}
+    assert {path.name for path in store.path.iterdir()} == kept | {
+        "segment_000008.boxes.npy",
+        "segment_000008.scores.npy",
+    }
+    assert_equal(store["image_2"], make_proposals(2, 2))
+
+
 def test_what_is_read_is_a_copy(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     store["image_2"].boxes.zero_()
@@ -152,7 +173,7 @@ def test_create_leaves_foreign_folders_alone(tmp_path: Path) -> None:
     assert not len(ProposalStore.create(tmp_path, generator="g", parameters={}))
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"no proposal store and not empty.*holiday\.jpg"):
+    with pytest.raises(InputError, match=r"not a proposal store and not empty.*holiday\.jpg"):
         ProposalStore.create(tmp_path, generator="g", parameters={})
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot make the folder"):
@@ -196,18 +217,17 @@ def flip_bit(path: Path, place: int, bit: int = 0) -> None:
 
 
 @pytest.mark.parametrize("kind", ["boxes", "scores"])
-def test_a_flipped_bit_is_found_when_the_segment_is_first_read(tmp_path: Path, kind: str) -> None:
+def test_a_flipped_bit_is_found_when_its_image_is_first_read(tmp_path: Path, kind: str) -> None:
     store = make_store(tmp_path / "store")
-    store.append({"sound": Entry(make_proposals(3))})
     flip_bit(store.path / f"segment_000001.{kind}.npy", -1)
     damaged = ProposalStore.open(store.path)
-    assert_equal(damaged["sound"], make_proposals(3))
-    wanted = r"segment_000001\.boxes\.npy is damaged: 1 of its 3 images, first 'image_2'.*make the proposals"
-    with pytest.raises(InputError, match=wanted):
-        damaged["image_1"]
-    assert [(damage.path.name, damage.image_ids) for damage in damaged.damaged()] == [
-        ("segment_000001.boxes.npy", ["image_2"])
-    ]
+    assert_equal(damaged["image_1"], make_proposals(1, 1))
+    wanted = r"segment_000001\.boxes\.npy is damaged: image 'image_2' is not as it was written"
+    with pytest.raises(InputError, match=rf"{wanted}; make the proposals again"):
+        damaged["image_2"]
+    assert [damage.image_ids for damage in damaged.damaged()] == [["image_2"]]
+    reason = damaged.damaged()[0].reason
+    assert re.search(rf"{wanted} \(1 of the 3 images of this file are lost\)", reason)
     with pytest.raises(InputError, match=wanted):
         damaged.compact()
 
@@ -233,25 +253,38 @@ def test_every_flipped_bit_of_a_store_is_noticed_or_harmless(tmp_path: Path) -> 
             path.write_bytes(content)
 
 
-def test_a_segment_is_checked_once_also_for_worker_processes(
+def test_an_image_is_checked_when_it_is_first_read_and_after_a_reload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ProposalStore.open(make_store(tmp_path / "store").path)
     checked: list[int] = []
-    monkeypatch.setattr(
-        "detector.proposals.store.find_damage", lambda _folder, number, _rows: checked.append(number)
-    )
-    for image_id in ("image_1", "image_2"):
+
+    def count(boxes: FloatArray, scores: FloatArray | None) -> int:
+        checked.append(len(boxes))
+        return checksum_of(boxes, scores)
+
+    monkeypatch.setattr("detector.proposals.segments.checksum_of", count)
+    for image_id in ("image_1", "image_2", "image_1"):
         store[image_id]
-    store.reload()
-    store["image_1"]
+    assert checked == [1, 2]
+    assert not store.damaged()
+    assert checked == [1, 2, 0]  # image_0 had not been read
     pickle.loads(pickle.dumps(store))["image_2"]
-    assert checked == [1]
-    path = store.path / "segment_000001.boxes.npy"
-    path.write_bytes(path.read_bytes())
     store.reload()
     store["image_1"]
-    assert checked == [1, 1]
+    assert checked == [1, 2, 0, 2, 1]
+
+
+def test_threads_read_what_one_thread_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.proposals.segments._OPEN_FILES", 3)
+    make_store(tmp_path / "store")
+    store = ProposalStore.open(tmp_path / "store")
+    for i in range(3, 12):  # each in a segment of its own
+        store.append({f"image_{i}": Entry(make_proposals(i, i))})
+    with ThreadPoolExecutor(4) as threads:
+        read = threads.map(lambda i: store[f"image_{i % 12}"], range(400))
+        for i, proposals in enumerate(read):
+            assert_equal(proposals, make_proposals(i % 12, i % 12))
 
 
 @pytest.mark.parametrize("name", ["index.npy", "manifest.json"])
@@ -344,7 +377,7 @@ def test_a_segment_number_is_never_used_again_while_a_reader_may_want_it(tmp_pat
 )
 def test_ids_that_no_index_can_hold_are_refused(tmp_path: Path, image_id: str) -> None:
     store = make_store(tmp_path / "store")
-    with pytest.raises(InputError, match="is no image id"):
+    with pytest.raises(InputError, match="is not a valid image id"):
         store.append({image_id: Entry(make_proposals(1))})
     assert image_id not in store
 
@@ -472,3 +505,67 @@ def test_kill_at_any_moment_loses_nothing_that_was_finished(tmp_path: Path) -> N
             assert (proposals.boxes == number).all()
             assert proposals.scores is not None
             assert (proposals.scores == number).all()
+
+
+def make_entry(seed: int, count: int = 5) -> Entry:
+    torch.manual_seed(seed)
+    scores = torch.rand(count) if seed % 2 else None
+    return Entry(Proposals(boxes=torch.rand(count, 4), scores=scores), f"{seed:032x}", (seed + 1, 9))
+
+
+def make_part(path: Path, seeds: list[int], side: int = 3, note: str | None = None) -> ProposalStore:
+    store = ProposalStore.create(path, generator="mine:boxes", parameters={"side": side})
+    store.append({f"image_{seed}": make_entry(seed) for seed in seeds})
+    if note:
+        store.annotate([note])
+    return store
+
+
+def test_everything_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.proposals.store._SEGMENT_BOXES", 8)
+    make_part(tmp_path / "a", [0, 3, 6], note="first")
+    make_part(tmp_path / "b", [1, 4, 3], note="second")
+    make_part(tmp_path / "c", [])
+    steps: list[tuple[int, int]] = []
+    sources = [tmp_path / name for name in "abc"]
+    merged = merge_stores(sources, tmp_path / "all", progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(3, 6), (6, 6), (6, 6)]
+    assert merged.ids() == [f"image_{seed}" for seed in (0, 1, 3, 4, 6)]
+    assert (merged.generator, merged.parameters) == ("mine:boxes", {"side": 3})
+    assert merged.notes == ["first", "second"]
+    assert merged.segment_count() == 1
+    assert not merged.damaged()
+    for seed in (0, 1, 3, 4, 6):
+        wanted = make_entry(seed)
+        found = merged[f"image_{seed}"]
+        assert torch.equal(found.boxes, wanted.proposals.boxes)
+        assert (found.scores is None) == (wanted.proposals.scores is None)
+        assert merged.content_hash(f"image_{seed}") == wanted.content_hash
+        assert merged.image_size(f"image_{seed}") == wanted.size
+
+
+def test_merging_again_and_into_a_part_changes_nothing(tmp_path: Path) -> None:
+    make_part(tmp_path / "a", [0, 1])
+    make_part(tmp_path / "b", [2])
+    first = merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "a")
+    before = {key: first.fingerprint(key) for key in first.ids()}
+    again = merge_stores([tmp_path / "b", tmp_path / "a"], tmp_path / "a")
+    assert {key: again.fingerprint(key) for key in again.ids()} == before
+    assert len(before) == 3
+
+
+def test_stores_of_other_parameters_are_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    make_part(tmp_path / "a", [0])
+    make_part(tmp_path / "b", [1], side=4)
+    with pytest.raises(InputError, match=r"/b and .*/a were made in different ways.*'side': 4.*'side': 3"):
+        merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert len(ProposalStore.open(tmp_path / "all")) == 0
+
+
+def test_two_versions_of_an_image_are_refused_by_name(tmp_path: Path) -> None:
+    make_part(tmp_path / "a", [0, 1])
+    other = make_part(tmp_path / "b", [2])
+    other.append({"image_1": make_entry(7)})
+    with pytest.raises(InputError, match=r"/b and .*/all hold different proposals for image 'image_1'"):
+        merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert ProposalStore.open(tmp_path / "all").ids() == ["image_0", "image_1"]

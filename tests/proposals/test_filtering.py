@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.core.structures import Proposals
-from detector.proposals.prepare import filter_proposals, unique_proposals
+from detector.proposals.filtering import filter_proposals, unique_proposals
 
 coordinates = st.sampled_from([-5.0, -0.0, 0.0, 1.0, 2.5, 7.0, 30.0, math.nan, math.inf])
 scores = st.sampled_from([0.0, 0.5, 0.5, 1.0, -3.0, math.nan, -math.inf])

@@ -1,22 +1,26 @@
-"""Which image of a data set a proposal file or store means: the same image has many names."""
+"""Which image of a data set a name in a proposal file or store means: one image can have many names."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from detector.core.errors import InputError
-from detector.core.files import IMAGE_SUFFIXES
+from detector.core.files import IMAGE_SUFFIXES, file_hash
+from detector.core.structures import ImageRecord
+from detector.proposals.store import ProposalStore
 
 _COCO_PREFIX = re.compile(r"COCO_(train|val|test)\d{4}_")
 _VOC_NUMBER = re.compile(r"(\d{4})_(\d{6})", re.ASCII)
 
 
 class NamedImage(Protocol):
-    """What matching has to know of an image; see `detector.core.structures.ImageRecord`."""
+    """What matching needs to know about an image; see `detector.core.structures.ImageRecord`."""
 
     @property
     def image_id(self) -> str: ...
@@ -25,24 +29,63 @@ class NamedImage(Protocol):
     def key(self) -> str: ...
 
 
-class ImageMatcher:
-    """Finds the key of an image of ``images`` by what a file calls it.
+def match_store(
+    store: ProposalStore,
+    records: Sequence[ImageRecord],
+    everything: Callable[[], Sequence[NamedImage]] = tuple,
+) -> ProposalStore:
+    """Return ``store`` such that it finds its images by the keys of ``records``.
 
-    ``everything`` gives the images of all splits of the data set, so that the boxes of another split are
-    never taken. It is called only where a name is not a key of ``images``.
+    An image whose key is not in the store is looked for by the rules of `ImageMatcher`, which receives
+    ``everything``. Where the store has the content hash of an image file, the content decides: an image that
+    is found under another name than its key must have the same content. What the store has under a record's
+    key is used without reading the image file.
+
+    Raises InputError where a name in the store could mean two images.
+    """
+    wanted = {record.key: record for record in records if record.key not in store}
+    if not wanted:
+        return store
+    present = {record.key for record in records} - wanted.keys()
+    others = [name for name in store.ids() if name not in present]
+    hashes = {name: content for name in others if (content := store.content_hash(name)) is not None}
+    names = _match_by_content(hashes, wanted)
+    matcher = ImageMatcher(records, everything)
+    matched = matcher.match((name for name in store.ids() if name not in hashes), store.path)
+    names |= {key: name for name, key in matched.items() if key in wanted and key not in names}
+    return store.with_names(names) if names else store
+
+
+def _match_by_content(hashes: Mapping[str, str], wanted: Mapping[str, ImageRecord]) -> dict[str, str]:
+    """Return, by key, the names whose content hash is that of an image of ``wanted``."""
+    names: dict[str, str] = {}
+    matcher = ImageMatcher(wanted.values())
+    for name, content in hashes.items():
+        for key in matcher.candidates(name):
+            with suppress(InputError):  # a file that cannot be read has the content of no stored image
+                if file_hash(wanted[key].path) == content:
+                    names[key] = name
+    return names
+
+
+class ImageMatcher:
+    """Finds the key of an image of ``images`` by the name that a file gives it.
+
+    ``everything`` returns the images of all splits of the data set, so that the boxes of another split are
+    never used. It is called only where a name is not a key of ``images``.
 
     A name that is the key of an image means this image. Every other name is read in two ways:
 
     1. as an id: it is the id of the image;
-    2. as a file name: it is the end of the key or the key the end of the name, in whole parts of a path, so
-       that ``cam1/1.jpg`` is ``images/cam1/1.jpg`` and never ``images/cam2/1.jpg``; where no image fits,
-       the same without the suffixes of image files.
+    2. as a file name: the key ends with the name, or the name ends with the key, in whole parts of a path,
+       so that ``cam1/1.jpg`` is ``images/cam1/1.jpg`` and never ``images/cam2/1.jpg``; where no image fits,
+       the same is tried without the suffixes of image files.
 
-    Where both find images, the name means those that both find. If a name has none of these, its file is
-    read in one of the two ways, the one that finds images for more of its names.
+    Where both ways find images, the name means those that both find. If these have none in common, all names
+    of the file are read in one of the two ways: the one that finds images for more of them.
 
-    If a file has no name for which there is an image of any split, the number of a name without folders
-    is compared with those of image ids and file names: 4 is ``000004``, 2008000001 is ``2008_000001``, and
+    If no name in a file finds an image of any split, the number of a name without folders is compared with
+    those of image ids and file names: 4 is ``000004``, 2008000001 is ``2008_000001``, and
     ``COCO_val2014_000000000042`` is 42.
     """
 
@@ -51,38 +94,36 @@ class ImageMatcher:
     ) -> None:
         self._own = {image.key: image for image in images}
         self._everything = everything
-        self._names: _Names | None = None
+
+    @cached_property
+    def _names(self) -> _Names:
+        return _Names([*self._own.values(), *self._everything()])
 
     def match(self, names: Iterable[str], source: Path | str) -> dict[str, str]:
-        """Return the keys of the images that ``names``, all names of the file ``source``, mean.
+        """Return the keys of the images that ``names``, all names in the file ``source``, mean.
 
         A name that means no image, or one of another split, is not in the result. Raises InputError for two
-        names of one image, for a name that two images share if it could be the only one of either, and
+        names of one image, for a name that two images share if it could be the only name of either, and
         where ids and file names contradict each other and find images for equally many names.
         """
         names = list(dict.fromkeys(names))
-        found = {name: {name} for name in names if name in self._own}
-        unknown = [name for name in names if name not in found]
+        keys = {name: {name} for name in names if name in self._own}
+        unknown = [name for name in names if name not in keys]
         if unknown:
-            if self._names is None:
-                self._names = _Names([*self._own.values(), *self._everything()])
             more = self._read_all(unknown, source)
-            if not found and not any(more.values()):
+            if not keys and not any(more.values()):
                 more = {name: self._names.by_number(name) for name in unknown}
-            found |= more
-        return self._unique(found, source)
+            keys |= more
+        return self._unique(keys, source)
 
     def candidates(self, name: str) -> set[str]:
         """Return the keys of all images of ``images`` that ``name`` is a key, an id or a file name of."""
-        if self._names is None:
-            self._names = _Names([*self._own.values(), *self._everything()])
         return self._own.keys() & self._names.all_of(name)
 
     def _read_all(self, names: Sequence[str], source: Path | str) -> dict[str, set[str]]:
         """Return the keys that each of ``names`` can mean as an id or as a file name."""
-        assert self._names is not None  # the caller's condition
         exact = {name: keys for name in names if (keys := self._names.exact(name))}
-        ids = {name: self._names.by_id(name) for name in names if name not in exact}
+        ids = {name: self._names.by_id[name] for name in names if name not in exact}
         files = {name: self._names.by_file_name(name) for name in ids}
         contrary = [name for name in ids if ids[name] and files[name] and not ids[name] & files[name]]
         if not contrary:
@@ -94,19 +135,18 @@ class ImageMatcher:
             raise self._ambiguous(name, min(ids[name]), min(files[name]), source)
         return exact | (ids if explained[0] > explained[1] else files)
 
-    def _unique(self, found: Mapping[str, Collection[str]], source: Path | str) -> dict[str, str]:
-        sure = {name: next(iter(keys)) for name, keys in found.items() if len(keys) == 1}
+    def _unique(self, keys_of: Mapping[str, Collection[str]], source: Path | str) -> dict[str, str]:
         matched: dict[str, str] = {}
         by_key: dict[str, str] = {}
-        for name, key in sure.items():
-            if key not in self._own:
-                continue  # of another split
+        for name, keys in keys_of.items():
+            if len(keys) != 1 or (key := next(iter(keys))) not in self._own:
+                continue  # unknown, of two images, or of another split
             if key in by_key:
                 raise InputError(
                     f"{source} has image {key!r} twice, as {by_key[key]!r} and as {name!r}; keep one"
                 )
             matched[name], by_key[key] = key, name
-        for name, keys in found.items():
+        for name, keys in keys_of.items():
             unnamed = sorted(key for key in keys if key in self._own and key not in by_key)
             if len(keys) > 1 and unnamed:
                 raise self._ambiguous(name, unnamed[0], min(set(keys) - {unnamed[0]}), source)
@@ -123,17 +163,17 @@ class ImageMatcher:
 
 
 class _Names:
-    """The images of a data set by everything that they can be called."""
+    """The images of a data set by every name that they can have."""
 
     def __init__(self, images: Iterable[NamedImage]) -> None:
         self._keys: set[str] = set()
-        self._by_id = _Table()
+        self.by_id = _Table()
         self._by_tail = _Table()
         self._by_stem = _Table()
         self._by_stem_tail = _Table()
         self._by_number = _Table()
         for image in images:
-            self._by_id.add(image.image_id, image.key)
+            self.by_id.add(image.image_id, image.key)
             self._by_number.add(number_of(image.image_id), image.key)
             if image.key in self._keys:
                 continue
@@ -148,15 +188,15 @@ class _Names:
     def exact(self, name: str) -> set[str]:
         return {one for one in (name, _plain(name)) if one in self._keys}
 
-    def by_id(self, name: str) -> set[str]:
-        return self._by_id[name]
-
     def by_file_name(self, name: str) -> set[str]:
         return self._with_suffix(name) or self._without_suffix(name)
 
+    def by_number(self, name: str) -> set[str]:
+        return self._by_number[number_of(name)]
+
     def all_of(self, name: str) -> set[str]:
-        """Return everything that the name, read in any way but as a number, finds."""
-        return self.exact(name) | self.by_id(name) | self._with_suffix(name) | self._without_suffix(name)
+        """Return the keys that the name means, read in every way but as a number."""
+        return self.exact(name) | self.by_id[name] | self._with_suffix(name) | self._without_suffix(name)
 
     def _with_suffix(self, name: str) -> set[str]:
         path = _plain(name)
@@ -167,9 +207,6 @@ class _Names:
         stem = without_suffix(_plain(name))
         longer = next((self._by_stem[tail] for tail in _tails(stem) if self._by_stem[tail]), set[str]())
         return self._by_stem_tail[stem] or longer
-
-    def by_number(self, name: str) -> set[str]:
-        return self._by_number[number_of(name)]
 
 
 class _Table:
@@ -190,7 +227,7 @@ class _Table:
 
 
 def number_of(name: str) -> str | None:
-    """Return the number, without zeros at its front, that a name without folders is, or None."""
+    """Return the number that a name without folders stands for, without leading zeros, or None."""
     text = without_suffix(name)
     text = _VOC_NUMBER.sub(r"\1\2", _COCO_PREFIX.sub("", text))
     return (text.lstrip("0") or "0") if text.isdecimal() and text.isascii() else None
@@ -207,7 +244,7 @@ def _plain(name: str) -> str:
 
 
 def _tails(path: str) -> Iterator[str]:
-    """Yield a path and the ends of it, in whole parts, the longest first."""
+    """Yield a path and its ends in whole parts, the longest first."""
     while True:
         yield path
         _, slash, path = path.partition("/")

@@ -1,4 +1,4 @@
-"""What every reader, generator and data set applies to raw boxes before they are used."""
+"""The filter for proposals: clipped to the image, sorted by score, without small, invalid and equal boxes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def filter_proposals(
 ) -> Proposals:
     """Return the usable proposals of an image of ``size`` (height, width), best first.
 
-    Boxes are clipped to the image; those with a side under ``min_size`` pixels or anything not finite (also
-    a score that is no number) are dropped. What remains is in order of falling score, equal scores and
-    proposals without scores in the order they came; of boxes equal in all coordinates the first is kept,
-    and of the rest ``top_k`` (None: all).
+    Boxes are clipped to the image; those with a side under ``min_size`` pixels, a coordinate that is not
+    finite or a score that is not a number are dropped. The others are sorted by falling score; equal scores,
+    and proposals without scores, keep their order. With ``deduplicate`` only the first of boxes that are
+    equal in all coordinates is kept. The first ``top_k`` of the rest are returned (None: all).
     """
-    # numpy, not torch: on arrays this small the start of torch's threads would cost a hundred times the work.
+    # numpy, not torch: on arrays this small, starting torch's threads would cost a hundred times the work.
     boxes, height, width = proposals.boxes.numpy(), *size
     clipped = np.clip(boxes, 0, np.array((width, height, width, height), np.float32))
     usable = np.isfinite(boxes).all(axis=1)
