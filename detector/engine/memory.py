@@ -42,17 +42,17 @@ class PeakMemory:
         self.sample()
         return max(self._peak, _own_peak_mib() + self._workers_resident)
 
-    def gpu_figures(self) -> dict[str, float]:
+    def gpu_metrics(self) -> dict[str, float]:
         """Return ``peak_gpu_memory_mib``, or nothing on the CPU; a counter is read and nothing waited for."""
         if self._gpu is None:
             return {}
         return {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(self._gpu) / (1 << 20), 1)}
 
-    def figures(self) -> dict[str, float | str]:
+    def metrics(self) -> dict[str, float | str]:
         """Return what ``metrics.json`` says of memory: ``peak_rss_mib``, the figure of the GPU, and, where
         shared pages are counted more than once, ``peak_rss_note`` with the reason."""
         note = {} if self._shares_known else {"peak_rss_note": SHARED_TWICE}
-        return {"peak_rss_mib": round(self.mib(), 1), **self.gpu_figures(), **note}
+        return {"peak_rss_mib": round(self.mib(), 1), **self.gpu_metrics(), **note}
 
 
 def pss_mib(pid: int) -> float | None:

@@ -34,15 +34,3 @@ def worker_count(config: Config, device: str) -> int:
     if config.data.workers is not None:
         return config.data.workers
     return loader_workers(available_cores(), gpu=torch.device(device).type == "cuda")
-
-
-def thread_note(before: int | None, device: str) -> str | None:
-    """Return what to say where a run goes on with another number of threads than ``before``, or None."""
-    now = torch.get_num_threads()
-    if before is None or before == now:
-        return None
-    return (
-        f"warning: the run was made with {before} compute threads and goes on with {now}: sums are added up "
-        f"in another order, so results may differ in their last bits from those of an unbroken run; set "
-        f"OMP_NUM_THREADS={before} to go on exactly"
-    )

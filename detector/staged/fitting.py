@@ -18,7 +18,7 @@ from detector.factory.validation import load_training
 from detector.models.detector import RegionDetector
 from detector.models.roi_sampler import trained_objects
 from detector.staged.cached import CachedFeatures, embed_regions, image_regions, open_cache
-from detector.tasks.resuming import checked_fingerprint
+from detector.tasks.resume import checked_fingerprint
 
 NORM_IMAGES, NORM_REGIONS = 200, 200
 """Images, and regions of each, on which the mean norm of features is measured (SPP-net's release)."""

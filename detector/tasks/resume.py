@@ -1,9 +1,13 @@
-"""What a resumed run may change, its settings and its data: applied or refused, never ignored."""
+"""Resuming a run: which checkpoint it continues from, and which settings and data may have changed since.
+
+A changed setting is applied or refused, never ignored.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from detector.config import Config
@@ -12,6 +16,7 @@ from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import ImageRecord
 from detector.data.fingerprint import fingerprint
+from detector.engine.checkpoint import load_resumable, numbered_checkpoints
 from detector.factory.splits import find_validation
 
 ACCEPTED = "accept_changed_data"
@@ -63,6 +68,51 @@ REFUSED = {
 _DECIDE_VALIDATION = ("train.evaluate_every", "train.evaluate_split", "data.val_split", "data.test_split")
 """Settings that `find_validation` looks at and that are applied."""
 _KEPT = "a resumed run keeps its data, proposals, model and seed"
+
+
+def find_state(
+    config: Config, folder: Path, *, accept_changed_data: bool = False, ignored: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Return the newest sound checkpoint of the run in ``folder``, or None where there is none yet.
+
+    Where none of the numbered ones can be read, that is ``best.pt``.
+    ``ignored`` names settings that may differ. With ``accept_changed_data`` the task that is built from the
+    state takes data that are not those of the checkpoint.
+
+    Raises:
+        InputError: every checkpoint is damaged, or the run was made with another data set, model or seed,
+            or has already done more steps.
+    """
+    best = folder / "checkpoints" / "best.pt"
+    paths = [*([best] if best.is_file() else []), *numbered_checkpoints(folder / "checkpoints")]
+    if not paths:
+        note(f"{folder}: no checkpoint to go on from, starting at step 0")
+        return None
+    for unfinished in (folder / "checkpoints").glob(".*.tmp"):
+        unfinished.unlink()  # a run killed while it saved leaves one
+    path, state = _newest_sound(paths)
+    check_changes(state, config, str(path), ignored=ignored)
+    if config.train.steps is not None and state["step"] > config.train.steps:
+        raise InputError(
+            f"{path}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
+        )
+    note(f"resuming after step {state['step']} from {path}")
+    return {**state, ACCEPTED: accept_changed_data}
+
+
+def _newest_sound(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """Return the last of the checkpoints that can be read, and say which ones cannot."""
+    first: InputError | None = None
+    for path in reversed(paths):
+        try:
+            return path, load_resumable(path)
+        except InputError as error:
+            first = first or error
+            note(f"warning: {error}")
+    assert first is not None  # the caller's list has an entry
+    raise InputError(
+        f"{first}; none of the {len(paths)} checkpoints there can be read: start over with --overwrite"
+    )
 
 
 def policy(key: str) -> str | None:
@@ -231,13 +281,6 @@ def evaluation_fingerprint(
     limit = config.test.max_images
     role = "evaluation" if limit is None else f"evaluation of {limit} images"
     return checked_fingerprint(role, split, records, known)
-
-
-def validation_fingerprint(
-    config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
-) -> dict[str, str]:
-    """Return `evaluation_fingerprint` of the validation images, which may be a part of the training split."""
-    return evaluation_fingerprint(config, f"{split}, validation images", records, known)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
