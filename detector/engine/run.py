@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ UNSCORED = -1.0
 """The headline of an evaluation without a metric; of such checkpoints the newest is kept as the best."""
 
 Result = TypeVar("Result")
+AnyEvaluation = TypeVar("AnyEvaluation", bound="Evaluation")
 
 
 class Evaluation(Protocol):
@@ -50,20 +51,20 @@ class Evaluation(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assessment:
+class Assessment(Generic[AnyEvaluation]):
     """The evaluations after one step, and what they decide."""
 
-    chosen_by: Any
-    """The `Evaluation` that chooses best.pt: on validation images, or on the test images without any."""
-    test: Any | None
-    """The `Evaluation` on the test images; None where they were not evaluated at this step."""
+    chosen_by: AnyEvaluation
+    """The evaluation that chooses best.pt: on the validation images, or without any on the test images."""
+    test: AnyEvaluation | None
+    """The evaluation on the test images; None where they were not evaluated at this step."""
     headline: float
     """The metric that chooses best.pt, higher is better; `UNSCORED` where nothing could be scored."""
     score_threshold: float | None
     """The threshold at which the network is used, where one could be chosen."""
 
 
-class Task(Protocol):
+class Task(Protocol[AnyEvaluation]):
     """What a run trains: data, a network, its losses, and its evaluations."""
 
     device: str
@@ -89,16 +90,16 @@ class Task(Protocol):
         """Return the named scalar losses of one batch, whose sum is minimised."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs of the task besides the weights."""
+        """Return what a checkpoint holds of the task besides the weights."""
 
-    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment:
+    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[AnyEvaluation]:
         """Evaluate on the validation images and, if ``last`` or without any, on the test images."""
 
-    def pictures(self, evaluation: Any) -> list[np.ndarray]:
+    def pictures(self, evaluation: AnyEvaluation) -> list[np.ndarray]:
         """Return a few of the images that chose best.pt with the network's results, (H, W, 3) uint8 RGB."""
 
     def finish(
-        self, folder: Path, checkpoint: Path, evaluation: Any, seconds: float, memory: PeakMemory
+        self, folder: Path, checkpoint: Path, evaluation: AnyEvaluation, seconds: float, memory: PeakMemory
     ) -> None:
         """Write and print what a finished run leaves; ``checkpoint`` is the one to use."""
 
@@ -127,12 +128,12 @@ class StopRequested(Exception):
         self.exit_status = 128 + number
 
 
-class Run:
+class Run(Generic[AnyEvaluation]):
     """One run in one folder; a new run writes nothing there before `run`."""
 
     def __init__(
         self,
-        task: Task,
+        task: Task[AnyEvaluation],
         folder: Path,
         settings: RunSettings,
         *,
@@ -157,12 +158,12 @@ class Run:
         self.evaluated = 0  # the last step that was evaluated
         self.best: dict[str, float] = {}  # the best headline so far as "metric", and its "step"
         self.score_threshold: float | None = None
-        self.evaluation: Any = None  # the last one on the test images
+        self.evaluation: AnyEvaluation | None = None  # the last one on the test images
         self.memory = PeakMemory(task.device)
         self._losses = _RecentLosses()
         self._stop = _StopSignal()
 
-    def run(self) -> Any:
+    def run(self) -> AnyEvaluation:
         """Train to the end and return the last evaluation on the test images.
 
         Raises:
@@ -183,10 +184,12 @@ class Run:
                 self._train(batches)
             if self.evaluation is None:  # a finished run that was resumed
                 self._evaluate_again()
+        assert self.evaluation is not None  # the last step is always evaluated
         return self.evaluation
 
     def finish(self) -> None:
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
+        assert self.evaluation is not None  # there is one after `run`
         self.task.finish(self.folder, self._path("best"), self.evaluation, self.seconds(), self.memory)
 
     def seconds(self) -> float:
@@ -265,15 +268,15 @@ class Run:
             self._keep_if_best(assessment.headline)
         self._save()
 
-    def _assess(self, *, last: bool) -> Assessment:
+    def _assess(self, *, last: bool) -> Assessment[AnyEvaluation]:
         assessment = self.task.evaluate(self.memory, last=last)
         self.score_threshold = assessment.score_threshold
         if assessment.test is not None:
             self.evaluation = assessment.test
         return assessment
 
-    def _log_evaluation(self, assessment: Assessment) -> None:
-        evaluation: Evaluation = assessment.chosen_by
+    def _log_evaluation(self, assessment: Assessment[AnyEvaluation]) -> None:
+        evaluation = assessment.chosen_by
         split = evaluation.metrics["split"]
         self.log.write("evaluate", {"step": self.step, **evaluation.history(), "split": split})
         if assessment.test is not None and assessment.test is not evaluation:
@@ -323,10 +326,10 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, same_evaluations: bool = True) -> None:
-        """Go back to where ``state``, a checkpoint, stands; the task was built from it and has its own part.
+        """Restore the run from ``state``, a checkpoint that the task was already built from.
 
-        Without ``same_evaluations`` those to come are not comparable with those before: best.pt is chosen
-        again among them.
+        Without ``same_evaluations`` later evaluations cannot be compared with earlier ones, so best.pt is
+        chosen again among the later ones.
 
         Raises:
             InputError: the optimizer's state is that of other parameters.
@@ -339,7 +342,7 @@ class Run:
         checkpoints.set_random_states(state["random"])
 
     def _best_of(self, state: Mapping[str, Any]) -> dict[str, float]:
-        """Return the best step so far, with ``best.pt`` being its checkpoint; nothing where that is lost."""
+        """Return the best step so far after checking that ``best.pt`` holds it; nothing where it is lost."""
         best = dict(state["best"])
         if not best:
             return {}
@@ -402,7 +405,7 @@ class _RecentLosses:
         self._image_ids.append(image_ids)
 
     def finite(self, step: int) -> dict[str, Tensor]:
-        """Return the losses up to ``step`` by name, (n,) on the CPU; a GPU is waited for once.
+        """Return the losses up to ``step`` by name, (n,) on the CPU, after waiting once for the GPU.
 
         Raises:
             InputError: one of them is not finite; so nothing is evaluated or saved after it.

@@ -45,12 +45,12 @@ _CONFIG_KEYS = (b"data:", b"model:", b"train:")
 def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
     """Make a run's folder and hold its lock inside the block; a start that fails in it leaves nothing.
 
-    A start has failed where the block raises before anything is there that a run can go on from. The caller
-    deletes the earlier run when the user asked to ``overwrite`` it.
+    A start has failed if the block raises before the folder holds anything that a run can be resumed from.
+    The caller deletes the earlier run if the user asked to ``overwrite`` it.
 
     Raises:
-        InputError: another process works there; a run is there and neither ``go_on`` nor ``overwrite`` is
-            set; files of others have the names of a run's; the folder cannot be written.
+        InputError: another process works in the folder; it holds a run and neither ``go_on`` nor
+            ``overwrite`` is set; it holds other files under the names of a run's; or it cannot be written.
     """
     check_place(folder, go_on=go_on)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -79,13 +79,13 @@ def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's ``folder``, which exists, inside the block.
+    """Hold the lock of a run's ``folder``, which must exist, inside the block.
 
-    The lock is one of the process and not of its children, so that the system gives it back when the process
+    The lock belongs to this process and not to its children, so the system releases it when the process
     ends, however it ends, although a DataLoader worker may live a few seconds longer.
 
     Raises:
-        InputError: another process holds the lock, or the folder cannot be written; names the process.
+        InputError: another process holds the lock, which is named; or the folder cannot be written.
     """
     path = folder / LOCK
     handle = _open_locked(path)
@@ -94,7 +94,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         os.pwrite(handle, f"{os.getpid()} {os.uname().nodename}\n".encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever waits at the old file sees that it is gone
+        path.unlink(missing_ok=True)  # while it is held, so that others notice that their file is gone
         os.close(handle)
 
 
@@ -106,7 +106,7 @@ def _open_locked(path: Path) -> int:
             raise InputError(f"{path.parent}: cannot write the run's folder: {error.strerror}") from None
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
-            raise InputError(f"{path}: not a regular file; remove it, it is the place of the run's lock")
+            raise InputError(f"{path}: not a regular file; remove it, the run's lock needs its name")
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -139,7 +139,7 @@ def _is_file_of(handle: int, path: Path) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Say whether a run of ours has written ``folder``: by config.yaml, or by the first line of its log."""
+    """Whether a run of this project wrote ``folder``, by its config.yaml or the first line of its log."""
     config, log = folder / "config.yaml", folder / "log.jsonl"
     if config.is_file():
         lines = _start_of(config, 2**20).splitlines()
@@ -155,7 +155,7 @@ def is_run(folder: Path) -> bool:
 
 
 def holds_work(folder: Path) -> bool:
-    """Say whether a run in ``folder`` has something to go on from: a checkpoint, or a record of a stage."""
+    """Whether ``folder`` holds something to resume from: a checkpoint, or the record of a stage."""
     places = (folder / "checkpoints", *folder.glob("stages/*/checkpoints"))
     if any(
         re.fullmatch(r"(step_\d+|best)\.pt", path.name) for place in places for path in place.glob("*.pt")
@@ -165,27 +165,28 @@ def holds_work(folder: Path) -> bool:
 
 
 def check_place(folder: Path, *, go_on: bool = False) -> None:
-    """Refuse a folder in which a run would mix its files with those of others.
+    """Refuse a folder in which a run would mix its files with other files.
 
     A run may ``go_on`` in a folder into which only checkpoints were copied.
 
     Raises:
-        InputError: no run of ours made the files there that have a run's names; names them.
+        InputError: the folder holds files under a run's names that no run of this project made; names them.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: cannot write the run's folder: it is a file")
-    found = [name for name in _ROOTS if (folder / name).exists()]
-    copied = go_on and set(found) <= {"checkpoints", "stages"}
-    if found and not copied and not is_run(folder):
+    present = [name for name in _ROOTS if (folder / name).exists()]
+    copied = go_on and set(present) <= {"checkpoints", "stages"}
+    if present and not copied and not is_run(folder):
         raise InputError(
-            f"{folder}: holds {', '.join(found)}, and no run of this project made them; give another --output"
+            f"{folder}: holds {', '.join(present)}, and no run of this project made them; give another "
+            "--output"
         )
 
 
 def remove_run(folder: Path) -> list[str]:
-    """Delete the files of the run in ``folder``; return what is there under a run's names and stays.
+    """Delete the files of the run in ``folder``; return the files under a run's names that stay.
 
-    Nothing is deleted where ``is_run`` does not hold, and no file by a name that runs do not write.
+    Nothing is deleted unless `is_run` holds, and no file whose name runs do not write.
     """
     if not is_run(folder):
         return []
@@ -199,7 +200,7 @@ def snapshot(folder: Path) -> set[Path]:
 
 
 def remove_start(folder: Path, before: set[Path]) -> None:
-    """Delete what a start that failed has added to ``before``, unless some of it is worth keeping.
+    """Delete what a failed start has added to ``before``, unless some of it is worth keeping.
 
     Worth keeping are checkpoints, records of stages, cached features, and a log with losses.
     """
@@ -230,7 +231,7 @@ def remove_files(folder: Path, files: Iterable[Path]) -> None:
 
 def note_pictures(folder: Path, names: Iterable[str]) -> None:
     """Add ``names`` to the list of pictures that runs have written into ``folder``, which exists."""
-    known = sorted({*names, *_pictures(folder)})  # those that were removed since are forgotten
+    known = sorted({*names, *_pictures(folder)})  # without those that have been removed since
     try:
         (folder / PICTURES).write_text(json.dumps(known) + "\n", encoding="utf-8")
     except OSError as error:
@@ -238,13 +239,13 @@ def note_pictures(folder: Path, names: Iterable[str]) -> None:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """Return those of the pictures in ``folder`` that runs have written, as far as they are known."""
+    """Return the pictures in ``folder`` that runs are known to have written."""
     path = folder / PICTURES
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     except (OSError, ValueError, RecursionError):
         return []
-    known = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+    known = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     return sorted(one.name for one in folder.glob("*.jpg") if one.name in known)
 
 

@@ -313,10 +313,9 @@ class StagedTraining:
         if assessment.score_threshold is not None:
             stored = {**finished, "score_threshold": assessment.score_threshold}
             checkpoints.save_checkpoint(self.detector, stored)
-        assert assessment.test is not None  # scored because this was the last time
+        assert assessment.test is not None  # last=True scores it
         self._write_log(last.steps, assessment.test)
-        evaluation: Evaluation[Detections] = assessment.test
-        return evaluation
+        return assessment.test
 
     def _write_log(self, steps: int, evaluation: Evaluation[Detections]) -> None:
         """Put the stages' losses and the detector's metrics into one log, with consecutive steps."""

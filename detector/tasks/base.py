@@ -110,7 +110,7 @@ class BaseTask(ABC, Generic[Batch]):
         """Return what a checkpoint needs besides weights and optimizer; often the step says the rest."""
         return {}
 
-    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment:
+    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[Evaluation[Any]]:
         """Score the network on the validation images and, if ``last`` or without any, on the test images."""
         return self.scorer.assess(self.model, memory, last=last)
 

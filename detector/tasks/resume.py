@@ -20,7 +20,7 @@ from detector.engine.checkpoint import load_resumable, numbered_checkpoints
 from detector.factory.splits import find_validation
 
 ACCEPTED = "accept_changed_data"
-"""Key of a state in memory, never of a file: the user goes on with changed data."""
+"""Key of a state in memory, never of a file: whether the user accepts data that have changed."""
 
 APPLIED = frozenset(
     f"{section}.{key}"
@@ -43,15 +43,15 @@ APPLIED = frozenset(
     }.items()
     for key in keys.split()
 )
-"""Settings that take effect from the next step, or the next evaluation, on."""
+"""Settings that take effect with the next step or the next evaluation."""
 
 SAME_DATA = frozenset(
     {"data.root", "data.annotations", "data.images", "data.splits", "data.leave_out", "data.generate"}
 )
-"""Settings that say where the data are: applied, and the fingerprint says whether they are the same data."""
+"""Settings of where the data are: applied, while the fingerprint shows whether the data are the same."""
 
 REFUSED = {
-    "train.trainable": "the optimizer's state is that of the parameters that have been trained so far",
+    "train.trainable": "the optimizer's state belongs to the parameters that have been trained so far",
     "train.initial_weights": "the run has its own weights by now",
     "train.allow_partial": "the run has its own weights by now",
     **dict.fromkeys(
@@ -75,9 +75,9 @@ def find_state(
 ) -> dict[str, Any] | None:
     """Return the newest sound checkpoint of the run in ``folder``, or None where there is none yet.
 
-    Where none of the numbered ones can be read, that is ``best.pt``.
-    ``ignored`` names settings that may differ. With ``accept_changed_data`` the task that is built from the
-    state takes data that are not those of the checkpoint.
+    This is ``best.pt`` if none of the numbered ones can be read. ``ignored`` names settings that may differ.
+    With ``accept_changed_data`` the task that is built from the state accepts other data than the
+    checkpoint's.
 
     Raises:
         InputError: every checkpoint is damaged, or the run was made with another data set, model or seed,
@@ -118,7 +118,7 @@ def _newest_sound(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
 def policy(key: str) -> str | None:
     """Return "applied", "same data" or "refused" for a key of train, test or data; None for an unknown one.
 
-    A key stands for all keys below it: ``data.generate`` for ``data.generate.seed``.
+    The tables' keys include all keys below them: ``data.generate`` includes ``data.generate.seed``.
     """
     while key:
         for name, keys in (("applied", APPLIED), ("same data", SAME_DATA), ("refused", REFUSED)):
@@ -129,9 +129,9 @@ def policy(key: str) -> str | None:
 
 
 def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> dict[str, tuple[str, str]]:
-    """Return, by key, the settings that differ from those stored in ``source``: (before, now) as JSON.
+    """Return the settings that differ from those stored in ``source``: (before, now) as JSON, by key.
 
-    A key that is missing from the stored config counts with its default.
+    A key that is missing from the stored config has its default value.
     """
     old = _flat(parse_config(before, source).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
@@ -143,10 +143,10 @@ def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> 
 def check_changes(
     state: Mapping[str, Any], config: Config, source: str, *, ignored: Sequence[str] = ()
 ) -> None:
-    """Say which settings a resumed run changes, and refuse those that it cannot.
+    """Report the settings that a resumed run changes, and refuse those that it cannot change.
 
     Raises:
-        InputError: a setting that decides what was trained so far; names it and the reason.
+        InputError: a changed setting decides what has been trained so far; names it and the reason.
     """
     changes = changed_settings(state["config"], config, source)
     changes = {key: pair for key, pair in changes.items() if key not in ignored}
@@ -165,7 +165,7 @@ def check_changes(
 
 
 def _check_measured(changes: Mapping[str, tuple[str, str]], config: Config, source: str) -> None:
-    """The constants of box targets are measured once, at the threshold that training began with."""
+    """Refuse another threshold if the constants of the box targets were measured with the first one."""
     key = "train.sampling.foreground_iou"
     box = config.model.box
     if key in changes and box.regression == "linear" and box.normalize == "dataset":
@@ -179,7 +179,7 @@ def _check_measured(changes: Mapping[str, tuple[str, str]], config: Config, sour
 def _check_set_aside(
     changes: Mapping[str, tuple[str, str]], stored: Mapping[str, Any], config: Config, source: str
 ) -> None:
-    """Settings of evaluations are applied, unless with them other images than so far would be set aside."""
+    """Refuse settings of evaluations if other images than before would be set aside because of them."""
     changed = [key for key in _DECIDE_VALIDATION if key in changes]
     if not changed:
         return
@@ -202,7 +202,7 @@ def _check_set_aside(
 
 
 def _split_would_do(config: Config, old: Config, named: Sequence[str], fraction: float) -> bool:
-    """Say whether ``train.evaluate_split`` in place of the ``named`` settings sets ``fraction`` aside."""
+    """Whether ``train.evaluate_split`` instead of the ``named`` settings would set ``fraction`` aside."""
     if "train.evaluate_split" in named:
         return False
     config = _restored(config, old, [key for key in named if key != "train.evaluate_every"])
@@ -225,13 +225,13 @@ def _set(config: Config, key: str, value: Any) -> Config:
 
 
 def schedule_changed(state: Mapping[str, Any], config: Config) -> bool:
-    """Say whether the learning rate of the steps to come is another one than ``state`` began with."""
+    """Whether the learning rate of the remaining steps differs from the one of the run in ``state``."""
     keys = ("train.learning_rate", "train.schedule.", "train.steps", "train.epochs")
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 
 
 def evaluates_differently(state: Mapping[str, Any], config: Config, data: Mapping[str, str]) -> bool:
-    """Say whether evaluations from here on, with fingerprints ``data``, are not as those before ``state``."""
+    """Whether later evaluations, of data with these fingerprints, differ from those before ``state``."""
     before = state.get("data_fingerprint", {})
     if any(name.startswith("evaluation") and before.get(name, now) != now for name, now in data.items()):
         return True
@@ -242,24 +242,24 @@ def evaluates_differently(state: Mapping[str, Any], config: Config, data: Mappin
 def checked_fingerprint(
     role: str, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Return the fingerprint of a split's ``records`` under its ``role``; ``known`` is a checkpoint's state.
+    """Return the fingerprint of a split's ``records``, by ``role`` and split; ``known`` is a checkpoint.
 
     Raises:
-        InputError: the state has another fingerprint for it and changed data were not accepted.
+        InputError: the checkpoint has another fingerprint there, and changed data were not accepted.
     """
-    found = {f"{role}: {split}": fingerprint(records)}
-    check_fingerprint(found, known or {})
-    return found
+    fingerprints = {f"{role}: {split}": fingerprint(records)}
+    check_fingerprint(fingerprints, known or {})
+    return fingerprints
 
 
-def check_fingerprint(found: Mapping[str, str], known: Mapping[str, Any]) -> None:
-    """Compare fingerprints by role and split with those of a state, as far as it has them.
+def check_fingerprint(fingerprints: Mapping[str, str], known: Mapping[str, Any]) -> None:
+    """Compare fingerprints, by role and split, with those that a checkpoint has.
 
     Raises:
         InputError: a difference, unless changed data were accepted.
     """
     before = known.get("data_fingerprint")
-    for name, now in found.items():
+    for name, now in fingerprints.items():
         expected = before.get(name) if isinstance(before, Mapping) else None
         if expected in (None, now):
             continue
@@ -277,7 +277,7 @@ def check_fingerprint(found: Mapping[str, str], known: Mapping[str, Any]) -> Non
 def evaluation_fingerprint(
     config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Return `checked_fingerprint` of images that the run is scored on, the first ``test.max_images``."""
+    """Return `checked_fingerprint` of the images that a run is scored on, the first ``test.max_images``."""
     limit = config.test.max_images
     role = "evaluation" if limit is None else f"evaluation of {limit} images"
     return checked_fingerprint(role, split, records, known)
@@ -286,7 +286,7 @@ def evaluation_fingerprint(
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(values, dict) or (prefix and not values):
         return {prefix: json.dumps(values)}
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return found
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -210,7 +210,9 @@ class Scorer(ABC, Generic[Result]):
         }
         return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
 
-    def assess(self, model: RegionDetector, memory: PeakMemory, *, last: bool) -> Assessment:
+    def assess(
+        self, model: RegionDetector, memory: PeakMemory, *, last: bool
+    ) -> Assessment[Evaluation[Result]]:
         """Score the network on the validation images and, if ``last`` or without any, on the test images.
 
         The score threshold is chosen on the validation images, and applied to the test images.
@@ -224,7 +226,7 @@ class Scorer(ABC, Generic[Result]):
         if last:
             self.say_point(point, validation)
         chosen_by = test if validation is None else validation
-        assert chosen_by is not None
+        assert chosen_by is not None  # without validation images the test images were scored
         return Assessment(
             chosen_by=chosen_by,
             test=test,

@@ -11,31 +11,38 @@ from typing import Any
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.progress import note
+from detector.core.structures import Batch
 from detector.engine.optim import build_schedule
 from detector.engine.run import Run, RunSettings, Task
 from detector.factory.data import ensure_data
 from detector.factory.model import build_optimizer
 from detector.factory.weights import check_weights
-from detector.tasks.classification import ClassificationScorer, ClassificationTask
-from detector.tasks.detection import DetectionScorer, DetectionTask
+from detector.tasks.base import BaseTask
+from detector.tasks.classification import ClassificationTask
+from detector.tasks.detection import DetectionTask
 from detector.tasks.resume import evaluates_differently, find_state, schedule_changed
 from detector.tasks.scoring import Scorer, known_classes
 
-MakeTask = Callable[[Config, str, dict[str, Any] | None], Task]
+MakeTask = Callable[[Config, str, dict[str, Any] | None], Task[Any]]
 """Builds a task for a device, new or from a checkpoint's state."""
 
 
-def build_task(config: Config, device: str, state: dict[str, Any] | None = None) -> Task:
+def task_class(config: Config) -> type[BaseTask[Batch]]:
+    """Return the class of the config's task."""
+    match config.task:
+        case "detection":
+            return DetectionTask
+        case "classification":
+            return ClassificationTask
+
+
+def build_task(config: Config, device: str, state: dict[str, Any] | None = None) -> BaseTask[Batch]:
     """Return the config's task, new or, with a checkpoint's ``state``, with the network that it holds.
 
     Raises:
         InputError: anything of the data or weights is missing or faulty.
     """
-    match config.task:
-        case "detection":
-            return DetectionTask(config, device, state)
-        case "classification":
-            return ClassificationTask(config, device, state)
+    return task_class(config)(config, device, state)
 
 
 def build_scorer(
@@ -47,12 +54,7 @@ def build_scorer(
         InputError: anything of the data is missing, or ``classes``, a checkpoint's, are not the data set's.
     """
     ensure_data(config)
-    known = known_classes(config, classes)
-    match config.task:
-        case "detection":
-            return DetectionScorer(config, device, known, split)
-        case "classification":
-            return ClassificationScorer(config, device, known, split)
+    return task_class(config).scorer_class(config, device, known_classes(config, classes), split)
 
 
 def start_run(
@@ -65,7 +67,7 @@ def start_run(
     make_task: MakeTask = build_task,
     ignored: Sequence[str] = (),
     loading: float = 0.0,
-) -> Run:
+) -> Run[Any]:
     """Return the run of a config in ``folder``, from its first step or, with ``resume``, its last checkpoint.
 
     A new run writes nothing into the folder before `Run.run`. ``ignored`` names settings that a resumed run
@@ -126,7 +128,7 @@ def _run_length(config: Config, images: int) -> int:
     return steps
 
 
-def _restore(run: Run, state: dict[str, Any], config: Config) -> None:
+def _restore(run: Run[Any], state: dict[str, Any], config: Config) -> None:
     steps = run.settings.steps
     if state["step"] > steps:
         raise InputError(
