@@ -82,7 +82,7 @@ def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path
 
 
 def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Score result files by the annotations alone: no image, network or compiled library is needed."""
+    """Score result files against annotations, for which no image, network or compiled code is needed."""
     from detector.commands.file_scoring import check_places, score_detections
 
     detections, annotations = Path(arguments.detections), Path(arguments.annotations)

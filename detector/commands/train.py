@@ -49,7 +49,7 @@ def train(config: Config, folder: Path, device: str, arguments: argparse.Namespa
         loading=process_seconds(),
     )
     if arguments.overwrite:
-        start_over(folder)  # not before data and network have been found to be in order
+        start_over(folder)  # only after the data and the network have been checked
     run.run()
     run.finish()
 
@@ -70,7 +70,7 @@ def train_stages(config: Config, folder: Path, device: str, arguments: argparse.
 
 
 def start_over(folder: Path) -> None:
-    """Delete the run in ``folder``, and say what is there that no run wrote."""
+    """Delete the run in ``folder``, and report the files there that no run wrote."""
     kept = remove_run(folder)
     if kept:
         note(
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     cli.add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on from the folder's last sound step_N.pt")
+    again.add_argument("--resume", action="store_true", help="continue from the folder's last sound step_N.pt")
     again.add_argument("--overwrite", action="store_true", help="delete the run in the folder and start over")
     parser.add_argument(
         "--accept-changed-data",

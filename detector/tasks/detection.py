@@ -245,15 +245,15 @@ def _with_categories(
     if not missing:
         return categories
     training = annotation_place(config, config.data.train_split)
-    found = [entry for entry in read_coco(training)["categories"] if entry["name"] in missing]
-    missing -= {entry["name"] for entry in found}
+    added = [entry for entry in read_coco(training)["categories"] if entry["name"] in missing]
+    missing -= {entry["name"] for entry in added}
     if missing:
         raise InputError(f"{place}: no category is named {min(missing)!r}; add the class to the file")
     taken = {entry["id"]: entry["name"] for entry in categories}
-    for entry in found:
+    for entry in added:
         if entry["id"] in taken:
             raise InputError(
                 f"{place}: category {entry['id']} is {taken[entry['id']]!r}, and {entry['name']!r} in "
                 f"{training}; give both files the same categories"
             )
-    return [*categories, *found]
+    return [*categories, *added]

@@ -66,7 +66,7 @@ REFUSED = {
 """Settings that a resumed run keeps, each with the reason."""
 
 _DECIDE_VALIDATION = ("train.evaluate_every", "train.evaluate_split", "data.val_split", "data.test_split")
-"""Settings that `find_validation` looks at and that are applied."""
+"""The applied settings that `find_validation` depends on."""
 _KEPT = "a resumed run keeps its data, proposals, model and seed"
 
 
@@ -188,8 +188,8 @@ def _check_set_aside(
     now = find_validation(config).fraction
     if was == now:
         return
-    alone = [key for key in changed if find_validation(_restored(config, old, [key])).fraction == was]
-    named = alone[:1] or changed
+    sufficient = [key for key in changed if find_validation(_restored(config, old, [key])).fraction == was]
+    named = sufficient[:1] or changed
     made = " and ".join(f"{key} = {changes[key][0]}, now {changes[key][1]}" for key in named)
     back = " ".join(f"{key}={changes[key][0]}" for key in named)
     way = "name a split to choose best.pt on (train.evaluate_split=...), "
@@ -268,10 +268,10 @@ def check_fingerprint(fingerprints: Mapping[str, str], known: Mapping[str, Any])
         )
         if not known.get(ACCEPTED):
             raise InputError(
-                f"{changed}; put them back, go on all the same with --accept-changed-data, or train into "
+                f"{changed}; put them back, continue anyway with --accept-changed-data, or train into "
                 "another folder"
             )
-        note(f"warning: {changed}; going on all the same")
+        note(f"warning: {changed}; continuing anyway")
 
 
 def evaluation_fingerprint(

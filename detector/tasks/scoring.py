@@ -172,7 +172,7 @@ class Scorer(ABC, Generic[Result]):
         records = dataset.records[: self.config.test.max_images]
         proposals = self._proposals(split, records, annotated=dataset.annotated)
         if not dataset.annotated:
-            note(f"{split}: {NOTHING_SCORED}; result files will be written all the same")
+            note(f"{split}: {NOTHING_SCORED}; only result files and pictures are written")
         return TestSet(
             split=split,
             records=records,
