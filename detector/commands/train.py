@@ -87,7 +87,9 @@ def parse() -> argparse.Namespace:
     cli.add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue from the folder's last sound step_N.pt")
+    again.add_argument(
+        "--resume", action="store_true", help="continue from the folder's last sound step_N.pt"
+    )
     again.add_argument("--overwrite", action="store_true", help="delete the run in the folder and start over")
     parser.add_argument(
         "--accept-changed-data",

@@ -74,18 +74,18 @@ class ToyTask:
     """A task without images; tests replace what they need."""
 
     device = "cpu"
-    classes = ("toy",)
-    data_fingerprint: ClassVar[dict[str, str]] = {}
-    records: ClassVar[list[ImageRecord]] = []
+    classes: tuple[str, ...] = ("toy",)
 
     def __init__(self, model: Toy) -> None:
         self.model = model
+        self.data_fingerprint: dict[str, str] = {}
+        self.records: list[ImageRecord] = []
         self.step = model.losses
         self.computing = nullcontext[None]
         self.batches: Callable[[int], Generator[Batch, None, None]] = batches
         self.finished: list[Any] = []
 
-    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment:
+    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[Scored]:
         self.model.eval()
         scored = Scored()
         return Assessment(chosen_by=scored, test=scored, headline=0.5, score_threshold=None)
@@ -103,7 +103,7 @@ class ToyTask:
         self.finished.append(given)
 
 
-class ToyRun(Run):
+class ToyRun(Run[Scored]):
     """A run that also lists its steps, records, checkpoints and evaluations."""
 
     task: ToyTask
@@ -278,7 +278,7 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(
 def test_a_failing_evaluation_comes_after_the_checkpoint(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> Assessment:
+    def fail(*_: object, **__: object) -> Assessment[Scored]:
         raise InputError("a test image is gone")
 
     run = make_run()

@@ -16,6 +16,7 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.report import COCO_FIGURES
 from detector.factory.data import all_names, class_names, load_split
+from detector.tasks.detection import DetectionTask
 from detector.tasks.start import start_run
 from tests.data.splits import COCO, numbered_coco
 
@@ -109,6 +110,7 @@ def test_the_same_training_from_voc_and_from_its_coco_conversion(
         (tmp_path / name).mkdir()
         run = start_run(tiny(*settings, *sources), tmp_path / name, "cpu")
         found[name] = run.run()
+        assert isinstance(run.task, DetectionTask)
         run.task.scorer.write_results(tmp_path / name, found[name])
     first, second = (
         load_checkpoint(tmp_path / name / "checkpoints" / "step_12.pt")["model"] for name in found
@@ -133,6 +135,7 @@ def test_the_headline_is_what_an_evaluator_of_its_own_says(
     (tmp_path / "run").mkdir()
     run = start_run(config, tmp_path / "run", "cpu")
     evaluation = run.run()
+    assert isinstance(run.task, DetectionTask)
     evaluator = CocoEvaluator.from_records(run.task.scorer.test_set.records, run.task.classes)
     evaluator.update(list(evaluation.results), list(evaluation.results.values()))
     again = evaluator.compute()

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from detector.factory.data import class_names
 from detector.factory.model import restore_model
 from detector.factory.splits import Validation, find_validation, read_splits
 from detector.factory.validation import load_training, load_validation
+from detector.tasks.detection import DetectionTask
 from detector.tasks.resume import find_state
 from detector.tasks.scoring import TestSet
 from detector.tasks.start import build_scorer, start_run
@@ -32,7 +34,7 @@ Load = Callable[..., Config]
 SHORT = ("train.steps=4", "train.checkpoint_every=2", "data.workers=0")
 
 
-def begin(config: Config, folder: Path, *, resume: bool = False) -> Run:
+def begin(config: Config, folder: Path, *, resume: bool = False) -> Run[Any]:
     folder.mkdir(exist_ok=True)
     return start_run(config, folder, "cpu", resume=resume)
 
@@ -67,24 +69,23 @@ def test_a_choice_between_checkpoints_sets_images_aside_and_the_test_split_stays
     config = tiny(*SHORT, "train.evaluate_every=2")
     run = begin(config, tmp_path / "run")
     scored: list[tuple[int, str]] = []
-    scorer = run.task.scorer  # type: ignore[attr-defined]
-    evaluate = scorer.evaluate
+    assert isinstance(run.task, DetectionTask)
+    scorer = run.task.scorer
+    evaluate: Callable[..., object] = scorer.evaluate
 
     def spy(model: object, test_set: TestSet | None = None, memory: object = None) -> object:
         scored.append((run.step, (test_set or scorer.test_set).split))
         return evaluate(model, test_set, memory)
 
     monkeypatch.setattr(scorer, "evaluate", spy)
-    run.run()
+    evaluation = run.run()
     assert scored == [(2, "trainval"), (4, "trainval"), (4, "test")]
     said = capfd.readouterr().err
     assert "validation images: 1, set aside from trainval (train.validation_fraction 0.15" in said
     lines = [record for record in read_log(tmp_path / "run/log.jsonl") if record["kind"] == "evaluate"]
     assert [(line["step"], line["split"]) for line in lines] == [(2, "trainval"), (4, "trainval")]
     tested = [record for record in read_log(tmp_path / "run/log.jsonl") if record["kind"] == "test"]
-    assert [(line["step"], line["voc07_mAP"]) for line in tested] == [
-        (4, run.evaluation.metrics["voc07_mAP"])
-    ]
+    assert [(line["step"], line["voc07_mAP"]) for line in tested] == [(4, evaluation.metrics["voc07_mAP"])]
     best = load_checkpoint(tmp_path / "run/checkpoints/best.pt")
     assert best["best"]["metric"] == max(line["voc07_mAP"] for line in lines)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_stopped_in_both_trainings_it_ends_with_the_same_detector(
     StagedTraining(config, whole, device).run()
     record = Run._record
 
-    def stop(run: Run, rate: float) -> None:
+    def stop(run: Run[Any], rate: float) -> None:
         record(run, rate)
         if run.step == 3:
             signal.raise_signal(signal.SIGTERM)

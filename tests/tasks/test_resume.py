@@ -67,7 +67,7 @@ def test_no_rule_is_for_a_key_that_does_not_exist() -> None:
     assert policy("model.head.dropout") is None
 
 
-def run(config: Config, folder: Path, *, resume: bool = False, accept: bool = False) -> Run:
+def run(config: Config, folder: Path, *, resume: bool = False, accept: bool = False) -> Run[Any]:
     folder.mkdir(exist_ok=True)
     done = start_run(config, folder, "cpu", resume=resume, accept_changed_data=accept)
     done.run()
@@ -392,6 +392,7 @@ def test_a_finished_run_that_is_scored_in_another_way_keeps_its_files_consistent
     again = run(tiny(*STEPWISE, "test.nms_threshold=0.5"), tmp_path / "run", resume=True)
     assert "best.pt stays the checkpoint that was chosen before" in capsys.readouterr().err
     saved = load_checkpoint(last)
+    assert again.evaluation is not None
     assert again.evaluation.metrics["score_threshold"] == saved["score_threshold"] == 0.5
     assert saved["config"]["test"]["nms_threshold"] == 0.5
     if step == 4:
