@@ -34,7 +34,7 @@ from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
 from detector.factory.loaders import inference_views, training_batches
 from detector.factory.validation import load_training
-from detector.tasks.evaluation import open_test_set
+from detector.tasks.start import build_scorer
 
 STEPS = 1752
 
@@ -86,7 +86,7 @@ class Setting:
 
 def setting() -> Setting:
     config = load_config("configs/bccd_squeezenet.yaml")
-    test_set = open_test_set(config, config.data.test_split)
+    test_set = build_scorer(config, split=config.data.test_split).test_set
     dataset = load_training(config, test_set.classes, training=True)
     store = proposal_parts.open_proposals(config, dataset.records)
     source = proposal_parts.StoredProposals(store, config.proposals.top_k_test, config.proposals.min_size)

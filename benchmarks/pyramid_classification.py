@@ -22,8 +22,7 @@ from detector.config import Config, load_config
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.evaluation.report import write_json
 from detector.factory.model import restore_model
-from detector.tasks.classified import classify_images, open_images
-from detector.tasks.training import find_state, start_run
+from detector.tasks.start import build_scorer, start_run
 
 CONFIG = "configs/spp_classifier_arrangements.yaml"
 VARIANTS = {
@@ -40,16 +39,16 @@ def score(config: Config, folder: Path) -> dict[str, float]:
     done = numbered_checkpoints(folder / "checkpoints")
     if not done or int(done[-1].stem.removeprefix("step_")) < config.train.steps:
         folder.mkdir(parents=True, exist_ok=True)
-        start_run(config, folder, "cpu", find_state(config, folder)).run()
+        start_run(config, folder, "cpu", resume=True).run()
     checkpoint = load_checkpoint(numbered_checkpoints(folder / "checkpoints")[-1])
     model = restore_model(config, checkpoint, str(folder))
-    images = open_images(config, config.data.test_split)
     views = {str(size): {"scales": (size,)} for size in SIZES} | {"own": {"resize": "none"}}
-    figures = {}
+    metrics = {}
     for name, change in views.items():
         at_size = config.model_copy(update={"test": config.test.model_copy(update=change)})
-        figures[name] = float(classify_images(at_size, model, images).figures["voc07_mAP"])
-    return figures
+        scorer = build_scorer(at_size, split=config.data.test_split)
+        metrics[name] = float(scorer.evaluate(model).metrics["voc07_mAP"])
+    return metrics
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> Table:

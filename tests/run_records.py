@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from detector.core.errors import InputError
-from detector.engine.run_files import is_run, note_pictures, remove_run
+from detector.engine.run_folder import is_run, note_pictures, remove_run
 from detector.engine.run_log import RunLog
 from detector.staged.runner import StageRecord
-from detector.tasks.report import run_series
+from detector.tasks.scoring import run_history
 
 
 def make_run_log(folder: Path) -> Path:
@@ -41,7 +41,7 @@ def make_list_of_pictures(folder: Path) -> Path:
 
 def read_run_log(path: Path) -> object:
     """Read a log as the report does, and as a resumed run does, which then goes on with it."""
-    found = run_series(path.parent)
+    found = run_history(path.parent)
     is_run(path.parent)
     log = RunLog(path.parent, 6)
     log.write("train", {"step": 7, "loss": 0.1})

@@ -16,7 +16,6 @@ from detector.config import Config
 from detector.core.structures import Batch
 from detector.factory.loaders import inference_views
 from detector.factory.model import build_predictor
-from detector.factory.proposals import open_proposals, stored_proposals
 
 TABLE = "Test image, VGG16"
 SPREAD = 3.0
@@ -30,9 +29,8 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
 
     Leaves the networks in evaluation mode and with the weights of the second case.
     """
-    records = task.test_set.records
-    source = stored_proposals(config, open_proposals(config, records, "test"), training=False)
-    images = list(inference_views(config, records, source))  # each image is a list of views
+    test_set = task.scorer.test_set
+    images = list(inference_views(config, test_set.records, test_set.proposals))  # each is a list of views
     task.model.eval(), peer.eval()
 
     def ours(views: list[Batch]) -> int:

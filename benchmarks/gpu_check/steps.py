@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,8 @@ from benchmarks.gpu_check.result import Result, part_arguments
 from benchmarks.gpu_check.step_data import deterministic_default, step_config
 from detector.config import Config
 from detector.core.structures import Batch
-from detector.engine.trainer import Trainer
 from detector.factory.model import build_optimizer
-from detector.tasks.base import build_task
-from detector.tasks.training import TrainingRun
+from detector.tasks.start import build_task, start_run
 
 BATCHES = 12
 TABLE = "Training step, VGG16"
@@ -67,21 +65,13 @@ class Steps:
         The run saves and evaluates nothing; everything else is as in any other run.
         """
         clock = Clock(self.device, warm_up, self.count)
-        run = TrainingRun(self.config, self.folder, self.task)
-        run.evaluation = "none is wanted"
-        trainer, shipped = run.trainer, run.trainer.on_step
-
-        def on_step(done: Trainer) -> None:
-            shipped(done)
-            clock.tick()
-
-        trainer.on_step = on_step
-        trainer.on_record = trainer.on_save = trainer.on_evaluate = lambda *_: None
-        trainer.batches.close()
-        trainer.batches = batches or (batch for batch in itertools.cycle(self.batches))
-        trainer.steps = warm_up + self.count
-        run.run()
-        self.optimizer = trainer.optimizer
+        never = {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "evaluate_every": None}
+        config = self.config.model_copy(update={"train": self.config.train.model_copy(update=never)})
+        timed = TimedTask(self.task, batches or itertools.cycle(self.batches), clock)
+        run = start_run(config, self.folder, self.device, make_task=lambda *_: timed)
+        with suppress(TimeIsUp):
+            run.run()
+        self.optimizer = run.optimizer
         return clock.milliseconds
 
     def theirs(self, peer: Peer, optimizer: torch.optim.Optimizer, warm_up: int) -> float:
@@ -95,6 +85,25 @@ class Steps:
             optimizer.step()
             clock.tick()
         return clock.milliseconds
+
+
+class TimedTask:
+    """A task whose batches are given and which ticks a clock after each step; the clock ends the run."""
+
+    def __init__(self, task: Any, batches: Iterable[Batch], clock: Clock) -> None:
+        self.task, self.given, self.clock = task, batches, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        for batch in self.given:
+            yield batch
+            self.clock.tick()  # the next batch is asked for when the step is done
+
+
+class TimeIsUp(Exception):
+    """All steps that are timed have been done."""
 
 
 class Clock:
@@ -115,6 +124,7 @@ class Clock:
         if self.steps == self.warm_up + self.count:
             synchronize(self.device)
             self.milliseconds = 1e3 * (time.perf_counter() - self.started) / self.count
+            raise TimeIsUp
 
 
 def synchronize(device: str) -> None:

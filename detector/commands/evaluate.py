@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.commands import cli
-from detector.config import load_config
+from detector.config import Config, load_config
 from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.machine import process_seconds
@@ -17,21 +17,20 @@ from detector.evaluation.report import figures_shown, write_json
 
 def main() -> int:
     arguments = parse()
-    figures = score_files(arguments) if arguments.detections else score_checkpoint(arguments)
-    show(figures_shown(figures))
+    metrics = score_files(arguments) if arguments.detections else score_given(arguments)
+    show(figures_shown(metrics))
     if arguments.detections:
         name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
-        show(f"{name} {figures[name]:.6f}")
+        show(f"{name} {metrics[name]:.6f}")
     if arguments.output:
-        write_json(arguments.output, figures)
+        write_json(arguments.output, metrics)
     return 0
 
 
-def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the network over the split; what comes out goes into a folder of this checkpoint and split."""
+def score_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Score the checkpoint; what that leaves goes into a folder of this checkpoint and split."""
     from detector.engine.checkpoint import load_checkpoint
     from detector.factory.resources import use_cores
-    from detector.tasks.scoring import score_checkpoint as score
 
     metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
     config = load_config(arguments.config, [*arguments.overrides, *metric])
@@ -40,10 +39,32 @@ def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     device = cli.choose_device(arguments.device)
     use_cores(config, device)
     folder = results_folder(arguments, split, checkpoint["step"])
-    figures = score(config, checkpoint, arguments.checkpoint, split, folder, device)
-    figures = {**figures, "seconds": round(process_seconds(), 1), "step": checkpoint["step"]}
-    write_json(folder / "metrics.json", figures)
-    return figures
+    metrics = score_checkpoint(config, checkpoint, arguments.checkpoint, split, folder, device)
+    metrics = {**metrics, "seconds": round(process_seconds(), 1), "step": checkpoint["step"]}
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def score_checkpoint(
+    config: Config, checkpoint: dict[str, Any], source: str, split: str, folder: Path, device: str
+) -> dict[str, Any]:
+    """Return the metrics of a checkpoint read from ``source``; write result files and pictures to ``folder``.
+
+    Raises:
+        InputError: a checkpoint of another network, task or classes than the config's, or missing data.
+    """
+    from detector.engine.memory import PeakMemory
+    from detector.factory.model import restore_model
+    from detector.tasks.scoring import computing
+    from detector.tasks.start import build_scorer
+
+    with computing(config, device):
+        model = restore_model(config, checkpoint, source).to(device)
+        memory = PeakMemory(device)
+        scorer = build_scorer(config, device, classes=checkpoint["classes"], split=split)
+        evaluation = scorer.evaluate(model, memory=memory)
+    scorer.write_results(folder, evaluation)
+    return {**evaluation.at_threshold(checkpoint.get("score_threshold")).metrics, **memory.metrics()}
 
 
 def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path:
@@ -61,16 +82,16 @@ def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path
 
 
 def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Score result files by the annotations alone: no image, network or compiled library is needed."""
+    """Score result files against annotations, for which no image, network or compiled code is needed."""
     from detector.commands.file_scoring import check_places, score_detections
 
     detections, annotations = Path(arguments.detections), Path(arguments.annotations)
     check_places(detections, annotations)
     split = arguments.split or "test"
-    figures = score_detections(detections, annotations, arguments.metric, split, arguments.iou)
+    metrics = score_detections(detections, annotations, arguments.metric, split, arguments.iou)
     if arguments.metric == "coco":
-        return figures
-    return {**figures, "metric": arguments.metric, "iou_threshold": arguments.iou, "split": split}
+        return metrics
+    return {**metrics, "metric": arguments.metric, "iou_threshold": arguments.iou, "split": split}
 
 
 def parse() -> argparse.Namespace:
@@ -87,7 +108,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         metavar="FILE.json",
-        help="write the figures there too, and result files into a folder FILE",
+        help="write the metrics there too, and result files into a folder FILE",
     )
     parser.add_argument(
         "--detections",
@@ -102,9 +123,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--metric",
         choices=("voc07", "voc", "coco"),
-        help="11-point or area AP at one IoU, or COCO's twelve figures (default: voc07, or the config's)",
+        help="11-point or area AP at one IoU, or COCO's twelve metrics (default: voc07, or the config's)",
     )
-    parser.add_argument("--iou", type=float, default=0.5, help="IoU that counts as found (default 0.5)")
+    parser.add_argument("--iou", type=float, default=0.5, help="IoU of a correct detection (default 0.5)")
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.detections and not arguments.annotations:

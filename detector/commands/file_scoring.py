@@ -1,4 +1,4 @@
-"""Detections in files scored against annotations in files: no image, network or compiled op takes part."""
+"""Scoring detections in files against annotations in files, without images, a network or compiled code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Metric = Literal["voc07", "voc", "coco"]
 
 
 class Truth(NamedTuple):
-    """The annotations of a split: as records, and as COCO's dictionary with its id of each image."""
+    """The annotations of a split: as records, and as COCO's dictionary, which has an id per image."""
 
     records: list[ImageRecord]
     classes: tuple[str, ...]
@@ -35,14 +35,14 @@ class Truth(NamedTuple):
 def score_detections(
     detections: Path, annotations: Path, metric: Metric, split: str, iou_threshold: float
 ) -> dict[str, Any]:
-    """Return the figures of ``detections``: a folder of VOC result files, or a COCO results JSON.
+    """Return the metrics of ``detections``: a folder of VOC result files, or a COCO results JSON.
 
     ``annotations`` is a COCO annotation file, or the root of a VOC layout, of which ``split`` is read. In
     COCO's results for a VOC layout, images are numbered from 1 in the split's order and categories from 1
     in the order of the sorted class names of all annotations, as this project writes them.
 
     Raises:
-        InputError: a file that is missing, malformed or made for other images or classes.
+        InputError: a file is missing, malformed or made for other images or classes.
     """
     as_json = detections.suffix.lower() == ".json"
     if metric == "coco" and as_json and annotations.suffix.lower() == ".json":
@@ -61,10 +61,10 @@ def score_detections(
 
 
 def read_truth(annotations: Path, split: str, result_folder: Path | None = None) -> Truth:
-    """Read annotations of either format without looking for images.
+    """Read annotations of either format without opening images.
 
-    The classes of a VOC layout are those of all its annotations. Only the split's are read where
-    ``result_folder`` has no VOC result file of another class: the means are the same.
+    The classes of a VOC layout are those of all its annotations. If ``result_folder`` has VOC result files
+    only for the classes of the split, the annotations of other splits are not read: the means are the same.
     """
     source: DataSource = VocSource(annotations)
     if annotations.suffix.lower() == ".json":
@@ -85,9 +85,9 @@ def read_truth(annotations: Path, split: str, result_folder: Path | None = None)
 
 
 def _score_by_coco(folder: Path, truth: Truth, split: str) -> CocoEvaluator:
-    found = read_checked_files(folder, truth.records, truth.classes, split)
+    results = read_checked_files(folder, truth.records, truth.classes, split)
     evaluator = CocoEvaluator(truth.coco, truth.classes, truth.image_ids)
-    evaluator.update(list(found), [one.detections() for one in found.values()])
+    evaluator.update(list(results), [rows.detections() for rows in results.values()])
     return evaluator
 
 
@@ -102,18 +102,18 @@ def _score_by_voc(path: Path, truth: Truth, iou_threshold: float) -> VocEvaluato
         by_image[result["image_id"]].append((place, result))
     evaluator = VocEvaluator(truth.records, truth.classes, iou_threshold)
     for image_id, coco_id in truth.image_ids.items():
-        found = by_image[coco_id]
-        boxes = torch.tensor([one["bbox"] for _, one in found], dtype=torch.float64).reshape(-1, 4)
+        rows = by_image[coco_id]
+        boxes = torch.tensor([row["bbox"] for _, row in rows], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        scores = torch.tensor([one["score"] for _, one in found], dtype=torch.float64)
-        kinds = torch.tensor([labels[one["category_id"]] for _, one in found], dtype=torch.int64)
-        order = torch.tensor([place for place, _ in found], dtype=torch.int64)
+        scores = torch.tensor([row["score"] for _, row in rows], dtype=torch.float64)
+        kinds = torch.tensor([labels[row["category_id"]] for _, row in rows], dtype=torch.int64)
+        order = torch.tensor([place for place, _ in rows], dtype=torch.int64)
         evaluator.add(image_id, boxes, scores, kinds, order=order)
     return evaluator
 
 
 def check_places(detections: Path, annotations: Path) -> None:
-    """Raise InputError where one of the two is not there."""
+    """Raise InputError if one of the two does not exist."""
     for option, path in (("--detections", detections), ("--annotations", annotations)):
         if not path.exists():
             raise InputError(f"{option} {path} does not exist")

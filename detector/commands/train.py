@@ -1,4 +1,4 @@
-"""Train a detector as a config says, score it, and leave everything of the run in one folder."""
+"""Train a detector as a config says, evaluate it, and write everything into one folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from detector.config import Config, load_config, require_stage
 from detector.core.errors import InputError
 from detector.core.machine import process_seconds
 from detector.core.progress import note
-from detector.engine.run_folder import run_folder
-from detector.engine.trainer import StopRequested
+from detector.engine.run_folder import remove_run, run_folder
 
 
 def main() -> int:
@@ -20,62 +19,58 @@ def main() -> int:
     if arguments.stage:
         require_stage(config, arguments.stage)
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
-    go_on = arguments.resume or bool(arguments.stage)
+
+    from detector.engine.run import StopRequested
+    from detector.factory.resources import use_cores
+
     try:
-        with run_folder(folder, go_on=go_on, overwrite=arguments.overwrite):
-            return (
-                train_stages(config, folder, arguments) if config.stages else train(config, folder, arguments)
-            )
+        with run_folder(
+            folder, go_on=arguments.resume or bool(arguments.stage), overwrite=arguments.overwrite
+        ):
+            device = cli.choose_device(arguments.device)
+            use_cores(config, device)
+            (train_stages if config.stages else train)(config, folder, device, arguments)
     except StopRequested as stop:
         note(f"{stop}{' of its stage' if config.stages else ''}; go on with --resume")
         return stop.exit_status
-
-
-def train(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
-    """Do a run, from the start or from its last checkpoint, and score the detector that comes out."""
-    from detector.factory.resources import use_cores
-    from detector.tasks.base import build_task
-    from detector.tasks.ending import report_end
-    from detector.tasks.training import TrainingRun, find_state
-
-    accept = arguments.accept_changed_data
-    device = cli.choose_device(arguments.device)
-    use_cores(config, device)
-    state = find_state(config, folder, accept_changed_data=accept) if arguments.resume else None
-    task = build_task(config, device, state)
-    if arguments.overwrite:
-        start_over(folder)  # not before data and network have been found to be in order
-    run = TrainingRun(config, folder, task, state, loading=process_seconds())
-    evaluation = run.run()
-    run.task.finish(folder, evaluation, run.seconds(), run.memory)
-    report_end(folder, folder / "checkpoints" / "best.pt", task.device)
     return 0
 
 
-def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
-    """Do the config's stages, or one of them, and score the detector that comes out."""
-    from detector.factory.data import split_records
-    from detector.factory.resources import use_cores
-    from detector.staged.runner import StagedTraining
-    from detector.tasks.ending import report_end
+def train(config: Config, folder: Path, device: str, arguments: argparse.Namespace) -> None:
+    """Do a run, from the start or from its last checkpoint, and report its last evaluation."""
+    from detector.tasks.start import start_run
 
-    device, accept = cli.choose_device(arguments.device), arguments.accept_changed_data
-    use_cores(config, device)
-    training = StagedTraining(config, folder, device, accept_changed_data=accept)
+    run = start_run(
+        config,
+        folder,
+        device,
+        resume=arguments.resume,
+        accept_changed_data=arguments.accept_changed_data,
+        loading=process_seconds(),
+    )
+    if arguments.overwrite:
+        start_over(folder)  # only after the data and the network have been checked
+    run.run()
+    run.finish()
+
+
+def train_stages(config: Config, folder: Path, device: str, arguments: argparse.Namespace) -> None:
+    """Do the config's stages, or one of them, and report the evaluation of the finished detector."""
+    from detector.factory.data import split_records
+    from detector.staged.runner import StagedTraining
+
+    training = StagedTraining(config, folder, device, accept_changed_data=arguments.accept_changed_data)
     if arguments.overwrite:
         training.check_start(overwrite=True)
         split_records(config)  # faulty data end here, while the old run is still there
         start_over(folder)
     evaluation = training.run(arguments.stage)
     if evaluation is not None:
-        report_end(folder, training.finish(evaluation), device)
-    return 0
+        training.finish(evaluation)
 
 
 def start_over(folder: Path) -> None:
-    """Delete the run in ``folder``, and say what is there that no run wrote."""
-    from detector.engine.run_files import remove_run
-
+    """Delete the run in ``folder``, and report the files there that no run wrote."""
     kept = remove_run(folder)
     if kept:
         note(
@@ -92,7 +87,9 @@ def parse() -> argparse.Namespace:
     cli.add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on from the folder's last sound step_N.pt")
+    again.add_argument(
+        "--resume", action="store_true", help="continue from the folder's last sound step_N.pt"
+    )
     again.add_argument("--overwrite", action="store_true", help="delete the run in the folder and start over")
     parser.add_argument(
         "--accept-changed-data",
@@ -100,7 +97,7 @@ def parse() -> argparse.Namespace:
         help="with --resume: go on although images, annotations or splits have changed since",
     )
     parser.add_argument(
-        "--stage", metavar="NAME", help="of a staged config: do this stage alone, or go on with it"
+        "--stage", metavar="NAME", help="of a staged config: do only this stage, or go on with it"
     )
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()

@@ -1,1 +1,1 @@
-"""Running things: the training loop, checkpoints, inference and what a run records of itself."""
+"""The run with its loop, log and checkpoints, the optimizer, and inference; nothing here knows a config."""

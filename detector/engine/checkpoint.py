@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, read without running code from them.
+"""Checkpoints: written completely or not at all, and read without running code from them.
 
 A checkpoint is a dict of plain values and tensors: ``format``, ``step``, ``config`` (the resolved config
 as nested dicts), ``classes`` and ``model`` (state dict). A detector's has ``score_threshold`` too (chosen on
 validation images, or None). For resuming it has ``optimizer``, ``sampler``, ``random`` (states of torch's
-generators), ``best`` (the best figure so far and its step), ``evaluated`` (the last step that was evaluated),
-``seconds`` (that the run has taken), ``threads`` (of torch on the CPU) and ``data_fingerprint`` (digests of
-the images and annotations by role and split).
+generators), ``best`` (the best headline metric so far and its step), ``evaluated`` (the last step that was
+evaluated), ``seconds`` (that the run has taken), ``threads`` (of torch on the CPU) and ``data_fingerprint``
+(digests of the images and annotations by role and split).
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class DamagedCheckpoint(InputError):
-    """The bytes of a checkpoint are not those that were written: cut off, or a checksum does not agree."""
+    """The bytes of a checkpoint are not those that were written: truncated, or with a wrong checksum."""
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; ``file`` is added to what it holds, its path for messages.
+    """Read a checkpoint onto the CPU, and add its path for messages under the key ``file``.
 
-    Its checksums are compared, and all that the keys hold is checked; nothing that it names is followed.
+    Its checksums and the values of all known keys are checked; no other file that it names is opened.
 
     Raises:
-        DamagedCheckpoint: the file is cut off or its bytes have changed.
+        DamagedCheckpoint: the file is truncated or its bytes have changed.
         InputError: missing, or not a checkpoint of this project.
     """
     path = Path(path)
@@ -63,10 +63,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_resumable(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that a run is to go on from.
+    """Read a checkpoint from which a run is to be resumed.
 
     Raises:
-        InputError: as ``load_checkpoint``, and for one that only holds weights.
+        InputError: as ``load_checkpoint``, and for a checkpoint that only holds weights.
     """
     state = load_checkpoint(path)
     check_resumable(state, str(path))
@@ -77,8 +77,8 @@ def read_saved(path: Path) -> Any:
     """Return what `save_checkpoint` wrote to ``path``: plain values and tensors, on the CPU, unchecked.
 
     Raises:
-        DamagedCheckpoint: the file is cut off or its bytes have changed.
-        InputError: missing, or more than plain values and tensors.
+        DamagedCheckpoint: the file is truncated or its bytes have changed.
+        InputError: the file is missing, or holds more than plain values and tensors.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
@@ -99,16 +99,16 @@ def check_model_state(model: nn.Module, state: dict[str, Any], source: str, diff
     """Check that a checkpoint's weights fit ``model``, which may be on the ``meta`` device, without values.
 
     Raises:
-        InputError: another architecture or other classes; says the ``differences`` of the two configs, or
-            names the first tensors that differ.
+        InputError: the checkpoint has another architecture or other classes; the message gives the
+            ``differences`` of the two configs, or names the first tensors that differ.
     """
-    wanted, found = model.state_dict(), state["model"]
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unknown {name}" for name in found if name not in wanted]
+    wanted, stored = model.state_dict(), state["model"]
+    problems = [f"missing {name}" for name in wanted if name not in stored]
+    problems += [f"unknown {name}" for name in stored if name not in wanted]
     problems += [
-        f"{name} {tuple(found[name].shape)} where {tuple(wanted[name].shape)} is needed"
+        f"{name} {tuple(stored[name].shape)} where {tuple(wanted[name].shape)} is needed"
         for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
+        if name in stored and stored[name].shape != wanted[name].shape
     ]
     if problems and differences:
         raise InputError(
@@ -121,7 +121,7 @@ def check_model_state(model: nn.Module, state: dict[str, Any], source: str, diff
             + "; ".join(problems[:4])
             + more
         )
-    for name, tensor in found.items():
+    for name, tensor in stored.items():
         if tensor.dtype != wanted[name].dtype:
             raise InputError(f"{source}: {name} has the type {tensor.dtype}, {wanted[name].dtype} is needed")
 
@@ -133,9 +133,9 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put torch's global generators back where ``random_states`` found them, those of GPUs by their number.
+    """Set torch's global generators to states that ``random_states`` returned, those of GPUs by number.
 
-    The machine may have more GPUs or fewer than the one before.
+    The machine may have more or fewer GPUs than the one before.
     """
     torch.set_rng_state(states["torch"])
     for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
@@ -143,12 +143,12 @@ def set_random_states(states: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(state, number)
         except (RuntimeError, TypeError):
             raise InputError(
-                "the checkpoint's 'random' has a state that is none of a GPU's generator; use another"
+                "the checkpoint's 'random' has a state that does not belong to a GPU's generator; use another"
                 " checkpoint"
             ) from None
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """Return the ``step_N.pt`` files of ``folder`` by rising N."""
+    """Return the ``step_N.pt`` files of ``folder`` in ascending order of N."""
     named = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("step_*.pt")]
     return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]

@@ -1,4 +1,4 @@
-"""What the keys of a checkpoint have to hold: each one checked for its type before anything uses it."""
+"""The values that a checkpoint's keys may have; each is checked before anything uses it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 
 
 def check_content(state: Mapping[str, Any], source: str) -> None:
-    """Check every key of a checkpoint that has a known meaning and is there; others may hold what they like.
+    """Check the values of all keys with a known meaning; other keys may have any value.
 
     Raises:
-        InputError: names ``source``, the first such key and what belongs there; or a weight is not finite.
+        InputError: a wrong value, with ``source``, the key and what belongs there; or a weight that is not
+            finite.
     """
     for key, (wanted, holds) in _KEYS.items():
         if key in state and not holds(state[key]):
@@ -33,10 +34,10 @@ def check_content(state: Mapping[str, Any], source: str) -> None:
 
 
 def check_resumable(state: Mapping[str, Any], source: str) -> None:
-    """Check that a run can go on from the checkpoint.
+    """Check that a run can be resumed from the checkpoint.
 
     Raises:
-        InputError: names ``source`` and the first key that is missing.
+        InputError: a key is missing; names it and ``source``.
     """
     needed = ["optimizer", "random", "best", "evaluated"]
     if state["config"].get("task", "detection") == "detection":
@@ -44,14 +45,14 @@ def check_resumable(state: Mapping[str, Any], source: str) -> None:
     for key in needed:
         if key not in state:
             raise InputError(
-                f"{source}: the checkpoint has no {key!r}, so that a run cannot go on from it; a step_N.pt "
-                "that a training run wrote has it. To take the weights alone, name it in "
+                f"{source}: the checkpoint has no {key!r}, so a run cannot be resumed from it; a step_N.pt "
+                "that a training run wrote has it. To take only the weights, name it in "
                 "train.initial_weights of a new run"
             )
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is made only of texts, numbers of limited size, lists, and mappings of texts."""
+    """Whether a value consists only of strings, numbers of limited size, lists, and mappings from strings."""
     for _, item in walk(value):
         if not isinstance(item, _PLAIN):
             return False
@@ -119,7 +120,7 @@ def _is_sampler(value: Any) -> bool:
 
 
 def _is_generator_state(value: Any) -> bool:
-    """Whether a generator of the CPU takes the state: it has a fixed length and marks of its own."""
+    """Whether a CPU generator accepts the state, which has a fixed length and layout."""
     if not _is_dense(value) or value.dtype != torch.uint8:
         return False
     try:
@@ -139,7 +140,7 @@ def _are_random_states(value: Any) -> bool:
 
 
 def _is_best(value: Any) -> bool:
-    """Whether this is empty, as before the first evaluation, or the best figure and its step."""
+    """Whether this is empty, as before the first evaluation, or the best metric and its step."""
     return isinstance(value, dict) and (
         not value or all(_is_finite(value.get(name)) for name in ("metric", "step"))
     )
@@ -166,7 +167,7 @@ _KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer": ("the state of an optimizer", _is_optimizer),
     "sampler": ("the state of the sampler's random generator", _is_sampler),
     "random": ("the states of torch's random generators", _are_random_states),
-    "best": ("the best figure and its step", _is_best),
+    "best": ("the best metric and its step", _is_best),
     "evaluated": ("a whole number of steps", _is_whole),
     "score_threshold": ("a finite number or None", lambda value: value is None or _is_finite(value)),
     "seconds": ("a number of seconds", lambda value: _is_finite(value) and value >= 0),

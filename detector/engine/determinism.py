@@ -1,4 +1,4 @@
-"""The same bits from every run on CUDA, so that a run that was stopped goes on exactly there too."""
+"""Deterministic algorithms on CUDA, so that a resumed run gives the same bits there too."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.backends import cudnn
 
 from detector.core.errors import InputError
 
-_memory: Any = torch.utils.deterministic  # its setting is a property of the module, which mypy does not see
+_memory: Any = torch.utils.deterministic  # mypy does not know the module's property
 
 
 @contextmanager
 def cuda_algorithms(device: torch.device | str, *, deterministic: bool) -> Iterator[None]:
-    """Choose among CUDA's algorithms within the context; elsewhere, where there is no choice, do nothing.
+    """Choose CUDA's algorithms within the context; on other devices, which have no choice, do nothing.
 
-    ``deterministic``: only such as add in the same order every time, in cuDNN, cuBLAS and torch's own
-    kernels. Otherwise cuDNN measures its algorithms on each new input size and takes the fastest.
-    What was set before is set again afterwards, but for an environment variable that cuBLAS reads when it
-    is first used; so the context has to begin before that.
+    With ``deterministic`` cuDNN, cuBLAS and torch's own kernels only use algorithms that add in the same
+    order every time. Otherwise cuDNN measures its algorithms on each new input size and takes the fastest.
+    The earlier settings are restored afterwards, except for an environment variable that cuBLAS reads when
+    it is first used; so the context has to begin before that.
 
     Raises:
         InputError: ``deterministic``, and an operation that has no deterministic algorithm on CUDA.

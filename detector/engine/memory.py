@@ -1,4 +1,4 @@
-"""How much memory a run needed at most: the main process, its workers, and the GPU."""
+"""The peak memory of a run: of the main process, its workers, and the GPU."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SHARED_TWICE = "shared pages are counted once per process: this system has no /p
 
 
 class PeakMemory:
-    """Peak memory of this process and its workers, in which a page that several of them share counts once.
+    """Peak memory of this process and its workers; a page that several of them share counts once.
 
-    The sum over the processes of their proportional set sizes (PSS) at the fullest moment sampled, or this
-    process's own peak where that is more. Where the system does not give the PSS, peak resident sets are
-    added up, and the figures say so. With a CUDA ``device`` also the most that this process's tensors held
-    there at a time.
+    This is the largest sum, over all samples, of the processes' proportional set sizes (PSS), or this
+    process's own peak where that is more. Where the system does not report the PSS, peak resident sets are
+    added up, and the metrics say so. With a CUDA ``device`` also the most memory that this process's tensors
+    held there at one time.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -30,7 +30,7 @@ class PeakMemory:
         self._shares_known = pss_mib(os.getpid()) is not None
 
     def sample(self) -> None:
-        """Look at the processes that are alive now; call it now and then while workers run."""
+        """Measure the processes that are alive now; to be called repeatedly while workers run."""
         workers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         if self._shares_known:
             self._peak = max(self._peak, sum(pss_mib(pid) or 0.0 for pid in (os.getpid(), *workers)))
@@ -42,29 +42,29 @@ class PeakMemory:
         self.sample()
         return max(self._peak, _own_peak_mib() + self._workers_resident)
 
-    def gpu_figures(self) -> dict[str, float]:
-        """Return ``peak_gpu_memory_mib``, or nothing on the CPU; a counter is read and nothing waited for."""
+    def gpu_metrics(self) -> dict[str, float]:
+        """Return ``peak_gpu_memory_mib``, or nothing on the CPU; this only reads a counter."""
         if self._gpu is None:
             return {}
         return {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(self._gpu) / (1 << 20), 1)}
 
-    def figures(self) -> dict[str, float | str]:
-        """Return what ``metrics.json`` says of memory: ``peak_rss_mib``, the figure of the GPU, and, where
+    def metrics(self) -> dict[str, float | str]:
+        """Return the entries of ``metrics.json`` on memory: ``peak_rss_mib``, the peak of the GPU, and, where
         shared pages are counted more than once, ``peak_rss_note`` with the reason."""
         note = {} if self._shares_known else {"peak_rss_note": SHARED_TWICE}
-        return {"peak_rss_mib": round(self.mib(), 1), **self.gpu_figures(), **note}
+        return {"peak_rss_mib": round(self.mib(), 1), **self.gpu_metrics(), **note}
 
 
 def pss_mib(pid: int) -> float | None:
     """Return the proportional set size of a process in MiB: each page divided by how many processes map it.
 
-    None where the system does not tell, or the process has ended.
+    None where the system does not report it, or the process has ended.
     """
     return _kib_line(_PROC / str(pid) / "smaps_rollup", "Pss:")
 
 
 def _resident_peak_mib(pid: int) -> float:
-    """Return the peak resident set of another process in MiB; 0 where the system does not tell."""
+    """Return the peak resident set of another process in MiB; 0 where the system does not report it."""
     return _kib_line(_PROC / str(pid) / "status", "VmHWM:") or 0.0
 
 

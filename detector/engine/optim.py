@@ -1,4 +1,4 @@
-"""The solver of Fast R-CNN: SGD with its own rate and decay for biases, and rates as a function of step."""
+"""The solver of Fast R-CNN: SGD with a separate rate and decay for biases, and a learning rate per step."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def build_sgd(
 ) -> torch.optim.SGD:
     """Return SGD over the parameters that train, in two groups: weights, and biases.
 
-    Parameters of batch normalisation count as biases: neither should be pulled to zero. On CUDA one kernel
-    does the step of many parameters (``fused``).
+    Parameters of batch normalisation count as biases: neither should decay towards zero. On CUDA one kernel
+    updates many parameters at once (``fused``).
     """
     biases = {
         id(parameter)
@@ -56,13 +56,13 @@ def build_sgd(
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], source: str) -> None:
-    """Take over the momenta of ``saved``, a state dict; rates and all other settings stay as they are.
+    """Load the momenta of ``saved``, a state dict; learning rates and all other settings stay as they are.
 
-    So a resumed run uses the config's settings, and a checkpoint goes from a GPU to the CPU and back, whose
-    optimizers are implemented in different ways.
+    So a resumed run uses the config's settings, and a checkpoint can move between a GPU and the CPU, whose
+    optimizers are implemented differently.
 
     Raises:
-        InputError: the state is that of other parameters; names ``source``, the checkpoint's file.
+        InputError: the state belongs to other parameters; names ``source``, the checkpoint's file.
     """
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in own] != [group["params"] for group in saved["param_groups"]]:
@@ -100,8 +100,8 @@ def build_schedule(
 ) -> Schedule:
     """Return the learning rate's factor over a run of ``steps``.
 
-    Milestones and warm-up are fractions of ``steps``, so changing the number of steps alone stretches
-    the whole schedule.
+    Milestones and warm-up are fractions of ``steps``, so another number of steps stretches the whole
+    schedule.
     """
 
     def factor(step: int) -> float:

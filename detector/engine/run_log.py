@@ -1,4 +1,4 @@
-"""What a run records of itself: one JSON line a record, and TensorBoard."""
+"""The log of a run: one JSON line per record, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LARGEST_STEP = 2**53  # as a float it is still exact
 class RunLog:
     """Writes ``log.jsonl`` and ``tensorboard/`` in a run's folder.
 
-    A resumed run starts at a step that may lie before the last line written; lines past it are taken
-    out, since they will be written again. ``report`` is called with a sentence about damaged lines.
+    A resumed run starts at a ``step`` that may come before the last lines; these are removed, since they
+    will be written again. ``report`` is called with a message about damaged lines.
 
     Raises:
         InputError: the folder cannot be written.
@@ -60,7 +60,7 @@ class RunLog:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn what the disk refuses, also late from TensorBoard's thread, into one clear error."""
+        """Turn an error of the disk, which TensorBoard's thread may raise late, into one clear error."""
         try:
             yield
         except OSError as error:
@@ -70,8 +70,8 @@ class RunLog:
 def read_log(path: Path, report: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
     """Return the records of a run's log: dicts with a text ``kind`` and a number ``step``.
 
-    A last line that a crash cut off is left out; so are damaged lines before it, of which ``report`` is
-    called with a sentence.
+    A last line that was truncated by a crash is left out; so are damaged lines before it, about which
+    ``report`` is called with a message.
 
     Raises:
         InputError: the file cannot be read.
@@ -97,16 +97,16 @@ def read_log(path: Path, report: Callable[[str], None] = lambda _: None) -> list
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return what a line says, or None where it is no record."""
+    """Return the record in a line, or None where it is none."""
     if len(line) > _LONGEST_LINE:
         return None
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         return None
-    step = found.get("step")
+    step = record.get("step")
     if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < _LARGEST_STEP:
         return None
-    return found
+    return record

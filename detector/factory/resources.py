@@ -1,4 +1,4 @@
-"""How many threads compute and how many processes load images, chosen from the cores that are there."""
+"""How many threads compute and how many processes load images, chosen by the number of available cores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from detector.core.progress import note
 
 
 def use_cores(config: Config, device: str) -> None:
-    """Set the number of threads of torch and OpenCV for this process and print what was chosen.
+    """Set the number of threads of torch and OpenCV for this process, and print the numbers.
 
-    ``OMP_NUM_THREADS`` and ``data.workers`` win over the choice. Torch never gets more threads than it would
-    take by itself, which is the number of physical cores.
+    ``OMP_NUM_THREADS`` and ``data.workers`` take precedence. Torch never gets more threads than its own
+    default, which is the number of physical cores.
     """
     cores = available_cores()
     if not threads_are_chosen():
@@ -30,19 +30,7 @@ def use_cores(config: Config, device: str) -> None:
 
 
 def worker_count(config: Config, device: str) -> int:
-    """Return ``data.workers``, or the number chosen from the cores where it is None."""
+    """Return ``data.workers``, or a number chosen by the available cores if it is None."""
     if config.data.workers is not None:
         return config.data.workers
     return loader_workers(available_cores(), gpu=torch.device(device).type == "cuda")
-
-
-def thread_note(before: int | None, device: str) -> str | None:
-    """Return what to say where a run goes on with another number of threads than ``before``, or None."""
-    now = torch.get_num_threads()
-    if before is None or before == now:
-        return None
-    return (
-        f"warning: the run was made with {before} compute threads and goes on with {now}: sums are added up "
-        f"in another order, so results may differ in their last bits from those of an unbroken run; set "
-        f"OMP_NUM_THREADS={before} to go on exactly"
-    )

@@ -1,7 +1,7 @@
 """Which images a run is validated on: a split of their own, or a part of the training images set aside.
 
-On them ``train.evaluate_every`` chooses ``best.pt``, and the score threshold for use is chosen. They are not
-trained on, and the test split has no part in either choice.
+``best.pt`` and the score threshold are chosen on them. They are not trained on, and the test split has no
+part in either choice.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from detector.factory.data import find_validation, load_split
 
 
 def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
-    """Read the training split without the images that are set aside; ``training`` as for `load_split`."""
+    """Read the training split without the images that are set aside; ``training`` as in `load_split`."""
     fraction = find_validation(config).fraction
     kept = _part(config, fraction, validation=False) if fraction else None
     return load_split(config, config.data.train_split, classes, training=training, choose=kept)
 
 
 def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:
-    """Read the validation images as annotated, and say where they come from and what they are for.
+    """Read the validation images as annotated, and print where they come from and what they are for.
 
-    Returns the split they are in too, or None without any.
+    Returns their split and the images, or None if there are none.
 
     Raises:
         InputError: the split cannot be read.
     """
-    found = find_validation(config)
-    if not found:
+    source = find_validation(config)
+    if not source:
         return None
-    split = found.split or config.data.train_split
-    part = None if found.split is not None else _part(config, found.fraction, validation=True)
+    split = source.split or config.data.train_split
+    part = None if source.split is not None else _part(config, source.fraction, validation=True)
     try:
         dataset = load_split(config, split, classes, training=False, choose=part)
     except InputError as error:
-        if not found.implied:
+        if not source.implied:
             raise
         raise InputError(
             f"{error} (the split {split!r} is read for validation because of its name; name another one in "
             "data.val_split, or set train.validation_fraction to 0 to do without)"
         ) from None
-    note(found.describe(len(dataset.records), config))
+    note(source.describe(len(dataset.records), config))
     return split, dataset
 
 
 def check_apart(config: Config, trained: Sequence[ImageRecord], validation: Sequence[ImageRecord]) -> None:
-    """Raise InputError where an image is both trained on and validated on."""
+    """Raise InputError if an image is both trained on and validated on."""
     paths = {record.path.resolve() for record in trained}
     shared = [record for record in validation if record.path.resolve() in paths]
     if shared:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
-from detector.core.structures import ImageMeta, ImageRecord, SampledRoIs
+from detector.core.structures import HeadOutput, ImageMeta, ImageRecord, SampledRoIs
 from detector.data.samplers import TrainingBatches
-from detector.factory import proposals as proposal_parts
 from detector.staged.feature_cache import open_cache
-from detector.tasks.detection import DetectionTask
+from detector.tasks.detection import RegionTask
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class CachedBatch:
     metas: list[ImageMeta]
 
 
-class FineTuningTask(DetectionTask):
+class FineTuningTask(RegionTask[CachedBatch]):
     """Detection with fixed convolutions: batches are cached features and sampled regions.
 
     In training each region is pooled at a scale drawn at random, as in SPP-net's release; in a test, at the
@@ -40,29 +39,25 @@ class FineTuningTask(DetectionTask):
         """Read the data, build the network, and compute the features that the cache lacks."""
         super().__init__(config, device, state)
         self.cache = open_cache(config, self.model, self.records, cache_folder, device)
-        self.source = proposal_parts.stored_proposals(config, self.store, training=True)
 
-    def batches(self, start: int) -> Generator[CachedBatch, None, None]:  # type: ignore[override]
+    def batches(self, start: int) -> Generator[CachedBatch, None, None]:
         """Return the endless training batches from step ``start`` on."""
         order = TrainingBatches(
             len(self.records), self.config.train.images_per_batch, self.config.seed, start_step=start
         )
         return (self._batch([self.records[index] for index, _ in drawn]) for drawn in order)
 
-    def step(self, batch: CachedBatch) -> dict[str, Tensor]:  # type: ignore[override]
-        """Return the losses of one batch."""
+    def _output(self, batch: CachedBatch) -> tuple[HeadOutput, SampledRoIs]:
         sampled = batch.sampled.to(self.device)
-        half = self.config.train.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half):
-            output = self.model.predict(batch.levels, sampled.rois, sampled.roi_levels)
-        return self.loss(output, sampled)
+        with self.autocast():
+            return self.model.predict(batch.levels, sampled.rois, sampled.roi_levels), sampled
 
     def _batch(self, records: list[ImageRecord]) -> CachedBatch:
         levels: list[Tensor] = []
         metas: list[ImageMeta] = []
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for record in records:
-            proposals = self.source(record).boxes
+            proposals = self.proposals(record).boxes
             boxes, labels, box_targets = self.roi_sampler.sample_image(proposals, record.targets)
             views = self.cache.views(record.key)
             drawn = torch.randint(len(views), (len(boxes),), generator=self.roi_sampler.generator)

@@ -20,7 +20,7 @@ from detector.factory.validation import load_training
 from detector.models.detector import RegionDetector
 from detector.models.roi_sampler import trained_objects
 from detector.staged.feature_cache import open_cache
-from detector.tasks.resuming import checked_fingerprint
+from detector.tasks.resume import checked_fingerprint
 
 NORM_IMAGES, NORM_REGIONS = 200, 200
 """The mean norm of features is measured on so many images, and on so many regions of each (SPP-net's

@@ -23,9 +23,8 @@ from detector.core.errors import InputError
 from detector.core.files import read_json, write_text
 from detector.core.machine import process_seconds
 from detector.core.progress import note
-from detector.data.loader import workers_watched
+from detector.core.structures import Detections
 from detector.engine import checkpoint as checkpoints
-from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
 from detector.engine.run_log import RunLog, read_log
 from detector.factory.model import initial_model, restore_model
@@ -35,20 +34,9 @@ from detector.staged.box_ridge import RidgeFit
 from detector.staged.fine_tune import FineTuningTask
 from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
 from detector.staged.svm import SVMFit
-from detector.tasks.base import build_task
-from detector.tasks.evaluation import (
-    COURSE,
-    Evaluation,
-    evaluate,
-    known_classes,
-    open_test_set,
-    open_validation,
-    write_evaluation,
-)
-from detector.tasks.operating import choose_point, say_point, with_point
-from detector.tasks.report import finish_figures, print_figures, write_report
-from detector.tasks.resuming import ACCEPTED, changed_settings, check_fingerprint
-from detector.tasks.training import TrainingRun, find_state
+from detector.tasks.resume import ACCEPTED, changed_settings, check_fingerprint
+from detector.tasks.scoring import Evaluation, computing, known_classes
+from detector.tasks.start import build_scorer, build_task, start_run
 
 CACHE = "cache"
 """The folder of a run's cached features, which may be deleted when the run is done."""
@@ -111,8 +99,7 @@ class StagedTraining:
         self.memory = PeakMemory(device)
         self._in_stages = 0.0  # seconds of this process that the stages' own records hold
 
-    @workers_watched("; go on from the last checkpoint with --resume")
-    def run(self, only: str | None = None) -> Evaluation | None:
+    def run(self, only: str | None = None) -> Evaluation[Detections] | None:
         """Run the stages that are not done yet and score the detector; with ``only``, run just that stage.
 
         Raises:
@@ -129,7 +116,7 @@ class StagedTraining:
             raise InputError(f"--stage {only}: needs the stage {names[len(done)]}, which is not done yet")
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text(self.folder / "config.yaml", text)
-        with cuda_algorithms(self.device, deterministic=self.config.train.deterministic):
+        with computing(self.config, self.device, "; go on from the last checkpoint with --resume"):
             return self._run_stages(done, only)
 
     def check_start(self, *, overwrite: bool = False) -> None:
@@ -146,7 +133,7 @@ class StagedTraining:
                 "--output"
             )
 
-    def _run_stages(self, done: list[Done], only: str | None) -> Evaluation | None:
+    def _run_stages(self, done: list[Done], only: str | None) -> Evaluation[Detections] | None:
         for number, stage in enumerate(self.config.stages):
             if number == len(done):
                 note(f"stage {number + 1} of {len(self.config.stages)}: {stage.name} ({stage.kind})")
@@ -156,16 +143,9 @@ class StagedTraining:
                 return None
         return self._score(done[-1])
 
-    def finish(self, evaluation: Evaluation) -> Path:
-        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures.
-
-        Returns the finished detector's checkpoint.
-        """
-        write_evaluation(self.folder, self.test_set, evaluation)
-        figures = finish_figures(evaluation.figures, self.seconds(), self.memory)
-        write_report(self.config, self.folder, self.test_set, evaluation, figures)
-        print_figures(figures)
-        return self.detector
+    def finish(self, evaluation: Evaluation[Detections]) -> None:
+        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
+        self.scorer.finish(self.folder, self.detector, evaluation, self.seconds(), self.memory)
 
     def seconds(self) -> float:
         """Return the seconds of all stages, and those of this process outside of them."""
@@ -281,22 +261,26 @@ class StagedTraining:
         self, config: Config, stage: StageConfig, place: Path, before: Done | None
     ) -> tuple[Done, float]:
         """Train a stage; return it with the seconds that earlier processes took."""
-        started = time.perf_counter()
-        ignored = ["train.initial_weights"] if before else []  # ours, and the run's folder may have moved
-        accept = self.accept_changed_data
-        state = find_state(config, place, accept_changed_data=accept, ignored=ignored)
-        task = (
-            FineTuningTask(config, self.device, self.folder / CACHE, state)
-            if stage.kind == "fine_tune"
-            else build_task(config, self.device, state)
+
+        def fine_tuning(config: Config, device: str, state: dict[str, Any] | None) -> FineTuningTask:
+            return FineTuningTask(config, device, self.folder / CACHE, state)
+
+        run = start_run(
+            config,
+            place,
+            self.device,
+            resume=True,
+            accept_changed_data=self.accept_changed_data,
+            make_task=fine_tuning if stage.kind == "fine_tune" else build_task,
+            # Ours, and the run's folder may have moved.
+            ignored=["train.initial_weights"] if before else [],
         )
         if before is not None:
-            check_fingerprint(task.data_fingerprint, self._known_data(before))
-        run = TrainingRun(config, place, task, state, loading=time.perf_counter() - started)
+            check_fingerprint(run.task.data_fingerprint, self._known_data(before))
         run.run()
-        checkpoint = place / "checkpoints" / f"step_{run.trainer.step}.pt"
-        steps = run.trainer.step + (before.steps if before else 0)
-        return Done(checkpoint, steps, task.data_fingerprint), run.seconds_before
+        checkpoint = place / "checkpoints" / f"step_{run.step}.pt"
+        steps = run.step + (before.steps if before else 0)
+        return Done(checkpoint, steps, run.task.data_fingerprint), run.seconds_before
 
     def _known_data(self, before: Done) -> dict[str, Any]:
         return {"data_fingerprint": before.data_fingerprint, ACCEPTED: self.accept_changed_data}
@@ -361,33 +345,24 @@ class StagedTraining:
         self._check_key(number, state["key"], path)
         return {**dict(state), ACCEPTED: self.accept_changed_data}
 
-    def _score(self, last: Done) -> Evaluation:
+    def _score(self, last: Done) -> Evaluation[Detections]:
         """Keep the finished detector as the run's checkpoint, score it, and store its score threshold."""
-        config = self.config
         state = checkpoints.load_checkpoint(last.checkpoint)
-        model = restore_model(config, state, str(last.checkpoint))
-        classes = tuple(state["classes"])
-        target = self.folder / "checkpoints" / f"step_{last.steps}.pt"
-        finished = _state(config, model, classes, last.steps)
-        checkpoints.save_checkpoint(target, finished)
-        self.detector = target
-        split = config.train.evaluate_split or config.data.test_split
-        self.test_set = open_test_set(config, split, classes)
-        validation_set = open_validation(config, classes)
-        model = model.to(self.device)
-        validation = None
-        if validation_set is not None:
-            validation = evaluate(config, model, validation_set, self.device, self.memory)
-        point = choose_point(validation)
-        if point is not None:
-            checkpoints.save_checkpoint(target, {**finished, "score_threshold": point.score_threshold})
-        say_point(point, validation)
-        evaluation = evaluate(config, model, self.test_set, self.device, self.memory)
-        self._write_log(last.steps, evaluation)
-        return with_point(evaluation, validation, point)
+        model = restore_model(self.config, state, str(last.checkpoint))
+        self.detector = self.folder / "checkpoints" / f"step_{last.steps}.pt"
+        finished = _state(self.config, model, tuple(state["classes"]), last.steps)
+        checkpoints.save_checkpoint(self.detector, finished)
+        self.scorer = build_scorer(self.config, self.device, classes=state["classes"])
+        assessment = self.scorer.assess(model.to(self.device), self.memory, last=True)
+        if assessment.score_threshold is not None:
+            stored = {**finished, "score_threshold": assessment.score_threshold}
+            checkpoints.save_checkpoint(self.detector, stored)
+        assert assessment.test is not None  # last=True scores it
+        self._write_log(last.steps, assessment.test)
+        return assessment.test
 
-    def _write_log(self, steps: int, evaluation: Evaluation) -> None:
-        """Put the stages' losses and the detector's figures into one log, whose steps run on."""
+    def _write_log(self, steps: int, evaluation: Evaluation[Detections]) -> None:
+        """Put the stages' losses and the detector's metrics into one log, with consecutive steps."""
         with closing(RunLog(self.folder)) as log:
             offset = 0
             for number, stage in enumerate(self.config.stages):
@@ -397,8 +372,7 @@ class StagedTraining:
                         shifted = {"step": record["step"] + offset, "stage": stage.name}
                         log.write("train", {**values, **shifted})
                 offset = read_record(self._place(number) / "done.json").steps
-            figures = {name: value for name, value in evaluation.figures.items() if name in COURSE}
-            log.write("evaluate", {"step": steps, **figures})
+            log.write("evaluate", {"step": steps, **evaluation.history()})
 
 
 def _state(config: Config, model: RegionDetector, classes: tuple[str, ...], step: int) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What a run trains and scores: detection and classification of whole images."""
+"""What can be trained and scored: detection, and classification of whole images."""

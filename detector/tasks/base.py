@@ -1,63 +1,129 @@
-"""What a run can train: each task is its data, its network, its losses and its score."""
+"""What all tasks share in training: reading the data, building or restoring the network, scoring it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from detector.config import Config
 from detector.core.structures import ImageRecord
+from detector.data.source import Dataset
 from detector.engine.memory import PeakMemory
-from detector.evaluation.operating_point import OperatingPoint
-from detector.factory.weights import check_weights
-from detector.tasks.classification import ClassificationTask
-from detector.tasks.detection import DetectionTask
+from detector.engine.run import Assessment
+from detector.factory import data as data_parts
+from detector.factory import model as model_parts
+from detector.factory.validation import check_apart, load_training
+from detector.models.box_coder import BoxCoder
+from detector.tasks.resume import checked_fingerprint, evaluation_fingerprint
+from detector.tasks.scoring import Evaluation, Scorer, computing, known_classes
+
+Batch = TypeVar("Batch")
 
 
-class Task(Protocol):
-    """What ``TrainingRun`` drives; it knows loops, logs and checkpoints, and nothing of boxes.
+class BaseTask(ABC, Generic[Batch]):
+    """The data, the network and the scorer of a config: a `detector.engine.run.Task`."""
 
-    An evaluation has ``figures``, a dict for metrics.json; everything else about it is the task's own.
-    ``validate`` scores on validation images, ``evaluate`` on the split that is kept for the end; ``pictures``
-    are of the images of the first where there are any.
-    """
+    scorer_class: ClassVar[type[Scorer[Any]]]
+    role: ClassVar[str]
+    """What the training images are called among the fingerprints."""
+    uses_boxes: ClassVar[bool]
+    """Whether training needs faultless boxes; otherwise an object counts whatever its box is like."""
 
-    device: str
-    classes: tuple[str, ...]
-    data_fingerprint: dict[str, str]
-    """What the data were, by role and split (`detector.tasks.resuming`)."""
-    records: list[ImageRecord]
-    """The images that are trained on."""
+    def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        """Read the data and build the network; with ``state``, a checkpoint, the one that it holds.
 
-    @property
-    def model(self) -> nn.Module: ...
-    def facts(self) -> dict[str, Any]: ...
-    def batches(self, start: int) -> Generator[Any, None, None]: ...
-    def step(self, batch: Any) -> dict[str, Tensor]: ...
-    def state(self) -> dict[str, Any]: ...
-    def evaluate(self, memory: PeakMemory) -> Any: ...
-    def validate(self, memory: PeakMemory) -> Any | None: ...
-    def choose_point(self, validation: Any | None) -> OperatingPoint | None: ...
-    def with_point(self, evaluation: Any, validation: Any | None, point: Any) -> Any: ...
-    def say_point(self, point: Any, validation: Any | None) -> None: ...
-    def pictures(self, evaluation: Any) -> list[np.ndarray]: ...
-    def finish(self, folder: Path, evaluation: Any, seconds: float, memory: PeakMemory) -> None: ...
+        Raises:
+            InputError: anything of the data or weights is missing or faulty, or no longer what it was.
+        """
+        self.config = config
+        self.device = device
+        data_parts.ensure_data(config)
+        self.classes = known_classes(config, state["classes"] if state else None)
+        dataset = self._read_training(state)  # its faults end the run before any proposals are made
+        self.scorer = self.scorer_class(config, device, self.classes)
+        test, validation = self.scorer.test_set, self.scorer.validation
+        self.data_fingerprint |= evaluation_fingerprint(config, test.split, test.records, state)
+        if validation is not None:
+            name = f"{validation.split}, validation images"  # they may be a part of the training split
+            self.data_fingerprint |= evaluation_fingerprint(config, name, validation.records, state)
+            check_apart(config, dataset.records, validation.records)
+        self.records: list[ImageRecord] = self._trained_records(dataset)
+        coder = self._measured_coder() if state is None else None
+        torch.manual_seed(config.seed)
+        self.model = (
+            model_parts.initial_model(config, self.classes, coder)
+            if state is None
+            else model_parts.restore_model(config, state, state["file"])
+        ).to(device)
 
+    def _read_training(self, state: dict[str, Any] | None) -> Dataset:
+        config, split = self.config, self.config.data.train_split
+        dataset = load_training(config, self.classes, training=self.uses_boxes)
+        self.data_fingerprint = checked_fingerprint(self.role, split, dataset.records, state)
+        data_parts.check_batch_size(config, len(dataset.records))
+        self.dropped = dataset.dropped
+        self._describe(dataset)
+        return dataset
 
-def build_task(config: Config, device: str, state: dict[str, Any] | None = None) -> Task:
-    """Return the config's task, new or, with a checkpoint's ``state``, where that stands.
+    @abstractmethod
+    def _describe(self, dataset: Dataset) -> None:
+        """Print what is trained on; raise InputError where there is no object to learn from."""
 
-    Raises:
-        InputError: weights that cannot be read, before hours are spent on proposals; anything of the data.
-    """
-    if state is None:
-        check_weights(config)
-    match config.task:
-        case "detection":
-            return DetectionTask(config, device, state)
-        case "classification":
-            return ClassificationTask(config, device, state)
+    def _trained_records(self, dataset: Dataset) -> list[ImageRecord]:
+        """Return the training images that can be trained on."""
+        return dataset.records
+
+    def _measured_coder(self) -> BoxCoder | None:
+        """Return the coder of box targets whose constants are measured on the data, where the config asks."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the log records of the data."""
+        return {"images": len(self.records)}
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return the context in which a run computes."""
+        return computing(self.config, self.device, "; go on from the last checkpoint with --resume")
+
+    @abstractmethod
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        """Return the endless training batches from step ``start`` on."""
+
+    @abstractmethod
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of one batch."""
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that computes in ``train.precision``."""
+        half = self.config.train.precision == "bfloat16"
+        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs besides weights and optimizer; often the step says the rest."""
+        return {}
+
+    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[Evaluation[Any]]:
+        """Score the network on the validation images and, if ``last`` or without any, on the test images."""
+        return self.scorer.assess(self.model, memory, last=last)
+
+    def pictures(self, evaluation: Evaluation[Any]) -> list[np.ndarray]:
+        """Return a few images with their results."""
+        return self.scorer.pictures(evaluation)
+
+    def finish(
+        self,
+        folder: Path,
+        checkpoint: Path,
+        evaluation: Evaluation[Any],
+        seconds: float,
+        memory: PeakMemory,
+    ) -> None:
+        """Write and print what a finished run leaves."""
+        self.scorer.finish(folder, checkpoint, evaluation, seconds, memory)

@@ -1,9 +1,8 @@
-"""Training and scoring a classifier of whole images (SPP-net): the task behind ``task: classification``."""
+"""Classification of whole images (SPP-net), ``task: classification``: what differs from other tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,121 +10,84 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.config import Config
 from detector.core.errors import listed
 from detector.core.progress import note
-from detector.core.structures import Batch, ImageRecord
-from detector.engine.memory import PeakMemory
+from detector.core.structures import Batch, ImageRecord, ProposalSource
+from detector.data.images import read_image
+from detector.data.source import Dataset
+from detector.evaluation.classification import ClassificationEvaluator
+from detector.evaluation.result_files import write_class_scores
 from detector.factory import data as data_parts
-from detector.factory import model as model_parts
-from detector.factory.loaders import no_proposals, training_batches
-from detector.factory.validation import check_apart, load_training
-from detector.models.detector import RegionDetector
+from detector.factory import loaders
 from detector.models.losses import multi_label_loss
 from detector.models.whole_map import whole_image_rois
-from detector.tasks.classification_report import scores_picture, write_classes, write_classifier_report
-from detector.tasks.classified import (
-    Classified,
-    LabelledImages,
-    classify_images,
-    open_images,
-    open_validation_images,
-)
-from detector.tasks.operating import validation_figures
-from detector.tasks.report import finish_figures, print_figures
-from detector.tasks.resuming import checked_fingerprint, evaluation_fingerprint, validation_fingerprint
+from detector.tasks.base import BaseTask
+from detector.tasks.scoring import Evaluation, Scorer, TestSet
+from detector.visualize import ClassifiedImage, classifier_picture, draw_class_scores
+
+EXTREMES = 4
+"""Images on ``run.png`` that fit their annotations best, and as many that fit them worst."""
 
 
-class ClassificationTask:
-    """Images with the classes on them, a ``RegionDetector`` that pools whole maps, and mAP of the classes.
+class ClassificationScorer(Scorer[Tensor]):
+    """Scores the classes of whole images, (K,) per image, by the VOC rules for classification.
 
-    What is on an image is taken from its objects as annotated, faulty boxes included: no box is used.
+    Each class has a threshold of its own, and none is chosen.
     """
 
-    def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
-        """Read the data and build the network, with the weights of ``state`` where a run goes on."""
-        self.config = config
-        self.device = device
-        split = config.train.evaluate_split or config.data.test_split
-        self.test_set: LabelledImages = open_images(config, split, state["classes"] if state else None)
-        self.classes = self.test_set.classes
-        self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)
-        self.validation = open_validation_images(config, self.classes)
-        if self.validation is not None:
-            seen = validation_fingerprint(config, self.validation.split, self.validation.records, state)
-            self.data_fingerprint |= seen
-        self.records = self._training_data()
-        self.data_fingerprint |= checked_fingerprint(
-            "classification", config.data.train_split, self.records, state
-        )
-        self.model = self._build_model(state).to(device)
+    pictures_folder = "classified"
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the log should say of the data."""
-        return {"images": len(self.records)}
+    def _proposals(self, split: str, records: list[ImageRecord], *, annotated: bool) -> ProposalSource:
+        return loaders.no_proposals
+
+    def _compare(self, test_set: TestSet, results: dict[str, Tensor]) -> ClassificationEvaluator:
+        evaluator = ClassificationEvaluator(test_set.records, test_set.classes)
+        evaluator.update(list(results), torch.stack(list(results.values())))
+        return evaluator
+
+    def _draw(self, record: ImageRecord, result: Tensor, score_threshold: float | None = None) -> np.ndarray:
+        return draw_class_scores(classified_image(record, result), self.classes)
+
+    def _write_files(self, folder: Path, evaluation: Evaluation[Tensor]) -> None:
+        write_class_scores(folder, evaluation.results, self.classes, self.test_set.split)
+
+    def _draw_page(self, path: Path, evaluation: Evaluation[Tensor], **shared: Any) -> None:
+        records = self.test_set.records if self.test_set.annotated else []
+        best, worst = (
+            [classified_image(record, evaluation.results[record.image_id]) for record in group]
+            for group in extremes(records, evaluation.results)
+        )
+        classifier_picture(path, best=best, worst=worst, **shared)
+
+
+class ClassificationTask(BaseTask[Batch]):
+    """Images with the classes on them, and a ``RegionDetector`` that pools whole maps.
+
+    The classes of an image are those of its objects as annotated, faulty boxes included: no box is used.
+    """
+
+    scorer_class = ClassificationScorer
+    role = "classification"
+    uses_boxes = False
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Return the endless training batches from step ``start`` on."""
-        return training_batches(self.config, self.records, no_proposals, start, self.device)
+        proposals = loaders.no_proposals
+        return loaders.training_batches(self.config, self.records, proposals, start, self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch."""
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
         rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device, non_blocking=True)
         images = batch.to(self.device).images
-        half = self.config.train.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half):
+        with self.autocast():
             output = self.model(images, rois)
         return multi_label_loss(output, presence.to(self.device, non_blocking=True))
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs besides weights and optimizer: nothing, the step says the rest."""
-        return {}
-
-    def evaluate(self, memory: PeakMemory) -> Classified:
-        """Score the network on the split that the config names."""
-        return classify_images(self.config, self.model, self.test_set, self.device, memory)
-
-    def validate(self, memory: PeakMemory) -> Classified | None:
-        """Score the network on the validation images, if there are any."""
-        if self.validation is None:
-            return None
-        return classify_images(self.config, self.model, self.validation, self.device, memory)
-
-    def choose_point(self, validation: Classified | None) -> None:
-        """Return None: each class has a threshold of its own, and none is chosen."""
-
-    def with_point(self, evaluation: Classified, validation: Classified | None, point: None) -> Classified:
-        """Return ``evaluation`` with the figures of validation."""
-        if validation is None:
-            return evaluation
-        figures = {**evaluation.figures, "validation": validation_figures(validation.figures)}
-        return replace(evaluation, figures=figures)
-
-    def say_point(self, point: None, validation: Classified | None) -> None:
-        """Say nothing: no score threshold is chosen."""
-
-    def pictures(self, evaluation: Classified) -> list[np.ndarray]:
-        """Return a few images with their classes' scores: validation images where there are any."""
-        shown = (self.validation or self.test_set).records[: self.config.train.draw_images]
-        return [scores_picture(record, evaluation.scores[record.image_id], self.classes) for record in shown]
-
-    def finish(self, folder: Path, evaluation: Classified, seconds: float, memory: PeakMemory) -> None:
-        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures."""
-        write_classes(folder, self.test_set, evaluation)
-        figures = finish_figures(evaluation.figures, seconds, memory)
-        write_classifier_report(self.config, folder, self.test_set, evaluation, figures)
-        print_figures(figures)
-
-    def _training_data(self) -> list[ImageRecord]:
-        config, split = self.config, self.config.data.train_split
-        dataset = load_training(config, self.classes, training=False)
+    def _describe(self, dataset: Dataset) -> None:
+        split, records = self.config.data.train_split, dataset.records
         data_parts.report_suspicions(dataset)
-        records = dataset.records
-        data_parts.check_batch_size(config, len(records))
-        data_parts.require_objects((one.targets for one in records), config)
-        if self.validation is not None:
-            check_apart(config, records, self.validation.records)
+        data_parts.require_objects((record.targets for record in records), self.config)
         presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
         counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
         shown = listed(f"{name} on {count}" for name, count in counts.items())
@@ -133,11 +95,32 @@ class ClassificationTask:
         for name, count in counts.items():
             if count == 0:
                 note(f"warning: no image of {split} shows {name!r}: it will be learnt as never there")
-        return records
 
-    def _build_model(self, state: dict[str, Any] | None) -> RegionDetector:
-        """Return the network with the weights of the resumed run, of another checkpoint, or published."""
-        torch.manual_seed(self.config.seed)
-        if state is not None:
-            return model_parts.restore_model(self.config, state, state["file"])
-        return model_parts.initial_model(self.config, self.classes)
+
+def classified_image(record: ImageRecord, scores: Tensor) -> ClassifiedImage:
+    """Return a record's image with the classes on it and the scores (K,) of all classes."""
+    image = read_image(record.path, (record.height, record.width))
+    return ClassifiedImage(image, scores.tolist(), record.targets.presence(len(scores)).tolist())
+
+
+def extremes(
+    records: Sequence[ImageRecord], scores: dict[str, Tensor]
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Return the images whose scores fit their classes best, and those that fit worst, the worst first.
+
+    The best are chosen among images that show something: low scores of an empty image prove little.
+    """
+    ranked = sorted(records, key=lambda record: _misfit(_presence(record, scores), scores[record.image_id]))
+    worst = ranked[len(ranked) - min(EXTREMES, len(ranked) // 2) :][::-1]
+    shows = [record for record in ranked if (_presence(record, scores) > 0).any()]
+    return [record for record in shows if record not in worst][:EXTREMES], worst
+
+
+def _presence(record: ImageRecord, scores: dict[str, Tensor]) -> Tensor:
+    return record.targets.presence(len(scores[record.image_id]))
+
+
+def _misfit(presence: Tensor, scores: Tensor) -> float:
+    """Return the mean distance of the scores (K,) from 1 and 0, over the classes that count."""
+    off = (scores - (presence > 0).float()).abs()[presence != 0]
+    return float(off.mean()) if len(off) else 0.0

@@ -15,10 +15,10 @@ from detector.core.structures import ImageRecord
 from detector.data.loader import workers_watched
 from detector.engine.determinism import cuda_algorithms
 from detector.evaluation.report import write_json
-from detector.factory.loaders import inference_views, no_proposals
+from detector.factory.loaders import inference_views, naming, no_proposals
+from detector.factory.model import build_predictor
 from detector.models.detector import RegionDetector
-from detector.tasks.classification_report import classified_image
-from detector.tasks.classified import classify_view
+from detector.tasks.classification import classified_image
 from detector.tasks.demo import picture_name, record_of, refuse_overwriting, unique_stems
 from detector.visualize import draw_class_scores, save_image
 
@@ -40,12 +40,14 @@ def run_class_demo(
     records = [record_of(path, stem) for path, stem in zip(images, unique_stems(images), strict=True)]
     refuse_overwriting(records, folder)
     results: list[dict[str, Any]] = []
+    predict = build_predictor(config, model, device)
     views = inference_views(config, records, no_proposals, device)
     # The algorithms of evaluation, whose scores these are.
     with cuda_algorithms(device, deterministic=config.train.deterministic):
         for record, image in zip(records, track(views, len(records), "classifying"), strict=True):
-            scores = classify_view(config, model, image, device)
-            shown = classified_image(record, scores, tuple(classes))._replace(presence=None)
+            with naming(image[0].metas):
+                scores = predict(image)
+            shown = classified_image(record, scores)._replace(presence=None)
             save_image(folder / picture_name(record), draw_class_scores(shown, classes))
             results.append(_as_json(record, scores, classes))
     write_json(folder / "classes.json", {"classes": list(classes), "images": results})

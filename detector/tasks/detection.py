@@ -1,159 +1,180 @@
-"""Training and scoring a region-based detector: the task behind ``task: detection``."""
+"""Detection with proposals, ``task: detection``: what differs from other tasks in training and scoring."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.files import file_name_of
 from detector.core.progress import note
-from detector.core.structures import Batch, ImageRecord
+from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord, ProposalSource, SampledRoIs
 from detector.data.images import read_image
 from detector.data.source import Dataset
-from detector.engine.memory import PeakMemory
-from detector.evaluation.operating_point import OperatingPoint
+from detector.evaluation.operating_point import OperatingPoint, best_f1
+from detector.evaluation.result_files import write_result_files
+from detector.evaluation.voc import VocEvaluator
 from detector.factory import data as data_parts
+from detector.factory import loaders
 from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
-from detector.factory.loaders import naming, training_batches
-from detector.factory.validation import check_apart, load_training
 from detector.models.box_coder import BoxCoder, measured_coder
-from detector.models.detector import RegionDetector
 from detector.models.roi_sampler import trained_objects
-from detector.proposals.store import ProposalStore
-from detector.tasks import operating
-from detector.tasks.evaluation import (
-    Evaluation,
-    evaluate,
-    known_classes,
-    open_validation,
-    read_test_set,
-    write_evaluation,
-)
-from detector.tasks.report import finish_figures, print_figures, write_report
-from detector.tasks.resuming import checked_fingerprint, evaluation_fingerprint, validation_fingerprint
-from detector.visualize import draw_detections
+from detector.tasks.base import BaseTask
+from detector.tasks.base import Batch as BatchType
+from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
+from detector.visualize import draw_detections, run_picture
+
+if TYPE_CHECKING:
+    from detector.evaluation.coco import CocoEvaluator
+
+EXAMPLES = 8
+"""Images on ``run.png``, each with its detections and its ground truth."""
 
 
-class DetectionTask:
-    """Images with proposals, a ``RegionDetector``, the multi-task loss, and mAP."""
+class DetectionScorer(Scorer[Detections]):
+    """Scores detections by the VOC rules at IoU 0.5, and by COCO's where ``test.metric`` asks for that."""
+
+    pictures_folder = "detections"
+
+    def choose_point(self, validation: Evaluation[Detections] | None) -> OperatingPoint | None:
+        """Return the operating point with the best F1 on the validation images; None where there is none."""
+        if validation is None:
+            return None
+        return best_f1(validation.evaluator.precision_recall().values(), validation.metrics["images"])
+
+    def say_point(self, point: OperatingPoint | None, validation: Evaluation[Detections] | None) -> None:
+        """Say which score threshold is stored and its metrics on the validation images, or why none is."""
+        if validation is None:
+            note(
+                "no score threshold is stored: there are no validation images to choose one on; "
+                "data.val_split names a split of them, and train.validation_fraction sets training images "
+                "aside"
+            )
+        elif not validation.metrics.get("annotated", True):
+            note("no score threshold is stored: the validation images have no annotations to choose one by")
+        elif point is None:
+            note("no score threshold is stored: no object of the validation images was found")
+        else:
+            note(
+                f"score threshold {point.score_threshold:.3f}, with the best F1 on {point.images} validation "
+                f"images of {validation.metrics['split']}: precision {point.precision:.3f}, recall "
+                f"{point.recall:.3f}, {point.false_positives_per_image:.2f} false positives per image"
+            )
+
+    def _threshold_shown(self, score_threshold: float | None) -> str:
+        if score_threshold is None:
+            return ", without a score threshold"
+        return f", score threshold {score_threshold:.3f}"
+
+    def _proposals(self, split: str, records: list[ImageRecord], *, annotated: bool) -> ProposalSource:
+        config = self.config
+        store = proposal_parts.open_proposals(config, records, split)
+        if annotated:
+            with_some = proposal_parts.with_proposals(config, records, store)
+            proposal_parts.report_recall(with_some, store, config, split)
+        return proposal_parts.stored_proposals(config, store, training=False)
+
+    def _coco_evaluator(self, split: str, dataset: Dataset) -> CocoEvaluator | None:
+        return coco_evaluator(self.config, split, dataset) if self.config.test.metric == "coco" else None
+
+    def _compare(self, test_set: TestSet, results: dict[str, Detections]) -> VocEvaluator:
+        evaluator = VocEvaluator(test_set.records, test_set.classes)
+        evaluator.update(list(results), list(results.values()))
+        if test_set.coco is not None:  # one evaluator serves all evaluations of a run, and writes the results
+            test_set.coco.reset()
+            test_set.coco.update(list(results), list(results.values()))
+        return evaluator
+
+    def _metrics(self, evaluator: Evaluator, test_set: TestSet) -> dict[str, Any]:
+        """Return VOC's metrics and, where asked for, COCO's beside them, in each class's row as well."""
+        metrics = evaluator.compute()
+        if test_set.coco is None:
+            return metrics
+        more: dict[str, Any] = test_set.coco.compute()
+        rows = {name: {**more["per_class"][name], **row} for name, row in metrics["per_class"].items()}
+        return {**more, **metrics, "per_class": rows}
+
+    def _draw(
+        self, record: ImageRecord, result: Detections, score_threshold: float | None = None
+    ) -> np.ndarray:
+        image = read_image(record.path, (record.height, record.width))
+        return draw_detections(image, result, self.classes, score_threshold)
+
+    def _write_files(self, folder: Path, evaluation: Evaluation[Detections]) -> None:
+        """Write VOC result files and, for COCO's metrics, ``coco_SPLIT.json`` as COCO's server takes it."""
+        test_set, first_pixel = self.test_set, self.config.data.first_pixel
+        write_result_files(folder, evaluation.results, self.classes, test_set.split, first_pixel)
+        if test_set.coco is not None:
+            test_set.coco.write_results(folder / file_name_of(f"coco_{test_set.split}.json"))
+
+    def _draw_page(self, path: Path, evaluation: Evaluation[Detections], **shared: Any) -> None:
+        """Draw the page with evenly spaced images that have objects, or any where there are too few."""
+        all_records = self.test_set.records
+        records = [record for record in all_records if len(record.targets)] or all_records
+        count = min(EXAMPLES, len(records))
+        chosen = [records[number * len(records) // count] for number in range(count)]
+        examples = [
+            (
+                read_image(record.path, (record.height, record.width)),
+                evaluation.results[record.image_id],
+                record.targets,
+            )
+            for record in chosen
+        ]
+        run_picture(path, examples=examples, **shared)
+
+
+class RegionTask(BaseTask[BatchType]):
+    """Images with proposals, a ``RegionDetector``, and the multi-task loss of sampled regions."""
+
+    scorer_class = DetectionScorer
+    role = "training"
+    uses_boxes = True
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
-        """Read the data and build the network, with the weights of ``state`` where a run goes on."""
-        self.config = config
-        self.device = device
-        split = config.train.evaluate_split or config.data.test_split
-        data_parts.ensure_data(config)
-        self.classes = known_classes(config, state["classes"] if state else None)
-        dataset = self._read_training(state)  # faults of it end the run before any proposals are made
-        self.test_set = read_test_set(config, split, self.classes)
-        self.data_fingerprint |= evaluation_fingerprint(config, split, self.test_set.records, state)
-        self.validation = open_validation(config, self.classes)
-        if self.validation is not None:
-            seen = validation_fingerprint(config, self.validation.split, self.validation.records, state)
-            self.data_fingerprint |= seen
-        self.records, self.store = self._with_proposals(dataset)
-        coder = None
-        if state is None and model_parts.measures_targets(config):
-            coder = self._measure_targets()
-        self.model = self._build_model(coder, state).to(device)
+        super().__init__(config, device, state)
         self.roi_sampler = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
         if state is not None:
             self.roi_sampler.load_state_dict(state["sampler"])
 
     def facts(self) -> dict[str, Any]:
-        """Return what the log should say of the data."""
-        return {"images": len(self.records), "dropped_boxes": self.dropped}
+        """Return what the log records of the data."""
+        return {**super().facts(), "dropped_boxes": self.dropped}
 
-    def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Return the endless training batches from step ``start`` on."""
-        source = proposal_parts.stored_proposals(self.config, self.store, training=True)
-        return training_batches(self.config, self.records, source, start, self.device)
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: BatchType) -> dict[str, Tensor]:
         """Return the losses of one batch."""
-        sampled = self.roi_sampler(batch).to(self.device)
-        batch = batch.to(self.device)
-        half = self.config.train.precision == "bfloat16"
-        autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half)
-        with autocast, naming(batch.metas):
-            output = self.model(batch.images, sampled.rois, sampled.roi_levels)
-        return self.loss(output, sampled)
+        return self.loss(*self._output(batch))
+
+    @abstractmethod
+    def _output(self, batch: BatchType) -> tuple[HeadOutput, SampledRoIs]:
+        """Return what the network predicts for the sampled regions of a batch, and these regions."""
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs besides weights and optimizer."""
         return {"sampler": self.roi_sampler.state_dict()}
 
-    def evaluate(self, memory: PeakMemory) -> Evaluation:
-        """Score the network on the split that the config names."""
-        return evaluate(self.config, self.model, self.test_set, self.device, memory)
-
-    def validate(self, memory: PeakMemory) -> Evaluation | None:
-        """Score the network on the validation images, if there are any."""
-        if self.validation is None:
-            return None
-        return evaluate(self.config, self.model, self.validation, self.device, memory)
-
-    def choose_point(self, validation: Evaluation | None) -> OperatingPoint | None:
-        """Return the operating point with the best F1 on the validation images."""
-        return operating.choose_point(validation)
-
-    def with_point(
-        self, evaluation: Evaluation, validation: Evaluation | None, point: OperatingPoint | None
-    ) -> Evaluation:
-        """Return ``evaluation`` with the figures of validation and of the chosen operating point."""
-        return operating.with_point(evaluation, validation, point)
-
-    def say_point(self, point: OperatingPoint | None, validation: Evaluation | None) -> None:
-        """Say which score threshold is stored, or why none is."""
-        operating.say_point(point, validation)
-
-    def pictures(self, evaluation: Evaluation) -> list[np.ndarray]:
-        """Return a few images with what was found on them: validation images where there are any."""
-        return [
-            draw_detections(
-                read_image(record.path, (record.height, record.width)),
-                evaluation.detections[record.image_id],
-                self.classes,
-            )
-            for record in (self.validation or self.test_set).records[: self.config.train.draw_images]
-        ]
-
-    def finish(self, folder: Path, evaluation: Evaluation, seconds: float, memory: PeakMemory) -> None:
-        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the figures."""
-        write_evaluation(folder, self.test_set, evaluation)
-        figures = finish_figures(evaluation.figures, seconds, memory)
-        write_report(self.config, folder, self.test_set, evaluation, figures)
-        print_figures(figures)
-
-    def _read_training(self, state: dict[str, Any] | None) -> Dataset:
-        config, split = self.config, self.config.data.train_split
-        dataset = load_training(config, self.classes, training=True)
-        self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
-        data_parts.check_batch_size(config, len(dataset.records))
-        self.dropped = dataset.dropped
-        faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
+    def _describe(self, dataset: Dataset) -> None:
+        faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
         objects = sum(len(record.targets) for record in dataset.records)
         note(
-            f"{split}: {len(dataset.records)} images, {objects} objects of {len(dataset.classes)} classes; "
-            f"boxes dropped or clipped: {faults or 'none'}"
+            f"{self.config.data.train_split}: {len(dataset.records)} images, {objects} objects of "
+            f"{len(dataset.classes)} classes; boxes dropped or clipped: {faults}"
         )
         targets = (record.targets for record in dataset.records)
-        data_parts.require_objects(targets, config, f"; boxes dropped: {faults or 'none'}")
-        return dataset
+        data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
-    def _with_proposals(self, dataset: Dataset) -> tuple[list[ImageRecord], ProposalStore]:
-        config, split = self.config, self.config.data.train_split
-        if self.validation is not None:
-            check_apart(config, dataset.records, self.validation.records)
-            if not any(len(record.targets) for record in self.validation.records):
-                note("warning: no validation image has an object: best.pt will be the last checkpoint")
+    def _trained_records(self, dataset: Dataset) -> list[ImageRecord]:
+        """Open the proposals, and return the images that have any."""
+        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
+        if validation is not None and not any(len(record.targets) for record in validation.records):
+            note("warning: no validation image has an object: best.pt will be the last checkpoint")
         store = proposal_parts.open_proposals(config, dataset.records, split)
         records = proposal_parts.with_proposals(config, dataset.records, store)
         data_parts.require_objects(
@@ -163,21 +184,16 @@ class DetectionTask:
         )
         data_parts.check_batch_size(config, len(records), " with proposals")
         proposal_parts.report_recall(records, store, config, split)
-        return records, store
+        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
+        return records
 
-    def _build_model(self, coder: BoxCoder | None, state: dict[str, Any] | None) -> RegionDetector:
-        """Return the network with the weights of the resumed run, of another checkpoint, or published."""
-        torch.manual_seed(self.config.seed)
-        if state is not None:
-            return model_parts.restore_model(self.config, state, state["file"])
-        return model_parts.initial_model(self.config, self.classes, coder)
-
-    def _measure_targets(self) -> BoxCoder:
-        source = proposal_parts.stored_proposals(self.config, self.store, training=True)
+    def _measured_coder(self) -> BoxCoder | None:
+        if not model_parts.measures_targets(self.config):
+            return None
         difficult = self.config.data.difficult == "train"
         objects = (trained_objects(record.targets, use_difficult=difficult) for record in self.records)
         images = (
-            (source(record).boxes, targets.boxes, targets.labels)
+            (self.proposals(record).boxes, targets.boxes, targets.labels)
             for record, targets in zip(self.records, objects, strict=True)
         )
         return measured_coder(
@@ -186,3 +202,26 @@ class DetectionTask:
             self.config.train.sampling.foreground_iou,
             class_agnostic=self.config.model.head.class_agnostic,
         )
+
+
+class DetectionTask(RegionTask[Batch]):
+    """Detection that is trained on images."""
+
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        """Return the endless training batches from step ``start`` on."""
+        return loaders.training_batches(self.config, self.records, self.proposals, start, self.device)
+
+    def _output(self, batch: Batch) -> tuple[HeadOutput, SampledRoIs]:
+        sampled = self.roi_sampler(batch).to(self.device)
+        batch = batch.to(self.device)
+        with self.autocast(), loaders.naming(batch.metas):
+            return self.model(batch.images, sampled.rois, sampled.roi_levels), sampled
+
+
+def coco_evaluator(config: Config, split: str, dataset: Dataset) -> CocoEvaluator:
+    """Return COCO's evaluator for a split; if its annotations are in COCO's format, it uses their ids."""
+    from detector.evaluation.coco import CocoEvaluator, ground_truth_of
+
+    own = data_parts.build_source(config).coco_annotations(split, dataset.classes, config.data.train_split)
+    truth = own or ground_truth_of(dataset.records, dataset.classes)
+    return CocoEvaluator(truth, dataset.classes, dataset.coco_ids)

@@ -1,43 +1,366 @@
-"""A checkpoint scored on a split: what ``tools/evaluate.py`` does for each task."""
+"""What all tasks share in scoring a network: splits, evaluation, score threshold, result files, reports.
+
+A `Scorer` runs a network over the images of a split, which training, ``tools/evaluate.py`` and the staged
+training do in the same way. `detector.tasks.detection` and `detector.tasks.classification` have one each.
+"""
 
 from __future__ import annotations
 
+import math
+import shlex
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
 
 from detector.config import Config
+from detector.core.errors import InputError, listed
+from detector.core.files import file_name_of
+from detector.core.progress import note, show, track
+from detector.core.structures import ImageRecord, ProposalSource
 from detector.data.loader import workers_watched
+from detector.data.source import Dataset
+from detector.engine.checkpoint import load_checkpoint
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
-from detector.factory.model import restore_model
-from detector.tasks.classification_report import write_classes
-from detector.tasks.classified import classify_images, open_images
-from detector.tasks.evaluation import evaluate, open_test_set, write_evaluation
-from detector.tasks.operating import at_own_threshold
+from detector.engine.run import UNSCORED, Assessment
+from detector.engine.run_folder import note_pictures
+from detector.engine.run_log import read_log
+from detector.evaluation.average_precision import PrecisionRecall
+from detector.evaluation.operating_point import OperatingPoint, at_threshold
+from detector.evaluation.report import NOTHING_SCORED, figures_shown, write_json
+from detector.factory.data import class_names, load_split
+from detector.factory.loaders import inference_views, naming
+from detector.factory.model import build_predictor
+from detector.factory.validation import load_validation
+from detector.models.detector import RegionDetector
+from detector.visualize import save_image
+
+if TYPE_CHECKING:
+    from detector.evaluation.coco import CocoEvaluator
+
+HISTORY = ("voc07_mAP", "voc_mAP", "AP", "AP50")
+"""Metrics whose history over a run is logged and drawn, those of them that an evaluation has."""
+DRAWN = 16
+"""How many of a split's images are drawn with their results."""
+
+Result = TypeVar("Result")
+"""What a network predicts for one image: `Detections`, or the scores (K,) of a classifier."""
+Series = list[tuple[float, float]]
+"""(step, value) pairs."""
 
 
-@workers_watched()
-def score_checkpoint(
-    config: Config, checkpoint: dict[str, Any], source: str, split: str, folder: Path, device: str
-) -> dict[str, Any]:
-    """Return the figures of a checkpoint read from ``source``; write result files and pictures to ``folder``.
+class Evaluator(Protocol):
+    """What has compared the results with the annotations."""
+
+    def precision_recall(self) -> dict[str, PrecisionRecall]: ...
+    def compute(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """A split ready to be scored: records as annotated, their proposals, the class names."""
+
+    __test__ = False
+
+    split: str
+    records: list[ImageRecord]
+    classes: tuple[str, ...]
+    proposals: ProposalSource
+    annotated: bool = True
+    """False where nothing is known of any object: then there are result files and pictures, and no metric."""
+    coco: CocoEvaluator | None = None
+    """Scores detections by COCO's rules too, where ``test.metric`` asks for that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Generic[Result]):
+    """The outcome: what metrics.json records, the evaluator with its curves, the results by image id."""
+
+    metrics: dict[str, Any]
+    evaluator: Evaluator
+    results: dict[str, Result]
+
+    def history(self) -> dict[str, float]:
+        """Return the metrics that are followed over a run."""
+        return {name: value for name, value in self.metrics.items() if name in HISTORY}
+
+    def summary(self) -> str:
+        """Return these metrics as a line of text."""
+        return ", ".join(f"{name} {value:.4f}" for name, value in self.history().items()) or NOTHING_SCORED
+
+    def at_threshold(self, score_threshold: float | None) -> Evaluation[Result]:
+        """Return this with ``score_threshold`` and the metrics there, unless it is None."""
+        if score_threshold is None:
+            return self
+        metrics = {**self.metrics, "score_threshold": score_threshold}
+        curves = self.evaluator.precision_recall().values()
+        point = at_threshold(curves, metrics["images"], score_threshold)
+        if point is not None:
+            metrics["at_score_threshold"] = point.figures()
+        return replace(self, metrics=metrics)
+
+    def with_validation(
+        self, validation: Evaluation[Result], point: OperatingPoint | None
+    ) -> Evaluation[Result]:
+        """Return this, an evaluation on test images, with what was chosen on the validation images.
+
+        ``validation`` in its metrics are the metrics there, with those of ``point``, whose threshold is then
+        applied to the test images.
+        """
+        kept = ("split", "annotated", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
+        metrics = {name: validation.metrics[name] for name in kept if name in validation.metrics}
+        metrics |= point.figures() if point else {}
+        chosen = replace(self, metrics={**self.metrics, "validation": metrics})
+        return chosen.at_threshold(point.score_threshold if point else None)
+
+
+@contextmanager
+def computing(config: Config, device: str, advice: str = "") -> Iterator[None]:
+    """Compute with the config's algorithms; a loader process that dies is one clear error with ``advice``."""
+    with workers_watched(advice), cuda_algorithms(device, deterministic=config.train.deterministic):
+        yield
+
+
+def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the data set's class names.
 
     Raises:
-        InputError: a checkpoint of another network, task or classes than the config's, or missing data.
+        InputError: ``classes``, a checkpoint's, are not the same.
     """
-    model = restore_model(config, checkpoint, source).to(device)
-    memory = PeakMemory(device)
-    algorithms = cuda_algorithms(device, deterministic=config.train.deterministic)  # those of training
-    if config.task == "classification":
-        images = open_images(config, split, checkpoint["classes"])
-        with algorithms:
-            classified = classify_images(config, model, images, device, memory)
-        write_classes(folder, images, classified)
-        figures = classified.figures
-    else:
-        test_set = open_test_set(config, split, checkpoint["classes"])
-        with algorithms:
-            evaluation = evaluate(config, model, test_set, device, memory)
-        write_evaluation(folder, test_set, evaluation)
-        figures = at_own_threshold(evaluation, checkpoint.get("score_threshold")).figures
-    return {**figures, **memory.figures()}
+    known = class_names(config)
+    if classes is not None and tuple(classes) != known:
+        raise InputError(
+            f"{config.data.root}: its classes are {listed(known)}, the checkpoint's are "
+            f"{listed(classes)}; evaluate on data with the same classes"
+        )
+    return known
+
+
+class Scorer(ABC, Generic[Result]):
+    """Scores networks of one task on splits of the config's data set, and writes what that leaves."""
+
+    pictures_folder: ClassVar[str]
+    """The folder of the drawn images, in a run's."""
+
+    def __init__(
+        self, config: Config, device: str, classes: tuple[str, ...], split: str | None = None
+    ) -> None:
+        """Read ``split`` only, or all that a run is scored on: its test split and its validation images.
+
+        ``classes`` are the data set's. Of each split the first ``test.max_images`` are taken.
+
+        Raises:
+            InputError: anything of the data is missing or faulty.
+        """
+        self.config = config
+        self.device = device
+        self.classes = classes
+        scored = split or config.train.evaluate_split or config.data.test_split
+        self.test_set = self._open(scored, load_split(config, scored, classes, training=False))
+        loaded = load_validation(config, classes) if split is None else None
+        self.validation = None if loaded is None else self._open(*loaded)
+
+    def _open(self, split: str, dataset: Dataset) -> TestSet:
+        records = dataset.records[: self.config.test.max_images]
+        proposals = self._proposals(split, records, annotated=dataset.annotated)
+        if not dataset.annotated:
+            note(f"{split}: {NOTHING_SCORED}; only result files and pictures are written")
+        return TestSet(
+            split=split,
+            records=records,
+            classes=dataset.classes,
+            proposals=proposals,
+            annotated=dataset.annotated,
+            coco=self._coco_evaluator(split, dataset),
+        )
+
+    def evaluate(
+        self, model: RegionDetector, test_set: TestSet | None = None, memory: PeakMemory | None = None
+    ) -> Evaluation[Result]:
+        """Run the network over ``test_set``, by default the test split, and score its results.
+
+        Of a split without annotations the metrics are ``annotated: False``, without any other.
+        """
+        test_set = test_set or self.test_set
+        results: dict[str, Result] = {}
+        model.eval()
+        predict: Callable[[Any], Result] = build_predictor(self.config, model, self.device)
+        started = time.perf_counter()
+        views = inference_views(self.config, test_set.records, test_set.proposals, self.device)
+        for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
+            with naming(image[0].metas):
+                results[image[0].metas[0].image_id] = predict(image)
+            if memory is not None and len(results) % 20 == 1:
+                memory.sample()
+        evaluator = self._compare(test_set, results)
+        seconds = time.perf_counter() - started
+        metrics = {
+            **(self._metrics(evaluator, test_set) if test_set.annotated else {"annotated": False}),
+            "split": test_set.split,
+            "images": len(test_set.records),
+            "seconds_per_image": seconds / len(test_set.records),
+        }
+        return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
+
+    def assess(
+        self, model: RegionDetector, memory: PeakMemory, *, last: bool
+    ) -> Assessment[Evaluation[Result]]:
+        """Score the network on the validation images and, if ``last`` or without any, on the test images.
+
+        The score threshold is chosen on the validation images, and applied to the test images.
+        """
+        validation = None if self.validation is None else self.evaluate(model, self.validation, memory)
+        point = self.choose_point(validation)
+        test = None
+        if last or validation is None:
+            test = self.evaluate(model, memory=memory)
+            test = test if validation is None else test.with_validation(validation, point)
+        if last:
+            self.say_point(point, validation)
+        chosen_by = test if validation is None else validation
+        assert chosen_by is not None  # without validation images the test images were scored
+        return Assessment(
+            chosen_by=chosen_by,
+            test=test,
+            headline=headline(self.config, chosen_by.metrics),
+            score_threshold=point.score_threshold if point else None,
+        )
+
+    def pictures(self, evaluation: Evaluation[Result]) -> list[np.ndarray]:
+        """Return ``train.draw_images`` images with their results: validation images where there are any."""
+        records = (self.validation or self.test_set).records[: self.config.train.draw_images]
+        return [self._draw(record, evaluation.results[record.image_id]) for record in records]
+
+    def write_results(self, folder: Path, evaluation: Evaluation[Result]) -> None:
+        """Write result files to ``folder/results`` and drawn images beside it."""
+        self._write_files(folder / "results", evaluation)
+        names, threshold = [], evaluation.metrics.get("score_threshold")
+        place = folder / self.pictures_folder
+        for record in self.test_set.records[:DRAWN]:
+            names.append(f"{file_name_of(record.image_id)}.jpg")
+            save_image(place / names[-1], self._draw(record, evaluation.results[record.image_id], threshold))
+        note_pictures(place, names)
+        note(f"wrote result files to {folder / 'results'} and pictures to {place}")
+
+    def finish(
+        self,
+        folder: Path,
+        checkpoint: Path,
+        evaluation: Evaluation[Result],
+        seconds: float,
+        memory: PeakMemory,
+    ) -> None:
+        """Write what a finished run leaves: result files, pictures, ``metrics.json`` and ``run.png``.
+
+        Then print the metrics, and the command that uses ``checkpoint``, the run's best one.
+        """
+        self.write_results(folder, evaluation)
+        metrics = {**evaluation.metrics, "seconds": round(seconds, 1), **memory.metrics()}
+        losses, history = run_history(folder)
+        self._draw_page(
+            folder / "run.png",
+            evaluation,
+            losses=losses,
+            evaluations=history,
+            pr_curves=evaluation.evaluator.precision_recall() if self.test_set.annotated else {},
+            figures=metrics,
+            classes=self.classes,
+            title=f"{folder.name}: {self.config.model.backbone.name} on {Path(self.config.data.root).name}",
+        )
+        write_json(folder / "metrics.json", metrics)
+        note(f"wrote {folder / 'metrics.json'} and {folder / 'run.png'}")
+        show(figures_shown(metrics))
+        self.recommend(folder, checkpoint)
+
+    def recommend(self, folder: Path, checkpoint: Path) -> None:
+        """Say which device a finished run used, which checkpoint is its best, and the command that uses it.
+
+        ``best.pt`` may be of an earlier step than the last, with a score threshold of its own.
+        """
+        state = load_checkpoint(checkpoint)
+        held = f"of step {state['step']}{self._threshold_shown(state.get('score_threshold'))}"
+        note(f"trained on {_device_shown(self.device)}; the checkpoint to use is {checkpoint}, {held}")
+        command = ["python", "tools/demo.py", "--checkpoint", str(checkpoint), "photos/"]
+        note(f"run it on photographs: {shlex.join([*command, '--output', str(folder / 'photos')])}")
+
+    # What tasks differ in:
+
+    def choose_point(self, validation: Evaluation[Result] | None) -> OperatingPoint | None:
+        """Return the operating point to use the network at; None where the task chooses none."""
+        return None
+
+    def say_point(self, point: OperatingPoint | None, validation: Evaluation[Result] | None) -> None:
+        """Say which score threshold is stored, or why none is, where the task chooses one."""
+
+    def _threshold_shown(self, score_threshold: float | None) -> str:
+        """Return what to say of a checkpoint's score threshold, where the task chooses one."""
+        return ""
+
+    def _coco_evaluator(self, split: str, dataset: Dataset) -> CocoEvaluator | None:
+        return None
+
+    @abstractmethod
+    def _proposals(self, split: str, records: list[ImageRecord], *, annotated: bool) -> ProposalSource:
+        """Return where the proposals of a split's images come from."""
+
+    @abstractmethod
+    def _compare(self, test_set: TestSet, results: dict[str, Result]) -> Evaluator:
+        """Compare the results with the annotations."""
+
+    def _metrics(self, evaluator: Evaluator, test_set: TestSet) -> dict[str, Any]:
+        return evaluator.compute()
+
+    @abstractmethod
+    def _draw(self, record: ImageRecord, result: Result, score_threshold: float | None = None) -> np.ndarray:
+        """Return an image (H, W, 3), uint8 RGB, with its result."""
+
+    @abstractmethod
+    def _write_files(self, folder: Path, evaluation: Evaluation[Result]) -> None:
+        """Write the result files that other tools read."""
+
+    @abstractmethod
+    def _draw_page(self, path: Path, evaluation: Evaluation[Result], **shared: Any) -> None:
+        """Draw the page ``run.png``; ``shared`` is what the pages of all tasks show."""
+
+
+def headline(config: Config, metrics: dict[str, Any]) -> float:
+    """Return the metric that chooses the best checkpoint, UNSCORED where there were no objects to find."""
+    name = {"voc07": "voc07_mAP", "voc": "voc_mAP", "coco": "AP"}[config.test.metric]
+    value = float(metrics.get(name, UNSCORED))
+    return UNSCORED if math.isnan(value) else value
+
+
+def run_history(folder: Path) -> tuple[dict[str, Series], dict[str, Series]]:
+    """Return the history of a run's losses, and of its metrics where it was evaluated more than once."""
+    records = read_log(folder / "log.jsonl", note)
+    evaluations = _series(records, "evaluate", HISTORY)
+    several = {name: series for name, series in evaluations.items() if len(series) > 1}
+    return _series(records, "train", ("loss",)), several
+
+
+def _series(records: list[dict[str, Any]], kind: str, starts: tuple[str, ...]) -> dict[str, Series]:
+    """Return each value whose name begins with one of ``starts`` as (step, value) pairs."""
+    chosen = [record for record in records if record["kind"] == kind]
+    names = {name: None for record in chosen for name in record if name.startswith(starts)}
+    return {
+        name: [(record["step"], record[name]) for record in chosen if _is_number(record.get(name))]
+        for name in names
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _device_shown(device: str) -> str:
+    """Return "cpu", or a GPU's name beside its number."""
+    if torch.device(device).type != "cuda":
+        return device
+    return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -14,7 +14,7 @@ import yaml
 
 from detector.config import load_config
 from detector.data.generated.dataset import generate_voc
-from detector.tasks.training import start_run
+from detector.tasks.start import start_run
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.tiny import TINY
 

@@ -20,7 +20,7 @@ from detector.data.check.problem import Problem
 from detector.data.check.report import summarise
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
-from detector.tasks.training import start_run
+from detector.tasks.start import start_run
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
 from tests.tiny import TINY

@@ -13,17 +13,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from detector.commands.check import check_data
 from detector.commands.proposal_jobs import folder_records
 from detector.config import Config
 from detector.core.errors import InputError
+from detector.core.structures import Detections, ImageRecord
 from detector.data.check.problem import Problem
 from detector.data.convert import voc_to_coco
+from detector.evaluation.voc import VocEvaluator
 from detector.factory.data import load_split, read_splits
 from detector.tasks.demo import find_images
-from detector.tasks.evaluation import open_test_set
-from detector.tasks.training import start_run
+from detector.tasks.scoring import Evaluation
+from detector.tasks.start import build_scorer, start_run
 
 Load = Callable[..., Config]
 
@@ -140,7 +143,7 @@ def test_a_subset_of_the_classes(
         assert set(left_out) <= set(others)
         folder = tmp_path / f"run_{len(overrides)}"
         folder.mkdir()
-        figures = start_run(config, folder, "cpu").run().figures
+        figures = start_run(config, folder, "cpu").run().metrics
         assert set(figures["per_class"]) == {wanted}
         said = capsys.readouterr().err
         counts = [int(line.split()[1]) for line in said.splitlines() if "of other classes than" in line]
@@ -172,11 +175,23 @@ def test_no_training_on_a_split_without_annotations(tiny: Load, root: Path, tmp_
         assert not check_data(config, read_splits(config)).would_start
 
 
-def test_the_first_pixel_reaches_the_boxes_and_the_result_files(tiny: Load) -> None:
-    one, zero = (open_test_set(tiny(f"data.first_pixel={first}"), "test") for first in (1, 0))
-    assert (one.first_pixel, zero.first_pixel) == (1, 0)
-    for first, second in zip(one.records, zero.records, strict=True):
+def test_the_first_pixel_reaches_the_boxes_and_the_result_files(tiny: Load, tmp_path: Path) -> None:
+    one, zero = (build_scorer(tiny(f"data.first_pixel={first}"), split="test") for first in (1, 0))
+    for first, second in zip(one.test_set.records, zero.test_set.records, strict=True):
         assert (second.targets.boxes - first.targets.boxes == 1).all()
+    for name, scorer in (("one", one), ("zero", zero)):
+        found = {record.image_id: as_detections(record) for record in scorer.test_set.records}
+        evaluation = Evaluation(metrics={}, evaluator=VocEvaluator([], scorer.classes), results=found)
+        scorer.write_results(tmp_path / name, evaluation)
+    files = sorted(path.name for path in (tmp_path / "one" / "results").iterdir())
+    assert files
+    for name in files:  # each in its own convention: the numbers of the annotations
+        assert (tmp_path / "one/results" / name).read_text() == (tmp_path / "zero/results" / name).read_text()
+
+
+def as_detections(record: ImageRecord) -> Detections:
+    targets = record.targets
+    return Detections(boxes=targets.boxes, scores=torch.ones(len(targets)), labels=targets.labels)
 
 
 def test_hidden_files_and_pipes_beside_images(tmp_path: Path) -> None:

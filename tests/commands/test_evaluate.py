@@ -12,7 +12,7 @@ from detector.config import load_config
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
 from detector.evaluation.report import COCO_FIGURES
-from detector.tasks.training import start_run
+from detector.tasks.start import start_run
 from tests.commands.conftest import PROJECT, Tool
 from tests.tiny import TINY
 

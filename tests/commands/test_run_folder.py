@@ -14,7 +14,7 @@ import yaml
 
 from detector.data.generated.dataset import generate_voc
 from tests.commands.conftest import PROJECT, Tool
-from tests.engine.test_run_lock import hold
+from tests.engine.test_run_folder import hold
 from tests.staged.test_runner import STAGED
 from tests.tiny import TINY
 
@@ -143,6 +143,17 @@ def test_a_start_that_fails_leaves_nothing(
         assert result.returncode == 2, result.stderr
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "deep").exists(), tree(tmp_path / "deep")
+
+
+@pytest.mark.parametrize("key", ["model.backbone.weights", "train.initial_weights"])
+def test_weights_are_checked_before_any_data_are_read(
+    tool: Tool, config: Path, tmp_path: Path, key: str
+) -> None:
+    faults = (f"{key}=absent.pth", "data.root=gone")
+    result = tool("train", "--config", config, "--output", tmp_path / "run", *FEW, *faults)
+    assert result.returncode == 2
+    assert "absent.pth" in result.stderr
+    assert "gone" not in result.stderr
 
 
 def test_a_start_that_fails_in_a_folder_of_files_keeps_them(tool: Tool, config: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_state_that_no_gpu_takes_is_an_error_in_words(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.cuda, "set_rng_state", refuse)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="'random' has a state that is none of a GPU's"):
+    with pytest.raises(InputError, match="'random' has a state that does not belong to a GPU's"):
         set_random_states({"torch": torch.get_rng_state(), "cuda": [torch.zeros(3, dtype=torch.uint8)]})
 
 

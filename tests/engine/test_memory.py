@@ -73,9 +73,9 @@ def test_a_page_that_workers_share_counts_once(no_own_peak: None) -> None:
 def test_a_system_without_shares_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detector.engine.memory.pss_mib", lambda pid: None)
     memory = PeakMemory()
-    figures = memory.figures()
-    assert figures["peak_rss_note"].startswith("shared pages are counted once per process: ")
-    assert figures["peak_rss_mib"] > 100
+    metrics = memory.metrics()
+    assert metrics["peak_rss_note"].startswith("shared pages are counted once per process: ")
+    assert metrics["peak_rss_mib"] > 100
 
 
 def test_the_own_peak_rises_with_what_is_held() -> None:
@@ -90,11 +90,11 @@ def test_a_gpu_has_a_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * MIB // 2
     )
-    assert PeakMemory().gpu_figures() == {}
-    assert PeakMemory("cpu").figures().keys() == {"peak_rss_mib"}
+    assert PeakMemory().gpu_metrics() == {}
+    assert PeakMemory("cpu").metrics().keys() == {"peak_rss_mib"}
     memory = PeakMemory("cuda:1")
-    assert memory.gpu_figures() == {"peak_gpu_memory_mib": 1.5}
-    assert memory.figures().keys() == {"peak_rss_mib", "peak_gpu_memory_mib"}
+    assert memory.gpu_metrics() == {"peak_gpu_memory_mib": 1.5}
+    assert memory.metrics().keys() == {"peak_rss_mib", "peak_gpu_memory_mib"}
     assert set(asked) == {torch.device("cuda:1")}
 
 
@@ -103,4 +103,4 @@ def test_the_peak_of_a_gpu_holds_what_was_allocated(device: str) -> None:
     memory = PeakMemory(device)
     block = torch.empty(64 * MIB, dtype=torch.uint8, device=device)
     del block
-    assert memory.gpu_figures()["peak_gpu_memory_mib"] >= 64
+    assert memory.gpu_metrics()["peak_gpu_memory_mib"] >= 64

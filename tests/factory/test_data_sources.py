@@ -16,8 +16,8 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.report import COCO_FIGURES
 from detector.factory.data import all_names, class_names, load_split
-from detector.tasks.evaluation import write_evaluation
-from detector.tasks.training import start_run
+from detector.tasks.detection import DetectionTask
+from detector.tasks.start import start_run
 from tests.data.splits import COCO, numbered_coco
 
 Load = Callable[..., Config]
@@ -110,14 +110,15 @@ def test_the_same_training_from_voc_and_from_its_coco_conversion(
         (tmp_path / name).mkdir()
         run = start_run(tiny(*settings, *sources), tmp_path / name, "cpu")
         found[name] = run.run()
-        write_evaluation(tmp_path / name, run.task.test_set, found[name])
+        assert isinstance(run.task, DetectionTask)
+        run.task.scorer.write_results(tmp_path / name, found[name])
     first, second = (
         load_checkpoint(tmp_path / name / "checkpoints" / "step_12.pt")["model"] for name in found
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     timeless = [
-        {key: value for key, value in one.figures.items() if key != "seconds_per_image"}
+        {key: value for key, value in one.metrics.items() if key != "seconds_per_image"}
         for one in found.values()
     ]
     assert json.dumps(timeless[0]) == json.dumps(timeless[1]), "as text, in which NaN equals NaN"
@@ -134,11 +135,12 @@ def test_the_headline_is_what_an_evaluator_of_its_own_says(
     (tmp_path / "run").mkdir()
     run = start_run(config, tmp_path / "run", "cpu")
     evaluation = run.run()
-    evaluator = CocoEvaluator.from_records(run.task.test_set.records, run.task.classes)
-    evaluator.update(list(evaluation.detections), list(evaluation.detections.values()))
+    assert isinstance(run.task, DetectionTask)
+    evaluator = CocoEvaluator.from_records(run.task.scorer.test_set.records, run.task.classes)
+    evaluator.update(list(evaluation.results), list(evaluation.results.values()))
     again = evaluator.compute()
     for name in COCO_FIGURES:
-        assert evaluation.figures[name] == pytest.approx(again[name], abs=1e-6, nan_ok=True)
+        assert evaluation.metrics[name] == pytest.approx(again[name], abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize(

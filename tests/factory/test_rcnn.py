@@ -14,10 +14,8 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.engine.inference import detect
 from detector.factory.loaders import inference_views
 from detector.factory.model import build_model, build_postprocess, convolutions, restore_model
-from detector.factory.proposals import stored_proposals
 from detector.models.backbones import build_backbone
-from detector.tasks.evaluation import evaluate, open_test_set
-from detector.tasks.training import find_state, start_run
+from detector.tasks.start import build_scorer, start_run
 
 Load = Callable[..., Config]
 
@@ -33,13 +31,11 @@ SPP = ("model.pool.kind=spp", "model.pool.levels=[2,1]", "model.pool.output_size
 
 def backbone_calls(config: Config) -> list[int]:
     """Return how many images or crops each pass of the convolutions saw while one image was tested."""
-    test_set = open_test_set(config, config.data.test_split)
+    test_set = build_scorer(config, split=config.data.test_split).test_set
     model = build_model(config, len(test_set.classes)).eval()
     calls: list[int] = []
     convolutions(model).register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    views = inference_views(
-        config, test_set.records[:1], stored_proposals(config, test_set.store, training=False)
-    )
+    views = inference_views(config, test_set.records[:1], test_set.proposals)
     postprocess = build_postprocess(config, model.box_coder)
     detect(model, next(views), postprocess, scale_rule=config.test.scale_rule)
     return calls
@@ -66,17 +62,16 @@ def test_an_rcnn_trains_resumes_exactly_and_is_restored(tiny: Load, tmp_path: Pa
     evaluation = start_run(config, tmp_path / "whole", "cpu").run()
     kept = Path("checkpoints/step_8.pt")
     (tmp_path / "stopped" / kept).write_bytes((tmp_path / "whole" / kept).read_bytes())
-    resumed = start_run(config, tmp_path / "stopped", "cpu", find_state(config, tmp_path / "stopped"))
+    resumed = start_run(config, tmp_path / "stopped", "cpu", resume=True)
     again = resumed.run()
     last = load_checkpoint(tmp_path / "whole" / "checkpoints" / "step_12.pt")
     found = resumed.task.model.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in last["model"].items())
-    assert again.figures["voc07_mAP"] == evaluation.figures["voc07_mAP"]
+    assert again.metrics["voc07_mAP"] == evaluation.metrics["voc07_mAP"]
     restored = restore_model(config, last, "step_12.pt")
-    test_set = open_test_set(config, "test")
-    scored = evaluate(config, restored, test_set)
-    assert scored.figures["voc07_mAP"] == evaluation.figures["voc07_mAP"]
-    assert scored.figures["images"] == len(scored.detections) == 2
+    scored = build_scorer(config, split="test").evaluate(restored)
+    assert scored.metrics["voc07_mAP"] == evaluation.metrics["voc07_mAP"]
+    assert scored.metrics["images"] == len(scored.results) == 2
 
 
 def test_published_weights_and_freezing_reach_the_convolutions_of_the_regions(
@@ -105,8 +100,10 @@ def test_crops_that_leave_no_cell_name_the_key(tiny: Load) -> None:
 
 def test_the_first_images_alone_are_scored_where_the_config_says_so(tiny: Load) -> None:
     names = [
-        [record.image_id for record in open_test_set(tiny(f"test.max_images={count}"), "test").records]
-        for count in ("null", "3", "100")
+        [record.image_id for record in scorer.test_set.records]
+        for scorer in (
+            build_scorer(tiny(f"test.max_images={count}"), split="test") for count in ("null", "3", "100")
+        )
     ]
     assert len(names[0]) == 4
     assert names[1:] == [names[0][:3], names[0]]

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from detector.commands.evaluate import score_checkpoint
 from detector.config import Config
 from detector.core.structures import ImageRecord, Normalization, Targets
 from detector.data import loader
 from detector.data.loader import LoaderFailed, batch_bytes
 from detector.data.transforms import ImageTransform
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.factory import resources
 from detector.factory.loaders import inference_views, no_proposals, training_batches
 from detector.factory.model import build_model
 from detector.tasks.demo import run_demo
-from detector.tasks.evaluation import open_test_set
-from detector.tasks.scoring import score_checkpoint
-from detector.tasks.training import find_state, start_run
+from detector.tasks.start import build_scorer, start_run
 
 Load = Callable[..., Config]
 
@@ -37,7 +37,7 @@ def sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    for module in ("factory.resources", "tasks.training", "factory.loaders"):
+    for module in ("factory.resources", "engine.run", "factory.loaders"):
         monkeypatch.setattr(f"detector.{module}.note", lines.append)
     return lines
 
@@ -73,15 +73,18 @@ def test_another_number_of_threads_is_said_on_resuming(tiny: Load, tmp_path: Pat
     config = tiny("data.workers=0", "train.steps=1")
     (tmp_path / "run").mkdir()
     start_run(config, tmp_path / "run", "cpu").run()
-    state = find_state(config, tmp_path / "run")
-    assert state is not None
+    path = tmp_path / "run/checkpoints/step_1.pt"
+    state = load_checkpoint(path)
+    del state["file"]
     assert state["threads"] == torch.get_num_threads()
-    start_run(config, tmp_path / "run", "cpu", state)
+    start_run(config, tmp_path / "run", "cpu", resume=True)
     assert not any("compute threads" in line for line in said)
-    start_run(config, tmp_path / "run", "cpu", {**state, "threads": 7})
+    save_checkpoint(path, {**state, "threads": 7})
+    start_run(config, tmp_path / "run", "cpu", resume=True)
     assert any(line.startswith("warning: the run was made with 7 compute threads") for line in said)
     del state["threads"]  # of an earlier version
-    start_run(config, tmp_path / "run", "cpu", state)
+    save_checkpoint(path, state)
+    start_run(config, tmp_path / "run", "cpu", resume=True)
 
 
 def record(height: int, width: int) -> ImageRecord:
@@ -136,7 +139,7 @@ def test_a_dying_worker_ends_scoring_with_one_clear_error(
     tiny: Load, tmp_path: Path, deadly_images: Callable[[], None]
 ) -> None:
     config = tiny("data.workers=1")
-    test_set = open_test_set(config, "test")
+    test_set = build_scorer(config, split="test").test_set
     model = build_model(config, len(test_set.classes))
     state = {"model": model.state_dict(), "classes": list(test_set.classes)}
     deadly_images()

@@ -17,22 +17,25 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.data.convert import voc_to_coco
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
+from detector.engine.run import Run
 from detector.engine.run_log import read_log
 from detector.evaluation.operating_point import best_f1
 from detector.evaluation.report import NOTHING_SCORED, write_json
 from detector.factory.data import Validation, class_names, find_validation, read_splits
 from detector.factory.model import restore_model
 from detector.factory.validation import load_training, load_validation
-from detector.tasks.evaluation import evaluate, open_validation
-from detector.tasks.training import TrainingRun, find_state, start_run
+from detector.tasks.detection import DetectionTask
+from detector.tasks.resume import find_state
+from detector.tasks.scoring import TestSet
+from detector.tasks.start import build_scorer, start_run
 
 Load = Callable[..., Config]
 SHORT = ("train.steps=4", "train.checkpoint_every=2", "data.workers=0")
 
 
-def begin(config: Config, folder: Path, state: dict[str, Any] | None = None) -> TrainingRun:
+def begin(config: Config, folder: Path, *, resume: bool = False) -> Run[Any]:
     folder.mkdir(exist_ok=True)
-    return start_run(config, folder, "cpu", state)
+    return start_run(config, folder, "cpu", resume=resume)
 
 
 @pytest.fixture
@@ -65,24 +68,23 @@ def test_a_choice_between_checkpoints_sets_images_aside_and_the_test_split_stays
     config = tiny(*SHORT, "train.evaluate_every=2")
     run = begin(config, tmp_path / "run")
     scored: list[tuple[int, str]] = []
-    for name in ("validate", "evaluate"):
-        call = getattr(run.task, name)
+    assert isinstance(run.task, DetectionTask)
+    scorer = run.task.scorer
+    evaluate: Callable[..., object] = scorer.evaluate
 
-        def spy(memory: object, name: str = name, call: Callable[..., object] = call) -> object:
-            scored.append((run.trainer.step, name))
-            return call(memory)
+    def spy(model: object, test_set: TestSet | None = None, memory: object = None) -> object:
+        scored.append((run.step, (test_set or scorer.test_set).split))
+        return evaluate(model, test_set, memory)
 
-        monkeypatch.setattr(run.task, name, spy)
-    run.run()
-    assert scored == [(2, "validate"), (4, "validate"), (4, "evaluate")]
+    monkeypatch.setattr(scorer, "evaluate", spy)
+    evaluation = run.run()
+    assert scored == [(2, "trainval"), (4, "trainval"), (4, "test")]
     said = capfd.readouterr().err
     assert "validation images: 1, set aside from trainval (train.validation_fraction 0.15" in said
     lines = [record for record in read_log(tmp_path / "run/log.jsonl") if record["kind"] == "evaluate"]
     assert [(line["step"], line["split"]) for line in lines] == [(2, "trainval"), (4, "trainval")]
     tested = [record for record in read_log(tmp_path / "run/log.jsonl") if record["kind"] == "test"]
-    assert [(line["step"], line["voc07_mAP"]) for line in tested] == [
-        (4, run.evaluation.figures["voc07_mAP"])
-    ]
+    assert [(line["step"], line["voc07_mAP"]) for line in tested] == [(4, evaluation.metrics["voc07_mAP"])]
     best = load_checkpoint(tmp_path / "run/checkpoints/best.pt")
     assert best["best"]["metric"] == max(line["voc07_mAP"] for line in lines)
 
@@ -179,7 +181,7 @@ def test_validation_images_without_annotations_are_not_scored(
     for name in (with_val / "ImageSets/Main/val.txt").read_text().split():
         (with_val / f"Annotations/{name}.xml").unlink()
     config = tiny(*SHORT, *given, f"data.root={with_val}", "data.train_split=train", "train.evaluate_every=2")
-    figures = begin(config, tmp_path / "run").run().figures
+    figures = begin(config, tmp_path / "run").run().metrics
     said = capfd.readouterr().err
     assert f"step 2: {NOTHING_SCORED}" in said
     assert "nan" not in said
@@ -233,26 +235,25 @@ def test_the_f1_best_threshold_is_stored_printed_and_among_the_figures(
     stored = {checkpoint["score_threshold"] for checkpoint in checkpoints}
     assert len(stored) == 1
 
-    classes = class_names(config)
     model = restore_model(config, checkpoints[0], "step_40.pt")
-    validation_set = open_validation(config, classes)
-    assert validation_set is not None
-    again = evaluate(config, model, validation_set)
+    scorer = build_scorer(config)
+    assert scorer.validation is not None
+    again = scorer.evaluate(model, scorer.validation)
     point = best_f1(again.evaluator.precision_recall().values(), 3)
     assert point is not None
     assert stored == {point.score_threshold}
     assert (
         f"score threshold {point.score_threshold:.3f}, with the best F1 on 3 validation images of val" in said
     )
-    figures = evaluation.figures
+    figures = evaluation.metrics
     assert figures["split"] == "test"
     assert figures["score_threshold"] == point.score_threshold
     assert figures["validation"] == {
-        **{name: again.figures[name] for name in ("voc07_mAP", "voc_mAP")},
+        **{name: again.metrics[name] for name in ("voc07_mAP", "voc_mAP")},
         **{"split": "val", **point.figures()},
     }
     at = figures["at_score_threshold"]
-    found = [detections.scores >= point.score_threshold for detections in evaluation.detections.values()]
+    found = [detections.scores >= point.score_threshold for detections in evaluation.results.values()]
     hits = at["precision"] * sum(int(kept.sum()) for kept in found)
     assert at["recall"] * at["objects"] == pytest.approx(hits)
     write_json(tmp_path / "figures.json", figures)
@@ -262,7 +263,7 @@ def test_the_f1_best_threshold_is_stored_printed_and_among_the_figures(
 def test_a_run_without_validation_images_says_that_it_stores_no_threshold(
     tiny: Load, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    figures = begin(tiny(*SHORT), tmp_path / "run").run().figures
+    figures = begin(tiny(*SHORT), tmp_path / "run").run().metrics
     assert "no score threshold is stored: there are no validation images" in capfd.readouterr().err
     assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["score_threshold"] is None
     assert not {"score_threshold", "validation", "at_score_threshold"} & set(figures)
@@ -289,11 +290,11 @@ def test_epochs_become_steps_once_the_images_are_counted(
     begin(config, tmp_path / "stopped")
     shutil.copytree(tmp_path / "run/checkpoints", tmp_path / "stopped/checkpoints")
     (tmp_path / "stopped/checkpoints/step_4.pt").unlink()
-    resumed = begin(config, tmp_path / "stopped", find_state(config, tmp_path / "stopped"))
+    resumed = begin(config, tmp_path / "stopped", resume=True)
     resumed.run()
     again = load_checkpoint(tmp_path / "stopped/checkpoints/step_4.pt")
     assert all(torch.equal(again["model"][name], value) for name, value in last["model"].items())
 
     fewer = tiny(*given[1:], "train.epochs=0.5")
     with pytest.raises(InputError, match=r"has done 4 steps, and train\.epochs 0\.5 means 2 steps"):
-        begin(fewer, tmp_path / "run", find_state(fewer, tmp_path / "run"))
+        begin(fewer, tmp_path / "run", resume=True)

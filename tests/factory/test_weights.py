@@ -20,7 +20,7 @@ from detector.factory.weights import check_weights, load_published
 from detector.models.box_coder import fixed_coder
 from detector.models.detector import RegionDetector
 from detector.models.heads import BoxHead
-from detector.tasks.training import start_run
+from detector.tasks.start import start_run
 from tests.conftest import PROJECT
 
 Load = Callable[..., Config]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ def main() -> None:
     device.install()
     # Only now: functions decorated with torch.inference_mode() take what it is when they are imported.
     from detector.config import load_config
-    from detector.engine.trainer import Trainer
     from detector.staged.runner import StagedTraining
-    from detector.tasks.training import start_run
+    from detector.tasks.start import build_task, start_run
 
     config = load_config(config_path, [])
     folder.mkdir()
@@ -38,16 +38,21 @@ def main() -> None:
         if config.stages:
             StagedTraining(config, folder, device.NAME).run()
             return
-        run = start_run(config, folder, device.NAME)
         counted: list[Counter[Any]] = []
-        show = run.trainer.on_step
 
-        def count(trainer: Trainer) -> None:
-            counted.append(device.waits + device.pageable)
-            show(trainer)
+        def counting_task(*given: Any) -> Any:
+            task: Any = build_task(*given)
+            batches = task.batches
 
-        run.trainer.on_step = count
-        run.run()
+            def counted_batches(start: int) -> Iterator[Any]:
+                for batch in batches(start):
+                    yield batch
+                    counted.append(device.waits + device.pageable)  # asked for the next: the step is done
+
+            task.batches = counted_batches
+            return task
+
+        start_run(config, folder, device.NAME, make_task=counting_task).run()
     number = len(counted) - WARM_UP
     a_step = {key: count / number for key, count in (counted[-1] - counted[WARM_UP - 1]).items()}
     result = {

@@ -23,7 +23,7 @@ from detector.core.boxes import iou
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.engine.determinism import cuda_algorithms
-from detector.engine.trainer import StopRequested, Trainer
+from detector.engine.run import Run, StopRequested
 from detector.factory.data import class_names, load_split
 from detector.factory.model import build_model, restore_model
 from detector.staged import runner as stages_module
@@ -31,8 +31,7 @@ from detector.staged.box_ridge import RidgeFit
 from detector.staged.feature_cache import open_cache
 from detector.staged.runner import StagedTraining, StageRecord, read_record
 from detector.staged.svm import SVMFit
-from detector.tasks.evaluation import evaluate, open_test_set
-from detector.tasks.training import TrainingRun
+from detector.tasks.start import build_scorer
 from tests.devices import each_device
 from tests.tiny import TINY
 
@@ -138,14 +137,14 @@ def test_stopped_in_both_trainings_it_ends_with_the_same_detector(
     for folder in (whole, stopped):
         folder.mkdir()
     StagedTraining(config, whole, device).run()
-    record = TrainingRun._record
+    record = Run._record
 
-    def stop(run: TrainingRun, trainer: Trainer, figures: dict[str, float]) -> None:
-        record(run, trainer, figures)
-        if trainer.step == 3:
+    def stop(run: Run[Any], rate: float) -> None:
+        record(run, rate)
+        if run.step == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(TrainingRun, "_record", stop)
+    monkeypatch.setattr(Run, "_record", stop)
     for _ in range(2):
         with pytest.raises(StopRequested, match="after step 3"):
             StagedTraining(config, stopped, device).run()
@@ -181,8 +180,8 @@ def test_stages_pass_their_weights_on_and_the_tools_read_the_detector(
     assert at["boxes"]["predictor.bbox_pred.weight"].any()
     model = restore_model(config, load_checkpoint(final[0]), "final").to(device)
     with cuda_algorithms(device, deterministic=True):
-        again = evaluate(config, model, open_test_set(config, "test"), device)
-    assert again.figures["voc_mAP"] == evaluation.figures["voc_mAP"]
+        again = build_scorer(config, device, split="test").evaluate(model)
+    assert again.metrics["voc_mAP"] == evaluation.metrics["voc_mAP"]
 
 
 def test_a_single_stage_can_be_run_and_needs_those_before_it(staged: Staged, tmp_path: Path) -> None:
@@ -435,13 +434,13 @@ def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
     evaluation = training.run()
     assert evaluation is not None
     assert 2000 < training.seconds() < 3000
-    detector = training.finish(evaluation)
-    assert detector == two_done / "checkpoints/step_14.pt"
+    training.finish(evaluation)
+    assert training.detector == two_done / "checkpoints/step_14.pt"
     assert json.loads((two_done / "metrics.json").read_text())["seconds"] > 2000
     events = EventAccumulator(str(two_done / "tensorboard")).Reload()
     (scalar,) = events.Scalars("evaluate/voc_mAP")
     assert scalar.step == 14
-    assert scalar.value == pytest.approx(evaluation.figures["voc_mAP"])
+    assert scalar.value == pytest.approx(evaluation.metrics["voc_mAP"])
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
     kinds = [json.loads(line)["kind"] for line in (two_done / "log.jsonl").read_text().splitlines()]
     assert kinds == ["train"] * 12 + ["evaluate"]

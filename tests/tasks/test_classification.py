@@ -14,23 +14,24 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from detector.commands.evaluate import score_checkpoint
 from detector.config import Config
 from detector.core.errors import InputError
+from detector.core.structures import ImageRecord, Targets
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.memory import PeakMemory
 from detector.factory.model import build_model
-from detector.tasks.classification import ClassificationTask
-from detector.tasks.classified import Classified, classify_images, open_images
+from detector.tasks.classification import ClassificationTask, classified_image, extremes
 from detector.tasks.demo_classes import run_class_demo
-from detector.tasks.scoring import score_checkpoint
-from detector.tasks.training import find_state, start_run
+from detector.tasks.scoring import Evaluation
+from detector.tasks.start import build_scorer, start_run
 from tests.conftest import PROJECT
 from tests.devices import each_device
-from tests.tasks.test_training import assert_identical, final_state, wait_for
+from tests.tasks.test_start import assert_identical, final_state, wait_for
 
 Load = Callable[..., Config]
 CLASSIFIER = (
@@ -41,11 +42,12 @@ CLASSIFIER = (
 )
 
 
-def classify(config: Config, folder: Path, device: str = "cpu", *, resume: bool = False) -> Classified:
+def classify(
+    config: Config, folder: Path, device: str = "cpu", *, resume: bool = False
+) -> Evaluation[torch.Tensor]:
     folder.mkdir(exist_ok=True)
-    state = find_state(config, folder) if resume else None
-    found: Classified = start_run(config, folder, device, state).run()
-    return found
+    evaluation: Evaluation[torch.Tensor] = start_run(config, folder, device, resume=resume).run()
+    return evaluation
 
 
 @pytest.mark.parametrize("scale_per", ["image", "batch", "epoch"])
@@ -60,8 +62,10 @@ def test_resumed_equals_uninterrupted(tiny: Load, tmp_path: Path, scale_per: str
                 later.unlink()
         again = classify(config, folder, resume=True)
         assert_identical(final_state(tmp_path / "whole"), final_state(folder))
-        assert again.figures["voc07_mAP"] == whole.figures["voc07_mAP"]
-        assert all(torch.equal(again.scores[image_id], whole.scores[image_id]) for image_id in whole.scores)
+        assert again.metrics["voc07_mAP"] == whole.metrics["voc07_mAP"]
+        assert all(
+            torch.equal(again.results[image_id], whole.results[image_id]) for image_id in whole.results
+        )
 
 
 @each_device
@@ -84,7 +88,7 @@ def test_killed_three_times_it_ends_as_if_it_never_was(
     again = classify(config, folder, device, resume=True)
     whole = classify(config, tmp_path / "whole", device)
     assert_identical(final_state(tmp_path / "whole", 45), final_state(folder, 45))
-    assert again.figures["per_class"] == whole.figures["per_class"]
+    assert again.metrics["per_class"] == whole.metrics["per_class"]
 
 
 def shorter_sides(config: Config, steps: int, start: int = 0) -> list[list[int]]:
@@ -118,9 +122,10 @@ def test_square_inputs_need_no_padding(tiny: Load) -> None:
 def test_images_of_any_size_are_scored_whole_and_by_themselves(tiny: Load) -> None:
     """With the image's own size, scores are those of the network on its pixels, nothing cut or added."""
     config = tiny(*CLASSIFIER, "test.resize=none", "test.max_size=1000")
-    images = open_images(config, "test")
+    scorer = build_scorer(config, split="test")
+    images = scorer.test_set
     model = build_model(config, len(images.classes)).eval()
-    found = classify_images(config, model, images)
+    found = scorer.evaluate(model)
     sizes = set()
     for record in images.records:
         pixels = torch.from_numpy(read_rgb(record.path)).permute(2, 0, 1).float() / 255
@@ -134,23 +139,22 @@ def test_images_of_any_size_are_scored_whole_and_by_themselves(tiny: Load) -> No
             ]
             logits = model.predictor.cls_score(model.box_head(torch.cat(bins, dim=1)))
         torch.testing.assert_close(
-            found.scores[record.image_id], logits[0, 1:].sigmoid(), rtol=1e-4, atol=1e-5
+            found.results[record.image_id], logits[0, 1:].sigmoid(), rtol=1e-4, atol=1e-5
         )
         sizes.add(features.shape[2:])
     assert len(sizes) > 1
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    import cv2
-
     return cv2.imread(str(path))[..., ::-1].copy()
 
 
 def test_several_views_are_averaged(tiny: Load) -> None:
     def scores(*overrides: str) -> dict[str, torch.Tensor]:
         config = tiny(*CLASSIFIER, *overrides)
-        images = open_images(config, "test")
-        return classify_images(config, build_model(config, len(images.classes)), images).scores
+        scorer = build_scorer(config, split="test")
+        results: dict[str, torch.Tensor] = scorer.evaluate(build_model(config, len(scorer.classes))).results
+        return results
 
     small, large = scores("test.scales=[64]"), scores("test.scales=[128]")
     both = scores("test.scales=[64,128]")
@@ -161,9 +165,10 @@ def test_several_views_are_averaged(tiny: Load) -> None:
 
 def test_demo_and_evaluation_agree_bit_for_bit(tiny: Load, tmp_path: Path) -> None:
     config = tiny(*CLASSIFIER, "test.scales=[64,96]", "test.flip=true")
-    images = open_images(config, "test")
+    scorer = build_scorer(config, split="test")
+    images = scorer.test_set
     model = build_model(config, len(images.classes)).eval()
-    expected = classify_images(config, model, images).scores
+    expected = scorer.evaluate(model).results
     paths = [record.path for record in images.records]
     named = run_class_demo(config, model, images.classes, paths, tmp_path / "out", "cpu", 0.5)
     written = json.loads((tmp_path / "out" / "classes.json").read_text())["images"]
@@ -189,8 +194,8 @@ def test_a_run_learns_and_leaves_what_evaluation_reads(tiny: Load, tmp_path: Pat
     (tmp_path / "run").mkdir()
     run = start_run(config, tmp_path / "run", "cpu")
     evaluation = run.run()
-    run.task.finish(tmp_path / "run", evaluation, 1.0, PeakMemory())
-    assert evaluation.figures["voc07_mAP"] == 1.0
+    run.finish()
+    assert evaluation.metrics["voc07_mAP"] == 1.0
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {"voc07_mAP", "voc_mAP", "per_class", "seconds", "peak_rss_mib"} <= figures.keys()
     assert figures["per_class"].keys() == set(run.task.classes)
@@ -223,9 +228,9 @@ def test_sides_that_the_sliding_rule_does_not_cut_are_named(tiny: Load) -> None:
 
 def test_an_image_below_one_cell_is_named(tiny: Load) -> None:
     config = tiny(*CLASSIFIER, "model.backbone.name=alexnet", "test.scales=[16]")
-    images = open_images(config, "test")
+    scorer = build_scorer(config, split="test")
     with pytest.raises(InputError, match=r"image '000009': .* less than one cell"):
-        classify_images(config, build_model(config, 5), images)
+        scorer.evaluate(build_model(config, 5))
 
 
 def test_a_detector_starts_from_the_classifiers_convolutions_and_fc_layers(
@@ -245,7 +250,7 @@ def test_a_detector_starts_from_the_classifiers_convolutions_and_fc_layers(
     assert not torch.equal(fresh["box_head.layers.fc6.weight"], trained["box_head.layers.fc6.weight"])
     (tmp_path / "detector").mkdir()
     evaluation = start_run(config, tmp_path / "detector", "cpu").run()
-    assert 0.0 <= evaluation.figures["voc07_mAP"] <= 1.0
+    assert 0.0 <= evaluation.metrics["voc07_mAP"] <= 1.0
 
 
 def test_a_classifier_of_another_pyramid_does_not_fit(tiny: Load, tmp_path: Path) -> None:
@@ -254,3 +259,27 @@ def test_a_classifier_of_another_pyramid_does_not_fit(tiny: Load, tmp_path: Path
     config = tiny("model.pool={kind: spp, levels: [3, 1]}", f"train.initial_weights={checkpoint}")
     with pytest.raises(InputError, match=r"step_1\.pt: made with model\.pool\.levels = \[1, 2, 4\]"):
         start_run(config, tmp_path, "cpu")
+
+
+def record(folder: Path, name: str, label: int | None) -> ImageRecord:
+    path = folder / f"{name}.png"
+    cv2.imwrite(str(path), np.full((20, 30, 3), 90, np.uint8))
+    boxes = torch.tensor([[1.0, 1, 15, 15]]) if label else torch.zeros(0, 4)
+    targets = Targets.make(boxes, torch.tensor([label] if label else [], dtype=torch.int64))
+    return ImageRecord(image_id=name, path=path, height=20, width=30, targets=targets)
+
+
+def test_the_best_images_show_something(tmp_path: Path) -> None:
+    """Low scores of an image without objects fit perfectly, and prove little."""
+    records = [record(tmp_path, f"empty{i}", None) for i in range(6)]
+    records += [record(tmp_path, f"full{i}", 1 + i % 2) for i in range(6)]
+    scores = {one.image_id: torch.tensor([0.01, 0.02]) for one in records[:6]}
+    for i, one in enumerate(records[6:]):
+        right = 0.9 - 0.1 * i
+        scores[one.image_id] = torch.tensor([right, 0.1] if i % 2 == 0 else [0.1, right])
+    best, worst = (
+        [classified_image(one, scores[one.image_id]) for one in group] for group in extremes(records, scores)
+    )
+    assert [shown.presence for shown in best] == [[1, -1], [-1, 1]]
+    assert [max(shown.scores) for shown in best] == [np.float32(0.9), np.float32(0.8)]
+    assert [round(max(shown.scores), 2) for shown in worst] == [0.4, 0.5, 0.6, 0.7]

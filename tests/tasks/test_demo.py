@@ -16,9 +16,8 @@ from detector.core.errors import InputError
 from detector.engine.inference import detect
 from detector.factory.loaders import inference_views
 from detector.factory.model import build_model, build_postprocess
-from detector.factory.proposals import stored_proposals
 from detector.tasks.demo import find_images, run_demo, unique_stems
-from detector.tasks.evaluation import evaluate, open_test_set
+from detector.tasks.start import build_scorer
 
 Load = Callable[..., Config]
 
@@ -44,15 +43,16 @@ def test_demo_and_evaluation_agree_bit_for_bit(
         "test.score_threshold=0.1",
         *views,
     )
-    test_set = open_test_set(config, "test")
+    scorer = build_scorer(config, split="test")
+    test_set = scorer.test_set
     model = build_model(config, len(test_set.classes)).eval()
-    evaluation = evaluate(config, model, test_set)
+    evaluation = scorer.evaluate(model)
     paths = [record.path for record in test_set.records]
     run_demo(config, model, test_set.classes, paths, tmp_path / "out", "cpu", score_threshold=0.2)
     written = json.loads((tmp_path / "out" / "detections.json").read_text())
     total = 0
     for record, image in zip(test_set.records, written["images"], strict=True):
-        expected = evaluation.detections[record.image_id]
+        expected = evaluation.results[record.image_id]
         boxes = torch.tensor([found["box"] for found in image["detections"]]).reshape(-1, 4)
         scores = torch.tensor([found["score"] for found in image["detections"]])
         labels = [test_set.classes.index(found["class"]) + 1 for found in image["detections"]]
@@ -67,12 +67,12 @@ def test_demo_and_evaluation_agree_bit_for_bit(
 def test_weights_cast_beforehand_change_no_detection(tiny: Load) -> None:
     """In bfloat16 evaluation casts weights once; autocast alone, casting in every call, gives the same."""
     config = tiny("test.precision=bfloat16", "test.score_threshold=0.1", "model.roi_chunk=16")
-    test_set = open_test_set(config, "test")
+    scorer = build_scorer(config, split="test")
+    test_set = scorer.test_set
     model = build_model(config, len(test_set.classes)).eval()
-    found = evaluate(config, model, test_set).detections
-    source = stored_proposals(config, test_set.store, training=False)
+    found = scorer.evaluate(model).results
     postprocess = build_postprocess(config, model.box_coder)
-    for image in inference_views(config, test_set.records, source):
+    for image in inference_views(config, test_set.records, test_set.proposals):
         expected = detect(model, image, postprocess, precision=torch.bfloat16)
         detections = found[image[0].metas[0].image_id]
         assert len(expected) > 0
@@ -81,7 +81,7 @@ def test_weights_cast_beforehand_change_no_detection(tiny: Load) -> None:
 
 
 def test_given_proposals_are_looked_up_by_stem(tiny: Load, tmp_path: Path) -> None:
-    test_set = open_test_set(tiny(), "test")
+    test_set = build_scorer(tiny(), split="test").test_set
     paths = [record.path for record in test_set.records][:2]
     file = tmp_path / "boxes.npz"
     np.savez(file, **{paths[0].stem: np.array([[5, 5, 60, 60]], dtype=np.float32)})
@@ -107,7 +107,7 @@ def test_places_are_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_pictures_never_overwrite_the_images(tiny: Load, tmp_path: Path) -> None:
-    test_set = open_test_set(tiny(), "test")
+    test_set = build_scorer(tiny(), split="test").test_set
     config = tiny()
     model = build_model(config, len(test_set.classes)).eval()
     path = test_set.records[0].path
@@ -119,7 +119,7 @@ def test_pictures_never_overwrite_the_images(tiny: Load, tmp_path: Path) -> None
 
 def test_pictures_of_any_file_name_can_be_written(tiny: Load, tmp_path: Path) -> None:
     config = tiny("data.workers=0")
-    test_set = open_test_set(config, "test")
+    test_set = build_scorer(config, split="test").test_set
     model = build_model(config, len(test_set.classes)).eval()
     photos = tmp_path / "photos"
     photos.mkdir()

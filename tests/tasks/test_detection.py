@@ -12,7 +12,7 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.data.convert import voc_to_coco
 from detector.factory.data import load_split
-from detector.tasks.evaluation import coco_evaluator
+from detector.tasks.detection import coco_evaluator
 
 Load = Callable[..., Config]
 

@@ -21,15 +21,14 @@ from pydantic import BaseModel
 from detector.config import Config
 from detector.config.schema import DataConfig, TestConfig, TrainConfig
 from detector.core.errors import InputError
-from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint
+from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from detector.engine.run import Run
 from detector.engine.run_log import read_log
 from detector.evaluation.operating_point import OperatingPoint
 from detector.factory.data import class_names, load_split
-from detector.tasks.base import build_task
-from detector.tasks.detection import DetectionTask
-from detector.tasks.ending import report_end
-from detector.tasks.resuming import APPLIED, REFUSED, SAME_DATA, check_changes, policy
-from detector.tasks.training import TrainingRun, find_state, start_run
+from detector.tasks.detection import DetectionScorer
+from detector.tasks.resume import APPLIED, REFUSED, SAME_DATA, check_changes, find_state, policy
+from detector.tasks.start import start_run
 
 Load = Callable[..., Config]
 SECTIONS = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
@@ -53,7 +52,7 @@ ALL = sorted(key for name, section in SECTIONS.items() for key in keys(section, 
 @pytest.mark.parametrize("key", ALL)
 def test_every_key_of_the_schema_is_applied_or_refused(key: str) -> None:
     assert policy(key) in ("applied", "same data", "refused"), (
-        f"decide in detector/tasks/resuming.py what {key} does"
+        f"decide in detector/tasks/resume.py what {key} does"
     )
 
 
@@ -66,10 +65,9 @@ def test_no_rule_is_for_a_key_that_does_not_exist() -> None:
     assert policy("model.head.dropout") is None
 
 
-def run(config: Config, folder: Path, *, resume: bool = False, accept: bool = False) -> TrainingRun:
+def run(config: Config, folder: Path, *, resume: bool = False, accept: bool = False) -> Run[Any]:
     folder.mkdir(exist_ok=True)
-    state = find_state(config, folder, accept_changed_data=accept) if resume else None
-    done = start_run(config, folder, "cpu", state)
+    done = start_run(config, folder, "cpu", resume=resume, accept_changed_data=accept)
     done.run()
     return done
 
@@ -204,7 +202,7 @@ def test_solver_settings_are_applied_to_the_steps_to_come(tiny: Load, tmp_path: 
         folder = tmp_path / str(number)
         shutil.copytree(tmp_path / "run", folder)
         done = run(tiny("train.steps=2", *few, change), folder, resume=True)
-        weights, biases = done.trainer.optimizer.param_groups
+        weights, biases = done.optimizer.param_groups
         assert (weights["momentum"], weights["weight_decay"], biases["weight_decay"]) == expected
         assert biases["momentum"] == weights["momentum"]
         ends[change] = load_checkpoint(folder / "checkpoints/step_2.pt")["model"]
@@ -310,7 +308,7 @@ def test_the_best_step_is_kept_whether_or_not_a_checkpoint_was_due(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best_at: int
 ) -> None:
     figures = iter([0.9 if step == best_at else 0.5 for step in (1, 2, 3, 4)])
-    monkeypatch.setattr("detector.tasks.training.headline", lambda *_: next(figures))
+    monkeypatch.setattr("detector.tasks.scoring.headline", lambda *_: next(figures))
     few = ("train.checkpoint_every=2", "train.evaluate_every=1", "train.keep_checkpoints=1", "data.workers=0")
     run(tiny("train.steps=4", *few), tmp_path / "run")
     folder = tmp_path / "run/checkpoints"
@@ -351,11 +349,11 @@ def test_other_ways_of_testing_choose_the_best_again(
     tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny("train.steps=1", "data.workers=0"), tmp_path / "run")
-    state = find_state(tiny("train.steps=2", "test.metric=voc"), tmp_path / "run")
-    assert start_run(tiny("train.steps=2", "test.metric=voc"), tmp_path / "run", "cpu", state).best == {}
+    config = tiny("train.steps=2", "test.metric=voc")
+    assert start_run(config, tmp_path / "run", "cpu", resume=True).best == {}
     assert "best.pt is chosen again" in capsys.readouterr().err
-    state = find_state(tiny("train.steps=2", "data.test_split=trainval"), tmp_path / "run")
-    assert start_run(tiny("train.steps=2", "data.test_split=trainval"), tmp_path, "cpu", state).best == {}
+    config = tiny("train.steps=2", "data.test_split=trainval")
+    assert start_run(config, tmp_path / "run", "cpu", resume=True).best == {}
 
 
 STEPWISE = (
@@ -370,11 +368,11 @@ STEPWISE = (
 def best_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the evaluation after ``step`` be the best, and each one choose a threshold of its own."""
     figures = iter([0.9 if step == now else 0.5 for now in range(1, 9)])
-    monkeypatch.setattr("detector.tasks.training.headline", lambda *_: next(figures))
+    monkeypatch.setattr("detector.tasks.scoring.headline", lambda *_: next(figures))
     thresholds = iter([number / 10 for number in range(1, 9)])
     point = OperatingPoint(0.1, 0.5, 0.5, 0.5, 0.5, 2, 2)
     monkeypatch.setattr(
-        DetectionTask, "choose_point", lambda *_: replace(point, score_threshold=next(thresholds))
+        DetectionScorer, "choose_point", lambda *_: replace(point, score_threshold=next(thresholds))
     )
 
 
@@ -393,7 +391,8 @@ def test_a_finished_run_that_is_scored_in_another_way_keeps_its_files_consistent
     again = run(tiny(*STEPWISE, "test.nms_threshold=0.5"), tmp_path / "run", resume=True)
     assert "best.pt stays the checkpoint that was chosen before" in capsys.readouterr().err
     saved = load_checkpoint(last)
-    assert again.evaluation.figures["score_threshold"] == saved["score_threshold"] == 0.5
+    assert again.evaluation is not None
+    assert again.evaluation.metrics["score_threshold"] == saved["score_threshold"] == 0.5
     assert saved["config"]["test"]["nms_threshold"] == 0.5
     if step == 4:
         assert best.samefile(last)
@@ -411,10 +410,10 @@ def test_the_report_at_the_end_is_of_the_best_checkpoint(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best_at(monkeypatch, 3)
-    run(tiny(*STEPWISE), tmp_path / "run")
+    done = run(tiny(*STEPWISE), tmp_path / "run")
     assert "score threshold 0.400, with the best F1" in capsys.readouterr().err
     best = tmp_path / "run/checkpoints/best.pt"
-    report_end(tmp_path / "run", best, "cpu")
+    done.finish()
     assert f"the checkpoint to use is {best}, of step 3, score threshold 0.300\n" in capsys.readouterr().err
 
 
@@ -429,10 +428,10 @@ def test_a_best_checkpoint_of_a_later_step_is_not_taken_for_that_of_the_state(
     later = (folder / "best.pt").read_bytes()
     config = tiny(*STEPWISE, "train.learning_rate=0.001")
     for kept, step in ((1, None), (2, 2)):
-        state = find_state(config, tmp_path / "run")
-        assert state is not None
+        state = load_checkpoint(folder / "step_2.pt")
         state["best"] = {"metric": 0.6, "step": float(kept)}
-        found = start_run(config, tmp_path / "run", "cpu", state).best
+        save_checkpoint(folder / "step_2.pt", {key: state[key] for key in state if key != "file"})
+        found = start_run(config, tmp_path / "run", "cpu", resume=True).best
         assert found.get("step") == step
     assert "best.pt is step_2.pt again" in capsys.readouterr().err
     assert (folder / "best.pt").samefile(folder / "step_2.pt")
@@ -444,7 +443,7 @@ def test_seconds_are_those_of_all_processes(tiny: Load, tmp_path: Path) -> None:
     began = time.perf_counter()
     config = tiny("train.steps=1", "data.workers=0")
     (tmp_path / "run").mkdir()
-    TrainingRun(config, tmp_path / "run", build_task(config, "cpu"), loading=100.0).run()
+    start_run(config, tmp_path / "run", "cpu", loading=100.0).run()
     kept = load_checkpoint(tmp_path / "run/checkpoints/step_1.pt")["seconds"]
     assert 100 < kept < 100 + time.perf_counter() - began
     again = time.perf_counter()
@@ -473,8 +472,9 @@ def test_images_without_proposals_do_not_fill_a_batch(tiny: Load, tmp_path: Path
     with pytest.raises(
         InputError, match=r"images_per_batch: 4 .* trainval has 3 with proposals; give at most 3$"
     ):
-        build_task(tiny(*given, "train.images_per_batch=4"), "cpu")
-    assert len(build_task(tiny(*given, "train.images_per_batch=3"), "cpu").records) == 3
+        start_run(tiny(*given, "train.images_per_batch=4"), tmp_path, "cpu")
+    run = start_run(tiny(*given, "train.images_per_batch=3"), tmp_path, "cpu")
+    assert len(run.task.records) == 3
 
 
 def test_a_damaged_log_is_repaired_and_said(
@@ -492,14 +492,13 @@ def test_a_damaged_log_is_repaired_and_said(
     assert [record["step"] for record in read_log(log) if record["kind"] == "train"] == [2, 3, 4]
 
 
-def test_a_task_without_readable_weights_ends_before_any_proposal(
+def test_a_run_without_readable_weights_ends_before_any_proposal(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def opened(*_: object) -> types.NoneType:
         raise AssertionError("proposals were opened first")
 
     monkeypatch.setattr("detector.factory.proposals.open_proposals", opened)
-    monkeypatch.setattr("detector.tasks.evaluation.open_proposals", opened)
     for key in ("model.backbone.weights", "train.initial_weights"):
         with pytest.raises(InputError, match=r"absent\.p"):
-            build_task(tiny(f"{key}={tmp_path / 'absent.pth'}"), "cpu")
+            start_run(tiny(f"{key}={tmp_path / 'absent.pth'}"), tmp_path, "cpu")

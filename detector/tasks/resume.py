@@ -1,9 +1,13 @@
-"""What a resumed run may change, its settings and its data: applied or refused, never ignored."""
+"""Resuming a run: which checkpoint it continues from, and which settings and data may have changed since.
+
+A changed setting is applied or refused, never ignored.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from detector.config import Config
@@ -12,10 +16,11 @@ from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import ImageRecord
 from detector.data.fingerprint import fingerprint
+from detector.engine.checkpoint import load_resumable, numbered_checkpoints
 from detector.factory.data import find_validation
 
 ACCEPTED = "accept_changed_data"
-"""Key of a state in memory, never of a file: the user goes on with changed data."""
+"""Key of a state in memory, never of a file: whether the user accepts data that have changed."""
 
 APPLIED = frozenset(
     f"{section}.{key}"
@@ -38,15 +43,15 @@ APPLIED = frozenset(
     }.items()
     for key in keys.split()
 )
-"""Settings that take effect from the next step, or the next evaluation, on."""
+"""Settings that take effect with the next step or the next evaluation."""
 
 SAME_DATA = frozenset(
     {"data.root", "data.annotations", "data.images", "data.splits", "data.leave_out", "data.generate"}
 )
-"""Settings that say where the data are: applied, and the fingerprint says whether they are the same data."""
+"""Settings of where the data are: applied, while the fingerprint shows whether the data are the same."""
 
 REFUSED = {
-    "train.trainable": "the optimizer's state is that of the parameters that have been trained so far",
+    "train.trainable": "the optimizer's state belongs to the parameters that have been trained so far",
     "train.initial_weights": "the run has its own weights by now",
     "train.allow_partial": "the run has its own weights by now",
     **dict.fromkeys(
@@ -61,14 +66,59 @@ REFUSED = {
 """Settings that a resumed run keeps, each with the reason."""
 
 _DECIDE_VALIDATION = ("train.evaluate_every", "train.evaluate_split", "data.val_split", "data.test_split")
-"""Settings that `find_validation` looks at and that are applied."""
+"""The applied settings that `find_validation` depends on."""
 _KEPT = "a resumed run keeps its data, proposals, model and seed"
+
+
+def find_state(
+    config: Config, folder: Path, *, accept_changed_data: bool = False, ignored: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Return the newest sound checkpoint of the run in ``folder``, or None where there is none yet.
+
+    This is ``best.pt`` if none of the numbered ones can be read. ``ignored`` names settings that may differ.
+    With ``accept_changed_data`` the task that is built from the state accepts other data than the
+    checkpoint's.
+
+    Raises:
+        InputError: every checkpoint is damaged, or the run was made with another data set, model or seed,
+            or has already done more steps.
+    """
+    best = folder / "checkpoints" / "best.pt"
+    paths = [*([best] if best.is_file() else []), *numbered_checkpoints(folder / "checkpoints")]
+    if not paths:
+        note(f"{folder}: no checkpoint to go on from, starting at step 0")
+        return None
+    for unfinished in (folder / "checkpoints").glob(".*.tmp"):
+        unfinished.unlink()  # a run killed while it saved leaves one
+    path, state = _newest_sound(paths)
+    check_changes(state, config, str(path), ignored=ignored)
+    if config.train.steps is not None and state["step"] > config.train.steps:
+        raise InputError(
+            f"{path}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
+        )
+    note(f"resuming after step {state['step']} from {path}")
+    return {**state, ACCEPTED: accept_changed_data}
+
+
+def _newest_sound(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """Return the last of the checkpoints that can be read, and say which ones cannot."""
+    first: InputError | None = None
+    for path in reversed(paths):
+        try:
+            return path, load_resumable(path)
+        except InputError as error:
+            first = first or error
+            note(f"warning: {error}")
+    assert first is not None  # the caller's list has an entry
+    raise InputError(
+        f"{first}; none of the {len(paths)} checkpoints there can be read: start over with --overwrite"
+    )
 
 
 def policy(key: str) -> str | None:
     """Return "applied", "same data" or "refused" for a key of train, test or data; None for an unknown one.
 
-    A key stands for all keys below it: ``data.generate`` for ``data.generate.seed``.
+    The tables' keys include all keys below them: ``data.generate`` includes ``data.generate.seed``.
     """
     while key:
         for name, keys in (("applied", APPLIED), ("same data", SAME_DATA), ("refused", REFUSED)):
@@ -79,9 +129,9 @@ def policy(key: str) -> str | None:
 
 
 def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> dict[str, tuple[str, str]]:
-    """Return, by key, the settings that differ from those stored in ``source``: (before, now) as JSON.
+    """Return the settings that differ from those stored in ``source``: (before, now) as JSON, by key.
 
-    A key that is missing from the stored config counts with its default.
+    A key that is missing from the stored config has its default value.
     """
     old = _flat(parse_config(before, source).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
@@ -94,10 +144,10 @@ def changed_settings(before: Mapping[str, Any], config: Config, source: str) -> 
 def check_changes(
     state: Mapping[str, Any], config: Config, source: str, *, ignored: Sequence[str] = ()
 ) -> None:
-    """Say which settings a resumed run changes, and refuse those that it cannot.
+    """Report the settings that a resumed run changes, and refuse those that it cannot change.
 
     Raises:
-        InputError: a setting that decides what was trained so far; names it and the reason.
+        InputError: a changed setting decides what has been trained so far; names it and the reason.
     """
     changes = changed_settings(state["config"], config, source)
     changes = {key: pair for key, pair in changes.items() if key not in ignored}
@@ -116,7 +166,7 @@ def check_changes(
 
 
 def _check_measured(changes: Mapping[str, tuple[str, str]], config: Config, source: str) -> None:
-    """The constants of box targets are measured once, at the threshold that training began with."""
+    """Refuse another threshold if the constants of the box targets were measured with the first one."""
     key = "train.sampling.foreground_iou"
     box = config.model.box
     if key in changes and box.regression == "linear" and box.normalize == "dataset":
@@ -130,7 +180,7 @@ def _check_measured(changes: Mapping[str, tuple[str, str]], config: Config, sour
 def _check_set_aside(
     changes: Mapping[str, tuple[str, str]], stored: Mapping[str, Any], config: Config, source: str
 ) -> None:
-    """Settings of evaluations are applied, unless with them other images than so far would be set aside."""
+    """Refuse settings of evaluations if other images than before would be set aside because of them."""
     changed = [key for key in _DECIDE_VALIDATION if key in changes]
     if not changed:
         return
@@ -139,8 +189,8 @@ def _check_set_aside(
     now = find_validation(config).fraction
     if was == now:
         return
-    alone = [key for key in changed if find_validation(_restored(config, old, [key])).fraction == was]
-    named = alone[:1] or changed
+    sufficient = [key for key in changed if find_validation(_restored(config, old, [key])).fraction == was]
+    named = sufficient[:1] or changed
     made = " and ".join(f"{key} = {changes[key][0]}, now {changes[key][1]}" for key in named)
     back = " ".join(f"{key}={changes[key][0]}" for key in named)
     way = "name a split to choose best.pt on (train.evaluate_split=...), "
@@ -153,7 +203,7 @@ def _check_set_aside(
 
 
 def _split_would_do(config: Config, old: Config, named: Sequence[str], fraction: float) -> bool:
-    """Say whether ``train.evaluate_split`` in place of the ``named`` settings sets ``fraction`` aside."""
+    """Whether ``train.evaluate_split`` instead of the ``named`` settings would set ``fraction`` aside."""
     if "train.evaluate_split" in named:
         return False
     config = _restored(config, old, [key for key in named if key != "train.evaluate_every"])
@@ -176,13 +226,13 @@ def _set(config: Config, key: str, value: Any) -> Config:
 
 
 def schedule_changed(state: Mapping[str, Any], config: Config) -> bool:
-    """Say whether the learning rate of the steps to come is another one than ``state`` began with."""
+    """Whether the learning rate of the remaining steps differs from the one of the run in ``state``."""
     keys = ("train.learning_rate", "train.schedule.", "train.steps", "train.epochs")
     return any(key.startswith(keys) for key in changed_settings(state["config"], config, "the checkpoint"))
 
 
 def evaluates_differently(state: Mapping[str, Any], config: Config, data: Mapping[str, str]) -> bool:
-    """Say whether evaluations from here on, with fingerprints ``data``, are not as those before ``state``."""
+    """Whether later evaluations, of data with these fingerprints, differ from those before ``state``."""
     before = state.get("data_fingerprint", {})
     if any(name.startswith("evaluation") and before.get(name, now) != now for name, now in data.items()):
         return True
@@ -193,24 +243,24 @@ def evaluates_differently(state: Mapping[str, Any], config: Config, data: Mappin
 def checked_fingerprint(
     role: str, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Return the fingerprint of a split's ``records`` under its ``role``; ``known`` is a checkpoint's state.
+    """Return the fingerprint of a split's ``records``, by ``role`` and split; ``known`` is a checkpoint.
 
     Raises:
-        InputError: the state has another fingerprint for it and changed data were not accepted.
+        InputError: the checkpoint has another fingerprint there, and changed data were not accepted.
     """
-    found = {f"{role}: {split}": fingerprint(records)}
-    check_fingerprint(found, known or {})
-    return found
+    fingerprints = {f"{role}: {split}": fingerprint(records)}
+    check_fingerprint(fingerprints, known or {})
+    return fingerprints
 
 
-def check_fingerprint(found: Mapping[str, str], known: Mapping[str, Any]) -> None:
-    """Compare fingerprints by role and split with those of a state, as far as it has them.
+def check_fingerprint(fingerprints: Mapping[str, str], known: Mapping[str, Any]) -> None:
+    """Compare fingerprints, by role and split, with those that a checkpoint has.
 
     Raises:
         InputError: a difference, unless changed data were accepted.
     """
     before = known.get("data_fingerprint")
-    for name, now in found.items():
+    for name, now in fingerprints.items():
         expected = before.get(name) if isinstance(before, Mapping) else None
         if expected in (None, now):
             continue
@@ -219,32 +269,25 @@ def check_fingerprint(found: Mapping[str, str], known: Mapping[str, Any]) -> Non
         )
         if not known.get(ACCEPTED):
             raise InputError(
-                f"{changed}; put them back, go on all the same with --accept-changed-data, or train into "
+                f"{changed}; put them back, continue anyway with --accept-changed-data, or train into "
                 "another folder"
             )
-        note(f"warning: {changed}; going on all the same")
+        note(f"warning: {changed}; continuing anyway")
 
 
 def evaluation_fingerprint(
     config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Return `checked_fingerprint` of images that the run is scored on, the first ``test.max_images``."""
+    """Return `checked_fingerprint` of the images that a run is scored on, the first ``test.max_images``."""
     limit = config.test.max_images
     role = "evaluation" if limit is None else f"evaluation of {limit} images"
     return checked_fingerprint(role, split, records, known)
 
 
-def validation_fingerprint(
-    config: Config, split: str, records: Sequence[ImageRecord], known: Mapping[str, Any] | None
-) -> dict[str, str]:
-    """Return `evaluation_fingerprint` of the validation images, which may be a part of the training split."""
-    return evaluation_fingerprint(config, f"{split}, validation images", records, known)
-
-
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(values, dict) or (prefix and not values):
         return {prefix: json.dumps(values)}
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return found
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

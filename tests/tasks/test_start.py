@@ -12,18 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from detector.config import Config
 from detector.core.errors import InputError
+from detector.core.structures import Detections
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.engine.memory import PeakMemory
 from detector.engine.run_log import read_log
-from detector.tasks.detection import DetectionTask
-from detector.tasks.evaluation import Evaluation
-from detector.tasks.training import find_state, start_run
+from detector.tasks.detection import DetectionScorer
+from detector.tasks.resume import find_state
+from detector.tasks.scoring import Evaluation
+from detector.tasks.start import start_run
 from tests.devices import each_device, on_cuda
 
 PROJECT = Path(__file__).parents[2]
@@ -32,10 +34,10 @@ Load = Callable[..., Config]
 
 def train(
     config: Config, folder: Path, device: str = "cpu", *, resume: bool = False, accept: bool = False
-) -> Evaluation:
+) -> Evaluation[Detections]:
     folder.mkdir(exist_ok=True)
-    state = find_state(config, folder, accept_changed_data=accept) if resume else None
-    evaluation: Evaluation = start_run(config, folder, device, state).run()
+    run = start_run(config, folder, device, resume=resume, accept_changed_data=accept)
+    evaluation: Evaluation[Detections] = run.run()
     return evaluation
 
 
@@ -60,7 +62,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(tiny: Load, tmp_path
     second = train(tiny("data.workers=0"), tmp_path / "second", device)
     train(tiny("seed=4"), tmp_path / "third", device)
     assert_identical(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
-    assert first.figures["voc07_mAP"] == second.figures["voc07_mAP"]
+    assert first.metrics["voc07_mAP"] == second.metrics["voc07_mAP"]
     name = "predictor.cls_score.weight"
     assert not torch.equal(final_state(tmp_path / "first")[name], final_state(tmp_path / "third")[name])
 
@@ -204,9 +206,9 @@ def test_overfitting_four_images_reaches_ap_one(tiny: Load, tmp_path: Path) -> N
         "model.head.hidden=[96]",
         "model.pool.output_size=7",
     )
-    figures = train(config, tmp_path / "four").figures
-    assert figures["voc_mAP"] == pytest.approx(1.0)
-    assert figures["voc07_mAP"] == pytest.approx(1.0)
+    metrics = train(config, tmp_path / "four").metrics
+    assert metrics["voc_mAP"] == pytest.approx(1.0)
+    assert metrics["voc07_mAP"] == pytest.approx(1.0)
 
 
 def test_every_step_is_kept_unless_the_config_says_otherwise(tiny: Load, tmp_path: Path) -> None:
@@ -230,12 +232,12 @@ def test_resuming_refuses_another_model_and_tells_of_another_rate(
     with pytest.raises(InputError, match=r"done 4 steps, train\.steps is 2"):
         find_state(tiny("train.steps=2"), folder)
     config = tiny("train.steps=8", "train.learning_rate=0.5", "train.momentum=0.8")
-    state = find_state(config, folder)
-    assert "train.learning_rate = 0.5 instead of 0.01" in capsys.readouterr().err
-    run = start_run(config, folder, "cpu", state)
-    assert [group["initial_lr"] for group in run.trainer.optimizer.param_groups] == [0.5, 1.0]
-    assert [group["momentum"] for group in run.trainer.optimizer.param_groups] == [0.8, 0.8]
-    assert "step 5 of 8 has 0.5" in capsys.readouterr().err
+    run = start_run(config, folder, "cpu", resume=True)
+    said = capsys.readouterr().err
+    assert "train.learning_rate = 0.5 instead of 0.01" in said
+    assert [group["initial_lr"] for group in run.optimizer.param_groups] == [0.5, 1.0]
+    assert [group["momentum"] for group in run.optimizer.param_groups] == [0.8, 0.8]
+    assert "step 5 of 8 has 0.5" in said
     with pytest.raises(InputError, match=r'made with train\.trainable = "all", now "boxes"; the optimizer'):
         find_state(tiny("train.steps=8", "train.trainable=boxes"), folder)
 
@@ -247,8 +249,8 @@ def test_initial_weights_take_the_model_alone(tiny: Load, tmp_path: Path) -> Non
     run = start_run(tiny(f"train.initial_weights={checkpoint}"), tmp_path / "second", "cpu")
     saved = load_checkpoint(checkpoint)["model"]
     assert all(torch.equal(value, saved[name]) for name, value in run.task.model.state_dict().items())
-    assert run.trainer.step == 0
-    assert not run.trainer.optimizer.state
+    assert run.step == 0
+    assert not run.optimizer.state
 
 
 def test_the_second_stage_of_stage_wise_training_moves_the_box_layer_alone(
@@ -298,14 +300,14 @@ def test_a_failing_evaluation_takes_no_training_with_it(
     train(config, tmp_path / "whole")
     image = next((copy / "JPEGImages").glob((copy / "ImageSets/Main/test.txt").read_text().split()[0] + ".*"))
     whole = image.read_bytes()
-    evaluate = DetectionTask.evaluate
+    evaluate = DetectionScorer.evaluate
 
-    def damaged(task: DetectionTask, memory: PeakMemory) -> Evaluation:
+    def damaged(scorer: DetectionScorer, *given: Any, **named: Any) -> Evaluation[Detections]:
         image.write_bytes(whole[:800])  # after the start, which would have noticed
-        return evaluate(task, memory)
+        return evaluate(scorer, *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DetectionTask, "evaluate", damaged)
+        patch.setattr(DetectionScorer, "evaluate", damaged)
         with pytest.raises(InputError, match="truncated"):
             train(config, tmp_path / "run")
     image.write_bytes(whole)
@@ -315,24 +317,28 @@ def test_a_failing_evaluation_takes_no_training_with_it(
     evaluated = [
         record for record in read_log(tmp_path / "run" / "log.jsonl") if record["kind"] == "evaluate"
     ]
-    assert [record["voc_mAP"] for record in evaluated] == [evaluation.figures["voc_mAP"]]
+    assert [record["voc_mAP"] for record in evaluated] == [evaluation.metrics["voc_mAP"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incomparable(Evaluation):
+class Incomparable(Evaluation[Detections]):
     """An evaluation with two images or more: tensors in it have no single truth value."""
 
     def __eq__(self, _other: object) -> bool:
         raise RuntimeError("Boolean value of Tensor with more than one value is ambiguous")
 
 
-def test_the_loop_compares_no_evaluations_and_leaves_the_threshold_to_the_task(
+def test_the_loop_compares_no_evaluations_and_leaves_the_threshold_to_the_scorer(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = DetectionTask.evaluate
-    monkeypatch.setattr(DetectionTask, "evaluate", lambda *given: Incomparable(**vars(evaluate(*given))))
+    evaluate = DetectionScorer.evaluate
+
+    def incomparable(*given: Any, **named: Any) -> Incomparable:
+        return Incomparable(**vars(evaluate(*given, **named)))
+
+    monkeypatch.setattr(DetectionScorer, "evaluate", incomparable)
     said: list[object] = []
-    monkeypatch.setattr(DetectionTask, "say_point", lambda _, *given: said.append(given))
+    monkeypatch.setattr(DetectionScorer, "say_point", lambda _, *given: said.append(given))
     train(tiny("train.steps=2", "train.validation_fraction=0.3", "data.workers=0"), tmp_path / "run")
     assert len(said) == 1
     kinds = [record["kind"] for record in read_log(tmp_path / "run/log.jsonl")]

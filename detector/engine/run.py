@@ -1,0 +1,471 @@
+"""A training run: one loop around a task, from the first step or a checkpoint to the last evaluation.
+
+A `Run` owns its folder, log, checkpoints and the loop. What is trained, and how it is scored, is the task's.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from detector.core.errors import InputError
+from detector.core.files import link_or_copy, write_text
+from detector.core.progress import TrainingProgress, note
+from detector.core.structures import ImageRecord
+from detector.engine import checkpoint as checkpoints
+from detector.engine.memory import PeakMemory
+from detector.engine.optim import Schedule, load_optimizer_state, set_learning_rate
+from detector.engine.run_log import RunLog
+
+UNSCORED = -1.0
+"""The headline of an evaluation without a metric; of such checkpoints the newest is kept as the best."""
+
+Result = TypeVar("Result")
+AnyEvaluation = TypeVar("AnyEvaluation", bound="Evaluation")
+
+
+class Evaluation(Protocol):
+    """What a run logs of one evaluation of the network."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """All that metrics.json records of it; ``split`` names the images."""
+
+    def history(self) -> dict[str, float]:
+        """Return the metrics that are followed over a run."""
+
+    def summary(self) -> str:
+        """Return these metrics as a line of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment(Generic[AnyEvaluation]):
+    """The evaluations after one step, and what they decide."""
+
+    chosen_by: AnyEvaluation
+    """The evaluation that chooses best.pt: on the validation images, or without any on the test images."""
+    test: AnyEvaluation | None
+    """The evaluation on the test images; None where they were not evaluated at this step."""
+    headline: float
+    """The metric that chooses best.pt, higher is better; `UNSCORED` where nothing could be scored."""
+    score_threshold: float | None
+    """The threshold at which the network is used, where one could be chosen."""
+
+
+class Task(Protocol[AnyEvaluation]):
+    """What a run trains: data, a network, its losses, and its evaluations."""
+
+    device: str
+    classes: tuple[str, ...]
+    data_fingerprint: dict[str, str]
+    """Digests of the images and annotations, by role and split."""
+    records: list[ImageRecord]
+    """The images that are trained on."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the log records of the data."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return the context in which everything is computed."""
+
+    def batches(self, start: int) -> Generator[Any, None, None]:
+        """Return the endless training batches from step ``start`` on; they have ``metas``, one per image."""
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """Return the named scalar losses of one batch, whose sum is minimised."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the task besides the weights."""
+
+    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[AnyEvaluation]:
+        """Evaluate on the validation images and, if ``last`` or without any, on the test images."""
+
+    def pictures(self, evaluation: AnyEvaluation) -> list[np.ndarray]:
+        """Return a few of the images that chose best.pt with the network's results, (H, W, 3) uint8 RGB."""
+
+    def finish(
+        self, folder: Path, checkpoint: Path, evaluation: AnyEvaluation, seconds: float, memory: PeakMemory
+    ) -> None:
+        """Write and print what a finished run leaves; ``checkpoint`` is the one to use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long a run trains and when it logs, saves and evaluates; a step is a completed optimizer step.
+
+    All three also happen after the last step. ``evaluate_every`` None evaluates only then;
+    ``keep_checkpoints`` None keeps every ``step_N.pt``; ``clip_gradient_norm`` None clips nothing.
+    """
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    evaluate_every: int | None
+    keep_checkpoints: int | None
+    clip_gradient_norm: float | None
+
+
+class StopRequested(Exception):
+    """SIGINT or SIGTERM came; the run is saved and can be resumed."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.exit_status = 128 + number
+
+
+class Run(Generic[AnyEvaluation]):
+    """One run in one folder; a new run writes nothing there before `run`."""
+
+    def __init__(
+        self,
+        task: Task[AnyEvaluation],
+        folder: Path,
+        settings: RunSettings,
+        *,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        config: dict[str, Any],
+        loading: float = 0.0,
+    ) -> None:
+        """``config`` is the resolved config as plain values, which config.yaml and the checkpoints keep.
+
+        ``loading`` are the seconds that were spent before, on reading the data and building the network.
+        """
+        self.started = time.perf_counter() - loading
+        self.seconds_before = 0.0  # those of the processes before this one
+        self.task = task
+        self.folder = folder
+        self.settings = settings
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.config = config
+        self.step = 0
+        self.evaluated = 0  # the last step that was evaluated
+        self.best: dict[str, float] = {}  # the best headline so far as "metric", and its "step"
+        self.score_threshold: float | None = None
+        self.evaluation: AnyEvaluation | None = None  # the last one on the test images
+        self.memory = PeakMemory(task.device)
+        self._losses = _RecentLosses()
+        self._stop = _StopSignal()
+
+    def run(self) -> AnyEvaluation:
+        """Train to the end and return the last evaluation on the test images.
+
+        Raises:
+            StopRequested: after SIGINT or SIGTERM, once the current step is done and saved.
+            InputError: a loss is no longer finite; names the step and the images. Or the folder cannot be
+                written.
+        """
+        with (
+            self.task.computing(),
+            closing(self.task.batches(self.step)) as batches,  # closing ends its worker processes, at once
+            closing(RunLog(self.folder, self.step, report=note)) as self.log,
+            TrainingProgress(self.settings.steps, self.step) as self.progress,
+        ):
+            if self.step == 0:
+                self.log.write("data", {"step": 0, **self.task.facts(), "steps": self.settings.steps})
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            with self._stop:
+                self._train(batches)
+            if self.evaluation is None:  # a finished run that was resumed
+                self._evaluate_again()
+        assert self.evaluation is not None  # the last step is always evaluated
+        return self.evaluation
+
+    def finish(self) -> None:
+        """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
+        assert self.evaluation is not None  # there is one after `run`
+        self.task.finish(self.folder, self._path("best"), self.evaluation, self.seconds(), self.memory)
+
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken, those of the processes before this one included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _train(self, batches: Generator[Any, None, None]) -> None:
+        settings = self.settings
+        self.task.model.train()
+        self._losses.restart_clock()
+        if self.step and self._due(settings.evaluate_every) and self.evaluated != self.step:
+            self._evaluate()  # the run was stopped before it could
+            self._save()
+        while self.step < settings.steps:
+            rate = set_learning_rate(self.optimizer, self.schedule(self.step))
+            batch = self._stop.unless_stopped(lambda: next(batches))
+            if batch is None:
+                break
+            losses = self.task.step(batch)
+            self._update(losses)
+            self.step += 1
+            self._losses.add(losses, [meta.image_id for meta in batch.metas])
+            self.progress.step(self.step)
+            if self._due(settings.log_every):
+                self._record(rate)
+            if self._due(settings.checkpoint_every):
+                self._save()  # before the evaluation, which may fail and must not take the training with it
+            if self._due(settings.evaluate_every):
+                self._evaluate()
+                if self._due(settings.checkpoint_every) and self.evaluated == self.step:
+                    self._save()
+            if self._stop.number is not None:
+                break
+        if self._stop.number is not None:
+            self._save()
+            raise StopRequested(self._stop.number, self.step)
+
+    def _due(self, every: int | None) -> bool:
+        return self.step == self.settings.steps or (every is not None and self.step % every == 0)
+
+    def _update(self, losses: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        if self.settings.clip_gradient_norm is not None:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.settings.clip_gradient_norm)
+        self.optimizer.step()
+
+    def _record(self, rate: float) -> None:
+        record = self._losses.record(self.step, rate)
+        self.memory.sample()
+        record |= self.memory.gpu_metrics()
+        self.log.write("train", record)
+        self.progress.record(record)
+
+    def _evaluate(self) -> None:
+        self._losses.finite(self.step)
+        if self._stop.unless_stopped(self._evaluate_now):
+            self.evaluated = self.step
+        self.task.model.train()
+        self._losses.restart_clock()
+
+    def _evaluate_now(self) -> bool:
+        assessment = self._assess(last=self.step == self.settings.steps)
+        self._log_evaluation(assessment)
+        self._keep_if_best(assessment.headline)
+        return True
+
+    def _evaluate_again(self) -> None:
+        """Evaluate the last step of a finished run, and save it again with the score threshold chosen now.
+
+        ``best.pt`` stays the checkpoint that was chosen while the run was trained, if that can be read.
+        """
+        assessment = self._assess(last=True)
+        if self._step_of_best() in (None, self.step):
+            self._keep_if_best(assessment.headline)
+        self._save()
+
+    def _assess(self, *, last: bool) -> Assessment[AnyEvaluation]:
+        assessment = self.task.evaluate(self.memory, last=last)
+        self.score_threshold = assessment.score_threshold
+        if assessment.test is not None:
+            self.evaluation = assessment.test
+        return assessment
+
+    def _log_evaluation(self, assessment: Assessment[AnyEvaluation]) -> None:
+        evaluation = assessment.chosen_by
+        split = evaluation.metrics["split"]
+        self.log.write("evaluate", {"step": self.step, **evaluation.history(), "split": split})
+        if assessment.test is not None and assessment.test is not evaluation:
+            self.log.write("test", {"step": self.step, **assessment.test.history()})
+        self.log.images(f"{split} images", self.task.pictures(evaluation), self.step)
+        note(f"step {self.step}: {evaluation.summary()}")
+
+    def _keep_if_best(self, headline: float) -> None:
+        if headline == UNSCORED or headline > self.best.get("metric", UNSCORED):  # nothing scored: the last
+            self.best = {"metric": headline, "step": float(self.step)}
+            if not self._due(self.settings.checkpoint_every):  # else the step's own becomes the best one
+                checkpoints.save_checkpoint(self._path("best"), self.state_dict())
+
+    def _save(self) -> None:
+        """Write ``step_N.pt``, link ``best.pt`` to it if it is the best, and remove the oldest ones."""
+        self._losses.finite(self.step)
+        saved = self._path(f"step_{self.step}")
+        checkpoints.save_checkpoint(saved, self.state_dict())
+        if self.best.get("step") == self.step:
+            link_or_copy(saved, self._path("best"))
+        keep = self.settings.keep_checkpoints
+        if keep is not None:
+            known = checkpoints.numbered_checkpoints(self.folder / "checkpoints")
+            # A later one is damaged, or the run would have resumed from it; it is written again.
+            for old in known[: known.index(saved) + 1][:-keep]:
+                old.unlink()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.pt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds (`detector.engine.checkpoint`)."""
+        return {
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "model": self.task.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "config": self.config,
+            "classes": list(self.task.classes),
+            **self.task.state(),
+            "random": checkpoints.random_states(),
+            "threads": torch.get_num_threads(),
+            "best": self.best,
+            "seconds": self.seconds(),
+            "data_fingerprint": self.task.data_fingerprint,
+            "score_threshold": self.score_threshold,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, same_evaluations: bool = True) -> None:
+        """Restore the run from ``state``, a checkpoint that the task was already built from.
+
+        Without ``same_evaluations`` later evaluations cannot be compared with earlier ones, so best.pt is
+        chosen again among the later ones.
+
+        Raises:
+            InputError: the optimizer's state is that of other parameters.
+        """
+        self.step, self.evaluated = state["step"], state["evaluated"]
+        self.seconds_before = float(state.get("seconds", 0.0))
+        load_optimizer_state(self.optimizer, state["optimizer"], state["file"])
+        self.best = self._best_of(state) if same_evaluations else self._forget_best(state)
+        self._note_threads(state.get("threads"))
+        checkpoints.set_random_states(state["random"])
+
+    def _best_of(self, state: Mapping[str, Any]) -> dict[str, float]:
+        """Return the best step so far after checking that ``best.pt`` holds it; nothing where it is lost."""
+        best = dict(state["best"])
+        if not best:
+            return {}
+        path, source = self._path("best"), self._path(f"step_{best['step']:.0f}")
+        if best["step"] == state["step"] and path.exists() and source.exists() and path.samefile(source):
+            return best  # it has just been read
+        if self._step_of_best() == best["step"]:
+            return best
+        try:
+            checkpoints.load_checkpoint(source)
+        except InputError:
+            note(f"{path.name} is chosen again among the evaluations to come")
+            return {}
+        link_or_copy(source, path)
+        note(f"{path.name} is {source.name} again")
+        return best
+
+    def _forget_best(self, state: Mapping[str, Any]) -> dict[str, float]:
+        if state["best"]:
+            finished = self.settings.steps == state["step"] == state["evaluated"]
+            outcome = (
+                "stays the checkpoint that was chosen before"
+                if finished
+                else "is chosen again among those to come"
+            )
+            note(f"evaluations are made in another way from here on: best.pt {outcome}")
+        return {}
+
+    def _step_of_best(self) -> int | None:
+        """Return the step that ``best.pt`` holds, or None, with a warning, where it cannot be read."""
+        try:
+            return int(checkpoints.load_checkpoint(self._path("best"))["step"])
+        except InputError as error:
+            note(f"warning: {error}")
+            return None
+
+    def _note_threads(self, before: int | None) -> None:
+        now = torch.get_num_threads()
+        if before not in (None, now):
+            note(
+                f"warning: the run was made with {before} compute threads and goes on with {now}: sums are "
+                "added up in another order, so results may differ in their last bits from those of an "
+                f"unbroken run; set OMP_NUM_THREADS={before} to go on exactly"
+            )
+
+
+class _RecentLosses:
+    """The losses since the last record; as tensors, because reading them every step would stall a GPU."""
+
+    def __init__(self) -> None:
+        self._losses: list[dict[str, Tensor]] = []
+        self._image_ids: list[list[str]] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self._since = time.perf_counter()
+
+    def add(self, losses: Mapping[str, Tensor], image_ids: list[str]) -> None:
+        self._losses.append({name: loss.detach() for name, loss in losses.items()})
+        self._image_ids.append(image_ids)
+
+    def finite(self, step: int) -> dict[str, Tensor]:
+        """Return the losses up to ``step`` by name, (n,) on the CPU, after waiting once for the GPU.
+
+        Raises:
+            InputError: one of them is not finite; so nothing is evaluated or saved after it.
+        """
+        if not self._losses:
+            return {}
+        names = list(self._losses[0])
+        table = torch.stack([torch.stack([losses[name] for losses in self._losses]) for name in names]).cpu()
+        good = table.isfinite().all(dim=0).tolist()
+        if all(good):
+            return dict(zip(names, table, strict=True))
+        first = good.index(False)
+        values = dict(zip(names, table[:, first].tolist(), strict=True))
+        raise InputError(
+            f"the loss is no longer finite at step {step - len(good) + first + 1}: {values}; the images "
+            f"were {', '.join(self._image_ids[first])}. Lower train.learning_rate, lengthen the warm-up, or "
+            "set train.clip_gradient_norm"
+        )
+
+    def record(self, step: int, rate: float) -> dict[str, float]:
+        """Return the means up to ``step`` with the learning rate and the speed, and start again."""
+        means = {name: float(losses.mean()) for name, losses in self.finite(step).items()}
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        images, steps = sum(map(len, self._image_ids)), len(self._losses)
+        self._losses, self._image_ids = [], []
+        self.restart_clock()
+        return {
+            "step": step,
+            "loss": sum(means.values()),
+            **means,
+            "learning_rate": rate,
+            "images_per_second": images / seconds,
+            "seconds_per_step": seconds / steps,
+        }
+
+
+class _StopSignal:
+    """Notes the first SIGINT or SIGTERM inside its context; a second one interrupts at once."""
+
+    number: int | None = None
+
+    def __enter__(self) -> None:
+        self._previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def unless_stopped(self, call: Callable[[], Result]) -> Result | None:
+        """Return what ``call`` returns; None where a signal has taken its DataLoader workers away."""
+        try:
+            return call()
+        except RuntimeError:
+            if self.number is None:
+                raise
+            return None
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt  # asked twice: stop here, the last checkpoint is there
+        self.number = number
+        note("stopping after this step; once more to stop at once")

@@ -1,0 +1,146 @@
+"""From a config to a run, or to what scores a checkpoint: every caller starts here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detector.config import Config
+from detector.core.errors import InputError
+from detector.core.progress import note
+from detector.core.structures import Batch
+from detector.engine.optim import build_schedule
+from detector.engine.run import Run, RunSettings, Task
+from detector.factory.data import ensure_data
+from detector.factory.model import build_optimizer
+from detector.factory.weights import check_weights
+from detector.tasks.base import BaseTask
+from detector.tasks.classification import ClassificationTask
+from detector.tasks.detection import DetectionTask
+from detector.tasks.resume import evaluates_differently, find_state, schedule_changed
+from detector.tasks.scoring import Scorer, known_classes
+
+MakeTask = Callable[[Config, str, dict[str, Any] | None], Task[Any]]
+"""Builds a task for a device, new or from a checkpoint's state."""
+
+
+def task_class(config: Config) -> type[BaseTask[Batch]]:
+    """Return the class of the config's task."""
+    match config.task:
+        case "detection":
+            return DetectionTask
+        case "classification":
+            return ClassificationTask
+
+
+def build_task(config: Config, device: str, state: dict[str, Any] | None = None) -> BaseTask[Batch]:
+    """Return the config's task, new or, with a checkpoint's ``state``, with the network that it holds.
+
+    Raises:
+        InputError: anything of the data or weights is missing or faulty.
+    """
+    return task_class(config)(config, device, state)
+
+
+def build_scorer(
+    config: Config, device: str = "cpu", *, classes: Sequence[str] | None = None, split: str | None = None
+) -> Scorer[Any]:
+    """Return what scores networks of the config's task on ``split``, or on all that a run is scored on.
+
+    Raises:
+        InputError: anything of the data is missing, or ``classes``, a checkpoint's, are not the data set's.
+    """
+    ensure_data(config)
+    return task_class(config).scorer_class(config, device, known_classes(config, classes), split)
+
+
+def start_run(
+    config: Config,
+    folder: Path,
+    device: str,
+    *,
+    resume: bool = False,
+    accept_changed_data: bool = False,
+    make_task: MakeTask = build_task,
+    ignored: Sequence[str] = (),
+    loading: float = 0.0,
+) -> Run[Any]:
+    """Return the run of a config in ``folder``, from its first step or, with ``resume``, its last checkpoint.
+
+    A new run writes nothing into the folder before `Run.run`. ``ignored`` names settings that a resumed run
+    may change; ``loading`` are the seconds that the process had taken before.
+
+    Raises:
+        InputError: weights that cannot be read, before hours are spent on proposals; anything of the data is
+            missing or faulty; or the run in ``folder`` was made with other data or settings.
+    """
+    began = time.perf_counter()
+    state = (
+        find_state(config, folder, accept_changed_data=accept_changed_data, ignored=ignored)
+        if resume
+        else None
+    )
+    if state is None:
+        check_weights(config)
+    task = make_task(config, device, state)
+    settings = run_settings(config, len(task.records))
+    run = Run(
+        task,
+        folder,
+        settings,
+        optimizer=build_optimizer(config, task.model),
+        schedule=build_schedule(settings.steps, **config.train.schedule.model_dump()),
+        config=config.model_dump(mode="json"),
+        loading=loading + time.perf_counter() - began,
+    )
+    if state is not None:
+        _restore(run, state, config)
+    return run
+
+
+def run_settings(config: Config, images: int) -> RunSettings:
+    """Return how long a run over ``images`` training images is, and when it logs, saves and evaluates."""
+    train = config.train
+    return RunSettings(
+        steps=_run_length(config, images),
+        log_every=train.log_every,
+        checkpoint_every=train.checkpoint_every,
+        evaluate_every=train.evaluate_every,
+        keep_checkpoints=train.keep_checkpoints,
+        clip_gradient_norm=train.clip_gradient_norm,
+    )
+
+
+def _run_length(config: Config, images: int) -> int:
+    """Return the steps of a run over ``images`` training images, from ``train.steps`` or ``train.epochs``."""
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None  # the schema's: exactly one of the two
+    steps = math.ceil(train.epochs * images / train.images_per_batch)
+    note(
+        f"train.epochs {train.epochs:g} of {images} images in batches of {train.images_per_batch}: "
+        f"{steps} steps"
+    )
+    return steps
+
+
+def _restore(run: Run[Any], state: dict[str, Any], config: Config) -> None:
+    steps = run.settings.steps
+    if state["step"] > steps:
+        raise InputError(
+            f"{run.folder}: the run has done {state['step']} steps, and train.epochs {config.train.epochs:g} "
+            f"means {steps} steps"
+        )
+    changed = evaluates_differently(state, config, run.task.data_fingerprint)
+    run.load_state_dict(state, same_evaluations=not changed)
+    if schedule_changed(state, config) and run.step < steps:
+        rate = config.train.learning_rate * run.schedule(run.step)
+        note(
+            f"the learning rate is a function of the step, the number of steps, train.learning_rate and "
+            f"train.schedule: step {run.step + 1} of {steps} has {rate:.3g}, as if the run had begun with "
+            "these settings; the steps that are done stay as they are"
+        )

@@ -1,0 +1,378 @@
+"""The loop with a toy task: what happens at which step, signals, and losses that are not finite."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from detector.core.errors import InputError
+from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals, Targets
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.memory import PeakMemory
+from detector.engine.optim import build_schedule
+from detector.engine.run import Assessment, Run, RunSettings, StopRequested
+from detector.engine.run_log import read_log
+
+Events = list[tuple[str, int]]
+
+
+def batches(start: int = 0) -> Generator[Batch, None, None]:
+    """Two images a batch, named by their place in the run."""
+    for number in itertools.count(start):
+        ids = [f"image_{2 * number + place}" for place in range(2)]
+        yield Batch(
+            images=torch.full((2, 3, 2, 2), float(number)),
+            proposals=[Proposals(boxes=torch.zeros(0, 4))] * 2,
+            rois_per_image=[torch.zeros(0, 4)] * 2,
+            targets=[Targets.empty()] * 2,
+            metas=[ImageMeta(image_id=name, original_size=(2, 2), input_size=(2, 2)) for name in ids],
+        )
+
+
+class Toy(nn.Module):
+    """One weight; the losses of step n (from 0) are weight * n / 100 and 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.modes: list[bool] = []
+        self.before: Callable[[int], None] = lambda _: None
+        self.nan_at: int | None = None
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        number = int(batch.images[0, 0, 0, 0])
+        self.before(number)
+        self.modes.append(self.training)
+        box = self.weight * 0 + (float("nan") if number == self.nan_at else 1)
+        return {"loss_cls": self.weight * number / 100, "loss_box": box}
+
+
+class Scored:
+    """An evaluation of the toy."""
+
+    metrics: ClassVar[dict[str, str]] = {"split": "toys"}
+
+    def history(self) -> dict[str, float]:
+        return {"voc_mAP": 0.5}
+
+    def summary(self) -> str:
+        return "voc_mAP 0.5"
+
+
+class ToyTask:
+    """A task without images; tests replace what they need."""
+
+    device = "cpu"
+    classes: tuple[str, ...] = ("toy",)
+
+    def __init__(self, model: Toy) -> None:
+        self.model = model
+        self.data_fingerprint: dict[str, str] = {}
+        self.records: list[ImageRecord] = []
+        self.step = model.losses
+        self.computing = nullcontext[None]
+        self.batches: Callable[[int], Generator[Batch, None, None]] = batches
+        self.finished: list[Any] = []
+
+    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[Scored]:
+        self.model.eval()
+        scored = Scored()
+        return Assessment(chosen_by=scored, test=scored, headline=0.5, score_threshold=None)
+
+    def facts(self) -> dict[str, Any]:
+        return {"images": 0}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def pictures(self, evaluation: Any) -> list[np.ndarray]:
+        return []
+
+    def finish(self, *given: Any) -> None:
+        self.finished.append(given)
+
+
+class ToyRun(Run[Scored]):
+    """A run that also lists its steps, records, checkpoints and evaluations."""
+
+    task: ToyTask
+    events: Events
+
+    def _update(self, losses: dict[str, Tensor]) -> None:
+        super()._update(losses)
+        self.events.append(("step", self.step + 1))
+
+    def _record(self, rate: float) -> None:
+        super()._record(rate)
+        self.events.append(("record", self.step))
+
+    def _save(self) -> None:
+        super()._save()
+        self.events.append(("save", self.step))
+
+    def _evaluate_now(self) -> bool:
+        done = super()._evaluate_now()
+        self.events.append(("evaluate", self.step))
+        return done
+
+    def happened(self, kind: str) -> list[int]:
+        return [step for event, step in self.events if event == kind]
+
+
+MakeRun = Callable[..., ToyRun]
+SETTINGS: dict[str, Any] = {
+    "steps": 10,
+    "log_every": 20,
+    "checkpoint_every": 1000,
+    "evaluate_every": None,
+    "keep_checkpoints": None,
+    "clip_gradient_norm": None,
+}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Make runs of a toy, each in a folder of its own, at a rate of 0.5 that becomes 0.05 at half-time."""
+    numbers = itertools.count()
+
+    def make(toy: Toy | None = None, **settings: Any) -> ToyRun:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        toy = toy or Toy()
+        optimizer = torch.optim.SGD([{"params": toy.parameters(), "lr": 0.5, "initial_lr": 0.5}], lr=0.5)
+        schedule = build_schedule(10, kind="step", milestones=(0.5,))
+        chosen = RunSettings(**{**SETTINGS, **settings})
+        config = {"task": "classification", "seed": 3}
+        run = ToyRun(ToyTask(toy), folder, chosen, optimizer=optimizer, schedule=schedule, config=config)
+        run.events = []
+        return run
+
+    return make
+
+
+def resumed_at(run: ToyRun, step: int, evaluated: int) -> ToyRun:
+    """Let a run stand where a checkpoint of ``step`` does."""
+    run.step, run.evaluated = step, evaluated
+    return run
+
+
+def test_all_comes_at_its_steps_and_everything_at_the_last(make_run: MakeRun) -> None:
+    toy = Toy()
+    run = make_run(toy, log_every=3, checkpoint_every=4, evaluate_every=6)
+    run.run()
+    assert run.happened("step") == list(range(1, 11))
+    assert run.happened("record") == [3, 6, 9, 10]
+    assert run.happened("save") == [4, 8, 10, 10]
+    assert run.happened("evaluate") == [6, 10]
+    # Saved before the evaluation, which may fail, and after it, with its outcome.
+    assert [event for event, _ in run.events][-5:] == ["step", "record", "save", "evaluate", "save"]
+    assert toy.modes == [True] * 10  # evaluation's mode does not stay
+    kinds = [record["kind"] for record in read_log(run.folder / "log.jsonl")]
+    assert kinds == ["data", "train", "train", "evaluate", "train", "train", "evaluate"]
+    assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config
+
+
+def test_without_an_interval_evaluation_is_only_at_the_end(make_run: MakeRun) -> None:
+    run = make_run()
+    run.run()
+    assert run.happened("evaluate") == run.happened("record") == [10]
+    assert run.happened("save") == [10, 10]
+
+
+def test_a_new_run_writes_nothing_before_it_runs(make_run: MakeRun) -> None:
+    assert list(make_run().folder.iterdir()) == []
+
+
+def test_the_task_finishes_with_the_best_checkpoint_and_the_last_evaluation(make_run: MakeRun) -> None:
+    run = make_run()
+    evaluation = run.run()
+    run.finish()
+    folder, checkpoint, finished, seconds, memory = run.task.finished[0]
+    assert (folder, checkpoint) == (run.folder, run.folder / "checkpoints/best.pt")
+    assert finished is evaluation
+    assert seconds > 0
+    assert memory is run.memory
+
+
+def test_records_hold_the_means_since_the_last_and_the_rate(make_run: MakeRun) -> None:
+    toy = Toy()
+    run = make_run(toy, log_every=5)
+    run.run()
+    weight, losses = 1.0, []
+    for number in range(10):
+        losses.append(weight * number / 100)
+        weight -= (0.5 if number < 5 else 0.05) * number / 100
+    first, second = (one for one in read_log(run.folder / "log.jsonl") if one["kind"] == "train")
+    assert (first["step"], second["step"]) == (5, 10)
+    for record, part, rate in ((first, losses[:5], 0.5), (second, losses[5:], 0.05)):
+        assert record["loss_cls"] == pytest.approx(sum(part) / 5, rel=1e-5)
+        assert record["loss_box"] == pytest.approx(1.0)
+        assert record["loss"] == pytest.approx(sum(part) / 5 + 1, rel=1e-5)
+        assert record["learning_rate"] == pytest.approx(rate)
+        assert record["images_per_second"] == pytest.approx(2 / record["seconds_per_step"])
+    assert toy.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_gradients_are_clipped_to_their_norm(make_run: MakeRun) -> None:
+    toy = Toy()
+    make_run(toy, steps=4, clip_gradient_norm=0.01).run()
+    # The gradients 0, .01, .02 and .03 become 0, .01, .01 and .01.
+    assert toy.weight.item() == pytest.approx(1 - 0.5 * 0.03, rel=1e-4)
+
+
+def test_a_run_goes_on_from_its_state(make_run: MakeRun) -> None:
+    whole, part = Toy(), Toy()
+    make_run(whole).run()
+    first = make_run(part, steps=6)
+    first.run()
+    state = load_checkpoint(first.folder / "checkpoints/step_6.pt")
+    assert state["step"] == 6
+    resumed = Toy()
+    resumed.load_state_dict(state["model"])
+    run = make_run(resumed)
+    run.load_state_dict(state, same_evaluations=False)
+    run.run()
+    assert torch.equal(resumed.weight, whole.weight)
+    assert run.happened("step") == [7, 8, 9, 10]
+
+
+def test_a_checkpoint_holds_the_whole_state(make_run: MakeRun) -> None:
+    run = make_run(steps=2)
+    run.run()
+    saved = load_checkpoint(run.folder / "checkpoints/step_2.pt")
+    assert saved.keys() - {"format", "file"} == run.state_dict().keys()
+    assert (saved["best"], saved["evaluated"]) == ({"metric": 0.5, "step": 2.0}, 2)
+
+
+def test_a_finished_run_is_only_evaluated_again(make_run: MakeRun) -> None:
+    run = make_run()
+    run.run()
+    again = resumed_at(make_run(), 10, evaluated=10)
+    again.run()
+    assert again.events == [("save", 10)]
+    assert again.evaluation is not None
+
+
+@pytest.mark.parametrize(("step", "expected"), [(10, [10]), (6, [6, 10]), (5, [6, 10])])
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(
+    make_run: MakeRun, step: int, expected: list[int]
+) -> None:
+    run = resumed_at(make_run(evaluate_every=6), step, evaluated=3)
+    run.run()
+    assert run.happened("evaluate") == expected
+    if step == 6:
+        assert run.events[:2] == [("evaluate", 6), ("save", 6)]
+
+
+def test_a_failing_evaluation_comes_after_the_checkpoint(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Assessment[Scored]:
+        raise InputError("a test image is gone")
+
+    run = make_run()
+    monkeypatch.setattr(run.task, "evaluate", fail)
+    with pytest.raises(InputError, match="a test image is gone"):
+        run.run()
+    assert run.happened("save") == [10]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(make_run: MakeRun, number: signal.Signals) -> None:
+    toy = Toy()
+    toy.before = lambda step: os.kill(os.getpid(), number) if step == 3 else None
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    run = make_run(toy)
+    with pytest.raises(StopRequested, match=f"stopped by {number.name} after step 4") as caught:
+        run.run()
+    assert caught.value.exit_status == 128 + number
+    assert run.happened("step") == [1, 2, 3, 4]
+    assert run.happened("save") == [4]  # once
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_signal_stops_at_once(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = Toy()
+
+    def signals(step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    toy.before = signals
+    run = make_run(toy)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.happened("step") == [1, 2, 3]
+    assert capsys.readouterr().err.count("stopping after this step") == 1
+    assert run.happened("save") == []
+
+
+def failing_after(count: int, error: Exception, *, by_signal: bool) -> Iterator[Batch]:
+    yield from itertools.islice(batches(), count)
+    if by_signal:
+        os.kill(os.getpid(), signal.SIGINT)
+    raise error
+
+
+def test_a_signal_that_takes_the_workers_too_still_saves(make_run: MakeRun) -> None:
+    """Ctrl-C goes to the whole group: the DataLoader may fail while it waits for the next batch."""
+    run = make_run()
+    error = RuntimeError("DataLoader worker exited unexpectedly")
+    run.task.batches = lambda _: failing_after(3, error, by_signal=True)  # type: ignore[assignment,return-value]
+    with pytest.raises(StopRequested, match="after step 3"):
+        run.run()
+    assert run.happened("save") == [3]
+
+
+def test_errors_without_a_signal_stay_errors(make_run: MakeRun) -> None:
+    run = make_run()
+    error = RuntimeError("a real fault")
+    run.task.batches = lambda _: failing_after(1, error, by_signal=False)  # type: ignore[assignment,return-value]
+    with pytest.raises(RuntimeError, match="a real fault"):
+        run.run()
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        ({"log_every": 2}, []),
+        ({"log_every": 100, "checkpoint_every": 3}, [3]),
+        ({"log_every": 100, "evaluate_every": 6}, []),
+        ({"log_every": 4, "checkpoint_every": 1}, [1, 2, 3, 4]),
+    ],
+)
+def test_a_loss_that_is_not_finite_names_step_and_images_and_is_never_saved(
+    make_run: MakeRun, settings: dict[str, int], saved: list[int]
+) -> None:
+    toy = Toy()
+    toy.nan_at = 4
+    run = make_run(toy, **settings)
+    with pytest.raises(InputError) as caught:
+        run.run()
+    message = str(caught.value)
+    assert "no longer finite at step 5: {'loss_cls': 0.0" in message
+    assert "'loss_box': nan}; the images were image_8, image_9. Lower train.learning_rate" in message
+    assert run.happened("save") == saved
+    assert run.happened("evaluate") == []
+
+
+def test_a_signal_does_not_save_what_is_not_finite(make_run: MakeRun) -> None:
+    toy = Toy()
+    toy.nan_at = 4
+    toy.before = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
+    run = make_run(toy, log_every=100)
+    with pytest.raises(InputError, match="no longer finite at step 5"):
+        run.run()
+    assert run.happened("save") == []
