@@ -30,14 +30,14 @@ def main() -> int:
 def score_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the network over the split; what comes out goes into a folder of this checkpoint and split."""
     from detector.engine.checkpoint import load_checkpoint
-    from detector.factory.resources import use_cores
+    from detector.factory.resources import choose_device, use_cores
     from detector.tasks.scoring import score_checkpoint as score
 
     metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
     config = load_config(arguments.config, [*arguments.overrides, *metric])
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
-    device = cli.choose_device(arguments.device)
+    device = choose_device(arguments.device)
     use_cores(config, device)
     folder = results_folder(arguments, split, checkpoint["step"])
     figures = score(config, checkpoint, arguments.checkpoint, split, folder, device)

@@ -33,13 +33,13 @@ def main() -> int:
 
 def train(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     """Do a run, from the start or from its last checkpoint, and score the detector that comes out."""
-    from detector.factory.resources import use_cores
+    from detector.factory.resources import choose_device, use_cores
     from detector.tasks.base import build_task
     from detector.tasks.ending import report_end
     from detector.tasks.training import TrainingRun, find_state
 
     accept = arguments.accept_changed_data
-    device = cli.choose_device(arguments.device)
+    device = choose_device(arguments.device)
     use_cores(config, device)
     state = find_state(config, folder, accept_changed_data=accept) if arguments.resume else None
     task = build_task(config, device, state)
@@ -55,11 +55,11 @@ def train(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
 def train_stages(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     """Do the config's stages, or one of them, and score the detector that comes out."""
     from detector.commands.proposal_jobs import split_records
-    from detector.factory.resources import use_cores
+    from detector.factory.resources import choose_device, use_cores
     from detector.staged.runner import StagedTraining
     from detector.tasks.ending import report_end
 
-    device, accept = cli.choose_device(arguments.device), arguments.accept_changed_data
+    device, accept = choose_device(arguments.device), arguments.accept_changed_data
     use_cores(config, device)
     training = StagedTraining(config, folder, device, accept_changed_data=accept)
     if arguments.overwrite:

@@ -16,7 +16,7 @@ on it, says so, and never because the config that is kept in a checkpoint does (
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -69,11 +69,13 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
     return config
 
 
-def parse_stored(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
+def parse_stored(
+    values: Mapping[str, Any], overrides: Sequence[str], source: str, *, allow_code: Collection[str] = ()
+) -> Config:
     """Check the config that the checkpoint ``source`` keeps, with the user's ``overrides`` applied.
 
-    The functions that it names are not called: a checkpoint is data. Its number of loader processes is not
-    taken over, since it says nothing about this machine.
+    The functions that it names are not called, except those that ``allow_code`` lists: a checkpoint is data.
+    Its number of loader processes is not taken over, since it says nothing about this machine.
 
     Raises:
         InputError: as `parse_config`, and for a name that leads to code, or test images of over
@@ -91,7 +93,7 @@ def parse_stored(values: Mapping[str, Any], overrides: Sequence[str], source: st
     if "stages" not in own:
         found |= {f"stages: {stage.name}": stage_config(config, stage).proposals for stage in config.stages}
     for key, proposals in found.items():
-        if proposals.calls_function and proposals.method != named:
+        if proposals.calls_function and proposals.method not in (named, *allow_code):
             raise InputError(_refusal(source, key, str(proposals.method)))
     return config
 
@@ -101,8 +103,8 @@ def _refusal(source: str, key: str, method: str) -> str:
     return (
         f"{source}: the config in this checkpoint has {key} = {method!r:.80}, a name that leads to code, and "
         "a checkpoint may not choose code that runs here. If you know and trust it, say so on the command "
-        f"line with {allowed} (tools/demo.py: --set {allowed}); a method such as selective_search needs no "
-        "trust"
+        f"line with {allowed} (tools/demo.py: --set {allowed}), or in Python with "
+        f"Detector.load(..., allow_code=[{method!r:.80}]); a method such as selective_search needs no trust"
     )
 
 

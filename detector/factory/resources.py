@@ -6,8 +6,35 @@ import cv2
 import torch
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.machine import available_cores, loader_workers, threads_are_chosen
 from detector.core.progress import note
+
+
+def choose_device(name: str) -> str:
+    """Return the device for ``name``; "auto" is a GPU where there is one and the CUDA kernels were built,
+    "gpu" is "cuda", and a number N is "cuda:N".
+
+    Raises:
+        InputError: this machine has no such device, or there are no kernels for it.
+    """
+    from detector.ops import cuda_kernels_missing
+
+    missing = cuda_kernels_missing()
+    name = "cuda" if name == "gpu" else f"cuda:{name}" if name.isdecimal() else name
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        if missing is not None:
+            note(f"note: the GPU is not used: {missing}")
+        return "cuda" if missing is None else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name}: not usable here: {str(error).splitlines()[0]}") from None
+    if torch.device(name).type == "cuda" and missing is not None:
+        raise InputError(f"device {name}: {missing}")
+    return name
 
 
 def use_cores(config: Config, device: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from detector.commands.checking import check_data
+from detector.commands.demo import find_images
 from detector.commands.proposal_jobs import folder_records
 from detector.config import Config
 from detector.core.errors import InputError
@@ -22,7 +23,6 @@ from detector.data.check import Problem
 from detector.data.convert import voc_to_coco
 from detector.factory.data import load_split
 from detector.factory.splits import read_splits
-from detector.tasks.demo import find_images
 from detector.tasks.evaluation import open_test_set
 from detector.tasks.training import start_run
 

@@ -11,9 +11,8 @@ import torch
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.inference import detect
 from detector.factory.data import inference_views
-from detector.factory.model import build_model, build_postprocess, convolutions, restore_model
+from detector.factory.model import build_model, build_predictor, convolutions, restore_model
 from detector.factory.proposals import stored_proposals
 from detector.models.backbones import build_backbone
 from detector.tasks.evaluation import evaluate, open_test_set
@@ -40,8 +39,7 @@ def backbone_calls(config: Config) -> list[int]:
     views = inference_views(
         config, test_set.records[:1], stored_proposals(config, test_set.store, training=False)
     )
-    postprocess = build_postprocess(config, model.box_coder)
-    detect(model, next(views), postprocess, scale_rule=config.test.scale_rule)
+    build_predictor(config, model, "cpu")(next(views))
     return calls
 
 
