@@ -468,7 +468,8 @@ def _checked(boxes: object, size: tuple[int, int], name: str) -> Tensor:
     if rows.ndim != 2 or rows.shape[1] != 4:
         one = "; put a single box into a list: [box]" if rows.shape == (4,) else ""
         raise InputError(f"{name}: boxes have shape {rows.shape}, expected (P, 4){one}")
-    found = torch.from_numpy(rows.astype(np.float32))
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        found = torch.from_numpy(rows.astype(np.float32))
     x1, y1, x2, y2 = found.unbind(1)
     faults = {
         "is not finite": ~torch.isfinite(found).all(dim=1),

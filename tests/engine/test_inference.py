@@ -182,6 +182,21 @@ def test_refinement_looks_again_without_new_features(make_boxes: MakeBoxes) -> N
     assert torch.equal(found.boxes, boxes + 2)
 
 
+def test_regions_are_predicted_once_and_their_features_are_those_of_the_first_orientation(
+    make_boxes: MakeBoxes,
+) -> None:
+    boxes, recorder = make_boxes(4, 60.0), Recorder()
+    views = [view(boxes, 2), mirror(view(boxes, 2))]
+    predictor = RegionPredictor(model=recorder, postprocess=recorder, refinements=3)
+    found = predictor.regions(views, features=True)
+    assert len(recorder.calls) == 2
+    assert [step for step, _ in recorder.decoded] == ["regions"]
+    assert torch.equal(recorder.decoded[0][1], boxes)
+    assert found.scores.unique().tolist() == [2.0]  # both orientations were merged in one call
+    assert found.pooled.unique().tolist() == [120.0]
+    assert predictor.regions(views).pooled is None
+
+
 def test_an_image_without_proposals_has_no_detections() -> None:
     recorder = Recorder()
     assert len(RegionPredictor(model=recorder, postprocess=recorder)([view(torch.zeros(0, 4), 1)])) == 0
