@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -485,6 +486,23 @@ def test_the_package_names_what_it_exports() -> None:
     assert set(package.__all__) == {"Detector", "Result", "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'Detecter'"):
         _ = package.Detecter
+
+
+def test_the_code_of_the_page_runs(
+    tiny: Load, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder with a checkpoint and a photo, as the page has them."""
+    path = tmp_path / "runs/mine/checkpoints/best.pt"
+    save_random(tiny("test.score_threshold=0.1"), path, score_threshold=0.15)
+    (tmp_path / "photo.jpg").write_bytes(image_paths(tiny_root)[0].read_bytes())
+    page = (PROJECT / "docs" / "python_api.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert " at [" in capsys.readouterr().out
+    assert names["regions"].hidden.shape[0] == 2
+    assert names["picture"].dtype == np.uint8
+    assert len(names["rows"]) == len(json.loads(names["text"])["detections"]) > 0
 
 
 def test_results_are_ordinary_tensors(make: Make, tiny_root: Path) -> None:
