@@ -30,7 +30,7 @@ def main() -> int:
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = demo_config(checkpoint, arguments)
     device = choose_device(arguments.device)
-    use_cores(config, device)
+    use_cores(config, device, loaders=False)
     detector = Detector(config, checkpoint, device)
     images = find_images([Path(place) for place in arguments.images])
     threshold = arguments.score_threshold

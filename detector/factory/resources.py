@@ -37,9 +37,10 @@ def choose_device(name: str) -> str:
     return name
 
 
-def use_cores(config: Config, device: str) -> None:
+def use_cores(config: Config, device: str, *, loaders: bool = True) -> None:
     """Set the number of threads of torch and OpenCV for this process and print what was chosen.
 
+    ``loaders`` says whether processes will load images; their number is then printed too.
     ``OMP_NUM_THREADS`` and ``data.workers`` win over the choice. Torch never gets more threads than it would
     take by itself, which is the number of physical cores.
     """
@@ -48,11 +49,14 @@ def use_cores(config: Config, device: str) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), cores))
     cv2.setNumThreads(torch.get_num_threads())
     threads, workers = torch.get_num_threads(), worker_count(config, device)
+    loading = (
+        f", {workers} loader process{'es' * (workers != 1)} "
+        f"({'chosen; data.workers sets it' if config.data.workers is None else 'data.workers'})"
+    )
     note(
         f"{cores} CPU core{'s' * (cores != 1)}: {threads} compute thread{'s' * (threads != 1)} "
-        f"({'OMP_NUM_THREADS' if threads_are_chosen() else 'chosen; OMP_NUM_THREADS sets it'}), "
-        f"{workers} loader process{'es' * (workers != 1)} "
-        f"({'chosen; data.workers sets it' if config.data.workers is None else 'data.workers'})"
+        f"({'OMP_NUM_THREADS' if threads_are_chosen() else 'chosen; OMP_NUM_THREADS sets it'})"
+        f"{loading if loaders else ''}"
     )
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +42,9 @@ def checkpoint(tool: Tool, tmp_path: Path) -> Path:
     """Of a network trained on somebody's proposal file."""
     generate_voc(tmp_path / "voc", train_images=2, test_images=2, image_size=(96, 128), seed=1)
     ids = [path.stem for path in (tmp_path / "voc/Annotations").glob("*.xml")]
-    boxes = np.float32([[0, 0, 60, 50], [20, 20, 90, 90]])
-    np.savez(tmp_path / "boxes.npz", **dict.fromkeys(ids, boxes))
+    boxes = np.array([[0, 0, 60, 50], [20, 20, 90, 90]], dtype=np.float32)
+    arrays: dict[str, Any] = dict.fromkeys(ids, boxes)
+    np.savez(tmp_path / "boxes.npz", **arrays)
     (tmp_path / "mine.yaml").write_text(CONFIG)
     result = tool("train", "--config", "mine.yaml", "--output", "run", "--device", "cpu")
     assert result.returncode == 0, result.stderr
@@ -280,7 +282,8 @@ def test_given_proposals_are_looked_up_by_stem(tiny: Load, tmp_path: Path) -> No
     test_set = open_test_set(tiny(), "test")
     paths = [record.path for record in test_set.records][:2]
     file = tmp_path / "boxes.npz"
-    np.savez(file, **{paths[0].stem: np.array([[5, 5, 60, 60]], dtype=np.float32)})
+    arrays: dict[str, Any] = {paths[0].stem: np.array([[5, 5, 60, 60]], dtype=np.float32)}
+    np.savez(file, **arrays)
     config = tiny(f"proposals.file={file}", "proposals.format=npz", "test.score_threshold=0.0")
     detector = detector_of(config)
     (image,) = run_demo(detector, paths[:1], tmp_path / "out", score_threshold=0.0)

@@ -53,8 +53,10 @@ def test_the_linear_rule_changes_scales_where_spp_nets_code_does(number: int) ->
 
 def test_areas_count_and_not_sides() -> None:
     wide = [torch.tensor([[0.0, 0.0, 448.0, 112.0]]) * factor for factor in (0.5, 1.0, 2.0)]
-    assert choose_scales(wide)[1].tolist() == [1]
-    assert choose_scales([wide[1], wide[1]])[1].tolist() == [0]  # the first of equals
+    for boxes, expected in ((wide, 1), ([wide[1], wide[1]], 0)):  # of equals the first
+        _, level = choose_scales(boxes)
+        assert level is not None
+        assert level.tolist() == [expected]
 
 
 def test_one_scale_needs_no_choice(make_boxes: MakeBoxes) -> None:
@@ -193,6 +195,7 @@ def test_regions_are_predicted_once_and_their_features_are_those_of_the_first_or
     assert [step for step, _ in recorder.decoded] == ["regions"]
     assert torch.equal(recorder.decoded[0][1], boxes)
     assert found.scores.unique().tolist() == [2.0]  # both orientations were merged in one call
+    assert found.pooled is not None
     assert found.pooled.unique().tolist() == [120.0]
     assert predictor.regions(views).pooled is None
 
@@ -256,7 +259,7 @@ def test_cast_weights_are_those_of_the_moment() -> None:
     first = with_weights_in(network, torch.bfloat16)
     old = under_autocast(first, images)
     with torch.no_grad():
-        network[-1].weight += 1
+        next(network[-1].parameters()).add_(1)
     assert torch.equal(under_autocast(first, images), old)
     assert not torch.equal(under_autocast(network, images), old)
     renewed = with_weights_in(network, torch.bfloat16)
