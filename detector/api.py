@@ -18,11 +18,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from detector.config import Config
@@ -62,7 +64,7 @@ _STORES = threading.RLock()
 """Held while a proposal store is read, since stores keep files open for the next read."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
     """The detections of one image, by falling score.
 
@@ -261,7 +263,8 @@ class Detector:
             options: dict[str, Any] = {"score_threshold": score_threshold, "proposals": proposals}
             return list(self.stream(image, boxes=boxes, **options))
         own = None if boxes is None else [boxes]
-        return next(self.stream([image], boxes=own, score_threshold=score_threshold, proposals=proposals))
+        (result,) = self.stream([image], boxes=own, score_threshold=score_threshold, proposals=proposals)
+        return result
 
     def stream(
         self,
@@ -273,16 +276,18 @@ class Detector:
     ) -> Iterator[Result]:
         """Yield the result of each image as it is done; otherwise as a call with a list.
 
-        ``images`` may be a generator, except together with ``proposals``. Errors are raised when the results
-        are taken.
+        ``images`` may be a generator; with ``proposals`` all images are taken from it at the start. Errors
+        are raised when the results are taken.
         """
+        if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
+            raise InputError("stream: expected several images; for a single one, call the detector with it")
         predictor = self._with_threshold(score_threshold)
         if proposals is not None:
             images = list(images)
         regions = None if boxes is None else iter(boxes)
         with self._source_of(images, boxes, proposals) as source:
             for number, image in enumerate(images):
-                own = source if regions is None else _given(next(regions))
+                own = source if regions is None else _given(next(regions, None))
                 views = self._views(image, number, own)
                 with self._running(views):
                     predicted = predictor(views)
@@ -337,7 +342,7 @@ class Detector:
     def _with_threshold(self, score_threshold: float | None) -> Callable[[Sequence[Batch]], Any]:
         if score_threshold is None:
             return self._predictor
-        if isinstance(score_threshold, bool) or not isinstance(score_threshold, int | float):
+        if isinstance(score_threshold, bool) or not isinstance(score_threshold, Real):
             raise InputError(f"score_threshold: expected a number, not {score_threshold!r:.80}")
         if not math.isfinite(score_threshold):
             raise InputError(f"score_threshold {score_threshold:g}: expected a finite number")

@@ -170,6 +170,7 @@ def test_the_threshold_of_a_call_replaces_that_of_the_config(make: Make, tiny_ro
     high = detector(image, score_threshold=middle)
     assert 0 < len(high) < len(low)
     assert high.scores.min() > middle
+    assert same(high, detector(image, score_threshold=high.scores.new_tensor(middle).numpy()[()]))
     usual = make(f"test.score_threshold={middle}", "test.max_detections=10000")(image)
     assert same(high, usual)
     usual = detector(image)
@@ -194,6 +195,10 @@ def test_images_come_from_generators_one_at_a_time(make: Make, tiny_root: Path) 
     assert len(taken) == 1
     assert same(first, detector(taken[0], score_threshold=0.2))
     assert len(list(stream)) == 2
+    with pytest.raises(InputError, match="image 1: boxes: expected numbers"):
+        list(detector.stream(frames(), boxes=[BOXES]))
+    with pytest.raises(InputError, match="expected several images"):
+        next(detector.stream("photo.jpg"))  # a text is a sequence of texts, too
     assert detector([]) == []
 
 

@@ -80,7 +80,7 @@ def _fault_of(image: np.ndarray) -> str | None:
 def _pixels_of_pillow(image: Image.Image, name: str) -> np.ndarray:
     try:
         image.load()  # Pillow reads only now what stands behind the pixels of a PNG, such as the orientation
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow lets many kinds out of a damaged file
         raise InputError(f"{name}: Pillow cannot decode this image: {error}") from None
     if 0 in image.size:
         raise InputError(f"{name}: the Pillow image is empty ({image.width}x{image.height} pixels)")

@@ -50,7 +50,7 @@ class Network(Protocol):
     ) -> tuple[Embedded, HeadOutput]: ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Regions:
     """What the network says of P regions, one row per region in the order given, float32 on the CPU.
 
