@@ -93,7 +93,7 @@ def default_threshold(detector: Detector) -> float:
 def find_images(places: Sequence[Path]) -> list[Path]:
     """Return the image files that ``places``, files and folders, name; folders are not searched deeper.
 
-    Hidden files of a folder are passed by.
+    Hidden files of a folder are skipped.
 
     Raises:
         InputError: a place that does not exist or is no file, or no image in any of them.
@@ -167,7 +167,7 @@ def refuse_overwriting(images: Sequence[Path], pictures: Sequence[Path]) -> None
 
 @contextmanager
 def demo_proposals(config: Config, images: Sequence[Path]) -> Iterator[ProposalStore | None]:
-    """Provide the images' proposals, all at once, which uses every core; None for a classifier."""
+    """Provide the proposals of all images, made at once on all cores or read; None for a classifier."""
     from detector.api import record_of
     from detector.factory.proposals import temporary_store
 
