@@ -84,7 +84,7 @@ def same(found: Result | Detections, expected: Result | Detections) -> bool:
     [
         ("proposals.method=dense",),
         ("proposals.method=selective_search", "proposals.top_k_test=50", "proposals.min_size=8"),
-        ("proposals.method=mine:boxes",),
+        ("proposals.method=boxes_for_api:whole",),
         ("test.scales=[64,96]", "test.flip=true", "test.refinements=1"),
         ("test.scales=[64,96]", "test.scale_rule=all", "test.precision=bfloat16"),
         SVM_AND_RIDGE,
@@ -96,15 +96,15 @@ def test_results_are_those_of_evaluation_bit_for_bit(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], device: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine.py").write_text(  # changes the image, its own copy
-        "def boxes(image):\n    image[:] = 0\n    return [[0, 0, 60, 50], [9, 9, 400, 90], [0, 0, 60, 50]]\n"
+    (tmp_path / "boxes_for_api.py").write_text(  # changes the image, its own copy
+        "def whole(image):\n    image[:] = 0\n    return [[0, 0, 60, 50], [9, 9, 400, 90], [0, 0, 60, 50]]\n"
     )
     config = tiny("test.score_threshold=0.1", *overrides)
     test_set = open_test_set(config, "test")
     path = save_random(config, tmp_path / "random.pt")
     model = build_model(config, len(test_set.classes)).eval().to(device)
     expected = evaluate(config, model, test_set, device).detections
-    detector = Detector.load(path, device, allow_code=["mine:boxes"])
+    detector = Detector.load(path, device, allow_code=["boxes_for_api:whole"])
     assert detector.classes == test_set.classes
     paths = [record.path for record in test_set.records]
     arrays = [read_image(path) for path in paths]
