@@ -28,7 +28,6 @@ from torchvision.ops import roi_pool
 
 from detector.config import Config, load_config
 from detector.core.structures import Batch, Detections
-from detector.engine.inference import detect
 from detector.evaluation.voc import VocEvaluator
 from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
@@ -154,17 +153,12 @@ def compare(rounds: int) -> dict[str, Any]:
             nn.utils.clip_grad_norm_(ours.parameters(), limit)
         optimizer.step()
 
-    postprocess = model_parts.build_postprocess(config, ours.box_coder)
     views = [view for view, _ in zip(image_views(here), range(rounds), strict=False)]
     batches = [next(here.train_batches) for _ in range(rounds)]
     peer.train(), ours.train()
     steps = in_turns(batches, our_step, lambda batch: peer_step(peer, peer_optimizer, batch))
     peer.eval(), ours.eval()
-
-    def our_test(view: list[Batch]) -> None:
-        detect(
-            ours, view, postprocess, refinements=config.test.refinements, scale_rule=config.test.scale_rule
-        )
+    our_test = model_parts.build_predictor(config, ours, "cpu")
 
     def peer_test(view: list[Batch]) -> None:
         with torch.inference_mode():

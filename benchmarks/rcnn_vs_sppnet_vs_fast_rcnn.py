@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from detector.core.structures import Embedded, HeadOutput, ImageMeta, SampledRoIs
 from detector.data.transforms import input_size
-from detector.engine.inference import Look
+from detector.engine.inference import Orientation
 from detector.evaluation.report import write_json
 from detector.models.backbones import build_backbone, identity_backbone
 from detector.models.box_coder import fixed_coder
@@ -160,7 +160,7 @@ def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
 
     @torch.inference_mode()
     def detect() -> object:
-        return Look(features(), pipeline.metas()).predict(model, regions, "area", seconds.device)
+        return Orientation(features(), pipeline.metas()).predict(model, regions, "area", seconds.device)
 
     alone, test = seconds(features), seconds(detect)
     pipeline.passes = 0

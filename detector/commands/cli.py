@@ -105,34 +105,6 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_device(name: str) -> str:
-    """Return the device for ``name``; "auto" is a GPU where there is one and the CUDA kernels were built,
-    "gpu" is "cuda", and a number N "cuda:N".
-
-    Raises:
-        InputError: no such device on this machine, or no kernels for it.
-    """
-    import torch
-
-    from detector.ops import cuda_kernels_missing
-
-    missing = cuda_kernels_missing()
-    name = "cuda" if name == "gpu" else f"cuda:{name}" if name.isdecimal() else name
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        if missing is not None:
-            print(f"note: the GPU is not used: {missing}", file=sys.stderr)
-        return "cuda" if missing is None else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not usable here: {str(error).splitlines()[0]}") from None
-    if torch.device(name).type == "cuda" and missing is not None:
-        raise InputError(f"--device {name}: {missing}")
-    return name
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or the GPU has too little memory; torch reports it only in its message."""
     said = ("not enough memory", "can't allocate memory", "out of memory")

@@ -4,70 +4,189 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detector.commands import cli
-from detector.core.errors import InputError
-from detector.core.progress import note
-from detector.proposals.inspection import guess_format
+from detector.core.errors import InputError, listed
+from detector.core.files import IMAGE_SUFFIXES, file_name_of, is_hidden, require_regular
+from detector.core.progress import note, track
+
+if TYPE_CHECKING:
+    from detector.api import Detector
+    from detector.config import Config
+    from detector.proposals.store import ProposalStore
 
 
 def main() -> int:
     arguments = parse()
 
-    from detector.config.load import override, parse_stored
+    from detector.api import Detector
     from detector.engine.checkpoint import load_checkpoint
-    from detector.factory.model import restore_model
-    from detector.factory.resources import use_cores
-    from detector.tasks.demo import find_images, run_demo
-    from detector.tasks.demo_classes import run_class_demo
+    from detector.factory.resources import choose_device, use_cores
 
     checkpoint = load_checkpoint(arguments.checkpoint)
-    config = parse_stored(checkpoint["config"], arguments.overrides, arguments.checkpoint)
-    classifies = config.task == "classification"
-    if classifies and arguments.proposals:
-        raise InputError(f"--proposals: {arguments.checkpoint} classifies whole images and takes none")
-    own = override({}, arguments.overrides).get("proposals")
-    named = isinstance(own, dict) and "file" in own
-    if config.proposals.file is not None and not named:
-        note("the checkpoint's proposals are a file, of other images; making some by selective search")
-        overrides = [*arguments.overrides, "proposals.method=selective_search"]
-        config = parse_stored(checkpoint["config"], overrides, arguments.checkpoint)
-    device = cli.choose_device(arguments.device)
-    use_cores(config, device)
+    config = demo_config(checkpoint, arguments)
+    device = choose_device(arguments.device)
+    use_cores(config, device, loaders=False)
+    detector = Detector(config, checkpoint, device)
+    images = find_images([Path(place) for place in arguments.images])
+    threshold = arguments.score_threshold
+    if threshold is None:
+        threshold = default_threshold(detector)
+    folder, classifies = Path(arguments.output), config.task == "classification"
+    results = run_demo(detector, images, folder, threshold)
+    count = sum(score >= threshold for result in results for score in _scores(result))
+    if classifies:
+        for result in results:
+            say_classes(result, threshold)
+    what, file = ("classes named", "classes.json") if classifies else ("detections", "detections.json")
+    note(f"{count} {what} in {len(images)} images; wrote {folder / file} and the pictures")
+    return 0
+
+
+def demo_config(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Config:
+    """Return the checkpoint's config with the overrides of the command line.
+
+    A checkpoint that was trained on a proposal file gets proposals by selective search instead, unless the
+    command line names a file with boxes of the demo's images.
+    """
+    from detector.config.load import override, parse_stored
+    from detector.factory.proposals import file_override
+
+    source, overrides = arguments.checkpoint, list(arguments.overrides)
+    if arguments.proposals:
+        overrides.insert(0, file_override(Path(arguments.proposals)))
+    config = parse_stored(checkpoint["config"], overrides, source)
     lowest, asked = config.test.score_threshold, arguments.score_threshold
-    if not classifies and asked is not None and asked < lowest:
+    if config.task == "classification":
+        if arguments.proposals:
+            raise InputError(f"--proposals: {source} classifies whole images and takes none")
+        return config
+    own = override({}, overrides).get("proposals")
+    if config.proposals.file is not None and not (isinstance(own, dict) and "file" in own):
+        note("the checkpoint's proposals are a file, of other images; making some by selective search")
+        overrides.append("proposals.method=selective_search")
+        config = parse_stored(checkpoint["config"], overrides, source)
+    if asked is not None and asked < lowest:
         note(
             f"note: no detections below test.score_threshold = {lowest:g} are made; add "
             f"--set test.score_threshold={asked:g} to see them"
         )
-    model = restore_model(config, checkpoint, arguments.checkpoint).to(device)
-    images = find_images([Path(place) for place in arguments.images])
-    folder = Path(arguments.output)
-    run, what, file = (
-        (run_class_demo, "classes named", "classes.json")
-        if classifies
-        else (run_demo, "detections", "detections.json")
-    )
-    threshold = arguments.score_threshold
-    if threshold is None:
-        threshold = default_threshold(checkpoint)
-    found = run(config, model, checkpoint["classes"], images, folder, device, threshold)
-    note(f"{found} {what} in {len(images)} images; wrote {folder / file} and the pictures")
-    return 0
+    return config
 
 
-def default_threshold(checkpoint: dict[str, Any]) -> float:
+def default_threshold(detector: Detector) -> float:
     """Return the checkpoint's own score threshold, or the usual one, and say which."""
     from detector.visualize.drawing import USUAL_THRESHOLD
 
-    stored: float | None = checkpoint.get("score_threshold")
+    stored = detector.best_threshold
     if stored is None:
         note(f"score threshold {USUAL_THRESHOLD:g}: the checkpoint has none of its own")
         return USUAL_THRESHOLD
     note(f"score threshold {stored:.3g}: the checkpoint's, with the best F1 on its validation images")
     return stored
+
+
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """Return the image files that ``places``, files and folders, name; folders are not searched deeper.
+
+    Hidden files of a folder are skipped.
+
+    Raises:
+        InputError: a place that does not exist or is no file, or no image in any of them.
+    """
+    images: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            images += sorted(
+                path
+                for path in place.iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, place)
+            )
+        elif place.exists():
+            require_regular(place)
+            images.append(place)
+        else:
+            raise InputError(f"{place}: no such image or folder")
+    if not images:
+        raise InputError(f"no image in {', '.join(map(str, places))}; known: {', '.join(IMAGE_SUFFIXES)}")
+    return images
+
+
+def run_demo(
+    detector: Detector, images: Sequence[Path], folder: Path, score_threshold: float
+) -> list[dict[str, Any]]:
+    """Draw each image with what the detector says of it into ``folder``, and write one JSON of all results.
+
+    Detections below ``score_threshold`` are in the JSON and not in the pictures. Returns the JSON's images.
+    """
+    from detector.evaluation.report import write_json
+    from detector.visualize import save_image
+
+    pictures = picture_names(images)
+    refuse_overwriting(images, [folder / name for name in pictures])
+    classifies = detector.config.task == "classification"
+    results: list[dict[str, Any]] = []
+    with demo_proposals(detector.config, images) as store:
+        stream = track(
+            detector.stream(images, proposals=store),
+            len(images),
+            "classifying" if classifies else "detecting",
+        )
+        for path, picture, result in zip(images, pictures, stream, strict=True):
+            save_image(folder / picture, result.draw(path, score_threshold))
+            results.append({"drawn": picture, **result.to_dict()})
+    content = {"classes": list(detector.classes), "images": results}
+    write_json(folder / ("classes.json" if classifies else "detections.json"), content)
+    return results
+
+
+def picture_names(images: Sequence[Path]) -> list[str]:
+    """Return a file name for each image's picture: its stem, with a number where a stem comes again."""
+    stems: list[str] = []
+    for path in images:
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}_{number}", number + 1
+        stems.append(stem)
+    return [f"{file_name_of(stem)}.jpg" for stem in stems]
+
+
+def refuse_overwriting(images: Sequence[Path], pictures: Sequence[Path]) -> None:
+    """Raise InputError where a picture would take the place of one of the images."""
+    inputs = {path.resolve() for path in images}
+    for picture in pictures:
+        if picture.resolve() in inputs:
+            raise InputError(
+                f"{picture.resolve()}: the picture would overwrite this image; give another --output folder"
+            )
+
+
+@contextmanager
+def demo_proposals(config: Config, images: Sequence[Path]) -> Iterator[ProposalStore | None]:
+    """Provide the proposals of all images, made at once on all cores or read; None for a classifier."""
+    from detector.api import record_of
+    from detector.factory.proposals import temporary_store
+
+    if config.task == "classification":
+        yield None
+        return
+    with temporary_store(config, [record_of(path) for path in images]) as store:
+        yield store
+
+
+def say_classes(result: dict[str, Any], score_threshold: float) -> None:
+    """Name the classes of one image that score ``score_threshold`` and more."""
+    named = [row for row in result["scores"] if row["score"] >= score_threshold]
+    shown = listed(f"{row['class']} {row['score']:.2f}" for row in named)
+    note(f"{result['image']}: {shown or 'none of the classes'}")
+
+
+def _scores(result: dict[str, Any]) -> list[float]:
+    return [row["score"] for row in result.get("detections", result.get("scores", ()))]
 
 
 def parse() -> argparse.Namespace:
@@ -102,10 +221,6 @@ def parse() -> argparse.Namespace:
     )
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()
-    if arguments.proposals:
-        kind = guess_format(Path(arguments.proposals))
-        given = [f"proposals.file={arguments.proposals}", f"proposals.format={kind}"]
-        arguments.overrides = given + arguments.overrides
     if arguments.score_threshold is not None and not math.isfinite(arguments.score_threshold):
         raise InputError(f"--score-threshold {arguments.score_threshold:g}: expected a finite number")
     return arguments

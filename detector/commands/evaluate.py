@@ -30,13 +30,13 @@ def main() -> int:
 def score_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Score the checkpoint; what that leaves goes into a folder of this checkpoint and split."""
     from detector.engine.checkpoint import load_checkpoint
-    from detector.factory.resources import use_cores
+    from detector.factory.resources import choose_device, use_cores
 
     metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
     config = load_config(arguments.config, [*arguments.overrides, *metric])
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
-    device = cli.choose_device(arguments.device)
+    device = choose_device(arguments.device)
     use_cores(config, device)
     folder = results_folder(arguments, split, checkpoint["step"])
     metrics = score_checkpoint(config, checkpoint, arguments.checkpoint, split, folder, device)

@@ -21,13 +21,13 @@ def main() -> int:
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
 
     from detector.engine.run import StopRequested
-    from detector.factory.resources import use_cores
+    from detector.factory.resources import choose_device, use_cores
 
     try:
         with run_folder(
             folder, go_on=arguments.resume or bool(arguments.stage), overwrite=arguments.overwrite
         ):
-            device = cli.choose_device(arguments.device)
+            device = choose_device(arguments.device)
             use_cores(config, device)
             (train_stages if config.stages else train)(config, folder, device, arguments)
     except StopRequested as stop:

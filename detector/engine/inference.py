@@ -1,22 +1,28 @@
-"""From samples to detections: the one path that evaluation, demo and export checks share."""
+"""The one predictor, from the views of an image to its detections: evaluation and every use of a checkpoint
+go through it.
+
+A view is one transformed version of the image, a scale, mirrored or not, as a batch of one sample. A call
+changes nothing in the predictor or the network, so several threads may share one.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from detector.core.structures import Batch, Detections, HeadOutput, ImageMeta, View
+from detector.core.structures import Batch, Detections, Embedded, HeadOutput, ImageMeta, View
 
 REFERENCE_AREA = 224.0**2
-"""Rule "area": a proposal is scored where its area comes closest to this (Fast R-CNN's release)."""
+"""Rule "area": a region is scored at the scale where its area is closest to this (Fast R-CNN's release)."""
 REFERENCE_SIDE = 13 * 16.0
-"""Rule "side": a proposal is scored where the root of its area comes closest to this (SPP-net's release: 13
-cells of a map of stride 16)."""
+"""Rule "side": a region is scored at the scale where the square root of its area is closest to this
+(SPP-net's release: 13 cells of a map of stride 16)."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,13 +34,170 @@ class Decoder(Protocol):
     def candidates(self, views: Sequence[View], proposals: Tensor) -> Detections: ...
     def refine(self, views: Sequence[View], candidates: Detections) -> Detections: ...
     def finish(self, refined: Detections) -> Detections: ...
+    def regions(self, views: Sequence[View], proposals: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Network(Protocol):
+    """What a predictor needs of ``models.detector.RegionDetector``, which has to be in evaluation mode."""
+
     def features(self, images: Tensor) -> list[Tensor]: ...
     def predict(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
     ) -> HeadOutput: ...
+    def describe(
+        self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
+    ) -> tuple[Embedded, HeadOutput]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Regions:
+    """What the network says of P regions, one row per region in the order given, float32 on the CPU.
+
+    ``scores`` (P, K+1) are probabilities, or the margins of SVMs; column 0 is the background. ``boxes``
+    (P, K+1, 4) are the region as each class moves it, in original-image pixels, clipped to the image. Row 0
+    is the region itself; so are the other rows if the network moves no boxes. ``pooled`` (P, D) and
+    ``hidden`` (P, F) are the outputs of the region pool and of the last hidden layer, None if they were not
+    asked for.
+    """
+
+    scores: Tensor
+    boxes: Tensor
+    pooled: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """An image in one orientation, straight or mirrored: a feature level and an ``ImageMeta`` per scale."""
+
+    levels: list[Tensor]
+    metas: list[ImageMeta]
+
+    def predict(self, model: Network, boxes: Tensor, rule: str, device: torch.device | str) -> View:
+        """Return the network's output for ``boxes`` (P, 4), original-image pixels, each at its own scale."""
+        return model.predict(self.levels, *self._rois(boxes, rule, device)), self.metas[0]
+
+    def describe(
+        self, model: Network, boxes: Tensor, rule: str, device: torch.device | str
+    ) -> tuple[Embedded, View]:
+        """As `predict`, with the pooled and hidden features of the boxes."""
+        embedded, output = model.describe(self.levels, *self._rois(boxes, rule, device))
+        return embedded, (output, self.metas[0])
+
+    def _rois(self, boxes: Tensor, rule: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+        rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
+        rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
+        # A blocking copy would wait until the GPU has computed the features.
+        return rows.to(device, non_blocking=True), roi_levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPredictor:
+    """Detects objects in one image, given as its views, or scores regions of it.
+
+    Views of the same orientation (straight or mirrored) belong together: ``scale_rule`` "area" or "side"
+    chooses for each region the scale at which it is scored. With "all" every region is scored in every view.
+    With ``refinements`` the detections are pooled and classified again that many times, each time from their
+    latest boxes (iterative localisation); the features are computed once.
+
+    One image per forward pass, so that the result does not depend on what else is in a batch.
+    """
+
+    model: Network
+    postprocess: Decoder
+    device: torch.device | str = "cpu"
+    precision: torch.dtype = torch.float32
+    refinements: int = 0
+    scale_rule: str = "area"
+
+    @torch.inference_mode()
+    def __call__(self, views: Sequence[Batch]) -> Detections:
+        """Return the detections; the results of several orientations are merged before suppression."""
+        proposals = views[0].proposals[0].boxes
+        if not len(proposals):
+            return Detections.empty()
+        with autocast(self.device, self.precision):
+            orientations = self._orientations(views)
+            outputs = self._outputs(orientations, proposals)
+            if not self.refinements:
+                return self.postprocess(outputs, proposals)
+            candidates = self.postprocess.candidates(outputs, proposals)
+            for _ in range(self.refinements):
+                outputs = self._outputs(orientations, candidates.boxes)
+                candidates = self.postprocess.refine(outputs, candidates)
+        return self.postprocess.finish(candidates)
+
+    @torch.inference_mode()
+    def regions(self, views: Sequence[Batch], *, features: bool = False) -> Regions:
+        """Return scores and refined boxes of the proposals, at least one, without suppression or threshold.
+
+        Scores and boxes are the mean over the orientations, or over all views with scale rule "all".
+        ``features`` asks for ``pooled`` and ``hidden``. They are those of the first orientation, the straight
+        one (rule "all": the first view), since pooling a mirrored region gives the cells in another order.
+        ``refinements`` are not applied.
+        """
+        proposals, embedded = views[0].proposals[0].boxes, None
+        with autocast(self.device, self.precision):
+            first, *others = self._orientations(views)
+            if features:
+                embedded, output = first.describe(self.model, proposals, self.scale_rule, self.device)
+                outputs = [output, *self._outputs(others, proposals)]
+            else:
+                outputs = self._outputs([first, *others], proposals)
+            boxes, scores = self.postprocess.regions(outputs, proposals)
+        pooled, hidden = (None, None) if embedded is None else (part.float().cpu() for part in embedded)
+        return Regions(scores=scores.cpu(), boxes=boxes.cpu(), pooled=pooled, hidden=hidden)
+
+    def _outputs(self, orientations: Sequence[Orientation], boxes: Tensor) -> list[View]:
+        return [one.predict(self.model, boxes, self.scale_rule, self.device) for one in orientations]
+
+    def _orientations(self, views: Sequence[Batch]) -> list[Orientation]:
+        """Compute the features of each view once, and put the views that choose scales together."""
+        groups: dict[object, Orientation] = {}
+        for number, view in enumerate(views):
+            meta = view.metas[0]
+            key = number if self.scale_rule == "all" else (meta.flipped, meta.flipped_vertically)
+            group = groups.setdefault(key, Orientation([], []))
+            group.levels.extend(self.model.features(view.to(self.device).images))
+            group.metas.append(meta)
+        return list(groups.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePredictor:
+    """Scores the K classes of one whole image, given as its views.
+
+    ``rois`` returns the RoIs (1, 5) that cover the image of a view; ``scores`` turns the network's output for
+    them into scores (1, K).
+    """
+
+    model: Callable[[Tensor, Tensor], HeadOutput]
+    rois: Callable[[Sequence[ImageMeta]], Tensor]
+    scores: Callable[[HeadOutput], Tensor]
+    device: torch.device | str = "cpu"
+    precision: torch.dtype = torch.float32
+
+    @torch.inference_mode()
+    def __call__(self, views: Sequence[Batch]) -> Tensor:
+        """Return the scores (K,) on the CPU, the mean over the views.
+
+        One view per forward pass, so that nothing is padded.
+        """
+        rois = [self.rois(view.metas) for view in views]
+        rows = []
+        with autocast(self.device, self.precision):
+            for view, own in zip(views, rois, strict=True):
+                images, own = (part.to(self.device, non_blocking=True) for part in (view.images, own))
+                rows.append(self.scores(self.model(images, own))[0])
+        return torch.stack(rows).mean(dim=0).cpu()
+
+
+@contextmanager
+def autocast(device: torch.device | str, precision: torch.dtype) -> Iterator[None]:
+    """Compute in bfloat16 where torch's autocast does so and ``precision`` asks for it."""
+    half = precision == torch.bfloat16
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
+        yield
 
 
 def with_weights_in(model: Model, precision: torch.dtype) -> Model:
@@ -58,85 +221,17 @@ def with_weights_in(model: Model, precision: torch.dtype) -> Model:
     return copy.deepcopy(model, replaced)  # takes from ``replaced`` what is there and copies the rest
 
 
-@dataclass(frozen=True)
-class Look:
-    """One image seen one way round: its feature levels, one a scale, and the scales' meta data."""
-
-    levels: list[Tensor]
-    metas: list[ImageMeta]
-
-    def predict(self, model: Network, boxes: Tensor, rule: str, device: torch.device | str) -> View:
-        """Return what ``model`` says of ``boxes`` (P, 4), original-image pixels, each at its own scale."""
-        rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
-        # A copy that blocks would wait until the GPU has computed the features.
-        rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1).to(device, non_blocking=True)
-        return model.predict(self.levels, rows, roi_levels), self.metas[0]
-
-
-@torch.inference_mode()
-def detect(
-    model: Network,
-    views: Sequence[Batch],
-    postprocess: Decoder,
-    device: torch.device | str = "cpu",
-    precision: torch.dtype = torch.float32,
-    refinements: int = 0,
-    scale_rule: str = "area",
-) -> Detections:
-    """Return the detections of one image, given as one batch of one sample a view.
-
-    Views are the image at several scales and mirrored. Those that are the same way round are one look, in
-    which ``scale_rule`` chooses each proposal's scale; with "all" every view is a look of its own. The
-    looks' results are merged before suppression.
-
-    One image a forward pass, so that the result does not depend on what else is in a batch. The model
-    has to be in evaluation mode already. With ``refinements`` the detections are pooled and classified
-    again that many times, each time from the boxes of the last (iterative localisation); the features
-    are computed once.
-    """
-    proposals = views[0].proposals[0].boxes
-    if not len(proposals):
-        return Detections.empty()
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-        looks = [look_at(model, group, device) for group in _groups(views, scale_rule)]
-        outputs = [look.predict(model, proposals, scale_rule, device) for look in looks]
-        if not refinements:
-            return postprocess(outputs, proposals)
-        found = postprocess.candidates(outputs, proposals)
-        for _ in range(refinements):
-            outputs = [look.predict(model, found.boxes, scale_rule, device) for look in looks]
-            found = postprocess.refine(outputs, found)
-    return postprocess.finish(found)
-
-
-def look_at(model: Network, views: Sequence[Batch], device: torch.device | str) -> Look:
-    """Compute the features of an image at each of its scales, once."""
-    levels = [level for view in views for level in model.features(view.to(device).images)]
-    return Look(levels, [view.metas[0] for view in views])
-
-
-def _groups(views: Sequence[Batch], scale_rule: str) -> list[list[Batch]]:
-    """Put the views that choose scales among each other together."""
-    if scale_rule == "all":
-        return [[view] for view in views]
-    groups: dict[tuple[bool, bool], list[Batch]] = {}
-    for view in views:
-        meta = view.metas[0]
-        groups.setdefault((meta.flipped, meta.flipped_vertically), []).append(view)
-    return list(groups.values())
-
-
 def choose_scales(rois_by_scale: Sequence[Tensor], rule: str = "area") -> tuple[Tensor, Tensor | None]:
-    """Return each proposal's box (P, 4) at its own scale, and that scale's number (P,), or None for one.
+    """Return each region's box (P, 4) at its own scale, and that scale's index (P,), or None for one scale.
 
-    ``rois_by_scale`` holds the same P proposals in input pixels of each scale. By ``rule`` "area" the scale
-    wins whose box has the area closest to 224 x 224, by "side" the one whose box has the root of its area
-    closest to 208, which is SPP-net's linear rule; the first of equals.
+    ``rois_by_scale`` holds the same P regions in input pixels of each scale. By ``rule`` "area" the scale
+    wins at which the box has the area closest to 224 x 224, by "side" the one at which the square root of its
+    area is closest to 208, which is SPP-net's linear rule; of equal scales the first.
     """
     if len(rois_by_scale) == 1:
         return rois_by_scale[0], None
     stacked = torch.stack(list(rois_by_scale))
     area = (stacked[..., 2:] - stacked[..., :2]).prod(dim=-1)
-    off = area.sqrt() - REFERENCE_SIDE if rule == "side" else area - REFERENCE_AREA
-    chosen = off.abs().argmin(dim=0)
+    difference = area.sqrt() - REFERENCE_SIDE if rule == "side" else area - REFERENCE_AREA
+    chosen = difference.abs().argmin(dim=0)
     return stacked[chosen, torch.arange(stacked.shape[1])], chosen

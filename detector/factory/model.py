@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detector.config import Config
 from detector.config.schema import CropPoolConfig, RoIPoolConfig, SPPPoolConfig
@@ -15,8 +15,7 @@ from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch, Normalization
 from detector.engine.checkpoint import check_model_state
-from detector.engine.classify import classify
-from detector.engine.inference import detect, with_weights_in
+from detector.engine.inference import ImagePredictor, RegionPredictor, with_weights_in
 from detector.engine.optim import build_sgd
 from detector.factory.weights import differences, load_initial, load_published
 from detector.models import weights
@@ -213,39 +212,37 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
     )
 
 
-def build_postprocess(config: Config, coder: BoxCoder) -> Postprocess:
+def build_postprocess(config: Config, coder: BoxCoder, score_threshold: float | None = None) -> Postprocess:
+    """Return what turns the network's output into detections; None takes ``test.score_threshold``."""
+    settings = config.test
     return Postprocess(
         coder,
-        score_threshold=config.test.score_threshold,
-        nms_threshold=config.test.nms_threshold,
-        nested_threshold=config.test.nested_threshold,
-        max_detections=config.test.max_detections,
-        box_regression=config.test.box_regression,
+        score_threshold=settings.score_threshold if score_threshold is None else score_threshold,
+        nms_threshold=settings.nms_threshold,
+        nested_threshold=settings.nested_threshold,
+        max_detections=settings.max_detections,
+        box_regression=settings.box_regression,
         scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,
     )
 
 
 Predictor = Callable[[Sequence[Batch]], Any]
-"""Gives the detections of one image, or its scores (K,) by class, from its views: batches of one sample."""
+"""Returns the detections of one image, or its scores (K,), from its views: batches of one sample."""
 
 
 def build_predictor(config: Config, model: RegionDetector, device: str) -> Predictor:
-    """Return what predicts for one image, given as its views, in evaluation and in use alike.
+    """Return the `RegionPredictor` or `ImagePredictor` of the config's task, for evaluation and use alike.
 
     ``model`` has to be in evaluation mode, and is taken as it is now: after changes of its weights another
     predictor is needed.
     """
     precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    model = with_weights_in(model, precision)
     if config.task == "classification":
-
-        def classify_views(views: Sequence[Batch]) -> Tensor:
-            with_rois = [(view, whole_image_rois(model.backbone, view.metas)) for view in views]
-            return classify(model, with_rois, class_scores, device, precision)
-
-        return classify_views
-    return partial(
-        detect,
-        with_weights_in(model, precision),
+        rois = partial(whole_image_rois, model.backbone)
+        return ImagePredictor(model=model, rois=rois, scores=class_scores, device=device, precision=precision)
+    return RegionPredictor(
+        model=model,
         postprocess=build_postprocess(config, model.box_coder),
         device=device,
         precision=precision,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from detector.config import Config
@@ -23,7 +27,8 @@ from detector.proposals.convert import conversion_name, convert, record_digest, 
 from detector.proposals.filtering import filter_proposals
 from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
 from detector.proposals.image_names import match_store
-from detector.proposals.methods import store_name
+from detector.proposals.inspection import guess_format
+from detector.proposals.methods import full_parameters, propose, store_name
 from detector.proposals.recall import recall
 from detector.proposals.store import ProposalStore
 
@@ -59,6 +64,53 @@ class StoredProposals:
             whole = torch.tensor([[0.0, 0.0, record.width, record.height]])
             return Proposals(boxes=whole if self.full_image else torch.zeros(0, 4))
         return filter_proposals(self.store[record.key], size, min_size=self.min_size, top_k=self.top_k)
+
+
+def image_proposals(config: Config, image: np.ndarray, name: str) -> Proposals:
+    """Return what the config's method proposes for ``image`` (H, W, 3) uint8 RGB, as for a test image.
+
+    The method runs in this process, so that ``proposals.time_limit`` does not apply. ``name`` stands for the
+    image in errors. Raises InputError where the method fails.
+    """
+    source = config.proposals
+    if source.method is None:
+        raise InputError("proposals.method is not set; name one to make proposals with")
+    height, width = image.shape[:2]
+    parameters = full_parameters(source.method, method_parameters(source))
+    # The method may change its own copy.
+    made = propose(source.method, parameters, Path(name), (height, width), lambda *_: image.copy())
+    made = filter_proposals(made, (height, width))  # as before they are stored
+    return filter_proposals(made, (height, width), min_size=source.min_size, top_k=source.top_k_test)
+
+
+@contextmanager
+def temporary_store(config: Config, records: Sequence[ImageRecord]) -> Iterator[ProposalStore]:
+    """Provide the proposals of images that belong to no data set: made by the config's method, or read from
+    its file, in a store that is deleted afterwards.
+    """
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "store")
+        if config.proposals.method is not None:
+            store = make_proposals(config, records, target)
+        else:
+            store = convert_proposals(config, records, target=target)
+        yield store
+
+
+def file_override(path: Path) -> str:
+    """Return the config override that takes proposals from ``path``, a store or a file of a known format."""
+    given = {"file": str(path), "format": guess_format(path)}
+    return f"proposals={json.dumps(given, ensure_ascii=False)}"
+
+
+def check_complete(config: Config, store: ProposalStore, records: Sequence[ImageRecord]) -> None:
+    """Raise InputError for an image without proposals, unless ``proposals.missing`` allows that."""
+    missing = [record.path for record in records if record.key not in store]
+    if missing and config.proposals.missing == "error":
+        raise InputError(
+            f"{store.path}: no proposals for {missing[0]}; give proposals that include this image, or none, "
+            "so that they are made"
+        )
 
 
 def stored_proposals(config: Config, store: ProposalStore, *, training: bool) -> StoredProposals:

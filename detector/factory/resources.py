@@ -6,13 +6,41 @@ import cv2
 import torch
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.machine import available_cores, loader_workers, threads_are_chosen
 from detector.core.progress import note
 
 
-def use_cores(config: Config, device: str) -> None:
+def choose_device(name: str) -> str:
+    """Return the device for ``name``; "auto" is a GPU where there is one and the CUDA kernels were built,
+    "gpu" is "cuda", and a number N is "cuda:N".
+
+    Raises:
+        InputError: this machine has no such device, or there are no kernels for it.
+    """
+    from detector.ops import cuda_kernels_missing
+
+    missing = cuda_kernels_missing()
+    name = "cuda" if name == "gpu" else f"cuda:{name}" if name.isdecimal() else name
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        if missing is not None:
+            note(f"note: the GPU is not used: {missing}")
+        return "cuda" if missing is None else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name}: not usable here: {str(error).splitlines()[0]}") from None
+    if torch.device(name).type == "cuda" and missing is not None:
+        raise InputError(f"device {name}: {missing}")
+    return name
+
+
+def use_cores(config: Config, device: str, *, loaders: bool = True) -> None:
     """Set the number of threads of torch and OpenCV for this process, and print the numbers.
 
+    ``loaders`` says whether processes will load images; their number is then printed too.
     ``OMP_NUM_THREADS`` and ``data.workers`` take precedence. Torch never gets more threads than its own
     default, which is the number of physical cores.
     """
@@ -21,11 +49,14 @@ def use_cores(config: Config, device: str) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), cores))
     cv2.setNumThreads(torch.get_num_threads())
     threads, workers = torch.get_num_threads(), worker_count(config, device)
+    loading = (
+        f", {workers} loader process{'es' * (workers != 1)} "
+        f"({'chosen; data.workers sets it' if config.data.workers is None else 'data.workers'})"
+    )
     note(
         f"{cores} CPU core{'s' * (cores != 1)}: {threads} compute thread{'s' * (threads != 1)} "
-        f"({'OMP_NUM_THREADS' if threads_are_chosen() else 'chosen; OMP_NUM_THREADS sets it'}), "
-        f"{workers} loader process{'es' * (workers != 1)} "
-        f"({'chosen; data.workers sets it' if config.data.workers is None else 'data.workers'})"
+        f"({'OMP_NUM_THREADS' if threads_are_chosen() else 'chosen; OMP_NUM_THREADS sets it'})"
+        f"{loading if loaders else ''}"
     )
 
 

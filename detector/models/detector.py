@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -64,19 +64,35 @@ class RegionDetector(nn.Module):
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         """Return class logits (R, K+1) and box deltas for RoI rows (R, 5), as ``BoxPredictor`` shapes them.
 
-        Without gradients the RoIs go through in chunks of ``roi_chunk``.
+        Without gradients the RoIs are processed in chunks of ``roi_chunk``.
         """
-        if torch.is_grad_enabled() or len(rois) <= self.roi_chunk:
-            return HeadOutput(*self.predictor(self.embed(levels, rois, roi_levels)))
-        chunks = []
-        for start in range(0, len(rois), self.roi_chunk):
-            at = slice(start, start + self.roi_chunk)
-            part = None if roi_levels is None else roi_levels[at]
-            chunks.append(HeadOutput(*self.predictor(self.embed(levels, rois[at], part))))
-        deltas = [chunk.box_deltas for chunk in chunks if chunk.box_deltas is not None]
-        return HeadOutput(
-            torch.cat([chunk.class_logits for chunk in chunks]), torch.cat(deltas) if deltas else None
+        return _joined(
+            [HeadOutput(*self.predictor(self.embed(levels, *at))) for at in self._chunks(rois, roi_levels)]
         )
+
+    def describe(
+        self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
+    ) -> tuple[Embedded, HeadOutput]:
+        """As `predict`, with the features of all RoIs, which takes memory for (R, D) and (R, F)."""
+        embedded = [self.embed(levels, *at) for at in self._chunks(rois, roi_levels)]
+        output = _joined([HeadOutput(*self.predictor(chunk)) for chunk in embedded])
+        return Embedded(*(torch.cat(parts) for parts in zip(*embedded, strict=True))), output
+
+    def _chunks(self, rois: Tensor, roi_levels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the RoIs and their levels, all at once with gradients, else ``roi_chunk`` at a time."""
+        size = len(rois) if torch.is_grad_enabled() else self.roi_chunk
+        for start in range(0, max(len(rois), 1), max(size, 1)):
+            at = slice(start, start + size)
+            yield rois[at], None if roi_levels is None else roi_levels[at]
 
     def forward(self, images: Tensor, rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         return self.predict(self.features(images), rois, roi_levels)
+
+
+def _joined(chunks: Sequence[HeadOutput]) -> HeadOutput:
+    if len(chunks) == 1:
+        return chunks[0]
+    deltas = [chunk.box_deltas for chunk in chunks if chunk.box_deltas is not None]
+    return HeadOutput(
+        torch.cat([chunk.class_logits for chunk in chunks]), torch.cat(deltas) if deltas else None
+    )

@@ -97,6 +97,18 @@ class Postprocess:
         refined = torch.cat((clipped, scores[:, None]), dim=1).cpu()  # one transfer
         return Detections(boxes=refined[:, :4], scores=refined[:, 4], labels=candidates.labels)
 
+    def regions(self, views: Sequence[View], proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (P, K+1, 4) and scores (P, K+1) of ``proposals`` (P, 4), the mean over the views.
+
+        Boxes are clipped to the image; row 0, the background, is the proposal itself. Nothing is dropped.
+        """
+        boxes, scores = (
+            torch.stack(parts).mean(dim=0) for parts in zip(*self._decode(views, proposals), strict=True)
+        )
+        boxes = boxes.expand(-1, scores.shape[1], -1).clone()
+        boxes[:, 0] = proposals.to(boxes.device)
+        return box_ops.clip(boxes, views[0][1].original_size), scores
+
     def _decode(self, views: Sequence[View], proposals: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [self.decode(output, proposals, meta) for output, meta in views]
 

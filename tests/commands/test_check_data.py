@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from detector.commands.check import check_data
+from detector.commands.demo import find_images
 from detector.commands.proposal_jobs import folder_records
 from detector.config import Config
 from detector.core.errors import InputError
@@ -24,7 +25,6 @@ from detector.data.check.problem import Problem
 from detector.data.convert import voc_to_coco
 from detector.evaluation.voc import VocEvaluator
 from detector.factory.data import load_split, read_splits
-from detector.tasks.demo import find_images
 from detector.tasks.scoring import Evaluation
 from detector.tasks.start import build_scorer, start_run
 

@@ -9,6 +9,7 @@ import torch
 
 from detector.commands import cli
 from detector.core.errors import InputError
+from detector.factory.resources import choose_device
 
 Parse = Callable[..., object]
 
@@ -56,13 +57,13 @@ def test_names_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cuda:1", "cuda:1"),
         ("cpu", "cpu"),
     ):
-        assert cli.choose_device(given) == name
+        assert choose_device(given) == name
         assert asked.pop() == name
     monkeypatch.undo()
-    with pytest.raises(InputError, match="--device cuda:99: not usable here"):
-        cli.choose_device("99")
-    with pytest.raises(InputError, match="--device nonsense: not usable here"):
-        cli.choose_device("nonsense")
+    with pytest.raises(InputError, match="device cuda:99: not usable here"):
+        choose_device("99")
+    with pytest.raises(InputError, match="device nonsense: not usable here"):
+        choose_device("nonsense")
 
 
 @pytest.mark.parametrize(

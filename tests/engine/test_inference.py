@@ -1,4 +1,4 @@
-"""The one path from samples to detections."""
+"""The one predictor, from views to detections."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detector.core.structures import Batch, Detections, HeadOutput, ImageMeta, Proposals, Targets, View
-from detector.engine.inference import choose_scales, detect, with_weights_in
+from detector.core.structures import (
+    Batch,
+    Detections,
+    Embedded,
+    HeadOutput,
+    ImageMeta,
+    Proposals,
+    Targets,
+    View,
+)
+from detector.engine.inference import RegionPredictor, choose_scales, with_weights_in
 from tests.conftest import MakeBoxes
 
 SCALES = (480, 576, 688, 864, 1200)
@@ -53,8 +62,10 @@ def test_the_linear_rule_changes_scales_where_spp_nets_code_does(number: int) ->
 
 def test_areas_count_and_not_sides() -> None:
     wide = [torch.tensor([[0.0, 0.0, 448.0, 112.0]]) * factor for factor in (0.5, 1.0, 2.0)]
-    assert choose_scales(wide)[1].tolist() == [1]
-    assert choose_scales([wide[1], wide[1]])[1].tolist() == [0]  # the first of equals
+    for boxes, expected in ((wide, 1), ([wide[1], wide[1]], 0)):  # of equals the first
+        _, level = choose_scales(boxes)
+        assert level is not None
+        assert level.tolist() == [expected]
 
 
 def test_one_scale_needs_no_choice(make_boxes: MakeBoxes) -> None:
@@ -80,7 +91,7 @@ class Recorder:
     """A network and a decoder that write down what they are given."""
 
     def __init__(self) -> None:
-        self.looks: list[tuple[Tensor, Tensor | None]] = []
+        self.calls: list[tuple[Tensor, Tensor | None]] = []
         self.images: list[float] = []
         self.decoded: list[tuple[str, Tensor]] = []
 
@@ -91,8 +102,19 @@ class Recorder:
 
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         assert 1 <= len(levels) <= len(self.images)
-        self.looks.append((rois, roi_levels))
+        self.calls.append((rois, roi_levels))
         return HeadOutput(torch.zeros(len(rois), 2), None)
+
+    def describe(
+        self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
+    ) -> tuple[Embedded, HeadOutput]:
+        height = levels[0].shape[2]
+        rows = torch.full((len(rois), 2), float(height))
+        return Embedded(rows, rows), self.predict(levels, rois, roi_levels)
+
+    def regions(self, views: Sequence[View], proposals: Tensor) -> tuple[Tensor, Tensor]:
+        self.decoded.append(("regions", proposals))
+        return proposals[:, None].repeat(1, 2, 1), torch.full((len(proposals), 2), float(len(views)))
 
     def __call__(self, views: Sequence[View], proposals: Tensor) -> Detections:
         return self.candidates(views, proposals)
@@ -117,8 +139,8 @@ class Recorder:
 
 def test_proposals_are_seen_in_input_pixels_and_decoded_in_original_ones(make_boxes: MakeBoxes) -> None:
     boxes, recorder = make_boxes(4, 60.0), Recorder()
-    found = detect(recorder, [view(boxes, 3)], recorder)
-    ((rois, levels),) = recorder.looks
+    found = RegionPredictor(model=recorder, postprocess=recorder)([view(boxes, 3)])
+    ((rois, levels),) = recorder.calls
     assert levels is None
     assert torch.equal(rois, torch.cat((torch.zeros(4, 1), boxes * 3), dim=1))
     assert torch.equal(found.boxes, boxes)
@@ -126,25 +148,27 @@ def test_proposals_are_seen_in_input_pixels_and_decoded_in_original_ones(make_bo
 
 def test_several_scales_are_levels_of_one_prediction(make_boxes: MakeBoxes) -> None:
     boxes, recorder = make_boxes(6, 60.0), Recorder()
-    detect(recorder, [view(boxes, factor) for factor in (1, 4, 8)], recorder)
+    RegionPredictor(model=recorder, postprocess=recorder)([view(boxes, factor) for factor in (1, 4, 8)])
     assert recorder.images == [1.0, 4.0, 8.0]
-    ((rois, levels),) = recorder.looks
+    ((rois, levels),) = recorder.calls
     assert levels is not None
     factors = torch.tensor([1.0, 4.0, 8.0])[levels]
     assert torch.equal(rois[:, 1:], boxes * factors[:, None])
 
 
-def test_mirrored_views_and_rule_all_are_looks_of_their_own(make_boxes: MakeBoxes) -> None:
+def test_mirrored_views_and_with_rule_all_every_view_are_predicted_by_themselves(
+    make_boxes: MakeBoxes,
+) -> None:
     boxes = make_boxes(6, 60.0)
     views = [view(boxes, factor) for factor in (1, 4)]
     views += [mirror(straight) for straight in views]
     by_rule = {}
     for rule in ("area", "all"):
         recorder = Recorder()
-        detect(recorder, views, recorder, scale_rule=rule)
+        RegionPredictor(model=recorder, postprocess=recorder, scale_rule=rule)(views)
         assert recorder.images == [1.0, 4.0, 1.0, 4.0]  # the backbone sees each view once
         assert [step for step, _ in recorder.decoded] == ["candidates"]  # and all are merged in one go
-        by_rule[rule] = recorder.looks
+        by_rule[rule] = recorder.calls
     assert len(by_rule["area"]) == 2
     assert all(levels is not None for _, levels in by_rule["area"])
     (straight, _), (mirrored, _) = by_rule["area"]
@@ -161,18 +185,34 @@ def mirror(straight: Batch) -> Batch:
 
 def test_refinement_looks_again_without_new_features(make_boxes: MakeBoxes) -> None:
     boxes, recorder = make_boxes(4, 60.0), Recorder()
-    found = detect(recorder, [view(boxes, 2)], recorder, refinements=2)
+    found = RegionPredictor(model=recorder, postprocess=recorder, refinements=2)([view(boxes, 2)])
     assert recorder.images == [2.0]
     assert [name for name, _ in recorder.decoded] == ["candidates", "refine", "refine", "finish"]
-    for number, (rois, _) in enumerate(recorder.looks):
+    for number, (rois, _) in enumerate(recorder.calls):
         assert torch.equal(rois[:, 1:], (boxes + max(0, number - 1)) * 2)
     assert torch.equal(found.boxes, boxes + 2)
 
 
+def test_regions_are_predicted_once_and_their_features_are_those_of_the_first_orientation(
+    make_boxes: MakeBoxes,
+) -> None:
+    boxes, recorder = make_boxes(4, 60.0), Recorder()
+    views = [view(boxes, 2), mirror(view(boxes, 2))]
+    predictor = RegionPredictor(model=recorder, postprocess=recorder, refinements=3)
+    found = predictor.regions(views, features=True)
+    assert len(recorder.calls) == 2
+    assert [step for step, _ in recorder.decoded] == ["regions"]
+    assert torch.equal(recorder.decoded[0][1], boxes)
+    assert found.scores.unique().tolist() == [2.0]  # both orientations were merged in one call
+    assert found.pooled is not None
+    assert found.pooled.unique().tolist() == [120.0]
+    assert predictor.regions(views).pooled is None
+
+
 def test_an_image_without_proposals_has_no_detections() -> None:
     recorder = Recorder()
-    assert len(detect(recorder, [view(torch.zeros(0, 4), 1)], recorder)) == 0
-    assert recorder.looks == []
+    assert len(RegionPredictor(model=recorder, postprocess=recorder)([view(torch.zeros(0, 4), 1)])) == 0
+    assert recorder.calls == []
 
 
 def small_network() -> nn.Sequential:
@@ -228,7 +268,7 @@ def test_cast_weights_are_those_of_the_moment() -> None:
     first = with_weights_in(network, torch.bfloat16)
     old = under_autocast(first, images)
     with torch.no_grad():
-        network[-1].weight += 1
+        next(network[-1].parameters()).add_(1)
     assert torch.equal(under_autocast(first, images), old)
     assert not torch.equal(under_autocast(network, images), old)
     renewed = with_weights_in(network, torch.bfloat16)

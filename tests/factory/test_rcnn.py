@@ -11,9 +11,8 @@ import torch
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.inference import detect
 from detector.factory.loaders import inference_views
-from detector.factory.model import build_model, build_postprocess, convolutions, restore_model
+from detector.factory.model import build_model, build_predictor, convolutions, restore_model
 from detector.models.backbones import build_backbone
 from detector.tasks.start import build_scorer, start_run
 
@@ -36,8 +35,7 @@ def backbone_calls(config: Config) -> list[int]:
     calls: list[int] = []
     convolutions(model).register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
     views = inference_views(config, test_set.records[:1], test_set.proposals)
-    postprocess = build_postprocess(config, model.box_coder)
-    detect(model, next(views), postprocess, scale_rule=config.test.scale_rule)
+    build_predictor(config, model, "cpu")(next(views))
     return calls
 
 

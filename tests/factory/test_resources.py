@@ -20,7 +20,6 @@ from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.factory import resources
 from detector.factory.loaders import inference_views, no_proposals, training_batches
 from detector.factory.model import build_model
-from detector.tasks.demo import run_demo
 from detector.tasks.start import build_scorer, start_run
 
 Load = Callable[..., Config]
@@ -143,8 +142,5 @@ def test_a_dying_worker_ends_scoring_with_one_clear_error(
     model = build_model(config, len(test_set.classes))
     state = {"model": model.state_dict(), "classes": list(test_set.classes)}
     deadly_images()
-    paths = [record.path for record in test_set.records]
     with pytest.raises(LoaderFailed, match=r"died .*memory ran out.*data\.workers"):
         score_checkpoint(config, state, "a.pt", "test", tmp_path / "out", "cpu")
-    with pytest.raises(LoaderFailed, match=r"died .*memory ran out.*data\.workers"):
-        run_demo(config, model.eval(), test_set.classes, paths, tmp_path / "drawn", "cpu", 0.5)

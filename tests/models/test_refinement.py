@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detector.core import boxes as box_ops
 from detector.core.structures import Batch, HeadOutput, ImageMeta, Proposals, Targets
-from detector.engine.inference import detect
+from detector.engine.inference import RegionPredictor
 from detector.models.box_coder import box_deltas, fixed_coder
 from detector.models.postprocess import Postprocess
 
@@ -53,7 +53,9 @@ def test_each_refinement_halves_the_error_and_scores_the_box_it_pools(refinement
     start = torch.tensor([[40.0, 30.0, 86.0, 98.0]])
     network = HalfWay()
     postprocess = Postprocess(fixed_coder(1, [0, 0, 0, 0], [1, 1, 1, 1]), score_threshold=0.0)
-    found = detect(network, [make_view(start)], postprocess, refinements=refinements)
+    found = RegionPredictor(model=network, postprocess=postprocess, refinements=refinements)(
+        [make_view(start)]
+    )
     seen, box = start, (start + TARGET) / 2
     for _ in range(refinements):
         seen, box = box, (box + TARGET) / 2
@@ -71,7 +73,7 @@ def test_refined_candidates_are_thinned_and_capped_at_the_end() -> None:
         fixed_coder(1, [0, 0, 0, 0], [1, 1, 1, 1]), score_threshold=0.0, nms_threshold=0.3, max_detections=2
     )
     network = HalfWay()
-    found = detect(network, [make_view(boxes)], postprocess, refinements=1)
+    found = RegionPredictor(model=network, postprocess=postprocess, refinements=1)([make_view(boxes)])
     assert len(found) <= 2
     assert network.calls[1] <= 4  # twice max_detections
     overlaps = box_ops.iou(found.boxes, found.boxes).fill_diagonal_(0)
@@ -81,4 +83,6 @@ def test_refined_candidates_are_thinned_and_capped_at_the_end() -> None:
 def test_no_candidates_give_no_detections() -> None:
     postprocess = Postprocess(fixed_coder(1, [0, 0, 0, 0], [1, 1, 1, 1]), score_threshold=0.999)
     boxes = torch.tensor([[1.0, 1.0, 9.0, 9.0]])
-    assert len(detect(HalfWay(), [make_view(boxes)], postprocess, refinements=2)) == 0
+    assert (
+        len(RegionPredictor(model=HalfWay(), postprocess=postprocess, refinements=2)([make_view(boxes)])) == 0
+    )

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from detector.commands import cli
 from detector.core.errors import InputError
+from detector.factory.resources import choose_device
 from detector.ops import _library, cuda_kernels_missing, roi_pool, spp_pool
 
 MISSING = "the CUDA kernels of this project were not built"
@@ -36,24 +36,24 @@ def test_the_reason_says_what_is_missing_and_how_to_get_it(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("without_kernels")
 def test_auto_is_the_cpu_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.choose_device("auto") == "cpu"
+    assert choose_device("auto") == "cpu"
     assert MISSING in capsys.readouterr().err
 
 
 def test_auto_is_the_gpu_where_it_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_CUDA_KERNELS_MISSING", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert cli.choose_device("auto") == "cuda"
+    assert choose_device("auto") == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cli.choose_device("auto") == "cpu"
+    assert choose_device("auto") == "cpu"
 
 
 @pytest.mark.usefixtures("without_kernels")
 def test_asking_for_cuda_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "zeros", lambda *size, device: None)  # as if the device were there
     with pytest.raises(InputError, match=MISSING):
-        cli.choose_device("cuda:0")
-    assert cli.choose_device("cpu") == "cpu"
+        choose_device("cuda:0")
+    assert choose_device("cpu") == "cpu"
 
 
 @pytest.mark.usefixtures("without_kernels")

@@ -1,4 +1,4 @@
-"""Whole runs of the classifier: exact resume, shared scales, full images of any size, demo as evaluation."""
+"""Whole runs of the classifier: exact resume, shared scales, full images of any size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from detector.core.structures import ImageRecord, Targets
 from detector.engine.checkpoint import load_checkpoint
 from detector.factory.model import build_model
 from detector.tasks.classification import ClassificationTask, classified_image, extremes
-from detector.tasks.demo_classes import run_class_demo
 from detector.tasks.scoring import Evaluation
 from detector.tasks.start import build_scorer, start_run
 from tests.conftest import PROJECT
@@ -161,24 +160,6 @@ def test_several_views_are_averaged(tiny: Load) -> None:
     for image_id, found in both.items():
         torch.testing.assert_close(found, (small[image_id] + large[image_id]) / 2)
         assert not torch.equal(small[image_id], large[image_id])
-
-
-def test_demo_and_evaluation_agree_bit_for_bit(tiny: Load, tmp_path: Path) -> None:
-    config = tiny(*CLASSIFIER, "test.scales=[64,96]", "test.flip=true")
-    scorer = build_scorer(config, split="test")
-    images = scorer.test_set
-    model = build_model(config, len(images.classes)).eval()
-    expected = scorer.evaluate(model).results
-    paths = [record.path for record in images.records]
-    named = run_class_demo(config, model, images.classes, paths, tmp_path / "out", "cpu", 0.5)
-    written = json.loads((tmp_path / "out" / "classes.json").read_text())["images"]
-    high = 0
-    for record, image in zip(images.records, written, strict=True):
-        found = {row["class"]: row["score"] for row in image["scores"]}
-        assert [found[name] for name in images.classes] == expected[record.image_id].tolist()
-        assert (tmp_path / "out" / image["drawn"]).is_file()
-        high += sum(score >= 0.5 for score in found.values())
-    assert named == high
 
 
 def test_a_run_learns_and_leaves_what_evaluation_reads(tiny: Load, tmp_path: Path) -> None:

@@ -1,0 +1,515 @@
+"""The Python API: a checkpoint as a function from images to detections.
+
+    from detector import Detector
+
+    detector = Detector.load("runs/quickstart/checkpoints/best.pt")
+    result = detector("photo.jpg")
+    print(result.names, result.scores, result.boxes)
+
+Everything goes through the preprocessing, the predictor and the suppression of evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detector.config import Config
+from detector.config.load import override, parse_config, parse_stored
+from detector.core.errors import InputError
+from detector.core.structures import Batch, Detections, ImageRecord, Proposals, Targets
+from detector.data.images import upright_size
+from detector.data.in_memory import ImageLike, pixels_of
+from detector.data.paths import image_key
+from detector.data.samples import collate, make_sample
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.determinism import cuda_algorithms
+from detector.engine.inference import RegionPredictor, Regions
+from detector.evaluation.coco_results import to_results
+from detector.factory.loaders import inference_transforms, naming, no_proposals
+from detector.factory.model import build_postprocess, build_predictor, restore_model
+from detector.factory.proposals import (
+    check_complete,
+    file_override,
+    image_proposals,
+    stored_proposals,
+    temporary_store,
+)
+from detector.factory.resources import choose_device
+from detector.proposals.image_names import match_store
+from detector.proposals.store import ProposalStore
+from detector.visualize import ClassifiedImage, draw_class_scores, draw_detections
+
+ProposalPlace = str | os.PathLike[str] | ProposalStore
+Container = TypeVar("Container", Detections, Regions)
+Source = Callable[[ImageRecord, np.ndarray], Proposals]
+
+_GPU = threading.RLock()
+"""Held while a network runs on a GPU: CUDA's choice of algorithms belongs to the process, not to a thread."""
+_STORES = threading.RLock()
+"""Held while a proposal store is read, since stores keep files open for the next read."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """The detections of one image, by falling score.
+
+    A classifier's are its K classes, by falling score, each with the box of the whole image.
+    """
+
+    detections: Detections
+    classes: tuple[str, ...]
+    """The K class names; label k is ``classes[k - 1]``."""
+    size: tuple[int, int]
+    """(height, width) of the image in pixels, upright."""
+    image: str | None = None
+    """The image's path, or None for an image that was given as pixels."""
+    draw_threshold: float | None = None
+    """From which score on `draw` shows detections; None is 0.5."""
+    class_scores: Tensor | None = None
+    """A classifier's scores (K,) in the order of ``classes``; None for a detector."""
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    @property
+    def boxes(self) -> Tensor:
+        """Boxes (D, 4): x1, y1, x2, y2, half-open, in pixels of the original image."""
+        return self.detections.boxes
+
+    @property
+    def scores(self) -> Tensor:
+        """Scores (D,): probabilities, or the margins of SVMs."""
+        return self.detections.scores
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (D,) int64, 1..K."""
+        return self.detections.labels
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.classes[label - 1] for label in self.labels.tolist()]
+
+    def draw(self, image: ImageLike, score_threshold: float | None = None) -> np.ndarray:
+        """Return ``image``, of any kind that `Detector` takes, with the detections drawn in.
+
+        (H, W, 3) uint8 RGB; a classifier's classes and scores stand beside the image. ``score_threshold``
+        None takes that of the call, or else ``Detector.best_threshold``, or 0.5.
+
+        Raises:
+            InputError: an image that cannot be read, or of another size than the result's.
+        """
+        pixels = pixels_of(image, "the image to draw on")
+        if pixels.shape[:2] != self.size:
+            raise InputError(
+                f"the image to draw on is {pixels.shape[1]}x{pixels.shape[0]} pixels, the result's image "
+                f"{self.size[1]}x{self.size[0]}; give the image that the result is of"
+            )
+        if self.class_scores is not None:
+            return draw_class_scores(ClassifiedImage(pixels, self.class_scores.tolist()), self.classes)
+        threshold = self.draw_threshold if score_threshold is None else score_threshold
+        return draw_detections(pixels, self.detections, self.classes, threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: ``image``, ``height``, ``width`` and ``detections``, or a classifier's
+        ``scores``. Each has ``class`` and ``score``; a detection also has ``box``: x1, y1, x2, y2.
+        """
+        rows = zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
+        classifies = self.class_scores is not None
+        found = [
+            {"class": name, "score": score} | ({} if classifies else {"box": box})
+            for name, score, box in rows
+        ]
+        height, width = self.size
+        return {
+            "image": self.image,
+            "height": height,
+            "width": width,
+            "scores" if classifies else "detections": found,
+        }
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text, all digits kept."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def to_coco(self, image_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Return COCO results: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
+
+        ``category_ids`` are the annotation file's ids of ``classes``, in this order. None numbers the classes
+        1..K, since a checkpoint does not know the ids.
+
+        Raises:
+            InputError: a classifier's result, which has no boxes, or another number of ids than classes.
+        """
+        if self.class_scores is not None:
+            raise InputError("to_coco: a classifier of whole images has no boxes; use to_json")
+        ids = range(1, len(self.classes) + 1) if category_ids is None else category_ids
+        if len(ids) != len(self.classes):
+            raise InputError(
+                f"category_ids: {len(ids)} ids for {len(self.classes)} classes; give one per class"
+            )
+        return to_results(image_id, self.detections, ids)
+
+
+class Detector:
+    """A checkpoint as a function: images in, a `Result` each out; several threads may call it at a time.
+
+    Calls on the CPU run side by side; on a GPU one network runs at a time. ``classes`` are the K class names,
+    ``config`` is the checkpoint's, ``best_threshold`` the score threshold that training chose on its
+    validation images, or None.
+    """
+
+    def __init__(self, config: Config, checkpoint: dict[str, Any], device: str = "cpu") -> None:
+        """Build the network of ``config`` with the weights of a checkpoint that `load_checkpoint` has read.
+
+        Raises:
+            InputError: the weights do not fit the config.
+        """
+        self.config = config
+        self.device = device
+        self.classes: tuple[str, ...] = tuple(checkpoint["classes"])
+        self.best_threshold: float | None = checkpoint.get("score_threshold")
+        self._source: str = checkpoint["file"]
+        self._model = restore_model(config, checkpoint, self._source).to(device)
+        self._predictor = build_predictor(config, self._model, device)
+        self._transforms = inference_transforms(config)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        allow_code: Iterable[str] = (),
+        overrides: Sequence[str] = (),
+    ) -> Detector:
+        """Read a checkpoint; nothing else is needed, and nothing that it names is opened or imported.
+
+        Args:
+            device: "auto" (a GPU if one can be used), "cpu", "cuda" or "cuda:1".
+            allow_code: names of functions that the checkpoint may call, such as ``"my_boxes:propose"``.
+            overrides: config values to replace, such as ``"test.scales=[480,600]"``.
+
+        Raises:
+            InputError: no checkpoint of this project, one that names code which ``allow_code`` does not list,
+                or a device that this machine does not have.
+        """
+        state = load_checkpoint(Path(path))
+        allowed = {allow_code} if isinstance(allow_code, str) else set(allow_code)
+        config = parse_stored(state["config"], overrides, state["file"], allow_code=allowed)
+        return cls(config, state, choose_device(device))
+
+    @overload
+    def __call__(
+        self,
+        image: ImageLike,
+        *,
+        boxes: object = None,
+        score_threshold: float | None = None,
+        proposals: ProposalPlace | None = None,
+    ) -> Result: ...
+    @overload
+    def __call__(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        *,
+        boxes: object = None,
+        score_threshold: float | None = None,
+        proposals: ProposalPlace | None = None,
+    ) -> list[Result]: ...
+    def __call__(
+        self,
+        image: ImageLike | list[Any] | tuple[Any, ...],
+        *,
+        boxes: object = None,
+        score_threshold: float | None = None,
+        proposals: ProposalPlace | None = None,
+    ) -> Result | list[Result]:
+        """Return the detections of an image, or a list of them for a list of images.
+
+        Args:
+            image: a path, an array (H, W, 3) uint8 in RGB order (BGR cannot be told from it), a Pillow image,
+                or a list of these. EXIF orientation is applied to files and Pillow images.
+            boxes: regions of your own to classify instead of proposals, (P, 4): x1, y1, x2, y2, half-open, in
+                pixels of the upright image; for a list of images, a list with one such array per image.
+            score_threshold: detections score more than this; None takes ``test.score_threshold``, with which
+                results are those of evaluation bit for bit. A classifier gives all its classes for None.
+            proposals: a `ProposalStore` or the path of one, or a proposal file of any format that the tools
+                read, with boxes of these images by file name. None has the checkpoint's method make them.
+
+        Raises:
+            InputError: names what is wrong with which image, box or file, and how to put it right.
+        """
+        if isinstance(image, list | tuple):
+            if boxes is not None and (not isinstance(boxes, list | tuple) or len(boxes) != len(image)):
+                raise InputError(
+                    f"boxes: for a list of {len(image)} images give a list of as many arrays (P, 4)"
+                )
+            options: dict[str, Any] = {"score_threshold": score_threshold, "proposals": proposals}
+            return list(self.stream(image, boxes=boxes, **options))
+        own = None if boxes is None else [boxes]
+        (result,) = self.stream([image], boxes=own, score_threshold=score_threshold, proposals=proposals)
+        return result
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        boxes: Iterable[object] | None = None,
+        score_threshold: float | None = None,
+        proposals: ProposalPlace | None = None,
+    ) -> Iterator[Result]:
+        """Yield the result of each image as it is done; otherwise as a call with a list.
+
+        ``images`` may be a generator; with ``proposals`` all images are taken from it at the start. Errors
+        are raised when the results are taken.
+        """
+        if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
+            raise InputError("stream: expected several images; for a single one, call the detector with it")
+        predictor = self._with_threshold(score_threshold)
+        if proposals is not None:
+            images = list(images)
+        regions = None if boxes is None else iter(boxes)
+        with self._source_of(images, boxes, proposals) as source:
+            for number, image in enumerate(images):
+                own = source if regions is None else _given(next(regions, None))
+                views = self._views(image, number, own)
+                with self._running(views):
+                    predicted = predictor(views)
+                yield self._result(image, views[0].metas[0].original_size, predicted, score_threshold)
+
+    def classify(self, image: ImageLike, boxes: object, features: bool = False) -> Regions:
+        """Return what the network says of each region of one image, in the order given.
+
+        Nothing is suppressed or thresholded. ``boxes`` are as in a call. With ``features`` the result holds
+        the pooled and hidden features too. `RegionPredictor.regions` says how several test scales and
+        mirrored images are merged: the mean of scores and boxes, and the features of the straight image.
+
+        Raises:
+            InputError: as a call, and for a classifier of whole images.
+        """
+        predictor = self._predictor
+        if not isinstance(predictor, RegionPredictor):
+            raise InputError(
+                f"{self._source} classifies whole images and not regions; call it with the image"
+            )
+        views = self._views(image, 0, _given(boxes))
+        if not len(views[0].proposals[0]):
+            return self._no_regions(features)
+        with self._running(views):
+            found = predictor.regions(views, features=features)
+        return _ordinary(found)
+
+    def _no_regions(self, features: bool) -> Regions:
+        rows = len(self.classes) + 1
+        pooled = torch.zeros(0, self._model.region_pool.out_features) if features else None
+        hidden = torch.zeros(0, self._model.box_head.out_features) if features else None
+        return Regions(
+            scores=torch.zeros(0, rows), boxes=torch.zeros(0, rows, 4), pooled=pooled, hidden=hidden
+        )
+
+    def _views(self, image: ImageLike, number: int, source: Source) -> list[Batch]:
+        """Return the views of one image, made as the data pipeline makes those of a test image."""
+        name = _name_of(image) or f"image {number}"
+        pixels = pixels_of(image, name)
+        record = _record(Path(name), (pixels.shape[0], pixels.shape[1]))
+        proposals = source(record, pixels)
+        return [collate([make_sample(record, pixels, proposals, view)]) for view in self._transforms]
+
+    @contextmanager
+    def _running(self, views: Sequence[Batch]) -> Iterator[None]:
+        """Run the network with the algorithms of evaluation; errors name the image."""
+        lock = _GPU if torch.device(self.device).type == "cuda" else nullcontext()
+        algorithms = cuda_algorithms(self.device, deterministic=self.config.train.deterministic)
+        with naming(views[0].metas), lock, algorithms:
+            yield
+
+    def _with_threshold(self, score_threshold: float | None) -> Callable[[Sequence[Batch]], Any]:
+        if score_threshold is None:
+            return self._predictor
+        if isinstance(score_threshold, bool) or not isinstance(score_threshold, Real):
+            raise InputError(f"score_threshold: expected a number, not {score_threshold!r:.80}")
+        if not math.isfinite(score_threshold):
+            raise InputError(f"score_threshold {score_threshold:g}: expected a finite number")
+        if not isinstance(self._predictor, RegionPredictor):
+            return self._predictor
+        return replace(
+            self._predictor,
+            postprocess=build_postprocess(self.config, self._model.box_coder, float(score_threshold)),
+        )
+
+    def _result(
+        self, image: ImageLike, size: tuple[int, int], predicted: Any, score_threshold: float | None
+    ) -> Result:
+        scores = None if isinstance(predicted, Detections) else predicted.clone()
+        detections = predicted if scores is None else _ranked(scores, size, score_threshold)
+        return Result(
+            detections=_ordinary(detections),
+            classes=self.classes,
+            size=size,
+            image=_name_of(image),
+            draw_threshold=self.best_threshold if score_threshold is None else score_threshold,
+            class_scores=scores,
+        )
+
+    @contextmanager
+    def _source_of(
+        self, images: Iterable[ImageLike], boxes: object, proposals: ProposalPlace | None
+    ) -> Iterator[Source]:
+        """Provide what gives each image its proposals."""
+        if boxes is not None and proposals is not None:
+            raise InputError("give either boxes or proposals, not both")
+        if self.config.task == "classification":
+            if boxes is not None or proposals is not None:
+                raise InputError(f"{self._source} classifies whole images; it takes no boxes or proposals")
+            yield lambda record, _: no_proposals(record)
+        elif proposals is not None:
+            with self._stored(list(images), proposals) as source:
+                yield source
+        else:
+            yield self._made
+
+    def _made(self, record: ImageRecord, pixels: np.ndarray) -> Proposals:
+        """Return the proposals that the checkpoint's method makes of an image."""
+        if self.config.proposals.method is None:
+            raise InputError(
+                f"{self._source} was trained on proposals of a file, which does not have {record.path}; give "
+                "boxes=..., or proposals=... with a file that has it, or load the checkpoint with "
+                'overrides=["proposals.method=selective_search"]'
+            )
+        return image_proposals(self.config, pixels, record.image_id)
+
+    @contextmanager
+    def _stored(self, images: list[ImageLike], proposals: ProposalPlace) -> Iterator[Source]:
+        """Look proposals up by the images' paths and file names."""
+        records = [_record_on_disk(image, number) for number, image in enumerate(images)]
+        with self._opened(proposals, records) as store:
+            check_complete(self.config, store, records)
+            look_up = stored_proposals(self.config, store, training=False)
+
+            def read(record: ImageRecord, _: np.ndarray) -> Proposals:
+                with _STORES:
+                    return look_up(record)
+
+            yield read
+
+    @contextmanager
+    def _opened(self, proposals: ProposalPlace, records: list[ImageRecord]) -> Iterator[ProposalStore]:
+        if isinstance(proposals, ProposalStore):
+            with _STORES:
+                store = match_store(proposals, records)
+            yield store
+        elif isinstance(proposals, str | os.PathLike):
+            values = override(self.config.model_dump(mode="json"), [file_override(Path(proposals))])
+            with temporary_store(parse_config(values, self._source), records) as store:
+                yield store
+        else:
+            raise InputError(
+                f"proposals: expected a path or a ProposalStore, not {type(proposals).__name__}; regions of "
+                "your own go into boxes=..."
+            )
+
+
+def _name_of(image: object) -> str | None:
+    return str(Path(image)) if isinstance(image, str | os.PathLike) else None
+
+
+def _record(path: Path, size: tuple[int, int]) -> ImageRecord:
+    """Return the record of an image without annotations."""
+    return ImageRecord(
+        image_id=str(path),
+        key=image_key(path, Path()),
+        path=path,
+        height=size[0],
+        width=size[1],
+        targets=Targets.empty(),
+    )
+
+
+def record_of(path: Path) -> ImageRecord:
+    """Return the record of an image file without annotations."""
+    return _record(path, upright_size(path))
+
+
+def _record_on_disk(image: ImageLike, number: int) -> ImageRecord:
+    name = _name_of(image)
+    if name is None:
+        raise InputError(
+            f"proposals: boxes are looked up by file name, and image {number} has none; give its path, or "
+            "boxes=..."
+        )
+    return record_of(Path(name))
+
+
+def _given(boxes: object) -> Source:
+    """Return a source of regions that the caller gives for one image."""
+    return lambda record, pixels: Proposals(boxes=_checked(boxes, pixels.shape[:2], record.image_id))
+
+
+def _checked(boxes: object, size: tuple[int, int], name: str) -> Tensor:
+    """Return ``boxes`` as a tensor (P, 4) float32.
+
+    Raises InputError for another shape or type, and names the first box that is not finite, is reversed or
+    empty, or lies outside an image of ``size`` (height, width).
+    """
+    rows = _numbers(boxes, name)
+    if rows.size == 0 and rows.shape in ((0,), (0, 4)):
+        return torch.zeros(0, 4)
+    if rows.ndim != 2 or rows.shape[1] != 4:
+        one = "; put a single box into a list: [box]" if rows.shape == (4,) else ""
+        raise InputError(f"{name}: boxes have shape {rows.shape}, expected (P, 4){one}")
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        found = torch.from_numpy(rows.astype(np.float32))
+    x1, y1, x2, y2 = found.unbind(1)
+    faults = {
+        "is not finite": ~torch.isfinite(found).all(dim=1),
+        "is reversed or empty; boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2": (x2 <= x1) | (y2 <= y1),
+        f"leaves the image of {size[1]}x{size[0]} pixels; clip it": (
+            (x1 < 0) | (y1 < 0) | (x2 > size[1]) | (y2 > size[0])
+        ),
+    }
+    for what, wrong in faults.items():
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise InputError(f"{name}: box {row}, {found[row].tolist()}, {what}")
+    return found
+
+
+def _numbers(boxes: object, name: str) -> np.ndarray:
+    try:
+        plain = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes
+        rows = np.asarray(plain)
+    except (TypeError, ValueError):  # rows of different lengths
+        rows = np.empty(0, object)
+    if rows.dtype.kind not in "iuf":
+        raise InputError(f"{name}: boxes: expected numbers of shape (P, 4), such as a NumPy array")
+    return rows
+
+
+def _ordinary(container: Container) -> Container:
+    """Return a copy in ordinary tensors; those made in inference mode cannot be used in training."""
+    parts = {field.name: getattr(container, field.name) for field in fields(container)}
+    return replace(container, **{name: part.clone() for name, part in parts.items() if part is not None})
+
+
+def _ranked(scores: Tensor, size: tuple[int, int], score_threshold: float | None) -> Detections:
+    """Return a classifier's classes by falling score, each with the box of the whole image."""
+    order = torch.sort(scores, descending=True, stable=True).indices
+    if score_threshold is not None:
+        order = order[scores[order] > score_threshold]
+    whole = torch.tensor([[0.0, 0.0, size[1], size[0]]])
+    return Detections(boxes=whole.repeat(len(order), 1), scores=scores[order], labels=order + 1)

@@ -1,0 +1,105 @@
+"""Images that a caller hands over, as a path, an array or a Pillow image, and their pixels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from detector.core.errors import InputError
+from detector.data.images import read_image
+
+ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+
+_EXPECTED = "expected a path, an array (H, W, 3) uint8 in RGB order, or a Pillow image"
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_CONVERTED = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
+# EXIF 2.3, table 4: what brings an image of each orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+def pixels_of(image: object, name: str) -> np.ndarray:
+    """Return an image that a caller gives as an array (H, W, 3) uint8, RGB; ``name`` stands for it in errors.
+
+    A path is read by `read_image`. A Pillow image is treated as a file is: its EXIF orientation is applied,
+    grey becomes RGB, transparency is dropped, and of 16 bits the highest 8 are kept. An array must be in RGB
+    order: BGR, as OpenCV reads images, cannot be told from RGB.
+
+    Raises:
+        InputError: a file that cannot be read, another type, or an array of another shape or type.
+    """
+    match image:
+        case str() | os.PathLike():
+            return read_image(Path(image))
+        case Image.Image():
+            return _pixels_of_pillow(image, name)
+        case np.ndarray():
+            fault = _fault_of(image)
+            if fault is not None:
+                raise InputError(f"{name}: {fault}")
+            return np.ascontiguousarray(image)
+        case _:
+            raise InputError(f"{name}: a {type(image).__name__} is no image; {_EXPECTED}")
+
+
+def _fault_of(image: np.ndarray) -> str | None:
+    """Return what is wrong with an array and how to put it right, or None."""
+    shape = "x".join(map(str, image.shape))
+    if not image.size:
+        return f"the array is empty ({shape}); {_EXPECTED}"
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+        return f"a grey array ({shape}); repeat its channel: np.repeat(image.reshape(H, W, 1), 3, axis=2)"
+    if image.ndim == 4:
+        return f"an array of four dimensions ({shape}); give several images as a list"
+    if image.ndim != 3:
+        return f"an array of {image.ndim} dimensions ({shape}); {_EXPECTED}"
+    if image.shape[2] == 4:
+        return f"an array of four channels ({shape}); drop the last one: image[:, :, :3]"
+    if image.shape[2] != 3:
+        turned = image.shape[0] in (1, 3, 4)
+        how = "the channels come first; write image.transpose(1, 2, 0)" if turned else _EXPECTED
+        return f"an array of {image.shape[2]} channels ({shape}); {how}"
+    if image.dtype != np.uint8:
+        floating = image.dtype.kind == "f"
+        how = "for values in [0, 1] write (255 * image).round().astype(np.uint8)" if floating else _EXPECTED
+        return f"an array of {image.dtype}, not uint8; {how}"
+    return None
+
+
+def _pixels_of_pillow(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        image.load()  # Pillow reads only now what stands behind the pixels of a PNG, such as the orientation
+    except Exception as error:  # Pillow lets many kinds out of a damaged file
+        raise InputError(f"{name}: Pillow cannot decode this image: {error}") from None
+    if 0 in image.size:
+        raise InputError(f"{name}: the Pillow image is empty ({image.width}x{image.height} pixels)")
+    turn = _TURNS.get(_orientation(image))
+    upright = image if turn is None else image.transpose(turn)
+    if image.mode in _SIXTEEN_BITS:
+        return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode not in _CONVERTED:
+        raise InputError(f"{name}: a Pillow image of mode {image.mode!r}; give image.convert('RGB')")
+    return np.array(upright.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a Pillow image that is loaded, without XMP, which OpenCV ignores.
+
+    Pillow has already turned a TIFF upright when it loaded it.
+    """
+    if image.format == "TIFF" or not image.info.get("exif"):
+        return 1
+    exif = Image.Exif()
+    exif.load(image.info["exif"])
+    return int(exif.get(_ORIENTATION, 1))

@@ -1,0 +1,100 @@
+"""Images that a caller hands over have the pixels that the file reader gives."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.core.errors import InputError
+from detector.data.images import read_image
+from detector.data.in_memory import pixels_of
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_as_to_a_file(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif, path = Image.Exif(), tmp_path / f"turned.{suffix}"
+    exif[0x0112] = orientation
+    Image.fromarray(NOISE).save(path, exif=exif, lossless=True)  # WebP's; other formats have no such setting
+    expected = read_image(path)
+    assert expected.shape == ((20, 30, 3) if orientation < 5 else (30, 20, 3))
+    with Image.open(path) as opened:
+        copied = opened.copy()
+        for image in (opened, copied, Image.open(io.BytesIO(path.read_bytes()))):
+            assert np.array_equal(pixels_of(image, "a"), expected)
+
+
+def test_an_orientation_that_stands_only_in_xmp_is_ignored_as_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "xmp.jpg"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(NOISE).save(path, xmp=xmp)
+    with Image.open(path) as image:
+        assert np.array_equal(pixels_of(image, "a"), read_image(path))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "I;16"])
+def test_every_mode_becomes_rgb_as_a_file_does(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(1)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16))
+    else:
+        image = Image.fromarray(NOISE).convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(rng.integers(0, 256, (20, 30), dtype=np.uint8)))
+    assert image.mode == mode
+    image.save(tmp_path / "mode.png")
+    pixels = pixels_of(image, "a")
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, read_image(tmp_path / "mode.png"))
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "HSV", "LAB"])
+def test_modes_without_a_file_of_their_own_are_refused(mode: str) -> None:
+    with pytest.raises(InputError, match=rf"image 3: a Pillow image of mode '{mode}'; give image\.convert"):
+        pixels_of(Image.new(mode, (4, 4)), "image 3")
+
+
+@pytest.mark.parametrize(
+    ("image", "fault"),
+    [
+        (NOISE / np.float32(255), r"float32, not uint8; for values in \[0, 1\] write"),
+        (NOISE.astype(np.uint16), "array of uint16, not uint8; expected a path, an array"),
+        (NOISE > 9, "array of bool, not uint8"),
+        (
+            NOISE.transpose(2, 0, 1),
+            r"30 channels \(3x20x30\); the channels come first; .*transpose\(1, 2, 0\)",
+        ),
+        (NOISE[:, :, 0], r"a grey array \(20x30\); repeat its channel"),
+        (NOISE[:, :, :1], r"a grey array \(20x30x1\)"),
+        (np.dstack((NOISE, NOISE[:, :, 0])), r"four channels \(20x30x4\); drop the last one"),
+        (NOISE[:, :, :2], "an array of 2 channels"),
+        (NOISE[None], r"four dimensions \(1x20x30x3\); give several images as a list"),
+        (NOISE[0, 0], r"an array of 1 dimensions \(3\)"),
+        (NOISE[:0], r"the array is empty \(0x30x3\)"),
+        (NOISE.tolist(), "a list is no image"),
+        (None, "a NoneType is no image; expected a path"),
+    ],
+)
+def test_what_is_no_image_is_one_clear_error(image: object, fault: str) -> None:
+    with pytest.raises(InputError, match=f"image 3: .*{fault}"):
+        pixels_of(image, "image 3")
+
+
+def test_arrays_may_be_views_and_read_only() -> None:
+    reversed_view = NOISE[::-1, ::2]
+    reversed_view.flags.writeable = False
+    assert np.array_equal(pixels_of(reversed_view, "a"), reversed_view)
+    assert pixels_of(reversed_view, "a").flags.c_contiguous
+
+
+def test_a_damaged_pillow_image_is_one_clear_error(tmp_path: Path) -> None:
+    Image.fromarray(NOISE).save(tmp_path / "whole.png")
+    cut = (tmp_path / "whole.png").read_bytes()[:400]
+    with pytest.raises(InputError, match="image 0: Pillow cannot decode this image"):
+        pixels_of(Image.open(io.BytesIO(cut)), "image 0")
