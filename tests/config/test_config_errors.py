@@ -62,7 +62,7 @@ MISTAKES = [
     ),
     (
         "data.root=2007",
-        r"data\.root = 2007: a text; .*: '2007' in a file, 'data\.root=\"2007\"' on the command line$",
+        r"expected a text; .*: '2007' in a file, 'data\.root=\"2007\"' on the command line$",
     ),
     # Texts that no path or name can have
     ('data.root="\\0"', r"data\.root = '\\x00': holds a null character .* remove it"),
