@@ -112,8 +112,17 @@ def _line(source: str, item: Any, root: type[Section]) -> str:
         case _:
             if isinstance(value, Mapping) and item["type"] == "value_error":
                 return f"{source}: {message}"  # it names the keys that it is about
-            message += _correction(item["type"], key, value)
+            message = _EXPECTED.get(item["type"], message) + _correction(item["type"], key, value)
     return f"{source}: {key} = {shown(value)}: {message}"
+
+
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "string_type": "expected a text",
+    "bool_type": "expected true or false",
+}
 
 
 def _unknown_key(place: _Place, name: str) -> str:
