@@ -27,6 +27,7 @@ from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import PeakMemory
 from detector.engine.run_log import RunLog, read_log
+from detector.factory.data import evaluated_split
 from detector.factory.model import initial_model, restore_model
 from detector.factory.weights import check_weights
 from detector.models.detector import RegionDetector
@@ -327,7 +328,7 @@ class StagedTraining:
         finished = _state(config, model, classes, last.steps)
         checkpoints.save_checkpoint(target, finished)
         self.detector = target
-        split = config.train.evaluate_split or config.data.test_split
+        split = evaluated_split(config)
         self.test_set = open_test_set(config, split, classes)
         validation_set = open_validation(config, classes)
         model = model.to(self.device)

@@ -46,7 +46,7 @@ class ClassificationTask:
         """Read the data and build the network, with the weights of ``state`` where a run goes on."""
         self.config = config
         self.device = device
-        split = config.train.evaluate_split or config.data.test_split
+        split = data_parts.evaluated_split(config)
         self.test_set: LabelledImages = open_images(config, split, state["classes"] if state else None)
         self.classes = self.test_set.classes
         self.data_fingerprint = evaluation_fingerprint(config, split, self.test_set.records, state)

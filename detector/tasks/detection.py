@@ -47,7 +47,7 @@ class DetectionTask:
         """Read the data and build the network, with the weights of ``state`` where a run goes on."""
         self.config = config
         self.device = device
-        split = config.train.evaluate_split or config.data.test_split
+        split = data_parts.evaluated_split(config)
         data_parts.ensure_data(config)
         self.classes = known_classes(config, state["classes"] if state else None)
         dataset = self._read_training(state)  # faults of it end the run before any proposals are made
