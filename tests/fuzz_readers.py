@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from detector.core.errors import InputError, nearest
+from detector.core.machine import available_cores
 from detector.core.progress import track
 from tests.fuzz_targets import TARGETS, Target
 
@@ -141,11 +142,12 @@ def main() -> int:
     kinds = chosen_kinds(arguments.kind)
     numbers = range(arguments.first, arguments.first + arguments.cases)
     cases = [(kind, number) for kind in kinds for number in numbers]
-    with tempfile.TemporaryDirectory() as folder:
-        cores = len(os.sched_getaffinity(0))
-        with ProcessPoolExecutor(cores, initializer=_set_up_worker, initargs=(folder,)) as pool:
-            results = pool.map(partial(guarded_case, seed=arguments.seed), cases, chunksize=25)
-            outcomes = list(track(results, len(cases), "changed files"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(available_cores(), initializer=_set_up_worker, initargs=(folder,)) as pool,
+    ):
+        results = pool.map(partial(guarded_case, seed=arguments.seed), cases, chunksize=25)
+        outcomes = list(track(results, len(cases), "changed files"))
     return report(outcomes)
 
 

@@ -28,16 +28,7 @@ from detector.data.images import read_image
 from detector.data.source import DataSource
 from detector.data.targets import AS_ANNOTATED, TargetBuilder
 from detector.evaluation.report import plain, write_json
-from detector.factory.data import (
-    build_source,
-    class_names,
-    ensure_data,
-    find_validation,
-    kept_images,
-    read_splits,
-    require_objects,
-    split_selection,
-)
+from detector.factory import data as data_parts
 from detector.visualize.data_page import data_picture
 
 EXAMPLES = 4
@@ -47,7 +38,7 @@ EXAMPLES = 4
 def main() -> int:
     arguments = parse()
     config = load_config(arguments.config, arguments.overrides)
-    splits = arguments.split or read_splits(config)
+    splits = arguments.split or data_parts.read_splits(config)
     report = check_data(config, splits, images=not arguments.no_images)
     show_report(report)
     output = Path(arguments.output or f"runs/check/{Path(arguments.config).stem}.json")
@@ -66,10 +57,10 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
 
     Where class names are taken from VOC annotations, those that belong to no split are read as well.
     """
-    ensure_data(config)
-    data, source = config.data, build_source(config)
-    kept = None if data.classes or source.declares_classes else kept_images(config)
-    selections = {split: split_selection(config, split) for split in splits}
+    data_parts.ensure_data(config)
+    data, source = config.data, data_parts.build_source(config)
+    kept = None if data.classes or source.declares_classes else data_parts.kept_images(config)
+    selections = {split: data_parts.split_selection(config, split) for split in splits}
     problems: list[Problem] = []
     listed = list(source.images_to_check(selections, data.train_split, kept, problems.append))
     classes = _known_classes(config, source)
@@ -88,7 +79,7 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
         data.train_split,
         first_pixel=data.first_pixel,
         classes=sorted(classes or ()),
-        validation_split=find_validation(config).split,
+        validation_split=data_parts.find_validation(config).split,
     )
 
 
@@ -97,7 +88,7 @@ def _known_classes(config: Config, source: DataSource) -> frozenset[str] | None:
     if config.data.classes is None and not source.declares_classes:
         return None
     try:
-        return frozenset(class_names(config))
+        return frozenset(data_parts.class_names(config))
     except InputError:  # `DataSource.images_to_check` reports it as a problem of the file
         return None
 
@@ -110,7 +101,7 @@ def _nothing_to_train_on(config: Config, checked: Sequence[CheckedImage]) -> lis
     build_targets = TargetBuilder(list(names), AS_ANNOTATED)
     try:
         if members:
-            require_objects((build_targets(objects, (0, 0)) for objects in members), config)
+            data_parts.require_objects((build_targets(objects, (0, 0)) for objects in members), config)
     except InputError as error:
         message = message_without(error, config.data.root)
         return [Problem(kind="nothing to train on", file=split, message=message, stops=True)]

@@ -7,6 +7,7 @@ exactly where the stopped one was.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
@@ -14,6 +15,7 @@ from torch.utils.data import Sampler
 from detector.core.structures import ImageRecord
 
 
+@dataclass(eq=False)
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Endless batches of (index, draw), starting at ``start_step``; every image occurs once per epoch.
 
@@ -23,25 +25,17 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     process ``rank`` of ``world_size`` takes every ``world_size``-th, so that no two processes see the same.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        groups: Sequence[int] | None = None,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if count < 1:
+    count: int
+    batch_size: int
+    seed: int
+    groups: Sequence[int] | None = None
+    start_step: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
             raise ValueError("cannot draw batches from no images")
-        self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
-        self.groups = torch.zeros(count) if groups is None else torch.tensor(groups)
-        self.start_step = start_step
-        self.rank = rank
-        self.world_size = world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         number = self.start_step * self.world_size + self.rank
@@ -59,8 +53,9 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         order = torch.randperm(self.count, generator=generator)
         whole: list[list[int]] = []
         rest: list[int] = []
-        for group in self.groups.unique().tolist():
-            members = order[self.groups[order] == group].tolist()
+        groups = torch.zeros(self.count) if self.groups is None else torch.tensor(self.groups)
+        for group in groups.unique().tolist():
+            members = order[groups[order] == group].tolist()
             end = len(members) - len(members) % self.batch_size
             whole += [members[at : at + self.batch_size] for at in range(0, end, self.batch_size)]
             rest += members[end:]

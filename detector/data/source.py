@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import ImageToCheck, Report
+from detector.data.check.problem import ImageToCheck, Reporter
 from detector.data.selection import Selection
 from detector.data.suspicions import Suspicion
 from detector.data.targets import ObjectRules
@@ -98,7 +98,7 @@ class DataSource(Protocol):
         ...
 
     def images_to_check(
-        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Report
+        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Reporter
     ) -> Iterator[ImageToCheck]:
         """Yield the images of the splits that ``selections`` names, and ``report`` faults in their lists.
 

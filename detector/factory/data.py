@@ -188,6 +188,11 @@ def find_validation(config: Config) -> Validation:
     return Validation(fraction=DEFAULT_FRACTION if chooses else 0.0)
 
 
+def evaluated_split(config: Config) -> str:
+    """Return the split on which a run of ``config`` is evaluated."""
+    return config.train.evaluate_split or config.data.test_split
+
+
 def read_splits(config: Config) -> list[str]:
     """Return the splits that training with ``config`` reads, each of them once."""
     data = config.data

@@ -1,4 +1,4 @@
-"""tools/check_data.py: every planted fault is found, named by file and object, and mended by the fix list."""
+"""tools/check_data.py: every planted fault is reported with file and object, and fixed by the fix list."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def with_object(annotation: Path, name: str, *corners: int) -> None:
 
 
 def planted(root: Path) -> dict[str, tuple[str, bool]]:
-    """Damage an image a kind of fault; return the kind and whether it stops training, by image id."""
+    """Damage one image per kind of fault; return the kind and whether it stops training, by image id."""
     ids = (root / "ImageSets" / "Main" / "trainval.txt").read_text().split()
     annotation = {image_id: root / "Annotations" / f"{image_id}.xml" for image_id in ids}
     image = {image_id: next((root / "JPEGImages").glob(f"{image_id}.*")) for image_id in ids}
@@ -110,7 +110,7 @@ def planted(root: Path) -> dict[str, tuple[str, bool]]:
     return dict(zip(ids, kinds.items(), strict=True))
 
 
-def test_every_planted_fault_is_found_and_the_fix_list_mends_it(
+def test_every_planted_fault_is_reported_and_fixed_by_the_fix_list(
     tool: Tool, root: Path, tmp_path: Path
 ) -> None:
     faults = planted(root)
@@ -190,7 +190,7 @@ def test_splits_that_are_missing_or_the_same(tool: Tool, root: Path, tmp_path: P
     assert [one["kind"] for one in problems(tmp_path)] == ["in two splits"]
 
 
-def test_every_faulty_line_of_a_split_is_told_and_the_rest_is_looked_at(
+def test_every_faulty_line_of_a_split_is_reported_and_the_rest_is_checked(
     tool: Tool, root: Path, tmp_path: Path
 ) -> None:
     split = root / "ImageSets" / "Main" / "trainval.txt"

@@ -1,4 +1,4 @@
-"""What a check of the data says, and a training run that starts says the same."""
+"""A check of the data and a training run that starts report the same problems."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def refused_by_both(config: Config, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("flags", [{"iscrowd": 1}, {"ignore": 1}])
-def test_crowds_and_ignored_objects_alone(
+def test_only_crowds_and_ignored_objects(
     tiny: Load, root: Path, tmp_path: Path, flags: dict[str, int]
 ) -> None:
     overrides = as_coco(root, tmp_path / "coco")
@@ -120,7 +120,7 @@ def test_crowds_and_ignored_objects_alone(
     assert "but crowd regions" in refused_by_both(tiny(*overrides), tmp_path)
 
 
-def test_difficult_objects_alone_where_they_are_skipped(tiny: Load, root: Path, tmp_path: Path) -> None:
+def test_only_difficult_objects_where_they_are_skipped(tiny: Load, root: Path, tmp_path: Path) -> None:
     for path in (root / "Annotations").iterdir():
         path.write_text(path.read_text().replace("<difficult>0<", "<difficult>1<"))
     config = tiny(f"data.root={root}", "data.difficult=skip")

@@ -1,4 +1,4 @@
-"""Data sets in which names start again in every split: COCO's ids, or the file names of VOC folders."""
+"""Data sets whose splits use the same names: COCO's ids, or the file names of VOC folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VOC = {
 
 
 def numbered_coco(root: Path, splits: Mapping[str, int]) -> Path:
-    """Write a folder a split with that many images, ids from 0 and file names of its own, as Roboflow."""
+    """Write one folder per split with that many images, ids from 0 and its own file names, like Roboflow."""
     for place, (split, count) in enumerate(splits.items()):
         rng = np.random.default_rng(place)
         (root / split).mkdir(parents=True)
@@ -50,7 +50,7 @@ def numbered_coco(root: Path, splits: Mapping[str, int]) -> Path:
 
 
 def voc_folders(root: Path) -> Path:
-    """Write two folders a split, with the same file names in each split and other images."""
+    """Write two folders per split, with the same file names but other images in each split."""
     (root / "ImageSets" / "Main").mkdir(parents=True)
     for seed, split in enumerate(("train", "valid")):
         made = root / "made"

@@ -48,7 +48,7 @@ BARE = "<annotation><size><width>30</width><height>20</height></size></annotatio
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A layout of two annotations, one of them in a folder of its own."""
+    """A layout of two annotations, one of them in a subfolder."""
     root = tmp_path / "set"
     for image_id, text in {"sub/full": FULL, "bare": BARE}.items():
         path = root / "Annotations" / f"{image_id}.xml"
@@ -60,7 +60,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def same(first: ElementTree.Element, second: ElementTree.Element) -> bool:
-    """Say whether two elements and all below are equal, up to white space."""
+    """Say whether two elements and all their descendants are equal, except for white space."""
     texts = [(element.text or "").strip() for element in (first, second)]
     return (
         (first.tag, first.attrib, len(first)) == (second.tag, second.attrib, len(second))
@@ -191,7 +191,7 @@ def test_other_bytes_are_something_else(root: Path, tmp_path: Path, text: bytes)
 
 
 def test_a_pipe_in_the_place_of_an_annotation_is_refused(root: Path, tmp_path: Path) -> None:
-    """It was waited for without end."""
+    """The converter waited for it forever."""
     voc_to_coco(root, "test", tmp_path / "test.json")
     (tmp_path / "back" / "Annotations").mkdir(parents=True)
     os.mkfifo(tmp_path / "back" / "Annotations" / "bare.xml")

@@ -1,4 +1,4 @@
-"""A split's fingerprint: the same wherever the data lie, another one for every change that training sees."""
+"""A split's fingerprint: independent of the folder, different after every change that affects training."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Array = np.ndarray
 
 
 def picture(height: int, width: int) -> Array:
-    """Left half red, right half blue, RGB: tells channel order, mirroring and rotation apart."""
+    """Left half red, right half blue, RGB: shows channel order, mirroring and rotation."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, : width // 2, 0] = 250
     image[:, width // 2 :, 2] = 250
@@ -41,7 +41,7 @@ def encode(image: Array, suffix: str = ".jpg") -> bytes:
 
 
 def with_segment(jpeg: bytes, marker: int, payload: bytes) -> bytes:
-    """Put an application segment right behind the start of ``jpeg``."""
+    """Put an application segment directly after the start of ``jpeg``."""
     return jpeg[:2] + bytes((0xFF, marker)) + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
 
 
@@ -396,7 +396,7 @@ def test_exif_behind_a_pngs_pixels_counts_and_is_all_that_is_decoded_for(
     assert upright_size(path) == STORED
 
 
-def test_an_orientation_in_xmp_alone_does_not_count(tmp_path: Path) -> None:
+def test_an_orientation_only_in_xmp_does_not_count(tmp_path: Path) -> None:
     words = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     jpeg = encoded("JPEG", None)
     path = tmp_path / "a.jpg"

@@ -94,7 +94,7 @@ def worker_pid() -> int:
 @pytest.mark.parametrize("make", [training, inference])
 @pytest.mark.parametrize("batch", [1, 50])
 def test_no_descriptor_stays_open(records: list[ImageRecord], make: object, batch: int) -> None:
-    """Tensors of the records would stay in shared memory: 4 descriptors an image in the worker."""
+    """Tensors of the records would stay in shared memory: 4 descriptors per image in the worker."""
     items = load(make(records, batch))  # type: ignore[operator]
     before = open_files(os.getpid())
     most = []

@@ -1,4 +1,4 @@
-"""Files found by a name and an ending in any case, and keys: paths below the data root."""
+"""Finding files by name with a suffix in any case, and keys: paths below the data root."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detector.proposals.index import check_image_id
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpg", "a.jPeG", "a.TIFF", "a.WebP"])
 @pytest.mark.parametrize("listed", [False, True])
-def test_any_case_is_found(tmp_path: Path, name: str, listed: bool) -> None:
+def test_a_suffix_in_any_case(tmp_path: Path, name: str, listed: bool) -> None:
     (tmp_path / name).touch()
     lookup = FileFinder()
     if listed:

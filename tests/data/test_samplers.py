@@ -69,7 +69,7 @@ def test_draws_number_the_samples_of_the_run() -> None:
     assert draws == list(range(40))
 
 
-def test_one_image_fills_a_batch_alone() -> None:
+def test_one_image_can_fill_a_batch() -> None:
     assert TrainingBatches(1, 3, 0).epoch(0) == [[0, 0, 0]]
     with pytest.raises(ValueError, match="no images"):
         TrainingBatches(0, 3, 0)

@@ -1,4 +1,4 @@
-"""Samples are the same bytes whoever makes them, and errors in workers stay one clear line."""
+"""Samples and batches: the same bytes in every process, and errors in workers stay one clear line."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_inference_gives_one_sample_a_scale_with_the_same_proposals(records: lis
     assert isinstance(dataset[1], InputError)
 
 
-def test_samples_share_a_scale_as_long_as_they_are_told(records: list[ImageRecord]) -> None:
+def test_consecutive_samples_share_a_scale_as_configured(records: list[ImageRecord]) -> None:
     dataset = TrainingDataset(records, proposals, RANDOM, seed=11, draws_per_scale=4)
     scales = [dataset[(0, draw)].meta.input_size for draw in range(80)]
     groups = [set(scales[start : start + 4]) for start in range(0, 80, 4)]

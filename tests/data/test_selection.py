@@ -30,7 +30,7 @@ def test_shares_that_do_not_come_out_even_lose_nothing(count: int) -> None:
     assert max(map(len, splits.values())) - min(map(len, splits.values())) <= 1
 
 
-def test_the_division_depends_on_ids_and_seed_alone() -> None:
+def test_the_division_depends_only_on_ids_and_seed() -> None:
     ratio = {"train": 0.5, "test": 0.5}
     shuffled = IDS.copy()
     random.Random(0).shuffle(shuffled)

@@ -1,4 +1,4 @@
-"""What is probably not meant: found where it is there, and nowhere else."""
+"""Probable mistakes: each is reported where it exists, and nowhere else."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_name_of_another_image(image: Path, named: str) -> None:
     assert "the image that is read is 'a b.jpg'; no file of that name is beside" in found.message
 
 
-def test_two_images_that_differ_in_their_suffix_alone(image: Path) -> None:
+def test_two_images_that_differ_only_in_their_suffix(image: Path) -> None:
     image.with_suffix(".png").touch()
     (found,) = other_image("a b.png", image, image.with_suffix(".xml"))
     assert "names 'a b.png', the image that is read is 'a b.jpg'; both files exist" in found.message

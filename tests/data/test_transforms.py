@@ -132,7 +132,7 @@ def test_an_image_of_its_own_size_is_still_capped() -> None:
     assert transform(np.zeros((150, 200, 3), np.uint8), "a")[1].input_size == (75, 100)
 
 
-def test_a_generator_for_scales_decides_these_alone() -> None:
+def test_a_generator_for_scales_decides_only_these() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     transform = ImageTransform(
         normalization=PLAIN, scales=(20, 40, 60), max_size=200, flip=0.5, scale_jitter=(0.8, 1.25)

@@ -30,7 +30,7 @@ class Problem:
     unusable: bool = False
 
 
-Report = Callable[[Problem], None]
+Reporter = Callable[[Problem], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

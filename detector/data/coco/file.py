@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -116,23 +117,14 @@ def image_file(folder: Path, name: str) -> Path:
     If no file has exactly that name, it is looked for with ``\\`` as the separator of folders and with
     ``%20`` and similar codes decoded, as some tools write them; never outside ``folder``.
     """
-    for written in possible_names(name) if "\\" in name or "%" in name else ():
-        if (folder / written).is_file():
-            return folder / written
-    return folder / name
-
-
-def possible_names(name: str) -> list[str]:
-    """Return an image's name in a COCO file, and what else it may mean: see `image_file`."""
     forward = name.replace("\\", "/")
-    names = [name]
-    for written in (forward, unquote(name), unquote(forward)):
-        try:
-            require_inside(written, "", "")
-        except InputError:
-            continue
-        names.append(PurePosixPath(written).as_posix())
-    return list(dict.fromkeys(names))
+    if forward != name or "%" in name:
+        for written in dict.fromkeys((name, forward, unquote(name), unquote(forward))):
+            with suppress(InputError):
+                require_inside(written, "", "")
+                if (folder / written).is_file():
+                    return folder / written
+    return folder / name
 
 
 def _section(content: dict[str, Any], section: str, path: Path) -> list[Entry]:
@@ -145,10 +137,7 @@ def _section(content: dict[str, Any], section: str, path: Path) -> list[Entry]:
 
 
 def _accepted(
-    entries: list[Entry],
-    place: str,
-    check: Callable[[Entry, str], None],
-    on_fault: FaultHandler | None,
+    entries: list[Entry], place: str, check: Callable[[Entry, str], None], on_fault: FaultHandler | None
 ) -> list[Entry]:
     """Return the entries that pass ``check``."""
     kept = []

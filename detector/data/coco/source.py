@@ -11,7 +11,7 @@ from pathlib import Path
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import ImageToCheck, Problem, Report, nothing_to_score, whole_file
+from detector.data.check.problem import ImageToCheck, Problem, Reporter, nothing_to_score, whole_file
 from detector.data.coco.file import (
     CocoData,
     Entry,
@@ -138,7 +138,7 @@ class CocoSource:
         return {**data, "categories": [*data["categories"], *added]}
 
     def images_to_check(
-        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Report
+        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Reporter
     ) -> Iterator[ImageToCheck]:
         """Yield the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
         for split, choose in selections.items():
@@ -148,7 +148,7 @@ class CocoSource:
                 report(whole_file(self.image_list(split), error))
 
     def _split_to_check(
-        self, split: str, choose: Selection, report: Report, *, trained: bool
+        self, split: str, choose: Selection, report: Reporter, *, trained: bool
     ) -> Iterator[ImageToCheck]:
         path, folder = self.image_list(split), self.image_folder(split)
         data, entries, chosen = self._read(
@@ -177,12 +177,7 @@ class CocoSource:
             report(Problem(kind=kind, file=file, message=message))
 
     def _read(
-        self,
-        split: str,
-        choose: Selection | None,
-        on_fault: FaultHandler | None = None,
-        *,
-        unannotated: bool,
+        self, split: str, choose: Selection | None, on_fault: FaultHandler | None = None, *, unannotated: bool
     ) -> tuple[CocoData, dict[str, Entry], Sequence[ImageName]]:
         """Return the content of a split's file, its images by the records' ids, and the chosen images."""
         path = self.image_list(split)

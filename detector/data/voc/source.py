@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import ImageToCheck, Report, nothing_to_score, whole_file
+from detector.data.check.problem import ImageToCheck, Reporter, nothing_to_score, whole_file
 from detector.data.faults import faults_to
 from detector.data.selection import Selection
 from detector.data.source import Dataset, for_split
@@ -140,7 +140,7 @@ class VocSource:
         return None
 
     def images_to_check(
-        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Report
+        self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Reporter
     ) -> Iterator[ImageToCheck]:
         """Yield the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
         by_folders: dict[tuple[str, str], list[str]] = {}
@@ -158,7 +158,7 @@ class VocSource:
             yield from _to_check(layout, splits_of, train_split, report)
 
     def _splits_by_id(
-        self, layout: VocLayout, selections: Mapping[str, Selection], report: Report
+        self, layout: VocLayout, selections: Mapping[str, Selection], report: Reporter
     ) -> dict[str, list[str]]:
         """Return the splits that name each image id."""
         splits_of: dict[str, list[str]] = {}
@@ -188,7 +188,7 @@ def _empty(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAn
 
 
 def _to_check(
-    layout: VocLayout, splits_of: Mapping[str, list[str]], train_split: str, report: Report
+    layout: VocLayout, splits_of: Mapping[str, list[str]], train_split: str, report: Reporter
 ) -> Iterator[ImageToCheck]:
     files = {image_id: layout.find_annotation(image_id) for image_id in splits_of}
     annotated = {split for image_id, splits in splits_of.items() if files[image_id] for split in splits}

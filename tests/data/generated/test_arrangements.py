@@ -1,4 +1,4 @@
-"""Images whose classes differ by layout: the truth measured again from boxes and from painted pixels."""
+"""Images whose classes differ by layout: annotations compared with boxes and painted pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scenes() -> list[Scene]:
 
 
 def positions(scene: Scene, name: str) -> list[np.ndarray]:
-    """Return the (x, y) of the pixels of each shape of a class, hidden ones included."""
+    """Return the (x, y) of the pixels of each shape of a class, including hidden ones."""
     return [np.argwhere(shape.mask)[:, ::-1] for shape in scene.shapes if shape.name == name]
 
 
@@ -69,7 +69,7 @@ def test_a_relation_is_difficult_where_one_of_its_shapes_is(scenes: list[Scene])
 
 
 def test_shapes_tell_nothing_about_the_class(scenes: list[Scene]) -> None:
-    """Every class shows the same pair, and as often each other shape, within what chance allows."""
+    """Every class shows the same pair, and every other shape equally often, within random variation."""
     for other in ("cross", "ring", "triangle"):
         shown = {name: [] for name in ARRANGEMENTS}
         for scene in scenes:

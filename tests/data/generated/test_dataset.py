@@ -1,4 +1,4 @@
-"""The generated data set against slow, independent measurements of what was drawn."""
+"""The generated data set, compared with slow, independent measurements of the drawn images."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_every_kind_of_image_occurs(root: Path) -> None:
 
 
 def test_files_agree_with_scenes(root: Path) -> None:
-    """The reader's half-open boxes are the masks' extents, and the images have the sizes asked for."""
+    """The reader's half-open boxes are the masks' extents, and the images have the requested sizes."""
     for index, record in enumerate(VocSource(root).load("test").records):
         rng = np.random.default_rng([0, 1, index])
         height, width = rng.integers(120, 201, 2).tolist()
@@ -172,7 +172,7 @@ def test_test_images_do_not_depend_on_the_number_of_training_images(tmp_path: Pa
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_finished_set_is_left_alone(tmp_path: Path) -> None:
+def test_a_finished_set_stays_unchanged(tmp_path: Path) -> None:
     root = tmp_path / "nested/set"
     root.mkdir(parents=True)
     ensure_generated(root, **SMALL)
@@ -207,7 +207,7 @@ def test_other_parameters_and_foreign_folders_are_refused(tmp_path: Path) -> Non
 def test_a_folder_that_is_not_there_is_no_place_for_a_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a shipped config's folder, or an empty one that is there: a mistyped root is drawn nowhere."""
+    """Only a shipped config's folder or an existing empty one: nothing is drawn for a mistyped root."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"data/raccoon: no such folder.*data\.generate=null"):
         ensure_generated(Path("data/raccoon"), **SMALL)

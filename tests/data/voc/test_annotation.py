@@ -1,4 +1,4 @@
-"""One annotation file: spellings, encodings, and objects that must not be passed by."""
+"""One annotation file: spellings, encodings, and objects that must not be ignored."""
 
 from __future__ import annotations
 

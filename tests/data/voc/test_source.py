@@ -59,7 +59,7 @@ class Layout:
         return path
 
     def load(self, *objects: str, **settings: object) -> Dataset:
-        """Annotate one image with ``objects`` and load it alone, without an image file."""
+        """Annotate one image with ``objects`` and load only this image, without an image file."""
         self.annotate("one", *objects)
         self.list("one", "one\n")
         rules = {name: settings.pop(name) for name in RULES if name in settings}
