@@ -27,7 +27,7 @@ from detector.proposals.locking import writer_lock
 from detector.proposals.matching import ImageMatcher, NamedImage
 from detector.proposals.prepare import filter_proposals
 from detector.proposals.readers import read_images
-from detector.proposals.readers.arrays import Position, RawImage, make_proposals
+from detector.proposals.readers.raw_images import Position, RawImage, make_proposals
 from detector.proposals.sources import record_digest, source_parameters
 from detector.proposals.store import Entry, ProposalStore
 

@@ -25,7 +25,7 @@ from detector.core.files import require_regular
 from detector.core.structures import Proposals
 from detector.proposals.entries import Entry, check_entry
 from detector.proposals.index import is_content_hash
-from detector.proposals.readers.arrays import MAX_BOXES
+from detector.proposals.readers.raw_images import MAX_BOXES
 
 NAME = "unfinished.journal"
 _HEAD = struct.Struct("<II")  # length and CRC-32 of what follows
