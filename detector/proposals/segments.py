@@ -18,8 +18,9 @@ from detector.core.files import atomic_write, require_regular
 from detector.proposals.npy import Header, check_length, map_file, read_header
 
 FloatArray = NDArray[np.float32]
-_NAME = re.compile(r"\.?segment_(\d{6,})\.(boxes|scores)\.npy(\.\d+)?(\.tmp)?")
-"""The parts of segments, and what interrupted writers leave of them."""
+_NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
+_UNFINISHED = re.compile(rf"\.?({_NAME.pattern}|index\.npy|manifest\.json)(\.\d+)?\.tmp")
+"""What interrupted writers leave, also those of earlier versions."""
 _BUFFER = 1 << 18
 Signature = tuple[tuple[int, ...] | None, ...]
 # A map holds a file descriptor and most systems allow a process 1024 of them.
@@ -52,7 +53,7 @@ def remove_segments(folder: Path, keep: set[int]) -> None:
     """Remove every segment whose number is not in ``keep``, and what interrupted writers left."""
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
-        if match and (int(match[1]) not in keep or path.suffix == ".tmp"):
+        if _UNFINISHED.fullmatch(path.name) or (match and int(match[1]) not in keep):
             path.unlink(missing_ok=True)
 
 

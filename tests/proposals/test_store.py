@@ -123,6 +123,16 @@ def test_a_later_entry_wins_and_the_old_segment_stays_until_compact(tmp_path: Pa
     assert_equal(stale_reader["image_1"], make_proposals(7, scored=False))
 
 
+def test_compact_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    left = [".index.npy.7.tmp", ".manifest.json.7.tmp", ".segment_000009.boxes.npy.7.tmp", "index.npy.tmp"]
+    for name in (*left, "mine.tmp"):
+        (store.path / name).touch()
+    store.compact()
+    assert [path.name for path in store.path.glob("*.tmp")] == ["mine.tmp"]
+    assert not list(store.path.glob(".*.tmp"))
+
+
 def test_what_is_read_is_a_copy(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     store["image_2"].boxes.zero_()
