@@ -39,28 +39,28 @@ class DamagedPickle(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """A name that a pickle may call, and the function of this project that is called instead."""
+    """What a name in a pickle stands for if it may be called: a function of this project."""
 
     build: Callable[..., Any]
 
 
 class Stateful:
-    """An object whose content follows in the pickle after the call that makes it."""
+    """An object that a pickle first makes by a call and then gives its content."""
 
     def set_state(self, state: Any) -> None:
-        """Take the content; raises ValueError or TypeError if it is not as it should be."""
+        """Take the content; raises ValueError or TypeError for unexpected content."""
         raise NotImplementedError
 
 
 class Instructions(dict[int, Callable[[Any], None]]):
-    """Functions by the byte of the instruction that they follow."""
+    """The functions that follow the instructions of a pickle, by the byte of the instruction."""
 
     def __missing__(self, code: int) -> Callable[[Any], None]:
         raise Refused(f"it has the pickle instruction {bytes([code])!r}")
 
     @classmethod
     def named(cls, names: str, known: Mapping[int, Callable[[Any], None]]) -> Instructions:
-        """Return those of the ``known`` ones that the library's module pickle calls by these ``names``."""
+        """Return the ``known`` functions for the instructions with these ``names`` in the module pickle."""
         return cls({code: known[code] for code in (getattr(pickle, name)[0] for name in names.split())})
 
 
@@ -116,7 +116,7 @@ class PlainUnpickler(pickle._Unpickler):
         self.stack.append(text == b"01" if text in (b"00", b"01") else int(text))
 
     def _take(self, layout: str) -> Any:
-        """Return a view of the bytes whose number stands before them."""
+        """Return a view of the bytes that follow their number, which is packed in ``layout``."""
         (count,) = struct.unpack(layout, self.read(struct.calcsize(layout)))
         start, end = self.file.tell(), self.file.tell() + count
         if not start <= end <= len(self._view):

@@ -1,8 +1,8 @@
 """Files of ``torch.save``, checkpoints and weights: read without running code, verified, within bounds.
 
 Before torch allocates anything, the archive's checksums are compared, compressed archives are refused, and
-every storage is as large as the part of the file that it comes from. Afterwards every tensor lies within its
-storage, so that no file becomes many times its size in memory.
+every storage is checked to be as large as its part of the file. Afterwards every tensor is checked to lie
+within its storage. So no file takes many times its size in memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_PICKLE = 1 << 26
 MAX_VALUES = 500_000
 MAX_DEPTH = 64
 SHARED = 4
-"""Tensors may share storages; all together they may be this many times as large as the file."""
+"""Tensors may share storages: the sum of their sizes may be this many times the size of the file."""
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 _LEGACY_PICKLES = 5  # magic number, protocol, system, content, keys of the storages that follow
 _END, _END_64, _LOCATOR = 22, 56, 20
@@ -57,10 +57,11 @@ def read_tensor_file(path: Path, *, legacy: bool = False) -> Any:
     """Return what ``path`` holds, on the CPU; ``legacy`` also reads the form of torch before 1.6.
 
     Raises:
-        DamagedFile: cut off, or with bytes that are not those that were written. The legacy form has no
-            checksums but the one that published files carry in their name (``resnet18-f37072fd.pth``).
-        ForeignContent: more than plain values and tensors, or what needs many times the memory of the file.
-        OSError: cannot be read.
+        DamagedFile: the file is cut off, or its bytes have changed. The legacy form has no checksums except
+            the one in the names of published files (``resnet18-f37072fd.pth``).
+        ForeignContent: the file holds more than plain values and tensors, or would take many times its size
+            in memory.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_START))
@@ -72,7 +73,7 @@ def read_tensor_file(path: Path, *, legacy: bool = False) -> Any:
         file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except RuntimeError as error:  # of its own reader of archives
+        except RuntimeError as error:  # from torch's own reader of archives
             raise DamagedFile(_first_line(error)) from None
         except Exception as error:  # torch raises many kinds for content that it does not take
             raise ForeignContent(_first_line(error)) from None
@@ -81,24 +82,24 @@ def read_tensor_file(path: Path, *, legacy: bool = False) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    """Return torch's reason in short, without its advice to run what the file holds."""
+    """Return torch's reason without its advice to allow the file to run code."""
     if "weights_only" in str(error):
         return "it holds more than plain values and tensors"
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _check_archive(file: BinaryIO) -> None:
-    """Compare all checksums, and the storages that the pickle describes with the archive's members."""
-    members = checked_members(file)
+    """Compare all checksums, and the storages in the pickle with the members of the archive."""
+    members = _checked_members(file)
     if not 0 < members.get("data.pkl", 0) <= MAX_PICKLE:
         raise ForeignContent("its archive is not one of torch.save")
-    for key, size in _scan(read_member(file, "data.pkl"))[0].items():
+    for key, size in _scan(_read_member(file, "data.pkl"))[0].items():
         if members.get(f"data/{key}") != size:
             raise ForeignContent("it describes tensors of other sizes than it holds")
 
 
 def _check_legacy(file: BinaryIO, name: str) -> None:
-    """The storages follow the pickles, each after a number of 8 bytes, up to the end of the file."""
+    """Compare the length of a file in which the storages, of 8 bytes more each, follow the pickles."""
     file.seek(0)
     head, end, storages = file.read(MAX_PICKLE), 0, 0
     for _ in range(_LEGACY_PICKLES):
@@ -109,10 +110,10 @@ def _check_legacy(file: BinaryIO, name: str) -> None:
     digest = re.search(r"-([0-9a-f]{8,64})\.pth?$", name)
     if digest is not None:
         file.seek(0)
-        found = hashlib.sha256()
-        while block := file.read(1 << 22):
-            found.update(block)
-        if not found.hexdigest().startswith(digest[1]):
+        checksum = hashlib.sha256()
+        while block := file.read(_CHUNK):
+            checksum.update(block)
+        if not checksum.hexdigest().startswith(digest[1]):
             raise DamagedFile("its checksum is not the one in its name; download it again")
 
 
@@ -131,10 +132,10 @@ def _check_tensors(content: Any, file_size: int) -> None:
 
 
 def walk(content: Any) -> Iterator[tuple[str, Any]]:
-    """Give every value within dicts, lists and tuples, with its keys joined by points.
+    """Yield every value within dicts, lists and tuples as (place, value), where a place is "key.key.key".
 
     Raises:
-        ForeignContent: too many values, or nested too deeply; a list that holds itself is both.
+        ForeignContent: too many values, or values nested too deeply, as in a list that holds itself.
     """
     waiting: list[tuple[str, Any, int]] = [("", content, 0)]
     count = 0
@@ -229,15 +230,15 @@ def _scan(data: bytes, start: int = 0) -> tuple[dict[str, int], int]:
     return unpickler.sizes, unpickler.file.tell()
 
 
-def checked_members(file: BinaryIO) -> dict[str, int]:
-    """Return the bytes of each member of the archive ``file`` by its name, without the folder in front.
+def _checked_members(file: BinaryIO) -> dict[str, int]:
+    """Return the size in bytes of each member of the archive ``file`` by its name without the first folder.
 
-    Reads the whole file once. What the archive's index says has to agree with the places at which its parts
-    lie, so that all readers of zip files see the same members.
+    Reads the whole file once. The archive's index must agree with the places of its parts, so that all
+    readers of zip files see the same members.
 
     Raises:
-        DamagedFile: cut off; a checksum, an offset or a name that does not agree; or members that would grow
-            when they are read, which torch.save does not write.
+        DamagedFile: the archive is cut off; a checksum, an offset or a name does not agree; or members are
+            compressed, which torch.save never does.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -255,14 +256,14 @@ def checked_members(file: BinaryIO) -> dict[str, int]:
     return _by_name(members)
 
 
-def read_member(file: BinaryIO, name: str) -> bytes:
-    """Return the content of a member whose archive `checked_members` has found in order."""
+def _read_member(file: BinaryIO, name: str) -> bytes:
+    """Return the content of a member of an archive that `_checked_members` has accepted."""
     with zipfile.ZipFile(file) as archive:
         return archive.read(f"{archive.namelist()[0].partition('/')[0]}/{name}")
 
 
 def _check_end(file: BinaryIO, archive: zipfile.ZipFile, count: int) -> None:
-    """Refuse an index that is not where its own records say, at the end of the file."""
+    """Refuse an index that is not at the end of the file, where its own records say."""
     size = file.seek(0, 2)
     tail = _read(file, max(size - _END - _LOCATOR - _END_64, 0), size)
     end = struct.unpack("<4s4H2LH", tail[-_END:])
@@ -302,11 +303,11 @@ def _check_packing(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _by_name(members: list[zipfile.ZipInfo]) -> dict[str, int]:
-    """Return the sizes by name; torch takes the folder of the first member for all, whatever the case."""
+    """Return sizes by name; torch takes the first member's folder for all and ignores the case of names."""
     folder = members[0].filename.partition("/")[0] + "/" if members else ""
-    found = {member.filename.removeprefix(folder): member.file_size for member in members}
-    if len({name.casefold() for name in found}) != len(members):
+    sizes = {member.filename.removeprefix(folder): member.file_size for member in members}
+    if len({name.casefold() for name in sizes}) != len(members):
         raise DamagedFile("two parts of the archive have the same name")
     if any(not member.filename.startswith(folder) for member in members):
         raise DamagedFile("the parts of the archive lie in different folders")
-    return found
+    return sizes

@@ -22,7 +22,7 @@ from detector.core.plain_pickle import (
     Stateful,
     from_pairs,
 )
-from detector.proposals.readers.arrays import (
+from detector.proposals.readers.raw_images import (
     MAX_BOXES,
     Position,
     RawImage,
@@ -39,9 +39,9 @@ _NUMBERS = {f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8)} - {"f1"}
 def read_detectron(source: Path, convention: str) -> RawImages:
     """Return the images of a dictionary of lists, of the same length and in the same order.
 
-    ``indexes`` or ``ids`` are the image ids, ``boxes`` arrays (P, 4), and ``scores`` or
-    ``objectness_logits``, which may be missing, arrays (P,). ``convention`` is the dialect's: Detectron's
-    boxes include their last pixel, detectron2's do not; ``bbox_mode`` overrides it.
+    ``indexes`` or ``ids`` holds the image ids, ``boxes`` arrays (P, 4), and ``scores`` or
+    ``objectness_logits``, which may be missing, arrays (P,). ``convention`` is that of the program:
+    Detectron's boxes include their last pixel, detectron2's do not; ``bbox_mode`` in the file overrides it.
     """
     content = read_pickle(source)
     try:
@@ -65,9 +65,9 @@ def read_detectron(source: Path, convention: str) -> RawImages:
 def read_mmdetection(source: Path) -> RawImages:
     """Return the images of mmdetection's file.
 
-    Up to version 2 it is a list of arrays (P, 4) or (P, 5), score last, one for each image of the data set
-    in its order. From version 3 on it is a dictionary from image path to ``bboxes`` and
-    ``scores``; the file's name without its suffix is the id.
+    Up to version 2 it is a list of arrays (P, 4), or (P, 5) with the score last: one per image, in the data
+    set's order. Since version 3 it is a dictionary from image path to ``bboxes`` and ``scores``; the name of
+    the image file without its suffix is the image id.
     """
     content = read_pickle(source)
     if isinstance(content, dict):
@@ -144,7 +144,7 @@ def _row(item: Any) -> Any:
         return item
     row = item.content if isinstance(item, _Array) else item
     if not isinstance(row, list | tuple | np.ndarray) or len(row) > 5:
-        raise TypeError("a box that is none")
+        raise TypeError("a box that is no list of four or five numbers")
     if not all(isinstance(value, int | float | np.number) for value in row):
         raise TypeError("a box that does not hold numbers")
     return row
@@ -202,7 +202,7 @@ class _Array(Stateful):
     def fill(self, shape: Any, kind: Any, order: Any, content: Any) -> _Array:
         """Take ``content``: a list for object arrays, else exactly the bytes that ``shape`` needs."""
         if not isinstance(kind, _Type) or type(shape) is not tuple or order not in ("C", "F"):
-            raise TypeError("an array that is none")
+            raise TypeError("not an array")
         if kind.is_object:
             if type(content) is not list:
                 raise TypeError("an array of objects without a list")
@@ -244,7 +244,7 @@ def _scalar(kind: Any, content: Any) -> Any:
 def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
     """How Python 3 writes bytes into the older protocols."""
     if not isinstance(text, str) or encoding not in ("latin-1", "latin1"):
-        raise TypeError("bytes that are none")
+        raise TypeError("not bytes")
     return text.encode("latin-1")
 
 
@@ -255,6 +255,7 @@ _NAMES = {
     **{(f"numpy.{core}.multiarray", "scalar"): Builder(_scalar) for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): Builder(_from_buffer) for core in ("core", "_core")},
     ("_codecs", "encode"): Builder(_encode),
+    ("__builtin__", "bytes"): Builder(lambda: b""),  # Python 3's way of writing them in Python 2's protocols
     ("collections", "OrderedDict"): Builder(from_pairs),
     ("detectron2.structures.boxes", "BoxMode"): Builder(int),
     ("mmengine.structures.instance_data", "InstanceData"): Builder(_Fields),

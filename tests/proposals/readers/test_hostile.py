@@ -194,7 +194,7 @@ def test_headers_of_arrays_made_by_hand(tmp_path: Path, header: bytes) -> None:
 def test_an_npz_packed_in_another_way_is_refused(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
         archive.writestr("a.npy", npy(np.zeros((2, 4))))
-    refused(tmp_path / "a.npz", "npz", "packed in a way that numpy does not write")
+    refused(tmp_path / "a.npz", "npz", "compressed in a way numpy does not use")
 
 
 def test_an_npy_file_of_terabytes_takes_no_memory(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_mat_numbers_of_every_type(tmp_path: Path, kind: str, compressed: bool) 
         ('{"images": []}', "'\\[' expected"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]} {"image_id"', "',' expected"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]},]', "an object expected"),
-        ("", "'\\[' expected, found ''"),
+        ("", "'\\[' expected, not ''"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}', "',' expected"),
     ],
 )
@@ -332,8 +332,8 @@ def test_json_longer_than_a_block(tmp_path: Path) -> None:
         ("1 2 x 4", "line 1: could not convert"),
         ("1 2 3 4 5 6", "line 1: 6 numbers"),
         ("\n" * 64_000_000, "line 2000001: more than 2000000 lines are refused"),
-        ("1 " * 32_000_000, "line 1: a line of over 1000 letters"),
-        ("1" * 64_000_000, "line 1: a line of over 1000 letters"),
+        ("1 " * 32_000_000, "line 1: a line of over 1000 characters"),
+        ("1" * 64_000_000, "line 1: a line of over 1000 characters"),
         ("\n" * 64_000_001, "has over 64000000 bytes"),
     ],
     ids=range(8),
