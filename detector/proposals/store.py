@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -45,6 +45,7 @@ from detector.proposals.segments import (
     write_segment,
 )
 
+Item = TypeVar("Item")
 FORMAT = "detector proposal store"
 VERSION = 1
 BOX_CONVENTION = "x1, y1, x2, y2 float32 pixels half-open, original image"
@@ -222,17 +223,9 @@ class ProposalStore:
 
         ``progress`` is called after each segment.
         """
-        batch: dict[str, Entry] = {}
-        boxes = 0
-        for image_id, entry in entries:
-            batch[image_id] = entry
-            boxes += len(entry.proposals)
-            if boxes >= _SEGMENT_BOXES:
-                self.append(batch)
-                progress()
-                batch, boxes = {}, 0
-        self.append(batch)
-        progress()
+        for batch in _batches(entries, lambda item: len(item[1].proposals), _SEGMENT_BOXES):
+            self.append(dict(batch))
+            progress()
 
     def discard(self, image_ids: Iterable[str]) -> None:
         """Remove the proposals of ``image_ids``."""
@@ -256,7 +249,7 @@ class ProposalStore:
             number = self._next_segment(self._index)
             moved: list[Row] = []
             rows = (self._index[place] for place in range(len(self._index)))
-            for group in _groups(rows, _COMPACT_BOXES):
+            for group in _batches(rows, lambda row: row.boxes, _COMPACT_BOXES):
                 images = (self._segments.read(row, check=True) for row in group)
                 moved += self._write_segment(number, group, images)
                 number += 1
@@ -526,17 +519,18 @@ def _arrays(proposals: Proposals) -> BoxesAndScores:
     return proposals.boxes.numpy(), None if proposals.scores is None else proposals.scores.numpy()
 
 
-def _groups(rows: Iterable[Row], most_boxes: int) -> Iterator[list[Row]]:
-    group: list[Row] = []
+def _batches(items: Iterable[Item], boxes_of: Callable[[Item], int], most_boxes: int) -> Iterator[list[Item]]:
+    """Yield ``items`` in lists that each end when they have ``most_boxes`` boxes or more."""
+    batch: list[Item] = []
     boxes = 0
-    for row in rows:
-        if group and boxes + row.boxes > most_boxes:
-            yield group
-            group, boxes = [], 0
-        group.append(row)
-        boxes += row.boxes
-    if group:
-        yield group
+    for item in items:
+        batch.append(item)
+        boxes += boxes_of(item)
+        if boxes >= most_boxes:
+            yield batch
+            batch, boxes = [], 0
+    if batch:
+        yield batch
 
 
 def _check_agreement(store: ProposalStore, merged: ProposalStore) -> None:

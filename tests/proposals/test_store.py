@@ -535,6 +535,9 @@ def test_everything_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert merged.notes == ["first", "second"]
     assert merged.segment_count() == 1
     assert not merged.damaged()
+    monkeypatch.setattr("detector.proposals.store._COMPACT_BOXES", 8)
+    merged.compact()
+    assert merged.segment_count() == 3  # two images of five boxes each, and the fifth
     for seed in (0, 1, 3, 4, 6):
         wanted = make_entry(seed)
         found = merged[f"image_{seed}"]
