@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import pickle
+import pickletools
 import random
 import re
 import struct
@@ -53,6 +55,11 @@ VALUES: tuple[Any, ...] = (
     ),
     *("\u202f", "\ud800", [], {}, [None], [[]], [1, 2], [0.5] * 4, {"a": 1}, {"": {}}, [[[[[[[[]]]]]]]]),
 )
+ARGUMENTS = (
+    *(b"", b"\0", b"\1", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\xff" * 8, b"0\n", b"1\n", b"9" * 30 + b"\n"),
+    *(b"'a'\n", b"os\nsystem\n", b"numpy\ndtype\n", b"collections\nOrderedDict\n", b"\3abc"),
+)
+"""What may follow an instruction of a pickle."""
 DESCRIPTIONS: tuple[Any, ...] = (
     *(
         "<f4",
@@ -161,6 +168,25 @@ def change_yaml(content: bytes, rng: random.Random) -> bytes:
 def change_pickle(content: bytes, rng: random.Random) -> bytes:
     """Change values of a pickle of ours, which stays well-formed."""
     return pickle.dumps(change_value(pickle.loads(content), rng), rng.randrange(6))
+
+
+def change_instructions(content: bytes, rng: random.Random) -> bytes:
+    """Leave out, repeat, replace or add instructions of a pickle."""
+    starts = [start for _, _, start in pickletools.genops(content)]
+    found = [content[start:end] for start, end in itertools.pairwise([*starts, len(content)])]
+    for _ in range(rng.choice((1, 1, 2, 4, 8))):
+        place = rng.randrange(len(found) or 1)
+        match rng.randrange(4):
+            case 0:
+                del found[place : place + rng.choice((1, 1, 2, 5))]
+            case 1 if found:
+                found[place] = rng.choice(found)
+            case 2 if found:
+                found.insert(place, rng.choice(found))
+            case _:
+                code = rng.choice(pickletools.opcodes).code.encode("latin-1")
+                found.insert(place, code + rng.choice(ARGUMENTS))
+    return b"".join(found)
 
 
 def change_npy(content: bytes, rng: random.Random) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from detector.core.errors import InputError
 from detector.engine.checkpoint import load_resumable, random_states, save_checkpoint, set_random_states
 from detector.engine.optim import load_optimizer_state
 from detector.factory.model import build_model, build_optimizer, build_roi_sampler, restore_model
+from tests.fuzz_changes import change_instructions
 
 CLASSES = ["cat", "dog"]
 CONFIG = {
@@ -119,6 +121,16 @@ def change_checkpoint(content: bytes, rng: random.Random) -> bytes:
         _change(state, rng)
     changed = io.BytesIO()
     torch.save(state, changed, _use_new_zipfile_serialization=rng.random() > 0.02)
+    return changed.getvalue()
+
+
+def change_checkpoint_pickle(content: bytes, rng: random.Random) -> bytes:
+    """Change instructions of the pickle in the checkpoint's archive, whose checksums fit again."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(changed, "w") as written:
+        for name in archive.namelist():
+            member = archive.read(name)
+            written.writestr(name, change_instructions(member, rng) if name.endswith("/data.pkl") else member)
     return changed.getvalue()
 
 

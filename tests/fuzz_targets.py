@@ -37,7 +37,12 @@ from detector.staged.record import read_record
 from tests import fuzz_changes as changes
 from tests import run_records
 from tests.fuzz_changes import Change, any_of, damage
-from tests.fuzz_checkpoints import change_checkpoint, read_checkpoint, write_checkpoint
+from tests.fuzz_checkpoints import (
+    change_checkpoint,
+    change_checkpoint_pickle,
+    read_checkpoint,
+    write_checkpoint,
+)
 from tests.proposals import formats
 
 PROJECT = Path(__file__).parents[1]
@@ -204,6 +209,7 @@ def proposal_target(kind: str, writer: formats.Writer, file_format: str, change:
     return Target(f"proposals, {kind}", made_with(writer), read, change)
 
 
+PICKLE = any_of(damage, changes.change_instructions)
 TARGETS = [
     Target("xml", make_xml, read_annotation),
     Target("config", make_config, load_config, any_of(damage, changes.change_yaml)),
@@ -229,10 +235,10 @@ TARGETS = [
     Target("proposals, text", make_text, partial(read_folder_of, file_format="text")),
     proposal_target("mat", formats.write_mat, "mat"),
     proposal_target("coco", formats.write_coco, "coco", any_of(damage, changes.change_json)),
-    proposal_target("detectron", formats.write_detectron, "detectron"),
-    proposal_target("detectron2", formats.write_detectron2, "detectron2"),
+    proposal_target("detectron", formats.write_detectron, "detectron", PICKLE),
+    proposal_target("detectron2", formats.write_detectron2, "detectron2", PICKLE),
     proposal_target(
-        "mmdetection", lambda path, boxes: formats.write_mmdetection(path, boxes, 0), "mmdetection"
+        "mmdetection", lambda path, boxes: formats.write_mmdetection(path, boxes, 0), "mmdetection", PICKLE
     ),
     Target(
         "proposals, pickled lists",
@@ -267,4 +273,5 @@ TARGETS = [
     Target("list of pictures", run_records.make_list_of_pictures, run_records.read_pictures, repaired=True),
     Target("checkpoint", write_checkpoint, read_checkpoint),
     Target("checkpoint values", write_checkpoint, read_checkpoint, change_checkpoint),
+    Target("checkpoint pickle", write_checkpoint, read_checkpoint, change_checkpoint_pickle),
 ]

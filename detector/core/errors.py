@@ -1,4 +1,4 @@
-"""The one exception for faults in what a user hands in, and texts from files made safe to show."""
+"""The one exception for faults in a user's input, and functions that make text from files safe to show."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u20
 
 
 def printable(text: str) -> str:
-    r"""Return ``text``, such as a name from a file, so that showing it moves nothing and hides nothing.
+    r"""Return ``text``, such as a name from a file, in a form that is safe to print on a terminal.
 
-    Control, escape, bidirectional-format and surrogate characters, and all that break lines, become
-    ``\xNN`` or ``\uNNNN``; all other characters stay.
+    Control characters, line breaks, bidirectional formatting and surrogates become ``\xNN`` or ``\uNNNN``;
+    all other characters stay.
     """
     return UNPRINTABLE.sub(_escaped, text)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names from files as one line, separated by commas, each as `printable` shows it."""
+    """Return names from files on one line, separated by commas and each made `printable`."""
     return ", ".join(map(printable, names))
 
 
 def printable_lines(text: str) -> str:
-    """Return ``text`` as `printable` does, but with its line feeds as they are."""
+    """Return ``text`` made `printable` except its line feeds, which stay."""
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class InputError(ValueError):
-    """A file, key or value from outside is wrong; the message names it and says how to fix it.
+    """A file, key or value from a user is wrong; the message names it and says how to fix it.
 
-    Tools print the message alone and exit with status 2; any other exception is a fault of ours and
-    keeps its traceback. The message shows what it quotes from files as `printable` does.
+    Tools print only the message, made `printable`, and exit with status 2. Any other exception is a fault of
+    this project and keeps its traceback.
     """
 
     def __str__(self) -> str:

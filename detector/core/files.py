@@ -1,4 +1,4 @@
-"""Files in and out: written whole or not at all, read within bounds."""
+"""Files: written whole or not at all, and read within bounds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of t
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
 MAX_FLOAT32 = 3.4028235e38  # the largest number that a file of boxes or scores may hold
 ASCII_SPACE = " \t\r\n"
-"""What is cut off the ends of a listed name; a no-break space may be a part of it."""
+"""What is stripped from the ends of a name in a list; a no-break space may be a part of the name."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""The endings by which image files are known, in any case of their letters."""
-LONGEST_NAME = 150  # bytes; with what stands before and behind it, the file systems' 255 are not reached
+"""The suffixes of image files, in lower case; a file's own suffix may be in any case."""
+LONGEST_NAME = 150  # bytes; file systems allow 255, and prefixes and suffixes are added
 
 _DEVICE = r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\.|\Z)"  # Windows's, whatever the suffix
 _RESERVED = re.compile(
@@ -34,12 +34,12 @@ _RESERVED = re.compile(
 def file_name_of(name: str, longest: int = LONGEST_NAME) -> str:
     """Return a name from the data, such as a class or an image id, as a file name or a part of one.
 
-    Characters that `printable` escapes, and those that Linux, Windows or macOS refuse or read as something
-    else where they stand, become %XX for each byte of their UTF-8, as in addresses of the web; so "CON" is
-    "%43ON". Different names give different file names. A name that takes over ``longest`` bytes ends with
-    "%~" and a digest of the whole name; every shorter one comes back from `urllib.parse.unquote`.
+    Characters that `printable` escapes, and those that Linux, Windows or macOS refuse or interpret at their
+    place, become %XX for each byte of their UTF-8, as in URLs; so "CON" becomes "%43ON". Different names give
+    different file names. A result over ``longest`` bytes is cut and ends with "%~" and a digest of the name;
+    `urllib.parse.unquote` turns every other one into the name again.
     """
-    escaped = _RESERVED.sub(lambda found: _percent(found[0]), name)
+    escaped = _RESERVED.sub(lambda match: _percent(match[0]), name)
     whole = escaped.encode()
     if len(whole) <= longest:
         return escaped
@@ -47,8 +47,8 @@ def file_name_of(name: str, longest: int = LONGEST_NAME) -> str:
     return whole[: longest - len(end)].decode(errors="ignore") + end
 
 
-def _percent(letter: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogatepass"))
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogatepass"))
 
 
 _KINDS = {
@@ -61,27 +61,27 @@ _KINDS = {
 
 
 def require_regular(path: Path) -> None:
-    """Raise InputError unless ``path`` is a regular file; links are followed.
+    """Raise InputError unless ``path`` is a regular file, or a link to one.
 
-    To be called before a user's file is opened: a named pipe would be waited for without end, and a device
-    can have any length.
+    Must be called before a user's file is opened: opening a named pipe can wait forever, and a device can
+    have any length.
     """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{str(path)!r}: cannot open the file: {reason}") from None
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise InputError(f"{path}: is {kind}; expected a regular file, nothing else is opened")
+        kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
+        raise InputError(f"{path}: is {kind}; expected a regular file")
 
 
 def is_hidden(path: Path, folder: Path) -> bool:
-    """Say whether ``path``, which lies in ``folder`` or below, or a folder between them begins with a dot.
+    """Say whether the name of ``path``, or of a folder between it and ``folder``, begins with a dot.
 
-    So do the files that macOS, editors and notebooks put beside a user's own.
+    macOS, editors and notebooks put such files beside a user's own.
     """
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
@@ -197,9 +197,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_short_text(path: Path, what: str) -> str:
-    """Return the text of ``path``, ``what`` for messages, without a byte-order mark.
+    """Return the text of ``path`` without a byte-order mark; ``what`` is its content's name in messages.
 
-    Raises InputError for a file that cannot be read, is no UTF-8, or is over 64 MiB.
+    Raises InputError for a file that cannot be read, is not UTF-8, or is over 64 MiB.
     """
     try:
         require_regular(path)
@@ -214,10 +214,10 @@ def read_short_text(path: Path, what: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what the JSON file holds.
+    """Return the content of the JSON file ``path``.
 
-    Raises InputError for a file that cannot be read, is over 1 GiB or has over 33 million objects and lists,
-    is nested too deep, or is not JSON (NaN and Infinity, which Python's reader would let through, are not).
+    Raises InputError for a file that cannot be read, is over 1 GiB, has over 33 million objects and lists, is
+    nested too deeply, or is not JSON. NaN and Infinity, which Python's reader accepts, are not JSON.
     """
     require_regular(path)
     try:

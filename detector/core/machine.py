@@ -16,13 +16,16 @@ _STARTED = time.perf_counter()
 
 
 def process_seconds() -> float:
-    """Return the seconds since this module was imported, which the tools do first."""
+    """Return the seconds since this module was imported, which every tool does first."""
     return time.perf_counter() - _STARTED
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use at a time: its affinity, and no more than a container's
-    quota (cgroup versions 1 and 2), rounded up."""
+    """Return how many cores this process may use at the same time.
+
+    These are the cores of its affinity, but no more than a container's quota (cgroup versions 1 and 2),
+    rounded up.
+    """
     known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return known if quota is None else max(1, min(known, math.ceil(quota)))
@@ -45,7 +48,7 @@ def cgroup_quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float
 
 
 def _quotas(root: Path, group: str, quota: str, period: str | None) -> list[float]:
-    """Return the quotas of ``group`` and of those above it; inside a container only ``root`` is there."""
+    """Return the quotas of ``group`` and of its parents; a container sees only ``root``."""
     folders = [root, *(root / Path(*parts) for parts in _prefixes(group))]
     return [value for folder in folders if (value := _read_quota(folder, quota, period)) is not None]
 
@@ -61,16 +64,16 @@ def _read_quota(folder: Path, quota: str, period: str | None) -> float | None:
         if period is not None:
             numbers += (folder / period).read_text().split()
         allowed, interval = (float(number) for number in numbers)
-    except (OSError, ValueError):  # no such file, or "max": no quota
+    except (OSError, ValueError):  # no such file, or the text "max": no quota
         return None
     return allowed / interval if allowed > 0 and interval > 0 else None
 
 
 def loader_workers(cores: int, *, gpu: bool) -> int:
-    """Return how many processes load images where the config leaves that open.
+    """Return how many processes load images if the config does not say.
 
-    A GPU waits for nothing but images, so half of the cores load them. On the CPU the network takes far more
-    time than the images: one process in eight cores is enough, and none where there is one core.
+    With a GPU half of the cores load images, since it waits for nothing else. On the CPU the network takes
+    far more time than the images: one process per eight cores is enough, and none on a single core.
     """
     if gpu:
         return min(_GPU_WORKERS, cores // 2)
@@ -78,15 +81,15 @@ def loader_workers(cores: int, *, gpu: bool) -> int:
 
 
 def threads_are_chosen(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the user has set the number of threads, which is then left alone."""
+    """Say whether the user has set the number of threads, which then stays as it is."""
     return "OMP_NUM_THREADS" in environment or "MKL_NUM_THREADS" in environment
 
 
 def wait_without_spinning() -> None:
-    """Let threads that wait for each other sleep. To be called before torch is imported.
+    """Let threads sleep while they wait for each other. Must be called before torch is imported.
 
-    OpenMP's threads spin by default. On cores that other processes use as well, a spinning thread holds the
-    core that the thread it waits for needs: training was 4 to 10 times slower, and results are the same.
+    OpenMP's threads spin by default. Where other processes use the same cores, a spinning thread holds the
+    core that the thread it waits for needs: training was 4 to 10 times slower. The results are the same.
     """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

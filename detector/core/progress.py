@@ -1,6 +1,7 @@
-"""Output on the terminal: results, notes, and progress as a bar, or as plain lines where it goes to a file.
+"""Output of the tools: results, notes, and progress as a bar on a terminal or as plain lines in a file.
 
-Names and texts from files are shown as `detector.core.errors.printable` does; rich reads no markup in them.
+Names and texts from files are made printable (`detector.core.errors.printable`) and never read as rich's
+markup.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from detector.core.errors import printable, printable_lines
 
 Item = TypeVar("Item")
 ReportProgress = Callable[[int, int], None]
-"""Called with items done and items in all."""
+"""A function that is called with the number of items done and the number of all items."""
 
 _EVERY = 30.0
 
 console = Console(stderr=True)
-"""Progress and notes go to standard error; results alone go to standard output."""
+"""Progress and notes go to standard error; standard output is only for results."""
 
 
 def note(text: str) -> None:
@@ -50,12 +51,12 @@ def show(result: str | Table) -> None:
 
 
 def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
-    """Yield ``items`` with a bar, items done, elapsed time and ETA; without a terminal just yield."""
+    """Yield ``items`` and show a bar with counts, elapsed time and ETA if there is a terminal."""
     if not console.is_terminal:
         yield from items
         return
     with _bar() as bar:
-        task = bar.add_task(printable(description), total=total, figures="")
+        task = bar.add_task(printable(description), total=total, metrics="")
         for item in items:
             yield item
             bar.advance(task)
@@ -63,29 +64,26 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[ReportProgress]:
-    """Give a function to call with items done and items in all; it moves a bar where there is a terminal.
-
-    Elsewhere it prints a line now and then, so that a log shows how far a long job is.
-    """
+    """Give a function that shows progress: by a bar on a terminal, elsewhere by a line every 30 seconds."""
     if not console.is_terminal:
         yield _Lines(description).advance
         return
     with _bar() as bar:
-        task = bar.add_task(printable(description), total=None, figures="")
+        task = bar.add_task(printable(description), total=None, metrics="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
         if bar.tasks[task].total is None:
             bar.remove_task(task)  # there was nothing to do
 
 
 class _Count(MofNCompleteColumn):
-    """Items done of items in all, once both are known."""
+    """Items done and all items, once both are known."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.total is None else super().render(task)
 
 
 class _Lines:
-    """A line every ``_EVERY`` seconds: items done, items a second, time left."""
+    """A line every ``_EVERY`` seconds: items done, items per second, time left."""
 
     def __init__(self, description: str) -> None:
         self._description = description
@@ -98,17 +96,17 @@ class _Lines:
         self._said = now
         rate = done / (now - self._started)
         left = (total - done) / rate / 60
-        note(f"{self._description}: {done} of {total}, {rate:.3g} a second, {left:.1f} min left")
+        note(f"{self._description}: {done} of {total}, {rate:.3g} per second, {left:.1f} min left")
 
 
 class TrainingProgress:
-    """The bar of a training run with its latest figures; without a terminal, a line a record."""
+    """The bar of a training run with its latest metrics; without a terminal, one line per record."""
 
     def __init__(self, steps: int, step: int) -> None:
         self.steps = steps
         self._bar = _bar() if console.is_terminal else None
         if self._bar is not None:
-            self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
+            self._task = self._bar.add_task("training", total=steps, completed=step, metrics="")
 
     def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
@@ -127,17 +125,17 @@ class TrainingProgress:
 
     def record(self, record: Mapping[str, float]) -> None:
         """Show a record's loss, speed and learning rate."""
-        figures = (
+        metrics = (
             f"loss {record['loss']:.4f}  {record['images_per_second']:.2f} img/s  "
             f"lr {record['learning_rate']:.2g}"
         )
         if "peak_gpu_memory_mib" in record:
-            figures += f"  GPU {record['peak_gpu_memory_mib']:.0f} MiB"
+            metrics += f"  GPU {record['peak_gpu_memory_mib']:.0f} MiB"
         if self._bar is not None:
-            self._bar.update(self._task, figures=figures)
+            self._bar.update(self._task, metrics=metrics)
         else:
             left = (self.steps - record["step"]) * record["seconds_per_step"]
-            note(f"step {record['step']:.0f}/{self.steps}  {figures}  {left / 60:.1f} min left")
+            note(f"step {record['step']:.0f}/{self.steps}  {metrics}  {left / 60:.1f} min left")
 
 
 def _bar() -> Progress:
@@ -145,7 +143,7 @@ def _bar() -> Progress:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         _Count(),
-        TextColumn("{task.fields[figures]}", markup=False),
+        TextColumn("{task.fields[metrics]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),

@@ -1,15 +1,24 @@
-"""The containers that flow through the system, and the conventions they keep.
+"""The containers that pass through the system, and the conventions that the whole package follows.
 
-Conventions, stated once:
+- Boxes are (x1, y1, x2, y2), float32, in pixels, continuous and half-open: width = x2 - x1. VOC's form
+  (1-based, last pixel included) is converted where files are read and written; the "+ 1" of RoI pooling is in
+  the op alone.
+- Sizes are (height, width). A scale factor is the ratio of the sizes after rounding, not the nominal one.
+- Labels: 0 is background, 1..K are the classes. A data set's own category ids stay in its readers and
+  writers.
+- A RoI is a row (batch index, x1, y1, x2, y2) in network-input pixels, always float32, also under autocast:
+  bfloat16 turns 1333 into 1336. (The ops accept float64 with float64 features.)
+- A RoI that covers a whole feature map is in cells, (0, 0, W, H), half-open, without the padding of the
+  batch.
+- Normalisation constants and the channel order belong to a backbone's weights; one transform applies them.
+- A step is a completed step of the optimizer.
+- A view is one transformed version of a test image, a scale is a shorter side in pixels, and a level is one
+  feature map that regions are pooled from.
+- Letters in shapes: N images, P proposals of an image, R RoIs of a batch, G objects of an image, K classes,
+  C channels, D detections of an image.
 
-- Boxes are (x1, y1, x2, y2), float32, pixels, continuous, half-open: width = x2 - x1.
-- Sizes are (height, width). Scale factors are what was really applied after rounding.
-- Labels: 0 background, 1..K classes.
-- A RoI row is (batch index, x1, y1, x2, y2) in network-input pixels, float32 always.
-- Letters: N images, P proposals of an image, R RoIs of a batch, G objects, K classes, C channels,
-  D detections.
-
-Every container is frozen and checks shapes and dtypes once, when it is made.
+Every container is frozen and checks its shapes and dtypes once, when it is made: TypeError for another dtype,
+ValueError for another shape. An image without objects, proposals or detections has tensors of length 0.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,16 +39,16 @@ def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torc
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, not {tensor.dtype}")
     fits = tensor.dim() == len(shape) and all(
-        wanted is None or wanted == found for wanted, found in zip(shape, tensor.shape, strict=True)
+        expected in (None, side) for expected, side in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
         raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
 
 
 class _Parcel:
-    """Travels between processes as arrays, but for images.
+    """A container that is sent between processes with its tensors as numpy arrays, except images.
 
-    Torch would hand every tensor over in shared memory, with a file descriptor for each.
+    Torch would put every tensor into shared memory of its own, with a file descriptor for each.
     """
 
     __slots__ = ()
@@ -68,10 +77,11 @@ def _unpack(kind: Callable[..., Any], values: dict[str, Any], images: dict[str, 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targets(_Parcel):
-    """The G objects of one image: boxes (G, 4), labels (G,) 1..K, flags and areas (G,).
+    """The G objects of an image: boxes (G, 4), labels (G,) int64 in 1..K, flags (G,) bool and areas (G,).
 
-    ``difficult`` is VOC's flag, ``crowd`` COCO's; ``area`` is the annotated area in square pixels of the
-    original image. An image without objects has G = 0.
+    ``difficult`` is VOC's flag, ``crowd`` COCO's. ``area`` is the annotated area in square pixels of the
+    original image. The boxes are in original-image pixels in an `ImageRecord` and in network-input pixels in
+    a `Sample`.
     """
 
     boxes: Tensor
@@ -95,7 +105,7 @@ class Targets(_Parcel):
     def make(
         cls, boxes: Tensor, labels: Tensor, difficult: Tensor | None = None, crowd: Tensor | None = None
     ) -> Targets:
-        """Build from boxes and labels; missing flags are False, the area is the boxes' own."""
+        """Make targets of boxes and labels. Missing flags are False; the areas are those of the boxes."""
         none = torch.zeros(len(boxes), dtype=torch.bool)
         return cls(
             boxes=boxes,
@@ -110,7 +120,7 @@ class Targets(_Parcel):
         return cls.make(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 
     def select(self, keep: Tensor) -> Targets:
-        """Return the objects that ``keep``, a mask or an index of shape (n,), picks."""
+        """Return the objects that ``keep`` selects, a mask (G,) or indices (n,)."""
         return Targets(
             boxes=self.boxes[keep],
             labels=self.labels[keep],
@@ -120,23 +130,24 @@ class Targets(_Parcel):
         )
 
     def with_boxes(self, boxes: Tensor) -> Targets:
-        """Return the same objects at other ``boxes`` (G, 4); ``area`` stays the annotated one."""
+        """Return the same objects with other ``boxes`` (G, 4); ``area`` stays the annotated area."""
         return replace(self, boxes=boxes)
 
     def clone(self) -> Targets:
-        """Return the same objects in memory of their own."""
+        """Return a copy that shares no memory with this one."""
         return Targets(**{field.name: getattr(self, field.name).clone() for field in fields(self)})
 
     def presence(self, num_classes: int) -> Tensor:
-        """Return (K,) int64, for each class 1 where it is there, -1 where not, 0 where only as difficult.
+        """Return (K,) int64: 1 for each class in the image, -1 for each other class, 0 for ignored classes.
 
-        The numbers are those of VOC's own lists of a class (ImageSets/Main/CLASS_SPLIT.txt), where 0 counts
-        neither way. A crowd region counts as a difficult object.
+        A class is ignored if all its objects in the image are difficult or crowd regions. These are the
+        numbers of VOC's lists per class (ImageSets/Main/CLASS_SPLIT.txt), in which 0 counts neither as
+        present nor as absent.
         """
-        found = torch.full((num_classes + 1,), -1, dtype=torch.int64)
-        found[self.labels] = 0
-        found[self.labels[~(self.difficult | self.crowd)]] = 1
-        return found[1:]
+        presence = torch.full((num_classes + 1,), -1, dtype=torch.int64)
+        presence[self.labels] = 0
+        presence[self.labels[~(self.difficult | self.crowd)]] = 1
+        return presence[1:]
 
 
 class ImageName(NamedTuple):
@@ -148,12 +159,12 @@ class ImageName(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One image of a data set as the reader gives it: where it lies, its size, what is on it.
+    """One image of a data set as the reader gives it: its file, its size and its objects.
 
-    ``image_id`` is the image's name in annotations and result files; it is unique only within a split,
-    since COCO files may count from 1 in every split. ``key`` is unique within the data set: the image's path
-    below the data root with its suffix (`detector.data.keys.image_key`), by which proposal stores, lists of
-    images and caches know the image. A record that is made without one takes ``image_id``.
+    ``image_id`` is the image's name in annotations and result files. It is unique within a split only: COCO
+    files may count from 1 in every split. ``key`` is unique within the data set and names the image in
+    proposal stores, lists of images and caches: the path below the data root, with its suffix. Without
+    ``key``, a record takes its ``image_id``.
     """
 
     image_id: str
@@ -185,15 +196,15 @@ class Proposals(_Parcel):
 
 
 ProposalSource = Callable[[ImageRecord], Proposals]
-"""Gives the proposals of an image: from a store or file, computed, or the user's own."""
+"""A function that gives the proposals of an image: from a store, computed, or the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalization:
     """What a backbone's weights expect of their input: ``(pixel / maximum - mean) / deviation``.
 
-    ``mean`` and ``deviation`` stand in the weights' own channel order, RGB or (``bgr``) BGR; ``maximum``
-    is 255 for weights that expect [0, 1] and 1 for weights that expect 0..255.
+    ``mean`` and ``deviation`` (standard deviations) are in the weights' own channel order: BGR with ``bgr``,
+    otherwise RGB. ``maximum`` is 255 for weights that expect [0, 1] and 1 for weights that expect 0..255.
     """
 
     mean: tuple[float, float, float]
@@ -204,7 +215,10 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageMeta:
-    """What was done to one image: ids, sizes (height, width), real scale factors, flips."""
+    """How a view of an image was made: its sizes (height, width) before and after, and its flips.
+
+    ``flipped`` is left to right, ``flipped_vertically`` top to bottom.
+    """
 
     image_id: str
     original_size: tuple[int, int]
@@ -214,18 +228,21 @@ class ImageMeta:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Input pixels an original pixel, (vertical, horizontal), after rounding of the size."""
+        """Input pixels per original pixel, (vertical, horizontal), from the rounded sizes."""
         return (
             self.input_size[0] / self.original_size[0],
             self.input_size[1] / self.original_size[1],
         )
 
     def to_input(self, boxes: Tensor) -> Tensor:
-        """Carry ``boxes`` (P, 4) from original-image pixels to network-input pixels."""
+        """Return ``boxes`` (P, 4), in original-image pixels, in network-input pixels."""
         return self.mirror(box_ops.scale(boxes, self.scale), self.input_size)
 
     def mirror(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return ``boxes`` (..., 4) flipped as this view is, in a frame of ``size``; twice: as before."""
+        """Return ``boxes`` (..., 4) flipped as this view is, in an image of ``size`` (height, width).
+
+        A second call undoes the first.
+        """
         if self.flipped:
             boxes = box_ops.flip(boxes, size[1])
         return box_ops.flip_vertical(boxes, size[0]) if self.flipped_vertically else boxes
@@ -235,8 +252,8 @@ class ImageMeta:
 class Sample(_Parcel):
     """One image ready for a batch.
 
-    ``image`` (3, h, w) float32 is normalised; ``proposals`` stay in original-image pixels, ``rois``
-    (P, 4) are the same boxes in network-input pixels; ``targets`` are in network-input pixels.
+    ``image`` (3, h, w) float32 is normalised. ``proposals`` are in original-image pixels; ``rois`` (P, 4) are
+    the same boxes in network-input pixels. ``targets`` are in network-input pixels.
     """
 
     image: Tensor
@@ -252,7 +269,10 @@ class Sample(_Parcel):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch(_Parcel):
-    """N samples: images (N, 3, H, W) padded right and bottom with zeros, and lists of length N."""
+    """N samples: images (N, 3, H, W), padded with zeros at the right and bottom, and lists of length N.
+
+    ``rois_per_image`` holds the proposals (P, 4) of each image in network-input pixels.
+    """
 
     images: Tensor
     proposals: list[Proposals]
@@ -274,12 +294,12 @@ class Batch(_Parcel):
         return replace(self, images=self.images.pin_memory())
 
     def rois(self) -> Tensor:
-        """Return every proposal as a RoI row, (R, 5), image after image."""
+        """Return all proposals as RoI rows (R, 5), image after image."""
         return stack_rois(self.rois_per_image)
 
 
 def stack_rois(boxes_per_image: list[Tensor]) -> Tensor:
-    """Return RoI rows (R, 5) for lists of boxes (P_i, 4): the image's place, then the box."""
+    """Return RoI rows (R, 5) for the boxes (P_i, 4) of each image: the index of the image, then the box."""
     rows = [
         torch.cat((boxes.new_full((len(boxes), 1), float(index)), boxes), dim=1)
         for index, boxes in enumerate(boxes_per_image)
@@ -289,10 +309,11 @@ def stack_rois(boxes_per_image: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledRoIs:
-    """The RoIs of one training step and what each should become.
+    """The RoIs of one training step and what the network should predict for each.
 
-    rois (R, 5) in network-input pixels; labels (R,) 0..K; box_targets (R, 4), standardised by the
-    box coder, zero for background; roi_levels (R,) int64 or None for one level, always on the CPU.
+    ``rois`` (R, 5) are in network-input pixels; ``labels`` (R,) int64 in 0..K; ``box_targets`` (R, 4) are
+    standardised by the box coder and zero for background; ``roi_levels`` (R,) int64, always on the CPU, is
+    None where there is only one level.
     """
 
     rois: Tensor
@@ -309,7 +330,7 @@ class SampledRoIs:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
 
     def to(self, device: torch.device | str) -> SampledRoIs:
-        """Return the same on ``device``; levels stay on the CPU, where RoIs are put in their order."""
+        """Return a copy on ``device``; levels stay on the CPU, where the RoIs are sorted by them."""
         return replace(
             self,
             rois=self.rois.to(device, non_blocking=True),
@@ -319,27 +340,30 @@ class SampledRoIs:
 
 
 class Embedded(NamedTuple):
-    """What the region pool (``pooled`` (R, D)) and the box head (``hidden`` (R, F)) make of R RoIs."""
+    """For R RoIs, what the region pool gives, ``pooled`` (R, D), and the box head, ``hidden`` (R, F)."""
 
     pooled: Tensor
     hidden: Tensor
 
 
 class HeadOutput(NamedTuple):
-    """class_logits (R, K+1); box_deltas (R, K+1, 4), (R, 1, 4) class-agnostic, or None."""
+    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None."""
 
     class_logits: Tensor
     box_deltas: Tensor | None
 
 
 View = tuple[HeadOutput, ImageMeta]
-"""What the head says about an image's P proposals in one view, and which view that was."""
+"""The head's output for an image's P proposals in one view, and how that view was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detections:
-    """The D detections of one image, by falling score: boxes (D, 4) in original-image pixels,
-    scores (D,), labels (D,) 1..K."""
+    """The D detections of one image, highest score first.
+
+    ``boxes`` (D, 4) are in original-image pixels, ``scores`` (D,) are float32, ``labels`` (D,) are int64 in
+    1..K.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -357,19 +381,3 @@ class Detections:
     @classmethod
     def empty(cls) -> Detections:
         return cls(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
-
-
-class Evaluator(Protocol):
-    """Collects detections image by image and turns them into figures in [0, 1]."""
-
-    def update(self, image_ids: list[str], detections: list[Detections]) -> None:
-        """Take the detections of some images; each image once."""
-        ...
-
-    def compute(self) -> dict[str, object]:
-        """Return the figures over all images given so far."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all detections."""
-        ...

@@ -30,7 +30,7 @@ from detector.proposals.filtering import filter_proposals
 from detector.proposals.image_names import ImageMatcher, NamedImage
 from detector.proposals.index import check_image_id
 from detector.proposals.readers import read_images
-from detector.proposals.readers.arrays import Position, RawImage, make_proposals
+from detector.proposals.readers.raw_images import Position, RawImage, make_proposals
 from detector.proposals.store import Entry, ProposalStore, writer_lock
 
 _SAMPLED_IMAGES = 100

@@ -12,8 +12,8 @@ import numpy as np
 from detector.core.errors import InputError
 from detector.core.files import is_hidden
 from detector.proposals.readers import read_images
-from detector.proposals.readers.arrays import RawImage
-from detector.proposals.readers.safe_pickle import read_pickle
+from detector.proposals.readers.pickles import read_pickle
+from detector.proposals.readers.raw_images import RawImage
 from detector.proposals.store import ProposalStore
 
 

@@ -24,7 +24,7 @@ from detector.core.errors import InputError
 from detector.core.files import require_regular
 from detector.core.structures import Proposals
 from detector.proposals.index import is_content_hash
-from detector.proposals.readers.arrays import MAX_BOXES
+from detector.proposals.readers.raw_images import MAX_BOXES
 from detector.proposals.store import Entry, check_entry
 
 NAME = "unfinished.journal"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from detector.core.errors import InputError, nearest
 from detector.core.structures import Proposals
 from detector.proposals.dense import ASPECTS, SCALES, STRIDE_FRACTION, dense_proposals
-from detector.proposals.readers.arrays import make_proposals
+from detector.proposals.readers.raw_images import make_proposals
 
 ImageReader = Callable[[Path, tuple[int, int] | None], NDArray[np.uint8]]
 

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from detector.core.errors import InputError
-from detector.core.structures import Detections, Evaluator, ImageRecord, Targets
+from detector.core.structures import Detections, ImageRecord, Targets
 from detector.evaluation.coco import CocoEvaluator, score_coco_results
 from detector.evaluation.report import COCO_FIGURES as FIGURES
 from detector.evaluation.report import coco_table
@@ -128,7 +128,7 @@ def test_the_demo_of_the_coco_api() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_records_score_as_a_direct_call(seed: int) -> None:
     records, detections = random_records(seed)
-    evaluator: Evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
+    evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order:
         evaluator.update([records[index].image_id], [detections[index]])

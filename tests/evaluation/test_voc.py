@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.core.structures import Detections, Evaluator, Targets
+from detector.core.structures import Detections, Targets
 from detector.evaluation.voc import VocEvaluator
 
 from .reference import Box, Found, Thing, average_precisions, verdicts
@@ -45,7 +45,7 @@ def detections(found: list[tuple[int, float, Box]]) -> Detections:
 def evaluate(
     things: Things, found: AllFound, threshold: float = 0.5, update_order: list[str] | None = None
 ) -> dict[str, object]:
-    evaluator: Evaluator = VocEvaluator({i: targets(t) for i, t in things.items()}, CLASSES, threshold)
+    evaluator = VocEvaluator({i: targets(t) for i, t in things.items()}, CLASSES, threshold)
     for image in update_order or list(things):
         mine = [(label, f.score, f.box) for label, f in found if f.image == image]
         evaluator.update([image], [detections(mine)])

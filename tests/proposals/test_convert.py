@@ -17,8 +17,7 @@ from detector.core.structures import ImageRecord, Targets
 from detector.proposals.convert import conversion_name, convert, source_parameters
 from detector.proposals.inspection import guess_format, inspect
 from detector.proposals.readers import read_images
-from detector.proposals.readers.arrays import RawImages
-from detector.proposals.readers.folders import files_of
+from detector.proposals.readers.raw_images import RawImages, files_of
 from detector.proposals.store import ProposalStore
 from tests.proposals.formats import (
     SCORED,

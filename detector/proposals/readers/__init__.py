@@ -1,4 +1,4 @@
-"""Readers of other people's proposal files. Each yields the images as they stand in the file."""
+"""Readers of proposal files that other programs wrote. Each gives the images as the file has them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from pathlib import Path
 
 from detector.core.errors import InputError, nearest
 from detector.core.files import require_regular
-from detector.proposals.readers.arrays import RawImages
 from detector.proposals.readers.coco_results import read_coco_results
-from detector.proposals.readers.folders import read_npy_folder, read_text_folder
 from detector.proposals.readers.matlab import read_matlab
-from detector.proposals.readers.npz import read_npz
+from detector.proposals.readers.numpy_files import read_npy_folder, read_npz
 from detector.proposals.readers.pickles import read_detectron, read_mmdetection
+from detector.proposals.readers.raw_images import RawImages
+from detector.proposals.readers.text_files import read_text_folder
 
 FORMATS = ("mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text")
 
 
 def read_images(source: Path, file_format: str) -> RawImages:
-    """Return the images of ``source``, a few in memory at a time where the format allows it.
+    """Return the images of ``source``, one in memory at a time where the format allows it.
 
-    Raises InputError, naming file and image, for anything that is not what the format says, also for a
-    pipe or a device.
+    ``file_format`` is one of ``FORMATS``. Raises InputError, which names file and image, for content that
+    does not follow the format, and for a pipe or a device.
     """
     if not source.is_dir():
         require_regular(source)

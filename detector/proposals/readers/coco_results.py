@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from detector.core.errors import InputError
-from detector.proposals.readers.arrays import RawImage, RawImages
+from detector.proposals.readers.raw_images import RawImage, RawImages
 
 _BLOCK = 1 << 20
 # A result with a mask in run lengths is a few kilobytes.
@@ -19,9 +19,9 @@ _MAX_OBJECT = 16 << 20
 
 
 def read_coco_results(source: Path) -> RawImages:
-    """Return the images of ``source`` in the order in which they first occur, their boxes in order.
+    """Return the images of ``source`` in the order in which they first occur, with their boxes in order.
 
-    The file is parsed result by result into plain arrays, 40 bytes a box, and never held as a whole.
+    The file is parsed result by result into arrays of 40 bytes per box; it is never in memory as a whole.
     """
     boxes: dict[str, array[float]] = {}
     for number, result in enumerate(_results(source)):
@@ -38,7 +38,7 @@ def _taken_from(boxes: dict[str, array[float]]) -> Iterator[RawImage]:
 
 
 def _values(source: Path, number: int, result: Any) -> list[float]:
-    """Return x, y, width, height and score, NaN where there is none."""
+    """Return x, y, width, height and score; NaN for a result without score."""
     where = f"{source}, result {number}"
     if not isinstance(result, dict) or not {"image_id", "bbox"} <= result.keys():
         raise InputError(f"{where}: expected an object with 'image_id' and 'bbox'")
@@ -70,17 +70,17 @@ def _elements(file: TextIO) -> Iterator[Any]:
     """Yield the elements of the JSON list in ``file``, a block of text in memory at a time."""
     text = _Text(file)
     text.expect("[")
-    if text.next_letter() == "]":
+    if text.next_character() == "]":
         return
     while True:
         yield text.element()
-        if text.next_letter() == "]":
+        if text.next_character() == "]":
             return
         text.expect(",")
 
 
 class _Text:
-    """A window on a text file that moves on as JSON values are taken from it."""
+    """A window on a text file, which moves forward as JSON values are taken from it."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -88,8 +88,8 @@ class _Text:
         self._window = ""
         self._place = 0
 
-    def next_letter(self) -> str:
-        """Return the next letter that is no blank, without taking it; "" at the end."""
+    def next_character(self) -> str:
+        """Return the next character that is no blank, without taking it; "" at the end of the file."""
         while True:
             while self._place < len(self._window) and self._window[self._place].isspace():
                 self._place += 1
@@ -98,16 +98,15 @@ class _Text:
             if not self._more():
                 return ""
 
-    def expect(self, letter: str) -> None:
-        found = self.next_letter()
-        if found != letter:
-            raise ValueError(f"{letter!r} expected, found {found!r}")
+    def expect(self, character: str) -> None:
+        if (following := self.next_character()) != character:
+            raise ValueError(f"{character!r} expected, not {following!r}")
         self._place += 1
 
     def element(self) -> Any:
-        """Take one object. Only an object or a list shows where it ends, and results are objects."""
-        if self.next_letter() != "{":
-            raise ValueError(f"an object expected, found {self.next_letter()!r}")
+        """Take one object. Results are objects, and unlike a number an object shows where it ends."""
+        if self.next_character() != "{":
+            raise ValueError(f"an object expected, not {self.next_character()!r}")
         while True:
             try:
                 value, self._place = self._decoder.raw_decode(self._window, self._place)

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from detector.core.tensor_files import DamagedFile, ForeignContent, read_tensor_file
-from detector.core.tensor_files.pickle_scan import storage_bytes
+from detector.core.tensor_files import DamagedFile, ForeignContent, _scan, read_tensor_file
 
 REFUSED = (DamagedFile, ForeignContent)
 
@@ -236,12 +235,31 @@ def test_the_scan_follows_the_memo_and_refuses_other_ways_of_writing() -> None:
     torch.save([torch.zeros(3), torch.zeros(5, dtype=torch.int64), torch.zeros(2)], saved)
     with zipfile.ZipFile(saved) as archive:
         pickled = archive.read("archive/data.pkl")
-    assert storage_bytes(pickled) == {"0": 12, "1": 40, "2": 8}
-    with pytest.raises(ForeignContent, match="it wants to run"):
-        storage_bytes(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.")
+    assert _scan(b"..." + pickled + b"more", 3) == ({"0": 12, "1": 40, "2": 8}, 3 + len(pickled))
+    with pytest.raises(ForeignContent, match=r"it wants to run os\.system"):
+        _scan(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.")
     for opcodes in (b"\x80\x04\x8c\x01a\x94.", b"(lp0\n.", b"X\x01\x00\x00\x00aQ.", b"\x80\x02}2."):
         with pytest.raises(ForeignContent):
-            storage_bytes(opcodes)
+            _scan(opcodes)
+
+
+def test_a_key_of_tuples_within_tuples_is_refused(tmp_path: Path) -> None:
+    """torch would overflow the stack while it hashes the key, which kills the process."""
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(3)}, path)
+    nested = b"\x80\x02}" + b")" + b"\x85" * 900_000 + b"Ns."
+    packed_again(path, lambda name, found: nested if name.endswith(".pkl") else found)
+    with pytest.raises(DamagedFile):
+        read_tensor_file(path)
+
+
+def test_an_ordered_dictionary_of_python_2(tmp_path: Path) -> None:
+    """It is written as a call with a list of pairs."""
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(3)}, path)
+    called = b"\x80\x02ccollections\nOrderedDict\n](](X\x01\x00\x00\x00aK\x05ee\x85R."
+    packed_again(path, lambda name, found: called if name.endswith(".pkl") else found)
+    assert read_tensor_file(path) == {"a": 5}
 
 
 def test_checksums_are_those_of_the_members(tmp_path: Path) -> None:

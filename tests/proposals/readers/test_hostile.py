@@ -22,7 +22,7 @@ from detector.core.errors import InputError
 from detector.proposals.convert import source_parameters
 from detector.proposals.inspection import guess_format
 from detector.proposals.readers import FORMATS, read_images
-from detector.proposals.readers.safe_pickle import read_pickle
+from detector.proposals.readers.pickles import read_pickle
 from tests.proposals.formats import (
     make_boxes,
     make_records,
@@ -90,13 +90,17 @@ def array_pickle(shape: bytes, kind: bytes = b"\x8c\x02f4") -> bytes:
         (b"]" + b"\x94" * 3_000_000 + b".", "more objects than a file of its size"),
         (b"]r\xff\xff\xff\xff.", None),  # a place in the memo that would take 64 GiB as a table
         (b"\x8e" + struct.pack("<Q", 1 << 62) + b".", "ends too early"),
-        (b"\x8b\xff\xff\xff\x7f.", "an integer of"),
+        (b"\x8b\xff\xff\xff\x7f.", "the pickle instruction"),  # an integer of 2 GiB
+        (b"I0x" + b"f" * 100_000 + b"\n.", "is no readable pickle"),
         (b"I" + b"9" * 100_000 + b"\n.", "is no readable pickle"),
         (b"(" * 1000 + b"t.", None),
-        (b"\x97.", "the instruction"),
-        (b"Pid\n.", "the instruction"),
+        (b"\x95" + b"\xff" * 8 + b"].", None),  # a frame longer than the file, which no reader needs
+        (b"})" + b"\x85" * 900_000 + b"Ns.", "entries of something"),  # a key that would overflow the stack
+        (b"}" + b"h\x00q\x00" * 3 + b".", "is no readable pickle"),
+        (b"\x97.", "the pickle instruction"),
+        (b"Pid\n.", "the pickle instruction"),
         (b"cos\nsystem\n.", "wants to run os.system"),
-        (b"]}b.", "a state for what has none"),
+        (b"]}b.", "a state for something that has none"),
         (b"]0.", "is no readable pickle"),
         (array_pickle(b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"), "array of shape"),
         (array_pickle(b"J\xff\xff\xff\xff\x85"), "array of shape"),
@@ -190,7 +194,7 @@ def test_headers_of_arrays_made_by_hand(tmp_path: Path, header: bytes) -> None:
 def test_an_npz_packed_in_another_way_is_refused(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
         archive.writestr("a.npy", npy(np.zeros((2, 4))))
-    refused(tmp_path / "a.npz", "npz", "packed in a way that numpy does not write")
+    refused(tmp_path / "a.npz", "npz", "compressed in a way numpy does not use")
 
 
 def test_an_npy_file_of_terabytes_takes_no_memory(tmp_path: Path) -> None:
@@ -293,7 +297,7 @@ def test_mat_numbers_of_every_type(tmp_path: Path, kind: str, compressed: bool) 
         ('{"images": []}', "'\\[' expected"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]} {"image_id"', "',' expected"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]},]', "an object expected"),
-        ("", "'\\[' expected, found ''"),
+        ("", "'\\[' expected, not ''"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}', "',' expected"),
     ],
 )
@@ -328,8 +332,8 @@ def test_json_longer_than_a_block(tmp_path: Path) -> None:
         ("1 2 x 4", "line 1: could not convert"),
         ("1 2 3 4 5 6", "line 1: 6 numbers"),
         ("\n" * 64_000_000, "line 2000001: more than 2000000 lines are refused"),
-        ("1 " * 32_000_000, "line 1: a line of over 1000 letters"),
-        ("1" * 64_000_000, "line 1: a line of over 1000 letters"),
+        ("1 " * 32_000_000, "line 1: a line of over 1000 characters"),
+        ("1" * 64_000_000, "line 1: a line of over 1000 characters"),
         ("\n" * 64_000_001, "has over 64000000 bytes"),
     ],
     ids=range(8),

@@ -1,38 +1,39 @@
-"""From an array that somebody else wrote to checked ``Proposals``."""
+"""The images of a proposal file as every reader gives them, and the checks before they are `Proposals`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
+from detector.core.files import is_hidden
 from detector.core.structures import Proposals
-from detector.proposals.npy import read_header
 
 # A hundred times what the largest published sets hold; more is a mistake or an attack.
 MAX_BOXES = 1_000_000
 # float32 counts whole pixels up to here
 _MAX_COORDINATE = float(1 << 24)
-# The numbers of one image in a file: five columns of the widest type, and a header.
-MAX_ARRAY_BYTES = MAX_BOXES * 5 * 8 + 10_240
+MAX_RATIO, ALWAYS_ALLOWED = 100, 64 << 20
+"""A file may unpack to this many times its size, or to this many bytes. Boxes compress to a tenth at best,
+and a file that is made to fill the memory to a thousandth."""
 
 
 class Position(NamedTuple):
-    """Where an image stands in a file that names none: at ``place`` of ``total``, as in the data set."""
+    """The place of an image in a file without names: its ``total`` images are in the data set's order."""
 
     place: int
     total: int
 
 
 class RawImage(NamedTuple):
-    """One image of a file, as it stands there: ``boxes`` (P, 4) numbers, ``scores`` (P,) or None.
+    """One image as the file has it: ``boxes`` (P, 4) of any number type, ``scores`` (P,) or None.
 
-    ``key`` is what the file calls the image, or its place; ``convention`` the name of the format's box
+    ``key`` is the image's name in the file, or its place; ``convention`` is the name of the format's box
     convention (`detector.proposals.conventions`), or "auto".
     """
 
@@ -43,9 +44,9 @@ class RawImage(NamedTuple):
 
 
 class RawImages:
-    """The images of a file, which can be run through once, and ``names``, what the file calls them.
+    """The images of a file, which can be iterated over once, and their ``names`` in the file.
 
-    The names, of which a file that names none has none, are known before any boxes are read.
+    The names are known before any boxes are read; they are empty for a file without names.
     """
 
     def __init__(self, names: Sequence[str], images: Iterator[RawImage]) -> None:
@@ -57,9 +58,24 @@ class RawImages:
 
 
 def image_place(source: Path, key: str | Position) -> str:
-    """Return the words with which a message names an image of ``source``."""
+    """Return how a message names an image of ``source``."""
     name = repr(key) if isinstance(key, str) else f"number {key.place + 1} of {key.total}"
     return f"{source}, image {name}"
+
+
+def files_of(folder: Path, suffix: str) -> list[tuple[str, Path]]:
+    """Return (id, path) for each file with ``suffix`` in ``folder`` and below, sorted by path.
+
+    Upper and lower case of the suffix are the same; hidden files are skipped. The id is the path within the
+    folder without the suffix. Raises InputError if there is no such file.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give a folder with one {suffix} file per image")
+    named = (path for path in folder.rglob("*") if path.suffix.lower() == suffix)
+    paths = sorted(path for path in named if not is_hidden(path, folder) and path.is_file())
+    if not paths:
+        raise InputError(f"{folder} has no {suffix} files")
+    return [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
 
 
 def raw_image(key: str | Position, array: NDArray[Any], convention: str, where: str) -> RawImage:
@@ -92,26 +108,3 @@ def make_proposals(boxes: NDArray[Any], scores: NDArray[Any] | None, where: str)
         value = exact[row].tolist() + ([] if ranks is None else [float(ranks[row])])
         raise InputError(f"{where}: row {row} is {value}; leave out what is not finite or not in pixels")
     return Proposals(boxes=torch.from_numpy(exact), scores=None if ranks is None else torch.from_numpy(ranks))
-
-
-def read_array(file: IO[bytes], declared: int, where: str) -> NDArray[Any]:
-    """Read one ``.npy`` of ``declared`` bytes, trusting nothing it says about itself.
-
-    The shape is checked against ``declared`` before any memory is taken; arrays of Python objects, which
-    would have to be unpickled, are refused.
-    """
-    try:
-        header = read_header(file)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{where}: no readable array ({error})") from error
-    if header.dtype.kind not in "iuf":
-        raise InputError(f"{where}: holds {header.dtype} and not plain numbers")
-    length = header.data_bytes
-    if len(header.shape) > 2 or length > MAX_ARRAY_BYTES or max(header.shape, default=0) > MAX_BOXES:
-        raise InputError(f"{where}: expected shape (P, 4) or (P, 5), found {header.shape}")
-    if length > declared:
-        raise InputError(f"{where}: announces {length} bytes of boxes and has {declared}")
-    data = file.read(length)
-    if len(data) != length:
-        raise InputError(f"{where}: ends after {len(data)} of {length} bytes")
-    return np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
