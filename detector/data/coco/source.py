@@ -115,8 +115,6 @@ class CocoSource:
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> CocoData:
         """Return the split's own annotations; see `detector.data.source.DataSource.coco_annotations`.
 
-        Classes that the split's file does not name become categories as in the file of ``train_split``.
-
         Raises InputError where neither file names a class, or the two use an id for different classes.
         """
         path, training = self.image_list(split), self.image_list(train_split)

@@ -70,12 +70,7 @@ class VocSource:
         return for_split(self.annotations, split), for_split(self.images, split)
 
     def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
-        """Return the sorted class names of all annotation files in the folders of ``splits``.
-
-        ``choose`` picks some of the files by their images; None takes all.
-
-        Raises InputError for a missing folder, a malformed annotation, or a folder without annotations.
-        """
+        """Return the names in the annotations; see `detector.data.source.DataSource.class_names`."""
         names: set[str] = set()
         for folders in dict.fromkeys(map(self._folders, splits)):
             layout = VocLayout(self.root, *folders)
@@ -98,9 +93,12 @@ class VocSource:
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
         annotated = not unannotated or any(map(layout.find_annotation, ids))
-        annotations = (
-            _read_annotations(layout, ids, listed_in) if annotated else _empty(layout, ids, listed_in)
-        )
+        if annotated:
+            files = [layout.annotation(image_id, listed_in) for image_id in ids]
+            annotations = list(map(read_annotation, files))
+        else:
+            images = [layout.image(image_id, listed_in) for image_id in ids]
+            annotations = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
         if classes is None:
             classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
@@ -174,17 +172,6 @@ class VocSource:
                 for image_id in layout.split_ids(self.splits, split, choose, on_fault)[0]:
                     splits_of.setdefault(image_id, []).append(split)
         return splits_of
-
-
-def _read_annotations(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
-    files = [layout.annotation(image_id, listed_in) for image_id in ids]  # a missing one is reported first
-    return list(map(read_annotation, files))
-
-
-def _empty(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
-    """Return an annotation without size and objects for each image, as if the image file itself were one."""
-    images = [layout.image(image_id, listed_in) for image_id in ids]
-    return [VocAnnotation(path=image, size=None, objects=[]) for image in images]
 
 
 def _to_check(
