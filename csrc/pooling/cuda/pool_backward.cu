@@ -17,7 +17,6 @@ constexpr int kThreads = 128;
 constexpr int kPerThread = 2;  // channels
 constexpr int kSlots = kThreads * kPerThread;
 constexpr int kList = 1024;  // bins listed at a time
-constexpr int kAhead = 8;    // bins whose gradients are loaded together
 constexpr int kTurnThreads = 256;
 
 template <typename scalar_t>
@@ -196,6 +195,7 @@ struct Scatter {
   using Places = Pack<place_t, kPerThread>;
   using Shares = Pack<share_t, kPerThread>;
   static constexpr size_t kShared = (kCells + 1) * kSlots * sizeof(M);
+  static constexpr int kAhead = 8;  // bins whose gradients and places are loaded together
 
   M* sums;         // (cell, channel of a thread, thread)
   unsigned first;  // place in the tile
@@ -249,6 +249,7 @@ struct Spread {
   using Listed = Entry;
   using Shares = Pack<share_t, kPerThread>;
   static constexpr size_t kShared = kCells * kSlots * sizeof(M);
+  static constexpr int kAhead = 4;  // bins whose shares are loaded together
 
   M* sums;
   M sum[kCells][kPerThread];
@@ -304,8 +305,8 @@ __device__ __forceinline__ void add_all(Sums& sums, const Job& job, const typena
                                         int count, int slot) {
   typename Sums::Batch now, next;
   now.read(job, list, 0, count, slot);
-  for (int begin = 0; begin < count; begin += kAhead) {
-    next.read(job, list, begin + kAhead, count, slot);
+  for (int begin = 0; begin < count; begin += Sums::kAhead) {
+    next.read(job, list, begin + Sums::kAhead, count, slot);
     sums.add(now, list, begin, count);
     now = next;
   }
