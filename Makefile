@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make quickstart` and `make test`. Each does all its own set-up, once.
+# On a new machine, start with `make quickstart` or `make test`: each first installs what it needs.
 
 PYTHON ?= python3
 GPU_PYTHON ?= python3
@@ -11,16 +11,16 @@ SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install: $(VENV)/.installed $(VENV)/.built  ## make .venv, install, build the native libraries
+install: $(VENV)/.installed $(VENV)/.built  ## create .venv, install, build the native libraries
 
-# Installing and building are two steps, so that a change in csrc/ is built without another installation.
+# Installing and building are separate steps, so a change in csrc/ is built without installing again.
 $(VENV)/.installed: pyproject.toml tools/check_machine.py
 	@$(PYTHON) tools/check_machine.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26"
 	@packages="$$($(BIN)/python tools/check_machine.py --compiler)"; test -z "$$packages" || \
-	  { echo "a GPU without a CUDA compiler: installing $$packages"; \
+	  { echo "there is a GPU but no CUDA compiler: installing $$packages"; \
 	    $(BIN)/python -m pip install --quiet "$$packages"; } || \
 	  echo "warning: without a CUDA compiler the GPU will not be used; try again with make -B install" >&2
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
@@ -31,7 +31,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-quickstart: install  ## generate data, train, score and draw: five minutes, results in runs/quickstart
+quickstart: install  ## generate data, train, evaluate, draw: five minutes, results in runs/quickstart
 	$(BIN)/python tools/train.py --config configs/quickstart.yaml --output runs/quickstart --overwrite
 
 test: install  ## run the tests
@@ -40,28 +40,28 @@ test: install  ## run the tests
 headers: install  ## compile csrc/ against the headers of the oldest and the newest torch, CUDA included
 	$(BIN)/python tools/check_headers.py
 
-sanitize: install  ## run the operators' tests under AddressSanitizer and UBSan, in a build of its own
+sanitize: install  ## run the operators' tests under AddressSanitizer and UBSan, in a separate build
 	sh tests/ops/run_sanitized.sh $(BIN)/python
 
-emulate: install  ## run the CUDA kernels on the CPU, random calls; SANITIZE=thread or address, SECONDS=120
+emulate: install  ## make random calls of the CUDA kernels on the CPU; SANITIZE=thread or address, SECONDS=120
 	sh tests/emulator/run.sh $(BIN)/python "$(SANITIZE)" --seconds $(or $(SECONDS),120)
 
-emulate-mutants: install  ## break the CUDA kernels on purpose and see that `make emulate` notices
+emulate-mutants: install  ## break the CUDA kernels on purpose and check that `make emulate` notices
 	$(BIN)/python -m tests.emulator.mutants
 
-fuzz-readers: install  ## read 10,000 changed files of every kind; only clean errors are allowed
+fuzz-readers: install  ## read 10,000 randomly changed files of every kind; only clear errors are allowed
 	$(BIN)/python -m tests.fuzz_readers --cases 10000 --seed 0
 
-# Installs nothing and asks no registry: the machine with the GPU may be offline. GPU_CHECK passes further options on.
-gpu-check:  ## check and time everything that needs a GPU, offline, 7 minutes: make gpu-check OUT=dir
+# Works offline and installs nothing. GPU_CHECK has further options for the program.
+gpu-check:  ## check and time everything that needs a GPU, in 7 minutes, offline: make gpu-check OUT=dir
 	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PYTHON) -m benchmarks.gpu_check --out "$(OUT)" $(GPU_CHECK)
 
-lint: install  ## check style
+lint: install  ## check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: install  ## check types
+typecheck: install  ## check the types
 	$(BIN)/mypy
 
-clean:  ## remove builds and caches; data, runs and .venv stay
+clean:  ## remove builds and caches, but not data, runs and .venv
 	rm -rf build *.egg-info detector/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.built

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Fast R-CNN put together from torchvision's parts, beside this project's, on blood cells (BCCD).
+"""Compares this project with a Fast R-CNN built from torchvision's parts, on blood cells (BCCD).
 
-Same split, weights and proposals as configs/bccd_squeezenet.yaml. The peer: SqueezeNet through fire8,
-features times 0.01, torchvision's RoIHeads with roi_pool 7x7, TwoMLPHead 1024 and FastRCNNPredictor, SGD at
-0.005 down to a tenth after 75 % of 1752 steps of 2 images x 64 RoIs, flips, no resize.
+Both use the splits, weights and proposals of configs/bccd_squeezenet.yaml. The peer is SqueezeNet up to
+fire8, whose features are multiplied by 0.01, and torchvision's RoIHeads with roi_pool (7 x 7), TwoMLPHead
+(1024) and FastRCNNPredictor. It is trained by SGD for 1752 steps of 2 images x 64 RoIs, with a learning rate
+of 0.005, a tenth of that in the last quarter, and with flipped images, which are not resized.
 
-    python benchmarks/bccd_peer.py time     a training step and a test image of both, in turns, one process
-    python benchmarks/bccd_peer.py train    the peer's full training and its mAP on test
+    python benchmarks/bccd_peer.py time     time a training step and a test image of both, alternating
+    python benchmarks/bccd_peer.py train    train the peer completely and print its mAP on the test split
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Pool(nn.Module):
 
 
 class Peer(nn.Module):
-    """The peer's network; in training it returns losses, in evaluation detections, as torchvision does."""
+    """The peer. As torchvision's networks do, it returns losses in training mode and detections otherwise."""
 
     def __init__(self, weights: str, num_classes: int) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Peer(nn.Module):
     def forward(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         features = {"0": self.backbone(batch.images) * 0.01}
         sizes = [meta.input_size for meta in batch.metas]
-        targets = [{"boxes": found.boxes, "labels": found.labels} for found in batch.targets]
+        targets = [{"boxes": objects.boxes, "labels": objects.labels} for objects in batch.targets]
         result: tuple[list[dict[str, Tensor]], dict[str, Tensor]] = self.heads(
             features, batch.rois_per_image, sizes, targets if self.training else None
         )
@@ -106,7 +107,7 @@ def make_peer(here: Setting) -> tuple[Peer, torch.optim.SGD]:
 
 
 def train_peer() -> dict[str, Any]:
-    """Train the peer as the docstring says and score it on the test split."""
+    """Train the peer as the module's docstring says, and return its metrics on the test split."""
     here = setting()
     peer, optimizer = make_peer(here)
     peer.train()
@@ -116,14 +117,16 @@ def train_peer() -> dict[str, Any]:
             group["lr"] = 0.005 * (0.1 if step >= 0.75 * STEPS else 1.0)
         peer_step(peer, optimizer, next(here.train_batches))
         if step % 100 == 99:
-            print(f"step {step + 1}: {(time.perf_counter() - started) / (step + 1):.3f} s a step", flush=True)
+            print(
+                f"step {step + 1}: {(time.perf_counter() - started) / (step + 1):.3f} s per step", flush=True
+            )
     trained = time.perf_counter() - started
     peer.eval()
     evaluator = VocEvaluator(here.test_set.records, here.test_set.classes)
     for view in inference_views(here.config, here.test_set.records, here.source):
         with torch.inference_mode():
-            found = peer(view[0])[0][0]
-        detections = Detections(boxes=found["boxes"], scores=found["scores"], labels=found["labels"])
+            output = peer(view[0])[0][0]
+        detections = Detections(boxes=output["boxes"], scores=output["scores"], labels=output["labels"])
         evaluator.update([view[0].metas[0].image_id], [detections])
     tested = time.perf_counter() - started - trained
     return {
@@ -134,7 +137,7 @@ def train_peer() -> dict[str, Any]:
 
 
 def compare(rounds: int) -> dict[str, Any]:
-    """Time a training step and a test image of both, in turns, and return seconds and ratios."""
+    """Return the seconds of a training step and of a test image of both networks, and their ratios."""
     here = setting()
     peer, peer_optimizer = make_peer(here)
     config = here.config
@@ -173,7 +176,7 @@ def image_views(here: Setting) -> Iterator[list[Batch]]:
 
 
 def in_turns(items: list[Any], ours: Callable[[Any], Any], peer: Callable[[Any], Any]) -> dict[str, float]:
-    """Run both on every item, changing who goes first; the first item warms up."""
+    """Time both functions on every item, each one first in turn; the first item is a warm-up."""
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for number, item in enumerate(items):
         order = [("ours", ours), ("peer", peer)]
@@ -194,10 +197,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("time", "train"))
-    parser.add_argument("--rounds", type=int, default=25, help="items timed in each of the two (default 25)")
+    parser.add_argument("--rounds", type=int, default=25, help="steps and images that are timed (default 25)")
     arguments = parser.parse_args()
-    figures = train_peer() if arguments.what == "train" else compare(arguments.rounds)
-    print(json.dumps(figures, indent=2))
+    results = train_peer() if arguments.what == "train" else compare(arguments.rounds)
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

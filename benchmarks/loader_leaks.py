@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Read thousands of images in worker processes and count open descriptors and shared memory on the way.
+"""Reads thousands of images in worker processes, and measures their file descriptors and shared memory.
 
     python -m benchmarks.loader_leaks --images 3000 --workers 2
 
-Training's and evaluation's data paths are read once, image by image, from small generated images. A line of
-each path says how many descriptors the main process and its workers have open together, and how many bytes of
-/dev/shm are in use, after 100 images and after all. ``--leak`` takes away what keeps both down, copies of the
-annotations and boxes that travel as arrays, and shows what happened without them.
+The loaders of training and of evaluation each read all images once. For both, one line tells how many
+descriptors the main process and its workers have open together, and how many bytes of /dev/shm are in use:
+before, after 100 images, and after all. With ``--leak``, the two measures against leaks are turned off
+(copies of the annotations, and boxes that are sent between processes as arrays), to show what they prevent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FIRST = 100
 
 
 class Use(NamedTuple):
-    """What the processes hold together."""
+    """What the main process and its workers have in use together."""
 
     descriptors: int
     shared_bytes: int
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(name: str, start: Callable[[], Iterable[object]]) -> None:
-    """Read everything and print what is held after `FIRST` images and most afterwards."""
+    """Read all images; print what was in use before, after `FIRST` images, and at the end."""
     begin, uses = use(), []
     for number, _ in enumerate(start(), 1):
         if number % FIRST == 0:
@@ -66,15 +66,15 @@ def measure(name: str, start: Callable[[], Iterable[object]]) -> None:
 
 
 def use() -> Use:
-    """Return what this process and its workers hold now; /dev/shm is that of the whole machine."""
+    """Return what is in use now. /dev/shm is counted for the whole machine."""
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     descriptors = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes)
-    found = os.statvfs("/dev/shm")
-    return Use(descriptors, (found.f_blocks - found.f_bfree) * found.f_frsize)
+    memory = os.statvfs("/dev/shm")
+    return Use(descriptors, (memory.f_blocks - memory.f_bfree) * memory.f_frsize)
 
 
 def make_records(folder: Path, count: int) -> list[ImageRecord]:
-    """Write one image and return ``count`` records of it, each with annotations of its own."""
+    """Write one image and return ``count`` records that name it, each with its own annotations."""
     path = folder / "image.png"
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
     boxes = torch.tensor([[1.0, 2.0, 20.0, 24.0]])
@@ -113,7 +113,7 @@ def evaluation(records: list[ImageRecord], workers: int) -> DataLoader:
 
 
 def common(workers: int) -> dict:
-    """Return the settings that the package's own loaders have."""
+    """Return the settings that the loaders of the package have, too."""
     return {
         "num_workers": workers,
         "worker_init_fn": quiet_worker,
@@ -131,12 +131,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=3000, help="images, 100 and more (default 3000)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes, 1 and more (default 2)")
-    parser.add_argument("--leak", action="store_true", help="without what keeps descriptors and memory down")
+    parser.add_argument(
+        "--images", type=int, default=3000, help="number of images, at least 100 (default 3000)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="worker processes, at least 1 (default 2)")
+    parser.add_argument("--leak", action="store_true", help="turn off the measures against leaks")
     arguments = parser.parse_args()
     if arguments.images < FIRST or arguments.workers < 1:
-        parser.error(f"--images is {FIRST} or more, --workers 1 or more")
+        parser.error(f"--images must be at least {FIRST}, and --workers at least 1")
     return arguments
 
 

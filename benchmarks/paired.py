@@ -1,4 +1,4 @@
-"""Two functions timed against each other: alternating in one process, so that both meet the same machine."""
+"""Times two functions alternately in one process, so that other work on the machine affects both."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
-    """Print how many times faster ``ours`` is than ``theirs``: best against best, and the median of ratios.
+    """Print how many times faster ``ours`` is than ``theirs``, and the best time of each in milliseconds.
 
-    A round times each once; ``ours`` is also given its best time, for those who want the absolute.
+    Each round times both once. Two ratios are printed: that of the best times, and the median of the rounds.
     """
     ours(), theirs()
     mine, other = zip(*((seconds(ours), seconds(theirs)) for _ in range(rounds)), strict=True)
@@ -33,20 +33,20 @@ def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object],
 
 
 def uniform_rois(count: int, images: int, size: tuple[int, int]) -> Tensor:
-    """Return (count, 5): both corners of a box uniform in an image of ``size`` (height, width)."""
+    """Return RoIs (count, 5) with corners uniformly distributed in an image of ``size`` (height, width)."""
     corners = torch.rand(count, 2, 2) * torch.tensor([size[1], size[0]])
     batch = torch.arange(count)[:, None] % images
     return torch.cat((batch, corners.amin(1), corners.amax(1)), dim=1)
 
 
 def proposal_rois(path: str, count: int, images: int, size: tuple[int, int]) -> Tensor:
-    """Return (count, 5): boxes of a .npz of selective search's proposals, stretched to ``size``.
+    """Return RoIs (count, 5): boxes from a .npz file of proposals, stretched to ``size`` (height, width).
 
-    Where there are fewer boxes than ``count``, they come again.
+    If there are fewer boxes than ``count``, they are repeated.
     """
     with np.load(path, allow_pickle=False) as file:
         boxes = torch.from_numpy(np.concatenate([file[name] for name in file.files[:20]])).float()
-    extent = boxes.amax(0)[2:]  # some proposal is the whole image
+    extent = boxes.amax(0)[2:]  # one of the proposals is the whole image
     boxes *= torch.tensor([size[1], size[0]]).div(extent).repeat(2)
     order = torch.randperm(len(boxes))
     boxes = boxes[order.repeat(-(-count // len(boxes)))[:count]]
@@ -54,7 +54,7 @@ def proposal_rois(path: str, count: int, images: int, size: tuple[int, int]) -> 
 
 
 def copy_bandwidth() -> float:
-    """Return bytes a second, read and written, of a copy too large for the caches, at the set threads."""
+    """Return the bytes per second, read and written, of a copy that is too large for the caches."""
     source = torch.ones(100_000_000 // 4)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -62,5 +62,5 @@ def copy_bandwidth() -> float:
 
 
 def fresh_memory(numbers: int) -> float:
-    """Return the seconds that writing ``numbers`` float32 to fresh memory costs, page faults included."""
+    """Return the seconds to write ``numbers`` float32 values to new memory, including page faults."""
     return min(seconds(lambda: torch.empty(numbers).zero_()) for _ in range(10))

@@ -1,10 +1,10 @@
-"""What a pyramid, and training on several sizes, are worth to a classifier where layout matters.
+"""Measures what a pyramid and training on several sizes gain for a classifier when layout matters.
 
     python benchmarks/pyramid_classification.py --seeds 0 1 2 --folder runs/pyramid_classification
 
-Trains ``configs/spp_classifier_arrangements.yaml`` once a variant and seed, and scores each network on the
-test images at several sizes; the seed draws weights and data order, the images stay the same. A run that is
-finished in the folder is not trained again.
+Trains ``configs/spp_classifier_arrangements.yaml`` once per variant and seed, and scores each network on the
+test images at several sizes. The seed determines the weights and the order of the data; the images are always
+the same. A run that the folder has already is not trained again.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ VARIANTS = {
     "pyramid, one size": ["model.pool.levels=[1,2,4]", "train.scales=[128]", "train.scale_jitter=null"],
 }
 SIZES = (80, 104, 128, 160, 200)
-"""Shorter sides of the test images; training's are in the config."""
+"""Shorter sides of the test images in pixels; those in training are in the config."""
 
 
 def score(config: Config, folder: Path) -> dict[str, float]:
-    """Train where that is not done, and return the 11-point mAP at each size and at the images' own."""
+    """Train unless that is done, and return the 11-point mAP at each size and at the original size."""
     done = numbered_checkpoints(folder / "checkpoints")
     if not done or int(done[-1].stem.removeprefix("step_")) < config.train.steps:
         folder.mkdir(parents=True, exist_ok=True)
         start_run(config, folder, "cpu", resume=True).run()
     checkpoint = load_checkpoint(numbered_checkpoints(folder / "checkpoints")[-1])
     model = restore_model(config, checkpoint, str(folder))
-    views = {str(size): {"scales": (size,)} for size in SIZES} | {"own": {"resize": "none"}}
+    changes = {str(size): {"scales": (size,)} for size in SIZES} | {"own": {"resize": "none"}}
     metrics = {}
-    for name, change in views.items():
+    for name, change in changes.items():
         at_size = config.model_copy(update={"test": config.test.model_copy(update=change)})
         scorer = build_scorer(at_size, split=config.data.test_split)
         metrics[name] = float(scorer.evaluate(model).metrics["voc07_mAP"])
@@ -52,13 +52,13 @@ def score(config: Config, folder: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> Table:
-    made = Table(title="11-point mAP, mean and range over the seeds")
-    made.add_column("variant")
+    rows = Table(title="11-point mAP, mean and range over the seeds")
+    rows.add_column("variant")
     for name in next(iter(results.values()))[0]:
-        made.add_column(name, justify="right")
+        rows.add_column(name, justify="right")
     for variant, runs in results.items():
-        made.add_row(variant, *(_spread([run[name] for run in runs]) for name in runs[0]))
-    return made
+        rows.add_row(variant, *(_spread([run[name] for run in runs]) for name in runs[0]))
+    return rows
 
 
 def _spread(values: list[float]) -> str:
@@ -79,7 +79,7 @@ def main() -> None:
             folder = arguments.folder / f"{variant.replace(' ', '_').replace(',', '')}_seed_{seed}"
             results.setdefault(variant, []).append(score(config, folder))
             print(json.dumps({"variant": variant, "seed": seed, **results[variant][-1]}), flush=True)
-    write_json(arguments.folder / "figures.json", results)
+    write_json(arguments.folder / "metrics.json", results)
     Console(width=140).print(table(results))
 
 

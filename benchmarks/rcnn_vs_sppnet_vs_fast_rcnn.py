@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
-"""R-CNN, SPP-net and Fast R-CNN on the same image, proposals and backbone: what sharing convolutions saves.
+"""Times R-CNN, SPP-net and Fast R-CNN with one backbone, to show how much time shared convolutions save.
 
     python benchmarks/rcnn_vs_sppnet_vs_fast_rcnn.py --backbone vgg16 [--output FILE.json]
 
-Random weights, one image of 375 x 500 pixels, 2000 uniform boxes, 20 classes, fc6 and fc7 of 4096. Timed are
-the network's parts alone: no proposals, no decoding of images, no suppression, which all three share.
+All have random weights, fc6 and fc7 of 4096, 20 classes, and the same image of 375 x 500 pixels with the same
+2000 uniform boxes. Only the networks are timed, not what all three share: proposals, decoding of images, and
+suppression.
 
-Test: R-CNN on crops of 224 x 224, SPP-net with the pyramid 6, 3, 2, 1 at one scale (688) and at five, Fast
-R-CNN with 7 x 7 bins at 600. A training step is 128 regions: R-CNN trains all layers on 128 crops; SPP-net
-its fully connected layers on maps computed before; Fast R-CNN all but two stages, on two images.
+A test image: R-CNN runs on crops of 224 x 224, SPP-net with the pyramid 6, 3, 2, 1 at one scale (688) and at
+five, Fast R-CNN with 7 x 7 bins at the scale 600. A training step has 128 regions: R-CNN trains all layers on
+128 crops, SPP-net its fully connected layers on stored feature maps, Fast R-CNN all layers but the first two
+blocks, on two images.
 
-The time of R-CNN's convolutions is proportional to its regions, so it is taken on --regions of them and
-scaled; that of its fully connected layers is taken on all. From these times follow those of whole trainings
-on VOC 2007 (5011 images) as published: R-CNN 70,000 steps and one pass over all proposals for its SVMs;
-SPP-net one pass over all images at five scales and 300,000 steps; Fast R-CNN 40,000 steps. SVMs and box
-regressors are left out, which is in R-CNN's and SPP-net's favour.
+The time of R-CNN's convolutions is proportional to the number of regions. So it is measured on --regions of
+them and multiplied; its fully connected layers are measured on all regions. The times of whole trainings on
+VOC 2007 (5011 images) are computed from these, with the published numbers of steps: R-CNN 70,000 steps and
+one pass over all proposals for its SVMs; SPP-net one pass over all images at five scales and 300,000 steps;
+Fast R-CNN 40,000 steps. They do not include fitting SVMs and box regressors, which favours R-CNN and SPP-net.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ PAPERS = {
 
 @dataclass
 class Pipeline:
-    """A network, the sizes it sees an image at, and how many times its convolutions ran on what."""
+    """A network, the scales of its input, and the number of images or crops that its convolutions ran on."""
 
     model: RegionDetector
     convolutions: nn.Module
@@ -118,20 +120,22 @@ def boxes(count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a test image, its convolution passes, and seconds of a training step of 128 regions."""
+    """The times of one pipeline."""
 
     test: float
+    """Seconds of a test image."""
     passes: int
+    """Passes of the convolutions for a test image."""
     step: float
+    """Seconds of a training step of 128 regions."""
     features: float
-    """What the convolutions alone cost an image: all of its scales, or all of its regions."""
+    """Seconds of only the convolutions for a test image: on all of its scales, or on all of its regions."""
 
 
 class Stopwatch:
-    """Medians of ``rounds`` timings on ``device``, after one call that warms up.
+    """Returns the median of ``rounds`` timings on ``device``, after a warm-up call.
 
-    ``clock`` "wall" is the time that passes, "processor" what this process has had of it, which other work on
-    the machine changes little.
+    ``clock`` is "wall" or "processor"; on a busy machine, the processor time of this process varies less.
     """
 
     def __init__(self, rounds: int, device: str, clock: str = "wall") -> None:
@@ -140,18 +144,18 @@ class Stopwatch:
         self.now = time.process_time if clock == "processor" else time.perf_counter
 
     def __call__(self, call: Callable[[], object]) -> float:
-        found = []
+        seconds = []
         for _ in range(self.rounds + 1):
             started = self.now()
             call()
             if self.device.startswith("cuda"):
                 torch.cuda.synchronize(self.device)
-            found.append(self.now() - started)
-        return statistics.median(found[1:])
+            seconds.append(self.now() - started)
+        return statistics.median(seconds[1:])
 
 
 def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
-    """Time a network whose regions share the convolutions' maps."""
+    """Time a network whose regions share the feature maps of the whole image."""
     model, images, regions = pipeline.model.eval(), pipeline.images(1, seconds.device), boxes(PROPOSALS)
 
     @torch.inference_mode()
@@ -162,14 +166,14 @@ def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
     def detect() -> object:
         return Orientation(features(), pipeline.metas()).predict(model, regions, "area", seconds.device)
 
-    alone, test = seconds(features), seconds(detect)
+    convolutions, test = seconds(features), seconds(detect)
     pipeline.passes = 0
     detect()
-    return Times(test, pipeline.passes, time_shared_step(pipeline, seconds), alone)
+    return Times(test, pipeline.passes, time_shared_step(pipeline, seconds), convolutions)
 
 
 def time_shared_step(pipeline: Pipeline, seconds: Stopwatch) -> float:
-    """Return the seconds of a step on the regions of two images, at the middle one of several scales."""
+    """Return the seconds of a training step on regions of two images, at the middle scale."""
     model = pipeline.model.train()
     images = pipeline.images(2, seconds.device)[len(pipeline.scales) // 2]
     cached = None
@@ -184,7 +188,7 @@ def time_shared_step(pipeline: Pipeline, seconds: Stopwatch) -> float:
 
 
 def time_rcnn(pipeline: Pipeline, count: int, seconds: Stopwatch) -> Times:
-    """Time the convolutions on ``count`` regions, scaled to all, and the other layers on all."""
+    """Time the convolutions on ``count`` regions, scaled to all, and the other layers on all regions."""
     model, image = pipeline.model, pipeline.images(1, seconds.device)
     pool, device = model.region_pool, seconds.device
     rois = torch.cat((torch.zeros(count, 1), boxes(count)), dim=1).to(device)
@@ -217,7 +221,7 @@ def time_rcnn(pipeline: Pipeline, count: int, seconds: Stopwatch) -> Times:
 
 
 def learn(model: RegionDetector, predict: Callable[[], HeadOutput], device: str) -> Callable[[], None]:
-    """Return a training step on what ``predict`` says of 128 regions."""
+    """Return a function that runs one training step on the outputs of ``predict`` for 128 regions."""
     sampled = SampledRoIs(
         rois=torch.zeros(STEP_REGIONS, 5),
         labels=torch.arange(STEP_REGIONS) % (CLASSES + 1),
@@ -236,16 +240,16 @@ def learn(model: RegionDetector, predict: Callable[[], HeadOutput], device: str)
 
 
 def ratios(times: dict[str, Times]) -> dict[str, float]:
-    """Return how many times faster than R-CNN each is: an image, a step, and a whole training."""
+    """Return how many times faster than R-CNN each is: test image, training step, and whole training."""
     rcnn, spp, fast = times["R-CNN"], times["SPP-net, 5 scales"], times["Fast R-CNN"]
-    shared = {name: found for name, found in times.items() if found is not rcnn}
-    found = {f"test, {name}": rcnn.test / other.test for name, other in shared.items()}
-    found |= {f"convolutions, {name}": rcnn.features / other.features for name, other in shared.items()}
-    found |= {"step, SPP-net": rcnn.step / spp.step, "step, Fast R-CNN": rcnn.step / fast.step}
+    shared = {name: other for name, other in times.items() if other is not rcnn}
+    faster = {f"test, {name}": rcnn.test / other.test for name, other in shared.items()}
+    faster |= {f"convolutions, {name}": rcnn.features / other.features for name, other in shared.items()}
+    faster |= {"step, SPP-net": rcnn.step / spp.step, "step, Fast R-CNN": rcnn.step / fast.step}
     whole = STEPS["R-CNN"] * rcnn.step + VOC07_IMAGES * rcnn.test
     staged = STEPS["SPP-net"] * spp.step + VOC07_IMAGES * spp.features
-    found |= {"training, SPP-net": whole / staged}
-    return found | {"training, Fast R-CNN": whole / (STEPS["Fast R-CNN"] * fast.step)}
+    faster |= {"training, SPP-net": whole / staged}
+    return faster | {"training, Fast R-CNN": whole / (STEPS["Fast R-CNN"] * fast.step)}
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -257,24 +261,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "Fast R-CNN": ("Fast R-CNN", (600,)),
     }
     regions = min(arguments.regions or (PROPOSALS if arguments.device != "cpu" else 64), PROPOSALS)
-    print(f"{arguments.backbone}, {PROPOSALS} proposals; R-CNN timed on {regions} regions and scaled")
+    print(f"{arguments.backbone}, {PROPOSALS} proposals; R-CNN's convolutions timed on {regions}")
     times, seconds = {}, Stopwatch(arguments.rounds, arguments.device, arguments.clock)
     for label, (name, scales) in pipelines.items():
         pipeline = build(name, arguments.backbone, scales, arguments.device)
-        found = time_rcnn(pipeline, regions, seconds) if name == "R-CNN" else time_shared(pipeline, seconds)
-        times[label] = found
+        timed = time_rcnn(pipeline, regions, seconds) if name == "R-CNN" else time_shared(pipeline, seconds)
+        times[label] = timed
         print(
-            f"{label:<18} test image {found.test:9.3f} s, of it {found.features:8.3f} s in {found.passes:4d} "
-            f"passes of the convolutions; training step {found.step:7.3f} s",
+            f"{label:<18} test image {timed.test:9.3f} s, of which {timed.features:8.3f} s in "
+            f"{timed.passes:4d} passes of the convolutions; training step {timed.step:7.3f} s",
             flush=True,
         )
     faster = ratios(times)
     for label, ratio in faster.items():
         print(f"{label:<31} {ratio:7.1f}x faster than R-CNN   paper: {PAPERS.get(label, 'not given')}")
-    figures = {label: asdict(found) for label, found in times.items()}
+    seconds_of = {label: asdict(timed) for label, timed in times.items()}
     settings = {"backbone": arguments.backbone, "device": arguments.device, "rcnn_regions": regions}
     settings |= {"clock": arguments.clock, "threads": torch.get_num_threads()}
-    return {**settings, "seconds": figures, "faster_than_rcnn": faster}
+    return {**settings, "seconds": seconds_of, "faster_than_rcnn": faster}
 
 
 def main() -> None:
@@ -283,22 +287,24 @@ def main() -> None:
     )
     parser.add_argument("--backbone", default="vgg16", help="a name of model.backbone (default vgg16)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--regions", type=int, help="R-CNN's regions (default: 64 on a CPU, all on a GPU)")
-    parser.add_argument("--rounds", type=int, default=3, help="timings of each, their median counts")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
+    parser.add_argument(
+        "--regions", type=int, help="regions that R-CNN is timed on (default: 64 on a CPU, all on a GPU)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each; the median counts")
+    parser.add_argument("--threads", type=int, help="threads of the CPU (default: torch's number)")
     parser.add_argument(
         "--clock",
         choices=("wall", "processor"),
         default="wall",
-        help="processor time, best with --threads 1, where other work runs on the machine; not for a GPU",
+        help="processor is for busy machines, best with --threads 1, and not for a GPU (default wall)",
     )
-    parser.add_argument("--output", metavar="FILE.json", help="write the figures there")
+    parser.add_argument("--output", metavar="FILE.json", help="write the results there")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    figures = run(arguments)
+    results = run(arguments)
     if arguments.output:
-        write_json(Path(arguments.output), figures)
+        write_json(Path(arguments.output), results)
 
 
 if __name__ == "__main__":

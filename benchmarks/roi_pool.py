@@ -1,9 +1,9 @@
-"""Times detector.ops.roi_pool against torchvision's, in one process, alternating.
+"""Times detector.ops.roi_pool against torchvision's roi_pool, alternating in one process.
 
     python benchmarks/roi_pool.py [--proposals data/bccd_opencv_fast_proposals.npz]
 
-Map (1, 512, 38, 50), float32, 7 x 7 bins. The limit printed at the end is what writing the output to fresh
-memory costs by itself on this machine, page faults included.
+The map is (1, 512, 38, 50), float32, with 7 x 7 bins. The last line shows the limit that this machine sets:
+the time to write an output of this size to new memory, including page faults.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def half(label: str, features: Tensor, rois: Tensor, rounds: int) -> None:
 
 
 def chunks(features: Tensor, rois: Tensor, hidden: int, rounds: int) -> None:
-    """Pool, fc6 and fc7 of all RoIs at once against a chunk at a time: what ``model.roi_chunk`` should be."""
+    """Time pooling, fc6 and fc7 in chunks of RoIs against all RoIs at once, to choose ``model.roi_chunk``."""
     head = torch.nn.Sequential(
         torch.nn.Linear(512 * 49, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, hidden), torch.nn.ReLU()
     )
@@ -83,10 +83,10 @@ def chunks(features: Tensor, rois: Tensor, hidden: int, rounds: int) -> None:
 
 
 def peak(function: Callable[[], object]) -> float:
-    """Return the MiB by which ``function`` raises the peak resident memory of a process of its own."""
+    """Return the MiB by which ``function`` raises the peak memory of a separate process."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)  # the parent's threads do not come along
+        torch.set_num_threads(1)  # the threads of the parent do not exist here
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
         os._exit(min((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 4096, 255))
@@ -103,18 +103,18 @@ def memory(features: Tensor, rois: Tensor) -> None:
 
 
 def small_pages() -> None:
-    """Keep this process from huge pages, whatever is advised (Linux: PR_SET_THP_DISABLE)."""
+    """Forbid huge pages in this process (Linux: PR_SET_THP_DISABLE)."""
     if ctypes.CDLL(None, use_errno=True).prctl(41, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "huge pages cannot be turned off here")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--proposals", help=".npz of proposals; uniform boxes are timed in any case")
+    parser.add_argument("--proposals", help=".npz file of proposals to time besides uniform boxes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--chunks", action="store_true", help="measure chunk sizes of pool and head instead")
-    parser.add_argument("--small-pages", action="store_true", help="do without huge pages")
+    parser.add_argument("--chunks", action="store_true", help="compare sizes of chunks instead")
+    parser.add_argument("--small-pages", action="store_true", help="forbid huge pages")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.small_pages:
@@ -138,7 +138,7 @@ def main() -> None:
             pair = make(128, 2, SIZE)
             training(f"128 RoIs on 2, {label}", torch.randn(2, 512, 38, 50), pair, 4 * arguments.rounds)
         print(
-            f"{threads} thread(s): 201 MB of fresh memory {1e3 * fresh_memory(2000 * 512 * 49):.1f} ms,"
+            f"{threads} thread(s): 201 MB of new memory {1e3 * fresh_memory(2000 * 512 * 49):.1f} ms,"
             f" copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s"
         )
 

@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""Selective search beside OpenCV's: time, memory, and how many objects the proposals cover.
+"""Compares selective search with OpenCV's: time, memory, and how many objects the proposals cover.
 
-opencv-contrib-python, which alone has selective search, installs the same ``cv2`` package as opencv-python,
-which this project needs; whichever comes second overwrites the first. So the peer runs in an interpreter of
-its own:
+Only opencv-contrib-python has selective search. It installs the same package ``cv2`` as opencv-python, which
+this project needs, and each overwrites the other. So OpenCV's runs in a separate environment:
 
     python3 -m venv /tmp/opencv-contrib
     /tmp/opencv-contrib/bin/pip install opencv-contrib-python numpy
 
     python benchmarks/selective_search.py speed --opencv /tmp/opencv-contrib/bin/python
-    python benchmarks/selective_search.py recall      boxes of both on BCCD, at equal numbers
-    python benchmarks/selective_search.py reference   against the boxes of the authors' code for 000004.jpg
-    python benchmarks/selective_search.py threads     two threads against one
-    python benchmarks/selective_search.py memory      peak memory by image size
+    python benchmarks/selective_search.py recall      compare equal numbers of boxes of both on BCCD
+    python benchmarks/selective_search.py reference   compare with the authors' boxes for 000004.jpg
+    python benchmarks/selective_search.py threads     compare two threads with one
+    python benchmarks/selective_search.py memory      measure peak memory by image size
 
-Times are seconds of one core, of processor and of the clock; both programs are pinned to it and take turns
-image by image. On a busy machine the processor's are the steadier.
+Both programs run on the same core and alternate image by image. Processor time and wall-clock time are
+measured; on a busy machine, processor time varies less.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 COUNTS = (500, 1000, 2000)
 SEEDS = range(5)
 
-#: What the peer's interpreter runs: a line "mode path" in, a line of JSON out.
+#: The peer's program: it reads lines "mode path" and answers each with a line of JSON.
 PEER = """
 import json, sys, time
 import cv2
@@ -67,7 +66,7 @@ for line in sys.stdin:
 
 
 class Seconds(NamedTuple):
-    """What one search took."""
+    """The time of one search."""
 
     processor: float
     wall: float
@@ -89,7 +88,7 @@ def voc() -> list[Path]:
 
 @contextmanager
 def peer(python: str, core: int) -> Iterator[Callable[[str, Path], Seconds]]:
-    """Start the peer on ``core``; give a function from mode and image to its seconds."""
+    """Start the peer on ``core``; yield a function from a mode and an image to the seconds of its search."""
     command = [python, "-c", PEER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {core})
@@ -125,7 +124,7 @@ def milliseconds(times: list[Seconds]) -> str:
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """Time both on one core, in turns; best of each for every image."""
+    """Time both on one core, alternating; for every image the best time of each counts."""
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     cases = [
@@ -133,7 +132,7 @@ def speed(arguments: argparse.Namespace) -> None:
         ("opencv_quality", "VOC", voc()),
         ("opencv_fast", "BCCD", bccd(arguments.images)),
     ]
-    print("| strategies | images | ours, ms: processor, clock | OpenCV | ratio, processor | ratio, clock |")
+    print("| strategies | images | ours, ms: processor, wall | OpenCV | ratio, processor | ratio, wall |")
     print("|---" * 6 + "|")
     for mode in ("reference_single", "reference_fast", "reference_quality"):
         images = [read_rgb(path) for path in voc()]
@@ -157,22 +156,22 @@ def speed(arguments: argparse.Namespace) -> None:
 
 
 def threads(arguments: argparse.Namespace) -> None:
-    """Wall time of one thread over that of two, in turns."""
+    """Print how many times faster two threads are than one, by wall-clock time, alternating."""
     for mode in ("fast", "quality"):
         ratios = []
         for path in voc():
             image, times = read_rgb(path), {1: [], 2: []}
             for _ in range(5 * arguments.repeats):
-                for count, found in times.items():
+                for count, seconds in times.items():
                     start = time.perf_counter()
                     selective_search(image, mode, num_threads=count)
-                    found.append(time.perf_counter() - start)
+                    seconds.append(time.perf_counter() - start)
             ratios.append(min(times[1]) / min(times[2]))
-        print(f"{mode}: two threads {statistics.median(ratios):.2f} times one ({ratios})")
+        print(f"{mode}: two threads are {statistics.median(ratios):.2f} times as fast as one ({ratios})")
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Peak memory of a fresh process for each size, over what it held before the search."""
+    """Print by how much a search raises the peak memory of a new process, for each image size."""
     program = (
         "import sys, cv2, resource\n"
         "from dataclasses import replace\n"
@@ -184,7 +183,7 @@ def memory(arguments: argparse.Namespace) -> None:
         "selective_search(image, mode, num_threads=int(sys.argv[4]))\n"
         "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))\n"
     )
-    print("| strategies | threads | pixels | MiB | limit: 50 bytes a pixel and thread, and 100 MiB |")
+    print("| strategies | threads | pixels | MiB | limit: 50 bytes per pixel and thread, plus 100 MiB |")
     print("|---" * 5 + "|")
     for size in arguments.sides:
         for mode, count in (("fast", 1), ("fast", 2), ("quality", 1)):
@@ -195,11 +194,11 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 def coverage(best: list[Tensor], labels: list[Tensor], classes: list[str]) -> list[str]:
-    """Return a table row's cells: recall at 0.5 and 0.7, MABO, best overlap of each class."""
+    """Return the cells of a row: recall at IoU 0.5 and 0.7, MABO, and the mean best IoU of each class."""
     overlaps, label = torch.cat(best), torch.cat(labels)
     means = [float(overlaps[label == i + 1].mean()) for i in range(len(classes))]
     recalls = [float((overlaps >= threshold).float().mean()) for threshold in (0.5, 0.7)]
-    return [f"{figure:.3f}" for figure in (*recalls, sum(means) / len(means), *means)]
+    return [f"{value:.3f}" for value in (*recalls, sum(means) / len(means), *means)]
 
 
 def best_overlaps(record: ImageRecord, boxes: Tensor, count: int) -> Tensor:
@@ -207,9 +206,10 @@ def best_overlaps(record: ImageRecord, boxes: Tensor, count: int) -> Tensor:
 
 
 def recall(arguments: argparse.Namespace) -> None:
-    """Cover BCCD's objects with the first boxes of both, OpenCV's in random order, five seeds each.
+    """Print how well the first boxes of both cover BCCD's objects, for five seeds of the order of the boxes.
 
-    Where one has fewer boxes for an image than asked, the other is cut to as many.
+    OpenCV's boxes have no ranking, so they are shuffled. If one method has fewer boxes for an image than
+    asked for, only as many of the other are used.
     """
     records, classes = [], []
     for split in ("trainval", "test"):
@@ -226,7 +226,7 @@ def recall(arguments: argparse.Namespace) -> None:
         for seed in SEEDS:
             shuffled = theirs[torch.randperm(len(theirs), generator=torch.Generator().manual_seed(seed))]
             own = selective_search(image, "opencv_fast", seed=seed).boxes
-            equal = {"OpenCV, shuffled": shuffled, "OpenCV, as it came": theirs, "ours, opencv_fast": own}
+            equal = {"OpenCV, shuffled": shuffled, "OpenCV, unshuffled": theirs, "ours, opencv_fast": own}
             lists = [(name, boxes, min(len(theirs), len(own))) for name, boxes in equal.items()]
             lists.append(("ours, fast", selective_search(image, "fast", seed=seed).boxes, max(COUNTS)))
             for name, boxes, limit in lists:
@@ -257,13 +257,13 @@ def objects_of(image_id: str) -> Tensor:
 
 
 def reference(arguments: argparse.Namespace) -> None:
-    """Compare with the boxes that Fast R-CNN's demo ships for 000004.jpg (0-based, inclusive)."""
+    """Compare with the boxes for 000004.jpg in Fast R-CNN's demo (from 0, second corner inclusive)."""
     raw = scipy.io.loadmat(DATA / "voc_demo" / "proposals" / "000004_boxes.mat")["boxes"].astype(np.float32)
     given = torch.from_numpy(raw) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     objects = objects_of("000004")
     theirs = box_ops.iou(objects, given).amax(dim=1)
     rounded = [round(v, 2) for v in theirs.tolist()]
-    print(f"given, {len(given)} boxes: mean best IoU {theirs.mean():.3f} {rounded}")
+    print(f"reference, {len(given)} boxes: mean best IoU {theirs.mean():.3f} {rounded}")
     image = read_rgb(DATA / "voc_demo" / "000004.jpg")
     for mode in ("fast", "quality"):
         for seed in SEEDS:
@@ -272,7 +272,7 @@ def reference(arguments: argparse.Namespace) -> None:
             matched = (box_ops.iou(given, boxes).amax(dim=1) >= 0.8).float().mean()
             print(
                 f"{mode}, seed {seed}, {len(boxes)} boxes: mean best IoU {ours.mean():.3f} "
-                f"{[round(v, 2) for v in ours.tolist()]}; {matched:.0%} of the given have a match at 0.8"
+                f"{[round(v, 2) for v in ours.tolist()]}; {matched:.0%} of the reference matched at IoU 0.8"
             )
 
 
@@ -282,19 +282,19 @@ def main() -> None:
     )
     parts = {function.__name__: function for function in (speed, threads, memory, recall, reference)}
     parser.add_argument("part", choices=parts)
-    parser.add_argument("--opencv", metavar="PYTHON", help="the interpreter that has opencv-contrib-python")
-    parser.add_argument("--images", type=int, help="images of BCCD, evenly spread (default: all 364)")
+    parser.add_argument("--opencv", metavar="PYTHON", help="interpreter with opencv-contrib-python")
+    parser.add_argument("--images", type=int, help="number of images of BCCD (default: all 364)")
     parser.add_argument(
         "--sides",
         type=int,
         nargs="+",
         default=[1000, 2000, 4000, 7000],
-        help="memory: of square images",
+        help="memory: sides of the square images",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="times each image is searched (default 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="searches per image (default 3)")
     arguments = parser.parse_args()
     if arguments.part == "speed" and arguments.opencv is None:
-        parser.error("speed needs --opencv PYTHON; see --help for how to make that environment")
+        parser.error("speed needs --opencv PYTHON; --help shows how to create that environment")
     torch.set_num_threads(1)
     parts[arguments.part](arguments)
 

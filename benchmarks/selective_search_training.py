@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Proposals of ours and of OpenCV's selective search for BCCD, in files of equal numbers, to train on.
+"""Writes proposals for BCCD by two selective searches, this project's and OpenCV's, to train detectors on.
 
     python benchmarks/selective_search_training.py --output proposals
 
-writes proposals/ours.npz and proposals/opencv.npz. Every image has as many boxes in one as in the other: the
-smaller of the two methods' counts. OpenCV's boxes (its fast mode, data/bccd_opencv_fast_proposals.npz) come
-in no order of merit and are shuffled with a seed before they are cut; ours ("fast") are the best ranked.
-Then, for either file:
+writes proposals/ours.npz and proposals/opencv.npz. Each image has the same number of boxes in both files: the
+smaller of the counts of the two methods. OpenCV's boxes (fast mode, data/bccd_opencv_fast_proposals.npz) are
+not ranked, so a random selection of them is kept; of ours ("fast"), the best ranked are kept. Then train on
+each file:
 
     python tools/train.py --config configs/bccd_squeezenet.yaml --output runs/ours \\
         proposals.file=proposals/ours.npz proposals.format=npz data.train_split=train data.test_split=val \\
@@ -29,7 +29,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 def equal_numbers(image_id: str, theirs: np.ndarray, mode: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return our boxes and OpenCV's ``theirs`` for an image of BCCD, (P, 4) float32 each with the same P."""
+    """Return our boxes and OpenCV's (``theirs``) for an image of BCCD: both (P, 4) float32."""
     image = cv2.imread(str(DATA / "bccd" / "JPEGImages" / f"{image_id}.jpg"))
     ours = selective_search(image[:, :, ::-1], mode, seed=seed).boxes.numpy()
     count = min(len(ours), len(theirs))
@@ -45,9 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of the files")
     parser.add_argument("--mode", choices=PRESETS, default="fast", help="our preset (default fast)")
-    parser.add_argument("--seed", type=int, default=0, help="of our ranking and of their shuffle (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of both selections (default 0)")
     arguments = parser.parse_args()
     ours, opencv = {}, {}
     with np.load(DATA / "bccd_opencv_fast_proposals.npz", allow_pickle=False) as given:
@@ -59,7 +59,7 @@ def main() -> None:
     save(arguments.output / "ours.npz", ours)
     save(arguments.output / "opencv.npz", opencv)
     counts = [len(boxes) for boxes in ours.values()]
-    print(f"{len(counts)} images, {np.mean(counts):.0f} boxes an image ({min(counts)} to {max(counts)})")
+    print(f"{len(counts)} images, {np.mean(counts):.0f} boxes per image ({min(counts)} to {max(counts)})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Times detector.ops.spp_pool against four torchvision roi_pool calls and a cat, in one process, alternating.
+"""Times detector.ops.spp_pool against four calls of torchvision's roi_pool and a cat, alternating.
 
     python benchmarks/spp_pool.py [--proposals data/bccd_opencv_fast_proposals.npz]
 
-Map (1, 512, 38, 50), float32, levels 6, 3, 2, 1 (50 bins).
+The map is (1, 512, 38, 50), float32; the grids are 6, 3, 2 and 1 (50 bins).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def four_calls(features: Tensor, rois: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--proposals", help=".npz of proposals; uniform boxes are timed in any case")
+    parser.add_argument("--proposals", help=".npz file of proposals to time besides uniform boxes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()

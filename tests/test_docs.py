@@ -16,6 +16,7 @@ import torch
 from torchvision.models import resnet18, squeezenet1_0
 
 from detector.config import load_config
+from detector.core.command_line import COMMANDS
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
 from detector.factory.data import class_names, load_split
@@ -131,6 +132,20 @@ def test_bring_your_own(
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for page in (PAGE, *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md"))):
+    pages = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
+    for page in (*pages, *(PROJECT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_lists_every_command() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)\.py` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    assert rows == [(command.name, command.script) for command in COMMANDS]
+
+
+def test_the_files_that_contributing_names_exist() -> None:
+    names = re.findall(
+        r"`((?:detector|tests|tools|csrc)/[\w/.]+\.\w+)[`:]", (PROJECT / "CONTRIBUTING.md").read_text()
+    )
+    assert len(names) > 15
+    assert not [name for name in names if not (PROJECT / name).exists()]

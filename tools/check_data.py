@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Look at a config's whole data set before training: every fault with its file and object, and statistics.
+"""Check a config's whole data set before training: every fault with its file and object, and statistics.
 
 The exit status is 1 if training would not start, or would end with an error later.
 """

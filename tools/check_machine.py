@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Say in one line what this machine lacks for installing the project. Needs only Python itself.
+"""Check that the project can be installed on this machine; print one line for each thing that is missing.
 
-With --compiler it needs torch, and prints what pip has to install so that the CUDA library can be built: one
-line on a machine with an NVIDIA GPU but no compiler of torch's CUDA version, nothing on any other.
+Needs only Python itself. With --compiler it needs torch, too, and prints the packages that pip has to install
+so that the CUDA library can be built. It prints nothing if there is no NVIDIA GPU, or if there is a compiler
+of torch's CUDA version already.
 """
 
 import argparse
@@ -17,11 +18,11 @@ EXAMPLE = "example:\n  python3 tools/check_machine.py && make install"
 
 
 def missing_tools() -> list[str]:
-    """Return what has to be there before anything can be installed."""
+    """Return what is missing and must be there before anything can be installed."""
     problems = []
     if sys.version_info < (3, 11):  # noqa: UP036 (this runs before pip could refuse)
-        found = ".".join(map(str, sys.version_info[:3]))
-        problems.append(f"Python 3.11 or newer is needed, this is {found}; use make PYTHON=python3.11")
+        version = ".".join(map(str, sys.version_info[:3]))
+        problems.append(f"Python 3.11 or newer is needed, this is {version}; use make PYTHON=python3.11")
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
         problems.append("a C++ compiler is needed; on Debian and Ubuntu: apt-get install g++")
     try:
@@ -33,7 +34,7 @@ def missing_tools() -> list[str]:
 
 
 def missing_libraries() -> list[str]:
-    """Return why OpenCV cannot be imported; its wheel leaves two system libraries to the machine."""
+    """Return why OpenCV cannot be imported; its wheel needs two system libraries that it does not contain."""
     try:
         import cv2  # noqa: F401
     except ImportError as error:
@@ -45,14 +46,14 @@ def missing_libraries() -> list[str]:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether torch sees an NVIDIA GPU, or at least the driver is loaded."""
+    """Return whether torch sees an NVIDIA GPU, or at least its driver is loaded."""
     import torch
 
     return torch.cuda.is_available() or Path("/proc/driver/nvidia/version").exists()
 
 
 def missing_compiler(build: dict[str, Any]) -> str | None:
-    """Return what pip has to install so that the CUDA library can be built, or None.
+    """Return the packages that pip has to install so that the CUDA library can be built, or None.
 
     ``build`` holds the names that setup.py defines.
     """
@@ -72,7 +73,7 @@ def missing_compiler(build: dict[str, Any]) -> str | None:
 
 
 def main() -> int:
-    """Return 0, or 2 where something that has to be there is missing."""
+    """Return 0, or 2 if something is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

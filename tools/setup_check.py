@@ -1,6 +1,6 @@
-"""Imported first by every tool: without the project's environment it says how to set it up.
+"""Every tool imports this module first: outside the project's environment, it explains how to set that up.
 
-It needs Python itself and nothing else.
+It needs only Python itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 NEEDED = ("detector", "torch", "torchvision", "numpy", "cv2", "yaml", "pydantic", "rich")
-"""Modules without which no tool starts."""
+"""Modules that every tool needs."""
 
 
 def explain(missing: list[str]) -> str:
-    """Return what to do about modules that this Python does not have."""
+    """Return the message about modules that this Python does not have."""
     script = Path(sys.argv[0])
     tool = f"tools/{script.name}" if script.suffix == ".py" else "tools/train.py"
     return (
@@ -25,7 +25,7 @@ def explain(missing: list[str]) -> str:
 
 
 def missing_modules() -> list[str]:
-    """Return those of ``NEEDED`` that cannot be found."""
+    """Return the modules of ``NEEDED`` that this Python does not have."""
     return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
