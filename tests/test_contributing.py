@@ -21,7 +21,7 @@ def section(title: str) -> str:
 
 
 def defines(file: str, name: str) -> bool:
-    """Return whether a file of the package defines ``name``, such as ``make_sample`` or ``Scorer.evaluate``."""
+    """Return whether a file of the package defines ``name``: ``make_sample``, or ``Scorer.evaluate``."""
     body: list[ast.stmt] = ast.parse((PROJECT / "detector" / file).read_text(encoding="utf-8")).body
     for part in name.split("."):
         named = [
