@@ -44,8 +44,12 @@ class Section(BaseModel):
 class Kind(Section):
     """Base of sections among which one key chooses; those with the same direct base are alternatives."""
 
-    choice: ClassVar[str] = ""
+    choice: ClassVar[str]
     """What chooses this section, for messages."""
+
+    def __init_subclass__(cls, choice: str = "", **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls.choice = choice
 
     @classmethod
     def kinds_with(cls, name: str) -> list[type[Kind]]:
@@ -59,15 +63,17 @@ class Kind(Section):
         """Older checkpoints keep the keys of all kinds; at its default such a key says nothing."""
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if not cls._is_default_elsewhere(name, value)}
+        elsewhere = {name: cls.kinds_with(name) for name in values if name not in cls.model_fields}
+        return {
+            name: value
+            for name, value in values.items()
+            if value not in [_plain_default(kind, name) for kind in elsewhere.get(name, [])]
+        }
 
-    @classmethod
-    def _is_default_elsewhere(cls, name: str, value: Any) -> bool:
-        if name in cls.model_fields:
-            return False
-        fields_elsewhere = [other.model_fields[name] for other in cls.kinds_with(name)]
-        defaults = [field.get_default(call_default_factory=True) for field in fields_elsewhere]
-        return any(value == (dict(each) if isinstance(each, Section) else each) for each in defaults)
+
+def _plain_default(section: type[Section], name: str) -> Any:
+    default = section.model_fields[name].get_default(call_default_factory=True)
+    return dict(default) if isinstance(default, Section) else default
 
 
 def sections_of(annotation: Any) -> dict[str, type[Section]]:
@@ -176,33 +182,28 @@ class DataConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _division_is_whole(self) -> DataConfig:
+    def _keys_fit_the_format(self) -> DataConfig:
         if self.format == "coco" and self.splits not in (None, DataConfig.model_fields["splits"].default):
             raise ValueError("data.splits names folders of data.format: voc; name the JSON of each split")
-        if self.split_ratio is None:
-            return self
-        if "{split}" in self.annotations:
-            raise ValueError(
-                "data.split_ratio divides one set, but data.annotations has one file per {split}; drop one "
-                "of the two"
-            )
-        if sum(self.split_ratio.values()) > 1 + 1e-9:
-            raise ValueError("data.split_ratio must not add up to more than 1")
-        for key in ("train_split", "test_split", "val_split"):
-            if getattr(self, key) not in (None, *self.split_ratio):
-                raise ValueError(f"data.{key}: {getattr(self, key)} is not in data.split_ratio; set {key}")
-        return self
-
-    @model_validator(mode="after")
-    def _keys_of_one_format(self) -> DataConfig:
         if self.format == "coco" and self.first_pixel == 0:
             raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
-        if self.other_classes == "ignore" and self.classes is None:
-            raise ValueError("data.other_classes: ignore needs the names of data.classes; add them")
         return self
 
     @model_validator(mode="after")
-    def _validation_is_apart(self) -> DataConfig:
+    def _splits_are_possible(self) -> DataConfig:
+        if self.split_ratio is not None:
+            if "{split}" in self.annotations:
+                raise ValueError(
+                    "data.split_ratio divides one set, but data.annotations has one file per {split}; drop "
+                    "one of the two"
+                )
+            if sum(self.split_ratio.values()) > 1 + 1e-9:
+                raise ValueError("data.split_ratio must not add up to more than 1")
+            for key in ("train_split", "test_split", "val_split"):
+                if getattr(self, key) not in (None, *self.split_ratio):
+                    raise ValueError(
+                        f"data.{key}: {getattr(self, key)} is not in data.split_ratio; set {key}"
+                    )
         if self.val_split is not None and self.val_split in (self.train_split, self.test_split):
             raise ValueError(
                 f"data.val_split: {self.val_split} is the training or the test split as well; name one of "
@@ -212,9 +213,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _classes_are_distinct(self) -> DataConfig:
-        if isinstance(self.classes, tuple) and (
-            not self.classes or len(set(self.classes)) != len(self.classes)
-        ):
+        if self.other_classes == "ignore" and self.classes is None:
+            raise ValueError("data.other_classes: ignore needs the names of data.classes; add them")
+        names = self.classes if isinstance(self.classes, tuple) else ("voc",)
+        if not names or len(set(names)) != len(names):
             raise ValueError("data.classes must name at least one class, and none twice")
         return self
 
@@ -273,20 +275,16 @@ class ProposalsConfig(Kind):
         return self.method is not None and self.method not in METHODS
 
 
-class NoProposals(ProposalsConfig):
+class NoProposals(ProposalsConfig, choice="proposals without method and file"):
     """No proposals: for classification, which pools whole images."""
-
-    choice: ClassVar[str] = "proposals without method and file"
 
     method: None = None
     file: None = None
     format: None = None
 
 
-class FileProposals(ProposalsConfig):
+class FileProposals(ProposalsConfig, choice="proposals.file"):
     """Proposals that a file or a ProposalStore holds."""
-
-    choice: ClassVar[str] = "proposals.file"
 
     method: None = None
     file: str | dict[str, str]
@@ -316,10 +314,8 @@ class FileProposals(ProposalsConfig):
         return self
 
 
-class DenseProposals(ProposalsConfig):
+class DenseProposals(ProposalsConfig, choice="proposals.method dense"):
     """Windows of several sizes and shapes on a regular grid."""
-
-    choice: ClassVar[str] = "proposals.method dense"
 
     method: Literal["dense"]
     file: None = None
@@ -346,10 +342,8 @@ class DenseProposals(ProposalsConfig):
     """Proposals made per image, the best ranked; null makes all."""
 
 
-class SelectiveSearchProposals(ProposalsConfig):
+class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selective_search"):
     """Boxes around regions of similar colour and texture: selective search (Uijlings et al., 2013)."""
-
-    choice: ClassVar[str] = "proposals.method selective_search"
 
     method: Literal["selective_search"]
     file: None = None
@@ -391,10 +385,8 @@ class SelectiveSearchProposals(ProposalsConfig):
         return self
 
 
-class FunctionProposals(ProposalsConfig):
+class FunctionProposals(ProposalsConfig, choice="proposals.method module:function"):
     """Proposals that a function of yours makes."""
-
-    choice: ClassVar[str] = "proposals.method module:function"
 
     method: str
     file: None = None
@@ -519,10 +511,8 @@ class PoolConfig(Kind):
     passes through the convolutions by itself. A config without this key means "roi"."""
 
 
-class RoIPoolConfig(PoolConfig):
+class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     """Fast R-CNN's RoI pooling (paper, section 2.1)."""
-
-    choice: ClassVar[str] = "model.pool.kind roi"
 
     kind: Literal["roi"] = "roi"
     output_size: Cells = 7
@@ -532,10 +522,8 @@ class RoIPoolConfig(PoolConfig):
     does, "network" at the centre of its receptive field. null is "caffe", as published."""
 
 
-class SPPPoolConfig(PoolConfig):
+class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
     """SPP-net's spatial pyramid (He et al., 2014), of regions or, for classification, of whole images."""
-
-    choice: ClassVar[str] = "model.pool.kind spp"
 
     kind: Literal["spp"]
     levels: Annotated[tuple[Cells, ...], Field(min_length=1, max_length=16)] = (6, 3, 2, 1)
@@ -555,10 +543,8 @@ class SPPPoolConfig(PoolConfig):
     stride."""
 
 
-class CropPoolConfig(PoolConfig):
+class CropPoolConfig(PoolConfig, choice="model.pool.kind warp or crop"):
     """R-CNN's regions, cut out of the image: "warp" ignores a region's proportions, "crop" keeps them."""
-
-    choice: ClassVar[str] = "model.pool.kind warp or crop"
 
     kind: Literal["warp", "crop"] = "warp"
     output_size: Cells = 7
@@ -922,28 +908,22 @@ class StageConfig(Kind):
     """Changes to the config for this stage, written as the config itself."""
 
 
-class TrainStageConfig(StageConfig):
+class TrainStageConfig(StageConfig, choice="a stage of kind train or fine_tune"):
     """Trains the network, or its fully connected layers."""
-
-    choice: ClassVar[str] = "a stage of kind train or fine_tune"
 
     kind: Literal["train", "fine_tune"]
 
 
-class SVMStageConfig(StageConfig):
+class SVMStageConfig(StageConfig, choice="a stage of kind svm"):
     """Replaces cls_score by linear SVMs."""
-
-    choice: ClassVar[str] = "a stage of kind svm"
 
     kind: Literal["svm"]
     svm: SVMConfig = SVMConfig()
     """The SVMs."""
 
 
-class RidgeStageConfig(StageConfig):
+class RidgeStageConfig(StageConfig, choice="a stage of kind box_ridge"):
     """Fits bbox_pred by ridge regression."""
-
-    choice: ClassVar[str] = "a stage of kind box_ridge"
 
     kind: Literal["box_ridge"]
     ridge: RidgeConfig = RidgeConfig()
