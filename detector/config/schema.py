@@ -18,7 +18,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from detector.core.errors import nearest
 
@@ -27,7 +36,8 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 """A side of an image as the network gets it; an input of 8192 x 8192 takes 800 MB before any layer."""
-Scales = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=64)]
+_SEVERAL = Field(min_length=1, max_length=64)
+Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Resize = Literal["shorter", "square", "none"]
 Precision = Literal["float32", "bfloat16"]
@@ -229,6 +239,21 @@ METHODS = ("dense", "selective_search")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        length = len(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            "proposals.options may hold only numbers, text, true, false, null, and lists or mappings of these"
+        ) from None
+    if length > MAX_OPTIONS:
+        raise ValueError(f"proposals.options is over {MAX_OPTIONS} characters long")
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
+
+
 class ProposalsConfig(Kind):
     """Where the proposals come from, and which of them are used.
 
@@ -283,6 +308,11 @@ class NoProposals(ProposalsConfig, choice="proposals without method and file"):
     format: None = None
 
 
+BoxConvention = Literal[
+    "auto", "xyxy", "xyxy_inclusive", "xyxy_inclusive_1", "yxyx", "yxyx_inclusive", "yxyx_inclusive_1", "xywh"
+]
+
+
 class FileProposals(ProposalsConfig, choice="proposals.file"):
     """Proposals that a file or a ProposalStore holds."""
 
@@ -290,19 +320,7 @@ class FileProposals(ProposalsConfig, choice="proposals.file"):
     file: str | dict[str, str]
     format: Literal["mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text", "store"]
     """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
-    convention: (
-        Literal[
-            "auto",
-            "xyxy",
-            "xyxy_inclusive",
-            "xyxy_inclusive_1",
-            "yxyx",
-            "yxyx_inclusive",
-            "yxyx_inclusive_1",
-            "xywh",
-        ]
-        | None
-    ) = None
+    convention: BoxConvention | None = None
     """How the file writes a box: the order of the numbers, whether the last pixel is included, and ``_1``
     where pixels count from 1. null is what is usual in the format, "auto" finds out from the annotations. A
     store has no choice here."""
@@ -320,21 +338,9 @@ class DenseProposals(ProposalsConfig, choice="proposals.method dense"):
     method: Literal["dense"]
     file: None = None
     format: None = None
-    scales: (
-        Annotated[
-            tuple[Annotated[float, Field(ge=0.01, le=10.0)], ...],
-            Field(min_length=1, max_length=64),
-        ]
-        | None
-    ) = None
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.01, le=10.0)], ...], _SEVERAL] | None = None
     """Sides of the windows as fractions of the image's shorter side; null takes the method's own."""
-    aspects: (
-        Annotated[
-            tuple[Annotated[float, Field(ge=0.001, le=1000.0)], ...],
-            Field(min_length=1, max_length=64),
-        ]
-        | None
-    ) = None
+    aspects: Annotated[tuple[Annotated[float, Field(ge=0.001, le=1000.0)], ...], _SEVERAL] | None = None
     """Widths of the windows divided by their heights; null takes the method's own."""
     stride_fraction: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
     """Step between windows as a fraction of their side; null takes the method's own."""
@@ -359,14 +365,13 @@ class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selecti
     """Proposals made per image, the best ranked; null makes all."""
     time_limit: Positive | None = None
     """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Values that replace those of the preset, such as ``{min_side: 8}``. Other options make other
     proposals, which are stored apart."""
 
     @model_validator(mode="after")
     def _search_is_possible(self) -> SelectiveSearchProposals:
-        _check_options(self.options)
-        own = {"mode": self.mode, "width": self.width}
+        own: dict[str, Any] = {"mode": self.mode, "width": self.width}
         given = {name: value for name, value in own.items() if value is not None} | self.options
         if not given:
             return self
@@ -393,7 +398,7 @@ class FunctionProposals(ProposalsConfig, choice="proposals.method module:functio
     format: None = None
     time_limit: Positive | None = None
     """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Keyword arguments of the function. Other options make other proposals, which are stored apart; a change
     of the function's code is not noticed, so give it a version number here."""
 
@@ -407,26 +412,9 @@ class FunctionProposals(ProposalsConfig, choice="proposals.method module:functio
             )
         return method
 
-    @field_validator("options")
-    @classmethod
-    def _are_plain_values(cls, options: dict[str, Any]) -> dict[str, Any]:
-        _check_options(options)
-        return options
-
 
 ProposalsWithOptions = SelectiveSearchProposals | FunctionProposals
 """The methods that have ``options`` and a ``time_limit``."""
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    try:
-        length = len(json.dumps(options, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        raise ValueError(
-            "proposals.options may hold only numbers, text, true, false, null, and lists or mappings of these"
-        ) from None
-    if length > MAX_OPTIONS:
-        raise ValueError(f"proposals.options is over {MAX_OPTIONS} characters long")
 
 
 def _proposals_kind(values: Any) -> str | None:
@@ -780,14 +768,10 @@ class TrainConfig(Section):
     weights."""
 
     @model_validator(mode="after")
-    def _has_one_length(self) -> TrainConfig:
+    def _length_and_jitter_are_clear(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
             raise ValueError(f"train needs exactly one of train.steps and train.epochs; {given} is given")
-        return self
-
-    @model_validator(mode="after")
-    def _jitter_is_ordered(self) -> TrainConfig:
         if self.scale_jitter is not None and self.scale_jitter[0] > self.scale_jitter[1]:
             raise ValueError("train.scale_jitter must be [low, high] with low <= high")
         return self
@@ -960,7 +944,7 @@ class Config(Section):
     """The stages of a staged training, in order; without any, the network is trained in one run."""
 
     @model_validator(mode="after")
-    def _task_has_what_it_needs(self) -> Config:
+    def _parts_fit(self) -> Config:
         pool = self.model.pool
         if self.task == "detection":
             if isinstance(self.proposals, NoProposals):
@@ -973,10 +957,6 @@ class Config(Section):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _stage_names_differ(self) -> Config:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")

@@ -49,13 +49,9 @@ def cgroup_quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float
 
 def _quotas(root: Path, group: str, quota: str, period: str | None) -> list[float]:
     """Return the quotas of ``group`` and of its parents; a container sees only ``root``."""
-    folders = [root, *(root / Path(*parts) for parts in _prefixes(group))]
-    return [value for folder in folders if (value := _read_quota(folder, quota, period)) is not None]
-
-
-def _prefixes(group: str) -> list[list[str]]:
     parts = [part for part in group.split("/") if part not in ("", "..")]
-    return [parts[:length] for length in range(1, len(parts) + 1)]
+    folders = [root.joinpath(*parts[:length]) for length in range(len(parts) + 1)]
+    return [value for folder in folders if (value := _read_quota(folder, quota, period)) is not None]
 
 
 def _read_quota(folder: Path, quota: str, period: str | None) -> float | None:

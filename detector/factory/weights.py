@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from detector.config import Config
+from detector.config.files import value_at
 from detector.core.errors import InputError, listed
 from detector.core.progress import console, note
 from detector.engine.checkpoint import load_checkpoint
@@ -105,7 +106,7 @@ def _check_input(config: Config, before: Any, source: str) -> None:
     """Refuse weights that were trained on another kind of input: they would fit, but compute nonsense."""
     now = config.model.backbone.model_dump(mode="json")
     for key in _INPUT_KEYS:
-        for trained in value_at(before, f"model.backbone.{key}"):
+        for trained in value_at(before, ("model", "backbone", key)):
             if trained == now[key]:
                 continue
             raise InputError(
@@ -183,20 +184,11 @@ def differences(config: Config, stored: Any, *, predictor: bool = True) -> str:
         f"{key} = {before!r:.80}, the config says {wanted!r:.80}"
         for key in _SHAPING
         if predictor or key not in _OF_PREDICTOR
-        for before in value_at(stored, key)
-        for wanted in value_at(now, key)
+        for before in value_at(stored, key.split("."))
+        for wanted in value_at(now, key.split("."))
         if before != wanted
     ]
     return f"made with {'; with '.join(differing)}" if differing else ""
-
-
-def value_at(values: Any, key: str) -> Iterator[Any]:
-    """Yield the value at a key such as ``model.pool.kind``, or nothing if there is none."""
-    for name in key.split("."):
-        if not isinstance(values, Mapping) or name not in values:
-            return
-        values = values[name]
-    yield values
 
 
 def _listed(faults: Sequence[Row]) -> str:
