@@ -1,4 +1,9 @@
-"""From a config to its data set: splits, class names, records, and what makes training impossible."""
+"""From a config to its data set: splits, class names, records, and what makes training impossible.
+
+A run is validated on a split of its own, or on a part of the training images that is set aside. ``best.pt``
+and the score threshold are chosen on these images. They are not trained on, and the test split has no part in
+either choice.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from detector.core.progress import note
 from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
-from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, without
+from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
 from detector.data.targets import OTHER_CLASS, ObjectRules
@@ -186,6 +191,61 @@ def find_validation(config: Config) -> Validation:
         return Validation(fraction=train.validation_fraction)
     chooses = train.evaluate_every is not None and train.evaluate_split is None
     return Validation(fraction=DEFAULT_FRACTION if chooses else 0.0)
+
+
+def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
+    """Read the training split without the images that are set aside; ``training`` as in `load_split`."""
+    fraction = find_validation(config).fraction
+    kept = _part(config, fraction, validation=False) if fraction else None
+    return load_split(config, config.data.train_split, classes, training=training, choose=kept)
+
+
+def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:
+    """Read the validation images as annotated, and print where they come from and what they are for.
+
+    Returns their split and the images, or None if there are none.
+
+    Raises:
+        InputError: the split cannot be read.
+    """
+    source = find_validation(config)
+    if not source:
+        return None
+    split = source.split or config.data.train_split
+    part = None if source.split is not None else _part(config, source.fraction, validation=True)
+    try:
+        dataset = load_split(config, split, classes, training=False, choose=part)
+    except InputError as error:
+        if not source.implied:
+            raise
+        raise InputError(
+            f"{error} (the split {split!r} is read for validation because of its name; name another one in "
+            "data.val_split, or set train.validation_fraction to 0 to do without)"
+        ) from None
+    note(source.describe(len(dataset.records), config))
+    return split, dataset
+
+
+def check_apart(config: Config, trained: Sequence[ImageRecord], validation: Sequence[ImageRecord]) -> None:
+    """Raise InputError if an image is both trained on and validated on."""
+    paths = {record.path.resolve() for record in trained}
+    shared = [record for record in validation if record.path.resolve() in paths]
+    if shared:
+        raise InputError(
+            f"{config.data.root}: {len(shared)} of {len(validation)} images of the validation split "
+            f"{find_validation(config).split!r} are images of the training split {config.data.train_split!r} "
+            f"too, the first: {shared[0].path}; name another split in data.val_split, or set "
+            "train.validation_fraction to 0 to do without"
+        )
+
+
+def _part(config: Config, fraction: float, *, validation: bool) -> Selection:
+    def choose(names: Sequence[ImageName]) -> list[ImageName]:
+        kept, aside = set_aside([name.image_id for name in names], fraction, config.data.split_seed)
+        chosen = set(aside if validation else kept)
+        return [name for name in names if name.image_id in chosen]
+
+    return choose
 
 
 def evaluated_split(config: Config) -> str:

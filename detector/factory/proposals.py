@@ -89,12 +89,7 @@ def temporary_store(config: Config, records: Sequence[ImageRecord]) -> Iterator[
     its file, in a store that is deleted afterwards.
     """
     with TemporaryDirectory() as folder:
-        target = Path(folder, "store")
-        if config.proposals.method is not None:
-            store = make_proposals(config, records, target)
-        else:
-            store = convert_proposals(config, records, target=target)
-        yield store
+        yield open_proposals(config, records, target=Path(folder, "store"))
 
 
 def file_override(path: Path) -> str:
@@ -120,40 +115,34 @@ def stored_proposals(config: Config, store: ProposalStore, *, training: bool) ->
     return StoredProposals(store, top_k, source.min_size, source.missing == "full_image")
 
 
-def open_proposals(config: Config, records: Sequence[ImageRecord], split: str | None = None) -> ProposalStore:
-    """Open the proposals of ``records``; those that are missing are converted or made first.
-
-    ``split`` chooses the file where ``proposals.file`` names one per split. Raises InputError for a file that
-    cannot be read or does not fit ``records``.
-    """
-    if config.proposals.method is not None:
-        return make_proposals(config, records)
-    return convert_proposals(config, records, split)
-
-
-def convert_proposals(
+def open_proposals(
     config: Config, records: Sequence[ImageRecord], split: str | None = None, target: Path | None = None
 ) -> ProposalStore:
-    """Open the store of the config's file, which is converted and checked against ``records`` only once.
+    """Open the proposals of ``records``; those that are missing are made, or converted from the file, first.
 
-    ``target`` is the folder of the store; None is the usual one.
+    ``split`` chooses the file where ``proposals.file`` names one per split. ``target`` is the folder of the
+    store; None is the usual one. A file is converted and checked against ``records`` only once. Raises
+    InputError for a file that cannot be read or does not fit ``records``.
     """
     source = config.proposals
+    if source.method is not None:
+        return make_proposals(config, records, target)
     path = _file_of(config, split)
     if not path.exists():
         raise InputError(
             f"{path}: no such proposals; proposals.file names a file of format {source.format!r} with the "
             f"boxes of every image of {config.data.root}, or set proposals.method to make them"
         )
-    everything = other_images(config, split)
+    # Where each split has a file of its own, and for images of no split, a file holds no other images.
+    shared = split is not None and isinstance(source.file, str)
+    everything: Callable[[], Sequence[ImageName]] = partial(all_names, config) if shared else tuple
     if source.format is None or source.format == "store":
         return match_store(ProposalStore.open(path), records, everything)
     options: dict[str, Any] = {"convention": source.convention, "faults": source.faults}
     options |= {"missing": source.missing, "keep_others": False}
     if target is None:
-        images = {"images": record_digest(records)}
-        name = conversion_name(source_parameters(path, source.format) | options | images)
-        target = PROPOSALS_FOLDER / name
+        contents = source_parameters(path, source.format) | options | {"images": record_digest(records)}
+        target = PROPOSALS_FOLDER / conversion_name(contents)
     fresh = not target.exists()
     if fresh:
         note(f"converting {path} into the store {target}")
@@ -163,16 +152,6 @@ def convert_proposals(
     for text in store.notes if fresh else []:
         note(text)
     return store
-
-
-def other_images(config: Config, split: str | None) -> Callable[[], Sequence[ImageName]]:
-    """Return a function that gives the images that the config's file may hold besides those of ``split``.
-
-    There are no others where each split has a file of its own, or for None, the images of no split.
-    """
-    if split is None or not isinstance(config.proposals.file, str):
-        return tuple
-    return partial(all_names, config)
 
 
 def make_proposals(

@@ -21,9 +21,15 @@ from detector.engine.run import Run
 from detector.engine.run_log import read_log
 from detector.evaluation.operating_point import best_f1
 from detector.evaluation.report import NOTHING_SCORED, write_json
-from detector.factory.data import Validation, class_names, find_validation, read_splits
+from detector.factory.data import (
+    Validation,
+    class_names,
+    find_validation,
+    load_training,
+    load_validation,
+    read_splits,
+)
 from detector.factory.model import restore_model
-from detector.factory.validation import load_training, load_validation
 from detector.tasks.detection import DetectionTask
 from detector.tasks.resume import find_state
 from detector.tasks.scoring import TestSet
