@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from detector.config.schema import Kind, Section, sections_of
 from detector.core.errors import nearest
 
 MAX_ERRORS = 20
-"""This many mistakes are shown at a time."""
+"""How many mistakes are shown at a time."""
 
 
 def explain(error: ValidationError, root: type[Section], source: str) -> str:
@@ -29,33 +29,9 @@ def shown(value: Any) -> str:
     """Return ``repr(value)`` for a message, shortened where it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4300 digits
+    except ValueError:  # Python refuses to write integers of more than 4300 digits
         text = f"a {type(value).__name__} too long to be written"
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def unusable_text(value: Any, source: str, key: str = "") -> Iterator[str]:
-    """Yield a message for each text in ``value`` that can be no path, name or line of output."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from unusable_text(name, source, key)
-            yield from unusable_text(item, source, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from unusable_text(item, source, key)
-    elif isinstance(value, str) and not _is_usable(value):
-        yield (
-            f"{source}: {key or 'a key'} = {shown(value)}: holds a null character or half a surrogate "
-            "pair, which no path or name can have; remove it"
-        )
-
-
-def _is_usable(text: str) -> bool:
-    try:
-        text.encode("utf-8", "surrogateescape")  # so the shell's bytes that are not UTF-8 pass
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 class _Place(NamedTuple):
@@ -138,22 +114,16 @@ def _unknown_key(place: _Place, name: str) -> str:
 
 
 def _list_hint(place: _Place, value: Any) -> str:
-    """Return how to write a single value that stands where a list is expected."""
+    """Return how to write a single value as the list that is expected."""
     if value is None or isinstance(value, Mapping):
         return ""
-    length = _fixed_length(place)
-    text = str(value)[:80]
-    if length in (None, 1):
-        return f"; write {place.named}=[{text}]"
-    return f" of {length} values; write {place.named}=[{text}, ...]"
-
-
-def _fixed_length(place: _Place) -> int | None:
-    """Return how many values a list has to have, None where any number will do."""
     field = place.section.model_fields.get(place.keys[-1]) if place.keys else None
-    kinds = [field.annotation, *get_args(field.annotation)] if field else []
-    lists = [get_args(kind) for kind in kinds if get_origin(kind) is tuple]
-    return None if not lists or Ellipsis in lists[0] else len(lists[0])
+    types = [field.annotation, *get_args(field.annotation)] if field else []
+    items = next((get_args(each) for each in types if get_origin(each) is tuple), (Ellipsis,))
+    text = str(value)[:80]
+    if Ellipsis in items or len(items) == 1:
+        return f"; write {place.named}=[{text}]"
+    return f" of {len(items)} values; write {place.named}=[{text}, ...]"
 
 
 def _correction(error: str, key: str, value: Any) -> str:

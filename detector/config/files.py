@@ -31,11 +31,11 @@ from detector.config.schema import Config
 from detector.core.errors import InputError
 
 MAX_BYTES = 1 << 20
-"""A config is a page of text; anything larger is not one."""
+"""The largest size of a config together with its bases."""
 MAX_FILES = 64
-"""A config and its bases, together."""
+"""The largest number of files of a config: its own and those of its bases."""
 SUFFIXES = (".yaml", ".yml")
-"""Of bases."""
+"""The suffixes that a base may have."""
 COMMAND_LINE = "command line"
 """The name of the layer of overrides, beside those of the files."""
 
@@ -53,11 +53,14 @@ def find_config(name: str | Path, folder: Path | None = None) -> Path:
     ``folder`` is where a relative path starts; None is the working directory. A path wins over a name.
 
     Raises:
-        InputError: neither; lists the shipped configs of similar names.
+        InputError: neither; lists the shipped configs of similar names. Or the path cannot be looked up.
     """
     path = (folder or Path()) / name
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
     wanted = Path(name).with_suffix("") if Path(name).suffix in SUFFIXES else Path(name)
     shipped = {
         file.relative_to(SHIPPED).with_suffix("").as_posix(): file
@@ -97,7 +100,7 @@ def _read_with_bases(
         raise InputError(f"{path}: _base_ names this file; a base ends with {' or '.join(SUFFIXES)}")
     values = read_yaml(path, quote=not parents)
     unknown = len(set(values) - set(Config.model_fields) - {"_base_"})
-    if parents and unknown:  # counted and not named: it may be any file
+    if parents and unknown:  # the names are not shown: it may be any file
         raise InputError(
             f"{path}: _base_ names this file, which has {unknown} sections that no config has; "
             f"a config has {', '.join(Config.model_fields)}"
@@ -214,7 +217,7 @@ def merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[s
 
 
 def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return those values of ``base`` that still mean something beside what ``top`` names."""
+    """Return those values of ``base`` that stay valid with the values of ``top``."""
     dropped: set[str] = set()
     match key:
         case "proposals" if {"file", "method"} & set(top):
@@ -243,8 +246,8 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
             raise InputError(f"override {written!r}: write it as section.key=value")
         try:
             value = _parse(text)
-        except ValueError:
-            raise InputError(f"override {written!r}: the value is not readable as YAML") from None
+        except ValueError as error:
+            raise InputError(f"override {written!r}: the value is not readable as YAML: {error}") from None
         for key in reversed(keys):
             value = {key: value}
         values = merge(values, value)

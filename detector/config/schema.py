@@ -7,7 +7,7 @@ Where one key decides which others exist (``model.pool.kind``, ``proposals.metho
 each choice has a class of its own below a common base (`Kind`), and a key of another choice is an error.
 
 The text below a key is its description in ``docs/configuration.md`` and ``configs/schema.json``, which
-`detector.config.reference` writes.
+`detector.config.reference` writes; a key that holds a section has the description of the section.
 """
 
 from __future__ import annotations
@@ -293,11 +293,6 @@ class ProposalsConfig(Kind):
             if (file is None) != (file_format is None):
                 raise ValueError("proposals.file and proposals.format go together: give both or neither")
         return values
-
-    @property
-    def calls_function(self) -> bool:
-        """Whether ``method`` is a name that leads to code, and not one of the built-in methods."""
-        return self.method is not None and self.method not in METHODS
 
 
 class NoProposals(ProposalsConfig, choice="proposals without method and file"):
@@ -594,13 +589,9 @@ class ModelConfig(Section):
     """The network."""
 
     backbone: BackboneConfig
-    """The convolutions."""
     pool: Pool = RoIPoolConfig()
-    """How a region becomes a row of fixed length."""
     head: HeadConfig = HeadConfig()
-    """The fully connected layers."""
     box: BoxConfig = BoxConfig()
-    """The regression of boxes."""
     roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time. It bounds memory and changes results by no more
     than the last digits."""
@@ -711,7 +702,6 @@ class TrainConfig(Section):
     """Put landscape images into batches with landscape images and portrait with portrait, which saves
     padding."""
     sampling: SamplingConfig = SamplingConfig()
-    """Which RoIs a step trains on."""
     learning_rate: Positive = 1e-3
     """Learning rate at the start, after the warm-up."""
     bias_lr_factor: Positive = 2.0
@@ -723,7 +713,6 @@ class TrainConfig(Section):
     bias_decay: bool = False
     """Whether biases decay too (release: no; the paper's text: yes)."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """The learning rate over the run."""
     clip_gradient_norm: Positive | None = None
     """Gradients with a larger L2 norm over all parameters are scaled down to it; null clips none."""
     box_loss_weight: float = Field(default=1.0, ge=0.0)
@@ -903,7 +892,6 @@ class SVMStageConfig(StageConfig, choice="a stage of kind svm"):
 
     kind: Literal["svm"]
     svm: SVMConfig = SVMConfig()
-    """The SVMs."""
 
 
 class RidgeStageConfig(StageConfig, choice="a stage of kind box_ridge"):
@@ -911,7 +899,6 @@ class RidgeStageConfig(StageConfig, choice="a stage of kind box_ridge"):
 
     kind: Literal["box_ridge"]
     ridge: RidgeConfig = RidgeConfig()
-    """The ridge regression."""
 
 
 Stage = Annotated[
@@ -931,15 +918,10 @@ class Config(Section):
     task: Literal["detection", "classification"] = "detection"
     """"classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
     data: DataConfig
-    """The data set."""
     proposals: Proposals = NoProposals()
-    """Where the proposals come from. Detection needs a ``file`` or a ``method``."""
     model: ModelConfig
-    """The network."""
     train: TrainConfig
-    """How it is trained."""
     test: TestConfig = TestConfig()
-    """How it is tested."""
     stages: Annotated[tuple[Stage, ...], Field(max_length=32)] = ()
     """The stages of a staged training, in order; without any, the network is trained in one run."""
 

@@ -167,7 +167,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = _system_reason(error)
+        reason = _system_reason(error, temporary)
         if reason is None:
             raise
         raise InputError(
@@ -175,14 +175,18 @@ def _replacing(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _system_reason(error: BaseException | None) -> str | None:
-    """Return the words of the OSError that caused ``error``, or None if there was none.
+def _system_reason(error: BaseException | None, temporary: Path) -> str | None:
+    """Return the words of the OSError that caused ``error``, with the file that it names if this is another
+    one than ``temporary``; None if there was no such error.
 
     Where the disk is full, torch.save raises a RuntimeError about its own bookkeeping.
     """
     while isinstance(error, RuntimeError):
         error = error.__context__
-    return (error.strerror or str(error)) if isinstance(error, OSError) else None
+    if not isinstance(error, OSError):
+        return None
+    reason = error.strerror or str(error)
+    return reason if error.filename in (None, str(temporary)) else f"{reason}: {error.filename}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -183,7 +183,7 @@ class _OrderedDict(dict[Any, Any], Stateful):
 
     def set_state(self, state: Any) -> None:
         if not isinstance(state, dict):
-            raise TypeError("a dictionary with a state that is none")
+            raise TypeError("a dictionary's state is not a dictionary")
 
 
 _ELEMENT_BYTES = {
@@ -201,7 +201,7 @@ _NAMES = {
         for name in ("_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2")
     },
 }
-"""What a file of torch.save may look up. While the file is checked, every tensor is None."""
+"""The names that a file of torch.save may look up. While the file is checked, every tensor is None."""
 
 
 class _TensorPickle(PlainUnpickler):

@@ -159,7 +159,7 @@ class Validation:
         limit = config.test.max_images
         scored = "they" if limit is None or limit >= images else f"the first {limit} (test.max_images)"
         chosen = "best.pt and the score threshold" if config.task == "detection" else "best.pt"
-        use = f"{scored} choose {chosen}, and none of them is trained on"
+        use = f"{scored} choose {chosen}; training does not use these images"
         if self.split is not None:
             return f"validation images: {images}, the split {self.split}; {use}"
         return (
@@ -279,7 +279,7 @@ def _exists(config: Config, split: str) -> bool:
 
 
 def require_objects(targets: Iterable[Targets], config: Config, more: str = "") -> None:
-    """Raise InputError if none of the training images' ``targets`` has an object to learn from.
+    """Raise InputError unless at least one of the training images' ``targets`` has an object to learn from.
 
     Crowd regions and ignored objects do not count; nor do difficult objects with ``data.difficult: skip`` or
     for a classifier. ``more`` is added to the message.

@@ -37,7 +37,7 @@ LOW_RECALL = 0.5
 """Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
 LOST_RECALL = 0.05
 """Using only the best proposals of each image costs a good ranking less recall than this."""
-ALONE_PIXELS = 20_000_000
+IN_PROCESS_PIXELS = 20_000_000
 """Up to so many pixels in all images, selective search is faster than starting other processes for it."""
 WAIT_SECONDS = 24 * 3600.0
 """For another process that makes the same proposals: another rank of a training, or a second run."""
@@ -194,8 +194,8 @@ def generate(
         raise InputError("proposals.method is not set; name one to make proposals with")
     if workers is None:
         pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
-        alone = source.method == "dense" or pixels < ALONE_PIXELS
-        workers = 0 if alone else available_cores()
+        in_process = source.method == "dense" or pixels < IN_PROCESS_PIXELS
+        workers = 0 if in_process else available_cores()
     failures: dict[str, str] = {}
     with progress_bar(f"{source.method} proposals") as advance:
         store = generate_store(

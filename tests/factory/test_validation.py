@@ -200,10 +200,10 @@ def test_validation_images_without_annotations_are_not_scored(
 
 def test_what_validation_images_choose_is_said_for_the_task_and_the_images_used(tiny: Load) -> None:
     said = Validation(split="val").describe(9, tiny())
-    assert said.endswith("they choose best.pt and the score threshold, and none of them is trained on")
+    assert said.endswith("they choose best.pt and the score threshold; training does not use these images")
     said = Validation(split="val").describe(9, tiny(*CLASSIFIER, "test.max_images=4"))
     assert said.startswith(
-        "validation images: 9, the split val; the first 4 (test.max_images) choose best.pt, "
+        "validation images: 9, the split val; the first 4 (test.max_images) choose best.pt; "
     )
     assert Validation(split="val").describe(9, tiny("test.max_images=9")) == Validation(split="val").describe(
         9, tiny()
