@@ -29,6 +29,7 @@ import yaml
 from detector.config.explain import shown
 from detector.config.schema import Config
 from detector.core.errors import InputError
+from detector.core.files import read_short_text
 
 MAX_BYTES = 1 << 20
 """The largest size of a config together with its bases."""
@@ -134,18 +135,9 @@ def read_yaml(path: Path, *, quote: bool = True) -> dict[str, Any]:
     Raises:
         InputError: missing, too large, or not a mapping of names.
     """
+    text = read_short_text(path, "the config", MAX_BYTES)
     try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such config file")
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no config is")
-        values = _parse(path.read_text(encoding="utf-8"), quote=quote)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not readable as YAML: byte {error.start} is not UTF-8") from None
-    except InputError:
-        raise
+        values = _parse(text, quote=quote)
     except ValueError as error:
         raise InputError(f"{path}: not readable as YAML: {error}") from None
     if values is None:

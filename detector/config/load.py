@@ -201,7 +201,7 @@ def require_stage(config: Config, name: str) -> None:
 
 
 def _plain(value: Any, source: str, key: str = "") -> Any:
-    """Return ``value`` with tuples, which the frozen schema holds, for the lists of YAML.
+    """Return ``value`` with its lists as tuples, which the frozen schema holds.
 
     Raises InputError for a text that can be no path, name or line of output.
     """

@@ -30,7 +30,7 @@ def resolved_yaml(path: str | Path, overrides: Sequence[str]) -> str:
 
 
 def _lines(values: Mapping[str, Any], given: Any, layers: Layers, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the lines of a mapping; ``given`` is what files and command line say in its place."""
+    """Yield the lines of a mapping; ``given`` are the values that files and command line give for it."""
     indent = "  " * len(above)
     for name, value in values.items():
         key = _scalar(name)

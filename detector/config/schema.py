@@ -4,7 +4,7 @@
 other keys than these, and converts no types. Whatever can be checked without reading a file is checked here.
 
 Where one key decides which others exist (``model.pool.kind``, ``proposals.method``, the ``kind`` of a stage),
-each choice has a class of its own below a common base (`Kind`), and a key of another choice is an error.
+each choice is a subclass of a common base (`Kind`), and a key of another choice is an error.
 
 The text below a key is its description in ``docs/configuration.md`` and ``configs/schema.json``, which
 `detector.config.reference` writes; a key that holds a section has the description of the section.
@@ -35,7 +35,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
-"""A side of an image as the network gets it; an input of 8192 x 8192 takes 800 MB before any layer."""
+"""Length of a side of the network's input; one of 8192 x 8192 takes 800 MB before any layer."""
 _SEVERAL = Field(min_length=1, max_length=64)
 Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -52,10 +52,10 @@ class Section(BaseModel):
 
 
 class Kind(Section):
-    """Base of sections among which one key chooses; those with the same direct base are alternatives."""
+    """Base of sections among which one key chooses; sections with the same direct base are alternatives."""
 
     choice: ClassVar[str]
-    """What chooses this section, for messages."""
+    """The key and the value that choose this section, for messages."""
 
     def __init_subclass__(cls, choice: str = "", **others: Any) -> None:
         super().__init_subclass__(**others)
@@ -70,7 +70,7 @@ class Kind(Section):
     @model_validator(mode="before")
     @classmethod
     def _drop_defaults_of_other_kinds(cls, values: Any) -> Any:
-        """Older checkpoints keep the keys of all kinds; at its default such a key says nothing."""
+        """Older checkpoints have the keys of all kinds: those of other kinds are ignored at their default."""
         if not isinstance(values, dict):
             return values
         elsewhere = {name: cls.kinds_with(name) for name in values if name not in cls.model_fields}
@@ -98,7 +98,7 @@ def sections_of(annotation: Any) -> dict[str, type[Section]]:
 
 
 def _kind_of(default: str | None) -> Discriminator:
-    """Return what reads ``kind``, with the kind that is meant where a config does not name one."""
+    """Return a discriminator that reads ``kind``; ``default`` is the kind of a config without this key."""
 
     def kind_of(values: Any) -> str | None:
         if isinstance(values, Mapping):
@@ -232,7 +232,7 @@ class DataConfig(Section):
 
 
 MOST_PROPOSALS = 200_000
-"""Per image: no method makes as many."""
+"""The most proposals of one image that a config can ask for; no method makes as many."""
 MAX_OPTIONS = 100_000
 """Characters of ``proposals.options``, written as JSON."""
 METHODS = ("dense", "selective_search")
@@ -280,8 +280,8 @@ class ProposalsConfig(Kind):
     """What to do with images that have no proposals. "error": stop. "skip": do not train on them; evaluation
     counts them without detections. "full_image": give them one box, the whole image."""
     faults: Literal["error", "skip", "full_image"] = "error"
-    """What to do with images whose boxes in the file leave the image, are not finite, or are none: the same
-    choices as for ``missing``."""
+    """What to do with images that have no boxes in the file, or boxes that are not finite or leave the image:
+    the same choices as for ``missing``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -317,8 +317,8 @@ class FileProposals(ProposalsConfig, choice="proposals.file"):
     """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
     convention: BoxConvention | None = None
     """How the file writes a box: the order of the numbers, whether the last pixel is included, and ``_1``
-    where pixels count from 1. null is what is usual in the format, "auto" finds out from the annotations. A
-    store has no choice here."""
+    where pixels count from 1. null takes the usual one of the format, "auto" compares the boxes with the
+    annotations. A store has only one convention."""
 
     @model_validator(mode="after")
     def _store_has_one_convention(self) -> FileProposals:
@@ -853,7 +853,7 @@ class SVMConfig(Section):
     """Drop a new negative that overlaps another by more than this IoU (paper: 0.7); null drops none, as the
     release."""
     missing_positives: Literal["error", "never"] = "error"
-    """What to do with a class without positives: stop with an error, or let it never fire."""
+    """What to do with a class without positives: stop with an error, or never report the class."""
 
 
 class RidgeConfig(Section):
@@ -862,7 +862,7 @@ class RidgeConfig(Section):
     penalty: Positive = 4000.0
     """Lambda; the bias is penalised too."""
     min_iou: Fraction = 0.5
-    """Regions with a higher IoU than this with an object of the class are its rows."""
+    """Regions with a higher IoU than this with an object of the class are its training rows."""
     max_rows: int = Field(default=20000, ge=1, le=10_000_000)
     """Rows per class, drawn at random where there are more."""
     whitening: Positive = 1e-3
@@ -870,7 +870,7 @@ class RidgeConfig(Section):
 
 
 class StageConfig(Kind):
-    """One stage of a staged training. It starts from the weights that the stage before it left."""
+    """One stage of a staged training. It starts from the weights of the stage before it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """Name of the stage and of its folder: lower-case letters, digits and underscores."""

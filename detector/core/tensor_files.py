@@ -14,6 +14,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -41,7 +42,6 @@ _LEGACY_PICKLES = 5  # magic number, protocol, system, content, keys of the stor
 _END, _END_64, _LOCATOR = 22, 56, 20
 """Bytes of the records at the end of an archive."""
 MAX_MEMBERS = 200_000
-_CHUNK = 1 << 22
 _ENCRYPTED = 0x1
 
 
@@ -98,10 +98,9 @@ def _check_archive(file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             _check_end(file, archive)
             _check_packing(archive.infolist())
-            for member in archive.infolist():
-                with archive.open(member) as content:
-                    while content.read(_CHUNK):  # the last read compares the checksum
-                        pass
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise DamagedFile(f"its part {damaged!r:.100} is damaged")
             members = _by_name(archive.infolist())
             pickle_member = members.get("data.pkl")
             pickled = b""
@@ -118,8 +117,8 @@ def _check_archive(file: BinaryIO) -> None:
             raise ForeignContent("it describes tensors of other sizes than it holds")
 
 
-def _check_legacy(file: BinaryIO, name: str) -> None:
-    """Compare the length of a file in which the storages, of 8 bytes more each, follow the pickles."""
+def _check_legacy(file: BufferedReader, name: str) -> None:
+    """Compare the file's length with its storages, each with 8 bytes for its length, after the pickles."""
     file.seek(0)
     head, end, storages = file.read(MAX_PICKLE), 0, 0
     for _ in range(_LEGACY_PICKLES):
@@ -130,10 +129,7 @@ def _check_legacy(file: BinaryIO, name: str) -> None:
     digest = re.search(r"-([0-9a-f]{8,64})\.pth?$", name)
     if digest is not None:
         file.seek(0)
-        checksum = hashlib.sha256()
-        while block := file.read(_CHUNK):
-            checksum.update(block)
-        if not checksum.hexdigest().startswith(digest[1]):
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(digest[1]):
             raise DamagedFile("its checksum is not the one in its name; download it again")
 
 
@@ -251,7 +247,7 @@ def _scan(data: bytes, start: int = 0) -> tuple[dict[str, int], int]:
 
 
 def _check_end(file: BinaryIO, archive: zipfile.ZipFile) -> None:
-    """Refuse an index that is not at the end of the file, where its own records say."""
+    """Refuse an archive whose index is not at the end of the file, at the place that its records give."""
     size = file.seek(0, 2)
     file.seek(max(size - _END - _LOCATOR - _END_64, 0))
     tail = file.read()

@@ -35,13 +35,7 @@ def ensure_data(config: Config) -> None:
     """Make the quick start's data set if the config asks for it and it is missing."""
     wanted = config.data.generate
     if wanted is not None:
-        ensure_generated(
-            Path(config.data.root),
-            train_images=wanted.train_images,
-            test_images=wanted.test_images,
-            seed=wanted.seed,
-            kind=wanted.kind,
-        )
+        ensure_generated(Path(config.data.root), **dict(wanted))
 
 
 def build_source(config: Config) -> DataSource:
@@ -246,11 +240,6 @@ def _part(config: Config, fraction: float, *, validation: bool) -> Selection:
         return [name for name in names if name.image_id in chosen]
 
     return choose
-
-
-def evaluated_split(config: Config) -> str:
-    """Return the split on which a run of ``config`` is evaluated."""
-    return config.train.evaluate_split or config.data.test_split
 
 
 def read_splits(config: Config) -> list[str]:

@@ -67,10 +67,11 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
 def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None = None) -> RegionDetector:
     """Return the network that a run starts from: another run's weights, published ones, or random ones.
 
-    Prints a warning if random convolutions are frozen: the run then measures what random filters are worth.
+    Prints a warning if random convolutions are frozen: the network is then trained on random filters.
     """
     if config.train.initial_weights is None:
-        if config.model.backbone.weights is None and _freezes(config):
+        freezes = config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
+        if config.model.backbone.weights is None and freezes:
             note(
                 "warning: the run starts from random convolutions and keeps them, because of "
                 "model.backbone.freeze or train.trainable; name trained ones in model.backbone.weights or "
@@ -81,10 +82,6 @@ def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None
     model = _random_model(config, len(classes), coder)
     load_initial(config, model, classes)
     return model
-
-
-def _freezes(config: Config) -> bool:
-    return config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
 
 
 def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:

@@ -49,8 +49,8 @@ UNKNOWN_PIXELS = 500_000
 class StoredProposals:
     """Looks up the proposals of an image and filters them as the config says.
 
-    An image without an entry has none, or with ``full_image`` one box, the whole image; ``with_proposals``
-    has reported it. Evaluation leaves no image out.
+    An image that is not in the store has no proposals, or with ``full_image`` one box, the whole image;
+    ``with_proposals`` has reported it. Evaluation leaves no image out.
     """
 
     store: ProposalStore
@@ -235,7 +235,7 @@ def proposals_folder(config: Config) -> Path:
 
 
 def made_folder(config: Config) -> Path:
-    """Return the folder of the store in which training looks for what the config's method makes."""
+    """Return the folder of the store in which training looks for the proposals of the config's method."""
     source = config.proposals
     if source.method is None:
         raise InputError("the config's proposals are a file; name the store with --output, or give --method")
@@ -286,23 +286,17 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
     )
     note(f"proposals for {split}: {metrics['proposals_per_image']:.0f} per image, {reached}")
     if any(store.count(record.key) > limit for record in known):
-        _warn_of_limit(known, store, metrics["recall_0.5"], f"proposals.{key}", limit)
+        whole, limited = recall(known, store)["recall_0.5"], metrics["recall_0.5"]
+        if whole - limited > LOST_RECALL:  # as in files without any ranking
+            note(
+                f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at "
+                f"IoU 0.5, all of them {whole:.0%}; raise proposals.{key}, or give scores if their order "
+                "means nothing"
+            )
     if metrics["objects"] and metrics["recall_0.5"] < LOW_RECALL:
         note(
             f"warning: {store.path} covers only {metrics['recall_0.5']:.0%} of the objects at IoU 0.5; are "
             "the boxes x1, y1, x2, y2 in pixels of these images?"
-        )
-
-
-def _warn_of_limit(
-    records: Sequence[ImageRecord], store: ProposalStore, limited: float, key: str, limit: int
-) -> None:
-    """Warn where the first boxes of each image are a bad choice, as in files without any ranking."""
-    whole = recall(records, store)["recall_0.5"]
-    if whole - limited > LOST_RECALL:
-        note(
-            f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at IoU "
-            f"0.5, all of them {whole:.0%}; raise {key}, or give scores if their order means nothing"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from detector.config import Config
 from detector.config.files import value_at
@@ -49,21 +49,15 @@ def load_published(config: Config, backbone: Backbone, head: nn.Module | None = 
     chosen = config.model.backbone
     if head is not None and not has_fully_connected(chosen.name):
         raise InputError(f"model.head.weights: {chosen.name} has no fc6 and fc7; set it to false")
-    wanted = {f"{FEATURES}{name}": tensor for name, tensor in backbone.features.state_dict().items()}
+    wanted: dict[str, Tensor] = backbone.features.state_dict(prefix=FEATURES)
     if head is not None:
-        wanted |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
+        wanted |= head.state_dict(prefix=HEAD)
     source = weights_file(config)
     tensors, spare = our_names(chosen.name, read_state_dict(source), wanted)
     transfer = plan_transfer(wanted, tensors, spare=spare)
     report(transfer, str(source), "model.backbone.allow_partial", chosen.allow_partial)
-    for prefix, module in ((FEATURES, backbone.features), (HEAD, head)):
-        if module is not None:
-            taken = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in transfer.tensors.items()
-                if name.startswith(prefix)
-            }
-            module.load_state_dict(taken, strict=False)
+    for name, tensor in transfer.tensors.items():
+        wanted[name].copy_(tensor)
 
 
 def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> None:
@@ -85,16 +79,16 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
     reason = _other_purpose(config, checkpoint, classes)
     if reason is not None:
         note(f"{source}: {reason}: predictor and box targets start from scratch")
-    ours = {_common_name(name): name for name in model.state_dict()}
+    wanted = {_common_name(name): tensor for name, tensor in model.state_dict().items()}
     transfer = plan_transfer(
-        {common: model.state_dict()[name] for common, name in ours.items()},
+        wanted,
         {_common_name(name): tensor for name, tensor in checkpoint["model"].items()},
         remake=HEADS if reason is not None else (),
     )
     made_with = differences(config, checkpoint["config"], predictor=False)
     report(transfer, source, "train.allow_partial", config.train.allow_partial, made_with)
-    taken = {ours[common]: tensor for common, tensor in transfer.tensors.items()}
-    model.load_state_dict(taken, strict=False)
+    for name, tensor in transfer.tensors.items():
+        wanted[name].copy_(tensor)
 
 
 def _common_name(name: str) -> str:
