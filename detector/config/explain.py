@@ -46,7 +46,7 @@ class _Place(NamedTuple):
 
 
 def _find_place(location: tuple[Any, ...], root: type[Section]) -> _Place:
-    """Follow pydantic's path, which holds the tags of kinds and parts such as ``tuple[str, ...]`` as well."""
+    """Follow pydantic's location, which also has the tags of kinds and parts such as ``tuple[str, ...]``."""
     keys: list[str] = []
     section, choices = root, dict[str, type[Section]]()
     for part in location:
@@ -102,7 +102,7 @@ _EXPECTED = {
 
 
 def _unknown_key(place: _Place, name: str) -> str:
-    key = ".".join([*place.keys, name])  # as written, even where no key can look like it
+    key = ".".join([*place.keys, name])  # as it is written, even if no key can have this form
     valid, section = sorted(place.section.model_fields), place.section
     if not issubclass(section, Kind):
         return f"{key}: unknown key{nearest(name, valid)}; valid here: {', '.join(valid)}"

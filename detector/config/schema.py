@@ -757,7 +757,7 @@ class TrainConfig(Section):
     weights."""
 
     @model_validator(mode="after")
-    def _length_and_jitter_are_clear(self) -> TrainConfig:
+    def _length_and_jitter_are_valid(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
             raise ValueError(f"train needs exactly one of train.steps and train.epochs; {given} is given")

@@ -144,9 +144,6 @@ class PlainUnpickler(pickle._Unpickler):
         value, key = self.stack.pop(), self.stack.pop()
         self._fill([key, value])
 
-    def _set_items(self) -> None:
-        self._fill(self.pop_mark())
-
     def _dictionary(self) -> None:
         items = self.pop_mark()
         self.stack.append({})
@@ -175,7 +172,7 @@ class PlainUnpickler(pickle._Unpickler):
         pickle.NEWOBJ[0]: _call,
         pickle.BUILD[0]: _set_state,
         pickle.SETITEM[0]: _set_item,
-        pickle.SETITEMS[0]: _set_items,
+        pickle.SETITEMS[0]: lambda self: self._fill(self.pop_mark()),
         pickle.DICT[0]: _dictionary,
     }
 

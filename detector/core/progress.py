@@ -84,7 +84,7 @@ def _lines(description: str) -> ReportProgress:
     def report(done: int, total: int) -> None:
         nonlocal printed
         now = time.monotonic()
-        if now - printed >= _EVERY:
+        if now - printed >= _EVERY and done:
             printed = now
             rate = done / (now - started)
             left = (total - done) / rate / 60

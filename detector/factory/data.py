@@ -168,11 +168,12 @@ def find_validation(config: Config) -> Validation:
     Raises:
         InputError: ``train.evaluate_every`` without images on which to choose a checkpoint.
     """
-    data, train = config.data, config.train
-    if data.val_split is not None:
-        return Validation(split=data.val_split)
+    train = config.train
+    needed = train.evaluate_every is not None and train.evaluate_split is None
+    if config.data.val_split is not None:
+        return Validation(split=config.data.val_split)
     if train.validation_fraction == 0:
-        if train.evaluate_every is not None and train.evaluate_split is None:
+        if needed:
             raise InputError(
                 "train.evaluate_every: without validation images there is nothing to choose best.pt on; name "
                 "data.val_split, set train.validation_fraction above 0, or name train.evaluate_split"
@@ -183,8 +184,7 @@ def find_validation(config: Config) -> Validation:
             return Validation(split=name, implied=True)
     if train.validation_fraction is not None:
         return Validation(fraction=train.validation_fraction)
-    chooses = train.evaluate_every is not None and train.evaluate_split is None
-    return Validation(fraction=DEFAULT_FRACTION if chooses else 0.0)
+    return Validation(fraction=DEFAULT_FRACTION if needed else 0.0)
 
 
 def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
@@ -250,7 +250,7 @@ def read_splits(config: Config) -> list[str]:
 
 
 def _validation_names(config: Config) -> list[str]:
-    """Return the names that the validation split next to this training split may have."""
+    """Return the usual names of a validation split that goes with this training split."""
     split = config.data.train_split
     if "train" not in split or "trainval" in split:
         return []
@@ -259,7 +259,7 @@ def _validation_names(config: Config) -> list[str]:
 
 
 def _exists(config: Config, split: str) -> bool:
-    """Say whether the data set has ``split`` as a split of its own, apart from the training split."""
+    """Return whether the data set has ``split`` as a split of its own, separate from the training split."""
     if config.data.split_ratio is not None:
         return split in config.data.split_ratio
     source = build_source(config)
