@@ -32,8 +32,8 @@ from detector.core.structures import Batch, Detections
 from detector.evaluation.voc import VocEvaluator
 from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
+from detector.factory.data import load_training
 from detector.factory.loaders import inference_views, training_batches
-from detector.factory.validation import load_training
 from detector.tasks.start import build_scorer
 
 STEPS = 1752

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from detector.config.schema import Kind, Section, sections_of
 from detector.core.errors import nearest
 
 MAX_ERRORS = 20
-"""This many mistakes are shown at a time."""
+"""How many mistakes are shown at a time."""
 
 
 def explain(error: ValidationError, root: type[Section], source: str) -> str:
@@ -29,48 +30,16 @@ def shown(value: Any) -> str:
     """Return ``repr(value)`` for a message, shortened where it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4300 digits
+    except ValueError:  # Python refuses to write integers of more than 4300 digits
         text = f"a {type(value).__name__} too long to be written"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def unusable_text(value: Any, source: str, key: str = "") -> Iterator[str]:
-    """Yield a message for each text in ``value`` that can be no path, name or line of output."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from unusable_text(name, source, key)
-            yield from unusable_text(item, source, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from unusable_text(item, source, key)
-    elif isinstance(value, str) and not _is_usable(value):
-        yield (
-            f"{source}: {key or 'a key'} = {shown(value)}: holds a null character or half a surrogate "
-            "pair, which no path or name can have; remove it"
-        )
+def _find_place(location: tuple[Any, ...], root: type[Section]) -> tuple[list[str], type[Section]]:
+    """Return the keys that lead to a mistake, and the last section on the way.
 
-
-def _is_usable(text: str) -> bool:
-    try:
-        text.encode("utf-8", "surrogateescape")  # so the shell's bytes that are not UTF-8 pass
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
-
-
-class _Place(NamedTuple):
-    """Where a mistake is: the keys that lead to it, and the last section on the way."""
-
-    keys: list[str]
-    section: type[Section]
-
-    @property
-    def named(self) -> str:
-        return ".".join(self.keys)
-
-
-def _find_place(location: tuple[Any, ...], root: type[Section]) -> _Place:
-    """Follow pydantic's path, which holds the tags of kinds and parts such as ``tuple[str, ...]`` as well."""
+    Pydantic's ``location`` also has the tags of kinds and parts such as ``tuple[str, ...]``.
+    """
     keys: list[str] = []
     section, choices = root, dict[str, type[Section]]()
     for part in location:
@@ -84,17 +53,17 @@ def _find_place(location: tuple[Any, ...], root: type[Section]) -> _Place:
         if field is not None:
             choices = sections_of(field.annotation)
             section = choices.get("", section)
-    return _Place(keys, section)
+    return keys, section
 
 
 def _line(source: str, item: Any, root: type[Section]) -> str:
-    place = _find_place(item["loc"], root)
-    key, value, context = place.named or "the config", item["input"], item.get("ctx", {})
+    keys, section = _find_place(item["loc"], root)
+    key, value, context = ".".join(keys) or "the config", item["input"], item.get("ctx", {})
     message = item["msg"].removeprefix("Value error, ")
     match item["type"]:
         case "extra_forbidden":
-            parent = _find_place(item["loc"][:-1], root)
-            return f"{source}: {_unknown_key(parent, str(item['loc'][-1])[:100])}"
+            parents, section = _find_place(item["loc"][:-1], root)
+            return f"{source}: {_unknown_key(parents, section, str(item['loc'][-1])[:100])}"
         case "missing":
             return f"{source}: {key}: missing; it has to be given"
         case "union_tag_not_found" if isinstance(value, Mapping):
@@ -108,7 +77,7 @@ def _line(source: str, item: Any, root: type[Section]) -> str:
         case "literal_error":
             message += nearest(str(value), re.findall(r"'([^']*)'", context["expected"]))
         case "tuple_type":
-            message = f"expected a list{_list_hint(place, value)}"
+            message = f"expected a list{_list_hint(key, section.model_fields.get(keys[-1]), value)}"
         case _:
             if isinstance(value, Mapping) and item["type"] == "value_error":
                 return f"{source}: {message}"  # it names the keys that it is about
@@ -125,9 +94,9 @@ _EXPECTED = {
 }
 
 
-def _unknown_key(place: _Place, name: str) -> str:
-    key = ".".join([*place.keys, name])  # as written, even where no key can look like it
-    valid, section = sorted(place.section.model_fields), place.section
+def _unknown_key(parents: list[str], section: type[Section], name: str) -> str:
+    key = ".".join([*parents, name])  # as it is written, even if no key can have this form
+    valid = sorted(section.model_fields)
     if not issubclass(section, Kind):
         return f"{key}: unknown key{nearest(name, valid)}; valid here: {', '.join(valid)}"
     others = section.kinds_with(name)
@@ -137,23 +106,16 @@ def _unknown_key(place: _Place, name: str) -> str:
     return f"{key}: unknown key{nearest(name, valid)}; {section.choice} has {', '.join(valid)}"
 
 
-def _list_hint(place: _Place, value: Any) -> str:
-    """Return how to write a single value that stands where a list is expected."""
+def _list_hint(key: str, field: FieldInfo | None, value: Any) -> str:
+    """Return how to write a single value as the list that is expected."""
     if value is None or isinstance(value, Mapping):
         return ""
-    length = _fixed_length(place)
+    types = [field.annotation, *get_args(field.annotation)] if field else []
+    items = next((get_args(each) for each in types if get_origin(each) is tuple), (Ellipsis,))
     text = str(value)[:80]
-    if length in (None, 1):
-        return f"; write {place.named}=[{text}]"
-    return f" of {length} values; write {place.named}=[{text}, ...]"
-
-
-def _fixed_length(place: _Place) -> int | None:
-    """Return how many values a list has to have, None where any number will do."""
-    field = place.section.model_fields.get(place.keys[-1]) if place.keys else None
-    kinds = [field.annotation, *get_args(field.annotation)] if field else []
-    lists = [get_args(kind) for kind in kinds if get_origin(kind) is tuple]
-    return None if not lists or Ellipsis in lists[0] else len(lists[0])
+    if Ellipsis in items or len(items) == 1:
+        return f"; write {key}=[{text}]"
+    return f" of {len(items)} values; write {key}=[{text}, ...]"
 
 
 def _correction(error: str, key: str, value: Any) -> str:

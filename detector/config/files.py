@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ import yaml
 from detector.config.explain import shown
 from detector.config.schema import Config
 from detector.core.errors import InputError
+from detector.core.files import read_short_text
 
 MAX_BYTES = 1 << 20
-"""A config is a page of text; anything larger is not one."""
+"""The largest size of a config together with its bases."""
 MAX_FILES = 64
-"""A config and its bases, together."""
+"""The largest number of files of a config: its own and those of its bases."""
 SUFFIXES = (".yaml", ".yml")
-"""Of bases."""
+"""The suffixes that a base may have."""
 COMMAND_LINE = "command line"
 """The name of the layer of overrides, beside those of the files."""
 
@@ -53,22 +54,25 @@ def find_config(name: str | Path, folder: Path | None = None) -> Path:
     ``folder`` is where a relative path starts; None is the working directory. A path wins over a name.
 
     Raises:
-        InputError: neither; lists the shipped configs of similar names.
+        InputError: neither; lists the shipped configs of similar names. Or the path cannot be looked up.
     """
     path = (folder or Path()) / name
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
     wanted = Path(name).with_suffix("") if Path(name).suffix in SUFFIXES else Path(name)
-    names = {found.relative_to(SHIPPED).with_suffix("").as_posix(): found for found in _shipped_files()}
-    if wanted.as_posix() in names:
-        return names[wanted.as_posix()]
-    close = difflib.get_close_matches(wanted.as_posix(), list(names), n=5, cutoff=0.5)
-    said = f"; shipped configs of similar names: {', '.join(close)}" if close else ""
-    raise InputError(f"{path}: no such config file{said}")
-
-
-def _shipped_files() -> list[Path]:
-    return [path for path in sorted(SHIPPED.rglob("*.yaml")) if path.parent.name != "suites"]
+    shipped = {
+        file.relative_to(SHIPPED).with_suffix("").as_posix(): file
+        for file in sorted(SHIPPED.rglob("*.yaml"))
+        if file.parent.name != "suites"
+    }
+    if wanted.as_posix() in shipped:
+        return shipped[wanted.as_posix()]
+    close = difflib.get_close_matches(wanted.as_posix(), list(shipped), n=5, cutoff=0.5)
+    hint = f"; shipped configs of similar names: {', '.join(close)}" if close else ""
+    raise InputError(f"{path}: no such config file{hint}")
 
 
 Layers = list[tuple[str, Mapping[str, Any]]]
@@ -77,65 +81,49 @@ Layers = list[tuple[str, Mapping[str, Any]]]
 
 def read_layers(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], str, Layers]:
     """Return the merged but unchecked values of a config, its path, and what they were merged from."""
-    found, reader = find_config(path), _Reader()
-    values = reader.read(found, seen=())
-    layers = [*reader.layers, (COMMAND_LINE, override({}, overrides))]
-    return override(values, overrides), str(found), layers
+    path = find_config(path)
+    layers: Layers = []
+    values = _read_with_bases(path, (), layers, [])
+    layers.append((COMMAND_LINE, override({}, overrides)))
+    return override(values, overrides), str(path), layers
 
 
-def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``values`` with each ``key=value`` of ``overrides`` applied, in order."""
-    for text in overrides:
-        values = _apply_override(values, text)
-    return values
+def _read_with_bases(
+    path: Path, parents: tuple[Path, ...], layers: Layers, sizes: list[int]
+) -> dict[str, Any]:
+    """Return the merged values of a file and its bases, and append each file to ``layers``.
 
-
-class _Reader:
-    """Reads a config and its bases, up to a number of files and bytes in all."""
-
-    def __init__(self) -> None:
-        self.files = 0
-        self.bytes = 0
-        self.layers: Layers = []
-
-    def read(self, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-        """Return the merged mapping of the file and its bases; ``seen`` are the files that led here."""
-        if path.resolve() in seen:
-            raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
-        if seen and path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path}: _base_ names this file; a base ends with {' or '.join(SUFFIXES)}")
-        values = read_yaml(path, quote=not seen)
-        unknown = len(set(values) - set(Config.model_fields) - {"_base_"})
-        if seen and unknown:  # counted and not named: it may be any file
-            raise InputError(
-                f"{path}: _base_ names this file, which has {unknown} sections that no config has; "
-                f"a config has {', '.join(Config.model_fields)}"
-            )
-        self._count(path)
-        bases = values.pop("_base_", [])
-        if isinstance(bases, str):
-            bases = [bases]
-        if not isinstance(bases, list) or not all(_is_path(base) for base in bases):
-            given = f", not {shown(bases)}" if not seen else ""
-            raise InputError(f"{path}: _base_ must be a path or a list of paths{given}")
-        merged: dict[str, Any] = {}
-        for base in bases:
-            merged = merge(merged, self.read(find_config(base, path.parent), (*seen, path.resolve())))
-        self.layers.append((str(path), values))
-        return merge(merged, values)
-
-    def _count(self, path: Path) -> None:
-        self.files += 1
-        self.bytes += path.stat().st_size
-        if self.files > MAX_FILES or self.bytes > MAX_BYTES:
-            raise InputError(
-                f"{path}: _base_ leads to more than {MAX_FILES} files or {MAX_BYTES} bytes in all; name each "
-                "base once"
-            )
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    ``parents`` are the files that led here, ``sizes`` the bytes of all files that were read before.
+    """
+    if path.resolve() in parents:
+        raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
+    if parents and path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: _base_ names this file; a base ends with {' or '.join(SUFFIXES)}")
+    values = read_yaml(path, quote=not parents)
+    unknown = len(set(values) - set(Config.model_fields) - {"_base_"})
+    if parents and unknown:  # the names are not shown: it may be any file
+        raise InputError(
+            f"{path}: _base_ names this file, which has {unknown} sections that no config has; "
+            f"a config has {', '.join(Config.model_fields)}"
+        )
+    sizes.append(path.stat().st_size)
+    if len(sizes) > MAX_FILES or sum(sizes) > MAX_BYTES:
+        raise InputError(
+            f"{path}: _base_ leads to more than {MAX_FILES} files or {MAX_BYTES} bytes in all; name each "
+            "base once"
+        )
+    bases = values.pop("_base_", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) and "\0" not in base for base in bases):
+        given = f", not {shown(bases)}" if not parents else ""
+        raise InputError(f"{path}: _base_ must be a path or a list of paths{given}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        below = (*parents, path.resolve())
+        merged = merge(merged, _read_with_bases(find_config(base, path.parent), below, layers, sizes))
+    layers.append((str(path), values))
+    return merge(merged, values)
 
 
 def read_yaml(path: Path, *, quote: bool = True) -> dict[str, Any]:
@@ -147,18 +135,9 @@ def read_yaml(path: Path, *, quote: bool = True) -> dict[str, Any]:
     Raises:
         InputError: missing, too large, or not a mapping of names.
     """
+    text = read_short_text(path, "the config", MAX_BYTES)
     try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such config file")
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no config is")
-        values = _parse(path.read_text(encoding="utf-8"), quote=quote)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not readable as YAML: byte {error.start} is not UTF-8") from None
-    except InputError:
-        raise
+        values = _parse(text, quote=quote)
     except ValueError as error:
         raise InputError(f"{path}: not readable as YAML: {error}") from None
     if values is None:
@@ -230,7 +209,7 @@ def merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[s
 
 
 def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return those values of ``base`` that still mean something beside what ``top`` names."""
+    """Return those values of ``base`` that stay valid with the values of ``top``."""
     dropped: set[str] = set()
     match key:
         case "proposals" if {"file", "method"} & set(top):
@@ -250,16 +229,27 @@ def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[s
     return {name: value for name, value in base.items() if name not in dropped}
 
 
-def _apply_override(values: dict[str, Any], written: str) -> dict[str, Any]:
-    name, equals, text = written.partition("=")
-    keys = name.split(".")
-    if not equals or not all(keys):
-        raise InputError(f"override {written!r}: write it as section.key=value")
-    try:
-        value = _parse(text)
-    except ValueError:
-        raise InputError(f"override {written!r}: the value is not readable as YAML") from None
-    nested: dict[str, Any] = {keys[-1]: value}
-    for key in reversed(keys[:-1]):
-        nested = {key: nested}
-    return merge(values, nested)
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``values`` with each ``key=value`` of ``overrides`` applied, in order."""
+    for written in overrides:
+        name, equals, text = written.partition("=")
+        keys = name.split(".")
+        if not equals or not all(keys):
+            raise InputError(f"override {written!r}: write it as section.key=value")
+        try:
+            value = _parse(text)
+        except ValueError as error:
+            raise InputError(f"override {written!r}: the value is not readable as YAML: {error}") from None
+        for key in reversed(keys):
+            value = {key: value}
+        values = merge(values, value)
+    return values
+
+
+def value_at(values: Any, keys: Sequence[str]) -> Iterator[Any]:
+    """Yield the value below ``keys`` in nested mappings, or nothing if there is none."""
+    for key in keys:
+        if not isinstance(values, Mapping) or key not in values:
+            return
+        values = values[key]
+    yield values

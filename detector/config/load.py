@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from detector.config.explain import explain, shown, unusable_text
+from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers
 from detector.config.schema import (
     Config,
@@ -91,19 +91,18 @@ def parse_stored(
     if "stages" not in own:
         used |= {f"stages: {stage.name}": stage_config(config, stage).proposals for stage in config.stages}
     for key, proposals in used.items():
-        if proposals.calls_function and proposals.method not in (named, *allow_code):
-            raise InputError(_refusal(source, key, str(proposals.method)))
+        if not isinstance(proposals, FunctionProposals) or proposals.method in (named, *allow_code):
+            continue
+        method = proposals.method
+        allowed = "stages=[]" if key.startswith("stages") else "proposals.method=..."
+        raise InputError(
+            f"{source}: the config in this checkpoint has {key} = {method!r:.80}, a name that leads to code, "
+            "and a checkpoint may not choose code that runs here. If you know and trust it, say so on the "
+            f"command line with {allowed} (tools/demo.py: --set {allowed}), or in Python with "
+            f"Detector.load(..., allow_code=[{method!r:.80}]); a method such as selective_search needs no "
+            "trust"
+        )
     return config
-
-
-def _refusal(source: str, key: str, method: str) -> str:
-    allowed = "stages=[]" if key.startswith("stages") else "proposals.method=..."
-    return (
-        f"{source}: the config in this checkpoint has {key} = {method!r:.80}, a name that leads to code, and "
-        "a checkpoint may not choose code that runs here. If you know and trust it, say so on the command "
-        f"line with {allowed} (tools/demo.py: --set {allowed}), or in Python with "
-        f"Detector.load(..., allow_code=[{method!r:.80}]); a method such as selective_search needs no trust"
-    )
 
 
 class _OnlyProposals(Section):
@@ -118,10 +117,9 @@ def parse_proposals(values: Mapping[str, Any], source: str) -> ProposalsConfig:
 
 
 def _checked(section: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
-    for message in unusable_text(values, source):
-        raise InputError(message)
+    plain = _plain(values, source)
     try:
-        return section.model_validate(_with_tuples(values))
+        return section.model_validate(plain)
     except ValidationError as error:
         raise InputError(explain(error, section, source)) from None
 
@@ -129,7 +127,7 @@ def _checked(section: type[Checked], values: Mapping[str, Any], source: str) -> 
 def check_function(proposals: ProposalsConfig, source: str) -> None:
     """Check a ``module:function`` and its options as far as its source shows, without importing it.
 
-    A module that is not found as a file on Python's path or in the working directory is not judged.
+    A module without a file on Python's path or in the working directory is not checked.
 
     Raises:
         InputError: the module defines no such function, or the function does not take the options.
@@ -158,7 +156,8 @@ def check_function(proposals: ProposalsConfig, source: str) -> None:
             )
         return
     parameters = functions[name].args
-    valid = [one.arg for one in [*parameters.args[1:], *parameters.kwonlyargs]]
+    after_image = parameters.args if parameters.posonlyargs else parameters.args[1:]
+    valid = [parameter.arg for parameter in [*after_image, *parameters.kwonlyargs]]
     for option in proposals.options:
         if option not in valid and parameters.kwarg is None and not functions[name].decorator_list:
             raise InputError(
@@ -168,15 +167,15 @@ def check_function(proposals: ProposalsConfig, source: str) -> None:
 
 
 def _module_file(module: str) -> Path | None:
-    """Return the Python file of a module, found without importing its packages."""
+    """Return the Python file of a module, or None if there is none; its packages are not imported."""
     places: Sequence[str] | None = [*sys.path, str(Path.cwd())]
     origin = None
     names = module.split(".")
     for depth in range(len(names)):
-        found = PathFinder.find_spec(".".join(names[: depth + 1]), places) if places else None
-        if found is None:
+        spec = PathFinder.find_spec(".".join(names[: depth + 1]), places) if places else None
+        if spec is None:
             return None
-        places, origin = found.submodule_search_locations, found.origin
+        places, origin = spec.submodule_search_locations, spec.origin
     return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
@@ -201,10 +200,26 @@ def require_stage(config: Config, name: str) -> None:
         raise InputError(f"--stage {name}: the config's stages are {', '.join(names)}")
 
 
-def _with_tuples(value: Any) -> Any:
-    """YAML knows only lists; the frozen schema holds tuples."""
+def _plain(value: Any, source: str, key: str = "") -> Any:
+    """Return ``value`` with its lists as tuples, which the frozen schema holds.
+
+    Raises InputError for a text that can be no path, name or line of output.
+    """
     if isinstance(value, Mapping):
-        return {key: _with_tuples(item) for key, item in value.items()}
+        return {
+            _plain(name, source, key): _plain(item, source, f"{key}.{name}" if key else str(name))
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return tuple(_with_tuples(item) for item in value)
+        return tuple(_plain(item, source, key) for item in value)
+    if isinstance(value, str):
+        try:  # bytes of the command line that are not UTF-8 are allowed
+            usable = b"\0" not in value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise InputError(
+                f"{source}: {key or 'a key'} = {shown(value)}: holds a null character or half a surrogate "
+                "pair, which no path or name can have; remove it"
+            )
     return value

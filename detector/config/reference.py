@@ -96,11 +96,8 @@ def _side_by_side(kinds: dict[str, type[Section]]) -> Iterator[str]:
             if name in kind.model_fields and not _is_null(kind, name):
                 alike.setdefault(description(kind, name), []).append(kind)
         for having in alike.values():
-            keys.append(
-                _key(
-                    having, name, of="" if len(having) == len(tags) else _or([tags[kind] for kind in having])
-                )
-            )
+            owners = "" if len(having) == len(tags) else _or([tags[kind] for kind in having])
+            keys.append(_key(having, name, owners))
     yield "\n".join(keys)
     if any("options" in kind.model_fields for kind in tags):
         yield _search_options()
@@ -108,20 +105,15 @@ def _side_by_side(kinds: dict[str, type[Section]]) -> Iterator[str]:
 
 def _search_options() -> str:
     """Return the options of selective search, from the docstring of the class that checks them."""
-    from detector.ops.selective_search_config import (
-        COLOR_SPACES,
-        PRESETS,
-        SIMILARITIES,
-        SelectiveSearchConfig,
-    )
+    from detector.ops import selective_search_config as search
 
-    listed = inspect.cleandoc(SelectiveSearchConfig.__doc__ or "").split("Args:")[1]
-    for name, values in {"COLOR_SPACES": COLOR_SPACES, "SIMILARITIES": SIMILARITIES}.items():
-        listed = listed.replace(f"``{name}``", ", ".join(map(_code, values)))
+    listed = inspect.cleandoc(search.SelectiveSearchConfig.__doc__ or "").split("Args:")[1]
+    for name in ("COLOR_SPACES", "SIMILARITIES"):
+        listed = listed.replace(f"``{name}``", ", ".join(map(_code, getattr(search, name))))
     for name, value in {"None": "null", "True": "`true`", "False": "`false`"}.items():
         listed = re.sub(rf"\b{name}\b", value, listed)
     options = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, flags=re.MULTILINE)
-    presets = _or([_code(name) for name in PRESETS])
+    presets = _or([_code(name) for name in search.PRESETS])
     heading = _wrapped(f"Values of `mode` for selective search: {presets}. Its `options`:")
     return "\n".join([heading, "", *(_wrapped(f"- `{name}`: {_prose(text)}") for name, text in options)])
 
@@ -142,23 +134,27 @@ def _default(section: type[Section], name: str) -> str:
     return _code(json.dumps(field.get_default(call_default_factory=True)))
 
 
-def _key(having: list[type[Section]], name: str, of: str = "") -> str:
-    """Return the entry of a key that the sections ``having`` share; ``of`` names them if others lack it."""
+def _key(having: list[type[Section]], name: str, owners: str = "") -> str:
+    """Return the entry of a key of the sections ``having``; ``owners`` names them if not all have it."""
     types = _or([text for section in having for text in _types(_properties(section)[name])])
     defaults = dict.fromkeys(_default(section, name) for section in having)
     default = next(iter(defaults)) if len(defaults) == 1 else "see the table"
     default = default if default in ("required", "see the table") else f"default {default}"
-    only = f"; {of} only" if of else ""
+    only = f"; {owners} only" if owners else ""
     return _wrapped(f"- **`{name}`** ({types}; {default}{only}): {_prose(description(having[0], name))}")
 
 
 def description(section: type[Section], name: str) -> str:
-    """Return the description of a key; a kind that only narrows the type has that of its base."""
+    """Return the description of a key.
+
+    A kind that only narrows the type has that of its base, and a key without any has that of its section.
+    """
     for owner in section.__mro__:
         field = owner.model_fields.get(name) if issubclass(owner, Section) else None
         if field is not None and field.description:
             return field.description
-    return ""
+    below = [*sections_of(section.model_fields[name].annotation).values()]
+    return (below[0].__mro__[1 if len(below) > 1 else 0].__doc__ or "") if below else ""
 
 
 def _properties(section: type[Section]) -> dict[str, Any]:
@@ -247,17 +243,12 @@ def _sections_below(section: type[Section]) -> Iterator[type[Section]]:
             yield from _sections_below(below)
 
 
-def _for_editors(node: Any, *, names: bool = False) -> Any:
-    """Return ``node`` with nothing required, alternatives that may overlap, and without titles.
-
-    ``names`` is True where the keys of ``node`` are names of config keys or definitions.
-    """
+def _for_editors(node: Any) -> Any:
+    """Return ``node`` with nothing required, alternatives that may overlap, and without titles."""
     if isinstance(node, list):
         return [_for_editors(each) for each in node]
     if not isinstance(node, dict):
         return node
-    if names:
-        return {name: _for_editors(each) for name, each in node.items()}
     changed: dict[str, Any] = {}
     for name, value in node.items():
         match name:
@@ -271,8 +262,10 @@ def _for_editors(node: Any, *, names: bool = False) -> Any:
                 changed["items"] = _for_editors(value[0])
             case "description":
                 changed[name] = _prose(value).replace("`", "")
+            case "properties" | "$defs":  # whose keys are names
+                changed[name] = {key: _for_editors(each) for key, each in value.items()}
             case _:
-                changed[name] = _for_editors(value, names=name in ("properties", "$defs"))
+                changed[name] = _for_editors(value)
     return changed
 
 

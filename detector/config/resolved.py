@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from detector.config.files import Layers, read_layers
+from detector.config.files import Layers, read_layers, value_at
 from detector.config.load import load_config
 from detector.core.errors import printable
 
@@ -30,7 +30,7 @@ def resolved_yaml(path: str | Path, overrides: Sequence[str]) -> str:
 
 
 def _lines(values: Mapping[str, Any], given: Any, layers: Layers, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the lines of a mapping; ``given`` is what files and command line say in its place."""
+    """Yield the lines of a mapping; ``given`` are the values that files and command line give for it."""
     indent = "  " * len(above)
     for name, value in values.items():
         key = _scalar(name)
@@ -52,15 +52,9 @@ def _lines(values: Mapping[str, Any], given: Any, layers: Layers, above: tuple[s
 
 def _origin(layers: Layers, keys: tuple[str, ...]) -> str:
     """Return the name of the last layer that gives a value for ``keys``, which is the one that counts."""
-    return next((printable(name) for name, values in reversed(layers) if _gives(values, keys)), DEFAULT)
-
-
-def _gives(values: Any, keys: tuple[str, ...]) -> bool:
-    for key in keys:
-        if not isinstance(values, Mapping) or key not in values:
-            return False
-        values = values[key]
-    return True
+    return next(
+        (printable(name) for name, values in reversed(layers) for _ in value_at(values, keys)), DEFAULT
+    )
 
 
 def _scalar(value: Any) -> str:

@@ -4,10 +4,10 @@
 other keys than these, and converts no types. Whatever can be checked without reading a file is checked here.
 
 Where one key decides which others exist (``model.pool.kind``, ``proposals.method``, the ``kind`` of a stage),
-each choice has a class of its own below a common base (`Kind`), and a key of another choice is an error.
+each choice is a subclass of a common base (`Kind`), and a key of another choice is an error.
 
 The text below a key is its description in ``docs/configuration.md`` and ``configs/schema.json``, which
-`detector.config.reference` writes.
+`detector.config.reference` writes; a key that holds a section has the description of the section.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from detector.core.errors import nearest
 
@@ -26,8 +35,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
-"""A side of an image as the network gets it; an input of 8192 x 8192 takes 800 MB before any layer."""
-Scales = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=64)]
+"""Length of a side of the network's input; one of 8192 x 8192 takes 800 MB before any layer."""
+_SEVERAL = Field(min_length=1, max_length=64)
+Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Resize = Literal["shorter", "square", "none"]
 Precision = Literal["float32", "bfloat16"]
@@ -42,10 +52,14 @@ class Section(BaseModel):
 
 
 class Kind(Section):
-    """Base of sections among which one key chooses; those with the same direct base are alternatives."""
+    """Base of sections among which one key chooses; sections with the same direct base are alternatives."""
 
-    choice: ClassVar[str] = ""
-    """What chooses this section, for messages."""
+    choice: ClassVar[str]
+    """The key and the value that choose this section, for messages."""
+
+    def __init_subclass__(cls, choice: str = "", **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls.choice = choice
 
     @classmethod
     def kinds_with(cls, name: str) -> list[type[Kind]]:
@@ -56,18 +70,20 @@ class Kind(Section):
     @model_validator(mode="before")
     @classmethod
     def _drop_defaults_of_other_kinds(cls, values: Any) -> Any:
-        """Older checkpoints keep the keys of all kinds; at its default such a key says nothing."""
+        """Older checkpoints have the keys of all kinds: those of other kinds are ignored at their default."""
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if not cls._is_default_elsewhere(name, value)}
+        elsewhere = {name: cls.kinds_with(name) for name in values if name not in cls.model_fields}
+        return {
+            name: value
+            for name, value in values.items()
+            if value not in [_plain_default(kind, name) for kind in elsewhere.get(name, [])]
+        }
 
-    @classmethod
-    def _is_default_elsewhere(cls, name: str, value: Any) -> bool:
-        if name in cls.model_fields:
-            return False
-        fields_elsewhere = [other.model_fields[name] for other in cls.kinds_with(name)]
-        defaults = [field.get_default(call_default_factory=True) for field in fields_elsewhere]
-        return any(value == (dict(each) if isinstance(each, Section) else each) for each in defaults)
+
+def _plain_default(section: type[Section], name: str) -> Any:
+    default = section.model_fields[name].get_default(call_default_factory=True)
+    return dict(default) if isinstance(default, Section) else default
 
 
 def sections_of(annotation: Any) -> dict[str, type[Section]]:
@@ -82,7 +98,7 @@ def sections_of(annotation: Any) -> dict[str, type[Section]]:
 
 
 def _kind_of(default: str | None) -> Discriminator:
-    """Return what reads ``kind``, with the kind that is meant where a config does not name one."""
+    """Return a discriminator that reads ``kind``; ``default`` is the kind of a config without this key."""
 
     def kind_of(values: Any) -> str | None:
         if isinstance(values, Mapping):
@@ -176,33 +192,28 @@ class DataConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _division_is_whole(self) -> DataConfig:
+    def _keys_fit_the_format(self) -> DataConfig:
         if self.format == "coco" and self.splits not in (None, DataConfig.model_fields["splits"].default):
             raise ValueError("data.splits names folders of data.format: voc; name the JSON of each split")
-        if self.split_ratio is None:
-            return self
-        if "{split}" in self.annotations:
-            raise ValueError(
-                "data.split_ratio divides one set, but data.annotations has one file per {split}; drop one "
-                "of the two"
-            )
-        if sum(self.split_ratio.values()) > 1 + 1e-9:
-            raise ValueError("data.split_ratio must not add up to more than 1")
-        for key in ("train_split", "test_split", "val_split"):
-            if getattr(self, key) not in (None, *self.split_ratio):
-                raise ValueError(f"data.{key}: {getattr(self, key)} is not in data.split_ratio; set {key}")
-        return self
-
-    @model_validator(mode="after")
-    def _keys_of_one_format(self) -> DataConfig:
         if self.format == "coco" and self.first_pixel == 0:
             raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
-        if self.other_classes == "ignore" and self.classes is None:
-            raise ValueError("data.other_classes: ignore needs the names of data.classes; add them")
         return self
 
     @model_validator(mode="after")
-    def _validation_is_apart(self) -> DataConfig:
+    def _splits_are_possible(self) -> DataConfig:
+        if self.split_ratio is not None:
+            if "{split}" in self.annotations:
+                raise ValueError(
+                    "data.split_ratio divides one set, but data.annotations has one file per {split}; drop "
+                    "one of the two"
+                )
+            if sum(self.split_ratio.values()) > 1 + 1e-9:
+                raise ValueError("data.split_ratio must not add up to more than 1")
+            for key in ("train_split", "test_split", "val_split"):
+                if getattr(self, key) not in (None, *self.split_ratio):
+                    raise ValueError(
+                        f"data.{key}: {getattr(self, key)} is not in data.split_ratio; set {key}"
+                    )
         if self.val_split is not None and self.val_split in (self.train_split, self.test_split):
             raise ValueError(
                 f"data.val_split: {self.val_split} is the training or the test split as well; name one of "
@@ -212,19 +223,35 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _classes_are_distinct(self) -> DataConfig:
-        if isinstance(self.classes, tuple) and (
-            not self.classes or len(set(self.classes)) != len(self.classes)
-        ):
+        if self.other_classes == "ignore" and self.classes is None:
+            raise ValueError("data.other_classes: ignore needs the names of data.classes; add them")
+        names = self.classes if isinstance(self.classes, tuple) else ("voc",)
+        if not names or len(set(names)) != len(names):
             raise ValueError("data.classes must name at least one class, and none twice")
         return self
 
 
 MOST_PROPOSALS = 200_000
-"""Per image: no method makes as many."""
+"""The most proposals of one image that a config can ask for; no method makes as many."""
 MAX_OPTIONS = 100_000
 """Characters of ``proposals.options``, written as JSON."""
 METHODS = ("dense", "selective_search")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        length = len(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            "proposals.options may hold only numbers, text, true, false, null, and lists or mappings of these"
+        ) from None
+    if length > MAX_OPTIONS:
+        raise ValueError(f"proposals.options is over {MAX_OPTIONS} characters long")
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 
 
 class ProposalsConfig(Kind):
@@ -253,8 +280,8 @@ class ProposalsConfig(Kind):
     """What to do with images that have no proposals. "error": stop. "skip": do not train on them; evaluation
     counts them without detections. "full_image": give them one box, the whole image."""
     faults: Literal["error", "skip", "full_image"] = "error"
-    """What to do with images whose boxes in the file leave the image, are not finite, or are none: the same
-    choices as for ``missing``."""
+    """What to do with images that have no boxes in the file, or boxes that are not finite or leave the image:
+    the same choices as for ``missing``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -267,47 +294,31 @@ class ProposalsConfig(Kind):
                 raise ValueError("proposals.file and proposals.format go together: give both or neither")
         return values
 
-    @property
-    def calls_function(self) -> bool:
-        """Whether ``method`` is a name that leads to code, and not one of the built-in methods."""
-        return self.method is not None and self.method not in METHODS
 
-
-class NoProposals(ProposalsConfig):
+class NoProposals(ProposalsConfig, choice="proposals without method and file"):
     """No proposals: for classification, which pools whole images."""
-
-    choice: ClassVar[str] = "proposals without method and file"
 
     method: None = None
     file: None = None
     format: None = None
 
 
-class FileProposals(ProposalsConfig):
-    """Proposals that a file or a ProposalStore holds."""
+BoxConvention = Literal[
+    "auto", "xyxy", "xyxy_inclusive", "xyxy_inclusive_1", "yxyx", "yxyx_inclusive", "yxyx_inclusive_1", "xywh"
+]
 
-    choice: ClassVar[str] = "proposals.file"
+
+class FileProposals(ProposalsConfig, choice="proposals.file"):
+    """Proposals that a file or a ProposalStore holds."""
 
     method: None = None
     file: str | dict[str, str]
     format: Literal["mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text", "store"]
     """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
-    convention: (
-        Literal[
-            "auto",
-            "xyxy",
-            "xyxy_inclusive",
-            "xyxy_inclusive_1",
-            "yxyx",
-            "yxyx_inclusive",
-            "yxyx_inclusive_1",
-            "xywh",
-        ]
-        | None
-    ) = None
+    convention: BoxConvention | None = None
     """How the file writes a box: the order of the numbers, whether the last pixel is included, and ``_1``
-    where pixels count from 1. null is what is usual in the format, "auto" finds out from the annotations. A
-    store has no choice here."""
+    where pixels count from 1. null takes the usual one of the format, "auto" compares the boxes with the
+    annotations. A store has only one convention."""
 
     @model_validator(mode="after")
     def _store_has_one_convention(self) -> FileProposals:
@@ -316,29 +327,15 @@ class FileProposals(ProposalsConfig):
         return self
 
 
-class DenseProposals(ProposalsConfig):
+class DenseProposals(ProposalsConfig, choice="proposals.method dense"):
     """Windows of several sizes and shapes on a regular grid."""
-
-    choice: ClassVar[str] = "proposals.method dense"
 
     method: Literal["dense"]
     file: None = None
     format: None = None
-    scales: (
-        Annotated[
-            tuple[Annotated[float, Field(ge=0.01, le=10.0)], ...],
-            Field(min_length=1, max_length=64),
-        ]
-        | None
-    ) = None
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.01, le=10.0)], ...], _SEVERAL] | None = None
     """Sides of the windows as fractions of the image's shorter side; null takes the method's own."""
-    aspects: (
-        Annotated[
-            tuple[Annotated[float, Field(ge=0.001, le=1000.0)], ...],
-            Field(min_length=1, max_length=64),
-        ]
-        | None
-    ) = None
+    aspects: Annotated[tuple[Annotated[float, Field(ge=0.001, le=1000.0)], ...], _SEVERAL] | None = None
     """Widths of the windows divided by their heights; null takes the method's own."""
     stride_fraction: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
     """Step between windows as a fraction of their side; null takes the method's own."""
@@ -346,10 +343,8 @@ class DenseProposals(ProposalsConfig):
     """Proposals made per image, the best ranked; null makes all."""
 
 
-class SelectiveSearchProposals(ProposalsConfig):
+class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selective_search"):
     """Boxes around regions of similar colour and texture: selective search (Uijlings et al., 2013)."""
-
-    choice: ClassVar[str] = "proposals.method selective_search"
 
     method: Literal["selective_search"]
     file: None = None
@@ -365,14 +360,13 @@ class SelectiveSearchProposals(ProposalsConfig):
     """Proposals made per image, the best ranked; null makes all."""
     time_limit: Positive | None = None
     """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Values that replace those of the preset, such as ``{min_side: 8}``. Other options make other
     proposals, which are stored apart."""
 
     @model_validator(mode="after")
     def _search_is_possible(self) -> SelectiveSearchProposals:
-        _check_options(self.options)
-        own = {"mode": self.mode, "width": self.width}
+        own: dict[str, Any] = {"mode": self.mode, "width": self.width}
         given = {name: value for name, value in own.items() if value is not None} | self.options
         if not given:
             return self
@@ -391,17 +385,15 @@ class SelectiveSearchProposals(ProposalsConfig):
         return self
 
 
-class FunctionProposals(ProposalsConfig):
+class FunctionProposals(ProposalsConfig, choice="proposals.method module:function"):
     """Proposals that a function of yours makes."""
-
-    choice: ClassVar[str] = "proposals.method module:function"
 
     method: str
     file: None = None
     format: None = None
     time_limit: Positive | None = None
     """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Keyword arguments of the function. Other options make other proposals, which are stored apart; a change
     of the function's code is not noticed, so give it a version number here."""
 
@@ -415,26 +407,9 @@ class FunctionProposals(ProposalsConfig):
             )
         return method
 
-    @field_validator("options")
-    @classmethod
-    def _are_plain_values(cls, options: dict[str, Any]) -> dict[str, Any]:
-        _check_options(options)
-        return options
-
 
 ProposalsWithOptions = SelectiveSearchProposals | FunctionProposals
 """The methods that have ``options`` and a ``time_limit``."""
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    try:
-        length = len(json.dumps(options, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        raise ValueError(
-            "proposals.options may hold only numbers, text, true, false, null, and lists or mappings of these"
-        ) from None
-    if length > MAX_OPTIONS:
-        raise ValueError(f"proposals.options is over {MAX_OPTIONS} characters long")
 
 
 def _proposals_kind(values: Any) -> str | None:
@@ -519,10 +494,8 @@ class PoolConfig(Kind):
     passes through the convolutions by itself. A config without this key means "roi"."""
 
 
-class RoIPoolConfig(PoolConfig):
+class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     """Fast R-CNN's RoI pooling (paper, section 2.1)."""
-
-    choice: ClassVar[str] = "model.pool.kind roi"
 
     kind: Literal["roi"] = "roi"
     output_size: Cells = 7
@@ -532,10 +505,8 @@ class RoIPoolConfig(PoolConfig):
     does, "network" at the centre of its receptive field. null is "caffe", as published."""
 
 
-class SPPPoolConfig(PoolConfig):
+class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
     """SPP-net's spatial pyramid (He et al., 2014), of regions or, for classification, of whole images."""
-
-    choice: ClassVar[str] = "model.pool.kind spp"
 
     kind: Literal["spp"]
     levels: Annotated[tuple[Cells, ...], Field(min_length=1, max_length=16)] = (6, 3, 2, 1)
@@ -555,10 +526,8 @@ class SPPPoolConfig(PoolConfig):
     stride."""
 
 
-class CropPoolConfig(PoolConfig):
+class CropPoolConfig(PoolConfig, choice="model.pool.kind warp or crop"):
     """R-CNN's regions, cut out of the image: "warp" ignores a region's proportions, "crop" keeps them."""
-
-    choice: ClassVar[str] = "model.pool.kind warp or crop"
 
     kind: Literal["warp", "crop"] = "warp"
     output_size: Cells = 7
@@ -620,13 +589,9 @@ class ModelConfig(Section):
     """The network."""
 
     backbone: BackboneConfig
-    """The convolutions."""
     pool: Pool = RoIPoolConfig()
-    """How a region becomes a row of fixed length."""
     head: HeadConfig = HeadConfig()
-    """The fully connected layers."""
     box: BoxConfig = BoxConfig()
-    """The regression of boxes."""
     roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time. It bounds memory and changes results by no more
     than the last digits."""
@@ -737,7 +702,6 @@ class TrainConfig(Section):
     """Put landscape images into batches with landscape images and portrait with portrait, which saves
     padding."""
     sampling: SamplingConfig = SamplingConfig()
-    """Which RoIs a step trains on."""
     learning_rate: Positive = 1e-3
     """Learning rate at the start, after the warm-up."""
     bias_lr_factor: Positive = 2.0
@@ -749,7 +713,6 @@ class TrainConfig(Section):
     bias_decay: bool = False
     """Whether biases decay too (release: no; the paper's text: yes)."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """The learning rate over the run."""
     clip_gradient_norm: Positive | None = None
     """Gradients with a larger L2 norm over all parameters are scaled down to it; null clips none."""
     box_loss_weight: float = Field(default=1.0, ge=0.0)
@@ -794,14 +757,10 @@ class TrainConfig(Section):
     weights."""
 
     @model_validator(mode="after")
-    def _has_one_length(self) -> TrainConfig:
+    def _length_and_jitter_are_valid(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
             raise ValueError(f"train needs exactly one of train.steps and train.epochs; {given} is given")
-        return self
-
-    @model_validator(mode="after")
-    def _jitter_is_ordered(self) -> TrainConfig:
         if self.scale_jitter is not None and self.scale_jitter[0] > self.scale_jitter[1]:
             raise ValueError("train.scale_jitter must be [low, high] with low <= high")
         return self
@@ -894,7 +853,7 @@ class SVMConfig(Section):
     """Drop a new negative that overlaps another by more than this IoU (paper: 0.7); null drops none, as the
     release."""
     missing_positives: Literal["error", "never"] = "error"
-    """What to do with a class without positives: stop with an error, or let it never fire."""
+    """What to do with a class without positives: stop with an error, or never report the class."""
 
 
 class RidgeConfig(Section):
@@ -903,7 +862,7 @@ class RidgeConfig(Section):
     penalty: Positive = 4000.0
     """Lambda; the bias is penalised too."""
     min_iou: Fraction = 0.5
-    """Regions with a higher IoU than this with an object of the class are its rows."""
+    """Regions with a higher IoU than this with an object of the class are its training rows."""
     max_rows: int = Field(default=20000, ge=1, le=10_000_000)
     """Rows per class, drawn at random where there are more."""
     whitening: Positive = 1e-3
@@ -911,7 +870,7 @@ class RidgeConfig(Section):
 
 
 class StageConfig(Kind):
-    """One stage of a staged training. It starts from the weights that the stage before it left."""
+    """One stage of a staged training. It starts from the weights of the stage before it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """Name of the stage and of its folder: lower-case letters, digits and underscores."""
@@ -922,32 +881,24 @@ class StageConfig(Kind):
     """Changes to the config for this stage, written as the config itself."""
 
 
-class TrainStageConfig(StageConfig):
+class TrainStageConfig(StageConfig, choice="a stage of kind train or fine_tune"):
     """Trains the network, or its fully connected layers."""
-
-    choice: ClassVar[str] = "a stage of kind train or fine_tune"
 
     kind: Literal["train", "fine_tune"]
 
 
-class SVMStageConfig(StageConfig):
+class SVMStageConfig(StageConfig, choice="a stage of kind svm"):
     """Replaces cls_score by linear SVMs."""
-
-    choice: ClassVar[str] = "a stage of kind svm"
 
     kind: Literal["svm"]
     svm: SVMConfig = SVMConfig()
-    """The SVMs."""
 
 
-class RidgeStageConfig(StageConfig):
+class RidgeStageConfig(StageConfig, choice="a stage of kind box_ridge"):
     """Fits bbox_pred by ridge regression."""
-
-    choice: ClassVar[str] = "a stage of kind box_ridge"
 
     kind: Literal["box_ridge"]
     ridge: RidgeConfig = RidgeConfig()
-    """The ridge regression."""
 
 
 Stage = Annotated[
@@ -967,20 +918,15 @@ class Config(Section):
     task: Literal["detection", "classification"] = "detection"
     """"classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
     data: DataConfig
-    """The data set."""
     proposals: Proposals = NoProposals()
-    """Where the proposals come from. Detection needs a ``file`` or a ``method``."""
     model: ModelConfig
-    """The network."""
     train: TrainConfig
-    """How it is trained."""
     test: TestConfig = TestConfig()
-    """How it is tested."""
     stages: Annotated[tuple[Stage, ...], Field(max_length=32)] = ()
     """The stages of a staged training, in order; without any, the network is trained in one run."""
 
     @model_validator(mode="after")
-    def _task_has_what_it_needs(self) -> Config:
+    def _parts_fit(self) -> Config:
         pool = self.model.pool
         if self.task == "detection":
             if isinstance(self.proposals, NoProposals):
@@ -993,10 +939,6 @@ class Config(Section):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _stage_names_differ(self) -> Config:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")

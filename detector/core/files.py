@@ -158,7 +158,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give the temporary path for ``path``, which is free; remove the file there if the block raises."""
+    """Provide a temporary path beside ``path``; remove the file there if the block raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = _system_reason(error)
+        reason = _system_reason(error, temporary)
         if reason is None:
             raise
         raise InputError(
@@ -175,18 +175,22 @@ def _replacing(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _system_reason(error: BaseException | None) -> str | None:
-    """Return the words of the OSError that caused ``error``, or None if there was none.
+def _system_reason(error: BaseException | None, temporary: Path) -> str | None:
+    """Return the reason of the OSError that caused ``error``, or None if there was none.
 
-    Where the disk is full, torch.save raises a RuntimeError about its own bookkeeping.
+    A file other than ``temporary`` is named. Where the disk is full, torch.save raises a RuntimeError about
+    its own bookkeeping.
     """
     while isinstance(error, RuntimeError):
         error = error.__context__
-    return (error.strerror or str(error)) if isinstance(error, OSError) else None
+    if not isinstance(error, OSError):
+        return None
+    reason = error.strerror or str(error)
+    return reason if error.filename in (None, str(temporary)) else f"{reason}: {error.filename}"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the names in ``folder`` to the disk, without which a rename can be lost; Windows has no way."""
+    """Force the names in ``folder`` to the disk: without it a rename can be lost. Windows cannot do it."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -196,21 +200,24 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_short_text(path: Path, what: str) -> str:
+def read_short_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     """Return the text of ``path`` without a byte-order mark; ``what`` is its content's name in messages.
 
-    Raises InputError for a file that cannot be read, is not UTF-8, or is over 64 MiB.
+    Raises InputError, which repeats nothing of the content, for a file that cannot be read, is not UTF-8, or
+    is over ``limit`` bytes.
     """
     try:
         require_regular(path)
-    except InputError as error:
-        raise InputError(f"{path}: cannot read {what}: {str(error).removeprefix(f'{path}: ')}") from None
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise InputError(f"{path}: over {MAX_TEXT_BYTES} bytes, too large for {what}")
+        if path.stat().st_size > limit:
+            raise InputError(f"{path}: over {limit} bytes")
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read {what}: {error}") from None
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is not UTF-8"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise InputError(f"{path}: cannot read {what}: {reason}")
 
 
 def read_json(path: Path) -> Any:

@@ -26,9 +26,9 @@ def available_cores() -> int:
     These are the cores of its affinity, but no more than a container's quota (cgroup versions 1 and 2),
     rounded up.
     """
-    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
-    return known if quota is None else max(1, min(known, math.ceil(quota)))
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def cgroup_quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float | None:
@@ -49,13 +49,9 @@ def cgroup_quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float
 
 def _quotas(root: Path, group: str, quota: str, period: str | None) -> list[float]:
     """Return the quotas of ``group`` and of its parents; a container sees only ``root``."""
-    folders = [root, *(root / Path(*parts) for parts in _prefixes(group))]
-    return [value for folder in folders if (value := _read_quota(folder, quota, period)) is not None]
-
-
-def _prefixes(group: str) -> list[list[str]]:
     parts = [part for part in group.split("/") if part not in ("", "..")]
-    return [parts[:length] for length in range(1, len(parts) + 1)]
+    folders = [root.joinpath(*parts[:length]) for length in range(len(parts) + 1)]
+    return [value for folder in folders if (value := _read_quota(folder, quota, period)) is not None]
 
 
 def _read_quota(folder: Path, quota: str, period: str | None) -> float | None:
@@ -72,8 +68,8 @@ def _read_quota(folder: Path, quota: str, period: str | None) -> float | None:
 def loader_workers(cores: int, *, gpu: bool) -> int:
     """Return how many processes load images if the config does not say.
 
-    With a GPU half of the cores load images, since it waits for nothing else. On the CPU the network takes
-    far more time than the images: one process per eight cores is enough, and none on a single core.
+    A GPU waits only for images, so half of the cores load them. On the CPU the network takes far more time
+    than the images: one process per eight cores is enough, and none on a single core.
     """
     if gpu:
         return min(_GPU_WORKERS, cores // 2)

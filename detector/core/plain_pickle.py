@@ -1,12 +1,12 @@
 """Pickles of plain data, read without running anything that they name.
 
-A pickle is a program: an unpickler imports modules and calls what the file says. `PlainUnpickler` is the one
-that Python's library has in Python, changed in three ways:
+A pickle is a program: an unpickler imports modules and calls what the file says. `PlainUnpickler` is the
+standard library's unpickler that is written in Python, with three changes:
 
 - It follows only the instructions that build numbers, texts, bytes, lists, tuples and dictionaries.
-- A name in the pickle stands for what this project has put under that name. Every other name is refused.
+- A name in the pickle is looked up in a table of this project. A name that is not in it is refused.
 - It counts what it builds, so that a small file cannot fill the memory, and long byte strings stay views of
-  the file. The library's faster unpickler, in C, allocates whatever size a file announces.
+  the file. The faster unpickler, written in C, allocates whatever size a file announces.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Refused(Exception):
 
 
 class DamagedPickle(ValueError):
-    """The bytes are no whole pickle; the message says where and why, without the file."""
+    """The bytes are not a complete pickle; the message says where and why, without the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """What a name in a pickle stands for if it may be called: a function of this project."""
+    """A function of this project that a pickle may call by a name."""
 
     build: Callable[..., Any]
 
@@ -67,7 +67,7 @@ class Instructions(dict[int, Callable[[Any], None]]):
 class PlainUnpickler(pickle._Unpickler):
     """Reads the pickle that begins at ``start`` of ``data``; ``file.tell()`` is then where it ends.
 
-    ``names`` is what the pickle may look up, by module and name.
+    ``names`` are the objects that the pickle may look up, by module and name.
     """
 
     stack: list[Any]
@@ -108,9 +108,6 @@ class PlainUnpickler(pickle._Unpickler):
     def _decode_string(self, value: bytes) -> str:
         return value.decode("latin-1")
 
-    def _skip_frame(self) -> None:
-        self.read(8)
-
     def _integer(self) -> None:
         text = self.readline().rstrip(b"L\n")
         self.stack.append(text == b"01" if text in (b"00", b"01") else int(text))
@@ -124,12 +121,6 @@ class PlainUnpickler(pickle._Unpickler):
         self.file.seek(end)
         return self._view[start:end]
 
-    def _bytes(self) -> None:
-        self.stack.append(self._take("<I"))
-
-    def _long_bytes(self) -> None:
-        self.stack.append(self._take("<Q"))
-
     def _old_string(self) -> None:
         content = self._take("<i")
         self.stack.append(self._decode_string(bytes(content)) if len(content) <= SHORT else content)
@@ -137,7 +128,7 @@ class PlainUnpickler(pickle._Unpickler):
     def _call(self) -> None:
         arguments, builder = self.stack.pop(), self.stack.pop()
         if not isinstance(builder, Builder) or type(arguments) is not tuple:
-            raise TypeError("a call of something that is no function")
+            raise TypeError("it calls something that is not a function")
         for argument in arguments:  # which the function may copy
             self.spend(len(argument) // 64 if isinstance(argument, str) else 1)
             self.spend(len(argument) if isinstance(argument, list) else 1)
@@ -152,9 +143,6 @@ class PlainUnpickler(pickle._Unpickler):
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._fill([key, value])
-
-    def _set_items(self) -> None:
-        self._fill(self.pop_mark())
 
     def _dictionary(self) -> None:
         items = self.pop_mark()
@@ -173,18 +161,18 @@ class PlainUnpickler(pickle._Unpickler):
         pickle._Unpickler.dispatch,
     )
     dispatch |= {
-        pickle.FRAME[0]: _skip_frame,
+        pickle.FRAME[0]: lambda self: self.read(8),
         pickle.INT[0]: _integer,
         pickle.LONG[0]: _integer,
         pickle.BINSTRING[0]: _old_string,
-        pickle.BINBYTES[0]: _bytes,
-        pickle.BINBYTES8[0]: _long_bytes,
-        pickle.BYTEARRAY8[0]: _long_bytes,
+        pickle.BINBYTES[0]: lambda self: self.stack.append(self._take("<I")),
+        pickle.BINBYTES8[0]: lambda self: self.stack.append(self._take("<Q")),
+        pickle.BYTEARRAY8[0]: lambda self: self.stack.append(self._take("<Q")),
         pickle.REDUCE[0]: _call,
         pickle.NEWOBJ[0]: _call,
         pickle.BUILD[0]: _set_state,
         pickle.SETITEM[0]: _set_item,
-        pickle.SETITEMS[0]: _set_items,
+        pickle.SETITEMS[0]: lambda self: self._fill(self.pop_mark()),
         pickle.DICT[0]: _dictionary,
     }
 
@@ -192,7 +180,7 @@ class PlainUnpickler(pickle._Unpickler):
 def fill(target: Any, items: list[Any]) -> None:
     """Put ``items``, keys and values in turn, into the dictionary ``target``."""
     if not isinstance(target, dict) or not all(type(key) in _KEYS for key in items[::2]):
-        raise TypeError("entries of something that is no dictionary, or with keys that are no texts")
+        raise TypeError("entries of something that is not a dictionary, or keys that are not plain values")
     target.update(zip(items[::2], items[1::2], strict=True))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
@@ -69,13 +68,29 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 def progress_bar(description: str) -> Iterator[ReportProgress]:
     """Give a function that shows progress: by a bar on a terminal, elsewhere by a line every 30 seconds."""
     if not console.is_terminal:
-        yield _Lines(description).advance
+        yield _lines(description)
         return
     with _bar() as bar:
         task = bar.add_task(printable(description), total=None, metrics="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
         if bar.tasks[task].total is None:
             bar.remove_task(task)  # there was nothing to do
+
+
+def _lines(description: str) -> ReportProgress:
+    """Return a function that prints items done, items per second and time left every ``_EVERY`` seconds."""
+    started = printed = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if now - printed >= _EVERY and done:
+            printed = now
+            rate = done / (now - started)
+            left = (total - done) / rate / 60
+            note(f"{description}: {done} of {total}, {rate:.3g} per second, {left:.1f} min left")
+
+    return report
 
 
 class _Count(MofNCompleteColumn):
@@ -85,46 +100,24 @@ class _Count(MofNCompleteColumn):
         return Text("") if task.total is None else super().render(task)
 
 
-class _Lines:
-    """A line every ``_EVERY`` seconds: items done, items per second, time left."""
-
-    def __init__(self, description: str) -> None:
-        self._description = description
-        self._started = self._said = time.monotonic()
-
-    def advance(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._said < _EVERY:
-            return
-        self._said = now
-        rate = done / (now - self._started)
-        left = (total - done) / rate / 60
-        note(f"{self._description}: {done} of {total}, {rate:.3g} per second, {left:.1f} min left")
-
-
 class TrainingProgress:
     """The bar of a training run with its latest metrics; without a terminal, one line per record."""
 
     def __init__(self, steps: int, step: int) -> None:
         self.steps = steps
-        self._bar = _bar() if console.is_terminal else None
-        if self._bar is not None:
-            self._task = self._bar.add_task("training", total=steps, completed=step, metrics="")
+        self._bar = _bar()
+        self._task = self._bar.add_task("training", total=steps, completed=step, metrics="")
 
     def __enter__(self) -> TrainingProgress:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
+    def __exit__(self, *_: object) -> None:
+        if not self._bar.disable:
             self._bar.stop()
 
     def step(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        self._bar.update(self._task, completed=step)
 
     def record(self, record: Mapping[str, float]) -> None:
         """Show a record's loss, speed and learning rate."""
@@ -134,9 +127,8 @@ class TrainingProgress:
         )
         if "peak_gpu_memory_mib" in record:
             metrics += f"  GPU {record['peak_gpu_memory_mib']:.0f} MiB"
-        if self._bar is not None:
-            self._bar.update(self._task, metrics=metrics)
-        else:
+        self._bar.update(self._task, metrics=metrics)
+        if self._bar.disable:
             left = (self.steps - record["step"]) * record["seconds_per_step"]
             note(f"step {record['step']:.0f}/{self.steps}  {metrics}  {left / 60:.1f} min left")
 
@@ -151,4 +143,5 @@ def _bar() -> Progress:
         TextColumn("ETA"),
         TimeRemainingColumn(),
         console=console,
+        disable=not console.is_terminal,
     )

@@ -56,23 +56,20 @@ class _Parcel:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         images = {name: values.pop(name) for name in ("image", "images") if name in values}
-        return _unpack, (type(self), {name: _to_arrays(value) for name, value in values.items()}, images)
-
-
-def _to_arrays(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_to_arrays(item) for item in value]
-    return value.numpy() if isinstance(value, Tensor) else value
-
-
-def _from_arrays(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_from_arrays(item) for item in value]
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        return _unpack, (type(self), _converted(values, Tensor, Tensor.numpy), images)
 
 
 def _unpack(kind: Callable[..., Any], values: dict[str, Any], images: dict[str, Tensor]) -> Any:
-    return kind(**{name: _from_arrays(value) for name, value in values.items()}, **images)
+    return kind(**_converted(values, np.ndarray, torch.from_numpy), **images)
+
+
+def _converted(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """Return ``value`` with each object of type ``kind`` in its dicts and lists converted."""
+    if isinstance(value, dict):
+        return {name: _converted(item, kind, convert) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_converted(item, kind, convert) for item in value]
+    return convert(value) if isinstance(value, kind) else value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,13 +118,7 @@ class Targets(_Parcel):
 
     def select(self, keep: Tensor) -> Targets:
         """Return the objects that ``keep`` selects, a mask (G,) or indices (n,)."""
-        return Targets(
-            boxes=self.boxes[keep],
-            labels=self.labels[keep],
-            difficult=self.difficult[keep],
-            crowd=self.crowd[keep],
-            area=self.area[keep],
-        )
+        return Targets(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
 
     def with_boxes(self, boxes: Tensor) -> Targets:
         """Return the same objects with other ``boxes`` (G, 4); ``area`` stays the annotated area."""

@@ -14,6 +14,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -41,7 +42,6 @@ _LEGACY_PICKLES = 5  # magic number, protocol, system, content, keys of the stor
 _END, _END_64, _LOCATOR = 22, 56, 20
 """Bytes of the records at the end of an archive."""
 MAX_MEMBERS = 200_000
-_CHUNK = 1 << 22
 _ENCRYPTED = 0x1
 
 
@@ -89,17 +89,36 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_archive(file: BinaryIO) -> None:
-    """Compare all checksums, and the storages in the pickle with the members of the archive."""
-    members = _checked_members(file)
-    if not 0 < members.get("data.pkl", 0) <= MAX_PICKLE:
+    """Compare all checksums, and the storages in the pickle with the members of the archive.
+
+    The archive's index must agree with the places of its parts, so that all readers of zip files see the same
+    members.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_end(file, archive)
+            _check_packing(archive.infolist())
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise DamagedFile(f"its part {damaged!r:.100} is damaged")
+            members = _by_name(archive.infolist())
+            pickle_member = members.get("data.pkl")
+            pickled = b""
+            if pickle_member is not None and pickle_member.file_size <= MAX_PICKLE:
+                pickled = archive.read(pickle_member)
+    except (DamagedFile, MemoryError):
+        raise
+    except Exception as error:  # zipfile raises many kinds for damaged archives
+        raise DamagedFile(f"{error!s:.200}") from None
+    if not pickled:
         raise ForeignContent("its archive is not one of torch.save")
-    for key, size in _scan(_read_member(file, "data.pkl"))[0].items():
-        if members.get(f"data/{key}") != size:
+    for key, size in _scan(pickled)[0].items():
+        if f"data/{key}" not in members or members[f"data/{key}"].file_size != size:
             raise ForeignContent("it describes tensors of other sizes than it holds")
 
 
-def _check_legacy(file: BinaryIO, name: str) -> None:
-    """Compare the length of a file in which the storages, of 8 bytes more each, follow the pickles."""
+def _check_legacy(file: BufferedReader, name: str) -> None:
+    """Compare the file's length with its storages, each with 8 bytes for its length, after the pickles."""
     file.seek(0)
     head, end, storages = file.read(MAX_PICKLE), 0, 0
     for _ in range(_LEGACY_PICKLES):
@@ -110,10 +129,7 @@ def _check_legacy(file: BinaryIO, name: str) -> None:
     digest = re.search(r"-([0-9a-f]{8,64})\.pth?$", name)
     if digest is not None:
         file.seek(0)
-        checksum = hashlib.sha256()
-        while block := file.read(_CHUNK):
-            checksum.update(block)
-        if not checksum.hexdigest().startswith(digest[1]):
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(digest[1]):
             raise DamagedFile("its checksum is not the one in its name; download it again")
 
 
@@ -163,7 +179,7 @@ class _OrderedDict(dict[Any, Any], Stateful):
 
     def set_state(self, state: Any) -> None:
         if not isinstance(state, dict):
-            raise TypeError("a dictionary with a state that is none")
+            raise TypeError("a dictionary's state is not a dictionary")
 
 
 _ELEMENT_BYTES = {
@@ -181,7 +197,7 @@ _NAMES = {
         for name in ("_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2")
     },
 }
-"""What a file of torch.save may look up. While the file is checked, every tensor is None."""
+"""The names that a file of torch.save may look up. While the file is checked, every tensor is None."""
 
 
 class _TensorPickle(PlainUnpickler):
@@ -230,42 +246,11 @@ def _scan(data: bytes, start: int = 0) -> tuple[dict[str, int], int]:
     return unpickler.sizes, unpickler.file.tell()
 
 
-def _checked_members(file: BinaryIO) -> dict[str, int]:
-    """Return the size in bytes of each member of the archive ``file`` by its name without the first folder.
-
-    Reads the whole file once. The archive's index must agree with the places of its parts, so that all
-    readers of zip files see the same members.
-
-    Raises:
-        DamagedFile: the archive is cut off; a checksum, an offset or a name does not agree; or members are
-            compressed, which torch.save never does.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            _check_end(file, archive, len(members))
-            _check_packing(members)
-            for member in members:
-                with archive.open(member) as content:
-                    while content.read(_CHUNK):  # the last read compares the checksum
-                        pass
-    except (DamagedFile, MemoryError):
-        raise
-    except Exception as error:  # zipfile raises many kinds for damaged archives
-        raise DamagedFile(f"{error!s:.200}") from None
-    return _by_name(members)
-
-
-def _read_member(file: BinaryIO, name: str) -> bytes:
-    """Return the content of a member of an archive that `_checked_members` has accepted."""
-    with zipfile.ZipFile(file) as archive:
-        return archive.read(f"{archive.namelist()[0].partition('/')[0]}/{name}")
-
-
-def _check_end(file: BinaryIO, archive: zipfile.ZipFile, count: int) -> None:
-    """Refuse an index that is not at the end of the file, where its own records say."""
+def _check_end(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive whose index is not at the end of the file, at the place that its records give."""
     size = file.seek(0, 2)
-    tail = _read(file, max(size - _END - _LOCATOR - _END_64, 0), size)
+    file.seek(max(size - _END - _LOCATOR - _END_64, 0))
+    tail = file.read()
     end = struct.unpack("<4s4H2LH", tail[-_END:])
     if end[0] != b"PK\5\6" or end[7]:
         raise DamagedFile("the file does not end where its archive does")
@@ -277,13 +262,8 @@ def _check_end(file: BinaryIO, archive: zipfile.ZipFile, count: int) -> None:
         entries, length, start = wide[7], wide[8], wide[9]
         if wide[0] != b"PK\6\6" or struct.unpack("<LQL", locator[4:])[1] != behind:
             raise DamagedFile("the records at the archive's end do not agree")
-    if archive.start_dir != start or start + length != behind or entries != count:
+    if archive.start_dir != start or start + length != behind or entries != len(archive.infolist()):
         raise DamagedFile("the archive's index is not where it should be")
-
-
-def _read(file: BinaryIO, start: int, end: int) -> bytes:
-    file.seek(start)
-    return file.read(end - start)
 
 
 def _check_packing(members: list[zipfile.ZipInfo]) -> None:
@@ -302,12 +282,15 @@ def _check_packing(members: list[zipfile.ZipInfo]) -> None:
             raise DamagedFile("parts of the archive overlap")
 
 
-def _by_name(members: list[zipfile.ZipInfo]) -> dict[str, int]:
-    """Return sizes by name; torch takes the first member's folder for all and ignores the case of names."""
+def _by_name(members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by their name without the first folder.
+
+    torch takes the first member's folder for all and ignores the case of names.
+    """
     folder = members[0].filename.partition("/")[0] + "/" if members else ""
-    sizes = {member.filename.removeprefix(folder): member.file_size for member in members}
-    if len({name.casefold() for name in sizes}) != len(members):
+    named = {member.filename.removeprefix(folder): member for member in members}
+    if len({name.casefold() for name in named}) != len(members):
         raise DamagedFile("two parts of the archive have the same name")
     if any(not member.filename.startswith(folder) for member in members):
         raise DamagedFile("the parts of the archive lie in different folders")
-    return sizes
+    return named

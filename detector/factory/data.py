@@ -1,4 +1,9 @@
-"""From a config to its data set: splits, class names, records, and what makes training impossible."""
+"""From a config to its data set: splits, class names, records, and what makes training impossible.
+
+A run is validated on a split of its own, or on a part of the training images that is set aside. ``best.pt``
+and the score threshold are chosen on these images. They are not trained on, and the test split has no part in
+either choice.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from detector.core.progress import note
 from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
-from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, without
+from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
 from detector.data.targets import OTHER_CLASS, ObjectRules
@@ -30,13 +35,7 @@ def ensure_data(config: Config) -> None:
     """Make the quick start's data set if the config asks for it and it is missing."""
     wanted = config.data.generate
     if wanted is not None:
-        ensure_generated(
-            Path(config.data.root),
-            train_images=wanted.train_images,
-            test_images=wanted.test_images,
-            seed=wanted.seed,
-            kind=wanted.kind,
-        )
+        ensure_generated(Path(config.data.root), **dict(wanted))
 
 
 def build_source(config: Config) -> DataSource:
@@ -154,7 +153,7 @@ class Validation:
         limit = config.test.max_images
         scored = "they" if limit is None or limit >= images else f"the first {limit} (test.max_images)"
         chosen = "best.pt and the score threshold" if config.task == "detection" else "best.pt"
-        use = f"{scored} choose {chosen}, and none of them is trained on"
+        use = f"{scored} choose {chosen}; training does not use these images"
         if self.split is not None:
             return f"validation images: {images}, the split {self.split}; {use}"
         return (
@@ -169,11 +168,12 @@ def find_validation(config: Config) -> Validation:
     Raises:
         InputError: ``train.evaluate_every`` without images on which to choose a checkpoint.
     """
-    data, train = config.data, config.train
-    if data.val_split is not None:
-        return Validation(split=data.val_split)
+    train = config.train
+    needed = train.evaluate_every is not None and train.evaluate_split is None
+    if config.data.val_split is not None:
+        return Validation(split=config.data.val_split)
     if train.validation_fraction == 0:
-        if train.evaluate_every is not None and train.evaluate_split is None:
+        if needed:
             raise InputError(
                 "train.evaluate_every: without validation images there is nothing to choose best.pt on; name "
                 "data.val_split, set train.validation_fraction above 0, or name train.evaluate_split"
@@ -184,13 +184,62 @@ def find_validation(config: Config) -> Validation:
             return Validation(split=name, implied=True)
     if train.validation_fraction is not None:
         return Validation(fraction=train.validation_fraction)
-    chooses = train.evaluate_every is not None and train.evaluate_split is None
-    return Validation(fraction=DEFAULT_FRACTION if chooses else 0.0)
+    return Validation(fraction=DEFAULT_FRACTION if needed else 0.0)
 
 
-def evaluated_split(config: Config) -> str:
-    """Return the split on which a run of ``config`` is evaluated."""
-    return config.train.evaluate_split or config.data.test_split
+def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
+    """Read the training split without the images that are set aside; ``training`` as in `load_split`."""
+    fraction = find_validation(config).fraction
+    kept = _part(config, fraction, validation=False) if fraction else None
+    return load_split(config, config.data.train_split, classes, training=training, choose=kept)
+
+
+def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:
+    """Read the validation images as annotated, and print where they come from and what they are for.
+
+    Returns their split and the images, or None if there are none.
+
+    Raises:
+        InputError: the split cannot be read.
+    """
+    source = find_validation(config)
+    if not source:
+        return None
+    split = source.split or config.data.train_split
+    part = None if source.split is not None else _part(config, source.fraction, validation=True)
+    try:
+        dataset = load_split(config, split, classes, training=False, choose=part)
+    except InputError as error:
+        if not source.implied:
+            raise
+        raise InputError(
+            f"{error} (the split {split!r} is read for validation because of its name; name another one in "
+            "data.val_split, or set train.validation_fraction to 0 to do without)"
+        ) from None
+    note(source.describe(len(dataset.records), config))
+    return split, dataset
+
+
+def check_apart(config: Config, trained: Sequence[ImageRecord], validation: Sequence[ImageRecord]) -> None:
+    """Raise InputError if an image is both trained on and validated on."""
+    paths = {record.path.resolve() for record in trained}
+    shared = [record for record in validation if record.path.resolve() in paths]
+    if shared:
+        raise InputError(
+            f"{config.data.root}: {len(shared)} of {len(validation)} images of the validation split "
+            f"{find_validation(config).split!r} are images of the training split {config.data.train_split!r} "
+            f"too, the first: {shared[0].path}; name another split in data.val_split, or set "
+            "train.validation_fraction to 0 to do without"
+        )
+
+
+def _part(config: Config, fraction: float, *, validation: bool) -> Selection:
+    def choose(names: Sequence[ImageName]) -> list[ImageName]:
+        kept, aside = set_aside([name.image_id for name in names], fraction, config.data.split_seed)
+        chosen = set(aside if validation else kept)
+        return [name for name in names if name.image_id in chosen]
+
+    return choose
 
 
 def read_splits(config: Config) -> list[str]:
@@ -201,7 +250,7 @@ def read_splits(config: Config) -> list[str]:
 
 
 def _validation_names(config: Config) -> list[str]:
-    """Return the names that the validation split next to this training split may have."""
+    """Return the usual names of a validation split that goes with this training split."""
     split = config.data.train_split
     if "train" not in split or "trainval" in split:
         return []
@@ -210,7 +259,7 @@ def _validation_names(config: Config) -> list[str]:
 
 
 def _exists(config: Config, split: str) -> bool:
-    """Say whether the data set has ``split`` as a split of its own, apart from the training split."""
+    """Return whether the data set has ``split`` as a split of its own, separate from the training split."""
     if config.data.split_ratio is not None:
         return split in config.data.split_ratio
     source = build_source(config)
@@ -219,7 +268,7 @@ def _exists(config: Config, split: str) -> bool:
 
 
 def require_objects(targets: Iterable[Targets], config: Config, more: str = "") -> None:
-    """Raise InputError if none of the training images' ``targets`` has an object to learn from.
+    """Raise InputError unless at least one of the training images' ``targets`` has an object to learn from.
 
     Crowd regions and ignored objects do not count; nor do difficult objects with ``data.difficult: skip`` or
     for a classifier. ``more`` is added to the message.

@@ -98,7 +98,7 @@ def inference_transforms(config: Config) -> list[ImageTransform]:
 def inference_views(
     config: Config, records: Sequence[ImageRecord], source: ProposalSource, device: str = "cpu"
 ) -> Iterator[list[Batch]]:
-    """Return, image by image in order, the views of each image, every one a batch of one sample.
+    """Return an iterator over ``records`` that gives the views of each image, each a batch of one sample.
 
     ``device`` is as in `training_batches`.
     """
@@ -114,7 +114,7 @@ def inference_views(
 
 
 def _workers(config: Config, device: str, usual_bytes: int, largest_bytes: int | None = None) -> int:
-    """Return how many worker processes load batches of so many bytes; print it where memory limits them."""
+    """Return how many processes load batches of these sizes; print the number if shared memory limits it."""
     wanted, fixed = worker_count(config, device), config.data.workers is not None
     workers = workers_that_fit(wanted, usual_bytes, largest_bytes, fixed=fixed)
     if workers != wanted:

@@ -67,10 +67,11 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
 def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None = None) -> RegionDetector:
     """Return the network that a run starts from: another run's weights, published ones, or random ones.
 
-    Prints a warning if random convolutions are frozen: the run then measures what random filters are worth.
+    Prints a warning if random convolutions are frozen: the network is then trained on random filters.
     """
     if config.train.initial_weights is None:
-        if config.model.backbone.weights is None and _freezes(config):
+        freezes = config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
+        if config.model.backbone.weights is None and freezes:
             note(
                 "warning: the run starts from random convolutions and keeps them, because of "
                 "model.backbone.freeze or train.trainable; name trained ones in model.backbone.weights or "
@@ -81,10 +82,6 @@ def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None
     model = _random_model(config, len(classes), coder)
     load_initial(config, model, classes)
     return model
-
-
-def _freezes(config: Config) -> bool:
-    return config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
 
 
 def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:
@@ -124,16 +121,20 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     if isinstance(pool, CropPooling):
         backbone = identity_backbone()  # the convolutions belong to the pool: one pass per region
     model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
-    if config.train.trainable == "boxes":
-        train_only_boxes(model)
+    if config.train.trainable == "boxes":  # stage-wise training: Fast R-CNN, section 5.1
+        if predictor.bbox_pred is None:
+            raise InputError("train.trainable: boxes needs a box layer; set model.box.regression to linear")
+        model.requires_grad_(False)
+        predictor.bbox_pred.requires_grad_(True)
     return model
 
 
 def build_fixed_coder(config: Config, num_classes: int) -> BoxCoder:
     """Return the coder with the config's constants; ridge regression standardises its targets itself."""
-    if config.model.box.regression == "ridge":
+    box = config.model.box
+    if box.regression == "ridge":
         return fixed_coder(num_classes, (0.0,) * 4, (1.0,) * 4)
-    return fixed_coder(num_classes, config.model.box.means, config.model.box.deviations)
+    return fixed_coder(num_classes, box.means, box.deviations)
 
 
 def measures_targets(config: Config) -> bool:
@@ -170,28 +171,10 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
             )
 
 
-def train_only_boxes(model: RegionDetector) -> None:
-    """Let only bbox_pred train (stage-wise training: Fast R-CNN, section 5.1)."""
-    if model.predictor.bbox_pred is None:
-        raise InputError("train.trainable: boxes needs a box layer; set model.box.regression to linear")
-    model.requires_grad_(False)
-    model.predictor.bbox_pred.requires_grad_(True)
-
-
 def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
     """Return what chooses the RoIs of a training step and their targets (Fast R-CNN, section 2.3)."""
-    chosen = config.train.sampling
-    return RoISampler(
-        coder,
-        rois_per_image=chosen.rois_per_image,
-        foreground_fraction=chosen.foreground_fraction,
-        foreground_iou=chosen.foreground_iou,
-        background_iou=chosen.background_iou,
-        far_background_fraction=chosen.far_background_fraction,
-        add_targets=chosen.add_targets,
-        use_difficult=config.data.difficult == "train",
-        seed=config.seed,
-    )
+    use_difficult = config.data.difficult == "train"
+    return RoISampler(coder, **dict(config.train.sampling), use_difficult=use_difficult, seed=config.seed)
 
 
 def build_loss(config: Config) -> DetectionLoss:

@@ -37,7 +37,7 @@ LOW_RECALL = 0.5
 """Below this recall at IoU 0.5 something is wrong with the boxes more often than with the method."""
 LOST_RECALL = 0.05
 """Using only the best proposals of each image costs a good ranking less recall than this."""
-ALONE_PIXELS = 20_000_000
+IN_PROCESS_PIXELS = 20_000_000
 """Up to so many pixels in all images, selective search is faster than starting other processes for it."""
 WAIT_SECONDS = 24 * 3600.0
 """For another process that makes the same proposals: another rank of a training, or a second run."""
@@ -49,8 +49,8 @@ UNKNOWN_PIXELS = 500_000
 class StoredProposals:
     """Looks up the proposals of an image and filters them as the config says.
 
-    An image without an entry has none, or with ``full_image`` one box, the whole image; ``with_proposals``
-    has reported it. Evaluation leaves no image out.
+    An image that is not in the store has no proposals, or with ``full_image`` one box, the whole image;
+    ``with_proposals`` has reported it. Evaluation leaves no image out.
     """
 
     store: ProposalStore
@@ -89,12 +89,7 @@ def temporary_store(config: Config, records: Sequence[ImageRecord]) -> Iterator[
     its file, in a store that is deleted afterwards.
     """
     with TemporaryDirectory() as folder:
-        target = Path(folder, "store")
-        if config.proposals.method is not None:
-            store = make_proposals(config, records, target)
-        else:
-            store = convert_proposals(config, records, target=target)
-        yield store
+        yield open_proposals(config, records, target=Path(folder, "store"))
 
 
 def file_override(path: Path) -> str:
@@ -120,40 +115,34 @@ def stored_proposals(config: Config, store: ProposalStore, *, training: bool) ->
     return StoredProposals(store, top_k, source.min_size, source.missing == "full_image")
 
 
-def open_proposals(config: Config, records: Sequence[ImageRecord], split: str | None = None) -> ProposalStore:
-    """Open the proposals of ``records``; those that are missing are converted or made first.
-
-    ``split`` chooses the file where ``proposals.file`` names one per split. Raises InputError for a file that
-    cannot be read or does not fit ``records``.
-    """
-    if config.proposals.method is not None:
-        return make_proposals(config, records)
-    return convert_proposals(config, records, split)
-
-
-def convert_proposals(
+def open_proposals(
     config: Config, records: Sequence[ImageRecord], split: str | None = None, target: Path | None = None
 ) -> ProposalStore:
-    """Open the store of the config's file, which is converted and checked against ``records`` only once.
+    """Open the proposals of ``records``; those that are missing are made, or converted from the file, first.
 
-    ``target`` is the folder of the store; None is the usual one.
+    ``split`` chooses the file where ``proposals.file`` names one per split. ``target`` is the folder of the
+    store; None is the usual one. A file is converted and checked against ``records`` only once. Raises
+    InputError for a file that cannot be read or does not fit ``records``.
     """
     source = config.proposals
+    if source.method is not None:
+        return make_proposals(config, records, target)
     path = _file_of(config, split)
     if not path.exists():
         raise InputError(
             f"{path}: no such proposals; proposals.file names a file of format {source.format!r} with the "
             f"boxes of every image of {config.data.root}, or set proposals.method to make them"
         )
-    everything = other_images(config, split)
+    # Where each split has a file of its own, and for images of no split, a file holds no other images.
+    shared = split is not None and isinstance(source.file, str)
+    everything: Callable[[], Sequence[ImageName]] = partial(all_names, config) if shared else tuple
     if source.format is None or source.format == "store":
         return match_store(ProposalStore.open(path), records, everything)
     options: dict[str, Any] = {"convention": source.convention, "faults": source.faults}
     options |= {"missing": source.missing, "keep_others": False}
     if target is None:
-        images = {"images": record_digest(records)}
-        name = conversion_name(source_parameters(path, source.format) | options | images)
-        target = PROPOSALS_FOLDER / name
+        contents = source_parameters(path, source.format) | options | {"images": record_digest(records)}
+        target = PROPOSALS_FOLDER / conversion_name(contents)
     fresh = not target.exists()
     if fresh:
         note(f"converting {path} into the store {target}")
@@ -163,16 +152,6 @@ def convert_proposals(
     for text in store.notes if fresh else []:
         note(text)
     return store
-
-
-def other_images(config: Config, split: str | None) -> Callable[[], Sequence[ImageName]]:
-    """Return a function that gives the images that the config's file may hold besides those of ``split``.
-
-    There are no others where each split has a file of its own, or for None, the images of no split.
-    """
-    if split is None or not isinstance(config.proposals.file, str):
-        return tuple
-    return partial(all_names, config)
 
 
 def make_proposals(
@@ -215,8 +194,8 @@ def generate(
         raise InputError("proposals.method is not set; name one to make proposals with")
     if workers is None:
         pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
-        alone = source.method == "dense" or pixels < ALONE_PIXELS
-        workers = 0 if alone else available_cores()
+        in_process = source.method == "dense" or pixels < IN_PROCESS_PIXELS
+        workers = 0 if in_process else available_cores()
     failures: dict[str, str] = {}
     with progress_bar(f"{source.method} proposals") as advance:
         store = generate_store(
@@ -256,7 +235,7 @@ def proposals_folder(config: Config) -> Path:
 
 
 def made_folder(config: Config) -> Path:
-    """Return the folder of the store in which training looks for what the config's method makes."""
+    """Return the folder of the store in which training looks for the proposals of the config's method."""
     source = config.proposals
     if source.method is None:
         raise InputError("the config's proposals are a file; name the store with --output, or give --method")
@@ -307,23 +286,17 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
     )
     note(f"proposals for {split}: {metrics['proposals_per_image']:.0f} per image, {reached}")
     if any(store.count(record.key) > limit for record in known):
-        _warn_of_limit(known, store, metrics["recall_0.5"], f"proposals.{key}", limit)
+        whole, limited = recall(known, store)["recall_0.5"], metrics["recall_0.5"]
+        if whole - limited > LOST_RECALL:  # as in files without any ranking
+            note(
+                f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at "
+                f"IoU 0.5, all of them {whole:.0%}; raise proposals.{key}, or give scores if their order "
+                "means nothing"
+            )
     if metrics["objects"] and metrics["recall_0.5"] < LOW_RECALL:
         note(
             f"warning: {store.path} covers only {metrics['recall_0.5']:.0%} of the objects at IoU 0.5; are "
             "the boxes x1, y1, x2, y2 in pixels of these images?"
-        )
-
-
-def _warn_of_limit(
-    records: Sequence[ImageRecord], store: ProposalStore, limited: float, key: str, limit: int
-) -> None:
-    """Warn where the first boxes of each image are a bad choice, as in files without any ranking."""
-    whole = recall(records, store)["recall_0.5"]
-    if whole - limited > LOST_RECALL:
-        note(
-            f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at IoU "
-            f"0.5, all of them {whole:.0%}; raise {key}, or give scores if their order means nothing"
         )
 
 

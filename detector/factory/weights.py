@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from detector.config import Config
+from detector.config.files import value_at
 from detector.core.errors import InputError, listed
 from detector.core.progress import console, note
 from detector.engine.checkpoint import load_checkpoint
@@ -48,21 +49,15 @@ def load_published(config: Config, backbone: Backbone, head: nn.Module | None = 
     chosen = config.model.backbone
     if head is not None and not has_fully_connected(chosen.name):
         raise InputError(f"model.head.weights: {chosen.name} has no fc6 and fc7; set it to false")
-    wanted = {f"{FEATURES}{name}": tensor for name, tensor in backbone.features.state_dict().items()}
+    wanted: dict[str, Tensor] = backbone.features.state_dict(prefix=FEATURES)
     if head is not None:
-        wanted |= {f"{HEAD}{name}": tensor for name, tensor in head.state_dict().items()}
+        wanted |= head.state_dict(prefix=HEAD)
     source = weights_file(config)
     tensors, spare = our_names(chosen.name, read_state_dict(source), wanted)
     transfer = plan_transfer(wanted, tensors, spare=spare)
     report(transfer, str(source), "model.backbone.allow_partial", chosen.allow_partial)
-    for prefix, module in ((FEATURES, backbone.features), (HEAD, head)):
-        if module is not None:
-            taken = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in transfer.tensors.items()
-                if name.startswith(prefix)
-            }
-            module.load_state_dict(taken, strict=False)
+    for name, tensor in transfer.tensors.items():
+        wanted[name].copy_(tensor)
 
 
 def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> None:
@@ -84,16 +79,16 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
     reason = _other_purpose(config, checkpoint, classes)
     if reason is not None:
         note(f"{source}: {reason}: predictor and box targets start from scratch")
-    ours = {_common_name(name): name for name in model.state_dict()}
+    wanted = {_common_name(name): tensor for name, tensor in model.state_dict().items()}
     transfer = plan_transfer(
-        {common: model.state_dict()[name] for common, name in ours.items()},
+        wanted,
         {_common_name(name): tensor for name, tensor in checkpoint["model"].items()},
         remake=HEADS if reason is not None else (),
     )
     made_with = differences(config, checkpoint["config"], predictor=False)
     report(transfer, source, "train.allow_partial", config.train.allow_partial, made_with)
-    taken = {ours[common]: tensor for common, tensor in transfer.tensors.items()}
-    model.load_state_dict(taken, strict=False)
+    for name, tensor in transfer.tensors.items():
+        wanted[name].copy_(tensor)
 
 
 def _common_name(name: str) -> str:
@@ -105,7 +100,7 @@ def _check_input(config: Config, before: Any, source: str) -> None:
     """Refuse weights that were trained on another kind of input: they would fit, but compute nonsense."""
     now = config.model.backbone.model_dump(mode="json")
     for key in _INPUT_KEYS:
-        for trained in value_at(before, f"model.backbone.{key}"):
+        for trained in value_at(before, ("model", "backbone", key)):
             if trained == now[key]:
                 continue
             raise InputError(
@@ -183,20 +178,11 @@ def differences(config: Config, stored: Any, *, predictor: bool = True) -> str:
         f"{key} = {before!r:.80}, the config says {wanted!r:.80}"
         for key in _SHAPING
         if predictor or key not in _OF_PREDICTOR
-        for before in value_at(stored, key)
-        for wanted in value_at(now, key)
+        for before in value_at(stored, key.split("."))
+        for wanted in value_at(now, key.split("."))
         if before != wanted
     ]
     return f"made with {'; with '.join(differing)}" if differing else ""
-
-
-def value_at(values: Any, key: str) -> Iterator[Any]:
-    """Yield the value at a key such as ``model.pool.kind``, or nothing if there is none."""
-    for name in key.split("."):
-        if not isinstance(values, Mapping) or name not in values:
-            return
-        values = values[name]
-    yield values
 
 
 def _listed(faults: Sequence[Row]) -> str:

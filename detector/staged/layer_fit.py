@@ -16,7 +16,7 @@ from detector.core.structures import Embedded, ImageRecord, Targets
 from detector.engine.inference import choose_scales
 from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
-from detector.factory.validation import load_training
+from detector.factory.data import load_training
 from detector.models.detector import RegionDetector
 from detector.models.roi_sampler import trained_objects
 from detector.staged.feature_cache import open_cache

@@ -19,7 +19,7 @@ from detector.engine.memory import PeakMemory
 from detector.engine.run import Assessment
 from detector.factory import data as data_parts
 from detector.factory import model as model_parts
-from detector.factory.validation import check_apart, load_training
+from detector.factory.data import check_apart, load_training
 from detector.models.box_coder import BoxCoder
 from detector.tasks.resume import checked_fingerprint, evaluation_fingerprint
 from detector.tasks.scoring import Evaluation, Scorer, computing, known_classes

@@ -35,10 +35,9 @@ from detector.engine.run_log import read_log
 from detector.evaluation.average_precision import PrecisionRecall
 from detector.evaluation.operating_point import OperatingPoint, at_threshold
 from detector.evaluation.report import NOTHING_SCORED, figures_shown, write_json
-from detector.factory.data import class_names, evaluated_split, load_split
+from detector.factory.data import class_names, load_split, load_validation
 from detector.factory.loaders import inference_views, naming
 from detector.factory.model import build_predictor
-from detector.factory.validation import load_validation
 from detector.models.detector import RegionDetector
 from detector.visualize import save_image
 
@@ -162,7 +161,7 @@ class Scorer(ABC, Generic[Result]):
         self.config = config
         self.device = device
         self.classes = classes
-        scored = split or evaluated_split(config)
+        scored = split or config.train.evaluate_split or config.data.test_split
         self.test_set = self._open(scored, load_split(config, scored, classes, training=False))
         loaded = load_validation(config, classes) if split is None else None
         self.validation = None if loaded is None else self._open(*loaded)

@@ -65,7 +65,7 @@ def test_config_faults(tool: Tool, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = ("train", "--config", config, "--output", run)
     refused(tool(*train, "train.stesp=3"), "tiny.yaml", "train.stesp", "did you mean 'steps'")
-    refused(tool(*train, "train.steps=many"), "train.steps", "'many'", "integer")
+    refused(tool(*train, "train.steps=many"), "train.steps", "'many'", "whole number")
     refused(tool(*train, "data.root=/nowhere/voc"), "/nowhere/voc", "Annotations")
     refused(tool("train", "--config", tmp_path / "no.yaml"), "no.yaml", "no such config")
     assert not (run / "checkpoints").exists()

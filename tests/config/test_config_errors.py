@@ -183,6 +183,7 @@ def test_an_override_has_key_and_value(written: str) -> None:
 FUNCTIONS = """
 def boxes(image, *, size=3): ...
 def anything(image, **options): ...
+def positional(image, /, size=3): ...
 from elsewhere import taken
 """
 
@@ -200,6 +201,8 @@ from elsewhere import taken
         ("mine:anything", "{a b: 1}", r"options: 'a b' cannot be the name of a keyword argument$"),
         ("mine:boxes", "{class: 1}", r"options: 'class' cannot be the name"),
         ("mine:boxes", "{size: 4}", None),
+        ("mine:positional", "{size: 4}", None),
+        ("mine:positional", "{image: 4}", r"positional takes no 'image'; it takes size$"),
         ("parts.mine:anything", "{free: 4}", None),
         ("mine:taken", "{free: 4}", None),
         ("nowhere:to_be_found", "{free: 4}", None),

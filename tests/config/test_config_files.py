@@ -247,9 +247,19 @@ def test_hostile_override_values_are_refused(value: str) -> None:
         load(f"train.steps={value}")
 
 
+def test_the_reason_why_a_value_is_no_yaml_is_given() -> None:
+    with pytest.raises(InputError, match=r"readable as YAML: duplicate key 'a' in line 1, column 1$"):
+        load("train.sampling={a: 1, a: 2}")
+
+
+def test_a_name_that_no_file_can_have_is_one_clear_error() -> None:
+    with pytest.raises(InputError, match="nnn: cannot read the config: File name too long"):
+        load_config("n" * 300)
+
+
 def test_files_that_cannot_be_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
-    with pytest.raises(InputError, match="not readable as YAML"):
+    with pytest.raises(InputError, match=r"binary\.yaml: cannot read the config: byte 128 is not UTF-8"):
         load_config(tmp_path / "binary.yaml")
     with pytest.raises(InputError, match="no such config file"):
         load_config(tmp_path)
@@ -270,7 +280,7 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     with path.open("wb") as file:
         file.truncate(10 * 2**30)  # ten sparse GiB
-    with pytest.raises(InputError, match=f"larger than {MAX_BYTES} bytes"):
+    with pytest.raises(InputError, match=f"cannot read the config: over {MAX_BYTES} bytes"):
         load_config(path)
 
 

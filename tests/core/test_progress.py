@@ -35,3 +35,20 @@ def test_other_bars_know_their_count(terminal: io.StringIO) -> None:
     assert "2/2" in terminal.getvalue()
     assert "5/10" in terminal.getvalue()
     assert "/?" not in terminal.getvalue()
+
+
+def test_lines_wait_until_something_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 40.0, 50.0, 60.0, 90.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with progress.progress_bar("proposals") as advance:
+        advance(0, 8)  # for instance after a long wait for another process
+        advance(2, 8)
+        advance(3, 8)
+        advance(6, 8)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "proposals: 2 of 8, 0.04 per second, 2.5 min left",
+        "proposals: 6 of 8, 0.0667 per second, 0.5 min left",
+    ]

@@ -21,9 +21,15 @@ from detector.engine.run import Run
 from detector.engine.run_log import read_log
 from detector.evaluation.operating_point import best_f1
 from detector.evaluation.report import NOTHING_SCORED, write_json
-from detector.factory.data import Validation, class_names, find_validation, read_splits
+from detector.factory.data import (
+    Validation,
+    class_names,
+    find_validation,
+    load_training,
+    load_validation,
+    read_splits,
+)
 from detector.factory.model import restore_model
-from detector.factory.validation import load_training, load_validation
 from detector.tasks.detection import DetectionTask
 from detector.tasks.resume import find_state
 from detector.tasks.scoring import TestSet
@@ -194,10 +200,10 @@ def test_validation_images_without_annotations_are_not_scored(
 
 def test_what_validation_images_choose_is_said_for_the_task_and_the_images_used(tiny: Load) -> None:
     said = Validation(split="val").describe(9, tiny())
-    assert said.endswith("they choose best.pt and the score threshold, and none of them is trained on")
+    assert said.endswith("they choose best.pt and the score threshold; training does not use these images")
     said = Validation(split="val").describe(9, tiny(*CLASSIFIER, "test.max_images=4"))
     assert said.startswith(
-        "validation images: 9, the split val; the first 4 (test.max_images) choose best.pt, "
+        "validation images: 9, the split val; the first 4 (test.max_images) choose best.pt; "
     )
     assert Validation(split="val").describe(9, tiny("test.max_images=9")) == Validation(split="val").describe(
         9, tiny()

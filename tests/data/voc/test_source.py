@@ -152,7 +152,7 @@ def test_a_split_that_would_fill_the_memory_is_refused_unread(layout: Layout) ->
     layout.list("test", b"000001")
     with (layout.root / "ImageSets" / "Main" / "test.txt").open("ab") as file:
         file.truncate(2**40)
-    with pytest.raises(InputError, match=r"test\.txt: over 67108864 bytes, too large for the split"):
+    with pytest.raises(InputError, match=r"test\.txt: cannot read the split: over 67108864 bytes"):
         VocSource(layout.root).load("test", require_images=False)
 
 
