@@ -21,10 +21,9 @@ from detector.core.files import write_text
 from detector.core.progress import note, show
 from detector.core.structures import Targets
 from detector.data.check.image import CheckedImage, Rules, inspect_images
-from detector.data.check.problem import Problem
 from detector.data.check.report import CheckReport, fix_list, problem_line, summarise
-from detector.data.faults import message_without
 from detector.data.images import read_image
+from detector.data.problems import Problem, message_without
 from detector.data.source import DataSource
 from detector.data.targets import AS_ANNOTATED, TargetBuilder
 from detector.evaluation.report import plain, write_json

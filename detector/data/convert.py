@@ -27,8 +27,10 @@ from xml.etree.ElementTree import Element
 from detector.core.errors import InputError
 from detector.core.files import require_regular, write_text
 from detector.data.coco.file import CocoData, Entry, category_names, image_file, read_coco
-from detector.data.voc.annotation import CORNERS, VocObject, object_elements, read_element, to_annotation
-from detector.data.voc.source import VocSource, image_size
+from detector.data.source import size_of
+from detector.data.targets import AnnotatedObject
+from detector.data.voc.annotation import CORNERS, object_elements, read_element, to_annotation
+from detector.data.voc.source import VocSource
 
 Node = list[Any]
 
@@ -78,7 +80,7 @@ def voc_to_coco(
         tree = read_element(path := layout.annotation(image_id, listed_in))
         annotation = to_annotation(tree, path)
         image = layout.image(image_id)
-        height, width = annotation.size or image_size(image, path, required=True)
+        height, width = annotation.size or size_of(image, f"{path}: no <size>", required=True)
         data["images"].append(
             {
                 "id": number,
@@ -151,8 +153,10 @@ def _voc_id(name: str, image_folder: Path | str | None) -> str:
     return image.with_suffix("").as_posix()
 
 
-def _to_entry(thing: VocObject, element: Element, category_ids: dict[str, int], first_pixel: int) -> Entry:
-    xmin, ymin, xmax, ymax = (Decimal(repr(corner)) for corner in thing.box)
+def _to_entry(
+    thing: AnnotatedObject, element: Element, category_ids: dict[str, int], first_pixel: int
+) -> Entry:
+    xmin, ymin, xmax, ymax = (Decimal(repr(corner)) for corner in thing.written)
     width, height = xmax - xmin + 1, ymax - ymin + 1
     return {
         "category_id": category_ids[thing.name],

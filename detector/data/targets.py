@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,8 +32,8 @@ _TOLERANCE = 1.0
 class AnnotatedObject:
     """An object as annotated: ``box`` is half-open in image pixels; ``area`` None means the area of the box.
 
-    ``ignore`` is COCO's flag of that name: the object is not trained on and cannot be missed. ``place`` says
-    where the object is written and ``written`` is its box in that file's own convention, both for messages.
+    ``ignore`` is COCO's flag of that name: the object is not trained on and cannot be missed. ``file`` and
+    ``place`` in it say where the object is written; ``written`` is its box in that file's own convention.
     """
 
     name: str
@@ -41,8 +42,13 @@ class AnnotatedObject:
     crowd: bool = False
     ignore: bool = False
     area: float | None = None
+    file: Path
     place: str
     written: Sequence[float]
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}: {self.place}"
 
     @property
     def size(self) -> tuple[float, float]:
@@ -149,7 +155,7 @@ class TargetBuilder:
     def _label(self, thing: AnnotatedObject) -> int:
         if thing.name not in self._labels:
             raise InputError(
-                f"{thing.place}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
+                f"{thing.where}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
                 f"{OTHER_CLASS_ADVICE}"
             )
         return self._labels[thing.name]
@@ -166,7 +172,7 @@ class TargetBuilder:
         if self.rules.invalid_boxes == "error":
             written = ", ".join(f"{number:g}" for number in thing.written)
             raise InputError(
-                f"{thing.place}: box {written} is {fault} (the image is {size[1]}x{size[0]}); correct it, or "
+                f"{thing.where}: box {written} is {fault} (the image is {size[1]}x{size[0]}); correct it, or "
                 "choose to drop or clip such boxes"
             )
         self.counts[fault] += 1

@@ -1,4 +1,4 @@
-"""What the two pooling operators share in Python: input checks, gradients, fake kernels, and refused calls."""
+"""What the two pooling operators share: input checks, gradients, fake kernels, and refused calls."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def register(
 ) -> None:
     """Register the gradient and the fake kernels of ``detector::name``, and the calls that are refused.
 
-    ``geometry`` takes the inputs of the operator and returns the arguments of ``detector::name_backward`` that
+    ``geometry`` takes the operator's inputs and returns the arguments of ``detector::name_backward`` that
     follow the gradient, the RoIs and the places of the maxima.
     """
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from detector.commands.check import show_report
 from detector.config import load_config
-from detector.data.check.problem import Problem
 from detector.data.check.report import summarise
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
+from detector.data.problems import Problem
 from detector.tasks.start import start_run
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.data.splits import COCO, VOC, numbered_coco, voc_folders

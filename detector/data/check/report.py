@@ -12,7 +12,7 @@ import numpy as np
 
 from detector.core.errors import printable
 from detector.data.check.image import CheckedImage
-from detector.data.check.problem import Problem
+from detector.data.problems import Problem
 from detector.data.selection import list_line
 from detector.data.suspicions import names_with_others, similar_names, wrong_first_pixel
 
@@ -100,11 +100,8 @@ def summarise(
     annotated = Counter(thing.name for one in checked for thing in one.objects)
     annotated.update(name for one in checked for name in one.others)
     names = names_with_others(list(dict.fromkeys(classes)), annotated)
-    suspicions = [
-        *wrong_first_pixel(at_edge, objects, first_pixel, ", ".join(splits)),
-        *similar_names(names, ", ".join(splits)),
-    ]
-    problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in suspicions]
+    problems += wrong_first_pixel(at_edge, objects, first_pixel, ", ".join(splits))
+    problems += similar_names(names, ", ".join(splits))
     return CheckReport(
         splits=tuple(splits), train_split=train_split, problems=problems, checked=list(checked)
     )
@@ -138,10 +135,9 @@ def _in_two_splits(
 
 def problem_line(problem: Problem) -> str:
     """Return a problem as one whole line."""
-    place = ": ".join(filter(None, (problem.file, problem.object)))
     mark = "stops training" if problem.stops else "warning"
     text = " ".join(problem.message.split())
-    return printable(f"{place}: {problem.kind}: {text} [{mark}]")
+    return printable(f"{problem.place}: {problem.kind}: {text} [{mark}]")
 
 
 def fix_list(report: CheckReport) -> str:

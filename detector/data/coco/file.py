@@ -18,8 +18,8 @@ from urllib.parse import unquote
 from detector.core.errors import InputError
 from detector.core.files import read_json
 from detector.core.structures import ImageName
-from detector.data.faults import FaultHandler
 from detector.data.paths import image_key, require_inside
+from detector.data.problems import FaultHandler
 from detector.data.targets import MAX_COORDINATE, AnnotatedObject
 
 Entry = dict[str, Any]
@@ -106,7 +106,8 @@ def annotated_objects(
             crowd=bool(entry.get("iscrowd", 0)) and not difficult,
             ignore=bool(entry.get("ignore", 0)),
             area=entry.get("area"),
-            place=f"{path}: annotations[{number}], image {entry['image_id']}",
+            file=path,
+            place=f"annotations[{number}], image {entry['image_id']}",
             written=entry["bbox"],
         )
 

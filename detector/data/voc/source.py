@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import ImageToCheck, Reporter, nothing_to_score, whole_file
-from detector.data.faults import faults_to
+from detector.data.problems import Problem, Reporter, faults_to, nothing_to_score, whole_file
 from detector.data.selection import Selection
-from detector.data.source import Dataset, for_split
-from detector.data.suspicions import (
-    Suspicion,
-    at_wrong_edge,
-    names_with_others,
-    similar_names,
-    wrong_first_pixel,
-)
+from detector.data.source import Dataset, ImageToCheck, for_split, size_of
+from detector.data.suspicions import at_wrong_edge, names_with_others, similar_names, wrong_first_pixel
 from detector.data.targets import ObjectRules, TargetBuilder
 from detector.data.voc.annotation import VocAnnotation, read_annotation
 from detector.data.voc.layout import VocLayout
@@ -49,9 +43,7 @@ class VocSource:
     first_pixel: int = 1
     rules: ObjectRules = field(default_factory=ObjectRules)
 
-    @property
-    def declares_classes(self) -> bool:
-        return False
+    declares_classes: ClassVar[bool] = False
 
     def image_list(self, split: str) -> Path:
         if self.splits is None:
@@ -98,31 +90,32 @@ class VocSource:
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
         annotated = not unannotated or any(map(layout.find_annotation, ids))
-        annotations = (
-            _read_annotations(layout, ids, listed_in) if annotated else _empty(layout, ids, listed_in)
-        )
+        if annotated:
+            files = [layout.annotation(image_id, listed_in) for image_id in ids]  # before any file is read
+            annotations = [read_annotation(file, self.first_pixel) for file in files]
+        else:  # as if each image file were an annotation without size and objects
+            images = [layout.image(image_id, listed_in) for image_id in ids]
+            annotations = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
         if classes is None:
             classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
         records: list[ImageRecord] = []
-        suspicions: list[Suspicion] = []
+        suspicions: list[Problem] = []
         at_edge = 0
         for image_id, annotation in zip(ids, annotations, strict=True):
             image = layout.image(image_id, listed_in if require_images else None)
-            size = annotation.size or image_size(image, annotation.path, require_images or training)
-            targets = build_targets(annotation.to_objects(self.first_pixel), size)
+            missing = f"{annotation.path}: no <size>"
+            height, width = annotation.size or size_of(image, missing, required=require_images or training)
+            targets = build_targets(annotation.objects, (height, width))
+            key = layout.key(image)
             records.append(
                 ImageRecord(
-                    image_id=image_id,
-                    key=layout.key(image),
-                    path=image,
-                    height=size[0],
-                    width=size[1],
-                    targets=targets,
+                    image_id=image_id, key=key, path=image, height=height, width=width, targets=targets
                 )
             )
             suspicions += annotation.suspicions(image)
-            at_edge += sum(at_wrong_edge(thing.box, size, self.first_pixel) for thing in annotation.objects)
+            corners = [thing.written for thing in annotation.objects]
+            at_edge += sum(at_wrong_edge(box, (height, width), self.first_pixel) for box in corners)
         objects = sum(len(annotation.objects) for annotation in annotations)
         suspicions += wrong_first_pixel(at_edge, objects, self.first_pixel, str(listed_in))
         names = names_with_others(classes, build_targets.others)
@@ -176,17 +169,6 @@ class VocSource:
         return splits_of
 
 
-def _read_annotations(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
-    files = [layout.annotation(image_id, listed_in) for image_id in ids]  # a missing one is reported first
-    return list(map(read_annotation, files))
-
-
-def _empty(layout: VocLayout, ids: Sequence[str], listed_in: Path) -> list[VocAnnotation]:
-    """Return an annotation without size and objects for each image, as if the image file itself were one."""
-    images = [layout.image(image_id, listed_in) for image_id in ids]
-    return [VocAnnotation(path=image, size=None, objects=[]) for image in images]
-
-
 def _to_check(
     layout: VocLayout, splits_of: Mapping[str, list[str]], train_split: str, report: Reporter
 ) -> Iterator[ImageToCheck]:
@@ -205,17 +187,3 @@ def _to_check(
             path=image,
             objects=() if splits and bare.issuperset(splits) else None,
         )
-
-
-def image_size(image: Path, source: Path, required: bool) -> tuple[int, int]:
-    """Return the (height, width) of an image file, (0, 0) if it is missing and not ``required``.
-
-    ``source`` is the file that gives no size. Raises InputError for a missing image or an unreadable one.
-    """
-    if not image.is_file():
-        if required:
-            raise InputError(f"{source}: no <size>, and no image at {image} to take it from; add <size>")
-        return 0, 0
-    from detector.data.images import upright_size  # OpenCV only for the few files that need it
-
-    return upright_size(image)
