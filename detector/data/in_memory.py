@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from detector.core.errors import InputError
-from detector.data.images import read_image
+from detector.data.images import exif_orientation, read_image
 
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
@@ -26,7 +26,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
 
 
 def pixels_of(image: object, name: str) -> np.ndarray:
@@ -79,27 +78,16 @@ def _fault_of(image: np.ndarray) -> str | None:
 
 def _pixels_of_pillow(image: Image.Image, name: str) -> np.ndarray:
     try:
-        image.load()  # Pillow reads only now what stands behind the pixels of a PNG, such as the orientation
-    except Exception as error:  # Pillow lets many kinds out of a damaged file
+        image.load()  # only now does Pillow read what follows the pixels of a PNG, such as the orientation
+        orientation = 1 if image.format == "TIFF" else exif_orientation(image)  # Pillow has turned a TIFF
+    except Exception as error:  # Pillow raises many kinds for a damaged file
         raise InputError(f"{name}: Pillow cannot decode this image: {error}") from None
     if 0 in image.size:
         raise InputError(f"{name}: the Pillow image is empty ({image.width}x{image.height} pixels)")
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation)
     upright = image if turn is None else image.transpose(turn)
     if image.mode in _SIXTEEN_BITS:
         return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode not in _CONVERTED:
         raise InputError(f"{name}: a Pillow image of mode {image.mode!r}; give image.convert('RGB')")
     return np.array(upright.convert("RGB"))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a Pillow image that is loaded, without XMP, which OpenCV ignores.
-
-    Pillow has already turned a TIFF upright when it loaded it.
-    """
-    if image.format == "TIFF" or not image.info.get("exif"):
-        return 1
-    exif = Image.Exif()
-    exif.load(image.info["exif"])
-    return int(exif.get(_ORIENTATION, 1))

@@ -84,40 +84,28 @@ def collate_or_error(samples: Sequence[Sample | InputError]) -> Batch | InputErr
     if errors:
         return errors[0]
     batch = collate(good)
-    try:
-        _share(batch.images)
-    except InputError as error:
-        return error
-    return batch
+    return _share([batch.images]) or batch
 
 
 def views_or_error(views: list[Sample] | InputError) -> list[Sample] | InputError:
     """Return the views of one image, or the error that came instead; images as in `collate_or_error`."""
-    if not isinstance(views, InputError):
-        try:
-            for view in views:
-                _share(view.image)
-        except InputError as error:
-            return error
-    return views
+    return views if isinstance(views, InputError) else _share([view.image for view in views]) or views
 
 
-def _share(images: Tensor) -> None:
-    """Move ``images`` into shared memory if this is a worker process.
+def _share(images: Sequence[Tensor]) -> LoaderFailed | None:
+    """Move ``images`` into shared memory if this is a worker process; return an error where it is full.
 
-    Torch would do so when it sends them, in a thread of its own whose errors are never reported.
-
-    Raises LoaderFailed where shared memory is full.
+    Torch would move them when it sends them, in a thread of its own whose errors are never reported.
     """
     if get_worker_info() is None:
-        return
-    try:
-        images.share_memory_()
-    except RuntimeError as error:
-        size = images.numel() * images.element_size()
-        raise LoaderFailed(
-            f"no shared memory (/dev/shm) for images of {_mib(size)}: {str(error).splitlines()[0]}; {_MORE}"
-        ) from None
+        return None
+    for image in images:
+        try:
+            image.share_memory_()
+        except RuntimeError as error:
+            size, reason = image.numel() * image.element_size(), str(error).splitlines()[0]
+            return LoaderFailed(f"no shared memory (/dev/shm) for images of {_mib(size)}: {reason}; {_MORE}")
+    return None
 
 
 def needed_memory(workers: int, batch_bytes: int, largest_bytes: int | None = None) -> int:

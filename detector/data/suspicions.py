@@ -7,7 +7,7 @@ is changed because of them.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -62,7 +62,7 @@ def same_image(images: Sequence[tuple[object, Path]], annotations: Path) -> Iter
 def similar_names(names: Iterable[str], source: str) -> Iterator[Problem]:
     """Look for class names that differ only in case, in spaces or in the Unicode form of a letter."""
     first: dict[str, str] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         plain = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
         before = first.setdefault(plain, name)
         if before != name:
@@ -124,8 +124,3 @@ def summary(suspicions: Iterable[Problem]) -> list[str]:
         more = f" ({len(others)} more of this kind; tools/check_data.py lists all)" if others else ""
         lines.append(f"warning: {kind}: {first.place}: {first.message}{more}")
     return lines
-
-
-def names_with_others(classes: Sequence[str], others: Mapping[str, int]) -> list[str]:
-    """Return ``classes`` and, after them, the sorted names in ``others`` that are not among them."""
-    return [*classes, *(name for name in sorted(others) if name not in classes)]

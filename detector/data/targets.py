@@ -129,9 +129,12 @@ class TargetBuilder:
 
         Raises InputError for an object of an unknown class, or an invalid box under "error".
         """
-        wanted = [thing for thing in objects if self._is_wanted(thing)]
-        labelled = [(thing, self._label(thing), self._usable_box(thing, size)) for thing in wanted]
-        kept = [(thing, label, box) for thing, label, box in labelled if box is not None]
+        kept: list[tuple[AnnotatedObject, int, Box]] = []
+        for thing in objects:
+            label = self._label(thing)
+            box = None if label is None else self._usable_box(thing, size)
+            if label is not None and box is not None:
+                kept.append((thing, label, box))
         boxes = torch.tensor([box for _, _, box in kept], dtype=torch.float32).reshape(-1, 4)
         area = box_ops.area(boxes)
         for index, (thing, _, _) in enumerate(kept):
@@ -145,20 +148,18 @@ class TargetBuilder:
             area=area,
         )
 
-    def _is_wanted(self, thing: AnnotatedObject) -> bool:
-        if self.rules.other_classes == "error" or thing.name in self._labels:
-            return True
-        self.counts[OTHER_CLASS] += 1
-        self.others[thing.name] += 1
-        return False
-
-    def _label(self, thing: AnnotatedObject) -> int:
-        if thing.name not in self._labels:
+    def _label(self, thing: AnnotatedObject) -> int | None:
+        """Return the label of an object, or None if it is left out because of its class."""
+        label = self._labels.get(thing.name)
+        if label is None and self.rules.other_classes == "error":
             raise InputError(
                 f"{thing.where}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
                 f"{OTHER_CLASS_ADVICE}"
             )
-        return self._labels[thing.name]
+        if label is None:
+            self.counts[OTHER_CLASS] += 1
+            self.others[thing.name] += 1
+        return label
 
     def _usable_box(self, thing: AnnotatedObject, size: tuple[int, int]) -> Box | None:
         """Return the box, clipped if necessary, or None if the object is left out."""

@@ -14,7 +14,7 @@ from detector.core.errors import printable
 from detector.data.check.image import CheckedImage
 from detector.data.problems import Problem
 from detector.data.selection import list_line
-from detector.data.suspicions import names_with_others, similar_names, wrong_first_pixel
+from detector.data.suspicions import similar_names, wrong_first_pixel
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -24,7 +24,6 @@ class CheckReport:
     """All problems, and all images with the objects that training can use. ``splits`` are those checked."""
 
     splits: tuple[str, ...]
-    train_split: str
     problems: list[Problem]
     checked: list[CheckedImage]
 
@@ -97,14 +96,10 @@ def summarise(
     problems = [*others, *(problem for one in checked for problem in one.problems)]
     problems += _in_two_splits(checked, splits, {train_split, validation_split})
     at_edge, objects = sum(one.at_edge for one in checked), sum(one.from_voc for one in checked)
-    annotated = Counter(thing.name for one in checked for thing in one.objects)
-    annotated.update(name for one in checked for name in one.others)
-    names = names_with_others(list(dict.fromkeys(classes)), annotated)
+    annotated = {name for one in checked for name in (*one.others, *(thing.name for thing in one.objects))}
     problems += wrong_first_pixel(at_edge, objects, first_pixel, ", ".join(splits))
-    problems += similar_names(names, ", ".join(splits))
-    return CheckReport(
-        splits=tuple(splits), train_split=train_split, problems=problems, checked=list(checked)
-    )
+    problems += similar_names([*classes, *sorted(annotated)], ", ".join(splits))
+    return CheckReport(splits=tuple(splits), problems=problems, checked=list(checked))
 
 
 def _in_two_splits(

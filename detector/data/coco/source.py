@@ -26,7 +26,7 @@ from detector.data.coco.file import (
 from detector.data.problems import FaultHandler, Reporter, nothing_to_score, whole_file
 from detector.data.selection import Selection
 from detector.data.source import Dataset, ImageToCheck, for_split, size_of
-from detector.data.suspicions import names_with_others, same_image, similar_names
+from detector.data.suspicions import same_image, similar_names
 from detector.data.targets import ObjectRules, TargetBuilder
 
 
@@ -101,7 +101,7 @@ class CocoSource:
             )
         coco_ids = {image_id: entries[image_id]["id"] for image_id, _ in chosen}
         files = [(coco_ids[record.image_id], record.path) for record in records]
-        all_names = names_with_others(tuple(names.values()), dict.fromkeys(classes, 0))
+        all_names = [*names.values(), *sorted(classes)]
         return Dataset(
             records=records,
             classes=classes,

@@ -12,7 +12,7 @@ from detector.core.structures import ImageName, ImageRecord
 from detector.data.problems import Problem, Reporter, faults_to, nothing_to_score, whole_file
 from detector.data.selection import Selection
 from detector.data.source import Dataset, ImageToCheck, for_split, size_of
-from detector.data.suspicions import at_wrong_edge, names_with_others, similar_names, wrong_first_pixel
+from detector.data.suspicions import at_wrong_edge, similar_names, wrong_first_pixel
 from detector.data.targets import ObjectRules, TargetBuilder
 from detector.data.voc.annotation import VocAnnotation, read_annotation
 from detector.data.voc.layout import VocLayout
@@ -118,8 +118,7 @@ class VocSource:
             at_edge += sum(at_wrong_edge(box, (height, width), self.first_pixel) for box in corners)
         objects = sum(len(annotation.objects) for annotation in annotations)
         suspicions += wrong_first_pixel(at_edge, objects, self.first_pixel, str(listed_in))
-        names = names_with_others(classes, build_targets.others)
-        suspicions += similar_names(names, str(layout.annotations))
+        suspicions += similar_names([*classes, *sorted(build_targets.others)], str(layout.annotations))
         return Dataset(
             records=records,
             classes=tuple(classes),
