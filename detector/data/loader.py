@@ -125,18 +125,16 @@ def batch_bytes(records: Sequence[ImageRecord], transform: ImageTransform, count
     """
     scale = max(transform.scales) * max(transform.scale_jitter or (1.0,))
     sizes = [transform.size_of((record.height, record.width), scale) for record in one_per_size(records)]
-    if count == 1:
-        usual = mixed = max((height * width for height, width in sizes), default=0)
-    else:
-        portrait = [size for size in sizes if size[0] > size[1]]
-        landscape = [size for size in sizes if size[0] <= size[1]]
-        usual = max((_padded(group) for group in (portrait, landscape) if group), default=0)
-        mixed = _padded(sizes) if sizes else 0
+    portrait = [size for size in sizes if size[0] > size[1]]
+    landscape = [size for size in sizes if size[0] <= size[1]]
+    groups = [[size] for size in sizes] if count == 1 else [portrait, landscape]
+    usual = max(map(_padded, groups), default=0)
+    mixed = usual if count == 1 else _padded(sizes)
     return 12 * count * usual, 12 * count * mixed  # three channels of four bytes
 
 
 def _padded(sizes: Sequence[tuple[int, int]]) -> int:
-    return max(height for height, _ in sizes) * max(width for _, width in sizes)
+    return max((height for height, _ in sizes), default=0) * max((width for _, width in sizes), default=0)
 
 
 def one_per_size(records: Sequence[ImageRecord]) -> list[ImageRecord]:
