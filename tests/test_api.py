@@ -246,7 +246,7 @@ def test_images_that_are_none_are_named(make: Make, tiny_root: Path, tmp_path: P
     with pytest.raises(InputError, match=r"missing\.jpg"):
         detector(tmp_path / "missing.jpg")
     tensor: Any = torch.zeros(3, 4, 5)
-    with pytest.raises(InputError, match="image 0: a Tensor is no image"):
+    with pytest.raises(InputError, match="image 0: a Tensor is not an image"):
         detector(tensor)
 
 

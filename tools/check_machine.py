@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say in one line what this machine lacks for installing the project. Needs only Python itself.
+"""Report in one line each what is missing for installing the project. Needs only Python itself.
 
 With --compiler it needs torch, and prints what pip has to install so that the CUDA library can be built: one
 line on a machine with an NVIDIA GPU but no compiler of torch's CUDA version, nothing on any other.
@@ -17,11 +17,11 @@ EXAMPLE = "example:\n  python3 tools/check_machine.py && make install"
 
 
 def missing_tools() -> list[str]:
-    """Return what has to be there before anything can be installed."""
+    """Return a line for each program that is missing and that the installation itself needs."""
     problems = []
     if sys.version_info < (3, 11):  # noqa: UP036 (this runs before pip could refuse)
-        found = ".".join(map(str, sys.version_info[:3]))
-        problems.append(f"Python 3.11 or newer is needed, this is {found}; use make PYTHON=python3.11")
+        version = ".".join(map(str, sys.version_info[:3]))
+        problems.append(f"Python 3.11 or newer is needed, this is {version}; use make PYTHON=python3.11")
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
         problems.append("a C++ compiler is needed; on Debian and Ubuntu: apt-get install g++")
     try:
@@ -45,7 +45,7 @@ def missing_libraries() -> list[str]:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether torch sees an NVIDIA GPU, or at least the driver is loaded."""
+    """Say whether torch sees an NVIDIA GPU, or at least the driver is loaded."""
     import torch
 
     return torch.cuda.is_available() or Path("/proc/driver/nvidia/version").exists()
@@ -72,7 +72,7 @@ def missing_compiler(build: dict[str, Any]) -> str | None:
 
 
 def main() -> int:
-    """Return 0, or 2 where something that has to be there is missing."""
+    """Return 0, or 2 if something required is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Convert a data set's annotations from VOC layout to COCO's format or back, losing nothing."""
+"""Convert a data set's annotations from VOC layout to COCO's format or back, without loss."""
 
 from __future__ import annotations
 

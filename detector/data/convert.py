@@ -1,9 +1,8 @@
 """Annotations from VOC layout to COCO's format and back.
 
 Content that has no field in COCO's format (pose, truncated, parts, source, ...) is kept under the key ``voc``
-as a tree [tag, text or list of children, attributes if any]. A null in it stands where COCO's own fields give
-the content, so going back gives the same elements in the same order and keeps edits that were made to the
-COCO file in between.
+as a tree [tag, text or list of children, attributes if any]. A null in it marks content that COCO's own
+fields give, so converting back gives the same elements in the same order and keeps edits of the COCO file.
 
 ``difficult`` is an additional key of an annotation. Such an annotation has ``iscrowd`` 1, so that COCO's
 tools ignore it too; `detector.data.coco.file` reads it as difficult, not as crowd. ``ignore`` is written as
@@ -186,7 +185,7 @@ def _to_object(entry: Entry, name: str, place: str, first_pixel: int) -> Element
 
 def _flags(entry: Entry) -> dict[str, Element]:
     """Return <difficult> and <ignore>; a crowd region has both, a difficult object of VOC is not a crowd."""
-    of_voc = "difficult" in entry and "voc" in entry  # then ``iscrowd`` says the same as ``difficult``
+    of_voc = "difficult" in entry and "voc" in entry  # then ``iscrowd`` equals ``difficult``
     crowd = bool(entry.get("iscrowd", 0)) and not (of_voc or entry.get("difficult", 0))
     ignore = crowd or bool(entry.get("ignore", 0))
     values = {"difficult": ignore or bool(entry.get("difficult", 0)), "ignore": ignore}

@@ -1,4 +1,4 @@
-"""Reading image files: the whole image or a clear error, never a part of one.
+"""Reading image files: the whole image or a clear error, never a part of the image.
 
 Orientation: what a camera wrote into the file is applied as OpenCV does it. Pillow would also read XMP, which
 OpenCV ignores, and reports the size of a rotated TIFF as if it were upright.
@@ -56,7 +56,7 @@ class TruncatedImage(InputError):
 
 
 class WrongImageSize(InputError):
-    """An image of another size than its annotation says."""
+    """An image whose size differs from its annotation."""
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -219,7 +219,7 @@ def _first_scan(data: bytes) -> int:
     """
     at = len(_JPEG_START)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        filled = data[at + 1] == 0xFF  # any number of FF may stand before a marker
+        filled = data[at + 1] == 0xFF  # any number of FF may precede a marker
         at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return at
 

@@ -1,4 +1,4 @@
-"""Images that a caller hands over, as a path, an array or a Pillow image, and their pixels."""
+"""The pixels of an image that a caller passes as a path, an array or a Pillow image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TURNS = {
 
 
 def pixels_of(image: object, name: str) -> np.ndarray:
-    """Return an image that a caller gives as an array (H, W, 3) uint8, RGB; ``name`` stands for it in errors.
+    """Return an image from a caller as an array (H, W, 3) uint8, RGB; ``name`` is its name in errors.
 
     A path is read by `read_image`. A Pillow image is treated as a file is: its EXIF orientation is applied,
     grey becomes RGB, transparency is dropped, and of 16 bits the highest 8 are kept. An array must be in RGB
@@ -49,11 +49,11 @@ def pixels_of(image: object, name: str) -> np.ndarray:
                 raise InputError(f"{name}: {fault}")
             return np.ascontiguousarray(image)
         case _:
-            raise InputError(f"{name}: a {type(image).__name__} is no image; {_EXPECTED}")
+            raise InputError(f"{name}: a {type(image).__name__} is not an image; {_EXPECTED}")
 
 
 def _fault_of(image: np.ndarray) -> str | None:
-    """Return what is wrong with an array and how to put it right, or None."""
+    """Return what is wrong with an array and how to correct it, or None."""
     shape = "x".join(map(str, image.shape))
     if not image.size:
         return f"the array is empty ({shape}); {_EXPECTED}"

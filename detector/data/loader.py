@@ -1,4 +1,4 @@
-"""The DataLoader with worker processes: shared memory, time-outs and dead workers as one clear error each.
+"""The DataLoader with worker processes; full shared memory, a time-out and a dead worker are one error each.
 
 Workers send images through shared memory, ``/dev/shm``, and everything else through pipes.
 """
@@ -29,7 +29,7 @@ PREFETCH = 2
 TRY_SECONDS = 5
 """After this time without a batch the loader checks whether its workers are alive."""
 WAIT_SECONDS = 300
-"""A loader that yields nothing for this time is given up."""
+"""A loader that yields nothing for this time has failed."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 _MORE = (
@@ -75,7 +75,7 @@ def quiet_worker(_worker: int) -> None:
 
 
 def collate_or_error(samples: Sequence[Sample | InputError]) -> Batch | InputError:
-    """Return the batch of some samples, or the first error among them.
+    """Return the batch of ``samples``, or the first error among them.
 
     In a worker process the images are put into shared memory.
     """
@@ -88,7 +88,7 @@ def collate_or_error(samples: Sequence[Sample | InputError]) -> Batch | InputErr
 
 
 def views_or_error(views: list[Sample] | InputError) -> list[Sample] | InputError:
-    """Return the views of one image, or the error that came instead; images as in `collate_or_error`."""
+    """Return the views of one image, in shared memory as in `collate_or_error`, or an error."""
     return views if isinstance(views, InputError) else _share([view.image for view in views]) or views
 
 
@@ -172,13 +172,13 @@ def workers_that_fit(
 
 
 def load(loader: Iterable[Item | InputError]) -> Generator[Item, None, None]:
-    """Yield what a DataLoader with a time-out of ``TRY_SECONDS`` yields, and raise what a worker refused.
+    """Yield the items of a DataLoader whose time-out is ``TRY_SECONDS``, and raise the errors of its workers.
 
     Closing the generator ends the loader's processes.
 
     Raises:
-        InputError: from a worker.
-        LoaderFailed: nothing came for ``WAIT_SECONDS``. Time during which this process itself was stopped
+        InputError: a worker returned it.
+        LoaderFailed: no item came for ``WAIT_SECONDS``. Time during which this process itself was stopped
             counts as one try at most.
     """
     items, tries = iter(loader), 0
@@ -200,14 +200,14 @@ def load(loader: Iterable[Item | InputError]) -> Generator[Item, None, None]:
                 raise item
             yield item
     finally:
-        del items  # Python 3.12.3 seems to keep what a closed generator held
+        del items  # Python 3.12.3 seems to keep the variables of a closed generator
 
 
 @contextmanager
 def workers_watched(advice: str = "") -> Iterator[None]:
-    """Turn the error of a worker process that dies into one LoaderFailed that ends with ``advice``.
+    """Raise one LoaderFailed, whose message ends with ``advice``, when a worker process dies.
 
-    Torch raises that error anywhere in the main process.
+    Torch's own error can come at any place in the main process.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Names of files in a data set: finding them by name without suffix, keys of images, and safe names."""
+"""Names of files in a data set: finding files without their suffix, keys of images, and safe names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from detector.core.errors import InputError
 
 OUTSIDE = "@parent"
-"""Stands for ``..`` in the key of an image outside the data root: stores refuse names that lead upwards."""
+"""Replaces ``..`` in the key of an image outside the data root: stores refuse names that lead upwards."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MAX_NAME_BYTES = 240  # file systems refuse names over 255 bytes, suffix included
@@ -39,7 +39,7 @@ def require_inside(name: str, place: str, expected: str) -> None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or not _is_file_name(name) or ".." in parts or parts[0] == "/" or _DRIVE.match(name):
         raise InputError(
-            f"{place} {name[:80]!r} leads out of the data root or is no file name; expected {expected}"
+            f"{place} {name[:80]!r} leads out of the data root or is not a file name; expected {expected}"
         )
 
 

@@ -54,7 +54,7 @@ def nothing_to_score(place: Path, split: str) -> Problem:
 
 @contextmanager
 def faults_to(on_fault: FaultHandler | None) -> Iterator[None]:
-    """Hand an InputError to ``on_fault`` and continue after the block; None lets the error through."""
+    """Pass an InputError of the block to ``on_fault`` and continue after the block; None raises it."""
     try:
         yield
     except InputError as error:

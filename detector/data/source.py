@@ -1,4 +1,4 @@
-"""A data set as the rest of the project sees it, whatever the format of its annotations."""
+"""What every format of annotations provides to the rest of the project: a `DataSource` and its `Dataset`."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class DataSource(Protocol):
 
 
 def for_split(name: str, split: str) -> str:
-    """Return the name of a file or folder for one split, which stands in place of ``{split}``."""
+    """Return the name of a file or folder for one split, which replaces ``{split}``."""
     return name.replace("{split}", split)
 
 

@@ -42,7 +42,7 @@ def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Pr
 
 def several_boxes(places: Iterable[str], annotation: Path) -> Iterator[Problem]:
     """Look for objects of an XML file with more than one box; ``places`` are those of all its objects."""
-    message = "has several <bndbox>; each is read as an object of its own"
+    message = "has several <bndbox>; each is read as a separate object"
     for place in places:
         if place.endswith(", box 2"):
             thing = place.removesuffix(", box 2")

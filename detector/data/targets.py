@@ -1,4 +1,4 @@
-"""From the annotated objects of one image to `Targets`, and what happens to objects with faulty boxes."""
+"""From the annotated objects of an image to `Targets`, with rules for invalid boxes and other classes."""
 
 from __future__ import annotations
 
@@ -87,15 +87,15 @@ class ObjectRules:
     def box_fault(self, box: Box, size: tuple[int, int]) -> str | None:
         """Return what is wrong with ``box`` on an image of ``size`` (height, width), None if it can be used.
 
-        "swapped", "outside" (by more than one pixel, or wholly where boxes are clipped) or "under 2 px",
+        "swapped", "outside" (by more than one pixel, or entirely where boxes are clipped) or "under 2 px",
         where the number is ``min_box_size``.
         """
         if box[2] < box[0] or box[3] < box[1]:
             return "swapped"
         clipped = _clip(box, size)
-        gone = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
+        empty = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
         far = max(abs(before - after) for before, after in zip(box, clipped, strict=True)) > _TOLERANCE
-        if (gone and clipped != box) or (far and self.invalid_boxes != "clip"):
+        if (empty and clipped != box) or (far and self.invalid_boxes != "clip"):
             return "outside"
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < self.min_box_size:
             return f"under {self.min_box_size:g} px"

@@ -93,8 +93,8 @@ def test_modes_without_a_file_of_their_own_are_refused(mode: str) -> None:
         (NOISE[None], r"four dimensions \(1x20x30x3\); give several images as a list"),
         (NOISE[0, 0], r"an array of 1 dimensions \(3\)"),
         (NOISE[:0], r"the array is empty \(0x30x3\)"),
-        (NOISE.tolist(), "a list is no image"),
-        (None, "a NoneType is no image; expected a path"),
+        (NOISE.tolist(), "a list is not an image"),
+        (None, "a NoneType is not an image; expected a path"),
     ],
 )
 def test_what_is_no_image_is_one_clear_error(image: object, fault: str) -> None:

@@ -1,6 +1,6 @@
-"""What can be wrong with one image of a data set and with what is annotated on it, one image per call.
+"""Checks of one image of a data set and of its annotation.
 
-`inspect_image` depends on nothing but its arguments, so processes can share the work: `inspect_images`.
+`inspect_image` depends only on its arguments, so that `inspect_images` can share the work among processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from detector.data.targets import OTHER_CLASS_ADVICE, AnnotatedObject, ObjectRul
 from detector.data.voc.annotation import read_element, to_annotation
 
 _CHUNK = 16  # images that a process takes at a time
-_USABLE = ("duplicate object", "several boxes")  # problems of objects that are used all the same
+_USABLE = ("duplicate object", "several boxes")  # problems of objects that are used nevertheless
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

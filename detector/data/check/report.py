@@ -1,4 +1,4 @@
-"""The result of checking a data set, for people (lines), programs (JSON) and the config (fix list)."""
+"""The result of checking a data set: as lines for people, as JSON for programs, as a list to leave out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detector.core.errors import printable
-from detector.data.check.image import CheckedImage
+from detector.data.check.image import CheckedImage, Rules
 from detector.data.problems import Problem
 from detector.data.selection import list_line
 from detector.data.suspicions import similar_names, wrong_first_pixel
@@ -82,23 +82,19 @@ def summarise(
     checked: Sequence[CheckedImage],
     others: Iterable[Problem],
     splits: Sequence[str],
-    train_split: str,
-    *,
-    first_pixel: int = 1,
-    classes: Iterable[str] = (),
+    rules: Rules,
     validation_split: str | None = None,
 ) -> CheckReport:
-    """Combine the results of single images; ``others`` are problems of no single image.
+    """Combine the results of single images; ``others`` are the problems that belong to no single image.
 
-    ``classes`` are the names that training knows, in addition to those of the objects. An image that is in
-    both ``train_split`` and ``validation_split`` stops training.
+    An image that is in both the training split and ``validation_split`` stops training.
     """
     problems = [*others, *(problem for one in checked for problem in one.problems)]
-    problems += _in_two_splits(checked, splits, {train_split, validation_split})
+    problems += _in_two_splits(checked, splits, {rules.train_split, validation_split})
     at_edge, objects = sum(one.at_edge for one in checked), sum(one.from_voc for one in checked)
     annotated = {name for one in checked for name in (*one.others, *(thing.name for thing in one.objects))}
-    problems += wrong_first_pixel(at_edge, objects, first_pixel, ", ".join(splits))
-    problems += similar_names([*classes, *sorted(annotated)], ", ".join(splits))
+    problems += wrong_first_pixel(at_edge, objects, rules.first_pixel, ", ".join(splits))
+    problems += similar_names([*sorted(rules.classes or ()), *sorted(annotated)], ", ".join(splits))
     return CheckReport(splits=tuple(splits), problems=problems, checked=list(checked))
 
 

@@ -34,7 +34,7 @@ def read_coco(
 ) -> CocoData:
     """Read ``images``, ``categories`` and ``annotations``; other sections are ignored.
 
-    With ``on_fault`` a faulty entry is handed to it and left out, and the rest is read. With ``unannotated``
+    With ``on_fault`` a faulty entry is passed to it and left out, and the rest is read. With ``unannotated``
     the last two may be missing, as in files of test sets; they are then empty.
 
     Raises:

@@ -91,9 +91,9 @@ def read_element(path: Path) -> Element:
 def to_annotation(
     root: Element, path: Path, first_pixel: int = 1, on_fault: FaultHandler | None = None
 ) -> VocAnnotation:
-    """Return what ``root``, the `read_element` of the file at ``path``, says. Errors as `read_annotation`.
+    """Return the content of ``root``, the `read_element` of the file ``path``. Errors as `read_annotation`.
 
-    With ``on_fault`` a faulty object or size is handed to it and left out, and the rest is read.
+    With ``on_fault`` a faulty object or size is passed to it and left out, and the rest is read.
     """
     if root.tag != "annotation":
         raise InputError(f"{path}: not a VOC annotation: the outer element is <{root.tag}>, not <annotation>")
@@ -113,7 +113,7 @@ def object_elements(
 ) -> Iterator[tuple[str, Element]]:
     """Yield the place and the element of every object; an object with several boxes once for each box.
 
-    Raises InputError, or hands it to ``on_fault``, for an object or a box where none is expected.
+    Raises InputError, or passes it to ``on_fault``, for an object or a box where none is expected.
     """
     copied = 0
     for number, element in enumerate(root.findall("object"), start=1):
@@ -129,7 +129,7 @@ def object_elements(
     for inside, child in _strays(root):
         with faults_to(on_fault):
             raise InputError(
-                f"{path}: <{child}> in <{inside}>, where it would not be read; objects stand directly in "
+                f"{path}: <{child}> in <{inside}>, where it would not be read; objects belong directly in "
                 "<annotation>, each with <name> and <bndbox>: correct the file"
             )
 
