@@ -252,7 +252,11 @@ def _number(value: Decimal) -> int | float:
 def _write_new(path: Path, text: str) -> None:
     if path.exists():
         require_regular(path)
-        if path.read_bytes() != text.encode(errors="backslashreplace"):  # as `write_text`
+        try:
+            written = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
+        if written != text.encode(errors="backslashreplace"):  # as `write_text`
             raise InputError(f"{path} exists already with other content; choose another folder")
     write_text(path, text)
 

@@ -155,7 +155,9 @@ def _header(path: Path) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise InputError(_bomb(path, "")) from None
-    except Exception:  # Pillow raises many kinds for a damaged header
+    except Exception as error:  # Pillow raises many kinds for a damaged header
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
         raise InputError(f"{path}: not a readable image; {_REPLACE}") from None
 
 

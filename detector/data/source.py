@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from detector.core.errors import InputError
-from detector.core.structures import ImageName, ImageRecord
+from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.problems import Problem, Reporter
 from detector.data.selection import Selection
 from detector.data.targets import AnnotatedObject, ObjectRules
@@ -127,6 +127,11 @@ class DataSource(Protocol):
 def for_split(name: str, split: str) -> str:
     """Return the name of a file or folder for one split, which replaces ``{split}``."""
     return name.replace("{split}", split)
+
+
+def new_record(image_id: str, key: str, path: Path, size: tuple[int, int], targets: Targets) -> ImageRecord:
+    height, width = size
+    return ImageRecord(image_id=image_id, key=key, path=path, height=height, width=width, targets=targets)
 
 
 def size_of(image: Path, missing: str, *, required: bool) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from detector.core.errors import InputError
-from detector.core.structures import ImageName, ImageRecord
+from detector.core.structures import ImageName
 from detector.data.coco.file import (
     CocoData,
     Entry,
@@ -25,7 +25,7 @@ from detector.data.coco.file import (
 )
 from detector.data.problems import FaultHandler, Reporter, nothing_to_score, whole_file
 from detector.data.selection import Selection
-from detector.data.source import Dataset, ImageToCheck, for_split, size_of
+from detector.data.source import Dataset, ImageToCheck, for_split, new_record, size_of
 from detector.data.suspicions import same_image, similar_names
 from detector.data.targets import ObjectRules, TargetBuilder
 
@@ -92,13 +92,9 @@ class CocoSource:
                     f"{path}: image {entry['id']} is missing: {_where(entry['file_name'], folder)}"
                 )
             missing = f"{path}: image {entry['id']} has no height and width"
-            height, width = _size(entry) or size_of(image, missing, required=require_images or training)
-            targets = build_targets(annotated_objects(annotations[entry["id"]], names, path), (height, width))
-            records.append(
-                ImageRecord(
-                    image_id=image_id, key=key, path=image, height=height, width=width, targets=targets
-                )
-            )
+            size = _size(entry) or size_of(image, missing, required=require_images or training)
+            targets = build_targets(annotated_objects(annotations[entry["id"]], names, path), size)
+            records.append(new_record(image_id, key, image, size, targets))
         coco_ids = {image_id: entries[image_id]["id"] for image_id, _ in chosen}
         files = [(coco_ids[record.image_id], record.path) for record in records]
         all_names = [*names.values(), *sorted(classes)]

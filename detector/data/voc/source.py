@@ -11,7 +11,7 @@ from detector.core.errors import InputError
 from detector.core.structures import ImageName, ImageRecord
 from detector.data.problems import Problem, Reporter, faults_to, nothing_to_score, whole_file
 from detector.data.selection import Selection
-from detector.data.source import Dataset, ImageToCheck, for_split, size_of
+from detector.data.source import Dataset, ImageToCheck, for_split, new_record, size_of
 from detector.data.suspicions import at_wrong_edge, similar_names, wrong_first_pixel
 from detector.data.targets import ObjectRules, TargetBuilder
 from detector.data.voc.annotation import VocAnnotation, read_annotation
@@ -90,12 +90,7 @@ class VocSource:
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
         annotated = not unannotated or any(map(layout.find_annotation, ids))
-        if annotated:
-            files = [layout.annotation(image_id, listed_in) for image_id in ids]  # before any file is read
-            annotations = [read_annotation(file, self.first_pixel) for file in files]
-        else:  # as if each image file were an annotation without size and objects
-            images = [layout.image(image_id, listed_in) for image_id in ids]
-            annotations = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+        annotations = self._read(layout, ids, listed_in, annotated=annotated)
         if classes is None:
             classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
@@ -105,17 +100,12 @@ class VocSource:
         for image_id, annotation in zip(ids, annotations, strict=True):
             image = layout.image(image_id, listed_in if require_images else None)
             missing = f"{annotation.path}: no <size>"
-            height, width = annotation.size or size_of(image, missing, required=require_images or training)
-            targets = build_targets(annotation.objects, (height, width))
-            key = layout.key(image)
-            records.append(
-                ImageRecord(
-                    image_id=image_id, key=key, path=image, height=height, width=width, targets=targets
-                )
-            )
+            size = annotation.size or size_of(image, missing, required=require_images or training)
+            targets = build_targets(annotation.objects, size)
+            records.append(new_record(image_id, layout.key(image), image, size, targets))
             suspicions += annotation.suspicions(image)
             corners = [thing.written for thing in annotation.objects]
-            at_edge += sum(at_wrong_edge(box, (height, width), self.first_pixel) for box in corners)
+            at_edge += sum(at_wrong_edge(box, size, self.first_pixel) for box in corners)
         objects = sum(len(annotation.objects) for annotation in annotations)
         suspicions += wrong_first_pixel(at_edge, objects, self.first_pixel, str(listed_in))
         suspicions += similar_names([*classes, *sorted(build_targets.others)], str(layout.annotations))
@@ -127,6 +117,16 @@ class VocSource:
             annotated=annotated,
             suspicions=tuple(suspicions),
         )
+
+    def _read(
+        self, layout: VocLayout, ids: Sequence[str], listed_in: Path, *, annotated: bool
+    ) -> list[VocAnnotation]:
+        """Return the annotation of each image; where there are none, one without size and objects."""
+        if not annotated:
+            images = [layout.image(image_id, listed_in) for image_id in ids]
+            return [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+        files = [layout.annotation(image_id, listed_in) for image_id in ids]  # before any of them is read
+        return [read_annotation(file, self.first_pixel) for file in files]
 
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> None:
         return None
