@@ -62,12 +62,7 @@ class VocSource:
         return for_split(self.annotations, split), for_split(self.images, split)
 
     def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
-        """Return the sorted class names of all annotation files in the folders of ``splits``.
-
-        ``choose`` picks some of the files by their images; None takes all.
-
-        Raises InputError for a missing folder, a malformed annotation, or a folder without annotations.
-        """
+        """Return the names in all annotation files of the folders of ``splits``, sorted; see `DataSource`."""
         names: set[str] = set()
         for folders in dict.fromkeys(map(self._folders, splits)):
             layout = VocLayout(self.root, *folders)
