@@ -154,9 +154,9 @@ def free_shared_memory() -> int | None:
 def workers_that_fit(
     workers: int, batch_bytes: int, largest_bytes: int | None = None, *, fixed: bool = True
 ) -> int:
-    """Return ``workers``, or the largest smaller number for which shared memory is large enough.
+    """Return the largest number up to ``workers`` for which shared memory is large enough.
 
-    Raises LoaderFailed where it is too small for a number that is ``fixed``.
+    A ``fixed`` number is not reduced. Raises LoaderFailed where shared memory is too small for it.
     """
     free = free_shared_memory()
     for count in [workers] if fixed else range(workers, 0, -1):

@@ -30,9 +30,9 @@ def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Pr
         return
     spellings = (name, PurePosixPath(name).stem, PurePosixPath(unquote(name)).stem)
     stems = {spelling.casefold() for spelling in spellings}
-    # No folder has longer names or names with a null character; looking for them would be an error.
-    askable = len(name.encode(errors="replace")) < 256 and "\0" not in name
-    exists = askable and image.with_name(name).is_file()
+    # Looking for a longer name, or one with a null character, would be an error; no folder has such names.
+    possible = len(name.encode(errors="replace")) < 256 and "\0" not in name
+    exists = possible and image.with_name(name).is_file()
     if image.stem.casefold() in stems and not exists:
         return
     beside = "both files exist" if exists else f"no file of that name is beside {image.name}"

@@ -14,7 +14,7 @@ from detector.core.structures import ImageMeta, Normalization
 
 
 def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> tuple[int, int]:
-    """Return the (height, width) in pixels at which ``size`` has ``shorter_side``, with a longer side capped.
+    """Return the (height, width) in pixels at which ``size`` has ``shorter_side``, within ``max_size``.
 
     The rule of Fast R-CNN's release: if the longer side would exceed ``max_size`` after rounding, it becomes
     ``max_size`` and the shorter side becomes smaller than requested.

@@ -35,7 +35,7 @@ def read_coco(
     """Read ``images``, ``categories`` and ``annotations``; other sections are ignored.
 
     With ``on_fault`` a faulty entry is passed to it and left out, and the rest is read. With ``unannotated``
-    the last two may be missing, as in files of test sets; they are then empty.
+    categories and annotations may be missing, as in files of test sets; they are then empty.
 
     Raises:
         InputError: an unreadable file or another format, an id or a category's name that occurs twice, a
@@ -70,8 +70,7 @@ def category_names(data: CocoData) -> dict[int, str]:
 
 
 def record_id(entry: Entry) -> str:
-    """Return the id of an image's record: COCO's id as text, or the id that the image had in VOC layout where
-    `detector.data.convert` made the file."""
+    """Return the id of an image's record: COCO's id as text, or the VOC id that the converter stored."""
     return str(entry.get("voc_id", entry["id"]))
 
 

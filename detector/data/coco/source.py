@@ -35,9 +35,9 @@ class CocoSource:
     """A `detector.data.source.DataSource` in COCO's format.
 
     ``annotations`` is the JSON file and ``images`` the folder of the images, both below ``root``;
-    ``{split}`` in them stands for the split's name. Keys are paths below ``root``. A record's id is COCO's id
-    as text, see `detector.data.coco.file.record_id`. ``iscrowd`` becomes ``Targets.crowd``, ``area`` the
-    annotated area.
+    ``{split}`` in them is replaced by the split's name. Keys are paths below ``root``. A record's id is
+    COCO's id as text, see `detector.data.coco.file.record_id`. ``iscrowd`` becomes ``Targets.crowd``, and
+    ``area`` the annotated area.
     """
 
     root: Path

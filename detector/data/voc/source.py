@@ -29,10 +29,10 @@ VOC_CLASSES = (
 class VocSource:
     """A `detector.data.source.DataSource` in VOC layout.
 
-    ``annotations``, ``images`` and ``splits`` are folders below ``root``; ``{split}`` in the first two stands
-    for the split's name. ``splits`` None takes every annotated image for every split. ``first_pixel``, 0 or
-    1, is the number of the first pixel in the XML files. Sizes come from <size>, otherwise from the image.
-    Keys are paths below ``root``.
+    ``annotations``, ``images`` and ``splits`` are folders below ``root``; ``{split}`` in the first two is
+    replaced by the split's name. ``splits`` None takes every annotated image for every split.
+    ``first_pixel``, 0 or 1, is the number of the first pixel in the XML files. Sizes come from <size>,
+    otherwise from the image. Keys are paths below ``root``.
     """
 
     root: Path
@@ -168,8 +168,8 @@ def _to_check(
 ) -> Iterator[ImageToCheck]:
     files = {image_id: layout.find_annotation(image_id) for image_id in splits_of}
     annotated = {split for image_id, splits in splits_of.items() if files[image_id] for split in splits}
-    bare = {split for splits in splits_of.values() for split in splits} - annotated - {train_split}
-    for split in sorted(bare):
+    unannotated = {split for splits in splits_of.values() for split in splits} - annotated - {train_split}
+    for split in sorted(unannotated):
         report(nothing_to_score(layout.images, split))
     for image_id, splits in splits_of.items():
         image = layout.image(image_id)
@@ -179,5 +179,5 @@ def _to_check(
             splits=tuple(splits),
             annotation=files[image_id] or layout.annotations / f"{image_id}.xml",
             path=image,
-            objects=() if splits and bare.issuperset(splits) else None,
+            objects=() if splits and unannotated.issuperset(splits) else None,
         )
