@@ -46,9 +46,9 @@ def voc_to_coco(
     split: str | None,
     output: Path | str,
     *,
-    annotations: str = "Annotations",
-    images: str = "JPEGImages",
-    splits: str = "ImageSets/Main",
+    annotations: str = VocSource.annotations,
+    images: str = VocSource.images,
+    splits: str | None = VocSource.splits,
     first_pixel: int = 1,
 ) -> CocoData:
     """Write a split, or with None all annotated images, in COCO's format to ``output``, and return it.

@@ -31,14 +31,7 @@ class VocLayout:
     Raises InputError, with the expected layout, if the root or a folder is missing.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        annotations: str = "Annotations",
-        images: str = "JPEGImages",
-        *,
-        require_images: bool = False,
-    ) -> None:
+    def __init__(self, root: Path, annotations: str, images: str, *, require_images: bool = False) -> None:
         self.root = root
         self.annotations = _resolve(root, annotations, f"one XML file per image ({images}/ has the images)")
         self.images = _resolve(root, images, "the images") if require_images else root / images
