@@ -27,7 +27,6 @@ from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.inference import Regions
 from detector.factory.data import class_names
 from detector.factory.model import build_model
-from detector.factory.proposals import stored_proposals
 from detector.proposals.store import Entry, ProposalStore
 from detector.tasks.start import build_scorer
 from tests.conftest import PROJECT
@@ -117,7 +116,7 @@ def test_results_are_those_of_evaluation_bit_for_bit(
             assert result.size == (record.height, record.width)
     assert sum(map(len, of_paths)) > 0
     assert all(np.array_equal(one, other) for one, other in zip(arrays, before, strict=True))
-    source = stored_proposals(config, test_set.store, training=False)
+    source = test_set.proposals
     given = detector(paths, boxes=[source(record).boxes for record in test_set.records])
     assert all(same(one, other) for one, other in zip(given, of_paths, strict=True))
 
@@ -246,7 +245,7 @@ def test_images_that_are_none_are_named(make: Make, tiny_root: Path, tmp_path: P
     with pytest.raises(InputError, match=r"missing\.jpg"):
         detector(tmp_path / "missing.jpg")
     tensor: Any = torch.zeros(3, 4, 5)
-    with pytest.raises(InputError, match="image 0: a Tensor is no image"):
+    with pytest.raises(InputError, match="image 0: a Tensor is not an image"):
         detector(tensor)
 
 

@@ -8,7 +8,6 @@ packages. Both are downloaded once, into build/headers.
 
 from __future__ import annotations
 
-import argparse
 import os
 import runpy
 import shutil
@@ -22,9 +21,11 @@ from pathlib import Path
 
 import torch
 
+from detector.commands import cli
+from detector.core.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "headers"
-EXAMPLE = "example:\n  python tools/check_headers.py"
 ARCHITECTURE = "sm_90"
 """One architecture is enough to find missing names; a build compiles the kernels for all."""
 
@@ -34,16 +35,12 @@ BUILD = runpy.run_path(str(ROOT / "setup.py"))
 from torch.utils import cpp_extension  # noqa: E402  (after setup.py has chosen CUDA_HOME)
 
 
-class DownloadError(Exception):
-    """A download failed; the message says which, and what pip reported."""
-
-
 def pip(what: str, *arguments: str) -> None:
-    """Run pip to get ``what``; raise DownloadError if it fails."""
+    """Run pip to get ``what``; raise InputError, with what pip reported, if it fails."""
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DownloadError(f"{what} could not be downloaded; `{' '.join(command)}` said:\n{done.stderr}")
+        raise InputError(f"{what} could not be downloaded; `{' '.join(command)}` reported:\n{done.stderr}")
 
 
 def cached(name: str, fill: Callable[[Path], None]) -> Path:
@@ -89,7 +86,7 @@ def cuda_home() -> Path:
         return Path(BUILD["CUDA_FOUND"])
     packages = BUILD["compiler_packages"]()
     if packages is None:
-        raise DownloadError(
+        raise InputError(
             f"no nvcc was found, and pip has none for CUDA {torch.version.cuda}, which torch uses; install "
             "that version of the CUDA toolkit"
         )
@@ -105,8 +102,7 @@ def cuda_home() -> Path:
 def commands(includes: list[str], home: Path, temporary: Path) -> list[list[str]]:
     """Return the compiler calls, one per source file, with the flags that setup.py uses."""
 
-    def definitions(*tables: list[tuple[str, str | None]]) -> list[str]:
-        pairs = [pair for table in tables for pair in table]
+    def definitions(pairs: list[tuple[str, str | None]]) -> list[str]:
         return [f"-D{name}" if value is None else f"-D{name}={value}" for name, value in pairs]
 
     searched = ["-Icsrc", *(word for path in includes for word in ("-isystem", path))]
@@ -117,7 +113,7 @@ def commands(includes: list[str], home: Path, temporary: Path) -> list[list[str]
     device = [
         *(str(home / "bin" / "nvcc"), "-c", f"-arch={ARCHITECTURE}"),
         *(*cpp_extension.COMMON_NVCC_FLAGS, *BUILD["NVCC_FLAGS"]),
-        *(*definitions(BUILD["DEFINES"], BUILD["CUDA_DEFINES"]), *searched),
+        *(*definitions(BUILD["DEFINES"] + BUILD["CUDA_DEFINES"]), *searched),
     ]
     on_host = [[*host, source] for source in BUILD["cpu_sources"]()]
     on_device = [
@@ -144,25 +140,19 @@ def compile_all(name: str, includes: list[str], home: Path) -> bool:
 
 
 def main() -> int:
-    """Return 0 if every source compiles, 1 if one does not, 2 if something could not be downloaded."""
-    try:
-        if shutil.which(os.environ.get("CXX", "c++")) is None:
-            raise DownloadError("no C++ compiler; on Debian and Ubuntu: apt-get install g++")
-        home = cuda_home()
-        old = str(headers_of(oldest_torch()))
-    except DownloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Return 0 if every source compiles, 1 if one does not; InputError if something cannot be downloaded."""
+    cli.make_parser(__doc__ or "", "python tools/check_headers.py").parse_args()
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise InputError("no C++ compiler; on Debian and Ubuntu: apt-get install g++")
+    home, oldest = cuda_home(), oldest_torch()
+    old = str(headers_of(oldest))
     print(f"compiler: {home}")
     compiled = [
-        compile_all(f"torch {oldest_torch()}", [old, f"{old}/torch/csrc/api/include"], home),
+        compile_all(f"torch {oldest}", [old, f"{old}/torch/csrc/api/include"], home),
         compile_all(f"torch {torch.__version__}", cpp_extension.include_paths(), home),
     ]
     return 0 if all(compiled) else 1
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    sys.exit(main())
+    cli.run(main)

@@ -21,10 +21,9 @@ from detector.core.files import write_text
 from detector.core.progress import note, show
 from detector.core.structures import Targets
 from detector.data.check.image import CheckedImage, Rules, inspect_images
-from detector.data.check.problem import Problem
 from detector.data.check.report import CheckReport, fix_list, problem_line, summarise
-from detector.data.faults import message_without
 from detector.data.images import read_image
+from detector.data.problems import Problem, message_without
 from detector.data.source import DataSource
 from detector.data.targets import AS_ANNOTATED, TargetBuilder
 from detector.evaluation.report import plain, write_json
@@ -63,9 +62,8 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
     selections = {split: data_parts.split_selection(config, split) for split in splits}
     problems: list[Problem] = []
     listed = list(source.images_to_check(selections, data.train_split, kept, problems.append))
-    classes = _known_classes(config, source)
     rules = Rules(
-        classes=classes,
+        classes=_known_classes(config, source),
         objects=source.rules,
         train_split=data.train_split,
         images=images,
@@ -76,10 +74,8 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
         checked,
         [*dict.fromkeys(problems), *_nothing_to_train_on(config, checked)],
         splits,
-        data.train_split,
-        first_pixel=data.first_pixel,
-        classes=sorted(classes or ()),
-        validation_split=data_parts.find_validation(config).split,
+        rules,
+        data_parts.find_validation(config).split,
     )
 
 

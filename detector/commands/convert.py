@@ -1,4 +1,4 @@
-"""Convert a data set's annotations from VOC layout to COCO's format or back, losing nothing."""
+"""Convert a data set's annotations from VOC layout to COCO's format or back, without loss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 from detector.commands import cli
 from detector.core.progress import note
 from detector.data.convert import coco_to_voc, voc_to_coco
+from detector.data.voc.source import VocSource
 
 
 def main() -> None:
@@ -45,9 +46,9 @@ def parse() -> argparse.Namespace:
     to_coco.add_argument("root", help="folder with Annotations/, the images and perhaps ImageSets/Main/")
     to_coco.add_argument("--split", help="the split (default: every annotated image, without split files)")
     to_coco.add_argument("--output", required=True, help="the COCO file to write, .json")
-    to_coco.add_argument("--annotations", default="Annotations", help="the annotation folder's name")
-    to_coco.add_argument("--images", default="JPEGImages", help="the image folder's name")
-    to_coco.add_argument("--splits", default="ImageSets/Main", help="the split folder's name")
+    to_coco.add_argument("--annotations", default=VocSource.annotations, help="the annotation folder's name")
+    to_coco.add_argument("--images", default=VocSource.images, help="the image folder's name")
+    to_coco.add_argument("--splits", default=VocSource.splits, help="the split folder's name")
     to_voc = directions.add_parser("coco-to-voc", help="a COCO file to a split of a VOC layout")
     to_voc.add_argument("file", help="a COCO annotation file, .json")
     to_voc.add_argument("--split", required=True, help="the split to write, a new one")

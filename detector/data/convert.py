@@ -1,9 +1,8 @@
 """Annotations from VOC layout to COCO's format and back.
 
 Content that has no field in COCO's format (pose, truncated, parts, source, ...) is kept under the key ``voc``
-as a tree [tag, text or list of children, attributes if any]. A null in it stands where COCO's own fields give
-the content, so going back gives the same elements in the same order and keeps edits that were made to the
-COCO file in between.
+as a tree [tag, text or list of children, attributes if any]. A null in it marks content that COCO's own
+fields give, so converting back gives the same elements in the same order and keeps edits of the COCO file.
 
 ``difficult`` is an additional key of an annotation. Such an annotation has ``iscrowd`` 1, so that COCO's
 tools ignore it too; `detector.data.coco.file` reads it as difficult, not as crowd. ``ignore`` is written as
@@ -27,8 +26,10 @@ from xml.etree.ElementTree import Element
 from detector.core.errors import InputError
 from detector.core.files import require_regular, write_text
 from detector.data.coco.file import CocoData, Entry, category_names, image_file, read_coco
-from detector.data.voc.annotation import CORNERS, VocObject, object_elements, read_element, to_annotation
-from detector.data.voc.source import VocSource, image_size
+from detector.data.source import size_of
+from detector.data.targets import AnnotatedObject
+from detector.data.voc.annotation import CORNERS, object_elements, read_element, to_annotation
+from detector.data.voc.source import VocSource
 
 Node = list[Any]
 
@@ -45,9 +46,9 @@ def voc_to_coco(
     split: str | None,
     output: Path | str,
     *,
-    annotations: str = "Annotations",
-    images: str = "JPEGImages",
-    splits: str = "ImageSets/Main",
+    annotations: str = VocSource.annotations,
+    images: str = VocSource.images,
+    splits: str | None = VocSource.splits,
     first_pixel: int = 1,
 ) -> CocoData:
     """Write a split, or with None all annotated images, in COCO's format to ``output``, and return it.
@@ -78,7 +79,7 @@ def voc_to_coco(
         tree = read_element(path := layout.annotation(image_id, listed_in))
         annotation = to_annotation(tree, path)
         image = layout.image(image_id)
-        height, width = annotation.size or image_size(image, path, required=True)
+        height, width = annotation.size or size_of(image, f"{path}: no <size>", required=True)
         data["images"].append(
             {
                 "id": number,
@@ -151,8 +152,10 @@ def _voc_id(name: str, image_folder: Path | str | None) -> str:
     return image.with_suffix("").as_posix()
 
 
-def _to_entry(thing: VocObject, element: Element, category_ids: dict[str, int], first_pixel: int) -> Entry:
-    xmin, ymin, xmax, ymax = (Decimal(repr(corner)) for corner in thing.box)
+def _to_entry(
+    thing: AnnotatedObject, element: Element, category_ids: dict[str, int], first_pixel: int
+) -> Entry:
+    xmin, ymin, xmax, ymax = (Decimal(repr(corner)) for corner in thing.written)
     width, height = xmax - xmin + 1, ymax - ymin + 1
     return {
         "category_id": category_ids[thing.name],
@@ -182,7 +185,7 @@ def _to_object(entry: Entry, name: str, place: str, first_pixel: int) -> Element
 
 def _flags(entry: Entry) -> dict[str, Element]:
     """Return <difficult> and <ignore>; a crowd region has both, a difficult object of VOC is not a crowd."""
-    of_voc = "difficult" in entry and "voc" in entry  # then ``iscrowd`` says the same as ``difficult``
+    of_voc = "difficult" in entry and "voc" in entry  # then ``iscrowd`` equals ``difficult``
     crowd = bool(entry.get("iscrowd", 0)) and not (of_voc or entry.get("difficult", 0))
     ignore = crowd or bool(entry.get("ignore", 0))
     values = {"difficult": ignore or bool(entry.get("difficult", 0)), "ignore": ignore}
@@ -249,7 +252,11 @@ def _number(value: Decimal) -> int | float:
 def _write_new(path: Path, text: str) -> None:
     if path.exists():
         require_regular(path)
-        if path.read_bytes() != text.encode(errors="backslashreplace"):  # as `write_text`
+        try:
+            written = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
+        if written != text.encode(errors="backslashreplace"):  # as `write_text`
             raise InputError(f"{path} exists already with other content; choose another folder")
     write_text(path, text)
 

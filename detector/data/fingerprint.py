@@ -1,4 +1,4 @@
-"""A digest of everything in a split that affects training, by which a resumed run knows its data again."""
+"""A digest of everything in a split that affects training; a resumed run compares it with its data."""
 
 from __future__ import annotations
 

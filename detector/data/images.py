@@ -1,4 +1,4 @@
-"""Reading image files: the whole image or a clear error, never a part of one.
+"""Reading image files: the whole image or a clear error, never a part of the image.
 
 Orientation: what a camera wrote into the file is applied as OpenCV does it. Pillow would also read XMP, which
 OpenCV ignores, and reports the size of a rotated TIFF as if it were upright.
@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -56,7 +56,7 @@ class TruncatedImage(InputError):
 
 
 class WrongImageSize(InputError):
-    """An image of another size than its annotation says."""
+    """An image whose size differs from its annotation."""
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -86,7 +86,6 @@ def low_bit_depth(path: Path) -> str | None:
 
     Raises InputError as `read_image`.
     """
-    require_regular(path)
     with _header(path) as image, path.open("rb") as file:
         depth = _file_depth(image, file.read(_HEAD))
     if depth.stored != 16:
@@ -104,7 +103,7 @@ def check_image(path: Path, size: tuple[int, int] | None = None) -> None:
     _read_whole(path)
     with _header(path) as image:
         stored = _stored_size(image)
-        upright = stored[::-1] if _orientation(image) >= 5 else stored
+        upright = _upright(stored, _orientation(image))
         # OpenCV turns every TIFF upright.
         accepted = (upright,) if image.format == "TIFF" else (upright, stored)
     if size is not None and size not in accepted:
@@ -134,8 +133,11 @@ def upright_size(path: Path) -> tuple[int, int]:
 
     Raises InputError as `stored_view`.
     """
-    (height, width), turned = stored_view(path)
-    return (width, height) if turned >= 5 else (height, width)
+    return _upright(*stored_view(path))
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size[::-1] if orientation >= 5 else size
 
 
 @contextmanager
@@ -153,7 +155,9 @@ def _header(path: Path) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise InputError(_bomb(path, "")) from None
-    except Exception:  # Pillow raises many kinds for a damaged header
+    except Exception as error:  # Pillow raises many kinds for a damaged header
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
         raise InputError(f"{path}: not a readable image; {_REPLACE}") from None
 
 
@@ -184,8 +188,9 @@ def _read_whole(path: Path) -> np.ndarray:
 def _decode(path: Path, data: np.ndarray, flags: int, depth: _Depth) -> np.ndarray:
     if depth.stored == 16 and depth.declared is not None:
         image = _decode_raw(path, data, flags | cv2.IMREAD_ANYDEPTH)
-        if image.dtype == np.uint16 and _used_bits(image, depth) < 16:
-            return _to_eight_bits(image, depth)
+        bits = _used_bits(image, depth) if image.dtype == np.uint16 else 16
+        if bits < 16:
+            return (image >> np.uint16(bits - 8)).astype(np.uint8)
     return _decode_raw(path, data, flags)
 
 
@@ -216,7 +221,7 @@ def _first_scan(data: bytes) -> int:
     """
     at = len(_JPEG_START)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        filled = data[at + 1] == 0xFF  # any number of FF may stand before a marker
+        filled = data[at + 1] == 0xFF  # any number of FF may precede a marker
         at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return at
 
@@ -232,18 +237,27 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8, of a file that Pillow has opened; 1 where none is written."""
     if image.format == "TIFF":
-        written = image.tag_v2.get(_ORIENTATION, 1)  # type: ignore[attr-defined]
-    else:
-        exif = Image.Exif()
-        exif.load(_exif(image))
-        written = exif.get(_ORIENTATION, 1)
-    return written if written in range(1, 9) else 1
-
-
-def _exif(image: Image.Image) -> bytes:
+        return _valid_orientation(image.tag_v2.get(_ORIENTATION))  # type: ignore[attr-defined]
     if image.format == "PNG" and "exif" not in image.info and _mentions_exif(image):
         image.load()  # Pillow finds chunks after the pixels only by decoding them
-    return image.info.get("exif", b"")
+    return exif_orientation(image)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the orientation, 1 to 8, in the EXIF data of a Pillow image.
+
+    As in OpenCV, it is 1 where the data are damaged, and XMP does not count.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return _valid_orientation(exif.get(_ORIENTATION))
+    except Exception:  # Pillow raises many kinds for damaged data
+        return 1
+
+
+def _valid_orientation(written: Any) -> int:
+    return written if written in range(1, 9) else 1
 
 
 def _mentions_exif(image: Image.Image) -> bool:
@@ -274,11 +288,6 @@ def _file_depth(image: Image.Image, head: bytes) -> _Depth:
     header = _PNM.match(head)
     largest = int(header[1]) if header else 255
     return _Depth(16 if largest > 255 else 8, _bits(largest))
-
-
-def _to_eight_bits(image: np.ndarray, depth: _Depth) -> np.ndarray:
-    """Return ``image`` (H, W, 3) uint16 as uint8 by the depth of its data."""
-    return (image >> np.uint16(_used_bits(image, depth) - 8)).astype(np.uint8)
 
 
 def _used_bits(image: np.ndarray, depth: _Depth) -> int:

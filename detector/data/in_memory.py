@@ -1,4 +1,4 @@
-"""Images that a caller hands over, as a path, an array or a Pillow image, and their pixels."""
+"""The pixels of an image that a caller passes as a path, an array or a Pillow image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from detector.core.errors import InputError
-from detector.data.images import read_image
+from detector.data.images import exif_orientation, read_image
 
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
@@ -26,11 +26,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
 
 
 def pixels_of(image: object, name: str) -> np.ndarray:
-    """Return an image that a caller gives as an array (H, W, 3) uint8, RGB; ``name`` stands for it in errors.
+    """Return an image from a caller as an array (H, W, 3) uint8, RGB; ``name`` is its name in errors.
 
     A path is read by `read_image`. A Pillow image is treated as a file is: its EXIF orientation is applied,
     grey becomes RGB, transparency is dropped, and of 16 bits the highest 8 are kept. An array must be in RGB
@@ -50,11 +49,11 @@ def pixels_of(image: object, name: str) -> np.ndarray:
                 raise InputError(f"{name}: {fault}")
             return np.ascontiguousarray(image)
         case _:
-            raise InputError(f"{name}: a {type(image).__name__} is no image; {_EXPECTED}")
+            raise InputError(f"{name}: a {type(image).__name__} is not an image; {_EXPECTED}")
 
 
 def _fault_of(image: np.ndarray) -> str | None:
-    """Return what is wrong with an array and how to put it right, or None."""
+    """Return what is wrong with an array and how to correct it, or None."""
     shape = "x".join(map(str, image.shape))
     if not image.size:
         return f"the array is empty ({shape}); {_EXPECTED}"
@@ -79,27 +78,16 @@ def _fault_of(image: np.ndarray) -> str | None:
 
 def _pixels_of_pillow(image: Image.Image, name: str) -> np.ndarray:
     try:
-        image.load()  # Pillow reads only now what stands behind the pixels of a PNG, such as the orientation
-    except Exception as error:  # Pillow lets many kinds out of a damaged file
+        image.load()  # only now does Pillow read what follows the pixels of a PNG, such as the orientation
+        orientation = 1 if image.format == "TIFF" else exif_orientation(image)  # Pillow has turned a TIFF
+    except Exception as error:  # Pillow raises many kinds for a damaged file
         raise InputError(f"{name}: Pillow cannot decode this image: {error}") from None
     if 0 in image.size:
         raise InputError(f"{name}: the Pillow image is empty ({image.width}x{image.height} pixels)")
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation)
     upright = image if turn is None else image.transpose(turn)
     if image.mode in _SIXTEEN_BITS:
         return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode not in _CONVERTED:
         raise InputError(f"{name}: a Pillow image of mode {image.mode!r}; give image.convert('RGB')")
     return np.array(upright.convert("RGB"))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a Pillow image that is loaded, without XMP, which OpenCV ignores.
-
-    Pillow has already turned a TIFF upright when it loaded it.
-    """
-    if image.format == "TIFF" or not image.info.get("exif"):
-        return 1
-    exif = Image.Exif()
-    exif.load(image.info["exif"])
-    return int(exif.get(_ORIENTATION, 1))

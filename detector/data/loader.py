@@ -1,4 +1,4 @@
-"""The DataLoader with worker processes: shared memory, time-outs and dead workers as one clear error each.
+"""The DataLoader with worker processes; full shared memory, a time-out and a dead worker are one error each.
 
 Workers send images through shared memory, ``/dev/shm``, and everything else through pipes.
 """
@@ -29,7 +29,7 @@ PREFETCH = 2
 TRY_SECONDS = 5
 """After this time without a batch the loader checks whether its workers are alive."""
 WAIT_SECONDS = 300
-"""A loader that yields nothing for this time is given up."""
+"""A loader that yields nothing for this time has failed."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 _MORE = (
@@ -75,7 +75,7 @@ def quiet_worker(_worker: int) -> None:
 
 
 def collate_or_error(samples: Sequence[Sample | InputError]) -> Batch | InputError:
-    """Return the batch of some samples, or the first error among them.
+    """Return the batch of ``samples``, or the first error among them.
 
     In a worker process the images are put into shared memory.
     """
@@ -84,40 +84,28 @@ def collate_or_error(samples: Sequence[Sample | InputError]) -> Batch | InputErr
     if errors:
         return errors[0]
     batch = collate(good)
-    try:
-        _share(batch.images)
-    except InputError as error:
-        return error
-    return batch
+    return _share([batch.images]) or batch
 
 
 def views_or_error(views: list[Sample] | InputError) -> list[Sample] | InputError:
-    """Return the views of one image, or the error that came instead; images as in `collate_or_error`."""
-    if not isinstance(views, InputError):
-        try:
-            for view in views:
-                _share(view.image)
-        except InputError as error:
-            return error
-    return views
+    """Return the views of one image, in shared memory as in `collate_or_error`, or an error."""
+    return views if isinstance(views, InputError) else _share([view.image for view in views]) or views
 
 
-def _share(images: Tensor) -> None:
-    """Move ``images`` into shared memory if this is a worker process.
+def _share(images: Sequence[Tensor]) -> LoaderFailed | None:
+    """Move ``images`` into shared memory if this is a worker process; return an error where it is full.
 
-    Torch would do so when it sends them, in a thread of its own whose errors are never reported.
-
-    Raises LoaderFailed where shared memory is full.
+    Torch would move them when it sends them, in a thread of its own whose errors are never reported.
     """
     if get_worker_info() is None:
-        return
-    try:
-        images.share_memory_()
-    except RuntimeError as error:
-        size = images.numel() * images.element_size()
-        raise LoaderFailed(
-            f"no shared memory (/dev/shm) for images of {_mib(size)}: {str(error).splitlines()[0]}; {_MORE}"
-        ) from None
+        return None
+    for image in images:
+        try:
+            image.share_memory_()
+        except RuntimeError as error:
+            size, reason = image.numel() * image.element_size(), str(error).splitlines()[0]
+            return LoaderFailed(f"no shared memory (/dev/shm) for images of {_mib(size)}: {reason}; {_MORE}")
+    return None
 
 
 def needed_memory(workers: int, batch_bytes: int, largest_bytes: int | None = None) -> int:
@@ -137,18 +125,16 @@ def batch_bytes(records: Sequence[ImageRecord], transform: ImageTransform, count
     """
     scale = max(transform.scales) * max(transform.scale_jitter or (1.0,))
     sizes = [transform.size_of((record.height, record.width), scale) for record in one_per_size(records)]
-    if count == 1:
-        usual = mixed = max((height * width for height, width in sizes), default=0)
-    else:
-        portrait = [size for size in sizes if size[0] > size[1]]
-        landscape = [size for size in sizes if size[0] <= size[1]]
-        usual = max((_padded(group) for group in (portrait, landscape) if group), default=0)
-        mixed = _padded(sizes) if sizes else 0
+    portrait = [size for size in sizes if size[0] > size[1]]
+    landscape = [size for size in sizes if size[0] <= size[1]]
+    groups = [[size] for size in sizes] if count == 1 else [portrait, landscape]
+    usual = max(map(_padded, groups), default=0)
+    mixed = usual if count == 1 else _padded(sizes)
     return 12 * count * usual, 12 * count * mixed  # three channels of four bytes
 
 
 def _padded(sizes: Sequence[tuple[int, int]]) -> int:
-    return max(height for height, _ in sizes) * max(width for _, width in sizes)
+    return max((height for height, _ in sizes), default=0) * max((width for _, width in sizes), default=0)
 
 
 def one_per_size(records: Sequence[ImageRecord]) -> list[ImageRecord]:
@@ -168,9 +154,9 @@ def free_shared_memory() -> int | None:
 def workers_that_fit(
     workers: int, batch_bytes: int, largest_bytes: int | None = None, *, fixed: bool = True
 ) -> int:
-    """Return ``workers``, or the largest smaller number for which shared memory is large enough.
+    """Return the largest number up to ``workers`` for which shared memory is large enough.
 
-    Raises LoaderFailed where it is too small for a number that is ``fixed``.
+    A ``fixed`` number is not reduced. Raises LoaderFailed where shared memory is too small for it.
     """
     free = free_shared_memory()
     for count in [workers] if fixed else range(workers, 0, -1):
@@ -186,13 +172,13 @@ def workers_that_fit(
 
 
 def load(loader: Iterable[Item | InputError]) -> Generator[Item, None, None]:
-    """Yield what a DataLoader with a time-out of ``TRY_SECONDS`` yields, and raise what a worker refused.
+    """Yield the items of a DataLoader whose time-out is ``TRY_SECONDS``, and raise the errors of its workers.
 
     Closing the generator ends the loader's processes.
 
     Raises:
-        InputError: from a worker.
-        LoaderFailed: nothing came for ``WAIT_SECONDS``. Time during which this process itself was stopped
+        InputError: a worker returned it.
+        LoaderFailed: no item came for ``WAIT_SECONDS``. Time during which this process itself was stopped
             counts as one try at most.
     """
     items, tries = iter(loader), 0
@@ -214,14 +200,14 @@ def load(loader: Iterable[Item | InputError]) -> Generator[Item, None, None]:
                 raise item
             yield item
     finally:
-        del items  # Python 3.12.3 seems to keep what a closed generator held
+        del items  # Python 3.12.3 seems to keep the variables of a closed generator
 
 
 @contextmanager
 def workers_watched(advice: str = "") -> Iterator[None]:
-    """Turn the error of a worker process that dies into one LoaderFailed that ends with ``advice``.
+    """Raise one LoaderFailed, whose message ends with ``advice``, when a worker process dies.
 
-    Torch raises that error anywhere in the main process.
+    Torch's own error can come at any place in the main process.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Names of files in a data set: finding them by name without suffix, keys of images, and safe names."""
+"""Names of files in a data set: finding files without their suffix, keys of images, and safe names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from detector.core.errors import InputError
 
 OUTSIDE = "@parent"
-"""Stands for ``..`` in the key of an image outside the data root: stores refuse names that lead upwards."""
+"""Replaces ``..`` in the key of an image outside the data root: stores refuse names that lead upwards."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MAX_NAME_BYTES = 240  # file systems refuse names over 255 bytes, suffix included
@@ -39,7 +39,7 @@ def require_inside(name: str, place: str, expected: str) -> None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or not _is_file_name(name) or ".." in parts or parts[0] == "/" or _DRIVE.match(name):
         raise InputError(
-            f"{place} {name[:80]!r} leads out of the data root or is no file name; expected {expected}"
+            f"{place} {name[:80]!r} leads out of the data root or is not a file name; expected {expected}"
         )
 
 
@@ -65,15 +65,17 @@ class FileFinder:
         ``suffixes`` are in lower case and begin with their only dot. Suffixes all in lower case come first,
         then those all in upper case, then mixtures. A folder is listed once, when a file is first missing.
         """
-        name = str(base)
-        if (name, suffixes) not in self._results:
-            folder, stem = os.path.split(name)
-            result = None if folder in self._suffixes_by_folder else _with_common_suffix(name, suffixes)
-            self._results[name, suffixes] = result or self._from_listing(folder, stem, suffixes)
-        return self._results[name, suffixes]
+        key = str(base), suffixes
+        if key not in self._results:
+            self._results[key] = self._find(*key)
+        return self._results[key]
 
-    def _from_listing(self, folder: str, stem: str, suffixes: tuple[str, ...]) -> Path | None:
+    def _find(self, name: str, suffixes: tuple[str, ...]) -> Path | None:
+        folder, stem = os.path.split(name)
         if folder not in self._suffixes_by_folder:
+            for written in (*suffixes, *map(str.upper, suffixes)):
+                if os.path.isfile(path := name + written):  # noqa: PTH113 - much faster than Path
+                    return Path(path)
             self._suffixes_by_folder[folder] = _list_suffixes(folder)
 
         def rank(written: str) -> tuple[int, int, str]:
@@ -82,22 +84,11 @@ class FileFinder:
 
         candidates = self._suffixes_by_folder[folder].get(stem, ())
         known = sorted((one for one in candidates if one.lower() in suffixes), key=rank)
-        paths = (Path(folder, stem + written) for written in known)
-        return next(filter(Path.is_file, paths), None)
-
-
-def _with_common_suffix(name: str, suffixes: tuple[str, ...]) -> Path | None:
-    for written in (*suffixes, *map(str.upper, suffixes)):
-        if os.path.isfile(path := name + written):  # noqa: PTH113 - much faster than Path
-            return Path(path)
-    return None
+        return next(filter(Path.is_file, (Path(folder, stem + written) for written in known)), None)
 
 
 def _list_suffixes(folder: str) -> Mapping[str, list[str]]:
-    """Return the suffixes, dot included, of the files in a folder, by what stands before them.
-
-    A folder that cannot be listed has none.
-    """
+    """Return the suffixes, with their dots, of each stem in a folder; none if it cannot be listed."""
     suffixes: defaultdict[str, list[str]] = defaultdict(list)
     try:
         with os.scandir(folder or os.curdir) as entries:

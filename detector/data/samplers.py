@@ -21,8 +21,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
     Each epoch is a new permutation. With ``groups``, one integer per image, a batch holds images of one
     group, except for the last ones of each group, which share batches so that none is left out. The last
-    batch of an epoch is filled with images from the epoch's beginning. Of the global stream of batches,
-    process ``rank`` of ``world_size`` takes every ``world_size``-th, so that no two processes see the same.
+    batch of an epoch is filled with images from the epoch's beginning. Process ``rank`` of ``world_size``
+    takes every ``world_size``-th batch of the common stream, so that no two processes see the same batch.
     """
 
     count: int

@@ -1,4 +1,4 @@
-"""Which images of a data set belong to a split where no file lists them, and which are left out."""
+"""Selections of images: the splits of a data set by ratio, and lists of images to leave out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detector.core.files import ASCII_SPACE, read_short_text
 from detector.core.structures import ImageName
 
 Selection = Callable[[Sequence[ImageName]], Sequence[ImageName]]
-"""Takes the names of all images of a source and returns those of the images to read, in the same order."""
+"""Takes the names of all images of a source and returns those of the images to read, in their order."""
 
 _HERE = "./"
 
@@ -23,7 +23,13 @@ def divide(ids: Sequence[str], ratio: Mapping[str, float], seed: int) -> dict[st
     order of ``ids`` nor on the machine. If the fractions add up to 1, every image is in exactly one split.
     Each split keeps the order of ``ids``.
     """
-    drawn = sorted(ids, key=lambda image_id: _hash(f"{seed}:{image_id}"))
+
+    def draw(image_id: str) -> bytes:
+        # A surrogate represents a byte of a file name that is not UTF-8.
+        text = f"{seed}:{image_id}".encode(errors="surrogatepass")
+        return hashlib.blake2b(text, digest_size=16).digest()
+
+    drawn = sorted(ids, key=draw)
     splits: dict[str, list[str]] = {}
     start, total = 0, 0.0
     for name, fraction in ratio.items():
@@ -33,11 +39,6 @@ def divide(ids: Sequence[str], ratio: Mapping[str, float], seed: int) -> dict[st
         splits[name] = [image_id for image_id in ids if image_id in members]
         start = end
     return splits
-
-
-def _hash(text: str) -> bytes:
-    # A surrogate stands for a byte of a file name that is not UTF-8.
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def set_aside(ids: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -93,21 +94,16 @@ def without(
             for name in names
             if name.image_id in left_out and name.key not in left_out
         }
-        if by_id:
-            _refuse_shared_ids(by_id, everything(), source)
+        for image_id, key in everything() if by_id else ():
+            listed = by_id.get(image_id, key)
+            if listed != key:
+                raise InputError(
+                    f"{source}: {image_id!r} is the id of {listed!r} and of {key!r}; write instead the path "
+                    "of the image to leave out"
+                )
         return [name for name in names if name.key not in left_out and name.image_id not in by_id]
 
     return select
-
-
-def _refuse_shared_ids(by_id: Mapping[str, str], everything: Iterable[ImageName], source: Path | str) -> None:
-    for image_id, key in everything:
-        listed = by_id.get(image_id, key)
-        if listed != key:
-            raise InputError(
-                f"{source}: {image_id!r} is the id of {listed!r} and of {key!r}; write instead the path of "
-                "the image to leave out"
-            )
 
 
 def in_turn(selections: Sequence[Selection]) -> Selection:

@@ -1,17 +1,17 @@
-"""A data set as the rest of the project sees it, whatever the format of its annotations."""
+"""What every format of annotations provides to the rest of the project: a `DataSource` and its `Dataset`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import ImageToCheck, Reporter
+from detector.core.errors import InputError
+from detector.core.structures import ImageName, ImageRecord, Targets
+from detector.data.problems import Problem, Reporter
 from detector.data.selection import Selection
-from detector.data.suspicions import Suspicion
-from detector.data.targets import ObjectRules
+from detector.data.targets import AnnotatedObject, ObjectRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,24 @@ class Dataset:
     dropped: dict[str, int]
     coco_ids: dict[str, int]
     annotated: bool = True
-    suspicions: tuple[Suspicion, ...] = ()
+    suspicions: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageToCheck:
+    """One image to check: the files of its annotation and of its pixels, and the splits that name it.
+
+    ``objects`` and ``size`` (height, width) are those in a COCO file. ``objects`` None means that
+    ``annotation`` is a VOC file, which has not been read yet.
+    """
+
+    image_id: str
+    key: str
+    splits: tuple[str, ...]
+    annotation: Path
+    path: Path
+    size: tuple[int, int] | None = None
+    objects: tuple[AnnotatedObject, ...] | None = None
 
 
 class DataSource(Protocol):
@@ -48,8 +65,7 @@ class DataSource(Protocol):
     @property
     def rules(self) -> ObjectRules: ...
 
-    @property
-    def declares_classes(self) -> bool: ...
+    declares_classes: ClassVar[bool]
 
     def image_list(self, split: str) -> Path:
         """Return the file or folder that names the images of ``split``; it need not exist."""
@@ -109,5 +125,25 @@ class DataSource(Protocol):
 
 
 def for_split(name: str, split: str) -> str:
-    """Return the name of a file or folder for one split, which stands in place of ``{split}``."""
+    """Return the name of a file or folder for one split, which replaces ``{split}``."""
     return name.replace("{split}", split)
+
+
+def new_record(image_id: str, key: str, path: Path, size: tuple[int, int], targets: Targets) -> ImageRecord:
+    height, width = size
+    return ImageRecord(image_id=image_id, key=key, path=path, height=height, width=width, targets=targets)
+
+
+def size_of(image: Path, missing: str, *, required: bool) -> tuple[int, int]:
+    """Return the (height, width) of an image file whose annotation gives none.
+
+    (0, 0) if the file is missing and not ``required``. ``missing`` begins the message, with what is missing
+    and where. Raises InputError for a required image that is missing, and for an unreadable one.
+    """
+    if not image.is_file():
+        if required:
+            raise InputError(f"{missing}, and there is no image at {image} to take it from; add the size")
+        return 0, 0
+    from detector.data.images import upright_size  # OpenCV only for the few files that need it
+
+    return upright_size(image)

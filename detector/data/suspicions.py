@@ -1,16 +1,17 @@
 """Probable mistakes in a data set whose files contain no error.
 
-Each one is a `Suspicion`: ``tools/check_data.py`` shows every suspicion as a line, and a training run that
-starts shows a summary. Nothing is changed because of them.
+``tools/check_data.py`` shows each of them as a line, and a training run that starts shows a summary. Nothing
+is changed because of them.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 from urllib.parse import unquote
+
+from detector.data.problems import Problem
 
 DEPTH_SAMPLE = 100
 """Number of images whose bit depth a starting training run looks at; a check looks at all."""
@@ -18,16 +19,7 @@ DEPTH_SAMPLE = 100
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # the formats that can hold 16 bits
 
 
-class Suspicion(NamedTuple):
-    """``kind`` in a few words, the ``file`` and perhaps the object in it, and what the user should check."""
-
-    kind: str
-    file: str
-    message: str
-    object: str | None = None
-
-
-def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Suspicion]:
+def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Problem]:
     """Compare the image name in an XML file with the ``image`` that is loaded for it.
 
     Differences in the folder, in case and in the suffix are ignored, because tools write them differently;
@@ -38,43 +30,44 @@ def other_image(named: str | None, image: Path, annotation: Path) -> Iterator[Su
         return
     spellings = (name, PurePosixPath(name).stem, PurePosixPath(unquote(name)).stem)
     stems = {spelling.casefold() for spelling in spellings}
-    # No folder has longer names or names with a null character; looking for them would be an error.
-    askable = len(name.encode(errors="replace")) < 256 and "\0" not in name
-    exists = askable and image.with_name(name).is_file()
+    # Looking for a longer name, or one with a null character, would be an error; no folder has such names.
+    possible = len(name.encode(errors="replace")) < 256 and "\0" not in name
+    exists = possible and image.with_name(name).is_file()
     if image.stem.casefold() in stems and not exists:
         return
     beside = "both files exist" if exists else f"no file of that name is beside {image.name}"
     message = f"<filename> names {name[:80]!r}, the image that is read is {image.name!r}; {beside}"
-    yield Suspicion("another image", str(annotation), message)
+    yield Problem(kind="another image", file=str(annotation), message=message)
 
 
-def several_boxes(places: Iterable[str], annotation: Path) -> Iterator[Suspicion]:
+def several_boxes(places: Iterable[str], annotation: Path) -> Iterator[Problem]:
     """Look for objects of an XML file with more than one box; ``places`` are those of all its objects."""
-    seconds = [place for place in places if place.endswith(", box 2")]
-    for place in seconds:
-        message = "has several <bndbox>; each is read as an object of its own"
-        yield Suspicion("several boxes", str(annotation), message, place.removesuffix(", box 2"))
+    message = "has several <bndbox>; each is read as a separate object"
+    for place in places:
+        if place.endswith(", box 2"):
+            thing = place.removesuffix(", box 2")
+            yield Problem(kind="several boxes", file=str(annotation), message=message, object=thing)
 
 
-def same_image(images: Sequence[tuple[object, Path]], annotations: Path) -> Iterator[Suspicion]:
+def same_image(images: Sequence[tuple[object, Path]], annotations: Path) -> Iterator[Problem]:
     """Look for image files that a COCO file lists under two ids; ``images`` has the id and path of each."""
     first: dict[Path, object] = {}
     for identity, path in images:
         before = first.setdefault(path, identity)
         if before != identity:
             message = f"images {before} and {identity} are one file, {path.name!r}; merge their annotations"
-            yield Suspicion("one file twice", str(annotations), message)
+            yield Problem(kind="one file twice", file=str(annotations), message=message)
 
 
-def similar_names(names: Iterable[str], source: str) -> Iterator[Suspicion]:
+def similar_names(names: Iterable[str], source: str) -> Iterator[Problem]:
     """Look for class names that differ only in case, in spaces or in the Unicode form of a letter."""
     first: dict[str, str] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         plain = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
         before = first.setdefault(plain, name)
         if before != name:
             message = f"classes {before!r} and {name!r} are two classes; if they are one, correct the name"
-            yield Suspicion("similar classes", source, message)
+            yield Problem(kind="similar classes", file=source, message=message)
 
 
 def at_wrong_edge(written: Sequence[float], size: tuple[int, int], first_pixel: int) -> bool:
@@ -89,7 +82,7 @@ def at_wrong_edge(written: Sequence[float], size: tuple[int, int], first_pixel: 
     return (xmax, ymax) != (0, 0) and (xmax == size[1] or ymax == size[0])
 
 
-def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -> Iterator[Suspicion]:
+def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -> Iterator[Problem]:
     """Report how many of a VOC data set's objects are `at_wrong_edge`."""
     if count:
         edge = "0" if first_pixel == 1 else "the image's width or height"
@@ -98,10 +91,10 @@ def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -
             f"{count} of {objects} objects have a corner at {edge}, so the files seem to count pixels from "
             f"{other}; if they do, set data.first_pixel={other}"
         )
-        yield Suspicion("first pixel", source, message)
+        yield Problem(kind="first pixel", file=source, message=message)
 
 
-def unused_bits(image: Path) -> Iterator[Suspicion]:
+def unused_bits(image: Path) -> Iterator[Problem]:
     """Look for an image of 16 bits per channel whose data seem to have fewer, although it is read as 16.
 
     Raises InputError as `detector.data.images.read_image`.
@@ -111,31 +104,23 @@ def unused_bits(image: Path) -> Iterator[Suspicion]:
 
         message = low_bit_depth(image)
         if message is not None:
-            yield Suspicion("bit depth", str(image), message)
+            yield Problem(kind="bit depth", file=str(image), message=message)
 
 
-def sampled_unused_bits(images: Sequence[Path]) -> Iterator[Suspicion]:
+def sampled_unused_bits(images: Sequence[Path]) -> Iterator[Problem]:
     """Apply `unused_bits` to at most `DEPTH_SAMPLE` of ``images``, evenly spaced."""
     deep = [path for path in images if path.suffix.lower() in _DEEP_SUFFIXES]
     for path in deep[:: max(1, -(-len(deep) // DEPTH_SAMPLE))]:
         yield from unused_bits(path)
 
 
-def summary(suspicions: Iterable[Suspicion]) -> list[str]:
-    """Return one line for each kind: how many there are, and the first."""
-    kinds: dict[str, list[Suspicion]] = {}
+def summary(suspicions: Iterable[Problem]) -> list[str]:
+    """Return one line for each kind: the first problem, and how many more there are."""
+    kinds: dict[str, list[Problem]] = {}
     for one in suspicions:
         kinds.setdefault(one.kind, []).append(one)
-    return [_line(kind, members) for kind, members in kinds.items()]
-
-
-def _line(kind: str, members: Sequence[Suspicion]) -> str:
-    first, others = members[0], len(members) - 1
-    place = ": ".join(filter(None, (first.file, first.object)))
-    more = f" ({others} more of this kind; tools/check_data.py lists all)" if others else ""
-    return f"warning: {kind}: {place}: {first.message}{more}"
-
-
-def names_with_others(classes: Sequence[str], others: Mapping[str, int]) -> list[str]:
-    """Return ``classes`` and, after them, the sorted names in ``others`` that are not among them."""
-    return [*classes, *(name for name in sorted(others) if name not in classes)]
+    lines = []
+    for kind, (first, *others) in kinds.items():
+        more = f" ({len(others)} more of this kind; tools/check_data.py lists all)" if others else ""
+        lines.append(f"warning: {kind}: {first.place}: {first.message}{more}")
+    return lines

@@ -1,10 +1,11 @@
-"""From the annotated objects of one image to `Targets`, and what happens to objects with faulty boxes."""
+"""From the annotated objects of an image to `Targets`, with rules for invalid boxes and other classes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,8 +32,8 @@ _TOLERANCE = 1.0
 class AnnotatedObject:
     """An object as annotated: ``box`` is half-open in image pixels; ``area`` None means the area of the box.
 
-    ``ignore`` is COCO's flag of that name: the object is not trained on and cannot be missed. ``place`` says
-    where the object is written and ``written`` is its box in that file's own convention, both for messages.
+    ``ignore`` is COCO's flag of that name: the object is not trained on and cannot be missed. ``file`` and
+    ``place`` in it say where the object is written; ``written`` is its box in that file's own convention.
     """
 
     name: str
@@ -41,8 +42,13 @@ class AnnotatedObject:
     crowd: bool = False
     ignore: bool = False
     area: float | None = None
+    file: Path
     place: str
     written: Sequence[float]
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}: {self.place}"
 
     @property
     def size(self) -> tuple[float, float]:
@@ -81,15 +87,15 @@ class ObjectRules:
     def box_fault(self, box: Box, size: tuple[int, int]) -> str | None:
         """Return what is wrong with ``box`` on an image of ``size`` (height, width), None if it can be used.
 
-        "swapped", "outside" (by more than one pixel, or wholly where boxes are clipped) or "under 2 px",
+        "swapped", "outside" (by more than one pixel, or entirely where boxes are clipped) or "under 2 px",
         where the number is ``min_box_size``.
         """
         if box[2] < box[0] or box[3] < box[1]:
             return "swapped"
         clipped = _clip(box, size)
-        gone = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
+        empty = clipped[2] <= clipped[0] or clipped[3] <= clipped[1]
         far = max(abs(before - after) for before, after in zip(box, clipped, strict=True)) > _TOLERANCE
-        if (gone and clipped != box) or (far and self.invalid_boxes != "clip"):
+        if (empty and clipped != box) or (far and self.invalid_boxes != "clip"):
             return "outside"
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < self.min_box_size:
             return f"under {self.min_box_size:g} px"
@@ -123,9 +129,12 @@ class TargetBuilder:
 
         Raises InputError for an object of an unknown class, or an invalid box under "error".
         """
-        wanted = [thing for thing in objects if self._is_wanted(thing)]
-        labelled = [(thing, self._label(thing), self._usable_box(thing, size)) for thing in wanted]
-        kept = [(thing, label, box) for thing, label, box in labelled if box is not None]
+        kept: list[tuple[AnnotatedObject, int, Box]] = []
+        for thing in objects:
+            label = self._label(thing)
+            box = None if label is None else self._usable_box(thing, size)
+            if label is not None and box is not None:
+                kept.append((thing, label, box))
         boxes = torch.tensor([box for _, _, box in kept], dtype=torch.float32).reshape(-1, 4)
         area = box_ops.area(boxes)
         for index, (thing, _, _) in enumerate(kept):
@@ -139,20 +148,18 @@ class TargetBuilder:
             area=area,
         )
 
-    def _is_wanted(self, thing: AnnotatedObject) -> bool:
-        if self.rules.other_classes == "error" or thing.name in self._labels:
-            return True
-        self.counts[OTHER_CLASS] += 1
-        self.others[thing.name] += 1
-        return False
-
-    def _label(self, thing: AnnotatedObject) -> int:
-        if thing.name not in self._labels:
+    def _label(self, thing: AnnotatedObject) -> int | None:
+        """Return the label of an object, or None if it is left out because of its class."""
+        label = self._labels.get(thing.name)
+        if label is None and self.rules.other_classes == "error":
             raise InputError(
-                f"{thing.place}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
+                f"{thing.where}: {thing.name!r} is not among the classes{nearest(thing.name, self._labels)}; "
                 f"{OTHER_CLASS_ADVICE}"
             )
-        return self._labels[thing.name]
+        if label is None:
+            self.counts[OTHER_CLASS] += 1
+            self.others[thing.name] += 1
+        return label
 
     def _usable_box(self, thing: AnnotatedObject, size: tuple[int, int]) -> Box | None:
         """Return the box, clipped if necessary, or None if the object is left out."""
@@ -166,7 +173,7 @@ class TargetBuilder:
         if self.rules.invalid_boxes == "error":
             written = ", ".join(f"{number:g}" for number in thing.written)
             raise InputError(
-                f"{thing.place}: box {written} is {fault} (the image is {size[1]}x{size[0]}); correct it, or "
+                f"{thing.where}: box {written} is {fault} (the image is {size[1]}x{size[0]}); correct it, or "
                 "choose to drop or clip such boxes"
             )
         self.counts[fault] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from detector.core.structures import ImageMeta, Normalization
 
 
 def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> tuple[int, int]:
-    """Return the (height, width) in pixels at which ``size`` has ``shorter_side``, with a longer side capped.
+    """Return the (height, width) in pixels at which ``size`` has ``shorter_side``, within ``max_size``.
 
     The rule of Fast R-CNN's release: if the longer side would exceed ``max_size`` after rounding, it becomes
     ``max_size`` and the shorter side becomes smaller than requested.
@@ -38,7 +39,7 @@ class ImageTransform:
     normalization: Normalization
     scales: tuple[int, ...]
     max_size: int
-    resize: str = "shorter"
+    resize: Literal["shorter", "square", "none"] = "shorter"
     flip: float = 0.0
     vertical_flip: float = 0.0
     scale_jitter: tuple[float, float] | None = None
@@ -80,13 +81,9 @@ class ImageTransform:
     def size_of(self, size: tuple[int, int], scale: float | None = None) -> tuple[int, int]:
         """Return the (height, width) of the input for an image of ``size``; None takes the first scale."""
         scale = float(self.scales[0]) if scale is None else scale
-        match self.resize:
-            case "square":
-                return max(1, round(scale)), max(1, round(scale))
-            case "none":
-                return input_size(size, min(size), self.max_size)
-            case _:
-                return input_size(size, scale, self.max_size)
+        if self.resize == "square":
+            return max(1, round(scale)), max(1, round(scale))
+        return input_size(size, min(size) if self.resize == "none" else scale, self.max_size)
 
     def _pixels(self, image: np.ndarray, meta: ImageMeta) -> Tensor:
         if meta.input_size != meta.original_size:
@@ -100,5 +97,5 @@ class ImageTransform:
             image = image[:, :, ::-1]
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).float()
         mean = torch.tensor(self.normalization.mean).view(3, 1, 1)
-        deviation = torch.tensor(self.normalization.deviation).view(3, 1, 1)
-        return (pixels / self.normalization.maximum - mean) / deviation
+        standard_deviation = torch.tensor(self.normalization.deviation).view(3, 1, 1)
+        return (pixels / self.normalization.maximum - mean) / standard_deviation

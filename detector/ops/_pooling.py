@@ -1,4 +1,4 @@
-"""What the two pooling operators share in Python: input checks, fake kernels, and refusals with a reason."""
+"""What the two pooling operators share: input checks, gradients, fake kernels, and refused calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_inputs(name: str, features: Tensor, rois: Tensor) -> None:
 
 
 def needs_gradient(features: Tensor) -> bool:
-    """Return whether the forward pass has to keep the places of the maxima."""
+    """Say whether the forward pass has to keep the places of the maxima."""
     return torch.is_grad_enabled() and features.requires_grad
 
 
@@ -63,8 +63,29 @@ def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool)
     return features.new_empty((pooled.shape[0], bins, slots), dtype=torch.int16 if small else torch.int32)
 
 
-def refuse(name: str) -> None:
-    """Make the second derivative of ``detector::name`` and ``torch.func.vmap`` raise a clear error."""
+def register(
+    name: str,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    geometry: Callable[..., tuple[Any, ...]],
+) -> None:
+    """Register the gradient and the fake kernels of ``detector::name``, and the calls that are refused.
+
+    ``geometry`` takes the operator's inputs and returns the arguments of ``detector::name_backward`` that
+    follow the gradient, the RoIs and the places of the maxima.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # otherwise torch makes a gradient of zeros for the places
+        ctx.save_for_backward(inputs[1], output[1])
+        ctx.geometry, ctx.without_gradient = geometry(*inputs), (None,) * (len(inputs) - 1)
+
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, *ctx.without_gradient
+        operator = getattr(torch.ops.detector, f"{name}_backward")
+        return operator(grad, *ctx.saved_tensors, *ctx.geometry), *ctx.without_gradient
 
     def no_double_backward(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(f"{name} has no second derivative: its gradient is not differentiable")
@@ -75,13 +96,9 @@ def refuse(name: str) -> None:
             " images and RoIs in one call"
         )
 
+    torch.library.register_fake(f"detector::{name}", fake)
+    torch.library.register_autograd(f"detector::{name}", backward, setup_context=setup_context)
+    torch.library.register_fake(f"detector::{name}_backward", fake_backward)
     torch.library.register_autograd(f"detector::{name}_backward", no_double_backward)
     for operator in (name, f"{name}_backward"):
         torch.library.register_vmap(f"detector::{operator}", no_vmap)
-
-
-def register(name: str, fake: Callable[..., Any], fake_backward: Callable[..., Any]) -> None:
-    """Register the fake kernels of ``detector::name`` and ``detector::name_backward``, and the refusals."""
-    torch.library.register_fake(f"detector::{name}", fake)
-    torch.library.register_fake(f"detector::{name}_backward", fake_backward)
-    refuse(name)

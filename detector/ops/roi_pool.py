@@ -76,30 +76,17 @@ def _fake(
     return pooled, fake_argmax(features, pooled, height * width, with_argmax)
 
 
-def _fake_backward(
-    grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, rule: int, batch: int, height: int, width: int
-) -> Tensor:
+def _fake_backward(grad: Tensor, *arguments: Any) -> Tensor:
+    batch, height, width = arguments[-3:]
     return grad.new_empty((batch, grad.shape[1], height, width))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, rois = inputs[:2]
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # otherwise torch makes a gradient of zeros for the places
-    ctx.save_for_backward(rois, output[1])
-    ctx.geometry = (*inputs[4:6], features.shape[0], *features.shape[2:])
+def _geometry(features: Tensor, rois: Tensor, height: int, width: int, *settings: Any) -> tuple[Any, ...]:
+    scale, rule, _ = settings
+    return scale, rule, features.shape[0], *features.shape[2:]
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 7
-    rois, argmax = ctx.saved_tensors
-    grad_features = torch.ops.detector.roi_pool_backward(grad, rois, argmax, *ctx.geometry)
-    return grad_features, *(None,) * 6
-
-
-torch.library.register_autograd("detector::roi_pool", _backward, setup_context=_setup_context)
-register("roi_pool", _fake, _fake_backward)
+register("roi_pool", _fake, _fake_backward, _geometry)
 
 
 class RoIPool(nn.Module):

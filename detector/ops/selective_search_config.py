@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -93,9 +93,7 @@ class SelectiveSearchConfig:
             if width <= size[1]:
                 limit = None
             elif limit is not None:
-                limit = max(
-                    limit, size[0] * size[1]
-                )  # an image above the limit is not enlarged, but keeps its size
+                limit = max(limit, size[0] * size[1])  # an image above the limit keeps its size
         if limit is not None and working[0] * working[1] > limit:
             working = _shrunk(working, limit)
         if working[0] * working[1] > MAX_PIXELS:
@@ -159,12 +157,21 @@ def _check_names(field: str, names: tuple[str, ...], valid: Mapping[str, int]) -
         _require(isinstance(name, str) and name in valid, field, name, wanted)
 
 
-_ALL_SIMILARITIES = tuple(SIMILARITIES)
 _FAST = SelectiveSearchConfig()
 _QUALITY = SelectiveSearchConfig(
     color_spaces=("hsv", "lab", "rgi", "h", "intensity"),
     scales=(50.0, 100.0, 150.0, 300.0),
-    similarities=_ALL_SIMILARITIES,
+    similarities=tuple(SIMILARITIES),
+)
+_OPENCV_FAST = SelectiveSearchConfig(
+    color_spaces=("opencv_hsv", "opencv_lab"),
+    scales=(150.0, 300.0, 450.0),
+    min_size=100,
+    connectivity=4,
+    diagonal_neighbours=True,
+    all_texture_channels=True,
+    size_in_thirds=False,
+    min_side=0,
 )
 #: Configurations by name. ``reference_*``: table 4 of the paper with the constants of the release; ``fast``
 #: and ``quality`` are short names for two of them. ``opencv_*``: OpenCV's colour spaces, scales, smallest
@@ -179,26 +186,12 @@ PRESETS: Mapping[str, SelectiveSearchConfig] = MappingProxyType(
         ),
         "reference_fast": _FAST,
         "reference_quality": _QUALITY,
-        "opencv_fast": SelectiveSearchConfig(
-            color_spaces=("opencv_hsv", "opencv_lab"),
-            scales=(150.0, 300.0, 450.0),
-            min_size=100,
-            connectivity=4,
-            diagonal_neighbours=True,
-            all_texture_channels=True,
-            size_in_thirds=False,
-            min_side=0,
-        ),
-        "opencv_quality": SelectiveSearchConfig(
+        "opencv_fast": _OPENCV_FAST,
+        "opencv_quality": replace(
+            _OPENCV_FAST,
             color_spaces=("opencv_hsv", "opencv_lab", "opencv_rgi", "opencv_h", "opencv_intensity"),
             scales=(150.0, 300.0, 450.0, 600.0, 750.0),
-            similarities=_ALL_SIMILARITIES,
-            min_size=100,
-            connectivity=4,
-            diagonal_neighbours=True,
-            all_texture_channels=True,
-            size_in_thirds=False,
-            min_side=0,
+            similarities=tuple(SIMILARITIES),
         ),
     }
 )

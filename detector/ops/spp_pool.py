@@ -133,25 +133,11 @@ def _fake_backward(grad: Tensor, *arguments: Any) -> Tensor:
     return grad.new_empty(arguments[-4:])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, rois = inputs[:2]
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # otherwise torch makes a gradient of zeros for the places
-    ctx.save_for_backward(rois, output[1])
-    ctx.geometry = inputs[2:8]
-    ctx.map_shape = features.shape
+def _geometry(features: Tensor, rois: Tensor, *settings: Any) -> tuple[Any, ...]:
+    return *settings[:-1], *features.shape
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 9
-    rois, argmax = ctx.saved_tensors
-    grad_features = torch.ops.detector.spp_pool_backward(grad, rois, argmax, *ctx.geometry, *ctx.map_shape)
-    return grad_features, *(None,) * 8
-
-
-torch.library.register_autograd("detector::spp_pool", _backward, setup_context=_setup_context)
-register("spp_pool", _fake, _fake_backward)
+register("spp_pool", _fake, _fake_backward, _geometry)
 
 
 class SpatialPyramidPool(nn.Module):

@@ -16,10 +16,12 @@ from PIL import Image
 
 from detector.commands.check import show_report
 from detector.config import load_config
-from detector.data.check.problem import Problem
+from detector.data.check.image import Rules
 from detector.data.check.report import summarise
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
+from detector.data.problems import Problem
+from detector.data.targets import AS_ANNOTATED
 from detector.tasks.start import start_run
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
@@ -214,7 +216,7 @@ def test_a_terminal_shows_a_table_that_loses_nothing(
     )
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
-    show(summarise([], [fault], ["train"], "train"))
+    show(summarise([], [fault], ["train"], Rules(classes=None, objects=AS_ANNOTATED, train_split="train")))
     said = "".join(capsys.readouterr().out.split())
     for column in ("a/[b]/1.xml", "object 1 (c)", "swapped (stops training)", "box 5, 4, 3, 2"):
         assert all(word in said for word in column.split())

@@ -21,8 +21,8 @@ from detector.commands.proposal_jobs import folder_records
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.structures import Detections, ImageRecord
-from detector.data.check.problem import Problem
 from detector.data.convert import voc_to_coco
+from detector.data.problems import Problem
 from detector.evaluation.voc import VocEvaluator
 from detector.factory.data import load_split, read_splits
 from detector.tasks.scoring import Evaluation

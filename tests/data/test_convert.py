@@ -178,6 +178,21 @@ def test_what_is_there_already_is_not_overwritten(root: Path, tmp_path: Path) ->
         coco_to_voc(tmp_path / "test.json", tmp_path / "back", "three")
 
 
+def test_an_annotation_that_may_not_be_read_is_one_error(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    voc_to_coco(root, "test", tmp_path / "test.json")
+    coco_to_voc(tmp_path / "test.json", tmp_path / "back", "one")
+    path = tmp_path / "test.json"
+    monkeypatch.setattr("detector.data.convert.read_coco", lambda _: json.loads(path.read_text()))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"\.xml: cannot read the file: Permission denied"):
+        coco_to_voc(path, tmp_path / "back", "two")
+
+
 @pytest.mark.parametrize(
     "text", [f'<?xml version="1.0" encoding="gbk"?>{BARE}<!-- 牛 -->'.encode("gbk"), b"\xff\xfe", b""]
 )

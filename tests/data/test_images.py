@@ -403,3 +403,17 @@ def test_an_orientation_only_in_xmp_does_not_count(tmp_path: Path) -> None:
     path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(words) + 2) + words + jpeg[2:])
     assert stored_view(path) == (STORED, 1)
     assert upright_size(path) == read_image(path).shape[:2] == STORED
+
+
+@pytest.mark.parametrize("read", [stored_view, upright_size, check_image, low_bit_depth])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    def refuse(*_: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(picture(8, 8), ".png"))
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError, match=r"a\.png: cannot read the image: Permission denied"):
+        read(path)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detector.core.errors import InputError
-from detector.data.images import read_image
+from detector.data.images import check_image, read_image, stored_view
 from detector.data.in_memory import pixels_of
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -34,6 +34,22 @@ def test_an_orientation_that_stands_only_in_xmp_is_ignored_as_in_a_file(tmp_path
     path = tmp_path / "xmp.jpg"
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
     Image.fromarray(NOISE).save(path, xmp=xmp)
+    with Image.open(path) as image:
+        assert np.array_equal(pixels_of(image, "a"), read_image(path))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0MMxxjunk",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",  # a text as orientation
+    ],
+)
+def test_a_damaged_orientation_is_ignored_as_in_a_file(tmp_path: Path, exif: bytes) -> None:
+    path = tmp_path / "damaged.jpg"
+    Image.fromarray(NOISE).save(path, exif=exif)
+    check_image(path, (20, 30))
+    assert stored_view(path) == ((20, 30), 1)
     with Image.open(path) as image:
         assert np.array_equal(pixels_of(image, "a"), read_image(path))
 
@@ -77,8 +93,8 @@ def test_modes_without_a_file_of_their_own_are_refused(mode: str) -> None:
         (NOISE[None], r"four dimensions \(1x20x30x3\); give several images as a list"),
         (NOISE[0, 0], r"an array of 1 dimensions \(3\)"),
         (NOISE[:0], r"the array is empty \(0x30x3\)"),
-        (NOISE.tolist(), "a list is no image"),
-        (None, "a NoneType is no image; expected a path"),
+        (NOISE.tolist(), "a list is not an image"),
+        (None, "a NoneType is not an image; expected a path"),
     ],
 )
 def test_what_is_no_image_is_one_clear_error(image: object, fault: str) -> None:

@@ -1,12 +1,12 @@
-"""What can be wrong with one image of a data set and with what is annotated on it, one image per call.
+"""Checks of one image of a data set and of its annotation.
 
-`inspect_image` depends on nothing but its arguments, so processes can share the work: `inspect_images`.
+`inspect_image` depends only on its arguments, so that `inspect_images` can share the work among processes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -19,15 +19,15 @@ from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES
 from detector.core.machine import available_cores
 from detector.core.progress import track
-from detector.data.check.problem import ImageToCheck, Problem
-from detector.data.faults import message_without
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
-from detector.data.suspicions import Suspicion, at_wrong_edge, unused_bits
+from detector.data.problems import Problem, message_without
+from detector.data.source import ImageToCheck
+from detector.data.suspicions import at_wrong_edge, unused_bits
 from detector.data.targets import OTHER_CLASS_ADVICE, AnnotatedObject, ObjectRules
 from detector.data.voc.annotation import read_element, to_annotation
 
 _CHUNK = 16  # images that a process takes at a time
-_USABLE = ("duplicate object", "several boxes")  # problems of objects that are used all the same
+_USABLE = ("duplicate object", "several boxes")  # problems of objects that are used nevertheless
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +78,9 @@ class CheckedImage:
             )
         )
 
-    def suspect(self, suspicions: Iterable[Suspicion]) -> None:
-        for kind, file, message, thing in suspicions:
-            self.add(kind, Path(file), message, thing)
+    def suspect(self, suspicions: Iterable[Problem]) -> None:
+        for one in suspicions:
+            self.add(one.kind, Path(one.file), one.message, one.object)
 
 
 def inspect_images(images: Sequence[ImageToCheck], rules: Rules) -> list[CheckedImage]:
@@ -131,14 +131,14 @@ def _read_xml(
         checked.add("annotation", path, text, thing, stops=stops)
 
     try:
-        annotation = to_annotation(read_element(path), path, on_fault)
+        annotation = to_annotation(read_element(path), path, rules.first_pixel, on_fault)
     except InputError as error:
         on_fault(error)
         return None, ()
     if checked.listed.splits and checked.listed.path.is_file():
         checked.suspect(annotation.suspicions(checked.listed.path))
     checked.from_voc = len(annotation.objects)
-    return annotation.size, tuple(annotation.to_objects(rules.first_pixel))
+    return annotation.size, tuple(annotation.objects)
 
 
 def _check_pixels(checked: CheckedImage, size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -172,29 +172,21 @@ def _check_objects(
     stops = rules.objects.invalid_boxes == "error" and rules.train_split in checked.listed.splits
     limits = size or (2**24, 2**24)  # without a size nothing can be outside on the right or below
     for thing in objects:
-        where = thing.place.removeprefix(f"{file}: ")
         fault = rules.objects.box_fault(thing.box, limits)
         if rules.classes is not None and thing.name not in rules.classes:
             if rules.objects.other_classes == "ignore":
                 checked.others[thing.name] += 1
             else:
                 message = f"{thing.name!r} is not among the classes; {OTHER_CLASS_ADVICE}"
-                checked.add("unknown class", file, message, where, stops=True)
+                checked.add("unknown class", file, message, thing.place, stops=True)
         elif fault is None:
             checked.objects.append(thing)
         else:
             written = ", ".join(f"{number:g}" for number in thing.written)
             extent = f" of an image of {size[1]}x{size[0]}" if size and fault == "outside" else ""
-            checked.add(fault, file, f"box {written} is {fault}{extent}", where, stops=stops)
-    for place, twin in _twins(objects):
-        message = f"the same class and box as {twin.removeprefix(f'{file}: ')}"
-        checked.add("duplicate object", file, message, place.removeprefix(f"{file}: "))
-
-
-def _twins(objects: tuple[AnnotatedObject, ...]) -> Iterator[tuple[str, str]]:
-    """Yield, for each object that repeats an earlier one, the places of both."""
+            checked.add(fault, file, f"box {written} is {fault}{extent}", thing.place, stops=stops)
     first: dict[tuple[object, ...], str] = {}
     for thing in objects:
-        place = first.setdefault((thing.name, thing.box), thing.place)
-        if place != thing.place:
-            yield thing.place, place
+        twin = first.setdefault((thing.name, thing.box), thing.place)
+        if twin != thing.place:
+            checked.add("duplicate object", file, f"the same class and box as {twin}", thing.place)

@@ -1,4 +1,4 @@
-"""The result of checking a data set, for people (lines), programs (JSON) and the config (fix list)."""
+"""The result of checking a data set: as lines for people, as JSON for programs, as a list to leave out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from detector.core.errors import printable
-from detector.data.check.image import CheckedImage
-from detector.data.check.problem import Problem
+from detector.data.check.image import CheckedImage, Rules
+from detector.data.problems import Problem
 from detector.data.selection import list_line
-from detector.data.suspicions import names_with_others, similar_names, wrong_first_pixel
+from detector.data.suspicions import similar_names, wrong_first_pixel
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -24,7 +24,6 @@ class CheckReport:
     """All problems, and all images with the objects that training can use. ``splits`` are those checked."""
 
     splits: tuple[str, ...]
-    train_split: str
     problems: list[Problem]
     checked: list[CheckedImage]
 
@@ -83,31 +82,20 @@ def summarise(
     checked: Sequence[CheckedImage],
     others: Iterable[Problem],
     splits: Sequence[str],
-    train_split: str,
-    *,
-    first_pixel: int = 1,
-    classes: Iterable[str] = (),
+    rules: Rules,
     validation_split: str | None = None,
 ) -> CheckReport:
-    """Combine the results of single images; ``others`` are problems of no single image.
+    """Combine the results of single images; ``others`` are the problems that belong to no single image.
 
-    ``classes`` are the names that training knows, in addition to those of the objects. An image that is in
-    both ``train_split`` and ``validation_split`` stops training.
+    An image that is in both the training split and ``validation_split`` stops training.
     """
     problems = [*others, *(problem for one in checked for problem in one.problems)]
-    problems += _in_two_splits(checked, splits, {train_split, validation_split})
+    problems += _in_two_splits(checked, splits, {rules.train_split, validation_split})
     at_edge, objects = sum(one.at_edge for one in checked), sum(one.from_voc for one in checked)
-    annotated = Counter(thing.name for one in checked for thing in one.objects)
-    annotated.update(name for one in checked for name in one.others)
-    names = names_with_others(list(dict.fromkeys(classes)), annotated)
-    suspicions = [
-        *wrong_first_pixel(at_edge, objects, first_pixel, ", ".join(splits)),
-        *similar_names(names, ", ".join(splits)),
-    ]
-    problems += [Problem(kind=kind, file=file, message=message) for kind, file, message, _ in suspicions]
-    return CheckReport(
-        splits=tuple(splits), train_split=train_split, problems=problems, checked=list(checked)
-    )
+    annotated = {name for one in checked for name in (*one.others, *(thing.name for thing in one.objects))}
+    problems += wrong_first_pixel(at_edge, objects, rules.first_pixel, ", ".join(splits))
+    problems += similar_names([*sorted(rules.classes or ()), *sorted(annotated)], ", ".join(splits))
+    return CheckReport(splits=tuple(splits), problems=problems, checked=list(checked))
 
 
 def _in_two_splits(
@@ -138,10 +126,9 @@ def _in_two_splits(
 
 def problem_line(problem: Problem) -> str:
     """Return a problem as one whole line."""
-    place = ": ".join(filter(None, (problem.file, problem.object)))
     mark = "stops training" if problem.stops else "warning"
     text = " ".join(problem.message.split())
-    return printable(f"{place}: {problem.kind}: {text} [{mark}]")
+    return printable(f"{problem.place}: {problem.kind}: {text} [{mark}]")
 
 
 def fix_list(report: CheckReport) -> str:

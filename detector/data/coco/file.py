@@ -18,8 +18,8 @@ from urllib.parse import unquote
 from detector.core.errors import InputError
 from detector.core.files import read_json
 from detector.core.structures import ImageName
-from detector.data.faults import FaultHandler
 from detector.data.paths import image_key, require_inside
+from detector.data.problems import FaultHandler
 from detector.data.targets import MAX_COORDINATE, AnnotatedObject
 
 Entry = dict[str, Any]
@@ -34,8 +34,8 @@ def read_coco(
 ) -> CocoData:
     """Read ``images``, ``categories`` and ``annotations``; other sections are ignored.
 
-    With ``on_fault`` a faulty entry is handed to it and left out, and the rest is read. With ``unannotated``
-    the last two may be missing, as in files of test sets; they are then empty.
+    With ``on_fault`` a faulty entry is passed to it and left out, and the rest is read. With ``unannotated``
+    categories and annotations may be missing, as in files of test sets; they are then empty.
 
     Raises:
         InputError: an unreadable file or another format, an id or a category's name that occurs twice, a
@@ -49,9 +49,9 @@ def read_coco(
     if unannotated:
         content = {"categories": [], "annotations": [], **content}
     data = {section: _section(content, section, path) for section in SECTIONS}
-    checks = {"images": _WithOwnId(_check_image), "categories": _WithOwnId(_check_category)}
+    checks = {"images": _check_image, "categories": _check_category}
     for section, check in checks.items():
-        data[section] = _accepted(data[section], f"{path}: {section}", check, on_fault)
+        data[section] = _accepted(data[section], f"{path}: {section}", _with_own_id(check), on_fault)
     _refuse_twins(data["categories"], path)
     known = {section: {entry["id"] for entry in data[section]} for section in checks}
 
@@ -70,8 +70,7 @@ def category_names(data: CocoData) -> dict[int, str]:
 
 
 def record_id(entry: Entry) -> str:
-    """Return the id of an image's record: COCO's id as text, or the id that the image had in VOC layout where
-    `detector.data.convert` made the file."""
+    """Return the id of an image's record: COCO's id as text, or the VOC id that the converter stored."""
     return str(entry.get("voc_id", entry["id"]))
 
 
@@ -106,7 +105,8 @@ def annotated_objects(
             crowd=bool(entry.get("iscrowd", 0)) and not difficult,
             ignore=bool(entry.get("ignore", 0)),
             area=entry.get("area"),
-            place=f"{path}: annotations[{number}], image {entry['image_id']}",
+            file=path,
+            place=f"annotations[{number}], image {entry['image_id']}",
             written=entry["bbox"],
         )
 
@@ -139,7 +139,6 @@ def _section(content: dict[str, Any], section: str, path: Path) -> list[Entry]:
 def _accepted(
     entries: list[Entry], place: str, check: Callable[[Entry, str], None], on_fault: FaultHandler | None
 ) -> list[Entry]:
-    """Return the entries that pass ``check``."""
     kept = []
     for number, entry in enumerate(entries):
         try:
@@ -153,21 +152,20 @@ def _accepted(
     return kept
 
 
-class _WithOwnId:
-    """Checks that each entry has an id of its own, and whatever ``check`` does."""
+def _with_own_id(check: Callable[[Entry, str], None]) -> Callable[[Entry, str], None]:
+    """Return a check that each entry has an id of its own, and that then does what ``check`` does."""
+    seen: dict[int, str] = {}
 
-    def __init__(self, check: Callable[[Entry, str], None]) -> None:
-        self.check = check
-        self.seen: dict[int, str] = {}
-
-    def __call__(self, entry: Entry, place: str) -> None:
+    def check_entry(entry: Entry, place: str) -> None:
         identity = entry.get("id")
         if not isinstance(identity, int) or isinstance(identity, bool) or abs(identity) >= MAX_ID:
             raise InputError(f"{place}: id is {_short(identity)}; expected a whole number of 64 bits at most")
-        if identity in self.seen:
-            raise InputError(f"{place}: id {identity} is also that of {self.seen[identity]}; ids must differ")
-        self.seen[identity] = place.rpartition(" ")[2]
-        self.check(entry, place)
+        if identity in seen:
+            raise InputError(f"{place}: id {identity} is also that of {seen[identity]}; ids must differ")
+        seen[identity] = place.rpartition(" ")[2]
+        check(entry, place)
+
+    return check_entry
 
 
 def _check_image(entry: Entry, place: str) -> None:

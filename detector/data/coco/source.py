@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from detector.core.errors import InputError
-from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import ImageToCheck, Problem, Reporter, nothing_to_score, whole_file
+from detector.core.structures import ImageName
 from detector.data.coco.file import (
     CocoData,
     Entry,
@@ -23,10 +23,10 @@ from detector.data.coco.file import (
     read_coco,
     record_id,
 )
-from detector.data.faults import FaultHandler
+from detector.data.problems import FaultHandler, Reporter, nothing_to_score, whole_file
 from detector.data.selection import Selection
-from detector.data.source import Dataset, for_split
-from detector.data.suspicions import names_with_others, same_image, similar_names
+from detector.data.source import Dataset, ImageToCheck, for_split, new_record, size_of
+from detector.data.suspicions import same_image, similar_names
 from detector.data.targets import ObjectRules, TargetBuilder
 
 
@@ -35,9 +35,9 @@ class CocoSource:
     """A `detector.data.source.DataSource` in COCO's format.
 
     ``annotations`` is the JSON file and ``images`` the folder of the images, both below ``root``;
-    ``{split}`` in them stands for the split's name. Keys are paths below ``root``. A record's id is COCO's id
-    as text, see `detector.data.coco.file.record_id`. ``iscrowd`` becomes ``Targets.crowd``, ``area`` the
-    annotated area.
+    ``{split}`` in them is replaced by the split's name. Keys are paths below ``root``. A record's id is
+    COCO's id as text, see `detector.data.coco.file.record_id`. ``iscrowd`` becomes ``Targets.crowd``, and
+    ``area`` the annotated area.
     """
 
     root: Path
@@ -46,9 +46,7 @@ class CocoSource:
     images: str = "{split}"
     rules: ObjectRules = field(default_factory=ObjectRules)
 
-    @property
-    def declares_classes(self) -> bool:
-        return True
+    declares_classes: ClassVar[bool] = True
 
     def image_list(self, split: str) -> Path:
         return self.root / for_split(self.annotations, split)
@@ -93,16 +91,13 @@ class CocoSource:
                 raise InputError(
                     f"{path}: image {entry['id']} is missing: {_where(entry['file_name'], folder)}"
                 )
-            height, width = _size(entry, image, path, required=require_images or training)
-            targets = build_targets(annotated_objects(annotations[entry["id"]], names, path), (height, width))
-            records.append(
-                ImageRecord(
-                    image_id=image_id, key=key, path=image, height=height, width=width, targets=targets
-                )
-            )
+            missing = f"{path}: image {entry['id']} has no height and width"
+            size = _size(entry) or size_of(image, missing, required=require_images or training)
+            targets = build_targets(annotated_objects(annotations[entry["id"]], names, path), size)
+            records.append(new_record(image_id, key, image, size, targets))
         coco_ids = {image_id: entries[image_id]["id"] for image_id, _ in chosen}
         files = [(coco_ids[record.image_id], record.path) for record in records]
-        all_names = names_with_others(tuple(names.values()), dict.fromkeys(classes, 0))
+        all_names = [*names.values(), *sorted(classes)]
         return Dataset(
             records=records,
             classes=classes,
@@ -160,7 +155,7 @@ class CocoSource:
         files: list[tuple[object, Path]] = []
         for image_id, key in chosen:
             entry = entries[image_id]
-            image, size = image_file(folder, entry["file_name"]), _written_size(entry)
+            image = image_file(folder, entry["file_name"])
             files.append((entry["id"], image))
             yield ImageToCheck(
                 image_id=image_id,
@@ -168,11 +163,11 @@ class CocoSource:
                 splits=(split,),
                 annotation=path,
                 path=image,
-                size=size if all(size) else None,
+                size=_size(entry),
                 objects=tuple(annotated_objects(annotations[entry["id"]], names, path)),
             )
-        for kind, file, message, _ in same_image(files, path):
-            report(Problem(kind=kind, file=file, message=message))
+        for problem in same_image(files, path):
+            report(problem)
 
     def _read(
         self, split: str, choose: Selection | None, on_fault: FaultHandler | None = None, *, unannotated: bool
@@ -196,18 +191,7 @@ def _where(name: str, folder: Path) -> str:
     return f"expected {folder / name}{hint}"
 
 
-def _written_size(entry: Entry) -> tuple[int, int]:
-    """Return the (height, width) that the file gives, 0 where it gives none."""
-    return int(entry.get("height", 0)), int(entry.get("width", 0))
-
-
-def _size(entry: Entry, image: Path, path: Path, required: bool) -> tuple[int, int]:
-    """Return the (height, width) of an image, from its file where the annotations give none."""
-    height, width = _written_size(entry)
-    if (height and width) or not (required or image.is_file()):
-        return height, width
-    if not image.is_file():
-        raise InputError(f"{path}: image {entry['id']} has no height and width, and there is no {image}")
-    from detector.data.images import upright_size  # OpenCV only for the few files that need it
-
-    return upright_size(image)
+def _size(entry: Entry) -> tuple[int, int] | None:
+    """Return the (height, width) that the file gives, None where it does not give both."""
+    height, width = int(entry.get("height", 0)), int(entry.get("width", 0))
+    return (height, width) if height and width else None

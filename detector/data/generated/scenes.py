@@ -48,15 +48,9 @@ class Scene:
     image: np.ndarray
     shapes: list[Shape]
 
-    def visible(self) -> list[float]:
-        """Return the fraction of each shape's area that is inside the image and not hidden."""
-        return _visible(self.shapes)
-
     def difficult(self) -> list[bool]:
-        return [
-            shape.faint or part < _DIFFICULT_VISIBLE
-            for shape, part in zip(self.shapes, self.visible(), strict=True)
-        ]
+        parts = zip(self.shapes, _visible(self.shapes), strict=True)
+        return [shape.faint or part < _DIFFICULT_VISIBLE for shape, part in parts]
 
     def objects(self) -> list[SceneObject]:
         """Return every shape as an object of its class."""
@@ -67,6 +61,7 @@ class Scene:
 
 
 def _visible(shapes: list[Shape]) -> list[float]:
+    """Return the fraction of each shape's area that is inside the image and not hidden."""
     parts: list[float] = []
     in_front = np.zeros(())  # grows to (H, W)
     for shape in reversed(shapes):

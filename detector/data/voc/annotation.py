@@ -1,7 +1,7 @@
-"""One VOC annotation file, given back as it is written, and its objects in the project's convention.
+"""One VOC annotation file, and its objects in the project's convention.
 
 Source: the annotation format of the PASCAL VOC 2007 development kit. The file's own coordinates are 1-based
-with inclusive ends; `VocAnnotation.to_objects` converts them. Only what a detector needs is read, so files of
+with inclusive ends; they are converted here. Only what a detector needs is read, so files of
 other tools with missing, additional or differently ordered elements are accepted. So are element names in
 other case or with a namespace prefix, objects gathered in <objects>, and several boxes in one object, each of
 which is an object of its own. An object or a box anywhere else is an error: it is never silently ignored.
@@ -16,8 +16,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from detector.core.errors import InputError
-from detector.data.faults import FaultHandler, faults_to
-from detector.data.suspicions import Suspicion, other_image, several_boxes
+from detector.data.problems import FaultHandler, Problem, faults_to
+from detector.data.suspicions import other_image, several_boxes
 from detector.data.targets import MAX_COORDINATE, AnnotatedObject
 from detector.data.voc.xml import parse_xml
 
@@ -42,21 +42,6 @@ _NO_BOX = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VocObject:
-    """One box of one <object>: ``box`` is (xmin, ymin, xmax, ymax), ends inclusive, in the file's pixels.
-
-    ``place`` names it inside the file. ``ignore`` is COCO's flag, which `detector.data.convert` writes: the
-    object is not trained on, and a detector cannot miss it.
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-    ignore: bool
-    place: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class VocAnnotation:
     """One file: ``size`` is (height, width) in pixels, None where <size> is missing or zero.
 
@@ -65,43 +50,24 @@ class VocAnnotation:
 
     path: Path
     size: tuple[int, int] | None
-    objects: list[VocObject]
+    objects: list[AnnotatedObject]
     filename: str | None = None
 
-    def to_objects(self, first_pixel: int = 1) -> Iterator[AnnotatedObject]:
-        """Yield the objects with the project's half-open boxes, which start at 0.
-
-        ``first_pixel``, 0 or 1, is the number of the first pixel in the file. In files that count from 1, as
-        VOC does, xmin and ymin are reduced by 1, and xmax and ymax stay; in files that count from 0, xmin and
-        ymin stay, and xmax and ymax are increased by 1.
-        """
-        to_end = 1 - first_pixel
-        for thing in self.objects:
-            xmin, ymin, xmax, ymax = thing.box
-            yield AnnotatedObject(
-                name=thing.name,
-                box=(xmin - first_pixel, ymin - first_pixel, xmax + to_end, ymax + to_end),
-                difficult=thing.difficult,
-                ignore=thing.ignore,
-                place=f"{self.path}: {thing.place}",
-                written=thing.box,
-            )
-
-    def suspicions(self, image: Path) -> Iterator[Suspicion]:
+    def suspicions(self, image: Path) -> Iterator[Problem]:
         """Yield what is suspicious about this file, where ``image`` is the image that is read for it."""
         yield from other_image(self.filename, image, self.path)
         yield from several_boxes((thing.place for thing in self.objects), self.path)
 
 
-def read_annotation(path: Path) -> VocAnnotation:
-    """Read one annotation file.
+def read_annotation(path: Path, first_pixel: int = 1) -> VocAnnotation:
+    """Read one annotation file, in which the first pixel has the number ``first_pixel``, 0 or 1.
 
     Raises:
         InputError: an unreadable, hostile or malformed file (see `detector.data.voc.xml.parse_xml`), or an
             object without a name or without four finite coordinates; the message names the file and the
             object's number, from 1.
     """
-    return to_annotation(read_element(path), path)
+    return to_annotation(read_element(path), path, first_pixel)
 
 
 def read_element(path: Path) -> Element:
@@ -122,17 +88,19 @@ def read_element(path: Path) -> Element:
     return root
 
 
-def to_annotation(root: Element, path: Path, on_fault: FaultHandler | None = None) -> VocAnnotation:
-    """Return what ``root``, the `read_element` of the file at ``path``, says. Errors as `read_annotation`.
+def to_annotation(
+    root: Element, path: Path, first_pixel: int = 1, on_fault: FaultHandler | None = None
+) -> VocAnnotation:
+    """Return the content of ``root``, the `read_element` of the file ``path``. Errors as `read_annotation`.
 
-    With ``on_fault`` a faulty object or size is handed to it and left out, and the rest is read.
+    With ``on_fault`` a faulty object or size is passed to it and left out, and the rest is read.
     """
     if root.tag != "annotation":
         raise InputError(f"{path}: not a VOC annotation: the outer element is <{root.tag}>, not <annotation>")
     objects, size, filename = [], None, None
     for place, element in object_elements(root, path, on_fault):
         with faults_to(on_fault):
-            objects.append(_read_object(element, place, path))
+            objects.append(_read_object(element, place, path, first_pixel))
     with faults_to(on_fault):
         size = _read_size(root, path)
     with faults_to(on_fault):
@@ -145,7 +113,7 @@ def object_elements(
 ) -> Iterator[tuple[str, Element]]:
     """Yield the place and the element of every object; an object with several boxes once for each box.
 
-    Raises InputError, or hands it to ``on_fault``, for an object or a box where none is expected.
+    Raises InputError, or passes it to ``on_fault``, for an object or a box where none is expected.
     """
     copied = 0
     for number, element in enumerate(root.findall("object"), start=1):
@@ -161,7 +129,7 @@ def object_elements(
     for inside, child in _strays(root):
         with faults_to(on_fault):
             raise InputError(
-                f"{path}: <{child}> in <{inside}>, where it would not be read; objects stand directly in "
+                f"{path}: <{child}> in <{inside}>, where it would not be read; objects belong directly in "
                 "<annotation>, each with <name> and <bndbox>: correct the file"
             )
 
@@ -195,7 +163,12 @@ def _strays_below(element: Element, inside: str, own: str | None = None) -> Iter
             yield from _strays_below(child, element.tag)
 
 
-def _read_object(element: Element, place: str, path: Path) -> VocObject:
+def _read_object(element: Element, place: str, path: Path, first_pixel: int) -> AnnotatedObject:
+    """Return an object with its half-open box, which counts from 0.
+
+    Where pixels count from 1, as in VOC, xmin and ymin are reduced by 1, and xmax and ymax stay; where they
+    count from 0, xmin and ymin stay, and xmax and ymax are increased by 1.
+    """
     name = _text(element, "name", f"{path}: {place}")
     if not name:
         raise InputError(f"{path}: {place} has no <name>; add one or remove the object")
@@ -207,12 +180,15 @@ def _read_object(element: Element, place: str, path: Path) -> VocObject:
         instead = next((f" but {text}" for tag, text in _NO_BOX.items() if element.find(tag) is not None), "")
         raise InputError(f"{where} has no <bndbox>{instead}; add an upright box or remove the object")
     xmin, ymin, xmax, ymax = (_read_coordinate(corners, corner, where) for corner in CORNERS)
-    return VocObject(
+    to_end = 1 - first_pixel
+    return AnnotatedObject(
         name=name,
-        box=(xmin, ymin, xmax, ymax),
+        box=(xmin - first_pixel, ymin - first_pixel, xmax + to_end, ymax + to_end),
         difficult=_read_flag(element, "difficult", where),
         ignore=_read_flag(element, "ignore", where),
+        file=path,
         place=place,
+        written=(xmin, ymin, xmax, ymax),
     )
 
 

@@ -1,4 +1,4 @@
-"""The folders of a data set in VOC layout: ids in a split file, and the files that an id stands for.
+"""The folders of a data set in VOC layout: ids in a split file, and the files of an id.
 
 The layout is ``ROOT/Annotations/ID.xml``, ``ROOT/JPEGImages/ID.jpg`` and ``ROOT/ImageSets/Main/SPLIT.txt``
 with one ID per line; all three folders can have other names.
@@ -13,8 +13,8 @@ from pathlib import Path
 from detector.core.errors import InputError, nearest
 from detector.core.files import ASCII_SPACE, IMAGE_SUFFIXES, is_hidden, read_short_text
 from detector.core.structures import ImageName
-from detector.data.faults import FaultHandler, faults_to
 from detector.data.paths import FileFinder, image_key, require_inside
+from detector.data.problems import FaultHandler, faults_to
 from detector.data.selection import Selection
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id. Only spaces may separate
@@ -31,14 +31,7 @@ class VocLayout:
     Raises InputError, with the expected layout, if the root or a folder is missing.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        annotations: str = "Annotations",
-        images: str = "JPEGImages",
-        *,
-        require_images: bool = False,
-    ) -> None:
+    def __init__(self, root: Path, annotations: str, images: str, *, require_images: bool = False) -> None:
         self.root = root
         self.annotations = _resolve(root, annotations, f"one XML file per image ({images}/ has the images)")
         self.images = _resolve(root, images, "the images") if require_images else root / images
@@ -55,7 +48,7 @@ class VocLayout:
         """Return the ids of a split, and the file or folder that names them.
 
         ``splits`` is the folder of the split files, None for every annotated image. ``choose`` picks some of
-        the images. With ``on_fault`` a faulty line is handed to it and left out, and the rest is read.
+        the images. With ``on_fault`` a faulty line is passed to it and left out, and the rest is read.
 
         Raises:
             InputError: no such split (the message lists the splits that exist), an unreadable or empty one,
@@ -119,7 +112,7 @@ class VocLayout:
         return path or expected
 
     def key(self, image: Path) -> str:
-        """Return the key of a file that `image` returned: its path below the root as the config says it."""
+        """Return the key of a file that `image` returned: its path below the root as in the config."""
         return image_key(self._images_as_written / image.relative_to(self.images), self.root)
 
     def _listed_ids(self, path: Path, on_fault: FaultHandler | None) -> tuple[list[str], Path]:
@@ -168,7 +161,7 @@ def _split_names(folder: Path) -> list[str]:
 
 
 def _resolve(root: Path, name: str, content: str) -> Path:
-    """Return the real path of ``ROOT/<name>``, links followed; ``content`` says what belongs in it.
+    """Return the real path of ``ROOT/<name>``, links followed; ``content`` describes what belongs in it.
 
     Raises InputError, with the expected layout, if the root or the folder is missing.
     """

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageName, ImageRecord
-from detector.data.check.problem import ImageToCheck, Reporter, nothing_to_score, whole_file
-from detector.data.faults import faults_to
+from detector.data.problems import Problem, Reporter, faults_to, nothing_to_score, whole_file
 from detector.data.selection import Selection
-from detector.data.source import Dataset, for_split
-from detector.data.suspicions import (
-    Suspicion,
-    at_wrong_edge,
-    names_with_others,
-    similar_names,
-    wrong_first_pixel,
-)
+from detector.data.source import Dataset, ImageToCheck, for_split, new_record, size_of
+from detector.data.suspicions import at_wrong_edge, similar_names, wrong_first_pixel
 from detector.data.targets import ObjectRules, TargetBuilder
 from detector.data.voc.annotation import VocAnnotation, read_annotation
 from detector.data.voc.layout import VocLayout
@@ -35,10 +29,10 @@ VOC_CLASSES = (
 class VocSource:
     """A `detector.data.source.DataSource` in VOC layout.
 
-    ``annotations``, ``images`` and ``splits`` are folders below ``root``; ``{split}`` in the first two stands
-    for the split's name. ``splits`` None takes every annotated image for every split. ``first_pixel``, 0 or
-    1, is the number of the first pixel in the XML files. Sizes come from <size>, otherwise from the image.
-    Keys are paths below ``root``.
+    ``annotations``, ``images`` and ``splits`` are folders below ``root``; ``{split}`` in the first two is
+    replaced by the split's name. ``splits`` None takes every annotated image for every split.
+    ``first_pixel``, 0 or 1, is the number of the first pixel in the XML files. Sizes come from <size>,
+    otherwise from the image. Keys are paths below ``root``.
     """
 
     root: Path
@@ -49,9 +43,7 @@ class VocSource:
     first_pixel: int = 1
     rules: ObjectRules = field(default_factory=ObjectRules)
 
-    @property
-    def declares_classes(self) -> bool:
-        return False
+    declares_classes: ClassVar[bool] = False
 
     def image_list(self, split: str) -> Path:
         if self.splits is None:
@@ -93,38 +85,25 @@ class VocSource:
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
         annotated = not unannotated or any(map(layout.find_annotation, ids))
-        if annotated:
-            files = [layout.annotation(image_id, listed_in) for image_id in ids]
-            annotations = list(map(read_annotation, files))
-        else:
-            images = [layout.image(image_id, listed_in) for image_id in ids]
-            annotations = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+        annotations = self._read(layout, ids, listed_in, annotated=annotated)
         if classes is None:
             classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
         records: list[ImageRecord] = []
-        suspicions: list[Suspicion] = []
+        suspicions: list[Problem] = []
         at_edge = 0
         for image_id, annotation in zip(ids, annotations, strict=True):
             image = layout.image(image_id, listed_in if require_images else None)
-            size = annotation.size or image_size(image, annotation.path, require_images or training)
-            targets = build_targets(annotation.to_objects(self.first_pixel), size)
-            records.append(
-                ImageRecord(
-                    image_id=image_id,
-                    key=layout.key(image),
-                    path=image,
-                    height=size[0],
-                    width=size[1],
-                    targets=targets,
-                )
-            )
+            missing = f"{annotation.path}: no <size>"
+            size = annotation.size or size_of(image, missing, required=require_images or training)
+            targets = build_targets(annotation.objects, size)
+            records.append(new_record(image_id, layout.key(image), image, size, targets))
             suspicions += annotation.suspicions(image)
-            at_edge += sum(at_wrong_edge(thing.box, size, self.first_pixel) for thing in annotation.objects)
+            corners = [thing.written for thing in annotation.objects]
+            at_edge += sum(at_wrong_edge(box, size, self.first_pixel) for box in corners)
         objects = sum(len(annotation.objects) for annotation in annotations)
         suspicions += wrong_first_pixel(at_edge, objects, self.first_pixel, str(listed_in))
-        names = names_with_others(classes, build_targets.others)
-        suspicions += similar_names(names, str(layout.annotations))
+        suspicions += similar_names([*classes, *sorted(build_targets.others)], str(layout.annotations))
         return Dataset(
             records=records,
             classes=tuple(classes),
@@ -133,6 +112,16 @@ class VocSource:
             annotated=annotated,
             suspicions=tuple(suspicions),
         )
+
+    def _read(
+        self, layout: VocLayout, ids: Sequence[str], listed_in: Path, *, annotated: bool
+    ) -> list[VocAnnotation]:
+        """Return the annotation of each image; where there are none, one without size and objects."""
+        if not annotated:
+            images = [layout.image(image_id, listed_in) for image_id in ids]
+            return [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+        files = [layout.annotation(image_id, listed_in) for image_id in ids]  # before any of them is read
+        return [read_annotation(file, self.first_pixel) for file in files]
 
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> None:
         return None
@@ -179,8 +168,8 @@ def _to_check(
 ) -> Iterator[ImageToCheck]:
     files = {image_id: layout.find_annotation(image_id) for image_id in splits_of}
     annotated = {split for image_id, splits in splits_of.items() if files[image_id] for split in splits}
-    bare = {split for splits in splits_of.values() for split in splits} - annotated - {train_split}
-    for split in sorted(bare):
+    unannotated = {split for splits in splits_of.values() for split in splits} - annotated - {train_split}
+    for split in sorted(unannotated):
         report(nothing_to_score(layout.images, split))
     for image_id, splits in splits_of.items():
         image = layout.image(image_id)
@@ -190,19 +179,5 @@ def _to_check(
             splits=tuple(splits),
             annotation=files[image_id] or layout.annotations / f"{image_id}.xml",
             path=image,
-            objects=() if splits and bare.issuperset(splits) else None,
+            objects=() if splits and unannotated.issuperset(splits) else None,
         )
-
-
-def image_size(image: Path, source: Path, required: bool) -> tuple[int, int]:
-    """Return the (height, width) of an image file, (0, 0) if it is missing and not ``required``.
-
-    ``source`` is the file that gives no size. Raises InputError for a missing image or an unreadable one.
-    """
-    if not image.is_file():
-        if required:
-            raise InputError(f"{source}: no <size>, and no image at {image} to take it from; add <size>")
-        return 0, 0
-    from detector.data.images import upright_size  # OpenCV only for the few files that need it
-
-    return upright_size(image)

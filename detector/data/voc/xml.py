@@ -1,8 +1,8 @@
-"""Reading an XML file that may come from a stranger: encodings, size, depth, no entities.
+"""Reading an XML file that is not trusted: its encoding, limits of size and depth, no entities.
 
 The XML parser of Python's library knows only single-byte encodings, UTF-8 and UTF-16; annotation tools also
-write the encodings of East Asia. Only encodings from a fixed list are accepted, not every codec that Python's
-registry may hold.
+write the encodings of East Asia. Only encodings from a fixed list are accepted, not every codec of Python's
+registry.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _ALLOWED = frozenset(
     )
 )
 _MARKS = (  # four-byte marks first: they begin like the two-byte ones
-    (codecs.BOM_UTF32_LE, None),
-    (codecs.BOM_UTF32_BE, None),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -55,7 +55,10 @@ def decode_xml(content: bytes, path: Path) -> str:
 
     Raises InputError, which names the file, for an encoding that is unknown or does not fit the bytes.
     """
-    encoding = _encoding_by_mark(content, path) or _declared_encoding(content, path)
+    marked = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
+    if marked == "utf-32":
+        raise InputError(f"{path}: the file is in UTF-32, which is not read; save it in UTF-8")
+    encoding = marked or _declared_encoding(content, path)
     try:
         return content.decode(_SUPERSETS.get(encoding, encoding)).removeprefix("\ufeff")
     except UnicodeError as error:
@@ -63,16 +66,6 @@ def decode_xml(content: bytes, path: Path) -> str:
             f"{path}: not in {encoding}, the encoding that the file declares or XML's default ({error}); "
             "save it in UTF-8 and declare that"
         ) from None
-
-
-def _encoding_by_mark(content: bytes, path: Path) -> str | None:
-    """Return the encoding that the first bytes show, None where they show none."""
-    for start, encoding in _MARKS:
-        if content.startswith(start):
-            if encoding is None:
-                raise InputError(f"{path}: the file is in UTF-32, which is not read; save it in UTF-8")
-            return encoding
-    return None
 
 
 def _declared_encoding(content: bytes, path: Path) -> str:
@@ -130,7 +123,7 @@ def parse_xml(path: Path) -> Element:
     parser.StartDoctypeDeclHandler = refuse_doctype
     try:
         parser.Parse(decode_xml(_read_bytes(path), path), True)
-    except (expat.ExpatError, UnicodeError) as error:  # UnicodeError: characters that no file should hold
+    except (expat.ExpatError, UnicodeError) as error:  # UnicodeError: characters that cannot be encoded
         raise InputError(f"{path}: not well-formed XML: {error}; correct or remove the file") from None
     return builder.close()
 

@@ -126,7 +126,7 @@ def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
         (changed("images", 1, id=907), r"images\[1\]: id 907 is also that of images\[0\]"),
         (changed("images", 1, file_name="../a.png"), r"images\[1\]: file_name '\.\./a\.png' leads out"),
         (changed("images", 1, file_name="/etc/passwd"), "leads out of the data root"),
-        (changed("images", 1, file_name="\ud800"), "leads out of the data root or is no file name"),
+        (changed("images", 1, file_name="\ud800"), "leads out of the data root or is not a file name"),
         (changed("images", 1, file_name=None), "file_name is None"),
         (changed("images", 1, voc_id="../x"), "voc_id '../x' leads out"),
         (changed("images", 1, voc_id="40"), "two images have the same 'voc_id'"),

@@ -25,7 +25,8 @@ def test_every_box_of_an_object_is_an_object(tmp_path: Path) -> None:
     many = f"<object><name>cat</name>{BOX}<difficult>1</difficult>{OTHER}{BOX}</object>"
     found = read(tmp_path, f"<annotation>{SIZE}{CAR}{many}</annotation>").objects
     assert [(one.name, one.difficult) for one in found] == [("car", False), *[("cat", True)] * 3]
-    assert [one.box for one in found] == [(1, 2, 30, 40), (1, 2, 30, 40), (4.25, 5, 9.5, 9), (1, 2, 30, 40)]
+    first, second = (1, 2, 30, 40), (4.25, 5, 9.5, 9)
+    assert [one.written for one in found] == [first, first, second, first]
     places = ["object 1 (car)", *(f"object 2 (cat), box {number}" for number in (1, 2, 3))]
     assert [one.place for one in found] == places
 
@@ -44,7 +45,7 @@ def test_every_box_of_an_object_is_an_object(tmp_path: Path) -> None:
 def test_spellings_of_the_elements(tmp_path: Path, text: str) -> None:
     found = read(tmp_path, text)
     assert found.size == (80, 100)
-    assert [(one.name, one.box) for one in found.objects] == [("car", (1, 2, 30, 40))]
+    assert [(one.name, one.written) for one in found.objects] == [("car", (1, 2, 30, 40))]
 
 
 @pytest.mark.parametrize(
