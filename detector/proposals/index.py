@@ -1,4 +1,4 @@
-"""The index of a proposal store: one sorted table with a fixed row width, from image id to its boxes' place.
+"""The index of a proposal store: a sorted table of fixed row width, from image id to the place of its boxes.
 
 A structured ``.npy`` array and not JSON: it is memory-mapped, so that all processes share its pages and a
 look-up makes Python objects for one image only. Eight bytes follow the array: "CRC1" and the CRC-32 of
@@ -131,9 +131,8 @@ class Index:
     def __getitem__(self, place: int) -> Row:
         # Any: numpy's annotations do not know the fields of a structured scalar.
         values: Any = self._table[place].item()
-        row = Row(*values)
         image_id, content_hash = (bytes(text).decode(errors="replace") for text in (values[0], values[-1]))
-        return row._replace(image_id=image_id, content_hash=content_hash)
+        return Row(image_id, *values[1:-1], content_hash)
 
     def __len__(self) -> int:
         return len(self._table)

@@ -78,7 +78,7 @@ def checksum_of(boxes: FloatArray, scores: FloatArray | None) -> int:
 
 
 class SegmentReader:
-    """Reads images from the segments in ``folder`` and keeps the files that were used last open.
+    """Reads images from the segments in ``folder`` and keeps the most recently used files open.
 
     Safe to use from several threads, and in a process that was forked from one that has read before.
     """
@@ -88,7 +88,7 @@ class SegmentReader:
         self._open = lru_cache(maxsize=_OPEN_FILES)(self._open_file)
 
     def read(self, row: Row, *, check: bool) -> BoxesAndScores:
-        """Return the boxes (P, 4) and the scores (P,) or None at ``row``, as arrays of their own.
+        """Return the boxes (P, 4) and the scores (P,) or None at ``row``, in new arrays.
 
         With ``check`` their checksum is compared. Raises `DamagedStore` where a file is missing or does not
         hold what ``row`` says.

@@ -168,6 +168,8 @@ def test_what_is_missing_on_the_command_line_is_said(tool: Tool, config: Path, t
         (("--images", tmp_path, "--output", "s", "--config", config), "leave --config"),
         (("--images", tmp_path, "--output", "s", "--split", "test"), "leave --config and --split out"),
         (("--from", "x.npz", "--output", "s", "--split", "test"), "--split needs --config"),
+        (("--from", "x.npz", "--output", "s", "--shard", "1/2"), "--shard is for making proposals"),
+        (("--from", "x.npz", "--output", "s", "proposals.mode=quality"), "settings need --config"),
         (("--inspect", "absent.npz"), "absent.npz"),
         (("--config", config, "--workers", "-1"), "--workers -1"),
         (("--config", config, "--method", "dens"), "did you mean 'dense'"),

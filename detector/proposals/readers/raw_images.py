@@ -1,8 +1,9 @@
-"""The images of a proposal file as every reader gives them, and the checks before they are `Proposals`."""
+"""What all readers of proposal files share: the images as a file has them, limits, checks and errors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,10 @@ from detector.core.structures import Proposals
 
 # A hundred times what the largest published sets hold; more is a mistake or an attack.
 MAX_BOXES = 1_000_000
-# float32 counts whole pixels up to here
-_MAX_COORDINATE = float(1 << 24)
+_MAX_COORDINATE = float(1 << 24)  # float32 holds every whole number up to here
 MAX_RATIO, ALWAYS_ALLOWED = 100, 64 << 20
-"""A file may unpack to this many times its size, or to this many bytes. Boxes compress to a tenth at best,
-and a file that is made to fill the memory to a thousandth."""
+"""A file may unpack to this many times its size, or to this many bytes. Boxes compress to a tenth of their
+size at best; a file that is made to fill the memory, to a thousandth."""
 
 
 class Position(NamedTuple):
@@ -57,6 +57,18 @@ class RawImages:
         return self._images
 
 
+@contextmanager
+def clear_errors(source: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn ``errors`` inside the block, and those of the system, into an InputError that names ``source``."""
+    caught: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except InputError:
+        raise
+    except caught as error:
+        raise InputError(f"{source} is no readable {what} ({error})") from error
+
+
 def image_place(source: Path, key: str | Position) -> str:
     """Return how a message names an image of ``source``."""
     name = repr(key) if isinstance(key, str) else f"number {key.place + 1} of {key.total}"
@@ -87,7 +99,7 @@ def raw_image(key: str | Position, array: NDArray[Any], convention: str, where: 
         array = np.zeros((0, 4))  # an empty list comes out of most programs in some other shape
     if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] not in (4, 5):
         raise InputError(
-            f"{where}: expected numbers of shape (P, 4) or (P, 5), found {array.dtype} of shape {array.shape}"
+            f"{where}: expected numbers of shape (P, 4) or (P, 5), not {array.dtype} of shape {array.shape}"
         )
     scores = array[:, 4] if array.shape[1] == 5 else None
     return RawImage(key, array[:, :4], scores, convention)
