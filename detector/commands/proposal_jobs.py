@@ -17,7 +17,7 @@ from detector.config.files import override
 from detector.config.load import parse_proposals
 from detector.config.schema import ProposalsConfig
 from detector.core.errors import InputError
-from detector.core.files import IMAGE_SUFFIXES, is_hidden
+from detector.core.files import IMAGE_SUFFIXES
 from detector.core.progress import note, progress_bar
 from detector.core.structures import ImageRecord, Targets
 from detector.data.paths import image_key
@@ -26,6 +26,7 @@ from detector.factory import proposals as proposal_parts
 from detector.proposals.convert import convert
 from detector.proposals.image_names import match_store
 from detector.proposals.inspection import guess_format
+from detector.proposals.readers.raw_images import files_of
 from detector.proposals.recall import recall
 from detector.proposals.store import ProposalStore, merge_stores
 
@@ -91,26 +92,17 @@ def folder_records(folder: Path) -> list[ImageRecord]:
 
     Raises InputError where there is none.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of images")
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not is_hidden(path, folder)
-    ]
-    if not paths:
-        raise InputError(f"no image in {folder}; known: {', '.join(IMAGE_SUFFIXES)}")
     return [
         # Size 0 x 0: that of the file once it is decoded.
         ImageRecord(
-            image_id=path.relative_to(folder).with_suffix("").as_posix(),
+            image_id=image_id,
             key=image_key(path, folder),
             path=path,
             height=0,
             width=0,
             targets=Targets.empty(),
         )
-        for path in paths
+        for image_id, path in files_of(folder, *IMAGE_SUFFIXES)
     ]
 
 

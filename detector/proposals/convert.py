@@ -30,7 +30,7 @@ from detector.proposals.image_names import ImageMatcher, NamedImage
 from detector.proposals.index import check_image_id
 from detector.proposals.methods import folder_name
 from detector.proposals.readers import read_images
-from detector.proposals.readers.raw_images import Position, RawImage, make_proposals
+from detector.proposals.readers.raw_images import Position, RawImage, image_place, make_proposals
 from detector.proposals.store import Entry, ProposalStore, writer_lock
 
 _SAMPLED_IMAGES = 100
@@ -183,8 +183,8 @@ class _Conversion:
             boxes = find_convention(image.convention).to_half_open(image.boxes)
             fault = find_fault(boxes, image.scores, size, image.convention)
             if fault is None:
-                where = f"{self.source}, image {key!r}"
-                yield key, Entry(make_proposals(boxes, image.scores, where), size=size)
+                proposals = make_proposals(boxes, image.scores, image_place(self.source, key))
+                yield key, Entry(proposals, size=size)
             else:
                 yield from self._replace(key, fault, record, self.faults)
         yield from self._add_missing()

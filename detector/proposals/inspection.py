@@ -75,8 +75,9 @@ def guess_format(source: Path) -> str:
 
 def _stored_images(store: ProposalStore) -> Iterator[RawImage]:
     for image_id in store.ids():
-        boxes, scores = store[image_id].boxes, store[image_id].scores
-        yield RawImage(image_id, boxes.numpy(), None if scores is None else scores.numpy(), "xyxy")
+        stored = store[image_id]
+        scores = None if stored.scores is None else stored.scores.numpy()
+        yield RawImage(image_id, stored.boxes.numpy(), scores, "xyxy")
 
 
 def _describe(images: Iterable[RawImage]) -> dict[str, Any]:

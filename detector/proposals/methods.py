@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from detector.core.errors import InputError, nearest
 from detector.core.structures import Proposals
-from detector.proposals.dense import ASPECTS, SCALES, STRIDE_FRACTION, dense_proposals
+from detector.proposals.dense import dense_proposals
 from detector.proposals.readers.raw_images import make_proposals
 
 if TYPE_CHECKING:
@@ -35,13 +35,7 @@ def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any
     """
     match method:
         case "dense":
-            defaults: dict[str, Any] = {
-                "scales": list(SCALES),
-                "aspects": list(ASPECTS),
-                "stride_fraction": STRIDE_FRACTION,
-                "max_proposals": None,
-            }
-            return _with_defaults(method, defaults, parameters)
+            return _with_defaults(method, _with_lists(dense_proposals.__kwdefaults__), parameters)
         case "selective_search":
             return _search_parameters(parameters)
         case _ if ":" in method:
@@ -132,6 +126,11 @@ def _search_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     parameters = _with_defaults("selective_search", of_call | asdict(as_config(mode)), given)
     _search_config(parameters)  # refuses impossible values
     parameters["scales"] = [float(scale) for scale in parameters["scales"]]  # 50 and 50.0 are one store
+    return _with_lists(parameters)
+
+
+def _with_lists(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``parameters`` with lists in place of tuples, as they are read back from JSON."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
 
 

@@ -184,16 +184,15 @@ class FeatureCache:
 
     def __init__(self, folder: Path, plan: CachePlan) -> None:
         _check_manifest(folder, plan)
-        missing = _missing(folder, plan)
-        if missing:
+        self._checksums = _checksums(folder, plan)
+        if (done := np.count_nonzero(self._checksums)) < len(plan.images):
             raise InputError(
-                f"{folder}: the feature cache holds {len(plan.images) - len(missing)} of {len(plan.images)} "
-                "images; let the run that makes it finish"
+                f"{folder}: the feature cache holds {done} of {len(plan.images)} images; let the run that "
+                "makes it finish"
             )
         self.folder = folder
         self.plan = plan
         self._index = {image.key: number for number, image in enumerate(plan.images)}
-        self._checksums = _checksums(folder)
         self._checked: set[int] = set()
 
     def views(self, key: str) -> tuple[ImageMeta, ...]:
@@ -257,7 +256,7 @@ def fill_cache(
             something else, or a map that float16 cannot hold.
     """
     _prepare(folder, plan)
-    missing = _missing(folder, plan)
+    missing = np.flatnonzero(_checksums(folder, plan) == 0).tolist()
     done = len(plan.images) - len(missing)
     try:
         with (folder / "maps.bin").open("r+b") as maps, (folder / "done.bin").open("r+b") as flags:
@@ -352,32 +351,21 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
     )
 
 
-def _missing(folder: Path, plan: CachePlan) -> list[int]:
-    """Return the numbers of the images that are not done."""
-    checksums = _checksums(folder)
+def _checksums(folder: Path, plan: CachePlan) -> NDArray[np.uint32]:
+    """Return the checksum of each image, 0 where it is not done; InputError for files of another size."""
     try:
+        require_regular(folder / "done.bin")
+        data = (folder / "done.bin").read_bytes()
         size = (folder / "maps.bin").stat().st_size
-    except OSError as error:
-        raise InputError(f"{folder}: a damaged feature cache ({error.strerror}); {_MAKE_AGAIN}") from None
-    if size != plan.bytes or len(checksums) != len(plan.images):
+    except (InputError, OSError) as error:
+        raise InputError(f"{folder}: a damaged feature cache ({error}); {_MAKE_AGAIN}") from None
+    count = len(data) // _CHECKSUM.size
+    if size != plan.bytes or count != len(plan.images):
         raise InputError(
             f"{folder}: a damaged feature cache: maps.bin has {size} bytes and must have {plan.bytes}, "
-            f"done.bin is of {len(checksums)} images and must be of {len(plan.images)}; {_MAKE_AGAIN}"
+            f"done.bin is of {count} images and must be of {len(plan.images)}; {_MAKE_AGAIN}"
         )
-    return np.flatnonzero(checksums == 0).tolist()
-
-
-def _checksums(folder: Path) -> NDArray[np.uint32]:
-    """Return the content of done.bin, one number for each whole four bytes."""
-    path = folder / "done.bin"
-    try:
-        require_regular(path)
-        data = path.read_bytes()
-    except InputError as error:
-        raise InputError(f"{error}; {_MAKE_AGAIN}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file: {error.strerror}; {_MAKE_AGAIN}") from None
-    return np.frombuffer(data[: len(data) - len(data) % _CHECKSUM.size], "<u4")
+    return np.frombuffer(data, "<u4", count)
 
 
 def weights_digest(module: nn.Module) -> str:

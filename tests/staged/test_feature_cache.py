@@ -146,7 +146,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"damaged feature cache: maps\.bin has 10 bytes"):
         FeatureCache(tmp_path / "cache", plan())
     (tmp_path / "cache" / "done.bin").unlink()
-    with pytest.raises(InputError, match=r"done\.bin: no such file; remove cache\.json in its folder, and"):
+    with pytest.raises(InputError, match=r"done\.bin: no such file\); remove cache\.json in its folder, and"):
         FeatureCache(tmp_path / "cache", plan())
     (tmp_path / "cache" / "cache.json").write_text("[]")
     with pytest.raises(InputError, match="not the record of a feature cache"):

@@ -75,18 +75,18 @@ def image_place(source: Path, key: str | Position) -> str:
     return f"{source}, image {name}"
 
 
-def files_of(folder: Path, suffix: str) -> list[tuple[str, Path]]:
-    """Return (id, path) for each file with ``suffix`` in ``folder`` and below, sorted by path.
+def files_of(folder: Path, *suffixes: str) -> list[tuple[str, Path]]:
+    """Return (id, path) for each file with one of ``suffixes`` in ``folder`` and below, sorted by path.
 
-    Upper and lower case of the suffix are the same; hidden files are skipped. The id is the path within the
+    Upper and lower case of a suffix are the same; hidden files are skipped. The id is the path within the
     folder without the suffix. Raises InputError if there is no such file.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give a folder with one {suffix} file per image")
-    named = (path for path in folder.rglob("*") if path.suffix.lower() == suffix)
+        raise InputError(f"{folder} is not a folder of {' or '.join(suffixes)} files")
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     paths = sorted(path for path in named if not is_hidden(path, folder) and path.is_file())
     if not paths:
-        raise InputError(f"{folder} has no {suffix} files")
+        raise InputError(f"{folder} has no {' or '.join(suffixes)} files")
     return [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
 
 
