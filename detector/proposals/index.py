@@ -131,8 +131,9 @@ class Index:
     def __getitem__(self, place: int) -> Row:
         # Any: numpy's annotations do not know the fields of a structured scalar.
         values: Any = self._table[place].item()
+        row = Row(*values)
         image_id, content_hash = (bytes(text).decode(errors="replace") for text in (values[0], values[-1]))
-        return Row(image_id, *values[1:-1], content_hash)
+        return row._replace(image_id=image_id, content_hash=content_hash)
 
     def __len__(self) -> int:
         return len(self._table)

@@ -35,7 +35,8 @@ def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any
     """
     match method:
         case "dense":
-            return _with_defaults(method, _with_lists(dense_proposals.__kwdefaults__), parameters)
+            defaults = _with_lists(dense_proposals.__kwdefaults__ or {})  # mypy: a function may have none
+            return _with_defaults(method, defaults, parameters)
         case "selective_search":
             return _search_parameters(parameters)
         case _ if ":" in method:
