@@ -28,7 +28,8 @@ from detector.core.files import read_json, write_text
 from detector.core.progress import note, show
 from detector.engine.checkpoint import numbered_checkpoints
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+PACKAGES = Path(__file__).resolve().parents[2]
+"""The folder that holds this package: the repository's, or that of the installed packages."""
 FRAGMENTS = SHIPPED / "ablation"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
@@ -142,7 +143,8 @@ def check_studied(suite: Suite, folder: Path, studied: Path, overrides: Sequence
     now = load_config(studied, overrides).model_dump(mode="json", exclude={"data": {"workers"}})
     begun = any((folder / run.name).is_dir() for run in suite.runs)
     if begun and path.is_file() and (before := read_json(path)) != now:
-        differing = sorted(key for key in now if not isinstance(before, dict) or before.get(key) != now[key])
+        known = before if isinstance(before, dict) else {}
+        differing = sorted(key for key in now if known.get(key) != now[key])
         raise InputError(
             f"{path}: the runs here were made with other values of {', '.join(differing)}; give another "
             "--output"
@@ -179,21 +181,22 @@ def command(run: AblationRun, config: Path, folder: Path, arguments: argparse.Na
     """Return the command line that makes ``metrics.json`` of one run."""
     place = folder / run.name
     if run.checkpoint_of is None:
-        script, tool = "train.py", ["--output", place, "--resume"]
+        name, options = "train", ["--output", place, "--resume"]
     else:
         checkpoints = folder / run.checkpoint_of / "checkpoints"
         numbered = numbered_checkpoints(checkpoints)
         if not numbered:
             raise InputError(f"{checkpoints}: holds no step_N.pt, which {run.name} tests; train it again")
-        script, tool = "evaluate.py", ["--checkpoint", numbered[-1], "--output", place / "metrics.json"]
-    parts = [sys.executable, TOOLS / script, "--config", config, *tool, "--device", arguments.device]
-    return [str(part) for part in (*parts, *arguments.overrides)]
+        name, options = "evaluate", ["--checkpoint", numbered[-1], "--output", place / "metrics.json"]
+    parts = [name, "--config", config, *options, "--device", arguments.device, *arguments.overrides]
+    # -P: a folder "detector" in the working directory is not taken for this package.
+    return [sys.executable, "-P", "-m", "detector", *map(str, parts)]
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment, with this project on Python's path from any working directory."""
+    """Return this process's environment, with this package on Python's path from any working directory."""
     known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(TOOLS.parent), known]))}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGES), known]))}
 
 
 def write_results(suite: Suite, folder: Path) -> dict[str, Any]:
@@ -223,8 +226,8 @@ def ablation_table(results: dict[str, Any]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     question = None
     for row in results["runs"]:
-        ours = [_percent(row["voc07_mAP"]), _percent(row["voc_mAP"]), _rounded(row["seconds"], 0)]
-        theirs = [_rounded(row["paper"].get(model), 1) for model in models]
+        ours = [_cell(row["voc07_mAP"], 1, 100), _cell(row["voc_mAP"], 1, 100), _cell(row["seconds"], 0)]
+        theirs = [_cell(row["paper"].get(model), 1) for model in models]
         if row["question"] != question:
             question = row["question"]
             table.add_section()
@@ -233,9 +236,5 @@ def ablation_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def _percent(value: float | None) -> str:
-    return _rounded(None if value is None else 100 * value, 1)
-
-
-def _rounded(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _cell(value: float | None, digits: int, factor: float = 1) -> str:
+    return "" if value is None else f"{factor * value:.{digits}f}"

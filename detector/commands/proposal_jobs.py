@@ -1,7 +1,7 @@
-"""The jobs of tools/propose.py: which images, which part of them, made or converted, and the report.
+"""The jobs of tools/propose.py: they make, convert or merge proposals and return a report.
 
-They are apart from the command line because the processes that make proposals import that module too, and the
-imports of this one would take them seconds.
+They are not in the module of the command line because each worker process imports that one too, and the
+imports of this one would take it seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from detector.config.files import override
 from detector.config.load import parse_proposals
 from detector.config.schema import ProposalsConfig
 from detector.core.errors import InputError
-from detector.core.files import IMAGE_SUFFIXES, is_hidden
+from detector.core.files import IMAGE_SUFFIXES
 from detector.core.progress import note, progress_bar
 from detector.core.structures import ImageRecord, Targets
 from detector.data.paths import image_key
@@ -26,6 +26,7 @@ from detector.factory import proposals as proposal_parts
 from detector.proposals.convert import convert
 from detector.proposals.image_names import match_store
 from detector.proposals.inspection import guess_format
+from detector.proposals.readers.raw_images import files_of
 from detector.proposals.recall import recall
 from detector.proposals.store import ProposalStore, merge_stores
 
@@ -51,9 +52,13 @@ class Shard:
 
 @dataclass
 class Report:
-    """The outcome of a job: the store, why images failed by key, and the recall of each split."""
+    """The outcome of a job: the store, the images that it is for, and why images failed, by key.
+
+    ``recall`` is the recall of each split, once it has been measured.
+    """
 
     store: ProposalStore
+    splits: Splits = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     recall: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -87,26 +92,17 @@ def folder_records(folder: Path) -> list[ImageRecord]:
 
     Raises InputError where there is none.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of images")
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not is_hidden(path, folder)
-    ]
-    if not paths:
-        raise InputError(f"no image in {folder}; known: {', '.join(IMAGE_SUFFIXES)}")
     return [
         # Size 0 x 0: that of the file once it is decoded.
         ImageRecord(
-            image_id=path.relative_to(folder).with_suffix("").as_posix(),
+            image_id=image_id,
             key=image_key(path, folder),
             path=path,
             height=0,
             width=0,
             targets=Targets.empty(),
         )
-        for path in paths
+        for image_id, path in files_of(folder, *IMAGE_SUFFIXES)
     ]
 
 
@@ -118,8 +114,8 @@ def folder_settings(overrides: Sequence[str]) -> ProposalsConfig:
 
 def generate_for_config(
     config: Config, splits: Splits, target: Path | None, shard: Shard, workers: int | None
-) -> tuple[Report, Splits]:
-    """Make the proposals of one part of ``splits``; return the outcome and the images of the part, by split.
+) -> Report:
+    """Make the proposals of one part of ``splits``.
 
     ``target`` is the folder of the store; None is where training looks, or a folder beside it for a part.
     """
@@ -131,7 +127,7 @@ def generate_for_config(
     store, failed = proposal_parts.generate(config.proposals, part, folder, workers=workers)
     keys = {record.key for record in part}
     covered = {split: [one for one in every if one.key in keys] for split, every in splits.items()}
-    return Report(match_store(store, part), failed), covered
+    return Report(match_store(store, part), covered, failed)
 
 
 def generate_for_folder(
@@ -141,12 +137,13 @@ def generate_for_folder(
     if images is None or target is None:
         raise InputError("give --config, --images FOLDER with --output STORE, --from, --inspect or --merge")
     part = shard.of(folder_records(Path(images)))
-    return Report(*proposal_parts.generate(folder_settings(overrides), part, target, workers=workers))
+    store, failed = proposal_parts.generate(folder_settings(overrides), part, target, workers=workers)
+    return Report(store, failed=failed)
 
 
-def open_split(config: Config, split: str, records: list[ImageRecord]) -> tuple[Report, Splits]:
+def open_split(config: Config, split: str, records: list[ImageRecord]) -> Report:
     """Open or convert the config's proposal file for a split, as training does."""
-    return Report(proposal_parts.open_proposals(config, records, split)), {split: records}
+    return Report(proposal_parts.open_proposals(config, records, split), {split: records})
 
 
 def convert_file(
@@ -170,28 +167,27 @@ def convert_file(
     options = settings | {name: value for name, value in options.items() if value is not None}
     file_format = file_format or guess_format(Path(source))
     with progress_bar("converting") as advance:
-        return Report(
-            convert(
-                source,
-                file_format,
-                target,
-                records=records or None,
-                one_split=len(splits) <= 1,
-                everything=tuple if config is None else partial(data_parts.all_names, config),
-                progress=lambda done: advance(done, max(done, len(records))),
-                **options,
-            )
+        store = convert(
+            source,
+            file_format,
+            target,
+            records=records or None,
+            one_split=len(splits) <= 1,
+            everything=tuple if config is None else partial(data_parts.all_names, config),
+            progress=lambda done: advance(done, max(done, len(records))),
+            **options,
         )
+    return Report(store, splits)
 
 
-def merge(sources: Sequence[str], target: Path | None, config: Config | None) -> Report:
+def merge(sources: Sequence[str], target: Path | None, config: Config | None, splits: Splits) -> Report:
     """Merge stores into ``target``, by default the folder in which training with the config looks."""
     if target is None:
         if config is None:
             raise InputError("--merge needs --output STORE, or --config to put it where training looks")
         target = proposal_parts.made_folder(config)
     with progress_bar("merging") as advance:
-        return Report(merge_stores(sources, target, progress=advance))
+        return Report(merge_stores(sources, target, progress=advance), splits)
 
 
 def print_report(report: Report) -> None:
@@ -204,11 +200,11 @@ def print_report(report: Report) -> None:
     note(f"{report.store.path}: {len(report.store)} images{failed}")
 
 
-def report_splits(report: Report, splits: Splits, config: Config) -> None:
+def report_splits(report: Report, config: Config) -> None:
     """Measure and print the recall of each split's images that have proposals."""
-    for split, records in splits.items():
+    for split, records in report.splits.items():
         if not records:
-            continue  # none of this split is in the part that was made
+            continue  # no image of this split is in the part that was made
         known = [record for record in records if record.key in report.store]
         proposal_parts.report_recall(known, report.store, config, split)
         report.recall[split] = recall(known, report.store)

@@ -44,29 +44,26 @@ def main() -> int:
     splits = split_records(config, arguments.split) if config else {}
     target = Path(arguments.output) if arguments.output else None
     if arguments.merge:
-        reports = [(jobs.merge(arguments.merge, target, config), splits)]
+        reports = [jobs.merge(arguments.merge, target, config, splits)]
     elif arguments.source:
-        options = {name: getattr(arguments, name) for name in ("convention", "faults", "missing")}
-        options |= {"top_k": arguments.top_k, "min_size": arguments.min_size}
-        options |= {"deduplicate": arguments.deduplicate}
-        report = jobs.convert_file(arguments.source, arguments.format, target, config, splits, options)
-        reports = [(report, splits)]
+        names = ("convention", "faults", "missing", "top_k", "min_size", "deduplicate")
+        options = {name: getattr(arguments, name) for name in names}
+        reports = [jobs.convert_file(arguments.source, arguments.format, target, config, splits, options)]
     elif config is None:
-        report = jobs.generate_for_folder(
-            arguments.images, arguments.overrides, target, shard, arguments.workers
-        )
-        reports = [(report, splits)]
+        reports = [
+            jobs.generate_for_folder(arguments.images, arguments.overrides, target, shard, arguments.workers)
+        ]
     elif config.proposals.method is None:
         reports = [jobs.open_split(config, split, records) for split, records in splits.items()]
     else:
         reports = [jobs.generate_for_config(config, splits, target, shard, arguments.workers)]
-    for report, covered in reports:
+    for report in reports:
         if config is not None:
-            jobs.report_splits(report, covered, config)
+            jobs.report_splits(report, config)
         jobs.print_report(report)
-    stores = [report.as_json() for report, _ in reports]
-    show(json.dumps({"stores": stores}, indent=2) if arguments.json else str(reports[0][0].store.path))
-    return 1 if any(report.failed for report, _ in reports) else 0
+    stores = [report.as_json() for report in reports]
+    show(json.dumps({"stores": stores}, indent=2) if arguments.json else str(reports[0].store.path))
+    return 1 if any(report.failed for report in reports) else 0
 
 
 def parse() -> argparse.Namespace:
@@ -110,6 +107,11 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise InputError for options that do not go together."""
     if arguments.workers is not None and arguments.workers < 0:
         raise InputError(f"--workers {arguments.workers}: expected 0, for this process only, or more")
+    if arguments.shard != "1/1" and (arguments.merge or arguments.source):
+        raise InputError("--shard is for making proposals; leave it out with --from and --merge")
+    settings = arguments.overrides or arguments.method
+    if settings and (arguments.merge or arguments.source) and not arguments.config:
+        raise InputError("with --from and --merge, --method and key=value settings need --config")
     if arguments.images and (arguments.config or arguments.split):
         raise InputError(
             "--images is for a folder without a config: leave --config and --split out, and give settings "

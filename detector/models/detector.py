@@ -67,18 +67,18 @@ class RegionDetector(nn.Module):
         Without gradients the RoIs are processed in chunks of ``roi_chunk``.
         """
         return _joined(
-            [HeadOutput(*self.predictor(self.embed(levels, *at))) for at in self._chunks(rois, roi_levels)]
+            [HeadOutput(*self.predictor(self.embed(levels, *at))) for at in self.chunks(rois, roi_levels)]
         )
 
     def describe(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
     ) -> tuple[Embedded, HeadOutput]:
         """As `predict`, with the features of all RoIs, which takes memory for (R, D) and (R, F)."""
-        embedded = [self.embed(levels, *at) for at in self._chunks(rois, roi_levels)]
+        embedded = [self.embed(levels, *at) for at in self.chunks(rois, roi_levels)]
         output = _joined([HeadOutput(*self.predictor(chunk)) for chunk in embedded])
         return Embedded(*(torch.cat(parts) for parts in zip(*embedded, strict=True))), output
 
-    def _chunks(self, rois: Tensor, roi_levels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def chunks(self, rois: Tensor, roi_levels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the RoIs and their levels, all at once with gradients, else ``roi_chunk`` at a time."""
         size = len(rois) if torch.is_grad_enabled() else self.roi_chunk
         for start in range(0, max(len(rois), 1), max(size, 1)):

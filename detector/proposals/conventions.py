@@ -1,4 +1,4 @@
-"""The box conventions of other people's files, and how to determine which one a file has."""
+"""The box conventions of proposal files, and how to determine which one a file has."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BoxArray = NDArray[np.float64]
 class BoxConvention:
     """``axes`` names the four columns; ``first_pixel`` is the number of the leftmost pixel.
 
-    ``inclusive``: the last corner names the last pixel inside, as in MATLAB and in Caffe's detectors, and
-    not the edge behind it.
+    ``inclusive``: the last corner is the last pixel inside the box, as in MATLAB and in Caffe's detectors,
+    and not the edge after it.
     """
 
     axes: str
@@ -49,12 +49,13 @@ CONVENTIONS = {
     "yxyx_inclusive_1": BoxConvention("yxyx", True, 1),
     "xywh": BoxConvention("xywh"),
 }
-# MATLAB code and what was made from it always names the last pixel inside.
+CORNER_CONVENTIONS = tuple(name for name in CONVENTIONS if name != "xywh")
+# MATLAB code, and files that were made from its results, always name the last pixel inside.
 MATLAB_CONVENTIONS = ("xyxy_inclusive", "xyxy_inclusive_1", "yxyx_inclusive", "yxyx_inclusive_1")
 
 
 class WrittenBoxes(NamedTuple):
-    """The boxes (P, 4) of an image as the file has them, in an unknown convention, and its record."""
+    """The record of an image and its boxes (P, 4) as the file has them, in an unknown convention."""
 
     record: ImageRecord
     boxes: NDArray[Any]
@@ -102,22 +103,17 @@ def detect_convention(
     best = min(evidence, key=lambda name: evidence[name])
     swapped = best.replace("xyxy", "yxyx") if best.startswith("xyxy") else best.replace("yxyx", "xyxy")
     chosen, other = evidence[best], evidence[swapped]
-    same_fit = chosen.outside == other.outside and abs(chosen.missed - other.missed) < 0.02
-    objects = any((~record.targets.crowd).any() for record, _ in samples)
-    if same_fit or other.missed < chosen.missed - 0.02:
+    compared = "there are no objects to compare with"
+    if any((~record.targets.crowd).any() for record, _ in samples):
         compared = (
-            f"mean best IoU with the objects {1 - chosen.missed:.3f} and {1 - other.missed:.3f}"
-            if objects
-            else f"the {len(samples)} images examined have no objects to compare with"
+            f"mean best IoU with the objects {1 - chosen.missed:.3f} ({swapped}: {1 - other.missed:.3f})"
         )
+    same_fit = chosen.outside == other.outside and abs(chosen.missed - other.missed) < 0.02
+    if same_fit or other.missed < chosen.missed - 0.02:
         raise InputError(
-            f"{source}: its boxes fit {best} and {swapped} equally well ({compared}); give the convention"
+            f"{source}: in the {len(samples)} images examined, its boxes fit {best} and {swapped} equally "
+            f"well ({compared}); give the convention"
         )
-    compared = (
-        f"mean best IoU with the objects {1 - chosen.missed:.3f} ({swapped}: {1 - other.missed:.3f})"
-        if objects
-        else "there are no objects to compare with"
-    )
     return best, (
         f"box convention {best}, determined from {len(samples)} images: {chosen.outside:.1%} of the boxes "
         f"leave their image ({swapped}: {other.outside:.1%}), {compared}"

@@ -1,12 +1,11 @@
-"""From a file of proposals to a store, in bounded memory: every box checked, every image identified."""
+"""Converts a file of proposals into a store, in bounded memory; checks every box, identifies every image."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,7 +19,7 @@ from detector.core.errors import InputError
 from detector.core.files import file_hash, is_hidden, make_folder
 from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.conventions import (
-    CONVENTIONS,
+    CORNER_CONVENTIONS,
     MATLAB_CONVENTIONS,
     WrittenBoxes,
     detect_convention,
@@ -29,14 +28,15 @@ from detector.proposals.conventions import (
 from detector.proposals.filtering import filter_proposals
 from detector.proposals.image_names import ImageMatcher, NamedImage
 from detector.proposals.index import check_image_id
+from detector.proposals.methods import folder_name
 from detector.proposals.readers import read_images
-from detector.proposals.readers.raw_images import Position, RawImage, make_proposals
+from detector.proposals.readers.raw_images import Position, RawImage, image_place, make_proposals
 from detector.proposals.store import Entry, ProposalStore, writer_lock
 
 _SAMPLED_IMAGES = 100
 _MAX_SAMPLED_FROM = 1000
-# The share of boxes that may leave their image by over a pixel, or have no inside: a few are noise, more are
-# another convention.
+# The share of boxes that may leave their image by over a pixel, or have no area: a few are noise, more mean
+# that the convention is another one.
 _TOLERATED_FAULTS = 0.01
 FAULT_POLICIES = ("error", "skip", "full_image")
 
@@ -79,7 +79,7 @@ def convert(
         keep_others: whether images of the file that are not in ``records`` go into the store too, without a
             check against any size.
         one_split: whether ``records`` are one split, in its order. If not, a file that names no images is
-            refused, because the order of its images cannot be determined.
+            refused, because its order is unknown.
         everything: returns the images of all splits, so that boxes of another split are never used; needed
             where a file may hold more than the images of ``records``.
         top_k, min_size, deduplicate: applied as in `detector.proposals.filtering.filter_proposals`, to
@@ -100,31 +100,33 @@ def convert(
     limits: dict[str, Any] = {"top_k": top_k, "min_size": min_size, "deduplicate": deduplicate}
     parameters = source_parameters(source, file_format) | options | limits
     parameters |= {"images": record_digest(records or ())}
-    if target.exists():
-        return ProposalStore.create(target, generator="converted", parameters=parameters)
-    make_folder(target.parent)
     work = _Conversion(
-        source, file_format, records=records or (), everything=everything, one_split=one_split, **options
+        source=source,
+        file_format=file_format,
+        records=records or (),
+        everything=everything,
+        one_split=one_split,
+        limits=limits if top_k is not None or min_size > 0 or deduplicate else None,
+        **options,
     )
-    with writer_lock(target.with_name(f".{target.name}.lock"), wait=600.0):
-        if not target.exists():
-            _fill(target, parameters, work, limits, progress)
-    return ProposalStore.open(target)
+    if not target.exists():
+        make_folder(target.parent)
+        with writer_lock(target.with_name(f".{target.name}.lock"), wait=600.0):
+            if not target.exists():
+                _fill(target, parameters, work, progress)
+    # Refuses a store of other parameters, which another process may have just made.
+    return ProposalStore.create(target, generator="converted", parameters=parameters)
 
 
 def _fill(
-    target: Path,
-    parameters: dict[str, Any],
-    work: _Conversion,
-    limits: dict[str, Any],
-    progress: Callable[[int], None],
+    target: Path, parameters: dict[str, Any], work: _Conversion, progress: Callable[[int], None]
 ) -> None:
-    """Make the store ``target``; whatever happens, it is there completely or not at all."""
+    """Make the store ``target``, which appears complete or, if anything fails, not at all."""
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
     try:
         store = ProposalStore.create(unfinished, generator="converted", parameters=parameters)
-        store.append_all(_limited(work.entries(), **limits), lambda: progress(len(store)))
+        store.append_all(work.entries(), lambda: progress(len(store)))
         store.compact()
         store.annotate(work.notes())
         unfinished.rename(target)
@@ -137,11 +139,11 @@ def _fill(
 class _Conversion:
     """One run through a source: which image is which, in which convention, and what is wrong with it.
 
-    The fields are arguments of `convert`.
+    The fields are arguments of `convert`; ``limits`` are those of `filter_proposals`, or None for no filter.
     """
 
-    source: Path = field(kw_only=False)
-    file_format: str = field(kw_only=False)
+    source: Path
+    file_format: str
     records: Sequence[ImageRecord]
     everything: Callable[[], Sequence[NamedImage]]
     one_split: bool
@@ -149,6 +151,7 @@ class _Conversion:
     faults: str
     missing: str
     keep_others: bool
+    limits: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         self._by_key = {record.key: record for record in self.records}
@@ -160,7 +163,14 @@ class _Conversion:
         self._evidence = ""
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
-        """Yield the entries of the store."""
+        """Yield the entries of the store; the boxes of images of a known size are filtered."""
+        for key, entry in self._checked_entries():
+            if self.limits is not None and all(entry.size):
+                kept = filter_proposals(entry.proposals, entry.size, **self.limits)
+                entry = entry._replace(proposals=kept)
+            yield key, entry
+
+    def _checked_entries(self) -> Iterator[tuple[str, Entry]]:
         images = read_images(self.source, self.file_format)
         self._names = images.names
         for image in self._with_convention(iter(images)):
@@ -173,8 +183,8 @@ class _Conversion:
             boxes = find_convention(image.convention).to_half_open(image.boxes)
             fault = find_fault(boxes, image.scores, size, image.convention)
             if fault is None:
-                where = f"{self.source}, image {key!r}"
-                yield key, Entry(make_proposals(boxes, image.scores, where), size=size)
+                proposals = make_proposals(boxes, image.scores, image_place(self.source, key))
+                yield key, Entry(proposals, size=size)
             else:
                 yield from self._replace(key, fault, record, self.faults)
         yield from self._add_missing()
@@ -203,7 +213,7 @@ class _Conversion:
         name = self.convention or first.convention
         if name == "auto":
             passed, samples = self._sample(images)
-            candidates = MATLAB_CONVENTIONS if first.convention == "auto" else _corner_conventions()
+            candidates = MATLAB_CONVENTIONS if first.convention == "auto" else CORNER_CONVENTIONS
             name, self._evidence = detect_convention(samples, candidates, str(self.source))
             images = chain(passed, images)
         for image in images:
@@ -321,24 +331,23 @@ def source_parameters(source: Path, file_format: str) -> dict[str, Any]:
 
 
 def _folder_hash(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
     try:
         shown = (path for path in folder.rglob("*") if not is_hidden(path, folder))
         paths = sorted(path for path in shown if path.is_file())
     except OSError as error:
         raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
-    for path in paths:
-        line = f"{path.relative_to(folder).as_posix()}\n{file_hash(path)}\n"
-        digest.update(line.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    return _digest(f"{path.relative_to(folder).as_posix()}\n{file_hash(path)}\n" for path in paths)
 
 
 def record_digest(records: Iterable[ImageRecord]) -> str:
     """Return a hash of the names and sizes of ``records``, in their order."""
+    return _digest(f"{one.key}\n{one.image_id}\n{one.height} {one.width}\n" for one in records)
+
+
+def _digest(lines: Iterable[str]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for record in records:
-        text = f"{record.key}\n{record.image_id}\n{record.height} {record.width}\n"
-        digest.update(text.encode("utf-8", "surrogatepass"))
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -348,23 +357,4 @@ def conversion_name(parameters: dict[str, Any]) -> str:
     ``parameters`` are those of `source_parameters` and the arguments of `convert`. The name is the source's
     and a hash, which differs for another content and for other arguments.
     """
-    text = json.dumps(parameters, sort_keys=True)
-    stem = "".join(letter if letter.isalnum() else "_" for letter in Path(parameters["source"]).stem)
-    return f"{stem}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
-
-
-def _corner_conventions() -> list[str]:
-    return [name for name, convention in CONVENTIONS.items() if convention.axes != "xywh"]
-
-
-def _limited(
-    entries: Iterator[tuple[str, Entry]], *, top_k: int | None, min_size: float, deduplicate: bool
-) -> Iterator[tuple[str, Entry]]:
-    """Yield ``entries`` with the boxes of images of a known size filtered."""
-    for key, entry in entries:
-        if all(entry.size) and (top_k is not None or min_size > 0 or deduplicate):
-            kept = filter_proposals(
-                entry.proposals, entry.size, min_size=min_size, top_k=top_k, deduplicate=deduplicate
-            )
-            entry = entry._replace(proposals=kept)
-        yield key, entry
+    return folder_name(Path(parameters["source"]).stem, parameters)

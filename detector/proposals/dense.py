@@ -35,8 +35,8 @@ def dense_proposals(
 
     A window of scale s and aspect a is s * min(height, width) * sqrt(a) pixels wide and the same divided by
     sqrt(a) high, but no larger than the image. Neighbours lie at most ``stride_fraction`` of a side apart,
-    so that two of them share IoU (1 - stride_fraction) / (1 + stride_fraction) or more; the outermost touch
-    the image's border. Dense proposals are the Fast R-CNN paper's (section 5.5).
+    so that the IoU of two of them is (1 - stride_fraction) / (1 + stride_fraction) or more; the outermost
+    touch the image's border. Dense proposals are the Fast R-CNN paper's (section 5.5).
 
     The order depends only on the size and spreads every prefix evenly over places and scales, so that the
     first n are a good choice of n; ``max_proposals`` takes such a prefix.
@@ -44,7 +44,6 @@ def dense_proposals(
     Raises InputError for parameters that ask for over `MAX_WINDOWS` windows.
     """
     _check(size, scales, aspects, stride_fraction)
-    _check_count(size, scales, aspects, stride_fraction)
     windows = np.concatenate([_grid(size, s, a, stride_fraction) for s in scales for a in aspects])
     boxes = torch.from_numpy(windows[_spread(len(windows))].astype(np.float32))
     return Proposals(boxes=unique_proposals(Proposals(boxes=boxes)).boxes[:max_proposals])
@@ -53,18 +52,13 @@ def dense_proposals(
 def _check(
     size: tuple[int, int], scales: Sequence[float], aspects: Sequence[float], stride_fraction: float
 ) -> None:
+    """Refuse impossible parameters, and more windows than the memory holds, before any is made."""
     if min(size) < 1:
         raise ValueError(f"an image is at least 1 x 1 pixel, not {size}")
     if not scales or min(scales) <= 0 or not aspects or min(aspects) <= 0:
         raise ValueError(f"scales and aspects must be positive, not {scales} and {aspects}")
     if not 0 < stride_fraction <= 1:
         raise ValueError(f"stride_fraction must be over 0 and at most 1, not {stride_fraction}")
-
-
-def _check_count(
-    size: tuple[int, int], scales: Sequence[float], aspects: Sequence[float], stride_fraction: float
-) -> None:
-    """Refuse parameters that ask for more windows than the memory holds, before any is made."""
     count = 0
     for scale, aspect in itertools.product(scales, aspects):
         height, width = _window(size, scale, aspect)

@@ -1,9 +1,10 @@
-"""Makes proposals for a data set: only those of images that are new or have changed, and none twice."""
+"""Makes the proposals of a data set, only for images that are new or whose file has changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,18 +81,20 @@ def generate_store(
     if not store.damaged() and not stale_records(records, store):
         return store
     prepare(method)
-    job = _Job(method, parameters, read_image)
-    failures: dict[str, str] = {}
+    make = partial(_make, method, parameters, read_image)
     with store.lock(wait, on_wait), Journal(store.path) as journal:
         store.append(journal.entries())
         journal.clear()
         store.reload()
-        _discard_damaged(store, on_damage)
+        for damage in store.damaged():
+            store.discard(damage.image_ids)
+            on_damage(f"{damage.reason}; their proposals are made again")
         todo = stale_records(records, store)  # again: another process may have done some until now
         if check_image is not None:
             _check_images(todo, check_image)
-        results = _run(job, todo, max(workers, 1) if time_limit else workers, time_limit)
-        _fill(store, journal, results, failures, lambda done: progress(done, len(todo)))
+        processes = max(workers, 1) if time_limit else workers
+        results = _run(make, partial(prepare, method), todo, processes, time_limit)
+        failures = _store_results(store, journal, results, lambda done: progress(done, len(todo)))
         # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
         failed = [record for record in todo if record.key in failures and record.key in store]
         if outdated := [record.key for record in failed if _differs(record, record.key, store)]:
@@ -107,13 +110,6 @@ def generate_store(
             f"{next(iter(failures.values()))}. All others are done and kept. {HOW_TO_LEAVE_OUT}"
         )
     return store
-
-
-def _discard_damaged(store: ProposalStore, on_damage: Callable[[str], None]) -> None:
-    """Remove the images that damaged segments have lost from the store, so that they are made again."""
-    for damage in store.damaged():
-        store.discard(damage.image_ids)
-        on_damage(f"{damage.reason}; their proposals are made again")
 
 
 def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:
@@ -167,68 +163,52 @@ class _Task(NamedTuple):
     size: tuple[int, int]
 
 
-class _Result(NamedTuple):
-    """A record of the journal, or what is wrong with the image."""
-
-    key: str
-    outcome: bytes | str
-
-
-class _Job(NamedTuple):
-    """What a worker process needs to know."""
-
-    method: str
-    parameters: dict[str, Any]
-    read_image: ImageReader
-
-    def prepare(self) -> None:
-        prepare(self.method)
-
-    def run(self, task: _Task) -> _Result:
-        try:
-            hashed = file_hash(task.path)
-            size = task.size if all(task.size) else self._decoded_size(task.path)
-            proposals = propose(self.method, self.parameters, task.path, size, self.read_image)
-        except InputError as error:
-            return _Result(task.key, str(error))
-        entry = Entry(filter_proposals(proposals, size), hashed, size)
-        return _Result(task.key, encode_entry(task.key, entry))
-
-    def _decoded_size(self, path: Path) -> tuple[int, int]:
-        height, width = self.read_image(path, None).shape[:2]
-        return height, width
+def _make(method: str, parameters: dict[str, Any], read_image: ImageReader, task: _Task) -> bytes | str:
+    """Return the journal's record of an image, or what is wrong with the image."""
+    try:
+        content_hash = file_hash(task.path)
+        height, width = task.size if all(task.size) else read_image(task.path, None).shape[:2]
+        proposals = propose(method, parameters, task.path, (height, width), read_image)
+    except InputError as error:
+        return str(error)
+    entry = Entry(filter_proposals(proposals, (height, width)), content_hash, (height, width))
+    return encode_entry(task.key, entry)
 
 
-def _run(job: _Job, records: list[ImageRecord], workers: int, time_limit: float | None) -> Iterator[_Result]:
-    """Yield the results in the order in which they are done."""
+def _run(
+    make: Callable[[_Task], bytes | str],
+    load_method: Callable[[], None],
+    records: list[ImageRecord],
+    workers: int,
+    time_limit: float | None,
+) -> Iterator[tuple[str, bytes | str]]:
+    """Yield keys and what ``make`` returns for them, in the order in which they are done."""
     tasks = [_Task(record.key, record.path, (record.height, record.width)) for record in records]
     if workers == 0:
-        yield from map(job.run, tasks)
+        yield from ((task.key, make(task)) for task in tasks)
         return
-    for task, answer in run_tasks(
-        job.run, tasks, workers=workers, time_limit=time_limit, prepare=job.prepare
-    ):
-        if isinstance(answer, Lost):
-            answer = _Result(task.key, f"{task.path} {answer.reason}")
-        yield answer
+    for task, answer in run_tasks(make, tasks, workers=workers, time_limit=time_limit, prepare=load_method):
+        yield task.key, f"{task.path} {answer.reason}" if isinstance(answer, Lost) else answer
 
 
-def _fill(
+def _store_results(
     store: ProposalStore,
     journal: Journal,
-    results: Iterator[_Result],
-    failures: dict[str, str],
+    results: Iterator[tuple[str, bytes | str]],
     progress: Callable[[int], None],
-) -> None:
-    """Keep each result in the journal immediately, and put them into the store one segment at a time."""
+) -> dict[str, str]:
+    """Keep each result in the journal immediately, and put them into the store one segment at a time.
+
+    Returns why images failed, by key.
+    """
+    failures: dict[str, str] = {}
     batch: dict[str, Entry] = {}
-    for done, result in enumerate(results, 1):
-        if isinstance(result.outcome, str):
-            failures[result.key] = result.outcome
+    for done, (key, result) in enumerate(results, 1):
+        if isinstance(result, str):
+            failures[key] = result
         else:
-            journal.add(result.outcome)
-            key, entry = decode_entry(result.outcome)
-            batch[key] = entry
+            journal.add(result)
+            _, batch[key] = decode_entry(result)
         if len(batch) >= _SEGMENT_IMAGES:
             store.append(batch)
             journal.clear()
@@ -236,3 +216,4 @@ def _fill(
         progress(done)
     store.append(batch)
     journal.clear()
+    return failures

@@ -34,12 +34,12 @@ def match_store(
     records: Sequence[ImageRecord],
     everything: Callable[[], Sequence[NamedImage]] = tuple,
 ) -> ProposalStore:
-    """Return ``store`` such that it finds its images by the keys of ``records``.
+    """Return ``store``, such that it can be read by the keys of ``records``.
 
-    An image whose key is not in the store is looked for by the rules of `ImageMatcher`, which receives
+    An image whose key is not in the store is looked up by the rules of `ImageMatcher`, which receives
     ``everything``. Where the store has the content hash of an image file, the content decides: an image that
-    is found under another name than its key must have the same content. What the store has under a record's
-    key is used without reading the image file.
+    is in the store under another name than its key must have the same content. What the store has under a
+    record's key is used without reading the image file.
 
     Raises InputError where a name in the store could mean two images.
     """
@@ -112,7 +112,7 @@ class ImageMatcher:
         if unknown:
             more = self._read_all(unknown, source)
             if not keys and not any(more.values()):
-                more = {name: self._names.by_number(name) for name in unknown}
+                more = {name: self._names.by_number[number_of(name)] for name in unknown}
             keys |= more
         return self._unique(keys, source)
 
@@ -171,28 +171,25 @@ class _Names:
         self._by_tail = _Table()
         self._by_stem = _Table()
         self._by_stem_tail = _Table()
-        self._by_number = _Table()
+        self.by_number = _Table()
         for image in images:
             self.by_id.add(image.image_id, image.key)
-            self._by_number.add(number_of(image.image_id), image.key)
+            self.by_number.add(number_of(image.image_id), image.key)
             if image.key in self._keys:
                 continue
             self._keys.add(image.key)
             stem = without_suffix(image.key)
             self._by_stem.add(stem, image.key)
-            self._by_number.add(number_of(stem.rpartition("/")[2]), image.key)
+            self.by_number.add(number_of(stem.rpartition("/")[2]), image.key)
             for table, path in ((self._by_tail, image.key), (self._by_stem_tail, stem)):
                 for tail in _tails(path):
                     table.add(tail, image.key)
 
     def exact(self, name: str) -> set[str]:
-        return {one for one in (name, _plain(name)) if one in self._keys}
+        return self._keys & {name, _plain(name)}
 
     def by_file_name(self, name: str) -> set[str]:
         return self._with_suffix(name) or self._without_suffix(name)
-
-    def by_number(self, name: str) -> set[str]:
-        return self._by_number[number_of(name)]
 
     def all_of(self, name: str) -> set[str]:
         """Return the keys that the name means, read in every way but as a number."""

@@ -1,4 +1,4 @@
-"""The index of a proposal store: one sorted table with a fixed row width, from image id to its boxes' place.
+"""The index of a proposal store: a sorted table of fixed row width, from image id to the place of its boxes.
 
 A structured ``.npy`` array and not JSON: it is memory-mapped, so that all processes share its pages and a
 look-up makes Python objects for one image only. Eight bytes follow the array: "CRC1" and the CRC-32 of

@@ -1,4 +1,4 @@
-"""What an unknown proposal file seems to be: its format, its counts and ranges, and remarks for a person."""
+"""What an unknown proposal file seems to be: its format, counts and ranges, and remarks about its boxes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def inspect(source: Path | str, file_format: str | None = None) -> dict[str, Any
 
 
 def describe(summary: Mapping[str, Any]) -> list[str]:
-    """Return the lines in which a person reads what `inspect` has returned."""
+    """Return the result of `inspect` as lines of text."""
     least, mean, most = summary["boxes_per_image"]
     ids = f", such as {', '.join(summary['ids'])}" if summary["ids"] else ", without names"
     lines = [
@@ -75,77 +75,58 @@ def guess_format(source: Path) -> str:
 
 def _stored_images(store: ProposalStore) -> Iterator[RawImage]:
     for image_id in store.ids():
-        boxes, scores = store[image_id].boxes, store[image_id].scores
-        yield RawImage(image_id, boxes.numpy(), None if scores is None else scores.numpy(), "xyxy")
+        stored = store[image_id]
+        scores = None if stored.scores is None else stored.scores.numpy()
+        yield RawImage(image_id, stored.boxes.numpy(), scores, "xyxy")
 
 
 def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
-    statistics = _Statistics()
+    """Return the counts, ranges and remarks of ``images``, one of which is in memory at a time."""
+    ids: list[str] = []
+    conventions: set[str] = set()
+    counts: list[int] = []
+    least, most = np.full(5, np.inf), np.full(5, -np.inf)  # of the columns and of the score
+    whole, not_finite, backward = True, 0, 0
     for image in images:
-        statistics.add(image)
-    return statistics.report()
-
-
-class _Statistics:
-    """Ranges and counts over images, in the memory that one image takes."""
-
-    def __init__(self) -> None:
-        self._ids: list[str] = []
-        self._conventions: set[str] = set()
-        self._counts: list[int] = []
-        self._least, self._most = np.full(4, np.inf), np.full(4, -np.inf)
-        self._scores = [np.inf, -np.inf]
-        self._whole = True
-        self._not_finite = 0
-        self._backward = 0
-
-    def add(self, image: RawImage) -> None:
-        if isinstance(image.key, str) and len(self._ids) < 3:
-            self._ids.append(image.key)
-        self._conventions.add(image.convention)
-        self._counts.append(len(image.boxes))
+        if isinstance(image.key, str) and len(ids) < 3:
+            ids.append(image.key)
+        conventions.add(image.convention)
+        counts.append(len(image.boxes))
         boxes = np.asarray(image.boxes, np.float64)
         finite = np.isfinite(boxes).all(axis=1)
-        self._not_finite += int((~finite).sum())
+        not_finite += int((~finite).sum())
         boxes = boxes[finite]
-        self._least = np.minimum(self._least, boxes.min(axis=0, initial=np.inf))
-        self._most = np.maximum(self._most, boxes.max(axis=0, initial=-np.inf))
-        self._whole &= bool((boxes == np.rint(boxes)).all())
-        self._backward += int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum())
-        if image.scores is not None:
-            scores = np.asarray(image.scores, np.float64)
-            scores = scores[np.isfinite(scores)]
-            self._scores[0] = min(self._scores[0], float(scores.min(initial=np.inf)))
-            self._scores[1] = max(self._scores[1], float(scores.max(initial=-np.inf)))
-
-    def report(self) -> dict[str, Any]:
-        images, boxes = len(self._counts), sum(self._counts)
-        per_image = (
-            (min(self._counts), round(boxes / images, 1), max(self._counts)) if images else (0, 0.0, 0)
-        )
-        return {
-            "images": images,
-            "ids": self._ids,
-            "boxes": boxes,
-            "boxes_per_image": per_image,
-            "columns": list(zip(self._least.tolist(), self._most.tolist(), strict=True)) if boxes else [],
-            "whole_numbers": self._whole,
-            "scores": tuple(self._scores) if self._scores[0] <= self._scores[1] else None,
-            "not_finite": self._not_finite,
-            "remarks": list(self._remarks(boxes)),
-        }
-
-    def _remarks(self, boxes: int) -> Iterator[str]:
-        if not boxes:
-            yield "it has no boxes"
-            return
-        if not self._ids:
-            yield "it names no images; they are those of a data set, in its order"
-        if self._conventions == {"auto"}:
-            yield "axis order and first pixel are determined from annotated images when it is converted"
-        if self._backward > boxes // 100 and self._conventions != {"xywh"}:
-            yield f"{self._backward} boxes end before they begin, as if columns 3 and 4 were width and height"
-        if self._whole and self._least[:2].min() == 1:
-            yield "whole numbers from 1: it may count pixels from 1 and include the last"
-        if self._not_finite:
-            yield f"{self._not_finite} boxes are not finite"
+        scores = np.asarray(() if image.scores is None else image.scores, np.float64)
+        scores = scores[np.isfinite(scores)]
+        least = np.minimum(least, [*boxes.min(axis=0, initial=np.inf), scores.min(initial=np.inf)])
+        most = np.maximum(most, [*boxes.max(axis=0, initial=-np.inf), scores.max(initial=-np.inf)])
+        whole &= bool((boxes == np.rint(boxes)).all())
+        backward += int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum())
+    total = sum(counts)
+    *columns, (lowest, highest) = zip(least.tolist(), most.tolist(), strict=True)
+    remarks = {
+        "it names no images; they are those of a data set, in its order": not ids,
+        "axis order and first pixel are determined from annotated images when it is converted": (
+            conventions == {"auto"}
+        ),
+        f"{backward} boxes end before they begin, as if columns 3 and 4 were width and height": (
+            backward > total // 100 and conventions != {"xywh"}
+        ),
+        "whole numbers from 1: it may count pixels from 1 and include the last": (
+            whole and least[:2].min() == 1
+        ),
+        f"{not_finite} boxes are not finite": not_finite > 0,
+    }
+    return {
+        "images": len(counts),
+        "ids": ids,
+        "boxes": total,
+        "boxes_per_image": (
+            (min(counts), round(total / len(counts), 1), max(counts)) if counts else (0, 0.0, 0)
+        ),
+        "columns": columns if total else [],
+        "whole_numbers": whole,
+        "scores": (lowest, highest) if lowest <= highest else None,
+        "not_finite": not_finite,
+        "remarks": [text for text, holds in remarks.items() if holds] if total else ["it has no boxes"],
+    }

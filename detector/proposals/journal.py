@@ -1,8 +1,8 @@
-"""What a running job has finished and not yet put into a segment, so that no image is made twice.
+"""The images that a running job has finished and not yet put into a segment, so that none is made twice.
 
-A segment per image would be too many files, and with segments of some hundred images a kill would lose those
-since the last one. So each finished image is first appended here, in one write: at any moment the file is a
-sequence of complete records, perhaps with a torn one at its end.
+One segment per image would be too many files, and with a segment per some hundred images, a killed process
+would lose all images since the last segment. So each finished image is first appended here, in one write: at
+any moment the file is a sequence of complete records, perhaps with an incomplete one at its end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -48,9 +47,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         if self._path.stat().st_size == 0:
             self._path.unlink()
@@ -118,7 +115,7 @@ def _decode(payload: bytes) -> tuple[str, Entry]:
 
 
 def _sound_records(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the payload of each record whose checksum fits; nothing after a torn record can be found."""
+    """Yield the payload of each record whose checksum fits, up to the first incomplete record."""
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         length, checksum = _HEAD.unpack(head)
         if not 0 < length <= _MAX_RECORD:

@@ -7,17 +7,20 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError, nearest
 from detector.core.structures import Proposals
-from detector.proposals.dense import ASPECTS, SCALES, STRIDE_FRACTION, dense_proposals
+from detector.proposals.dense import dense_proposals
 from detector.proposals.readers.raw_images import make_proposals
+
+if TYPE_CHECKING:
+    from detector.ops.selective_search_config import SelectiveSearchConfig
 
 ImageReader = Callable[[Path, tuple[int, int] | None], NDArray[np.uint8]]
 
@@ -32,12 +35,7 @@ def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any
     """
     match method:
         case "dense":
-            defaults: dict[str, Any] = {
-                "scales": list(SCALES),
-                "aspects": list(ASPECTS),
-                "stride_fraction": STRIDE_FRACTION,
-                "max_proposals": None,
-            }
+            defaults = _with_lists(dense_proposals.__kwdefaults__ or {})  # mypy: a function may have none
             return _with_defaults(method, defaults, parameters)
         case "selective_search":
             return _search_parameters(parameters)
@@ -51,10 +49,14 @@ def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any
 
 
 def store_name(method: str, parameters: Mapping[str, Any] | None = None) -> str:
-    """Return a readable folder name for the method with these parameters, different for any other ones."""
-    text = json.dumps([method, full_parameters(method, parameters or {})], sort_keys=True)
-    readable = "".join(letter if letter.isalnum() else "_" for letter in method)
-    return f"{readable}_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    """Return a readable folder name for a method with these parameters; others give another name."""
+    return folder_name(method, [method, full_parameters(method, parameters or {})])
+
+
+def folder_name(origin: str, facts: object) -> str:
+    """Return a readable folder name for ``origin``, with a digest of ``facts``, which JSON can hold."""
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return f"{''.join(letter if letter.isalnum() else '_' for letter in origin)}_{digest}"
 
 
 def prepare(method: str) -> None:
@@ -118,31 +120,33 @@ def _with_defaults(method: str, defaults: dict[str, Any], given: Mapping[str, An
 
 def _search_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of selective search, checked by its own configuration."""
-    from detector.ops.selective_search_config import SelectiveSearchConfig, as_config
+    from detector.ops.selective_search_config import as_config
 
     mode = given.get("mode", "fast")
     of_call = {"mode": mode, "seed": 0, "max_proposals": None}
     parameters = _with_defaults("selective_search", of_call | asdict(as_config(mode)), given)
-    SelectiveSearchConfig(**_search_fields(parameters))  # refuses impossible values
+    _search_config(parameters)  # refuses impossible values
     parameters["scales"] = [float(scale) for scale in parameters["scales"]]  # 50 and 50.0 are one store
+    return _with_lists(parameters)
+
+
+def _with_lists(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``parameters`` with lists in place of tuples, as they are read back from JSON."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
 
 
-def _search_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _search_config(parameters: Mapping[str, Any]) -> SelectiveSearchConfig:
     from detector.ops.selective_search_config import SelectiveSearchConfig
 
-    names = (field.name for field in fields(SelectiveSearchConfig))
-    return {
-        name: tuple(parameters[name]) if isinstance(parameters[name], list) else parameters[name]
-        for name in names
-    }
+    others = ("mode", "seed", "max_proposals")
+    return SelectiveSearchConfig(**{name: parameters[name] for name in parameters if name not in others})
 
 
 def _search(image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Proposals:
     # Imported here: nothing else of this package needs the compiled library.
-    from detector.ops import SelectiveSearchConfig, selective_search
+    from detector.ops import selective_search
 
-    config = SelectiveSearchConfig(**_search_fields(parameters))
+    config = _search_config(parameters)
     ranked = selective_search(image, config, parameters["seed"], parameters["max_proposals"])
     return Proposals(boxes=ranked.boxes, scores=ranked.scores)
 

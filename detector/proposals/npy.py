@@ -1,4 +1,4 @@
-"""Headers of ``.npy`` files that somebody else wrote."""
+"""Reads the header of a ``.npy`` file that may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Header(NamedTuple):
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """Read the header of a ``.npy`` file, at most 10,000 bytes; ``file`` then stands at the array.
+    """Read the header of a ``.npy`` file, at most 10,000 bytes; ``file`` is then at the start of the array.
 
     Raises ValueError for anything else, and for an array of Python objects.
     """

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +38,17 @@ def write_segment(
     Images are written as they come, so that the largest one bounds the memory. ``scored``: whether any image
     has scores; those without get zeros, which the index says are not theirs.
     """
-    with ExitStack() as files:
-        boxes_file = files.enter_context(atomic_write(segment_path(folder, number, "boxes")))
-        _write_header(boxes_file, (rows, 4))
-        if scored:
-            scores_file = files.enter_context(atomic_write(segment_path(folder, number, "scores")))
-            _write_header(scores_file, (rows,))
+    with ExitStack() as stack:
+        files = {}
+        for kind in ("boxes", "scores") if scored else ("boxes",):
+            files[kind] = stack.enter_context(atomic_write(segment_path(folder, number, kind)))
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, *_COLUMNS[kind])}
+            np.lib.format.write_array_header_1_0(files[kind], header)
         for boxes, scores in images:
-            boxes_file.write(np.ascontiguousarray(boxes, "<f4").data)
+            files["boxes"].write(np.ascontiguousarray(boxes, "<f4").data)
             if scored:
                 values = np.zeros(len(boxes)) if scores is None else scores
-                scores_file.write(np.ascontiguousarray(values, "<f4").data)
+                files["scores"].write(np.ascontiguousarray(values, "<f4").data)
 
 
 def segment_path(folder: Path, number: int, kind: str) -> Path:
@@ -78,7 +77,7 @@ def checksum_of(boxes: FloatArray, scores: FloatArray | None) -> int:
 
 
 class SegmentReader:
-    """Reads images from the segments in ``folder`` and keeps the files that were used last open.
+    """Reads images from the segments in ``folder`` and keeps the most recently used files open.
 
     Safe to use from several threads, and in a process that was forked from one that has read before.
     """
@@ -88,7 +87,7 @@ class SegmentReader:
         self._open = lru_cache(maxsize=_OPEN_FILES)(self._open_file)
 
     def read(self, row: Row, *, check: bool) -> BoxesAndScores:
-        """Return the boxes (P, 4) and the scores (P,) or None at ``row``, as arrays of their own.
+        """Return the boxes (P, 4) and the scores (P,) or None at ``row``, in new arrays.
 
         With ``check`` their checksum is compared. Raises `DamagedStore` where a file is missing or does not
         hold what ``row`` says.
@@ -153,8 +152,3 @@ class _SegmentFile:
 
     def _damaged(self, reason: str) -> DamagedStore:
         return DamagedStore(f"{self._path} is damaged: {reason}")
-
-
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)

@@ -24,7 +24,7 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -94,7 +94,7 @@ class ProposalStore:
 
     @classmethod
     def open(cls, path: Path | str, names: Mapping[str, str] | None = None) -> ProposalStore:
-        """Open an existing store; raises InputError if ``path`` is none or is damaged.
+        """Open an existing store; raises InputError if ``path`` is not a store or is damaged.
 
         ``names``: see `with_names`.
         """
@@ -134,11 +134,11 @@ class ProposalStore:
 
     @property
     def notes(self) -> list[str]:
-        """What the maker of the store has noted about it, a sentence each."""
-        return [str(note) for note in self._manifest.get("notes", [])]
+        """Sentences about how the store was made."""
+        return [str(note) for note in self._manifest["notes"]]
 
     def __getitem__(self, image_id: str) -> Proposals:
-        """Return the proposals of ``image_id`` as tensors of their own.
+        """Return the proposals of ``image_id`` in new tensors.
 
         Raises InputError if the store has none, and `DamagedStore` where they are not as they were written.
         """
@@ -163,6 +163,11 @@ class ProposalStore:
     def ids(self) -> list[str]:
         """Return the ids of all images, sorted."""
         return self._index.ids()
+
+    def entry(self, image_id: str) -> Entry:
+        """Return all that is stored for the image. Raises as ``store[image_id]`` does."""
+        size = self.image_size(image_id) or (0, 0)
+        return Entry(self[image_id], self.content_hash(image_id), size)
 
     def content_hash(self, image_id: str) -> str | None:
         """Return the hash of the image file that the boxes were made for, or None where it is unknown."""
@@ -194,11 +199,14 @@ class ProposalStore:
         """
         if not entries:
             return
+        images: list[BoxesAndScores] = []
+        rows: list[Row] = []
         for image_id, entry in entries.items():
             check_entry(self.path, image_id, entry)
-        images = [_arrays(entry.proposals) for entry in entries.values()]
-        rows = [
-            Row(
+            boxes, ranks = entry.proposals.boxes.numpy(), entry.proposals.scores
+            scores = None if ranks is None else ranks.numpy()
+            images.append((boxes, scores))
+            row = Row(
                 image_id,
                 segment=0,
                 offset=0,  # both until the segment is written
@@ -209,8 +217,7 @@ class ProposalStore:
                 checksum=checksum_of(boxes, scores),
                 content_hash=entry.content_hash or "",
             )
-            for (image_id, entry), (boxes, scores) in zip(entries.items(), images, strict=True)
-        ]
+            rows.append(row)
         with self.lock(_WAIT_SECONDS):
             index = Index.load(self.path / "index.npy")
             written = self._write_segment(self._next_segment(index), rows, images)
@@ -358,10 +365,10 @@ def merge_stores(
     """Put all images of ``sources``, stores of one method, into the store at ``target``.
 
     ``target`` may exist and hold some of the images already, so that a merge that was killed is finished by
-    another. ``progress`` is called after each store, with images done and images in all.
+    another. ``progress`` is called after each store, with the number of images done and of all images.
 
     Raises InputError for stores whose generator or parameters differ from the first one's, and for an image
-    of which two stores hold different proposals; ``target`` then has none of the images of the second.
+    of which two stores hold different proposals; no image of the second is then added to ``target``.
     """
     stores = [ProposalStore.open(source) for source in sources]
     first = stores[0]
@@ -379,7 +386,7 @@ def merge_stores(
         for store, end in zip(stores, ends, strict=True):
             _check_agreement(store, merged)
             missing = (image_id for image_id in store.ids() if image_id not in merged)
-            merged.append_all((image_id, _entry(store, image_id)) for image_id in missing)
+            merged.append_all((image_id, store.entry(image_id)) for image_id in missing)
             progress(end, ends[-1])
         merged.compact()
         merged.annotate(list(dict.fromkeys(text for store in [merged, *stores] for text in store.notes)))
@@ -412,7 +419,10 @@ def writer_lock(path: Path, wait: float, on_wait: Callable[[], None] | None = No
         raise InputError(f"cannot write to {path.parent}: {error.strerror}") from error
     with file:
         deadline = time.monotonic() + wait
-        while not _try_lock(file.fileno()):
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             if time.monotonic() >= deadline:
                 raise InputError(f"another process is writing {path.parent}; wait for it to end")
             if on_wait is not None:
@@ -420,14 +430,6 @@ def writer_lock(path: Path, wait: float, on_wait: Callable[[], None] | None = No
                 on_wait = None
             time.sleep(0.02)
         yield
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _initialise(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -515,10 +517,6 @@ def _differences(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} wanted" for name in names)
 
 
-def _arrays(proposals: Proposals) -> BoxesAndScores:
-    return proposals.boxes.numpy(), None if proposals.scores is None else proposals.scores.numpy()
-
-
 def _batches(items: Iterable[Item], boxes_of: Callable[[Item], int], most_boxes: int) -> Iterator[list[Item]]:
     """Yield ``items`` in lists that each end when they have ``most_boxes`` boxes or more."""
     batch: list[Item] = []
@@ -541,8 +539,3 @@ def _check_agreement(store: ProposalStore, merged: ProposalStore) -> None:
                 "file has changed, or stores of an older version, which name images by id, are of two splits "
                 "with the same ids: make the older store again"
             )
-
-
-def _entry(store: ProposalStore, image_id: str) -> Entry:
-    size = store.image_size(image_id) or (0, 0)
-    return Entry(store[image_id], store.content_hash(image_id), size)

@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Lost:
-    """Why a task has no answer, as the end of a sentence about it."""
+    """Why a task has no answer, as the end of a sentence that begins with the task's name."""
 
     reason: str
 
@@ -37,7 +37,7 @@ def run_tasks(
     time_limit: float | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Task, Answer | Lost]]:
-    """Call ``function`` for each task in ``workers`` processes; yield task and answer in the order of ending.
+    """Call ``function`` for each task in ``workers`` processes; yield tasks and answers as they end.
 
     A task that takes over ``time_limit`` seconds, or whose process dies, has the answer `Lost`; its process
     is replaced. An exception in ``function`` is raised here. ``prepare`` is called once in each process,
@@ -109,7 +109,7 @@ class _Worker(Generic[Task, Answer]):
             status = f"exit status {self._process.exitcode}"
             if self.began is None:
                 raise InputError(
-                    f"a worker process ended while it started ({status}); its message stands above"
+                    f"a worker process ended while it started ({status}); see its message above"
                 ) from None
             return Lost(f"ended its process ({status})")
         if kind == "ready":

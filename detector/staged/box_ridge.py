@@ -24,7 +24,7 @@ from detector.models.box_coder import box_deltas
 from detector.staged.layer_fit import LayerFit, feature_width, is_finite_float
 
 BLOCK_ROWS = 2000
-"""Number of rows of pooled features from which on a block is handed to the solver."""
+"""The solver gets the pooled features in blocks of at least this many rows."""
 
 Matrix = NDArray[np.float64]
 Regression = tuple[Tensor, Tensor]
@@ -150,9 +150,9 @@ def fit_ridge(
     """Return the regression from pooled features to ``targets`` (n, 4), the box deltas of n rows.
 
     ``blocks`` yields the features of the rows in order, some rows (m, D) at a time, D = ``width``. Features
-    are multiplied by ``factor`` for the fit, and the result is for features as they come. At most one square
-    matrix is held, whose side is the smaller of n and D + 1. With fewer rows than columns (the dual form)
-    the features of all rows are held too.
+    are multiplied by ``factor`` for the fit, and the result is for features without the factor. At most one
+    square matrix is in memory, whose side is the smaller of n and D + 1. With fewer rows than columns (the
+    dual form) the features of all rows are in memory too.
     """
     white = whiten(targets, settings.whitening)
     if len(targets) <= width:

@@ -1,10 +1,10 @@
-"""A split's feature maps on the disk: every image goes once through the convolutions, at every scale.
+"""The feature maps of a split on the disk: every image goes once through the convolutions, at every scale.
 
 Staged SPP-net needs the features of each image many times, for fine-tuning, for the SVMs and for the box
 regression, while the convolutions stay as they are (He et al. 2014, section 4.2). So they run only once.
 
 A cache is a folder of three files: ``maps.bin``, all maps one after another; ``done.bin``, the CRC-32 of each
-image's maps (four bytes, little-endian; 0 until the maps are on the disk, and 1 where the sum is 0);
+image's maps (four bytes, little-endian; 0 until the maps are on the disk, and 1 where the CRC-32 is 0);
 ``cache.json``, which says what the features were made with. A process that is killed loses only the images
 whose checksum is not written yet. Each process compares an image's checksum when it first reads the image.
 """
@@ -19,6 +19,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,6 +44,7 @@ FLUSH_EVERY = 16
 """Number of images after which maps, and then their checksums, are forced to the disk: a crash loses at most
 these."""
 _CHECKSUM = struct.Struct("<I")
+_MAKE_AGAIN = "remove cache.json in its folder, and the feature cache is made again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,8 @@ class CachePlan:
         self.bytes = 0
         for image in images:
             self.maps.append(tuple(self._place(image.key, view, map_size, channels) for view in image.views))
-        self.parts = {**source, "images": _images_digest(images), "dtype": dtype, "channels": str(channels)}
+        contents = [[image.key, image.content, list(map(_geometry, image.views))] for image in images]
+        self.parts = {**source, "images": _digest(contents), "dtype": dtype, "channels": str(channels)}
         self.key = _digest(self.parts)
 
     def manifest(self) -> dict[str, object]:
@@ -127,19 +130,15 @@ def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRec
         )
         for record in records
     ]
+    backbone = model.backbone
     source = {
-        "weights": weights_digest(model.backbone),
+        "weights": weights_digest(backbone),
         "backbone": json.dumps(config.model.backbone.model_dump(mode="json", exclude={"weights", "freeze"})),
         "normalization": repr(build_normalization(config)),
         "scales": json.dumps([list(config.test.scales), config.test.max_size]),
     }
-    backbone = model.backbone
     return CachePlan(
-        images,
-        source,
-        map_size=backbone.map_size,
-        channels=backbone.channels,
-        dtype=config.train.cache_dtype,
+        images, source, map_size=backbone.map_size, channels=backbone.channels, dtype=config.train.cache_dtype
     )
 
 
@@ -185,17 +184,15 @@ class FeatureCache:
 
     def __init__(self, folder: Path, plan: CachePlan) -> None:
         _check_manifest(folder, plan)
-        missing = _missing(folder, plan)
-        if missing:
+        self._checksums = _checksums(folder, plan)
+        if (done := np.count_nonzero(self._checksums)) < len(plan.images):
             raise InputError(
-                f"{folder}: the feature cache holds {len(plan.images) - len(missing)} of {len(plan.images)} "
-                "images; let the run that makes it finish"
+                f"{folder}: the feature cache holds {done} of {len(plan.images)} images; let the run that "
+                "makes it finish"
             )
         self.folder = folder
         self.plan = plan
         self._index = {image.key: number for number, image in enumerate(plan.images)}
-        self._maps: np.memmap | None = None
-        self._checksums = _checksums(folder)
         self._checked: set[int] = set()
 
     def views(self, key: str) -> tuple[ImageMeta, ...]:
@@ -208,35 +205,37 @@ class FeatureCache:
         Raises:
             InputError: the file does not hold what was written.
         """
-        if self._maps is None:
-            self._maps = np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
         number = self._index[key]
+        maps = [self._bytes(stored) for stored in self.plan.maps[number]]
         if number not in self._checked:
-            self._check(self._maps, number)
+            self._check(number, maps)
             self._checked.add(number)
-        maps = (self._map(self._maps, stored) for stored in self.plan.maps[number])
-        return [level.to(device, non_blocking=True) for level in maps]
+        levels = []
+        for content, stored in zip(maps, self.plan.maps[number], strict=True):
+            values = content.view(self.plan.dtype).reshape(1, *stored.shape).astype(np.float32)
+            levels.append(torch.from_numpy(values).permute(0, 3, 1, 2).to(device, non_blocking=True))
+        return levels
 
-    def _check(self, maps: np.memmap, number: int) -> None:
+    def _check(self, number: int, maps: Sequence[NDArray[np.uint8]]) -> None:
         checksum = 0
-        for stored in self.plan.maps[number]:
-            checksum = zlib.crc32(self._bytes(maps, stored).data, checksum)
+        for content in maps:
+            checksum = zlib.crc32(content.data, checksum)
         if (checksum or 1) != self._checksums[number]:
             raise InputError(
                 f"{self.folder / 'maps.bin'} is damaged: the features of image "
-                f"{self.plan.images[number].key!r} are not as they were written; remove its "
-                "cache.json and it is made again"
+                f"{self.plan.images[number].key!r} are not as they were written; {_MAKE_AGAIN}"
             )
 
-    def _bytes(self, maps: np.memmap, stored: StoredMap) -> NDArray[Any]:
-        return maps[stored.offset : stored.offset + prod(stored.shape) * self.plan.dtype.itemsize]
+    @cached_property
+    def _maps(self) -> NDArray[np.uint8]:
+        return np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
 
-    def _map(self, maps: np.memmap, stored: StoredMap) -> Tensor:
-        values = self._bytes(maps, stored).view(self.plan.dtype)
-        return torch.from_numpy(values.reshape(1, *stored.shape).astype(np.float32)).permute(0, 3, 1, 2)
+    def _bytes(self, stored: StoredMap) -> NDArray[np.uint8]:
+        return self._maps[stored.offset : stored.offset + prod(stored.shape) * self.plan.dtype.itemsize]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_maps": None}  # a worker process opens the file itself
+        # A worker process opens the file itself.
+        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
 
 def fill_cache(
@@ -253,11 +252,11 @@ def fill_cache(
     with the number of images done and the number of all images.
 
     Raises:
-        InputError: too little free disk (found out before any work), a folder that holds the cache of
+        InputError: too little free disk (checked before any work), a folder that holds the cache of
             something else, or a map that float16 cannot hold.
     """
     _prepare(folder, plan)
-    missing = _missing(folder, plan)
+    missing = np.flatnonzero(_checksums(folder, plan) == 0).tolist()
     done = len(plan.images) - len(missing)
     try:
         with (folder / "maps.bin").open("r+b") as maps, (folder / "done.bin").open("r+b") as flags:
@@ -316,7 +315,11 @@ def _prepare(folder: Path, plan: CachePlan) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "maps.bin").unlink(missing_ok=True)  # of a run killed right here; its space counts as free
-        _check_disk(folder, plan.bytes)
+        if plan.bytes > (free := shutil.disk_usage(folder).free):
+            raise InputError(
+                f"{folder}: the feature cache needs {_size(plan.bytes)} and the disk has {_size(free)} free; "
+                "free some space, put the run on another disk, or take fewer or smaller scales"
+            )
         with (folder / "maps.bin").open("wb") as file:
             file.truncate(plan.bytes)
             if plan.bytes and hasattr(os, "posix_fallocate"):  # macOS has none; a disk may fill up there
@@ -325,15 +328,6 @@ def _prepare(folder: Path, plan: CachePlan) -> None:
     except OSError as error:
         raise InputError(f"{folder}: cannot make the feature cache: {error.strerror or error}") from None
     write_text(folder / "cache.json", json.dumps(plan.manifest(), indent=1) + "\n")
-
-
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"{folder}: the feature cache needs {_size(needed)} and the disk has {_size(free)} free; free "
-            "some space, put the run on another disk, or take fewer or smaller scales"
-        )
 
 
 def _size(count: int) -> str:
@@ -347,50 +341,31 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
     manifest = read_json(path)
     parts = manifest.get("parts") if isinstance(manifest, dict) else None
     if not isinstance(parts, dict):
-        raise InputError(
-            f"{path}: not the record of a feature cache; remove that file and the cache is made again"
-        )
+        raise InputError(f"{path}: not the record of a feature cache; {_MAKE_AGAIN}")
     if manifest == plan.manifest():
         return
     differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
     raise InputError(
         f"{folder}: the feature cache of something else: its {', '.join(differing) or 'format'} "
-        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; remove its cache.json and it is "
-        "made again"
+        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; {_MAKE_AGAIN}"
     )
 
 
-def _missing(folder: Path, plan: CachePlan) -> list[int]:
-    """Return the numbers of the images that are not done."""
-    checksums = _checksums(folder)
+def _checksums(folder: Path, plan: CachePlan) -> NDArray[np.uint32]:
+    """Return the checksum of each image, 0 where it is not done; InputError for files of another size."""
     try:
+        require_regular(folder / "done.bin")
+        data = (folder / "done.bin").read_bytes()
         size = (folder / "maps.bin").stat().st_size
-    except OSError as error:
-        raise InputError(
-            f"{folder}: a damaged feature cache ({error.strerror}); remove its cache.json and it is "
-            "made again"
-        ) from None
-    if size != plan.bytes or len(checksums) != len(plan.images):
+    except (InputError, OSError) as error:
+        raise InputError(f"{folder}: a damaged feature cache ({error}); {_MAKE_AGAIN}") from None
+    count = len(data) // _CHECKSUM.size
+    if size != plan.bytes or count != len(plan.images):
         raise InputError(
             f"{folder}: a damaged feature cache: maps.bin has {size} bytes and must have {plan.bytes}, "
-            f"done.bin is of {len(checksums)} images and must be of {len(plan.images)}; "
-            "remove its cache.json and it is made again"
+            f"done.bin is of {count} images and must be of {len(plan.images)}; {_MAKE_AGAIN}"
         )
-    return np.flatnonzero(checksums == 0).tolist()
-
-
-def _checksums(folder: Path) -> NDArray[np.uint32]:
-    """Return the content of done.bin, one number for each whole four bytes."""
-    path = folder / "done.bin"
-    again = "remove cache.json beside it and the feature cache is made again"
-    try:
-        require_regular(path)
-        data = path.read_bytes()
-    except InputError as error:
-        raise InputError(f"{error}; {again}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file: {error.strerror}; {again}") from None
-    return np.frombuffer(data[: len(data) - len(data) % _CHECKSUM.size], "<u4")
+    return np.frombuffer(data, "<u4", count)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -401,12 +376,6 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(_json([name, str(values.dtype), list(values.shape)]))
         digest.update(values.tobytes())
     return digest.hexdigest()
-
-
-def _images_digest(images: Sequence[CachedImage]) -> str:
-    return _digest(
-        [[image.key, image.content, [_geometry(view) for view in image.views]] for image in images]
-    )
 
 
 def _geometry(view: ImageMeta) -> list[object]:

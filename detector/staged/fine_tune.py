@@ -29,8 +29,8 @@ class CachedBatch:
 class FineTuningTask(RegionTask[CachedBatch]):
     """Detection with fixed convolutions: batches are cached features and sampled regions.
 
-    In training each region is pooled at a scale drawn at random, as in SPP-net's release; in a test, at the
-    scale that suits it best.
+    In training each region is pooled at a scale drawn at random, as in SPP-net's release; in evaluation, at
+    the scale that ``test.scale_rule`` chooses.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the stages share that fit a layer on cached features instead of training it step by step."""
+"""What the stages share that fit a layer on cached features instead of training it with gradients."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from detector.staged.feature_cache import open_cache
 from detector.tasks.resume import checked_fingerprint
 
 NORM_IMAGES, NORM_REGIONS = 200, 200
-"""The mean norm of features is measured on so many images, and on so many regions of each (SPP-net's
-release)."""
+"""The mean norm of features is measured on 200 images and 200 regions of each, as in SPP-net's release."""
 
 
 Settings = TypeVar("Settings")
@@ -33,7 +32,7 @@ Settings = TypeVar("Settings")
 class LayerFit(ABC, Generic[Settings]):
     """Fits a layer of ``model`` on the cached features of regions of the training images.
 
-    ``save`` keeps the state of an unfinished fit; ``state`` is what it kept last, or None at the start.
+    ``save`` stores the state of an unfinished fit; ``state`` is what was stored last, or None at the start.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class LayerFit(ABC, Generic[Settings]):
         dataset = load_training(config, classes, training=True)
         split = config.data.train_split
         self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
-        store = proposal_parts.open_proposals(config, dataset.records, config.data.train_split)
+        store = proposal_parts.open_proposals(config, dataset.records, split)
         self.records = proposal_parts.with_proposals(config, dataset.records, store)
         data_parts.require_objects((record.targets for record in self.records), config)
         self.source = proposal_parts.stored_proposals(config, store, training=True)
@@ -87,11 +86,7 @@ class LayerFit(ABC, Generic[Settings]):
             [view.to_input(boxes) for view in views], self.config.test.scale_rule
         )
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1).to(levels[0].device, non_blocking=True)
-        chunk = self.model.roi_chunk
-        parts = []
-        for start in range(0, max(len(rows), 1), chunk):
-            at = slice(start, start + chunk)
-            parts.append(self.model.embed(levels, rows[at], None if roi_levels is None else roi_levels[at]))
+        parts = [self.model.embed(levels, *at) for at in self.model.chunks(rows, roi_levels)]
         return Embedded(
             torch.cat([part.pooled.float().cpu() for part in parts]),
             torch.cat([part.hidden.float().cpu() for part in parts]),

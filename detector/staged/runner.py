@@ -10,9 +10,8 @@ import hashlib
 import json
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -77,13 +76,12 @@ def read_record(path: Path) -> StageRecord:
         raise InputError(f"{path}: not the record of a finished stage: {where}{fault['msg']}") from None
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished stage: its checkpoint, the optimizer steps of all stages up to it, and the data it used."""
+class _Outcome(NamedTuple):
+    """What a stage that was just run reports: its own steps, its data, the seconds of earlier processes."""
 
-    checkpoint: Path
     steps: int
-    data_fingerprint: dict[str, str] = field(default_factory=dict)
+    data_fingerprint: dict[str, str]
+    earlier: float
 
 
 class StagedTraining:
@@ -97,6 +95,7 @@ class StagedTraining:
         self.device = device
         self.accept_changed_data = accept_changed_data
         self.memory = PeakMemory(device)
+        self._done: list[StageRecord] = []
         self._in_stages = 0.0  # seconds of this process that the stages' own records hold
 
     def run(self, only: str | None = None) -> Evaluation[Detections] | None:
@@ -109,15 +108,17 @@ class StagedTraining:
         names = [stage.name for stage in self.config.stages]
         if only is not None:
             require_stage(self.config, only)
-        done = self._finished_stages()
-        if not done:
+        self._done = self._finished_stages()
+        if not self._done:
             self.check_start()
-        if only is not None and names.index(only) > len(done):
-            raise InputError(f"--stage {only}: needs the stage {names[len(done)]}, which is not done yet")
+        if only is not None and names.index(only) > len(self._done):
+            raise InputError(
+                f"--stage {only}: needs the stage {names[len(self._done)]}, which is not done yet"
+            )
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text(self.folder / "config.yaml", text)
         with computing(self.config, self.device, "; go on from the last checkpoint with --resume"):
-            return self._run_stages(done, only)
+            return self._run_stages(only)
 
     def check_start(self, *, overwrite: bool = False) -> None:
         """Refuse weights that the first stage cannot read; each later stage starts from the one before it.
@@ -133,15 +134,15 @@ class StagedTraining:
                 "--output"
             )
 
-    def _run_stages(self, done: list[Done], only: str | None) -> Evaluation[Detections] | None:
+    def _run_stages(self, only: str | None) -> Evaluation[Detections] | None:
         for number, stage in enumerate(self.config.stages):
-            if number == len(done):
+            if number == len(self._done):
                 note(f"stage {number + 1} of {len(self.config.stages)}: {stage.name} ({stage.kind})")
-                done.append(self._run_stage(number, stage, done[-1] if done else None))
+                self._done.append(self._run_stage(number, stage))
             if only == stage.name:
-                note(f"stage {only} is done: {done[number].checkpoint}")
+                note(f"stage {only} is done: {self._checkpoint(number)}")
                 return None
-        return self._score(done[-1])
+        return self._score()
 
     def finish(self, evaluation: Evaluation[Detections]) -> None:
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
@@ -149,13 +150,13 @@ class StagedTraining:
 
     def seconds(self) -> float:
         """Return the seconds of all stages, and those of this process outside of them."""
-        records = [
-            read_record(self._place(number) / "done.json") for number in range(len(self.config.stages))
-        ]
-        return sum(record.seconds for record in records) + max(process_seconds() - self._in_stages, 0.0)
+        return sum(done.seconds for done in self._done) + max(process_seconds() - self._in_stages, 0.0)
 
     def _place(self, number: int) -> Path:
         return self.folder / "stages" / f"{number + 1:02d}_{self.config.stages[number].name}"
+
+    def _checkpoint(self, number: int) -> Path:
+        return self._place(number) / self._done[number].checkpoint
 
     def _key(self, number: int) -> str:
         """Return a digest of the settings that decide the result of a stage, also those of earlier stages.
@@ -176,25 +177,24 @@ class StagedTraining:
         text = json.dumps([whole, stages, views], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def _finished_stages(self) -> list[Done]:
+    def _finished_stages(self) -> list[StageRecord]:
         """Return the stages that are done, up to the last one whose checkpoint can be read."""
-        finished: list[Done] = []
+        finished: list[StageRecord] = []
         for number in range(len(self.config.stages)):
-            done = self._finished(number)
-            if done is None:
+            if (record := self._finished(number)) is None:
                 break
-            finished.append(done)
+            finished.append(record)
         while finished:
+            number = len(finished) - 1
             try:
-                checkpoints.load_checkpoint(finished[-1].checkpoint)
+                checkpoints.load_checkpoint(self._place(number) / finished[-1].checkpoint)
                 break
             except InputError as error:
-                name = self.config.stages[len(finished) - 1].name
-                note(f"warning: {error}; the stage {name} is done again")
+                note(f"warning: {error}; the stage {self.config.stages[number].name} is done again")
                 finished.pop()
         return finished
 
-    def _finished(self, number: int) -> Done | None:
+    def _finished(self, number: int) -> StageRecord | None:
         """Return what a stage's record says, or None where there is no record that can be read."""
         path = self._place(number) / "done.json"
         if not path.is_file():
@@ -202,11 +202,10 @@ class StagedTraining:
         try:
             record = read_record(path)
         except InputError as error:
-            note(f"warning: {error}; the stage goes on from its own checkpoints")
+            note(f"warning: {error}; the stage continues from its own checkpoints")
             return None
-        checkpoint = self._place(number) / record.checkpoint
-        self._check_key(number, record.key, path, checkpoint)
-        return Done(checkpoint, record.steps, record.data_fingerprint)
+        self._check_key(number, record.key, path, self._place(number) / record.checkpoint)
+        return record
 
     def _check_key(self, number: int, key: str, path: Path, checkpoint: Path | None = None) -> None:
         """Refuse the file ``path`` of a stage if it was made with another config."""
@@ -233,66 +232,61 @@ class StagedTraining:
                 return f", with {name} = {before}, now {now}"
         return ""
 
-    def _run_stage(self, number: int, stage: StageConfig, before: Done | None) -> Done:
+    def _run_stage(self, number: int, stage: StageConfig) -> StageRecord:
         place = self._place(number)
         place.mkdir(parents=True, exist_ok=True)
         config = stage_config(self.config, stage)
-        if before is not None:
-            start = {"initial_weights": str(before.checkpoint)}
+        if number:
+            start = {"initial_weights": str(self._checkpoint(number - 1))}
             config = config.model_copy(update={"train": config.train.model_copy(update=start)})
         started = time.perf_counter()
-        if stage.kind in ("train", "fine_tune"):
-            done, earlier = self._train(config, stage, place, before)
-        else:
-            done, earlier = self._fit(config, number, place, before)
+        run = self._train if stage.kind in ("train", "fine_tune") else self._fit
+        outcome = run(config, number)
         took = time.perf_counter() - started
         self._in_stages += took
         record = StageRecord(
             key=self._key(number),
-            checkpoint=str(done.checkpoint.relative_to(place)),
-            steps=done.steps,
-            seconds=round(earlier + took, 1),
-            data_fingerprint=done.data_fingerprint,
+            checkpoint=f"checkpoints/step_{outcome.steps}.pt",
+            steps=outcome.steps + (self._done[-1].steps if number else 0),
+            seconds=round(outcome.earlier + took, 1),
+            data_fingerprint=outcome.data_fingerprint,
         )
         record.write(place / "done.json")
-        return done
+        return record
 
-    def _train(
-        self, config: Config, stage: StageConfig, place: Path, before: Done | None
-    ) -> tuple[Done, float]:
-        """Train a stage; return it with the seconds that earlier processes took."""
+    def _train(self, config: Config, number: int) -> _Outcome:
+        stage = self.config.stages[number]
 
         def fine_tuning(config: Config, device: str, state: dict[str, Any] | None) -> FineTuningTask:
             return FineTuningTask(config, device, self.folder / CACHE, state)
 
         run = start_run(
             config,
-            place,
+            self._place(number),
             self.device,
             resume=True,
             accept_changed_data=self.accept_changed_data,
             make_task=fine_tuning if stage.kind == "fine_tune" else build_task,
             # Ours, and the run's folder may have moved.
-            ignored=["train.initial_weights"] if before else [],
+            ignored=["train.initial_weights"] if number else [],
         )
-        if before is not None:
-            check_fingerprint(run.task.data_fingerprint, self._known_data(before))
+        self._check_data(run.task.data_fingerprint)
         run.run()
-        checkpoint = place / "checkpoints" / f"step_{run.step}.pt"
-        steps = run.step + (before.steps if before else 0)
-        return Done(checkpoint, steps, run.task.data_fingerprint), run.seconds_before
+        return _Outcome(run.step, run.task.data_fingerprint, run.seconds_before)
 
-    def _known_data(self, before: Done) -> dict[str, Any]:
-        return {"data_fingerprint": before.data_fingerprint, ACCEPTED: self.accept_changed_data}
+    def _check_data(self, fingerprint: dict[str, str]) -> None:
+        """Refuse data that have changed since the stage before was done, unless the user accepts that."""
+        if self._done:
+            known = {"data_fingerprint": self._done[-1].data_fingerprint, ACCEPTED: self.accept_changed_data}
+            check_fingerprint(fingerprint, known)
 
-    def _fit(self, config: Config, number: int, place: Path, before: Done | None) -> tuple[Done, float]:
-        """Fit the layer of a stage; return the stage with the seconds that earlier processes took."""
+    def _fit(self, config: Config, number: int) -> _Outcome:
         stage = self.config.stages[number]
-        if before is None:
+        if number == 0:
             raise InputError(f"stages: {stage.name}: a stage of kind {stage.kind} needs one before it")
         classes = known_classes(config)
         model = initial_model(config, classes)
-        kept = place / "fit.pt"
+        kept = self._place(number) / "fit.pt"
         state = self._unfinished_fit(kept, number, model, len(classes))
         earlier = float(state.get("seconds", 0.0)) if state else 0.0
         started = time.perf_counter()
@@ -308,12 +302,12 @@ class StagedTraining:
         cache = self.folder / CACHE
         kind, settings = self._layer(number)
         layer = kind(config, model, classes, cache, self.device, save, state)
-        check_fingerprint(layer.data_fingerprint, self._known_data(before))
+        self._check_data(layer.data_fingerprint)
         layer.fit(settings)
-        target = place / "checkpoints" / "step_1.pt"
+        target = self._place(number) / "checkpoints" / "step_1.pt"
         checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
         kept.unlink(missing_ok=True)
-        return Done(target, before.steps + 1, layer.data_fingerprint), earlier
+        return _Outcome(1, layer.data_fingerprint, earlier)
 
     def _layer(self, number: int) -> tuple[type[LayerFit[Any]], Any]:
         """Return what fits the layer of a stage, and its settings."""
@@ -326,7 +320,7 @@ class StagedTraining:
     def _unfinished_fit(
         self, path: Path, number: int, model: RegionDetector, num_classes: int
     ) -> dict[str, Any] | None:
-        """Return the saved state of a fit that was stopped, or None where there is none of use."""
+        """Return the saved state of a fit that was stopped, or None where it is missing or damaged."""
         if not path.is_file():
             return None
         kind, settings = self._layer(number)
@@ -345,12 +339,13 @@ class StagedTraining:
         self._check_key(number, state["key"], path)
         return {**dict(state), ACCEPTED: self.accept_changed_data}
 
-    def _score(self, last: Done) -> Evaluation[Detections]:
+    def _score(self) -> Evaluation[Detections]:
         """Keep the finished detector as the run's checkpoint, score it, and store its score threshold."""
-        state = checkpoints.load_checkpoint(last.checkpoint)
-        model = restore_model(self.config, state, str(last.checkpoint))
-        self.detector = self.folder / "checkpoints" / f"step_{last.steps}.pt"
-        finished = _state(self.config, model, tuple(state["classes"]), last.steps)
+        path, steps = self._checkpoint(len(self._done) - 1), self._done[-1].steps
+        state = checkpoints.load_checkpoint(path)
+        model = restore_model(self.config, state, str(path))
+        self.detector = self.folder / "checkpoints" / f"step_{steps}.pt"
+        finished = _state(self.config, model, tuple(state["classes"]), steps)
         checkpoints.save_checkpoint(self.detector, finished)
         self.scorer = build_scorer(self.config, self.device, classes=state["classes"])
         assessment = self.scorer.assess(model.to(self.device), self.memory, last=True)
@@ -358,20 +353,20 @@ class StagedTraining:
             stored = {**finished, "score_threshold": assessment.score_threshold}
             checkpoints.save_checkpoint(self.detector, stored)
         assert assessment.test is not None  # last=True scores it
-        self._write_log(last.steps, assessment.test)
+        self._write_log(assessment.test)
         return assessment.test
 
-    def _write_log(self, steps: int, evaluation: Evaluation[Detections]) -> None:
+    def _write_log(self, evaluation: Evaluation[Detections]) -> None:
         """Put the stages' losses and the detector's metrics into one log, with consecutive steps."""
         with closing(RunLog(self.folder)) as log:
-            offset = 0
+            steps = 0
             for number, stage in enumerate(self.config.stages):
                 for record in read_log(self._place(number) / "log.jsonl", note):
                     if record["kind"] == "train":
                         values = {name: value for name, value in record.items() if name != "kind"}
-                        shifted = {"step": record["step"] + offset, "stage": stage.name}
+                        shifted = {"step": record["step"] + steps, "stage": stage.name}
                         log.write("train", {**values, **shifted})
-                offset = read_record(self._place(number) / "done.json").steps
+                steps = self._done[number].steps
             log.write("evaluate", {"step": steps, **evaluation.history()})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,16 +25,16 @@ from detector.core import boxes as box_ops
 from detector.core.errors import InputError, listed
 from detector.core.progress import note, track
 from detector.core.structures import ImageRecord
-from detector.models.detector import RegionDetector
 from detector.staged.layer_fit import LayerFit, feature_width, is_finite_float
 
 MAX_ITERATIONS = 20_000
 """Passes of the solver over the regions, twenty times liblinear's default. With features of norm 20 and
-C = 1e-3 a few dozen are enough; with a larger C on few features that the classes share, no number may be."""
+C = 1e-3 a few dozen are enough; with a larger C, and classes that differ little, it may never converge."""
 NEVER_FIRES = -1e4
 """Bias of the SVM of a class without positives: below any score threshold."""
 SAVE_EVERY = 50
 """Number of images after which an unfinished fit is saved."""
+_STATE = ("images", "added", "converged", "negatives", "weights", "biases")  # of HardNegativeMining
 
 
 class SVMFit(LayerFit[SVMConfig]):
@@ -43,11 +44,12 @@ class SVMFit(LayerFit[SVMConfig]):
         """Train the SVMs and put them into ``cls_score``.
 
         Raises:
-            InputError: a class without positives, unless the settings say that it never fires.
+            InputError: a class without positives, unless the settings say that it never fires, or a box head
+                with hidden layers where pooled features are asked for.
         """
         pooled = self.reads_pooled(settings)
-        if pooled:
-            _require_no_hidden_layers(self.model)
+        if pooled and self.model.box_head.out_features != self.model.region_pool.out_features:
+            raise InputError("svm.features: pooled needs model.head.hidden: [], so that cls_score reads them")
         factor = settings.feature_norm / self.mean_norm(pooled=pooled)
         mining = HardNegativeMining(self.classes, self._positives(pooled), factor, settings)
         if self.state is not None:
@@ -177,22 +179,11 @@ class HardNegativeMining:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes from image to image."""
-        return {
-            "images": self.images,
-            "added": list(self.added),
-            "converged": list(self.converged),
-            "negatives": list(self.negatives),
-            "weights": self.weights,
-            "biases": self.biases,
-        }
+        return {name: copy(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images = state["images"]
-        self.added = list(state["added"])
-        self.converged = list(state["converged"])
-        self.negatives = list(state["negatives"])
-        self.weights = state["weights"].clone()
-        self.biases = state["biases"].clone()
+        for name in _STATE:
+            setattr(self, name, deepcopy(state[name]))
 
     def _distinct(self, rows: Tensor, scores: Tensor, boxes: Tensor, windows: Tensor) -> Tensor:
         """Return ``rows`` without repeated windows and, where the settings say so, without large overlaps."""
@@ -269,9 +260,3 @@ def note_unconverged(mining: HardNegativeMining) -> None:
             f"warning: the SVM of {listed(names)} did not converge in {MAX_ITERATIONS} passes: it is "
             "close to the best one, not equal to it; a smaller svm.c converges sooner"
         )
-
-
-def _require_no_hidden_layers(model: RegionDetector) -> None:
-    """SVMs on pooled features need a cls_score that reads them: a box head without layers."""
-    if model.box_head.out_features != model.region_pool.out_features:
-        raise InputError("svm.features: pooled needs model.head.hidden: [], so that cls_score reads them")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +127,23 @@ def test_runs_once_and_tests_one_network_twice(tool: Tool, config: Path, tmp_pat
     other = tool("ablate", *arguments[:-1], "train.steps=3")
     assert other.returncode == 2
     assert "studied.json: the runs here were made with other values of train;" in other.stderr
+
+
+def test_runs_are_started_without_the_tools_folder(config: Path, tmp_path: Path) -> None:
+    """An installed package has no ``tools/``; its suites are package data."""
+    installed = tmp_path / "installed"
+    shutil.copytree(
+        PROJECT / "detector", installed / "detector", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copytree(PROJECT / "configs", installed / "detector" / "configs")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "detector").mkdir(parents=True)  # a folder of the user's that is called so
+    line = [sys.executable, "-P", "-m", "detector", "ablate", "--suite", "fast_rcnn_paper", "--data", config]
+    line += ["--output", tmp_path / "suite", "--only", "multi_task", "train.steps=1"]
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    result = subprocess.run(line, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "suite" / "multi_task" / "checkpoints" / "step_1.pt").is_file()
 
 
 def test_mistakes_are_named(tool: Tool, config: Path) -> None:

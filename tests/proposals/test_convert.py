@@ -6,6 +6,8 @@ import dataclasses
 import pickle
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,25 @@ def test_a_file_is_read_once_although_the_keys_are_paths(
     store = convert(write(tmp_path, boxes), file_format, tmp_path / "store", records=paths)
     assert store.ids() == [record.key for record in paths]
     assert read == ([[]] if write is write_mmdetection else [IDS])
+
+
+def test_a_store_that_another_process_makes_meanwhile_is_checked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    records: list[ImageRecord],
+    boxes: dict[str, FloatArray],
+) -> None:
+    source = write_npz(tmp_path, boxes)
+    convert(source, "npz", tmp_path / "other", records=records, faults="skip")
+
+    @contextmanager
+    def waiting(*_: object, **__: object) -> Iterator[None]:
+        (tmp_path / "other").rename(tmp_path / "store")  # while this process waits for the lock
+        yield
+
+    monkeypatch.setattr("detector.proposals.convert.writer_lock", waiting)
+    with pytest.raises(InputError, match=r"with other parameters \(faults 'skip' there, 'error' wanted"):
+        convert(source, "npz", tmp_path / "store", records=records)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -316,7 +337,7 @@ def test_square_images_without_objects_do_not_tell_the_axes(tmp_path: Path) -> N
     square = ImageRecord(
         image_id="a", path=record.path, height=100, width=100, targets=type(record.targets).empty()
     )
-    with pytest.raises(InputError, match=r"fit .* equally well \(the 1 images examined have no objects"):
+    with pytest.raises(InputError, match=r"1 images .* fit .* equally well \(there are no objects"):
         convert(tmp_path / "boxes.npz", "npz", tmp_path / "store", records=[square], convention="auto")
 
 

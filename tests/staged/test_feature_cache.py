@@ -125,7 +125,7 @@ def test_caches_of_something_else_are_refused_with_the_difference(tmp_path: Path
         (plan(dtype="float16"), "its dtype differs"),
     ):
         for use in (lambda: FeatureCache(tmp_path / "cache", other), lambda: fill(tmp_path, other)):  # noqa: B023
-            with pytest.raises(InputError, match=f"of something else: {said} .*remove its cache.json"):
+            with pytest.raises(InputError, match=f"of something else: {said} .*remove cache.json"):
                 use()
     changed = images()
     changed[2] = dataclasses.replace(changed[2], content="edited")
@@ -146,7 +146,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"damaged feature cache: maps\.bin has 10 bytes"):
         FeatureCache(tmp_path / "cache", plan())
     (tmp_path / "cache" / "done.bin").unlink()
-    with pytest.raises(InputError, match=r"done\.bin: no such file; remove cache\.json beside it and"):
+    with pytest.raises(InputError, match=r"done\.bin: no such file\); remove cache\.json in its folder, and"):
         FeatureCache(tmp_path / "cache", plan())
     (tmp_path / "cache" / "cache.json").write_text("[]")
     with pytest.raises(InputError, match="not the record of a feature cache"):

@@ -252,12 +252,9 @@ def test_the_state_of_a_stopped_fit_is_refused_with_another_config(
         patched.setattr(f"detector.staged.{layer}", stop)
         with pytest.raises(KeyboardInterrupt):
             StagedTraining(config, folder, "cpu").run(config.stages[number].name)
-    changed = config.stages[number].model_copy(
-        update={
-            "svm": config.stages[number].svm.model_copy(update={"c": 1.0}),
-            "ridge": config.stages[number].ridge.model_copy(update={"penalty": 1.0}),
-        }
-    )
+    part, change = {"svm": ("svm", {"c": 1.0}), "box_ridge": ("ridge", {"penalty": 1.0})}[kind]
+    settings = getattr(config.stages[number], part).model_copy(update=change)
+    changed = config.stages[number].model_copy(update={part: settings})
     other = config.model_copy(update={"stages": (*config.stages[:number], changed)})
     with pytest.raises(InputError, match=r"fit\.pt: this stage was made with another config"):
         StagedTraining(other, folder, "cpu").run()
@@ -422,7 +419,7 @@ def test_a_damaged_fit_starts_again(
     assert StagedTraining(staged(), two_done, "cpu").run("svm") is None
 
 
-def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
+def test_seconds_of_all_stages_and_the_metrics_in_tensorboard(
     staged: Staged, two_done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -11,11 +11,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from detector.core.errors import InputError
-from detector.proposals.readers.raw_images import RawImage, RawImages
+from detector.proposals.readers.raw_images import RawImage, RawImages, clear_errors
 
 _BLOCK = 1 << 20
-# A result with a mask in run lengths is a few kilobytes.
-_MAX_OBJECT = 16 << 20
+_MAX_OBJECT = 16 << 20  # a result with a mask in run lengths has a few kilobytes
 
 
 def read_coco_results(source: Path) -> RawImages:
@@ -57,13 +56,11 @@ def _values(source: Path, number: int, result: Any) -> list[float]:
 
 
 def _results(source: Path) -> Iterator[Any]:
-    try:
-        with source.open(encoding="utf-8-sig") as file:
-            yield from _elements(file)
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{source} is no readable list of COCO results ({error})") from error
+    with (
+        clear_errors(source, "list of COCO results", ValueError, RecursionError),
+        source.open(encoding="utf-8-sig") as file,
+    ):
+        yield from _elements(file)
 
 
 def _elements(file: TextIO) -> Iterator[Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -29,6 +28,7 @@ from detector.proposals.readers.raw_images import (
     Position,
     RawImage,
     RawImages,
+    clear_errors,
     files_of,
     image_place,
     raw_image,
@@ -44,6 +44,7 @@ _COMPLEX = 0x0800
 _CELLS_OF_ANY_FILE, _CELL_BYTES = 100_000, 8
 _MAX_CELL_BYTES = 48 * MAX_BOXES
 _BLOCK = 1 << 16
+_ERRORS = (ValueError, OverflowError, zlib.error)
 
 Value = NDArray[Any] | str
 
@@ -68,8 +69,7 @@ def read_matlab(source: Path) -> RawImages:
 
 
 def _boxes(path: Path) -> Cells | Value:
-    boxes = read_variable(path, "boxes")
-    if boxes is None:
+    if (boxes := read_variable(path, "boxes")) is None:
         raise InputError(f"{path} has no variable 'boxes'")
     return boxes
 
@@ -103,14 +103,15 @@ def read_variable(path: Path, name: str) -> Cells | Value | None:
     Raises InputError, also while the cells are read, for a damaged file and for one that unpacks to more
     than ``MAX_RATIO`` times its size.
     """
-    file = _open(path)
-    with _clean_errors(path):
+    with clear_errors(path, ".mat file", *_ERRORS):
+        file = path.open("rb")  # stays open: the cells are read from it later
         order = _byte_order(path, file.read(_HEADER_BYTES))
         while tag := file.read(8):
             kind, length = _tag(tag, order)
             end = file.tell() + length
-            stream = _Stream(file, path) if kind == _COMPRESSED else file
+            stream: IO[bytes] | _Stream = file
             if kind == _COMPRESSED:
+                stream = _Stream(file, path)
                 kind, length = _tag(_take(stream, 8), order)
             if kind != _MATRIX:
                 raise ValueError(f"an element of type {kind} where a matrix belongs")
@@ -137,7 +138,7 @@ class Cells:
         return self._count
 
     def __iter__(self) -> Iterator[Value]:
-        with _clean_errors(self._path):
+        with clear_errors(self._path, ".mat file", *_ERRORS):
             for _ in range(self._count):
                 kind, length = _tag(_take(self._stream, 8), self._order)
                 if kind != _MATRIX:
@@ -170,23 +171,6 @@ class _Stream:
         if self._given > self._limit:
             raise InputError(f"{self._path} unpacks to over {MAX_RATIO} times its size; it is refused")
         return b"".join(parts)
-
-
-def _open(path: Path) -> IO[bytes]:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-@contextmanager
-def _clean_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, OverflowError, zlib.error) as error:
-        raise InputError(f"{path} is no readable .mat file ({error})") from error
 
 
 def _byte_order(path: Path, header: bytes) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +24,7 @@ from detector.proposals.readers.raw_images import (
     MAX_RATIO,
     RawImage,
     RawImages,
+    clear_errors,
     files_of,
     image_place,
     raw_image,
@@ -33,6 +33,7 @@ from detector.proposals.readers.raw_images import (
 MAX_ARRAY_BYTES = MAX_BOXES * 5 * 8 + 10_240
 """The numbers of one image in a file: five columns of the widest type, and a header."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
+_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, struct.error)
 
 
 def read_npz(source: Path) -> RawImages:
@@ -41,13 +42,13 @@ def read_npz(source: Path) -> RawImages:
     Raises InputError for a damaged archive, for one that unpacks to more than ``MAX_RATIO`` times its size,
     and for members that are not boxes.
     """
-    with _clean_errors(source), zipfile.ZipFile(source) as archive:
+    with clear_errors(source, ".npz archive", *_ERRORS), zipfile.ZipFile(source) as archive:
         _check_sizes(source, archive.infolist())
         return RawImages([_key(member) for member in archive.infolist()], _images(source))
 
 
 def _images(source: Path) -> Iterator[RawImage]:
-    with _clean_errors(source), zipfile.ZipFile(source) as archive:
+    with clear_errors(source, ".npz archive", *_ERRORS), zipfile.ZipFile(source) as archive:
         for member in archive.infolist():
             where = image_place(source, _key(member))
             with archive.open(member) as file:
@@ -57,24 +58,6 @@ def _images(source: Path) -> Iterator[RawImage]:
 
 def _key(member: zipfile.ZipInfo) -> str:
     return member.filename.removesuffix(".npy")
-
-
-@contextmanager
-def _clean_errors(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        struct.error,
-    ) as error:
-        raise InputError(f"{source} is no readable .npz archive ({error})") from error
 
 
 def _check_sizes(source: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -96,19 +79,16 @@ def _check_sizes(source: Path, members: list[zipfile.ZipInfo]) -> None:
 def read_npy_folder(folder: Path) -> RawImages:
     """Return the images of a folder of ``<id>.npy``: (P, 4) boxes or (P, 5) with the score last."""
     files = files_of(folder, ".npy")
-    return RawImages([key for key, _ in files], _npy_images(files))
+    images = (raw_image(key, _read_npy(path), "xyxy", str(path)) for key, path in files)
+    return RawImages([key for key, _ in files], images)
 
 
-def _npy_images(files: Iterable[tuple[str, Path]]) -> Iterator[RawImage]:
-    for key, path in files:
-        try:
-            if (size := path.stat().st_size) > MAX_ARRAY_BYTES:
-                raise InputError(f"{path} has {size} bytes; one image holds at most {MAX_BOXES} boxes")
-            with path.open("rb") as file:
-                array = read_array(file, size, str(path))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        yield raw_image(key, array, "xyxy", str(path))
+def _read_npy(path: Path) -> NDArray[Any]:
+    with clear_errors(path, ".npy file"):
+        if (size := path.stat().st_size) > MAX_ARRAY_BYTES:
+            raise InputError(f"{path} has {size} bytes; one image holds at most {MAX_BOXES} boxes")
+        with path.open("rb") as file:
+            return read_array(file, size, str(path))
 
 
 def read_array(file: IO[bytes], declared: int, where: str) -> NDArray[Any]:
@@ -125,7 +105,7 @@ def read_array(file: IO[bytes], declared: int, where: str) -> NDArray[Any]:
         raise InputError(f"{where}: holds {header.dtype} and not plain numbers")
     length = header.data_bytes
     if len(header.shape) > 2 or length > MAX_ARRAY_BYTES or max(header.shape, default=0) > MAX_BOXES:
-        raise InputError(f"{where}: expected shape (P, 4) or (P, 5), found {header.shape}")
+        raise InputError(f"{where}: expected shape (P, 4) or (P, 5), not {header.shape}")
     if length > declared:
         raise InputError(f"{where}: announces {length} bytes of boxes and has {declared}")
     data = file.read(length)

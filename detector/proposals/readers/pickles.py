@@ -103,7 +103,7 @@ def _image(source: Path, key: str | Position, boxes: Any, scores: Any, conventio
 
 
 def _named(content: Any, *names: str) -> Any:
-    """Return the first of the entries ``names`` that is there, or None; TypeError for no dictionary."""
+    """Return the first of the entries ``names`` that exists, or None; TypeError if this is no dictionary."""
     if not isinstance(content, dict):
         raise TypeError(f"a {type(content).__name__}")
     return next((content[name] for name in names if name in content), None)

@@ -1,8 +1,9 @@
-"""The images of a proposal file as every reader gives them, and the checks before they are `Proposals`."""
+"""What all readers of proposal files share: the images as a file has them, limits, checks and errors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,10 @@ from detector.core.structures import Proposals
 
 # A hundred times what the largest published sets hold; more is a mistake or an attack.
 MAX_BOXES = 1_000_000
-# float32 counts whole pixels up to here
-_MAX_COORDINATE = float(1 << 24)
+_MAX_COORDINATE = float(1 << 24)  # float32 holds every whole number up to here
 MAX_RATIO, ALWAYS_ALLOWED = 100, 64 << 20
-"""A file may unpack to this many times its size, or to this many bytes. Boxes compress to a tenth at best,
-and a file that is made to fill the memory to a thousandth."""
+"""A file may unpack to this many times its size, or to this many bytes. Boxes compress to a tenth of their
+size at best; a file that is made to fill the memory, to a thousandth."""
 
 
 class Position(NamedTuple):
@@ -57,24 +57,36 @@ class RawImages:
         return self._images
 
 
+@contextmanager
+def clear_errors(source: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn ``errors`` inside the block, and those of the system, into an InputError that names ``source``."""
+    caught: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except InputError:
+        raise
+    except caught as error:
+        raise InputError(f"{source} is no readable {what} ({error})") from error
+
+
 def image_place(source: Path, key: str | Position) -> str:
     """Return how a message names an image of ``source``."""
     name = repr(key) if isinstance(key, str) else f"number {key.place + 1} of {key.total}"
     return f"{source}, image {name}"
 
 
-def files_of(folder: Path, suffix: str) -> list[tuple[str, Path]]:
-    """Return (id, path) for each file with ``suffix`` in ``folder`` and below, sorted by path.
+def files_of(folder: Path, *suffixes: str) -> list[tuple[str, Path]]:
+    """Return (id, path) for each file with one of ``suffixes`` in ``folder`` and below, sorted by path.
 
-    Upper and lower case of the suffix are the same; hidden files are skipped. The id is the path within the
+    Upper and lower case of a suffix are the same; hidden files are skipped. The id is the path within the
     folder without the suffix. Raises InputError if there is no such file.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give a folder with one {suffix} file per image")
-    named = (path for path in folder.rglob("*") if path.suffix.lower() == suffix)
+        raise InputError(f"{folder} is not a folder of {' or '.join(suffixes)} files")
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     paths = sorted(path for path in named if not is_hidden(path, folder) and path.is_file())
     if not paths:
-        raise InputError(f"{folder} has no {suffix} files")
+        raise InputError(f"{folder} has no {' or '.join(suffixes)} files")
     return [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
 
 
@@ -87,7 +99,7 @@ def raw_image(key: str | Position, array: NDArray[Any], convention: str, where: 
         array = np.zeros((0, 4))  # an empty list comes out of most programs in some other shape
     if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] not in (4, 5):
         raise InputError(
-            f"{where}: expected numbers of shape (P, 4) or (P, 5), found {array.dtype} of shape {array.shape}"
+            f"{where}: expected numbers of shape (P, 4) or (P, 5), not {array.dtype} of shape {array.shape}"
         )
     scores = array[:, 4] if array.shape[1] == 5 else None
     return RawImage(key, array[:, :4], scores, convention)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.core.errors import InputError
-from detector.proposals.readers.raw_images import MAX_BOXES, RawImages, files_of, raw_image
+from detector.proposals.readers.raw_images import MAX_BOXES, RawImages, clear_errors, files_of, raw_image
 
 _MAX_TEXT_BYTES = 64 * MAX_BOXES
 _MAX_LINES = 2 * MAX_BOXES  # comments and empty lines included
@@ -28,7 +28,7 @@ def read_text_folder(folder: Path) -> RawImages:
 def _read_text(path: Path) -> np.ndarray:
     """Return the boxes (P, 4) or (P, 5) of a text file, which takes 8 bytes of memory per number."""
     numbers, width = array("d"), 0
-    try:
+    with clear_errors(path, "text file", UnicodeDecodeError):
         if path.stat().st_size > _MAX_TEXT_BYTES:
             raise InputError(
                 f"{path} has over {_MAX_TEXT_BYTES} bytes; one image holds at most {MAX_BOXES} boxes"
@@ -43,8 +43,6 @@ def _read_text(path: Path) -> np.ndarray:
                 if number > _MAX_LINES:
                     raise InputError(f"{where}: more than {_MAX_LINES} lines are refused")
                 numbers.extend(row)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as text: {error}") from error
     return np.frombuffer(numbers, np.float64).reshape(-1, width or 4)
 
 
