@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -79,7 +81,7 @@ def test_boxes_stay_on_their_pixels(flips: tuple[float, float], shorter: int, ca
         normalization=PLAIN, scales=(shorter,), max_size=cap, flip=flips[0], vertical_flip=flips[1]
     )
     record = ImageRecord(
-        image_id="a", path=None, height=100, width=140, targets=Targets.make(box, torch.tensor([1]))
+        image_id="a", path=Path("a.png"), height=100, width=140, targets=Targets.make(box, torch.tensor([1]))
     )
     sample = make_sample(record, image, Proposals(boxes=box), transform, np.random.default_rng(0))
     assert (sample.meta.flipped, sample.meta.flipped_vertically) == tuple(map(bool, flips))
