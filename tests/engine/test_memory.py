@@ -74,8 +74,11 @@ def test_a_system_without_shares_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("detector.engine.memory.pss_mib", lambda pid: None)
     memory = PeakMemory()
     metrics = memory.metrics()
-    assert metrics["peak_rss_note"].startswith("shared pages are counted once per process: ")
-    assert metrics["peak_rss_mib"] > 100
+    note, peak = metrics["peak_rss_note"], metrics["peak_rss_mib"]
+    assert isinstance(note, str)
+    assert note.startswith("shared pages are counted once per process: ")
+    assert isinstance(peak, float)
+    assert peak > 100
 
 
 def test_the_own_peak_rises_with_what_is_held() -> None:
@@ -87,9 +90,12 @@ def test_the_own_peak_rises_with_what_is_held() -> None:
 
 def test_a_gpu_has_a_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
-    monkeypatch.setattr(
-        torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * MIB // 2
-    )
+
+    def allocated(device: torch.device) -> int:
+        asked.append(device)
+        return 3 * MIB // 2
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", allocated)
     assert PeakMemory().gpu_metrics() == {}
     assert PeakMemory("cpu").metrics().keys() == {"peak_rss_mib"}
     memory = PeakMemory("cuda:1")
