@@ -100,7 +100,7 @@ def config(tmp_path: Path) -> Path:
     root = tmp_path / "voc"
     generate_voc(root, train_images=4, test_images=2, image_size=(96, 128), seed=1)
     path = tmp_path / "tiny.yaml"
-    data = {**TINY["data"], "root": str(root), "workers": 0}  # type: ignore[dict-item]
+    data = {**TINY["data"], "root": str(root), "workers": 0}
     path.write_text(yaml.safe_dump({**TINY, "data": data}))
     return path
 
