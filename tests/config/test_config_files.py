@@ -10,6 +10,7 @@ import pytest
 
 from detector.config import Config, load_config
 from detector.config.files import MAX_BYTES, MAX_FILES
+from detector.config.schema import CropPoolConfig
 from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
@@ -64,8 +65,10 @@ def test_another_source_of_proposals_replaces_the_inherited_one() -> None:
 def test_another_kind_of_pooling_replaces_the_inherited_one_and_the_same_kind_does_not() -> None:
     smaller = ("model.pool.crop_size=96", "model.pool.context=8")
     given = load_config(PROJECT / "configs/rcnn_quickstart.yaml", [*smaller, "model.pool.kind=warp"])
+    assert isinstance(given.model.pool, CropPoolConfig)
     assert (given.model.pool.crop_size, given.model.pool.context) == (96, 8)
     other = load_config(PROJECT / "configs/rcnn_quickstart.yaml", [*smaller, "model.pool.kind=crop"])
+    assert isinstance(other.model.pool, CropPoolConfig)
     assert other.model.pool.crop_size != 96
 
 
@@ -133,7 +136,7 @@ def test_the_base_for_own_data_generates_nothing_and_fits_its_length() -> None:
 
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load().train.steps = 3  # type: ignore[misc]
+        load().train.steps = 3
 
 
 def test_bases_are_merged_in_order_and_the_file_wins(tmp_path: Path) -> None:

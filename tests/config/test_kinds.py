@@ -28,7 +28,7 @@ POOL = {
     **{"kind": "roi", "output_size": 7, "center": None, "levels": [6, 3, 2, 1], "reduction": "max"},
     **{"rule": "adaptive", "window": "spp", "shrink": None, "crop_size": 224, "context": 16},
 }
-PROPOSALS = {
+PROPOSALS: dict[str, Any] = {
     **{"file": None, "format": None, "convention": None, "method": None, "scales": None, "aspects": None},
     **{"stride_fraction": None, "mode": None, "seed": None, "width": None, "max_proposals": None},
     **{"time_limit": None, "options": {}, "top_k_train": 2000, "top_k_test": 1000, "min_size": 0.0},
@@ -97,7 +97,7 @@ def test_proposals_of_a_function_and_none() -> None:
 
 def test_stages_of_older_checkpoints() -> None:
     kinds = ("train", "fine_tune", "svm", "box_ridge")
-    stages = [{"name": kind, "kind": kind} for kind in kinds]
+    stages: list[dict[str, Any]] = [{"name": kind, "kind": kind} for kind in kinds]
     stages[2] |= {"svm": SVM | {"c": 0.5}}
     config = parse_stored(stored(stages=stages), [], "a.pt")
     expected = [TrainStageConfig, TrainStageConfig, SVMStageConfig, RidgeStageConfig]

@@ -9,6 +9,7 @@ import pytest
 
 from detector.config import load_config
 from detector.config.load import parse_stored
+from detector.config.schema import FunctionProposals
 from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
@@ -57,8 +58,10 @@ def test_a_function_that_the_command_line_names_is_taken_without_the_options_of_
     override: str,
 ) -> None:
     config = parse_stored(stored(proposals=PAGER), [override], "a.pt")
+    assert isinstance(config.proposals, FunctionProposals)
     assert (config.proposals.method, config.proposals.options) == ("mine:boxes", {})
     same = parse_stored(stored(proposals=PAGER), ["proposals.method=pydoc:pipepager"], "a.pt")
+    assert isinstance(same.proposals, FunctionProposals)
     assert same.proposals.options == {}  # neither are those of the same name
 
 
