@@ -27,7 +27,6 @@ from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.inference import Regions
 from detector.factory.data import class_names
 from detector.factory.model import build_model
-from detector.factory.proposals import stored_proposals
 from detector.proposals.store import Entry, ProposalStore
 from detector.tasks.start import build_scorer
 from tests.conftest import PROJECT
@@ -117,7 +116,7 @@ def test_results_are_those_of_evaluation_bit_for_bit(
             assert result.size == (record.height, record.width)
     assert sum(map(len, of_paths)) > 0
     assert all(np.array_equal(one, other) for one, other in zip(arrays, before, strict=True))
-    source = stored_proposals(config, test_set.store, training=False)
+    source = test_set.proposals
     given = detector(paths, boxes=[source(record).boxes for record in test_set.records])
     assert all(same(one, other) for one, other in zip(given, of_paths, strict=True))
 
@@ -170,7 +169,8 @@ def test_the_threshold_of_a_call_replaces_that_of_the_config(make: Make, tiny_ro
     high = detector(image, score_threshold=middle)
     assert 0 < len(high) < len(low)
     assert high.scores.min() > middle
-    assert same(high, detector(image, score_threshold=high.scores.new_tensor(middle).numpy()[()]))
+    number: Any = high.scores.new_tensor(middle).numpy()[()]
+    assert same(high, detector(image, score_threshold=number))
     usual = make(f"test.score_threshold={middle}", "test.max_detections=10000")(image)
     assert same(high, usual)
     usual = detector(image)
