@@ -1,6 +1,6 @@
 """Times detector.ops.roi_pool against torchvision's, in one process, alternating.
 
-    python benchmarks/roi_pool.py [--proposals data/bccd_opencv_fast_proposals.npz]
+    python -m benchmarks.roi_pool [--proposals data/bccd_opencv_fast_proposals.npz]
 
 Map (1, 512, 38, 50), float32, 7 x 7 bins. The limit printed at the end is what writing the output to fresh
 memory costs by itself on this machine, page faults included.
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from paired import compare, copy_bandwidth, fresh_memory, proposal_rois, uniform_rois
 from torch import Tensor
 from torchvision.ops import roi_pool as torchvision_roi_pool
 
+from benchmarks.paired import compare, copy_bandwidth, fresh_memory, proposal_rois, uniform_rois
 from detector.ops import roi_pool
 
 SIZE = (600, 800)  # of the image, pixels
