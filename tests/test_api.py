@@ -137,7 +137,7 @@ def test_four_threads_give_the_results_of_one(
     make: Make, tiny_root: Path, overrides: tuple[str, ...], device: str
 ) -> None:
     detector = make(*overrides, device=device)
-    images = [read_image(path) for path in image_paths(tiny_root)]
+    images = [read_image(path) for path in image_paths(tiny_root)[::2]]
     expected = [detector(image) for image in images]
     assert sum(map(len, expected)) > 0
     with ThreadPoolExecutor(4) as threads:
