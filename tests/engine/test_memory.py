@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_a_system_without_shares_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert note.startswith("shared pages are counted once per process: ")
     assert isinstance(peak, float)
     assert peak > 100
+
+
+def test_steps_are_measured_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, taken = PeakMemory(), []
+    monkeypatch.setattr(memory, "sample", lambda: taken.append(True))
+    counts = []
+    for now in (100.0, 100.25, 100.49, 100.5, 100.99, 102.0):
+        monkeypatch.setattr("detector.engine.memory.time", SimpleNamespace(monotonic=lambda now=now: now))
+        memory.sample_step()
+        counts.append(len(taken))
+    assert counts == [1, 1, 1, 2, 2, 3]
 
 
 def test_the_own_peak_rises_with_what_is_held() -> None:
