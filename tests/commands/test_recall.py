@@ -40,8 +40,8 @@ def test_several_stores_in_one_picture(tool: Tool, config: Path, tmp_path: Path)
     arguments = ("--store", whole, "--store", f"small ones={corner}", "--counts", "1,3", "--output", "out")
     result = tool("recall", "--config", config, *arguments)
     assert result.returncode == 0, result.stderr
-    assert "whole: 1 proposals an image, 6 images" in result.stdout
-    assert "small ones: 3 proposals an image" in result.stdout
+    assert "whole: 1 proposals per image, 6 images" in result.stdout
+    assert "small ones: 3 proposals per image" in result.stdout
     report = json.loads((tmp_path / "out/recall.json").read_text())
     first, second = report["stores"]["whole"], report["stores"]["small ones"]
     assert report["split"] == "test"
