@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
 def fake_boxes(images: int, boxes: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return boxes (images, boxes, 4) in images of 500 x 375 pixels."""
     corners = np.random.default_rng(seed).random((images, boxes, 2, 2), np.float32)
-    return np.sort(corners, axis=2).reshape(images, boxes, 4) * np.float32([500, 375, 500, 375])
+    return np.sort(corners, axis=2).reshape(images, boxes, 4) * np.array([500, 375, 500, 375], np.float32)
 
 
 def write_store(path: Path, images: int, boxes: int) -> float:

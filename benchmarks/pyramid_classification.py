@@ -36,8 +36,10 @@ SIZES = (80, 104, 128, 160, 200)
 
 def score(config: Config, folder: Path) -> dict[str, float]:
     """Train unless that is done, and return the 11-point mAP at each size and at the original size."""
+    steps = config.train.steps
+    assert steps is not None, f"{CONFIG} says no train.steps"
     done = numbered_checkpoints(folder / "checkpoints")
-    if not done or int(done[-1].stem.removeprefix("step_")) < config.train.steps:
+    if not done or int(done[-1].stem.removeprefix("step_")) < steps:
         folder.mkdir(parents=True, exist_ok=True)
         start_run(config, folder, "cpu", resume=True).run()
     checkpoint = load_checkpoint(numbered_checkpoints(folder / "checkpoints")[-1])

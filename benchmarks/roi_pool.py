@@ -1,6 +1,6 @@
 """Times detector.ops.roi_pool against torchvision's roi_pool, alternating in one process.
 
-    python benchmarks/roi_pool.py [--proposals data/bccd_opencv_fast_proposals.npz]
+    python -m benchmarks.roi_pool [--proposals data/bccd_opencv_fast_proposals.npz]
 
 The map is (1, 512, 38, 50), float32, with 7 x 7 bins. The last line shows the limit that this machine sets:
 the time to write an output of this size to new memory, including page faults.
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from paired import compare, copy_bandwidth, fresh_memory, proposal_rois, uniform_rois
 from torch import Tensor
 from torchvision.ops import roi_pool as torchvision_roi_pool
 
+from benchmarks.paired import compare, copy_bandwidth, fresh_memory, proposal_rois, uniform_rois
 from detector.ops import roi_pool
 
 SIZE = (600, 800)  # of the image, pixels

@@ -73,7 +73,9 @@ class Seconds(NamedTuple):
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    image = cv2.imread(str(path))
+    assert image is not None, f"{path} is no image"
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def bccd(count: int | None = None) -> list[Path]:
@@ -92,16 +94,17 @@ def peer(python: str, core: int) -> Iterator[Callable[[str, Path], Seconds]]:
     command = [python, "-c", PEER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {core})
-        assert process.stdin is not None
-        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
 
         def ask(mode: str, path: Path) -> Seconds:
-            process.stdin.write(f"{mode} {path}\n")
-            process.stdin.flush()
-            return Seconds(*json.loads(process.stdout.readline())[:2])
+            stdin.write(f"{mode} {path}\n")
+            stdin.flush()
+            return Seconds(*json.loads(stdout.readline())[:2])
 
         yield ask
-        process.stdin.close()
+        stdin.close()
 
 
 def own_seconds(mode: str, image: np.ndarray) -> Seconds:
@@ -160,7 +163,8 @@ def threads(arguments: argparse.Namespace) -> None:
     for mode in ("fast", "quality"):
         ratios = []
         for path in voc():
-            image, times = read_rgb(path), {1: [], 2: []}
+            image = read_rgb(path)
+            times: dict[int, list[float]] = {1: [], 2: []}
             for _ in range(5 * arguments.repeats):
                 for count, seconds in times.items():
                     start = time.perf_counter()
@@ -249,9 +253,12 @@ def objects_of(image_id: str) -> Tensor:
     """Return the boxes (G, 4) of a VOC 2007 test image, half-open."""
     with tarfile.open(DATA / "voc_eval" / "voc2007_test_annotations.tar.xz") as archive:
         member = next(entry for entry in archive if entry.name.endswith(f"/{image_id}.xml"))
-        root = ElementTree.parse(archive.extractfile(member)).getroot()
+        file = archive.extractfile(member)
+        assert file is not None, f"{member.name} is no file"
+        root = ElementTree.parse(file).getroot()
     corners = [
-        [float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")] for box in root.iter("bndbox")
+        [float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax")]
+        for box in root.iter("bndbox")
     ]
     return torch.tensor(corners) - torch.tensor([1.0, 1.0, 0.0, 0.0])
 

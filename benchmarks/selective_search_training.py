@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,13 +31,15 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 def equal_numbers(image_id: str, theirs: np.ndarray, mode: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return our boxes and OpenCV's (``theirs``) for an image of BCCD: both (P, 4) float32."""
-    image = cv2.imread(str(DATA / "bccd" / "JPEGImages" / f"{image_id}.jpg"))
+    path = DATA / "bccd" / "JPEGImages" / f"{image_id}.jpg"
+    image = cv2.imread(str(path))
+    assert image is not None, f"{path} is not an image"
     ours = selective_search(image[:, :, ::-1], mode, seed=seed).boxes.numpy()
     count = min(len(ours), len(theirs))
     return ours[:count], np.random.default_rng(seed).permutation(theirs)[:count]
 
 
-def save(path: Path, boxes: dict[str, np.ndarray]) -> None:
+def save(path: Path, boxes: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         np.savez_compressed(file, **boxes)
 

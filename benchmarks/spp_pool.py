@@ -1,6 +1,6 @@
 """Times detector.ops.spp_pool against four calls of torchvision's roi_pool and a cat, alternating.
 
-    python benchmarks/spp_pool.py [--proposals data/bccd_opencv_fast_proposals.npz]
+    python -m benchmarks.spp_pool [--proposals data/bccd_opencv_fast_proposals.npz]
 
 The map is (1, 512, 38, 50), float32; the grids are 6, 3, 2 and 1 (50 bins).
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 
 import torch
-from paired import compare, proposal_rois, uniform_rois
 from torch import Tensor
 from torchvision.ops import roi_pool
 
+from benchmarks.paired import compare, proposal_rois, uniform_rois
 from detector.ops import spp_pool
 
 LEVELS = (6, 3, 2, 1)

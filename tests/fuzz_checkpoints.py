@@ -110,8 +110,8 @@ def read_checkpoint(path: Path) -> None:
     load_optimizer_state(build_optimizer(config, model), state["optimizer"], source)
     build_roi_sampler(config, model.box_coder).load_state_dict(state["sampler"])
     set_random_states(state["random"])
-    for error in refused:
-        raise error
+    for first in refused:
+        raise first
 
 
 def change_checkpoint(content: bytes, rng: random.Random) -> bytes:

@@ -62,7 +62,7 @@ def give(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = PROJECT / script if script.startswith("tools/") else Path(script)
     small = SMALL if script == "tools/train.py" else []
     monkeypatch.setattr(sys, "argv", [str(path), *arguments, *small])
-    status = 0
+    status: str | int | None = 0
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
@@ -120,9 +120,9 @@ def test_bring_your_own(
     coco = load_config("configs/mine_coco.yaml")
     assert len(load_split(coco, "train", class_names(coco), training=False).records) == 8
 
-    text = load_config("configs/mine_text.yaml")
-    records = load_split(text, "train", class_names(text), training=False).records
-    store = open_proposals(text, records, "train")
+    with_text = load_config("configs/mine_text.yaml")
+    records = load_split(with_text, "train", class_names(with_text), training=False).records
+    store = open_proposals(with_text, records, "train")
     for record in records:
         boxes = store[record.key].boxes.tolist()
         whole = not Path(f"my_text_boxes/{record.image_id}.txt").exists()

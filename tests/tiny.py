@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from detector.config import Config, load_config
 
-TINY = {
+TINY: dict[str, Any] = {
     "seed": 3,
     "data": {"train_split": "trainval", "test_split": "test", "workers": 1},
     "proposals": {"method": "dense", "top_k_train": 300, "top_k_test": 300},
@@ -47,7 +48,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_config(tiny_root: Path, tmp_path: Path) -> Path:
     """The path of a config file; its proposals go below the working directory, which tests choose."""
-    values = {**TINY, "data": {**TINY["data"], "root": str(tiny_root)}}  # type: ignore[dict-item]
+    values = {**TINY, "data": {**TINY["data"], "root": str(tiny_root)}}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -45,7 +45,7 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
             spread_scores(task.model, images[0][0], device, config.test.score_threshold)
         copy_weights(task.model, peer)
         detect = build_predictor(config, task.model, device)
-        times = {"ours": [], "theirs": []}
+        times: dict[str, list[float]] = {"ours": [], "theirs": []}
         for name, call in (("ours", ours), ("theirs", theirs)) * 2:
             times[name].append(milliseconds(call, images, rounds, device))
         mine, other = (sum(times[name]) / 2 for name in ("ours", "theirs"))

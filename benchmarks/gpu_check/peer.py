@@ -30,7 +30,7 @@ class Peer(nn.Module):
 
     def __init__(self, config: Config, num_classes: int, device: str, *, half: bool) -> None:
         super().__init__()
-        self.device, self.half = device, half
+        self.device, self.autocast = device, half
         self.scale = config.model.backbone.feature_scale
         self.backbone = vgg16(weights=None).features[:-1]
         for layer in list(self.backbone)[:FROZEN_LAYERS]:
@@ -56,7 +56,7 @@ class Peer(nn.Module):
         targets = [{"boxes": t.boxes.to(device), "labels": t.labels.to(device)} for t in batch.targets]
         proposals = [rois.to(device) for rois in batch.rois_per_image]
         sizes = [meta.input_size for meta in batch.metas]
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.autocast):
             features = {"0": self.backbone(on_device(batch, device)) * self.scale}
             result: tuple[list[dict[str, Tensor]], dict[str, Tensor]] = self.heads(
                 features, proposals, sizes, targets if self.training else None
@@ -77,8 +77,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     with torch.no_grad():
         for mine, other in zip(ours, theirs, strict=True):
             other.weight.copy_(mine.weight)
-            other.bias.copy_(mine.bias)
+            if other.bias is not None and mine.bias is not None:
+                other.bias.copy_(mine.bias)
 
 
-def layers(model: nn.Module) -> Sequence[nn.Module]:
+def layers(model: nn.Module) -> Sequence[nn.Conv2d | nn.Linear]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]

@@ -34,11 +34,11 @@ class Bench:
         pooled = case.ours(features, rois)
         grad = torch.randn(pooled.shape) if case.what == "backward" else None
         expected = call(case, case.ours, features, rois, grad)().detach()
-        on_device = {"rois": rois.to(self.device), "grad": None if grad is None else grad.to(self.device)}
-        theirs = call(case, case.theirs, single.to(self.device), **on_device)
+        there = rois.to(self.device), None if grad is None else grad.to(self.device)
+        theirs = call(case, case.theirs, single.to(self.device), *there)
         for layout, memory_format in LAYOUTS.items():
             placed = features.to(self.device).contiguous(memory_format=memory_format)
-            ours = call(case, case.ours, placed, **on_device)
+            ours = call(case, case.ours, placed, *there)
             row = {
                 "call": case.name,
                 "RoIs": kind,

@@ -53,7 +53,7 @@ class Process:
         self.part, self.outcome = part, outcome
         self.result = work / f"{part.name}.json"
         outcome.log, outcome.limit, outcome.status = work / f"{part.name}.log", limit, "running"
-        self.started = time.monotonic()
+        self.limit, self.started = limit, time.monotonic()
         self.interrupted: float | None = None
         with outcome.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Process:
         if self.process.poll() is not None:
             return True
         now = time.monotonic()
-        if self.interrupted is None and now - self.started > self.outcome.limit:
+        if self.interrupted is None and now - self.started > self.limit:
             self.interrupted = now
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGINT)

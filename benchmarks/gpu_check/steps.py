@@ -76,12 +76,14 @@ class Steps:
 
     def theirs(self, peer: Peer, optimizer: torch.optim.Optimizer, warm_up: int) -> float:
         clock = Clock(self.device, warm_up, self.count)
+        limit = self.config.train.clip_gradient_norm
+        assert limit is not None, "the peer's step clips gradients as ours does"
         trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
         for batch in itertools.islice(itertools.cycle(self.batches), warm_up + self.count):
             losses = peer(batch)[1]
             optimizer.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
-            nn.utils.clip_grad_norm_(trained, self.config.train.clip_gradient_norm)
+            nn.utils.clip_grad_norm_(trained, limit)
             optimizer.step()
             clock.tick()
         return clock.milliseconds

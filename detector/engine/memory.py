@@ -6,11 +6,14 @@ import multiprocessing
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 _PROC = Path("/proc")
+SAMPLE_SECONDS = 0.5
+"""The least time between two samples of steps: a sample takes about 10 ms, as long as a small step."""
 SHARED_TWICE = "shared pages are counted once per process: this system has no /proc/PID/smaps_rollup"
 
 
@@ -26,6 +29,7 @@ class PeakMemory:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._peak = 0.0
         self._workers_resident = 0.0
+        self._next_step = 0.0
         self._gpu = torch.device(device) if torch.device(device).type == "cuda" else None
         self._shares_known = pss_mib(os.getpid()) is not None
 
@@ -36,6 +40,13 @@ class PeakMemory:
             self._peak = max(self._peak, sum(pss_mib(pid) or 0.0 for pid in (os.getpid(), *workers)))
         else:
             self._workers_resident = max(self._workers_resident, sum(map(_resident_peak_mib, workers)))
+
+    def sample_step(self) -> None:
+        """Measure, unless a step less than ``SAMPLE_SECONDS`` ago was measured already."""
+        now = time.monotonic()
+        if now >= self._next_step:
+            self._next_step = now + SAMPLE_SECONDS
+            self.sample()
 
     def mib(self) -> float:
         """Return the peak in MiB."""

@@ -239,7 +239,7 @@ class Run(Generic[AnyEvaluation]):
 
     def _record(self, rate: float) -> None:
         record = self._losses.record(self.step, rate)
-        self.memory.sample()
+        self.memory.sample_step()
         record |= self.memory.gpu_metrics()
         self.log.write("train", record)
         self.progress.record(record)

@@ -8,6 +8,7 @@ as neither and is left out of the ranking.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class ClassificationEvaluator:
         presence, scores = self._tables()
         return {name: _curve(presence[:, k], scores[:, k]) for k, name in enumerate(self.classes)}
 
-    def compute(self) -> dict[str, object]:
+    def compute(self) -> dict[str, Any]:
         """Return ``voc07_mAP`` (11 points), ``voc_mAP`` (area) and ``per_class`` over the images given.
 
         ``per_class[name]`` has ``voc07_AP``, ``voc_AP``, the number of ``images`` that show the class and

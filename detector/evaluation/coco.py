@@ -89,14 +89,14 @@ class CocoEvaluator:
         for result in results:
             self._results[result["image_id"]].append(result)
 
-    def compute(self) -> dict[str, object]:
+    def compute(self) -> dict[str, Any]:
         """Return the twelve metrics, by the names in `COCO_FIGURES`, and ``per_class``.
 
         ``per_class[name]`` has ``AP``, ``AP50``, and the numbers of ``objects`` (ignored ones included), of
         ``ignored`` objects and of ``detections``. A metric for which no object counts is NaN.
         """
         evaluation = self._evaluate()
-        metrics: dict[str, object] = {
+        metrics: dict[str, Any] = {
             name: _or_nan(value) for name, value in zip(COCO_FIGURES, evaluation.stats, strict=True)
         }
         objects, ignored, detections = self._counts()

@@ -12,7 +12,7 @@ The kit measures inclusive pixels, x2 - x1 + 1; on the project's half-open boxes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class VocEvaluator:
             name: _curve(matches, label, counted[label]) for label, name in enumerate(self.classes, start=1)
         }
 
-    def compute(self) -> dict[str, object]:
+    def compute(self) -> dict[str, Any]:
         """Return ``voc07_mAP`` (11 points), ``voc_mAP`` (area) and ``per_class`` over the images given.
 
         ``per_class[name]`` has ``voc07_AP``, ``voc_AP``, and the numbers of ``objects`` (``difficult``

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -36,7 +36,7 @@ def run_tasks(
     workers: int,
     time_limit: float | None = None,
     prepare: Callable[[], None] | None = None,
-) -> Iterator[tuple[Task, Answer | Lost]]:
+) -> Generator[tuple[Task, Answer | Lost], None, None]:
     """Call ``function`` for each task in ``workers`` processes; yield tasks and answers as they end.
 
     A task that takes over ``time_limit`` seconds, or whose process dies, has the answer `Lost`; its process

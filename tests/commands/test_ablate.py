@@ -104,7 +104,7 @@ def config(tmp_path: Path) -> Path:
     root = tmp_path / "voc"
     generate_voc(root, train_images=4, test_images=2, image_size=(96, 128), seed=1)
     path = tmp_path / "tiny.yaml"
-    data = {**TINY["data"], "root": str(root), "workers": 0}  # type: ignore[dict-item]
+    data = {**TINY["data"], "root": str(root), "workers": 0}
     path.write_text(yaml.safe_dump({**TINY, "data": data}))
     return path
 
@@ -138,8 +138,18 @@ def test_runs_are_started_without_the_tools_folder(config: Path, tmp_path: Path)
     shutil.copytree(PROJECT / "configs", installed / "detector" / "configs")
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "detector").mkdir(parents=True)  # a folder of the user's that is called so
-    line = [sys.executable, "-P", "-m", "detector", "ablate", "--suite", "fast_rcnn_paper", "--data", config]
-    line += ["--output", tmp_path / "suite", "--only", "multi_task", "train.steps=1"]
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "detector",
+        "ablate",
+        "--suite",
+        "fast_rcnn_paper",
+        "--data",
+        str(config),
+    ]
+    line += ["--output", str(tmp_path / "suite"), "--only", "multi_task", "train.steps=1"]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     result = subprocess.run(line, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

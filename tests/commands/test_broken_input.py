@@ -37,7 +37,7 @@ def root(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def config(root: Path, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    values = {**TINY, "data": {**TINY["data"], "root": str(root)}}  # type: ignore[dict-item]
+    values = {**TINY, "data": {**TINY["data"], "root": str(root)}}
     path.write_text(yaml.safe_dump(values))
     return path
 

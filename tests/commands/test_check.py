@@ -8,7 +8,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import yaml
@@ -26,6 +25,7 @@ from detector.tasks.start import start_run
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
 from tests.tiny import TINY
+from tests.typed import read_picture
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def root(original: Path, tmp_path: Path) -> Path:
 
 
 def write_config(path: Path, root: Path, **data: object) -> Path:
-    values = {**TINY, "data": {**TINY["data"], "root": str(root), **data}}  # type: ignore[dict-item]
+    values = {**TINY, "data": {**TINY["data"], "root": str(root), **data}}
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -69,7 +69,7 @@ def test_a_sound_data_set(tool: Tool, root: Path, tmp_path: Path) -> None:
     objects = sum(path.read_text().count("<object>") for path in (root / "Annotations").iterdir())
     assert sum(counts["objects"] for counts in found["splits"].values()) == objects
     assert found["boxes"]["width"]["p0"] <= found["boxes"]["width"]["p50"] <= found["boxes"]["width"]["p100"]
-    picture = cv2.imread(str(tmp_path / "found.png"))
+    picture = read_picture(tmp_path / "found.png")
     assert picture.shape[1] > 1000
     assert picture.std() > 10
 

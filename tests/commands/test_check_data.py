@@ -27,6 +27,7 @@ from detector.evaluation.voc import VocEvaluator
 from detector.factory.data import load_split, read_splits
 from detector.tasks.scoring import Evaluation
 from detector.tasks.start import build_scorer, start_run
+from tests.typed import read_picture
 
 Load = Callable[..., Config]
 
@@ -73,7 +74,7 @@ def test_all_suspicions_are_lines_of_the_check_and_warnings_of_training(
     name = text.split("<name>")[1].split("</name>")[0]
     second.write_text(text.replace(f"<name>{name}</name>", f"<name>{name.upper()}</name>", 1))
     image = next((root / "JPEGImages").glob(f"{second.stem}.*"))
-    height, width = cv2.imread(str(image)).shape[:2]
+    height, width = read_picture(image).shape[:2]
     image.unlink()
     cv2.imwrite(str(image.with_suffix(".png")), np.full((height, width, 3), 3000, np.uint16))
     config = tiny(f"data.root={root}", "data.workers=0")

@@ -17,8 +17,8 @@ from tests.tiny import TINY
 def config(tmp_path: Path) -> Path:
     generate_voc(tmp_path / "voc", train_images=4, test_images=3, image_size=(96, 112), seed=2)
     values = {name: section for name, section in TINY.items() if name != "proposals"}
-    values["data"] = {**TINY["data"], "root": str(tmp_path / "voc")}  # type: ignore[dict-item]
-    values["model"] = {**TINY["model"], "pool": {"kind": "spp", "levels": [1, 2]}}  # type: ignore[dict-item]
+    values["data"] = {**TINY["data"], "root": str(tmp_path / "voc")}
+    values["model"] = {**TINY["model"], "pool": {"kind": "spp", "levels": [1, 2]}}
     path = tmp_path / "classifier.yaml"
     path.write_text(yaml.safe_dump({**values, "task": "classification"}))
     return path

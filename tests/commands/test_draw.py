@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from detector.config import load_config
 from detector.visualize import save_image
 from tests.commands.conftest import Tool
 from tests.conftest import PROJECT
+from tests.typed import read_picture
 
 QUICKSTART = PROJECT / "configs" / "quickstart.yaml"
 REGION = ("--roi", 20, 20, 150, 140)
@@ -48,7 +48,7 @@ def test_a_checkpoint_draws_its_own_filters(tool: Tool, image: Path, tmp_path: P
         done = tool("draw_pooling", image, *REGION, "--channel", 3, "--output", f"{name}.png", *arguments)
         assert done.returncode == 0, done.stderr
         assert ("after 7 steps" in done.stderr) == (name == "checkpoint")
-        pictures[name] = cv2.imread(str(tmp_path / f"{name}.png"))[40:]  # below the caption
+        pictures[name] = read_picture(tmp_path / f"{name}.png")[40:]  # below the caption
     assert pictures["checkpoint"].shape == pictures["other"].shape
     assert (pictures["checkpoint"] != pictures["other"]).any()
 

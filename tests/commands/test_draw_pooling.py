@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from detector.commands.draw import pool_every_way, pooled_region, pooling_rules
 from detector.config import load_config
@@ -40,7 +42,7 @@ def test_the_bins_shown_are_those_of_the_rules(bins: int, box: tuple[float, floa
         ),
     }
 
-    def spp(first: float, last: float, extent: int) -> object:
+    def spp(first: float, last: float, extent: int) -> Any:
         left, right = reference.spp_window(first, last, 16, 7.5, 8, extent)
         return reference.exact_cut(left, right - left + 1, bins)
 
@@ -89,6 +91,7 @@ def test_every_rule_has_its_column_and_bins_light_one_by_one() -> None:
 def test_the_animation_has_a_frame_a_bin(tmp_path: Path) -> None:
     save_animation(tmp_path / "deep" / "pooling.gif", scene(), [region("a")])
     with Image.open(tmp_path / "deep" / "pooling.gif") as animation:
+        assert isinstance(animation, GifImageFile)
         assert animation.n_frames == 4
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["pooling.gif"]
     with pytest.raises(InputError, match=r"written as \.gif, not '\.mp4'"):
@@ -104,7 +107,7 @@ def test_bins_keep_their_colours_in_an_animation_of_a_photograph() -> None:
     (frame,) = animation_frames([draw_pooling(replace(scene(), image=photo), [nine, nine])])
     pixels = np.asarray(frame.convert("RGB")).reshape(-1, 3).astype(int)
     values = pixels[len(pixels) * 3 // 4 :]  # the pooled values and their rims, far from the photograph
-    for rim in colormaps["tab10"].colors[:9]:
+    for rim in color_sequences["tab10"][:9]:
         assert np.abs(values - np.multiply(rim, 255)).max(axis=1).min() < 24, rim
 
 

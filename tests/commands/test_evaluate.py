@@ -26,7 +26,7 @@ def test_a_checkpoint_and_its_result_files_score_the_same(
     root = tmp_path / "voc"
     generate_voc(root, train_images=4, test_images=3, image_size=(96, 112), seed=2)
     config = tmp_path / "tiny.yaml"
-    values = {**TINY, "data": {**TINY["data"], "root": str(root)}}  # type: ignore[dict-item]
+    values = {**TINY, "data": {**TINY["data"], "root": str(root)}}
     config.write_text(yaml.safe_dump({**values, "test": {"scales": [96], "score_threshold": 0.0}}))
     (tmp_path / "run").mkdir()
     start_run(load_config(config, ["train.steps=20"]), tmp_path / "run", "cpu").run()

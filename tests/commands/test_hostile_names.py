@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Path:
         data["categories"] = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
         path.write_text(json.dumps(data))
     data = {**TINY["data"], "root": str(root), "format": "coco", "annotations": "{split}.json",
-            "images": "JPEGImages", "workers": 0}  # type: ignore[dict-item]  # fmt: skip
+            "images": "JPEGImages", "workers": 0}  # fmt: skip
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({**TINY, "data": data}))
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from detector.proposals.inspection import inspect
 from detector.proposals.store import ProposalStore
 from tests.commands.conftest import Tool
 from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
+from tests.typed import float32, read_picture, save_arrays
 
 CONFIG = """
 data: {root: voc, workers: 0}
@@ -89,7 +89,7 @@ def test_a_folder_of_images(tool: Tool, config: Path, tmp_path: Path) -> None:
     assert report["parameters"]["seed"] == 3
     store = ProposalStore.open(tmp_path / "store")
     assert store.ids() == ["a.jpg", "deep/b.JPG"]
-    assert store.image_size("a.jpg") == cv2.imread(str(images[0])).shape[:2]
+    assert store.image_size("a.jpg") == read_picture(images[0]).shape[:2]
 
     (folder / "torn.jpg").unlink()
     assert tool("propose", *arguments).returncode == 0
@@ -115,8 +115,8 @@ def test_a_method_of_the_command_line(tool: Tool, config: Path, tmp_path: Path) 
 
 def test_converting_with_and_without_a_config(tool: Tool, config: Path, tmp_path: Path) -> None:
     ids = [path.stem for path in (tmp_path / "voc/Annotations").glob("*.xml")]
-    boxes = np.float32([[0, 0, 90, 50, 0.5], [0, 0, 90, 50, 0.75], [3, 4, 40, 60, 0.25], [0, 0, 2, 2, 1]])
-    np.savez(tmp_path / "boxes.npz", **dict.fromkeys(ids, boxes))
+    boxes = float32([[0, 0, 90, 50, 0.5], [0, 0, 90, 50, 0.75], [3, 4, 40, 60, 0.25], [0, 0, 2, 2, 1]])
+    save_arrays(tmp_path / "boxes.npz", dict.fromkeys(ids, boxes))
     filters = ("--top-k", 2, "--min-size", 3, "--deduplicate")
     result = tool("propose", "--from", "boxes.npz", "--output", "a", "--config", config, *filters)
     assert result.returncode == 0, result.stderr
@@ -126,7 +126,7 @@ def test_converting_with_and_without_a_config(tool: Tool, config: Path, tmp_path
     assert plain.returncode == 0
     assert len(ProposalStore.open(tmp_path / "b")[ids[0]]) == 4
 
-    np.savez(tmp_path / "fewer.npz", **dict.fromkeys(ids[1:], boxes))
+    save_arrays(tmp_path / "fewer.npz", dict.fromkeys(ids[1:], boxes))
     arguments = ("--from", "fewer.npz", "--output", "c", "--config", config)
     result = tool("propose", *arguments)
     assert result.returncode == 2
@@ -138,7 +138,7 @@ def test_converting_with_and_without_a_config(tool: Tool, config: Path, tmp_path
 
 
 def test_inspecting_says_it_in_words_and_in_json(tool: Tool, config: Path, tmp_path: Path) -> None:
-    np.savez(tmp_path / "boxes.npz", a=np.float32([[1, 2, 30, 40, 0.5], [5, 6, 7, 8, np.nan]]))
+    np.savez(tmp_path / "boxes.npz", a=float32([[1, 2, 30, 40, 0.5], [5, 6, 7, 8, np.nan]]))
     words = tool("propose", "--inspect", "boxes.npz")
     assert words.returncode == 0
     assert words.stdout.splitlines() == [

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from detector.data.generated.dataset import generate_voc
 from detector.proposals.convert import convert
 from tests.commands.conftest import Tool
+from tests.typed import float32, read_picture, save_arrays
 
 CONFIG = """
 data: {root: voc, workers: 0}
@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 
 def make_store(tmp_path: Path, name: str, boxes: list[list[float]]) -> Path:
     ids = [path.stem for path in (tmp_path / "voc/Annotations").glob("*.xml")]
-    np.savez(tmp_path / f"{name}.npz", **{image_id: np.float32(boxes) for image_id in ids})
+    save_arrays(tmp_path / f"{name}.npz", {image_id: float32(boxes) for image_id in ids})
     return convert(tmp_path / f"{name}.npz", "npz", tmp_path / name).path
 
 
@@ -48,7 +48,7 @@ def test_several_stores_in_one_picture(tool: Tool, config: Path, tmp_path: Path)
     assert first["counts"] == second["counts"] == [1, 3]
     assert first["mean_best_overlap"][0] == first["mean_best_overlap"][1] == second["mean_best_overlap"][1]
     assert second["mean_best_overlap"][0] < first["mean_best_overlap"][0]
-    picture = cv2.imread(str(tmp_path / "out/recall.png"))
+    picture = read_picture(tmp_path / "out/recall.png")
     assert picture.shape[0] > 900
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # lines in several colours, not a blank page
 
@@ -62,7 +62,7 @@ def test_the_configs_own_proposals(tool: Tool, config: Path, tmp_path: Path) -> 
 
 
 def test_what_does_not_fit_is_said(tool: Tool, config: Path, tmp_path: Path) -> None:
-    np.savez(tmp_path / "other.npz", other=np.float32([[0, 0, 1, 1]]))
+    np.savez(tmp_path / "other.npz", other=float32([[0, 0, 1, 1]]))
     other = convert(tmp_path / "other.npz", "npz", tmp_path / "other").path
     for arguments, message in (
         (("--store", other), "no proposals for any image of test"),

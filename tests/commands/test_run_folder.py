@@ -31,14 +31,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(root: Path, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "data": {**TINY["data"], "root": str(root)}}))  # type: ignore[dict-item]
+    path.write_text(yaml.safe_dump({**TINY, "data": {**TINY["data"], "root": str(root)}}))
     return path
 
 
 @pytest.fixture
 def staged(root: Path, tmp_path: Path) -> Path:
     path = tmp_path / "staged.yaml"
-    values = {**TINY, "data": {**TINY["data"], "root": str(root)}, **STAGED}  # type: ignore[dict-item]
+    values = {**TINY, "data": {**TINY["data"], "root": str(root)}, **STAGED}
     path.write_text(json.dumps(values))
     return path
 
@@ -117,8 +117,8 @@ def test_a_folder_of_others_is_left_alone(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
     before = tree(folder)
-    for name in (config, staged):
-        result = tool("train", "--config", name, "--output", folder, *([option] if option else []), *FEW)
+    for path in (config, staged):
+        result = tool("train", "--config", path, "--output", folder, *([option] if option else []), *FEW)
         assert result.returncode == 2
         assert "holds checkpoints, results, cache, config.yaml, and no run of this project" in result.stderr
         assert tree(folder) == before

@@ -21,7 +21,7 @@ def config(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A data set whose split "test" is without annotations."""
     root, kind = tmp_path / "voc", request.param
     generate_voc(root, train_images=4, test_images=2, image_size=(96, 112), seed=2)
-    data = {**TINY["data"], "root": str(root), "workers": 0}  # type: ignore[dict-item]
+    data = {**TINY["data"], "root": str(root), "workers": 0}
     if kind == "voc":
         for image_id in (root / "ImageSets" / "Main" / "test.txt").read_text().split():
             (root / "Annotations" / f"{image_id}.xml").unlink()

@@ -13,6 +13,7 @@ from detector.engine.optim import build_schedule
 from detector.factory.model import build_model
 from detector.ops.spp_pool import whole_map_rois
 from tests.conftest import PROJECT
+from tests.typed import present
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
 WITHOUT_FILES = ["model.head.weights=false", "model.backbone.weights=null"]
@@ -93,6 +94,6 @@ def test_runs_on_an_image(path: Path) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7, 100_000])
 def test_any_number_of_steps_is_valid(path: Path, steps: int) -> None:
     config: Config = load_config(path, [f"train.steps={steps}"])
-    factor = build_schedule(steps, **config.train.schedule.model_dump())
+    factor = build_schedule(present(config.train.steps), **config.train.schedule.model_dump())
     rates = [factor(step) for step in {0, steps // 3, steps // 2, steps - 1}]
     assert all(0 < rate <= 1 for rate in rates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +23,14 @@ from detector.core.files import (
 from detector.data.images import read_image, stored_view
 from detector.data.voc.xml import parse_xml
 
-READERS = (read_image, stored_view, parse_xml, read_json, lambda path: read_short_text(path, "the list"))
+Reader = Callable[[Path], object]
+READERS: tuple[Reader, ...] = (
+    read_image,
+    stored_view,
+    parse_xml,
+    read_json,
+    lambda path: read_short_text(path, "the list"),
+)
 
 
 def test_regular_files_and_links_to_them_pass(tmp_path: Path) -> None:
@@ -33,7 +41,7 @@ def test_regular_files_and_links_to_them_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_no_reader_waits_for_a_named_pipe(tmp_path: Path, read) -> None:
+def test_no_reader_waits_for_a_named_pipe(tmp_path: Path, read: Reader) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link"):
@@ -42,7 +50,7 @@ def test_no_reader_waits_for_a_named_pipe(tmp_path: Path, read) -> None:
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_every_other_kind_is_named(tmp_path: Path, read) -> None:
+def test_every_other_kind_is_named(tmp_path: Path, read: Reader) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s"))
         with pytest.raises(InputError, match="is a socket"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_wrong_shapes_and_types_are_named(make_boxes: MakeBoxes) -> None:
 
 def test_a_sample_fits_its_meta_data(make_boxes: MakeBoxes) -> None:
     boxes = make_boxes(2)
-    parts = {"proposals": Proposals(boxes=boxes), "targets": Targets.empty(), "meta": META}
+    parts: dict[str, Any] = {"proposals": Proposals(boxes=boxes), "targets": Targets.empty(), "meta": META}
     Sample(image=torch.zeros(3, 200, 150), rois=boxes, **parts)
     with pytest.raises(ValueError, match=r"Sample\.image must have shape \(3, 200, 150\)"):
         Sample(image=torch.zeros(3, 150, 200), rois=boxes, **parts)

@@ -22,6 +22,7 @@ from detector.data.convert import coco_to_voc, voc_to_coco
 from detector.data.targets import ObjectRules
 from detector.data.voc.annotation import read_annotation
 from detector.data.voc.source import VocSource
+from tests.typed import present
 
 CLIP = ObjectRules(invalid_boxes="clip")
 PROJECT = Path(__file__).parents[2]
@@ -164,7 +165,7 @@ def test_coordinates_with_decimals_come_back(
     voc_to_coco(folder / "set", "test", folder / "a.json", splits=".")
     coco_to_voc(folder / "a.json", folder / "back", "test")
     back = ElementTree.parse(folder / "back" / "Annotations" / "a.xml").getroot()
-    assert tuple(float(corner.text) for corner in back.find("object/bndbox")) == corners
+    assert tuple(float(present(corner.text)) for corner in present(back.find("object/bndbox"))) == corners
 
 
 def test_what_is_there_already_is_not_overwritten(root: Path, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_the_depth_of_sixteen_bit_files_is_not_guessed(
     path = tmp_path / f"a{suffix}"
     path.write_bytes(cv2.imencode(suffix, ramp(top))[1].tobytes())
     image = read_image(path, (64, 64))
-    assert (image.dtype, image.shape, image.min()) == (np.uint8, (64, 64, 3), 0)
+    assert (image.dtype, image.shape, image.min()) == (np.dtype(np.uint8), (64, 64, 3), 0)
     assert abs(int(image.max()) - brightest) <= 1  # OpenCV rounds some formats
     found = low_bit_depth(path)
     assert found is None if words is None else words in str(found)

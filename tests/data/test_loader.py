@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from detector.core.errors import InputError
 from detector.core.structures import Batch, ImageRecord, Normalization, Proposals, Targets
@@ -30,6 +30,7 @@ from detector.data.loader import (
 )
 from detector.data.samples import InferenceDataset, TrainingDataset, collate
 from detector.data.transforms import ImageTransform
+from tests.typed import present
 
 TINY = ImageTransform(
     normalization=Normalization(mean=(0.0,) * 3, deviation=(1.0,) * 3, maximum=255.0, bgr=False),
@@ -115,14 +116,16 @@ def test_a_sample_shares_no_memory_with_its_record(records: list[ImageRecord]) -
 
 def test_boxes_travel_between_processes_as_they_are(records: list[ImageRecord]) -> None:
     dataset = TrainingDataset(records, proposals, TINY, seed=0)
-    batch = collate([dataset[0, 0], dataset[1, 1]])
+    samples = [sample for sample in (dataset[0, 0], dataset[1, 1]) if not isinstance(sample, InputError)]
+    assert len(samples) == 2
+    batch = collate(samples)
     again: Batch = pickle.loads(pickle.dumps(batch))
     assert torch.equal(again.images, batch.images)
     assert again.metas == batch.metas
     for one, other in zip(again.rois_per_image, batch.rois_per_image, strict=True):
         assert torch.equal(one, other)
     assert again.targets[1].crowd.dtype == torch.bool
-    assert torch.equal(again.proposals[0].scores, batch.proposals[0].scores)
+    assert torch.equal(present(again.proposals[0].scores), present(batch.proposals[0].scores))
     again.targets[0].boxes.add_(1)  # writable
 
 
@@ -178,7 +181,7 @@ def test_silence_ends_with_an_error_that_names_shared_memory(monkeypatch: pytest
 
 def test_closing_lets_go_of_the_loader_at_once() -> None:
     """Python 3.12.3 seems to keep what a closed generator held, unless it ends by an exception."""
-    iterator = iter(DataLoader([torch.zeros(1)] * 4, batch_size=None))
+    iterator = iter(DataLoader(TensorDataset(torch.zeros(4, 1)), batch_size=None))
     known = weakref.ref(iterator)
 
     class Loader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,18 @@ def test_usual_spellings_come_first_and_folders_are_no_files(tmp_path: Path, lis
 def test_many_missing_files_cost_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mixture of cases was tried for every missing image, 174 calls of stat each."""
     asked: list[object] = []
-    monkeypatch.setattr(os.path, "isfile", lambda path: bool(asked.append(path)))
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: asked.append(path) or scandir(path))
+
+    def missing(path: object) -> bool:
+        asked.append(path)
+        return False
+
+    def listing(path: Path) -> Iterator[os.DirEntry[str]]:
+        asked.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os.path, "isfile", missing)
+    monkeypatch.setattr(os, "scandir", listing)
     lookup = FileFinder()
     for number in range(1000):
         assert lookup.find(tmp_path / str(number), IMAGE_SUFFIXES) is None

@@ -60,6 +60,13 @@ def batches(records: list[ImageRecord], workers: int) -> list[Batch]:
     return list(load(loader))
 
 
+def drawn(dataset: TrainingDataset, draw: int) -> Sample:
+    """The first record's sample of a draw."""
+    sample = dataset[0, draw]
+    assert not isinstance(sample, InputError)
+    return sample
+
+
 def test_workers_do_not_change_a_byte(records: list[ImageRecord]) -> None:
     for alone, helped in zip(batches(records, 0), batches(records, 2), strict=True):
         assert torch.equal(alone.images, helped.images)
@@ -69,13 +76,13 @@ def test_workers_do_not_change_a_byte(records: list[ImageRecord]) -> None:
 
 def test_a_draw_decides_all_that_is_random(records: list[ImageRecord]) -> None:
     dataset = TrainingDataset(records, proposals, RANDOM, seed=11)
-    first, again = dataset[0, 3], dataset[0, 3]
+    first, again = drawn(dataset, 3), drawn(dataset, 3)
     assert torch.equal(first.image, again.image)
     assert first.meta == again.meta
-    sizes = {dataset[0, draw].meta.input_size for draw in range(12)}
+    sizes = {drawn(dataset, draw).meta.input_size for draw in range(12)}
     assert len(sizes) > 3
     other_seed = TrainingDataset(records, proposals, RANDOM, seed=12)
-    assert {other_seed[0, draw].meta.input_size for draw in range(12)} != sizes
+    assert {drawn(other_seed, draw).meta.input_size for draw in range(12)} != sizes
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -93,7 +100,9 @@ def test_inference_gives_one_sample_a_scale_with_the_same_proposals(records: lis
     transforms = [ImageTransform(normalization=PLAIN, scales=(side,), max_size=200) for side in (40, 80)]
     dataset = InferenceDataset(records, proposals, transforms)
     assert len(dataset) == 5
-    small, large = dataset[1]
+    samples = dataset[1]
+    assert not isinstance(samples, InputError)
+    small, large = samples
     assert (small.meta.input_size, large.meta.input_size) == ((40, 58), (80, 115))
     assert torch.equal(small.proposals.boxes, large.proposals.boxes)
     assert torch.equal(small.rois, small.meta.to_input(small.proposals.boxes))
@@ -104,12 +113,12 @@ def test_inference_gives_one_sample_a_scale_with_the_same_proposals(records: lis
 
 def test_consecutive_samples_share_a_scale_as_configured(records: list[ImageRecord]) -> None:
     dataset = TrainingDataset(records, proposals, RANDOM, seed=11, draws_per_scale=4)
-    scales = [dataset[(0, draw)].meta.input_size for draw in range(80)]
+    scales = [drawn(dataset, draw).meta.input_size for draw in range(80)]
     groups = [set(scales[start : start + 4]) for start in range(0, 80, 4)]
     assert all(len(group) == 1 for group in groups)
     assert len(set.union(*groups)) > 10  # and each group draws again
-    assert scales[7::-1] == [dataset[(0, draw)].meta.input_size for draw in range(7, -1, -1)]
-    flips = {dataset[(0, draw)].meta.flipped for draw in range(4)}
+    assert scales[7::-1] == [drawn(dataset, draw).meta.input_size for draw in range(7, -1, -1)]
+    flips = {drawn(dataset, draw).meta.flipped for draw in range(4)}
     assert flips == {True, False}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import cv2
 import numpy as np
 import pytest
@@ -79,7 +82,7 @@ def test_boxes_stay_on_their_pixels(flips: tuple[float, float], shorter: int, ca
         normalization=PLAIN, scales=(shorter,), max_size=cap, flip=flips[0], vertical_flip=flips[1]
     )
     record = ImageRecord(
-        image_id="a", path=None, height=100, width=140, targets=Targets.make(box, torch.tensor([1]))
+        image_id="a", path=Path("a.png"), height=100, width=140, targets=Targets.make(box, torch.tensor([1]))
     )
     sample = make_sample(record, image, Proposals(boxes=box), transform, np.random.default_rng(0))
     assert (sample.meta.flipped, sample.meta.flipped_vertically) == tuple(map(bool, flips))
@@ -120,7 +123,9 @@ def test_random_choices_cover_what_they_should() -> None:
     ("resize", "wanted"),
     [("shorter", (48, 72)), ("square", (48, 48)), ("none", (40, 60))],
 )
-def test_resize_says_what_becomes_of_the_size(resize: str, wanted: tuple[int, int]) -> None:
+def test_resize_says_what_becomes_of_the_size(
+    resize: Literal["shorter", "square", "none"], wanted: tuple[int, int]
+) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     transform = ImageTransform(normalization=RGB, scales=(48,), max_size=100, resize=resize)
     pixels, meta = transform(image, "a")

@@ -92,10 +92,10 @@ def _build(more: list[str], csrc: Path, target: Path, variant: str) -> Path:
 def _library(name: str, sources: list[Path], ours: list[Path], more: list[str], target: Path) -> Path:
     include = [*ours, *_torch_includes()]
     headers = _short(*(path.read_text() for folder in ours for path in sorted(folder.rglob("*.h"))))
-    jobs = [(source, [*COMMON_FLAGS, CHECKS, *more]) for source in sources]
+    jobs: list[tuple[Path, list[str]]] = [(source, [*COMMON_FLAGS, CHECKS, *more]) for source in sources]
     jobs.append((HERE / "scheduler.cpp", COMMON_FLAGS))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: _compile(*job, include, headers, target), jobs))
+        objects = list(pool.map(lambda job: _compile(job[0], job[1], include, headers, target), jobs))
     library = target / f"{name}-{_short(*(path.name for path in objects))}.so"
     if not library.exists():
         torch_libraries = Path(torch.__file__).parent / "lib"
@@ -172,4 +172,4 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(build(*sys.argv[1:]))
+    print(build(sys.argv[1] if len(sys.argv) > 1 else "plain"))

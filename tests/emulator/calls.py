@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from detector.ops import roi_pool, spp_pool
 
-OPERATORS = {"roi_pool": roi_pool, "spp_pool": spp_pool}
+OPERATORS: dict[str, Callable[..., Tensor]] = {"roi_pool": roi_pool, "spp_pool": spp_pool}
 
 FATAL = (math.nan, math.inf, -math.inf)
 HOSTILE = (0.0, -0.0, 0.5, -0.5, 1e-45, 8.0, 24.0, 1e9, -1e9, 2.0**31, -(2.0**31), 3e38, -3e38)

@@ -110,12 +110,10 @@ def _many_rois() -> Iterator[tuple[str, Call]]:
 def _far_apart() -> Iterator[tuple[str, Call]]:
     """Images 2^31 elements apart, in memory that is reserved but mostly untouched."""
     apart = 2**31
-    filled, torch.utils.deterministic.fill_uninitialized_memory = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        False,
-    )
+    switches: Any = torch.utils.deterministic  # torch adds the switch to the module while it runs
+    filled, switches.fill_uninitialized_memory = switches.fill_uninitialized_memory, False
     memory = torch.empty(apart + 16 * 16)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
+    switches.fill_uninitialized_memory = filled
     rois = torch.tensor([[1.0, 0, 0, 3, 3], [0, 1, 1, 2, 2]])
     for channels, strides in ((16, (apart, 1, 64, 16)), (3, (apart, 16, 4, 1))):
         features = memory.as_strided((2, channels, 4, 4), strides).normal_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def emulator() -> Emulator:
 
 
 @pytest.fixture
-def fuzz(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Fuzz:
+def fuzz(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fuzz]:
     yield Fuzz(emulator)
     torch.use_deterministic_algorithms(False)
 

@@ -11,7 +11,7 @@ from tests.emulator import build
 from tests.emulator.translate import translate
 
 needs_emulator = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
-Run = Callable[[str], str]
+Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,9 @@ def _static(declaration: str, alignments: list[str], path: str) -> str:
 
 def _split(text: str) -> list[str]:
     """Split at commas outside brackets; ``<`` counts as a bracket outside round and square brackets."""
-    parts, start, stack = [], 0, []
+    parts: list[str] = []
+    stack: list[str] = []
+    start = 0
     for at, char in enumerate(text):
         if char in "([{" or (char == "<" and (not stack or stack[-1] == "<")):
             stack.append(char)
@@ -155,7 +157,7 @@ def _kernel_before(source: str, at: int, path: str) -> int:
 def _opening(source: str, at: int, path: str) -> int:
     """Return the position of the bracket that opens what closes at ``at``."""
     closing = source[at]
-    stack = []
+    stack: list[str] = []
     for position in range(at, -1, -1):
         char = source[position]
         if char in ")]}" or (char == ">" and (not stack or stack[-1] == ">") and source[position - 1] != "-"):

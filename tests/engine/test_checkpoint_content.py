@@ -14,6 +14,10 @@ from detector.engine.checkpoint_content import check_content, is_plain
 GENERATOR = torch.Generator().get_state()
 
 
+def given(key: str, *values: Any) -> list[tuple[str, Any]]:
+    return [(key, value) for value in values]
+
+
 def state() -> dict[str, Any]:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -46,35 +50,29 @@ def test_what_a_run_writes_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("step", value) for value in (None, True, -1, 0.5, "3", 2**60, torch.tensor(3))),
+        *given("step", None, True, -1, 0.5, "3", 2**60, torch.tensor(3)),
         ("evaluated", "3"),
-        *(("seconds", value) for value in (None, "1", -1.0, float("nan"), True)),
-        *(("threads", value) for value in (None, "2", 1.5)),
-        *(("data_fingerprint", value) for value in (None, [], {1: "a"}, {"a": 1})),
-        *(
-            ("config", value)
-            for value in (None, [], {1: 2}, {"a": torch.zeros(1)}, {"a": {1, 2}}, {"a": b"x"})
-        ),
+        *given("seconds", None, "1", -1.0, float("nan"), True),
+        *given("threads", None, "2", 1.5),
+        *given("data_fingerprint", None, [], {1: "a"}, {"a": 1}),
+        *given("config", None, [], {1: 2}, {"a": torch.zeros(1)}, {"a": {1, 2}}, {"a": b"x"}),
         ("config", {"seed": 2**70}),
         ("config", {"name": "x" * 200_000}),
-        *(
-            ("classes", value)
-            for value in (None, "cat", [1], [""], ["cat", "cat"], {"cat": 1}, ["x" * 200_000])
-        ),
-        *(("model", value) for value in ([], {"a": 1}, {1: torch.zeros(1)}, {"\x1b[2J": torch.zeros(1)})),
+        *given("classes", None, "cat", [1], [""], ["cat", "cat"], {"cat": 1}, ["x" * 200_000]),
+        *given("model", [], {"a": 1}, {1: torch.zeros(1)}, {"\x1b[2J": torch.zeros(1)}),
         ("model", {"a": torch.zeros(2, device="meta")}),
         ("model", {"a": torch.zeros(2, dtype=torch.complex64)}),
-        *(("optimizer", value) for value in (None, {}, {"state": {}}, {"state": [], "param_groups": []})),
+        *given("optimizer", None, {}, {"state": {}}, {"state": [], "param_groups": []}),
         ("optimizer", {"state": {}, "param_groups": [{}]}),
         ("optimizer", {"state": {}, "param_groups": [{"params": ["a"]}]}),
         ("optimizer", {"state": {"a": {}}, "param_groups": []}),
         ("optimizer", {"state": {0: {"momentum_buffer": 3}}, "param_groups": []}),
-        *(("sampler", value) for value in (None, {}, {"generator": None}, {"generator": torch.zeros(5056)})),
+        *given("sampler", None, {}, {"generator": None}, {"generator": torch.zeros(5056)}),
         ("sampler", {"generator": GENERATOR[:-1]}),
         ("random", {"torch": GENERATOR}),
         ("random", {"torch": torch.zeros(5056, dtype=torch.uint8), "cuda": []}),
         ("random", {"torch": GENERATOR, "cuda": [3]}),
-        *(("best", value) for value in (None, [], {"metric": 0.5}, {"metric": "x", "step": 1.0})),
+        *given("best", None, [], {"metric": 0.5}, {"metric": "x", "step": 1.0}),
         ("best", {"metric": float("nan"), "step": 1.0}),
         ("score_threshold", "high"),
     ],

@@ -14,6 +14,7 @@ from detector.engine.determinism import cuda_algorithms
 from detector.models.backbones import ChannelNorm, build_backbone
 from detector.models.crops import CropPooling
 from tests.devices import on_cuda
+from tests.typed import present
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -29,7 +30,7 @@ def chosen() -> tuple[int, bool, bool, bool]:
         torch.get_deterministic_debug_mode(),
         cudnn.deterministic,
         cudnn.benchmark,
-        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]  # added at run time
     )
 
 
@@ -81,7 +82,7 @@ def test_layers_have_one_gradient_on_cuda(device: str, layer: nn.Module) -> None
     def gradient() -> torch.Tensor:
         start = images.clone().requires_grad_()
         layer(start).square().sum().backward()
-        return start.grad
+        return present(start.grad)
 
     with cuda_algorithms(device, deterministic=True):
         first = gradient()
@@ -97,7 +98,7 @@ def test_crops_have_one_gradient_on_cuda(device: str) -> None:
     def gradients() -> list[torch.Tensor]:
         pool.zero_grad()
         pool([images], rois).square().sum().backward()
-        return [parameter.grad.clone() for parameter in pool.parameters()]
+        return [present(parameter.grad).clone() for parameter in pool.parameters()]
 
     with cuda_algorithms(device, deterministic=True):
         first = gradients()

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,8 +75,22 @@ def test_a_system_without_shares_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("detector.engine.memory.pss_mib", lambda pid: None)
     memory = PeakMemory()
     metrics = memory.metrics()
-    assert metrics["peak_rss_note"].startswith("shared pages are counted once per process: ")
-    assert metrics["peak_rss_mib"] > 100
+    note, peak = metrics["peak_rss_note"], metrics["peak_rss_mib"]
+    assert isinstance(note, str)
+    assert note.startswith("shared pages are counted once per process: ")
+    assert isinstance(peak, float)
+    assert peak > 100
+
+
+def test_steps_are_measured_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, taken = PeakMemory(), []
+    monkeypatch.setattr(memory, "sample", lambda: taken.append(True))
+    counts = []
+    for now in (100.0, 100.25, 100.49, 100.5, 100.99, 102.0):
+        monkeypatch.setattr("detector.engine.memory.time", SimpleNamespace(monotonic=lambda now=now: now))
+        memory.sample_step()
+        counts.append(len(taken))
+    assert counts == [1, 1, 1, 2, 2, 3]
 
 
 def test_the_own_peak_rises_with_what_is_held() -> None:
@@ -87,9 +102,12 @@ def test_the_own_peak_rises_with_what_is_held() -> None:
 
 def test_a_gpu_has_a_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
-    monkeypatch.setattr(
-        torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * MIB // 2
-    )
+
+    def allocated(device: torch.device) -> int:
+        asked.append(device)
+        return 3 * MIB // 2
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", allocated)
     assert PeakMemory().gpu_metrics() == {}
     assert PeakMemory("cpu").metrics().keys() == {"peak_rss_mib"}
     memory = PeakMemory("cuda:1")

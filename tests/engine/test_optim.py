@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone(kind: str) ->
 
 
 def test_a_schedule_stretches_with_its_steps() -> None:
-    settings = {"kind": "step", "milestones": (0.25, 0.5), "warmup": 0.1}
+    settings: dict[str, Any] = {"kind": "step", "milestones": (0.25, 0.5), "warmup": 0.1}
     short, long = build_schedule(40, **settings), build_schedule(4000, **settings)
     assert [short(step) for step in range(40)] == [long(100 * step) for step in range(40)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return presence, rng.integers(0, draw(st.sampled_from((4, 1000))), (images, classes)) / 8  # some ties
 
 
-def evaluate(presence: np.ndarray, scores: np.ndarray, order: np.ndarray) -> dict[str, object]:
+def evaluate(presence: np.ndarray, scores: np.ndarray, order: np.ndarray) -> dict[str, Any]:
     truth = {
         str(number): objects(*np.flatnonzero(row == 1) + 1, difficult=tuple(np.flatnonzero(row == 0) + 1))
         for number, row in enumerate(presence)

@@ -158,7 +158,7 @@ def test_results_written_and_read_score_the_same(tmp_path: Path) -> None:
 
 def test_annotation_id_zero_can_be_found() -> None:
     # pycocotools takes a match with annotation 0 for no match; ids are renumbered for that.
-    truth = {
+    truth: dict[str, Any] = {
         "images": [{"id": 0}],
         "categories": [{"id": 0, "name": "cat"}],
         "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 50, 50]}],
@@ -230,7 +230,11 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
 def test_a_malformed_results_file_is_named(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
-    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": []}
+    truth: dict[str, Any] = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [],
+    }
     with pytest.raises(InputError, match=message) as error:
         score_coco_results(path, truth)
     assert str(path) in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def warnings_of_coco(
 ) -> str:
     """Return what is said of one box an image."""
     numbers = range(1, len(boxes) + 1)
-    truth = {
+    truth: dict[str, Any] = {
         "images": [{"id": number, "width": 96, "height": 64} for number in numbers],
         "categories": [{"id": 7, "name": "cat"}],
         "annotations": [],

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.console import Console
 from detector.core.errors import InputError
 from detector.evaluation.report import voc_table, write_json
 
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "voc07_mAP": 0.25,
     "voc_mAP": 0.125,
     "per_class": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from detector.evaluation.result_files import (
 CLASSES = ["cat", "dog"]
 
 
-def detections(rows: list[tuple[float, ...]]) -> Detections:
+def detections(rows: Sequence[tuple[float, ...]]) -> Detections:
     """Rows of label, score and box, by falling score."""
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
     return Detections(boxes=table[:, 2:], scores=table[:, 1], labels=table[:, 0].long())

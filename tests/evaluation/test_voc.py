@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def detections(found: list[tuple[int, float, Box]]) -> Detections:
 
 def evaluate(
     things: Things, found: AllFound, threshold: float = 0.5, update_order: list[str] | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     evaluator = VocEvaluator({i: targets(t) for i, t in things.items()}, CLASSES, threshold)
     for image in update_order or list(things):
         mine = [(label, f.score, f.box) for label, f in found if f.image == image]

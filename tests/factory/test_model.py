@@ -94,7 +94,8 @@ def test_differences_are_those_that_change_the_network(tiny: Load) -> None:
     config = tiny()
     assert differences(config, config.model_dump(mode="json")) == ""
     assert differences(config, tiny("train.steps=5", "model.roi_chunk=7").model_dump(mode="json")) == ""
-    for odd in (None, [], {"model": 3}, {"model": {"backbone": None}}):
+    oddities: tuple[Any, ...] = (None, [], {"model": 3}, {"model": {"backbone": None}})
+    for odd in oddities:
         assert differences(config, odd) == ""
     other = tiny("model.box.regression=none").model_dump(mode="json")
     assert differences(config, other, predictor=False) == ""

@@ -33,6 +33,7 @@ from detector.proposals.filtering import filter_proposals
 from detector.proposals.recall import recall
 from detector.proposals.store import Entry, ProposalStore
 from tests.data.splits import COCO, VOC, numbered_coco, voc_folders
+from tests.typed import float32, read_picture, save_arrays
 
 Load = Callable[..., Config]
 FloatArray = NDArray[np.float32]
@@ -55,7 +56,7 @@ def own_boxes(records: list[ImageRecord]) -> dict[str, FloatArray]:
 
 
 def write_npz(path: Path, boxes: dict[str, FloatArray]) -> Path:
-    np.savez(path, **boxes)
+    save_arrays(path, boxes)
     return path
 
 
@@ -103,7 +104,7 @@ def test_the_ops_own_boxes_come_out(tiny: Load) -> None:
     store = open_proposals(config, [record])
     assert store.parameters["width"] == 200
     plain = open_proposals(tiny("proposals.method=selective_search"), [record])
-    image = cv2.imread(str(record.path))[:, :, ::-1]
+    image = read_picture(record.path)[:, :, ::-1]
     found = selective_search(np.ascontiguousarray(image))
     wanted = filter_proposals(
         Proposals(boxes=found.boxes, scores=found.scores), (record.height, record.width)
@@ -117,7 +118,7 @@ def quarters(image: NDArray[np.uint8], slow: str = "", part: int = 2) -> FloatAr
     if slow and image[:, :, 0].sum() == int(slow):
         time.sleep(60)
     height, width = image.shape[:2]
-    return np.float32([[0, 0, width / part, height / part]])
+    return float32([[0, 0, width / part, height / part]])
 
 
 def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load) -> None:
@@ -127,7 +128,7 @@ def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load
     store = open_proposals(config, records)
     assert store[records[0].key].boxes.tolist() == [[0, 0, records[0].width / 4, records[0].height / 4]]
 
-    red = int(cv2.imread(str(records[3].path))[:, :, 2].sum())
+    red = int(read_picture(records[3].path)[:, :, 2].sum())
     slow = (function, f"proposals.options={{slow: '{red}'}}", "proposals.time_limit=1")
     with pytest.raises(InputError, match=rf"1 of 4 images .*{records[3].path.name} took over"):
         open_proposals(tiny(*slow), records)
@@ -170,7 +171,7 @@ def test_matlab_boxes_are_told_by_the_annotations(tiny: Load, tmp_path: Path, ax
     order = [0, 1, 2, 3] if axes == "xyxy" else [1, 0, 3, 2]
     cells, names = np.empty((1, len(boxes)), object), np.empty((len(boxes), 1), object)
     for place, (key, rows) in enumerate(boxes.items()):
-        cells[0, place], names[place, 0] = (np.rint(rows) + np.float32([1, 1, 0, 0]))[:, order], key
+        cells[0, place], names[place, 0] = (np.rint(rows) + float32([1, 1, 0, 0]))[:, order], key
     scipy.io.savemat(tmp_path / "boxes.mat", {"boxes": cells, "images": names})
     store = open_proposals(tiny(f"proposals.file={tmp_path}/boxes.mat", "proposals.format=mat"), records)
     assert f"box convention {axes}_inclusive_1, determined from 8 images" in store.notes[0]
@@ -221,7 +222,7 @@ class TestWhichImage:
 
     def test_one_file_by_keys(self, tiny: Load, splits: list[str], tmp_path: Path) -> None:
         records = {split: split_of(tiny(*splits), split) for split in ("train", "valid")}
-        boxes = {}
+        boxes: dict[str, FloatArray] = {}
         for found in records.values():
             own = own_boxes(found)
             boxes |= {record.key: own[record.image_id] for record in found}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from detector.models.detector import RegionDetector
 from detector.models.heads import BoxHead
 from detector.tasks.start import start_run
 from tests.conftest import PROJECT
+from tests.typed import present
 
 Load = Callable[..., Config]
 CLASSES = ("disc", "ring", "bar")
@@ -33,12 +35,12 @@ def published(name: str) -> nn.Module:
     network: nn.Module = getattr(models, name)()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):  # statistics that differ from those of a fresh network
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
+            present(module.running_mean).normal_(std=0.1)
+            present(module.running_var).uniform_(0.5, 1.5)
     return network.eval()
 
 
-def published_features(name: str, network: nn.Module, images: Tensor) -> Tensor:
+def published_features(name: str, network: Any, images: Tensor) -> Tensor:
     if name.startswith("resnet"):
         stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
         return network.layer3(network.layer2(network.layer1(stem)))
@@ -82,7 +84,7 @@ def test_fc6_and_fc7_compute_what_they_did(tiny: Load, tmp_path: Path) -> None:
         torch.testing.assert_close(head(pooled), expected)
     alone = BoxHead(256 * 36, [40])
     load_published(config, build_backbone(config), alone.layers)
-    assert torch.equal(alone.layers.fc6.weight, narrow[0].weight)
+    assert torch.equal(alone.layers.get_parameter("fc6.weight"), narrow.get_parameter("0.weight"))
     with pytest.raises(InputError, match=r"missing box_head\.layers\.fc8\.weight \(5, 24\)"):
         load_published(config, build_backbone(config), BoxHead(256 * 36, [40, 24, 5]).layers)
     with pytest.raises(InputError, match=r"fc6\.weight \(40, 9216\) where \(40, 4096\) is needed"):
@@ -246,8 +248,12 @@ def test_convolutions_that_work_on_regions_are_the_same_convolutions(tiny: Load,
     assert "box_head" in same(model, source)
     theirs = source.backbone.state_dict()
     assert theirs
-    for name, tensor in model.region_pool.convolutions.state_dict().items():
+    for name, tensor in model.get_submodule("region_pool.convolutions").state_dict().items():
         assert torch.equal(tensor, theirs[name])
+
+
+def fc7_of(model: RegionDetector) -> Tensor:
+    return model.box_head.layers.get_parameter("fc7.weight")
 
 
 def test_a_box_head_that_does_not_fit_is_an_error_unless_allowed(tiny: Load, tmp_path: Path) -> None:
@@ -259,7 +265,7 @@ def test_a_box_head_that_does_not_fit_is_an_error_unless_allowed(tiny: Load, tmp
         begun(path, CLASSES, wider, load=tiny)
     model = begun(path, CLASSES, wider, "train.allow_partial=true", load=tiny)
     assert "backbone" in same(model, source)
-    assert not torch.equal(model.box_head.layers.fc7.weight[:, :32], source.box_head.layers.fc7.weight)
+    assert not torch.equal(fc7_of(model)[:, :32], fc7_of(source))
 
 
 def test_weights_of_another_input_convention_are_refused(tiny: Load, tmp_path: Path) -> None:
@@ -270,7 +276,8 @@ def test_weights_of_another_input_convention_are_refused(tiny: Load, tmp_path: P
     begun(path, CLASSES, "train.allow_partial=true", load=tiny)
     state = load_checkpoint(path)
     state = {key: value for key, value in state.items() if key not in ("format", "file")}
-    for stored in ([], 3, {"backbone": 3}):
+    wrong: tuple[Any, ...] = ([], 3, {"backbone": 3})
+    for stored in wrong:
         save_checkpoint(path, {**state, "config": {**state["config"], "model": stored}})
         with suppress(InputError):  # and nothing else
             begun(path, CLASSES, load=tiny)

@@ -56,9 +56,10 @@ def install() -> None:
     """Register the device; once per process, and it stays registered."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     torch.autograd.set_multithreading_enabled(False)  # the mode must see the backward pass
-    torch.inference_mode = torch.no_grad  # a wrapped tensor cannot be an inference tensor
+    patched: Any = torch
+    patched.inference_mode = torch.no_grad  # a wrapped tensor cannot be an inference tensor
     save = torch.save
-    torch.save = lambda value, *args, **kwargs: save(off_device(value), *args, **kwargs)
+    patched.save = lambda value, *args, **kwargs: save(off_device(value), *args, **kwargs)
 
 
 def off_device(value: Any) -> Any:
@@ -79,16 +80,18 @@ class OnDevice(torch.Tensor):
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=f"{NAME}:0",
+            device=torch.device(f"{NAME}:0"),
             requires_grad=requires_grad,
         )
         tensor.held = held
         return tensor
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         return call(func, args, kwargs or {})
 
     def __repr__(self) -> str:  # type: ignore[override]

@@ -35,7 +35,7 @@ MOST_PAGEABLE_COPIES = 4  # to the device, which wait for the host's memory
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("fake_gpu") / "voc"
     generate_voc(root, train_images=8, test_images=4, image_size=(96, 128), seed=1)
-    return {**TINY["data"], "root": str(root), "workers": 0}  # type: ignore[dict-item]
+    return {**TINY["data"], "root": str(root), "workers": 0}
 
 
 def train(config: dict[str, Any], folder: Path) -> str:
@@ -52,7 +52,7 @@ def train(config: dict[str, Any], folder: Path) -> str:
 
 
 def test_a_run_mixes_no_devices_and_waits_seldom(data: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**TINY["train"], "steps": 12, "log_every": 100}  # type: ignore[dict-item]
+    settings = {**TINY["train"], "steps": 12, "log_every": 100}
     output = train({**TINY, "data": data, "train": settings}, tmp_path)
     result = json.loads(output.splitlines()[-1])
     for kind, most in (("waits", MOST_WAITS), ("pageable", MOST_PAGEABLE_COPIES)):
@@ -63,7 +63,7 @@ def test_a_run_mixes_no_devices_and_waits_seldom(data: dict[str, Any], tmp_path:
 
 
 def test_every_stage_of_spp_net_mixes_no_devices(data: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**TINY["train"], "steps": 3, "draw_images": 0}  # type: ignore[dict-item]
+    settings = {**TINY["train"], "steps": 3, "draw_images": 0}
     train({**TINY, "data": data, "train": settings, **STAGED}, tmp_path)
 
 

@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detector.core.errors import InputError
 from detector.models.backbones import Backbone, ChannelNorm, build_backbone
+from tests.typed import gradient
 
 STAGES = {
     "vgg16": ["conv1", "conv2", "conv3", "conv4", "conv5"],
@@ -81,8 +82,8 @@ def as_column(backbone: Backbone) -> nn.Sequential:
 
     def layers(module: nn.Module) -> list[nn.Module]:
         match module:
-            case nn.Conv2d():
-                column = nn.Conv2d(1, 1, module.kernel_size, module.stride, module.padding, bias=False)
+            case nn.Conv2d(kernel_size=(high, wide), stride=(down, right), padding=(int(above), int(before))):
+                column = nn.Conv2d(1, 1, (high, wide), (down, right), (above, before), bias=False)
                 nn.init.constant_(column.weight, 1 / column.weight.numel())
                 return [column]
             case nn.MaxPool2d():
@@ -98,7 +99,7 @@ def as_column(backbone: Backbone) -> nn.Sequential:
             case Bottleneck():
                 return layers(module.conv1) + layers(module.conv2) + layers(module.conv3)
         if hasattr(module, "expand3x3"):
-            return layers(module.squeeze) + layers(module.expand3x3)
+            return layers(module.get_submodule("squeeze")) + layers(module.get_submodule("expand3x3"))
         assert isinstance(module, nn.Sequential), f"the probe does not know {type(module).__name__}"
         return [part for child in module for part in layers(child)]
 
@@ -225,6 +226,6 @@ def test_normalisation_across_channels_and_its_gradient_are_torchs(
     found, expected = (start.contiguous(memory_format=memory_format).requires_grad_() for _ in range(2))
     for images, layer in ((found, ChannelNorm), (expected, nn.LocalResponseNorm)):
         layer(5, alpha=1e-2, beta=0.75)(images).backward(torch.linspace(-1, 1, start.numel()).view_as(start))
-    assert torch.equal(found.grad, expected.grad)
+    assert torch.equal(gradient(found), gradient(expected))
     norms = [layer(5, alpha=1e-2, beta=0.75)(start) for layer in (ChannelNorm, nn.LocalResponseNorm)]
     assert torch.equal(*norms)

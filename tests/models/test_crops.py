@@ -10,6 +10,7 @@ from torch import Tensor
 from detector.core.errors import InputError
 from detector.models.backbones import build_backbone, identity_backbone
 from detector.models.crops import CropPooling, cut_windows, region_windows
+from tests.typed import gradient
 
 RAMP = torch.arange(200.0) + 0.5  # the value of a pixel is where its middle lies
 
@@ -80,7 +81,7 @@ def test_a_region_of_the_crop_s_size_is_a_piece_of_the_image() -> None:
 def test_the_mean_colour_is_outside_the_image_and_a_region_without_size_is_a_pixel() -> None:
     image = torch.ones(1, 3, 20, 20)
     pool = CropPooling(identity_backbone(), 2, crop_size=10, context=1)
-    boxes = [
+    boxes: list[list[float]] = [
         [30.0, 0, 50, 20],
         [-40, -40, -30, -30],
         [10, 10, 10, 10],
@@ -133,7 +134,7 @@ def test_gradients_reach_the_convolutions_and_not_the_image() -> None:
     pool, images = crop_pool().train(), torch.randn(2, 3, 64, 64, requires_grad=True)
     pool([images], ROIS).square().sum().backward()
     assert images.grad is None
-    assert all(parameter.grad.any() for parameter in pool.parameters())
+    assert all(gradient(parameter).any() for parameter in pool.parameters())
 
 
 def test_no_region_leaves_batch_statistics_alone() -> None:
@@ -164,7 +165,7 @@ def test_a_crop_is_pooled_as_adaptive_pooling_does_and_so_is_its_gradient(size: 
     for pooled in (found, expected):
         pooled.backward(torch.linspace(-1, 1, pooled.numel()).view_as(pooled))
     for first, second in zip(pools[0].parameters(), pools[1].parameters(), strict=True):
-        assert torch.equal(first.grad, second.grad)
+        assert torch.equal(gradient(first), gradient(second))
 
 
 def test_crops_below_one_cell_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from detector.core.structures import Detections, HeadOutput, ImageMeta
 from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
 from tests.conftest import MakeBoxes
+from tests.typed import present
 
 SIZE = (80, 120)
 META = ImageMeta(image_id="a", original_size=SIZE, input_size=(160, 240))
@@ -67,7 +69,11 @@ def test_equals_the_slow_reference(make_boxes: MakeBoxes, seed: int, rows: int, 
     output, proposals = random_output(60, seed, rows), make_boxes(60, 75.0, seed)
     step = Postprocess(constants, score_threshold=0.1, nms_threshold=0.3, max_detections=cap)
     expected = reference(
-        constants.decode(output.box_deltas, proposals), torch.softmax(output.class_logits, 1), 0.1, 0.3, cap
+        constants.decode(present(output.box_deltas), proposals),
+        torch.softmax(output.class_logits, 1),
+        0.1,
+        0.3,
+        cap,
     )
     assert len(expected) > 5
     assert_equal(step([(output, META)], proposals), expected)
@@ -78,7 +84,7 @@ def certain(scores: list[float]) -> Tensor:
     return torch.tensor([[0.0, score, 0.0, 0.0] for score in scores])
 
 
-def plain(**settings: float) -> Postprocess:
+def plain(**settings: Any) -> Postprocess:
     return Postprocess(coder(), scores=lambda logits: logits, **{"score_threshold": 0.05, **settings})
 
 
@@ -113,7 +119,8 @@ def test_boxes_are_clipped_and_those_outside_dropped() -> None:
 
 def test_what_is_not_finite_is_dropped() -> None:
     output, bad = random_output(6, 0), float("nan")
-    output.box_deltas[0], output.box_deltas[1] = bad, float("inf")
+    deltas = present(output.box_deltas)
+    deltas[0], deltas[1] = bad, float("inf")
     output.class_logits[2] = bad
     proposals = torch.tensor([[10.0 * step, 10.0, 10.0 * step + 9, 19.0] for step in range(6)])
     found = Postprocess(coder(), score_threshold=0.0, nms_threshold=1.0)([(output, META)], proposals)
@@ -138,7 +145,7 @@ def test_a_flipped_view_gives_the_boxes_of_the_unflipped_one(make_boxes: MakeBox
     signs = torch.tensor(
         [-1.0 if "flipped" in mirrored else 1.0, -1.0 if "flipped_vertically" in mirrored else 1.0, 1, 1]
     )
-    seen = HeadOutput(output.class_logits, output.box_deltas * signs)
+    seen = HeadOutput(output.class_logits, present(output.box_deltas) * signs)
     step = Postprocess(constants)
     straight = step.decode(output, proposals, META)
     found = step.decode(seen, proposals, dataclasses.replace(META, **mirrored))
@@ -225,7 +232,7 @@ def test_finishing_suppresses_and_caps_as_select_does(make_boxes: MakeBoxes) -> 
 def test_a_gpu_gives_the_same_detections(make_boxes: MakeBoxes, rows: int, threshold: float) -> None:
     """Scores are taken as they are, so that nothing but the boxes' last digits may differ."""
     output, proposals = random_output(500, 0, rows), make_boxes(500, 75.0)
-    on_gpu = HeadOutput(*(part.cuda() for part in output))
+    on_gpu = HeadOutput(*(present(part).cuda() for part in output))
     step = plain(score_threshold=threshold)
     expected, found = step([(output, META)], proposals), step([(on_gpu, META)], proposals)
     assert found.boxes.device.type == "cpu"
@@ -245,7 +252,7 @@ def test_a_gpu_gives_the_same_detections(make_boxes: MakeBoxes, rows: int, thres
 @pytest.mark.gpu
 def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> None:
     output, proposals = random_output(500, 0), make_boxes(500, 75.0)
-    on_gpu = HeadOutput(*(part.cuda() for part in output))
+    on_gpu = HeadOutput(*(present(part).cuda() for part in output))
     step = Postprocess(coder().cuda())
     step([(on_gpu, META)], proposals)  # the first call may wait for other reasons
     torch.cuda.set_sync_debug_mode("warn")

@@ -88,7 +88,8 @@ def parameters(layers: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, Tenso
 
 
 def caffe_vgg16() -> dict[str, Tensor]:
-    before, layers = 3, []
+    before = 3
+    layers: list[tuple[str, tuple[int, ...]]] = []
     for stage, widths in enumerate(VGG16, start=1):
         for number, width in enumerate(widths, start=1):
             layers.append((f"conv{stage}_{number}", (width, before, 3, 3)))
@@ -162,7 +163,9 @@ def test_flattening_a_convolution_keeps_what_it_computes() -> None:
 
 def test_caffenet_under_caffes_names() -> None:
     shapes = [(96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
-    layers = [(f"conv{number}", shape) for number, shape in enumerate(shapes, start=1)]
+    layers: list[tuple[str, tuple[int, ...]]] = [
+        (f"conv{number}", shape) for number, shape in enumerate(shapes, start=1)
+    ]
     layers += [("fc6", (4096, 9216)), ("fc7", (4096, 4096)), ("fc8", (1000, 4096))]
     goal = wanted("caffenet", head=True)
     transfer = planned("caffenet", parameters(layers), goal)

@@ -52,7 +52,11 @@ def test_cells_stand_where_an_average_of_pixel_places_says(windows: list) -> Non
     layers = nn.Sequential(
         *(nn.AvgPool2d(kernel, stride, padding) for kernel, stride, padding, _, _ in windows)
     )
-    found = geometry(nn.Sequential(*(layer(*drawn[:3], False, "pool") for drawn in windows)))
+    found = geometry(
+        nn.Sequential(
+            *(layer(kernel, stride, padding, False, "pool") for kernel, stride, padding, _, _ in windows)
+        )
+    )
     places = torch.arange(200, dtype=torch.float64).repeat(200, 1)[None, None]
     cells = layers(places)[0, 0, 100 // found.stride]
     for cell in range(60 // found.stride, 120 // found.stride):

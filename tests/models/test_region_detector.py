@@ -17,6 +17,7 @@ from detector.models.losses import DetectionLoss
 from detector.models.region_pools import RoIPooling
 from detector.ops import roi_pool
 from tests.conftest import MakeBoxes
+from tests.typed import gradient, present
 
 
 def build(
@@ -44,10 +45,10 @@ def test_shapes_of_every_step(make_boxes: MakeBoxes) -> None:
     assert isinstance(embedded, Embedded)
     assert (embedded.pooled.shape, embedded.hidden.shape) == ((7, 96 * 9), (7, 16))
     output = model.predict(levels, rois)
-    assert (output.class_logits.shape, output.box_deltas.shape) == ((7, 5), (7, 5, 4))
-    assert build(class_agnostic=True).eval().predict(levels, rois).box_deltas.shape == (7, 1, 4)
+    assert (output.class_logits.shape, present(output.box_deltas).shape) == ((7, 5), (7, 5, 4))
+    assert present(build(class_agnostic=True).eval().predict(levels, rois).box_deltas).shape == (7, 1, 4)
     none = model.predict(levels, rois[:0])
-    assert (none.class_logits.shape, none.box_deltas.shape) == ((0, 5), (0, 5, 4))
+    assert (none.class_logits.shape, present(none.box_deltas).shape) == ((0, 5), (0, 5, 4))
 
 
 def test_forward_is_predict_on_features(make_boxes: MakeBoxes) -> None:
@@ -83,7 +84,7 @@ def test_gradients_of_several_levels_reach_each(make_boxes: MakeBoxes) -> None:
         alone = level.detach().clone().requires_grad_()
         own = rows(make_boxes(4, 90.0))[roi_levels == number]
         RoIPooling(4, 3, 8)([alone], own).sum().backward()
-        assert level.grad.any()
+        assert gradient(level).any()
         torch.testing.assert_close(level.grad, alone.grad)
 
 
@@ -117,7 +118,7 @@ def test_a_training_step_asks_its_device_for_nothing(make_boxes: MakeBoxes, clas
     wanted = SampledRoIs(rois=rows(make_boxes(9, 60.0)), labels=labels, box_targets=torch.zeros(9, 4))
     wanted = wanted.to("meta")
     output = model(torch.zeros(1, 3, 64, 64, device="meta"), wanted.rois)
-    sum(DetectionLoss()(output, wanted).values()).backward()
+    sum(DetectionLoss()(output, wanted).values(), torch.zeros(())).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     with pytest.raises(NotImplementedError):
         torch.nonzero(wanted.labels)
@@ -153,7 +154,7 @@ def test_gradients_reach_the_backbone_through_roi_pooling(make_boxes: MakeBoxes)
     model = build(build_backbone("small", freeze=1)).train()
     rois = rows(make_boxes(16, 60.0))
     wanted = SampledRoIs(rois=rois, labels=torch.arange(16) % 5, box_targets=torch.randn(16, 4))
-    sum(DetectionLoss()(model(torch.randn(1, 3, 64, 64), rois), wanted).values()).backward()
+    sum(DetectionLoss()(model(torch.randn(1, 3, 64, 64), rois), wanted).values(), torch.zeros(())).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -181,9 +182,9 @@ def test_the_head_starts_as_in_the_paper() -> None:
     torch.manual_seed(0)
     predictor = BoxPredictor(2000, 20)
     assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert predictor.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert present(predictor.bbox_pred).weight.std().item() == pytest.approx(0.001, rel=0.05)
     assert not predictor.cls_score.bias.any()
-    assert not predictor.bbox_pred.bias.any()
+    assert not present(predictor.bbox_pred).bias.any()
     names = set(build().state_dict())
     expected = {"box_head.layers.fc6.weight", "box_head.layers.fc7.bias", "predictor.cls_score.weight"}
     assert expected | {"predictor.bbox_pred.bias", "box_coder.means", "box_coder.deviations"} <= names
@@ -195,7 +196,7 @@ def test_the_box_layer_reads_hidden_or_pooled_features_or_is_not_there() -> None
     for predictor, read in ((linear, embedded.hidden), (ridge, embedded.pooled)):
         logits, deltas = predictor(embedded)
         assert torch.equal(logits, predictor.cls_score(embedded.hidden))
-        assert torch.equal(deltas, predictor.bbox_pred(read).view(3, 5, 4))
+        assert torch.equal(deltas, present(predictor.bbox_pred)(read).view(3, 5, 4))
     assert BoxPredictor(6, 4, box_features=0)(embedded)[1] is None
 
 

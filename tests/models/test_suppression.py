@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_more_candidates_are_looked_at_only_where_too_few_are_left(
     sizes: list[int] = []
     suppress = suppression.suppress
 
-    def recording(boxes: Tensor, *others: Tensor) -> Tensor:
+    def recording(boxes: Tensor, *others: Any) -> Tensor:
         sizes.append(len(boxes))
         return suppress(boxes, *others)
 
@@ -83,7 +84,7 @@ def test_more_candidates_are_looked_at_only_where_too_few_are_left(
 def test_a_gpu_keeps_the_same_candidates(make_candidates: MakeCandidates) -> None:
     given = make_candidates(3000, 7, 100.0, 0)
     expected = best_detections(*given, 0.3, 100)
-    found = best_detections(*(part.cuda() for part in given), 0.3, 100)
+    found = best_detections(given[0].cuda(), given[1].cuda(), given[2].cuda(), 0.3, 100)
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.labels, expected.labels)

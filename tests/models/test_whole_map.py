@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from detector.models.backbones import build_backbone
 from detector.models.whole_map import WholeMapPool, sliding_window, whole_image_rois
 from detector.ops.spp_pool import SpatialPyramidPool, whole_map_rois
 
-ADAPTIVE = {"max": functional.adaptive_max_pool2d, "avg": functional.adaptive_avg_pool2d}
+ADAPTIVE: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "max": functional.adaptive_max_pool2d,
+    "avg": functional.adaptive_avg_pool2d,
+}
 
 
 def random_maps(*shape: int, seed: int = 0) -> Tensor:

@@ -29,6 +29,7 @@ def random_image(draw: random.Random) -> np.ndarray:
     if draw.random() < 0.1:
         height, width = draw.choice(EXTREME_SHAPES)
     shape = (height, width, *draw.choice(((), (1,), (3,), (3,), (4,))))
+    image: np.ndarray
     match draw.randrange(5):
         case 0:
             image = rng.integers(0, 256, shape)

@@ -102,9 +102,9 @@ def color_planes(rgb: np.ndarray, space: str) -> np.ndarray:
 
 def smooth(plane: np.ndarray, sigma: float) -> np.ndarray:
     """Felzenszwalb's Gaussian in float32: rows, then columns, from the centre outwards, borders clamped."""
-    sigma = max(np.float32(sigma), np.float32(0.01))
-    count = int(np.ceil(sigma * np.float32(4))) + 1
-    ratio = (np.arange(count, dtype=np.float32) / np.float32(sigma)).astype(np.float64)
+    clamped = max(np.float32(sigma), np.float32(0.01))
+    count = int(np.ceil(clamped * np.float32(4))) + 1
+    ratio = (np.arange(count, dtype=np.float32) / clamped).astype(np.float64)
     taps = np.exp(np.maximum(-0.5 * (ratio.astype(np.float32) ** 2).astype(np.float64), -700))
     taps = taps.astype(np.float32)
     total = np.float32(0)
@@ -302,7 +302,7 @@ def group(
         return similarity(regions[a], regions[b], name, pixels, pixels_per_size)
 
     edges = [(compare(a, b), a, b) for a, b in _neighbours(labels, diagonal)]
-    boxes = []
+    boxes: list[tuple[tuple[int, ...], int]] = []
     for merged in range(count, 2 * count - 1):
         edges.sort(key=lambda edge: edge[0])
         _, a, b = edges[-1]

@@ -57,7 +57,7 @@ def test_asking_for_cuda_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("without_kernels")
-@pytest.mark.parametrize("pool", [lambda *tensors: roi_pool(*tensors, 7, 1 / 16), spp_pool])
+@pytest.mark.parametrize("pool", [lambda features, rois: roi_pool(features, rois, 7, 1 / 16), spp_pool])
 def test_pooling_cuda_tensors_is_one_clear_error(pool: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.cuda, "is_available", lambda: False

@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from detector.ops import RoIPool, SpatialPyramidPool, roi_pool, spp_pool
 from detector.ops._library import numbers_of
 from tests.ops.rois import random_rois
+from tests.typed import gradient
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 
+
+def roi_pooling(bins: str) -> Pool:
+    return lambda features, rois: roi_pool(features, rois, (3, 2), 1 / 16, bins)
+
+
+def pyramid_pooling(reduction: str, window: str) -> Pool:
+    return lambda features, rois: spp_pool(features, rois.round(), (3, 2, 1), 1 / 16, reduction, window)
+
+
 POOLS: dict[str, Pool] = {
+    **{bins: roi_pooling(bins) for bins in ("caffe", "exact", "partition")},
     **{
-        bins: (lambda features, rois, bins=bins: roi_pool(features, rois, (3, 2), 1 / 16, bins))
-        for bins in ("caffe", "exact", "partition")
-    },
-    **{
-        f"spp {reduction} {window}": (
-            lambda features, rois, reduction=reduction, window=window: spp_pool(
-                features, rois.round(), (3, 2, 1), 1 / 16, reduction, window
-            )
-        )
+        f"spp {reduction} {window}": pyramid_pooling(reduction, window)
         for reduction in ("max", "avg")
         for window in ("roi", "spp", "cells")
     },
@@ -89,7 +92,7 @@ def test_the_same_bits_on_every_run_and_at_any_number_of_threads(pool: Pool, dty
             features.grad = None
             pooled = pool(features, rois)
             pooled.backward(torch.linspace(-1, 1, pooled.numel()).reshape(pooled.shape).to(dtype))
-            results.append((pooled.detach(), features.grad))
+            results.append((pooled.detach(), gradient(features)))
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)
@@ -290,10 +293,10 @@ def test_rois_get_no_gradient_and_need_none(pool: Pool) -> None:
     assert not pool(features, rois).requires_grad
     learning = features.clone().requires_grad_()
     (pool(learning, rois).sum() + rois.sum()).backward()
-    assert torch.equal(rois.grad, torch.ones_like(rois))
+    assert torch.equal(gradient(rois), torch.ones_like(rois))
     expected = features.clone().requires_grad_()
     pool(expected, rois.detach()).sum().backward()
-    assert torch.equal(learning.grad, expected.grad)
+    assert torch.equal(gradient(learning), gradient(expected))
 
 
 def test_unknown_bins_name_the_right_ones() -> None:

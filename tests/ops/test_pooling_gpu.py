@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detector.ops import RoIPool, roi_pool, spp_pool
+from tests.emulator.calls import OPERATORS
 from tests.ops.rois import random_rois
 
 pytestmark = pytest.mark.gpu
@@ -31,7 +32,7 @@ def run(
 
     ``grad`` is that of the output; without it a ramp, made on the CPU, since devices round it differently.
     """
-    operator = {"roi_pool": roi_pool, "spp_pool": spp_pool}[name]
+    operator = OPERATORS[name]
     features = features.detach().requires_grad_()
     pooled = operator(features, rois, **options)
     if grad is None:
@@ -168,7 +169,7 @@ def test_a_cuda_graph_replays_a_training_step(name: str, options: dict[str, obje
     torch.manual_seed(5)
     features = torch.randn(2, 64, 38, 50, device="cuda", requires_grad=True)
     rois = random_rois(100, 2, (608, 800)).cuda()
-    operator = {"roi_pool": roi_pool, "spp_pool": spp_pool}[name]
+    operator = OPERATORS[name]
 
     def step() -> tuple[Tensor, Tensor]:
         pooled = operator(features, rois, **options)

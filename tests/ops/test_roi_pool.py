@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from detector.ops import RoIPool, roi_pool
 from tests.ops import reference
 from tests.ops.rois import random_rois
+from tests.typed import gradient
 
 FLOATS = [torch.float32, torch.float64]
 HALVES = [torch.float16, torch.bfloat16]
@@ -43,7 +45,7 @@ def both(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float) ->
     grad = torch.randn_like(pooled)
     pooled.backward(grad)
     expected.backward(grad)
-    return pooled.detach(), expected.detach(), ours.grad, theirs.grad
+    return pooled.detach(), expected.detach(), gradient(ours), gradient(theirs)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -117,7 +119,7 @@ def test_a_malformed_roi_gives_its_one_cell_every_gradient() -> None:
     roi_pool(features, torch.tensor([[0.0, 3, 3, 1, 1]]), 7, 1.0).sum().backward()
     expected = torch.zeros(1, 1, 4, 4)
     expected[0, 0, 3, 3] = 49
-    assert torch.equal(features.grad, expected)
+    assert torch.equal(gradient(features), expected)
 
 
 def test_partition_gives_the_articles_example() -> None:
@@ -137,7 +139,7 @@ def test_a_section_without_a_cell_gives_zero_and_takes_no_gradient() -> None:
     assert torch.equal(pooled[0, 0, 0], torch.tensor([0.0, 0, 0, 0]))  # floor(h / 4) = 0: row 0 has no cell
     assert torch.equal(pooled[0, 0, 1], torch.tensor([0.0, -1, 0, -1]))
     pooled.sum().backward()
-    assert features.grad.sum() == 4
+    assert gradient(features).sum() == 4
 
 
 shapes = st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 17]), st.integers(1, 9), st.integers(1, 9))
@@ -179,7 +181,7 @@ def test_equals_the_reference(
     grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
     pooled.backward(grad)
     sums = reference.scatter(grad.to(index_type), rois, argmax, shape)
-    assert same_bits(features.grad, sums.to(dtype))
+    assert same_bits(gradient(features), sums.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -222,8 +224,8 @@ def test_nothing_to_pool(shape: tuple[int, int, int, int]) -> None:
     pooled = roi_pool(features, torch.zeros(0, 5), 7, 1 / 16)
     assert pooled.shape == (0, shape[1], 7, 7)
     pooled.sum().backward()
-    assert features.grad.shape == shape
-    assert not features.grad.any()
+    assert gradient(features).shape == shape
+    assert not gradient(features).any()
 
 
 @pytest.mark.parametrize("channels", [2, 16, 64, 83])
@@ -261,7 +263,7 @@ def test_elements_beyond_2_to_the_31() -> None:
 def test_any_pair_is_a_size(size: Sequence[int]) -> None:
     features, rois = torch.randn(1, 2, 9, 9), random_rois(5, 1, (144, 144))
     assert torch.equal(roi_pool(features, rois, size, 1 / 16), roi_pool(features, rois, (3, 2), 1 / 16))
-    one = np.int64(3)
+    one: Any = np.int64(3)
     assert torch.equal(roi_pool(features, rois, one, 1 / 16), roi_pool(features, rois, 3, 1 / 16))
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,7 +209,8 @@ def test_working_sizes() -> None:
     assert replace(SINGLE, width=2000).working_size((3000, 4000)) == (1500, 2000)  # smaller: as asked for
     assert replace(SINGLE, width=333).working_size((3000, 1)) == (54772, 18)  # enlarged: to max_pixels
     assert replace(SINGLE, width=101).working_size((20000, 100)) == (20000, 100)  # or not at all
-    assert replace(SINGLE, width=np.int16(500)).working_size((375, 1000)) == (188, 500)
+    width: Any = np.int16(500)
+    assert replace(SINGLE, width=width).working_size((375, 1000)) == (188, 500)
     assert replace(SINGLE, max_pixels=None).working_size((8192, 8192)) == (8192, 8192)
     with pytest.raises(InputError, match="Set max_pixels or a smaller width"):
         replace(SINGLE, max_pixels=None).working_size((8193, 8192))
@@ -281,7 +283,7 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
         ("max_pixels", 0),
     ],
 )
-def test_wrong_configurations_are_named(field: str, value: object) -> None:
+def test_wrong_configurations_are_named(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"SelectiveSearchConfig.{field}"):
         replace(SINGLE, **{field: value})
 
@@ -291,10 +293,11 @@ def test_arrays_that_may_not_be_written_and_numbers_of_numpy() -> None:
     image = picture()
     expected = selective_search(image, seed=3, max_proposals=9)
     image.flags.writeable = False  # as PIL's arrays are
-    config = SelectiveSearchConfig(
-        scales=np.array([50.0, 100.0]), min_side=np.int64(20), connectivity=np.int64(8)
-    )
-    found = selective_search(image, config, seed=np.int64(3), max_proposals=np.int32(9))
+    numbers: dict[str, Any] = {
+        "scales": np.array([50.0, 100.0]), "min_side": np.int64(20), "connectivity": np.int64(8)
+    }  # fmt: skip
+    counts: dict[str, Any] = {"seed": np.int64(3), "max_proposals": np.int32(9)}
+    found = selective_search(image, SelectiveSearchConfig(**numbers), **counts)
     assert torch.equal(found.boxes, expected.boxes)
     assert not image.flags.writeable
 

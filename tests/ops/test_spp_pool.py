@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from detector.ops import SpatialPyramidPool, roi_pool, spp_pool, whole_map_rois
 from tests.ops import reference
 from tests.ops.rois import random_rois
+from tests.typed import gradient
 
 LEVELS = (6, 3, 2, 1)
 
@@ -90,7 +92,7 @@ def test_spp_projection_golden_table(center: float, shrink: float | None, column
     ramp = torch.arange(40.0).reshape(1, 1, 1, 40)
     for (first, last), expected in GOLDEN.items():
         roi = torch.tensor([[0.0, first, 0, last, 16]])
-        options = {"levels": (1,), "window": "spp", "center": (0.0, center)}
+        options: dict[str, Any] = {"levels": (1,), "window": "spp", "center": (0.0, center)}
         options["shrink"] = None if shrink is None else (8.0, shrink)
         right = spp_pool(ramp, roi, **options).item()
         left = -spp_pool(-ramp, roi, **options).item()
@@ -188,7 +190,7 @@ def test_gradient_equals_autograd_through_slices(reduction: str, window: str, dt
     unique = torch.cat([features.flatten()]).unique().numel() == features.numel()
     if reduction == "avg" or unique:  # amax shares the gradient among ties, which narrow types make
         tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(gradient(ours).double(), gradient(theirs), rtol=tolerance, atol=tolerance)
 
 
 def test_pairs_are_vertical_then_horizontal() -> None:
@@ -233,8 +235,9 @@ def test_wrong_options_name_the_right_ones() -> None:
         with pytest.raises(ValueError, match="spatial_scale must be positive"):
             spp_pool(features, rois, spatial_scale=scale)
     for name in ("spatial_scale", "center", "shrink"):
-        for value in (float("nan"), (1.0, float("inf")), (1.0, 2.0, 3.0)):
+        for wrong in (float("nan"), (1.0, float("inf")), (1.0, 2.0, 3.0)):
+            given: dict[str, Any] = {name: wrong}
             with pytest.raises(ValueError, match=f"{name} must be one finite number or a pair"):
-                spp_pool(features, rois, window="spp", **{name: value})
+                spp_pool(features, rois, window="spp", **given)
     with pytest.raises(RuntimeError, match=r"row 0 of rois holds 0.5; with window=\"cells\""):
         spp_pool(features, torch.tensor([[0.0, 0.5, 0, 2, 2]]), window="cells")

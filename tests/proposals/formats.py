@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from detector.core.structures import ImageRecord, Targets
+from tests.typed import float32
 
 FloatArray = NDArray[np.float32]
 SIZES = [(300, 500), (375, 420), (333, 500)]
@@ -50,7 +52,8 @@ def make_boxes(records: list[ImageRecord], count: int = 40) -> dict[str, FloatAr
 
 
 def write_npz(path: Path, boxes: dict[str, FloatArray]) -> Path:
-    np.savez_compressed(path / "boxes.npz", **boxes)
+    named: dict[str, Any] = dict(boxes)
+    np.savez_compressed(path / "boxes.npz", **named)
     return path / "boxes.npz"
 
 
@@ -81,7 +84,7 @@ def write_coco(path: Path, boxes: dict[str, FloatArray]) -> Path:
 
 def write_detectron(path: Path, boxes: dict[str, FloatArray], protocol: int = 2) -> Path:
     content = {
-        "boxes": [rows[:, :4] - np.float32([0, 0, 1, 1]) for rows in boxes.values()],
+        "boxes": [rows[:, :4] - float32([0, 0, 1, 1]) for rows in boxes.values()],
         "scores": [rows[:, 4] for rows in boxes.values()],
         "indexes": [int(key) for key in boxes],
     }

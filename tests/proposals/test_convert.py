@@ -34,6 +34,7 @@ from tests.proposals.formats import (
     write_mmdetection,
     write_npz,
 )
+from tests.typed import float32, save_arrays
 
 IDS = ["000004", "000012", "000017", "000100"]
 
@@ -141,7 +142,7 @@ def test_every_pickle_protocol(
 
 def test_a_pickle_of_python_2(tmp_path: Path) -> None:
     """What cPickle of Python 2.7 wrote for {'boxes': [array], 'indexes': [7]}: its texts are bytes."""
-    rows = np.float32([[1, 2, 3, 4], [5, 6, 70, 80]])
+    rows = float32([[1, 2, 3, 4], [5, 6, 70, 80]])
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01bt\x52(K\x01K\x02K\x04\x86"
         b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
@@ -152,7 +153,7 @@ def test_a_pickle_of_python_2(tmp_path: Path) -> None:
     content = b"\x80\x02}(U\x05boxes](" + array + b"eU\x07indexes](K\x07eu."
     (tmp_path / "boxes.pkl").write_bytes(content)
     store = convert(tmp_path / "boxes.pkl", "detectron", tmp_path / "store")
-    assert np.array_equal(store["7"].boxes, rows + np.float32([0, 0, 1, 1]))
+    assert np.array_equal(store["7"].boxes, rows + float32([0, 0, 1, 1]))
 
 
 def test_the_instances_of_mmdetection_3(
@@ -178,7 +179,7 @@ def test_the_instances_of_mmdetection_3(
 
 
 def test_detectron2_boxes_may_be_xywh(tmp_path: Path, boxes: dict[str, FloatArray]) -> None:
-    content = {"ids": list(boxes), "boxes": [], "objectness_logits": [], "bbox_mode": 1}
+    content: dict[str, Any] = {"ids": list(boxes), "boxes": [], "objectness_logits": [], "bbox_mode": 1}
     for rows in boxes.values():
         content["boxes"].append(np.column_stack((rows[:, :2], rows[:, 2:4] - rows[:, :2])))
         content["objectness_logits"].append(rows[:, 4].tolist())
@@ -197,7 +198,7 @@ def test_a_finished_store_is_opened_and_another_source_refused(
     assert (convert(source, "npz", first.path).path / "index.npy").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="top_k None there, 5 wanted"):
         convert(source, "npz", first.path, top_k=5)
-    np.savez(source, **{"000004": boxes["000004"]})
+    save_arrays(source, {"000004": boxes["000004"]})
     with pytest.raises(InputError, match="source_blake2b"):
         convert(source, "npz", first.path)
 
@@ -205,7 +206,7 @@ def test_a_finished_store_is_opened_and_another_source_refused(
 def test_the_name_differs_with_content_and_arguments(tmp_path: Path, boxes: dict[str, FloatArray]) -> None:
     first = source_parameters(write_npz(tmp_path, boxes), "npz")
     again = source_parameters(tmp_path / "boxes.npz", "npz")
-    np.savez(tmp_path / "boxes.npz", **{"000004": boxes["000004"]})
+    save_arrays(tmp_path / "boxes.npz", {"000004": boxes["000004"]})
     changed = source_parameters(tmp_path / "boxes.npz", "npz")
     assert conversion_name(first) == conversion_name(again)
     assert len({conversion_name(each) for each in (first, first | {"top_k": 5}, changed)}) == 3
@@ -331,7 +332,7 @@ class TestFaults:
 
 
 def test_square_images_without_objects_do_not_tell_the_axes(tmp_path: Path) -> None:
-    rows = np.float32([[0, 0, 99, 99], [10, 20, 50, 90]])
+    rows = float32([[0, 0, 99, 99], [10, 20, 50, 90]])
     np.savez(tmp_path / "boxes.npz", a=rows)
     record = make_records(["a"])[0]
     square = ImageRecord(
@@ -342,7 +343,7 @@ def test_square_images_without_objects_do_not_tell_the_axes(tmp_path: Path) -> N
 
 
 def test_without_objects_there_is_no_overlap_to_speak_of(tmp_path: Path) -> None:
-    np.savez(tmp_path / "boxes.npz", a=np.float32([[0, 0, 499, 299], [10, 20, 450, 90]]))
+    np.savez(tmp_path / "boxes.npz", a=float32([[0, 0, 499, 299], [10, 20, 450, 90]]))
     record = dataclasses.replace(make_records(["a"])[0], targets=Targets.empty())
     store = convert(tmp_path / "boxes.npz", "npz", tmp_path / "store", records=[record], convention="auto")
     assert "box convention xyxy_inclusive" in store.notes[0]

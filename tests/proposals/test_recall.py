@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_every_metric_equals_the_obvious_loop(
     sizes = {"small": (0, 1024), "medium": (1024, 9216), "large": (9216, 1e9)}
     for place, count in enumerate(COUNTS):
         rows = slow_best(records, store, count, difficult)
-        groups = {None: rows}
+        groups: dict[str | None, list[Any]] = {None: rows}
         groups |= {name: [row for row in rows if row[1] == name] for name in CLASSES}
         groups |= {size: [row for row in rows if low <= row[2] < high] for size, (low, high) in sizes.items()}
         for name, group in groups.items():

@@ -16,6 +16,7 @@ from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Targets
 from detector.proposals.convert import convert
 from detector.proposals.recall import best_overlaps
+from tests.typed import save_arrays
 
 DATA = Path(__file__).parents[2] / "data"
 MAT = DATA / "voc_demo/proposals/000004_boxes.mat"
@@ -81,7 +82,7 @@ def test_half_open_boxes_are_told_too(
     tmp_path: Path, record: ImageRecord, reference: NDArray[np.uint16]
 ) -> None:
     wanted = reference.astype(np.float32) + np.array([0, 0, 1, 1], np.float32)
-    np.savez(tmp_path / "boxes.npz", **{"000004": wanted[:, [1, 0, 3, 2]]})
+    save_arrays(tmp_path / "boxes.npz", {"000004": wanted[:, [1, 0, 3, 2]]})
     store = convert(tmp_path / "boxes.npz", "npz", tmp_path / "store", records=[record], convention="auto")
     assert "box convention yxyx," in store.notes[0]
     assert np.array_equal(store["000004"].boxes.numpy(), wanted)

@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -434,7 +435,7 @@ def _read_in_child(store: ProposalStore, image_id: str, answers: multiprocessing
 def test_other_processes_read_it(tmp_path: Path, start: str) -> None:
     store = make_store(tmp_path / "store")
     assert len(store["image_2"]) == 2  # the maps are open when the child starts
-    context = multiprocessing.get_context(start)
+    context: Any = multiprocessing.get_context(start)  # the class of any context has no Process for mypy
     answers = context.Queue()
     child = context.Process(target=_read_in_child, args=(store, "image_2", answers))
     child.start()

@@ -20,7 +20,7 @@ SVM = {
     "weights": torch.zeros(2, 4),
     "biases": torch.zeros(2),
 }
-RIDGE = {"key": "abc", "fits": {2: (torch.zeros(4, 4), torch.zeros(4))}}
+RIDGE: dict[str, Any] = {"key": "abc", "fits": {2: (torch.zeros(4, 4), torch.zeros(4))}}
 
 
 def test_the_saved_state_of_a_fit_has_no_fault() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from detector.config import Config, load_config
-from detector.config.schema import RidgeConfig
+from detector.config.schema import RidgeConfig, RidgeStageConfig, SVMStageConfig
 from detector.core.boxes import iou
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
@@ -66,8 +66,8 @@ Staged = Callable[..., Config]
 @pytest.fixture
 def staged(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Staged:
     monkeypatch.chdir(tmp_path)
-    data = {**TINY["data"], "root": str(tiny_root), "workers": 0}  # type: ignore[dict-item]
-    train = {**TINY["train"], "steps": 6, "checkpoint_every": 2, "draw_images": 0}  # type: ignore[dict-item]
+    data = {**TINY["data"], "root": str(tiny_root), "workers": 0}
+    train = {**TINY["train"], "steps": 6, "checkpoint_every": 2, "draw_images": 0}
     path = tmp_path / "staged.yaml"
     path.write_text(json.dumps({**TINY, "data": data, "train": train, **STAGED}))  # YAML, without aliases
     return lambda *overrides: load_config(path, overrides)
@@ -224,9 +224,9 @@ def test_one_image_is_enough_and_a_class_without_objects_is_named(
     (tmp_path / "run").mkdir()
     assert StagedTraining(staged(*one), tmp_path / "run", "cpu").run() is not None
     strict = staged(*one)
-    svm = strict.stages[2].model_copy(
-        update={"svm": strict.stages[2].svm.model_copy(update={"missing_positives": "error"})}
-    )
+    stage = strict.stages[2]
+    assert isinstance(stage, SVMStageConfig)
+    svm = stage.model_copy(update={"svm": stage.svm.model_copy(update={"missing_positives": "error"})})
     strict = strict.model_copy(update={"stages": (*strict.stages[:2], svm)})
     (tmp_path / "strict").mkdir()
     with pytest.raises(InputError, match="no object to train the SVM of"):
@@ -238,7 +238,8 @@ def test_the_state_of_a_stopped_fit_is_refused_with_another_config(
     staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     config, folder = staged(), tmp_path / "run"
-    number = [stage.kind for stage in config.stages].index(kind)
+    kinds: list[str] = [stage.kind for stage in config.stages]
+    number = kinds.index(kind)
     folder.mkdir()
     for stage in config.stages[:number]:
         StagedTraining(config, folder, "cpu").run(stage.name)
@@ -252,9 +253,12 @@ def test_the_state_of_a_stopped_fit_is_refused_with_another_config(
         patched.setattr(f"detector.staged.{layer}", stop)
         with pytest.raises(KeyboardInterrupt):
             StagedTraining(config, folder, "cpu").run(config.stages[number].name)
-    part, change = {"svm": ("svm", {"c": 1.0}), "box_ridge": ("ridge", {"penalty": 1.0})}[kind]
-    settings = getattr(config.stages[number], part).model_copy(update=change)
-    changed = config.stages[number].model_copy(update={part: settings})
+    match config.stages[number]:
+        case SVMStageConfig() as stage:
+            fit: dict[str, Any] = {"svm": stage.svm.model_copy(update={"c": 1.0})}
+        case RidgeStageConfig() as stage:
+            fit = {"ridge": stage.ridge.model_copy(update={"penalty": 1.0})}
+    changed = config.stages[number].model_copy(update=fit)
     other = config.model_copy(update={"stages": (*config.stages[:number], changed)})
     with pytest.raises(InputError, match=r"fit\.pt: this stage was made with another config"):
         StagedTraining(other, folder, "cpu").run()

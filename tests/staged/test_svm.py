@@ -55,6 +55,7 @@ def reference(positives: list[Tensor], images: list[Image], settings: SVMConfig)
                 weights, bias, _ = fit_svm(objects, torch.stack(kept), settings)
                 kept = [one for one in kept if float(one @ weights) + bias >= settings.evict_score]
                 fresh = 0
+        assert weights is not None
         found.append(np.append(weights.numpy(), bias))
     return found
 

@@ -31,6 +31,7 @@ from detector.tasks.start import build_scorer, start_run
 from tests.conftest import PROJECT
 from tests.devices import each_device
 from tests.tasks.test_start import assert_identical, final_state, wait_for
+from tests.typed import read_picture
 
 Load = Callable[..., Config]
 CLASSIFIER = (
@@ -145,7 +146,7 @@ def test_images_of_any_size_are_scored_whole_and_by_themselves(tiny: Load) -> No
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    return cv2.imread(str(path))[..., ::-1].copy()
+    return read_picture(path)[..., ::-1].copy()
 
 
 def test_several_views_are_averaged(tiny: Load) -> None:

@@ -6,14 +6,12 @@ import json
 import re
 import shutil
 import time
-import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
@@ -29,9 +27,10 @@ from detector.factory.data import class_names, load_split
 from detector.tasks.detection import DetectionScorer
 from detector.tasks.resume import APPLIED, REFUSED, SAME_DATA, check_changes, find_state, policy
 from detector.tasks.start import start_run
+from tests.typed import float32, save_arrays
 
 Load = Callable[..., Config]
-SECTIONS = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
+SECTIONS: dict[str, type[BaseModel]] = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
 
 
 def keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
@@ -466,7 +465,7 @@ def test_images_without_proposals_do_not_fill_a_batch(tiny: Load, tmp_path: Path
         names = [
             one.image_id for one in load_split(config, split, class_names(config), training=False).records
         ]
-        np.savez(tmp_path / f"{split}.npz", **{name: np.float32([[0, 0, 60, 60]]) for name in names[:3]})
+        save_arrays(tmp_path / f"{split}.npz", {name: float32([[0, 0, 60, 60]]) for name in names[:3]})
     files = f"proposals.file={{trainval: {tmp_path}/trainval.npz, test: {tmp_path}/test.npz}}"
     given = ("proposals.method=null", files, "proposals.format=npz", "proposals.missing=skip")
     with pytest.raises(
@@ -495,7 +494,7 @@ def test_a_damaged_log_is_repaired_and_said(
 def test_a_run_without_readable_weights_ends_before_any_proposal(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(*_: object) -> types.NoneType:
+    def opened(*_: object) -> None:
         raise AssertionError("proposals were opened first")
 
     monkeypatch.setattr("detector.factory.proposals.open_proposals", opened)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pytest
 
 from detector.visualize import ClassifiedImage, class_colour, classifier_picture, draw_class_scores
+from tests.typed import read_picture
 
 CLASSES = ("disc", "Blutplättchen", "Ωжñ")
 GREY = 128
@@ -62,8 +62,8 @@ def test_odd_images_many_classes_and_long_names_fit(size: tuple[int, int]) -> No
     assert draw_class_scores(shown, names).shape == plain.shape
 
 
-def picture(path: Path, **changes: object) -> np.ndarray:
-    shown: dict[str, object] = {
+def picture(path: Path, **changes: Any) -> np.ndarray:
+    shown: dict[str, Any] = {
         "losses": {"loss_cls": [(20, 1.0), (40, 0.5)]},
         "pr_curves": {name: Curve(np.linspace(0.1, 1, 9), np.linspace(1, 0.4, 9)) for name in CLASSES},
         "figures": {"voc07_mAP": 0.5, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
@@ -73,7 +73,7 @@ def picture(path: Path, **changes: object) -> np.ndarray:
         "title": "A run",
     }
     classifier_picture(path, **{**shown, **changes})
-    return cv2.imread(str(path))[..., ::-1]
+    return read_picture(path)[..., ::-1]
 
 
 def test_the_page_shows_each_part(tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -28,6 +27,7 @@ from detector.visualize.data_page import data_picture
 from detector.visualize.grid import example_grid
 from detector.visualize.page import charts, line_colour
 from detector.visualize.recall import recall_figure
+from tests.typed import read_picture
 
 GREY = 128
 CLASSES = ("disc", "Blutplättchen", "Ωжñ")
@@ -135,7 +135,7 @@ def test_the_legends_of_recall_cover_no_axes() -> None:
 
 
 def test_the_page_of_a_data_set_shows_photographs(tmp_path: Path) -> None:
-    shown = {
+    shown: dict[str, Any] = {
         "classes": {"disc": 2, "ring": 1},
         "sides": np.array([[20.0, 30], [40, 30], [50, 60]]),
         "objects_per_image": np.array([1, 2]),
@@ -145,7 +145,7 @@ def test_the_page_of_a_data_set_shows_photographs(tmp_path: Path) -> None:
     data_picture(tmp_path / "without.png", **shown)
     targets = Targets.make(torch.tensor([[60.0, 50, 161, 141]]), torch.tensor([2]))
     data_picture(tmp_path / "with.png", **shown, examples=[(blank(), targets)] * 6)
-    without, page = (cv2.imread(str(tmp_path / name))[..., ::-1] for name in ("without.png", "with.png"))
+    without, page = (read_picture(tmp_path / name)[..., ::-1] for name in ("without.png", "with.png"))
     assert (page[: len(without)] == without).all()
     row = page[len(without) :]
     assert (row == GREY).all(axis=2).mean() > 0.5
@@ -239,7 +239,7 @@ def test_save_image(tmp_path: Path, name: str) -> None:
     image = draw_detections(blank(), detections((60, 50, 161, 141, 0.9, 1)), CLASSES)
     path = tmp_path / "new" / name
     save_image(path, image)
-    read = cv2.imread(str(path))[..., ::-1]
+    read = read_picture(path)[..., ::-1]
     assert np.abs(read.astype(int) - image).mean() < (0.01 if name == "a.png" else 4)
     assert [found.name for found in path.parent.iterdir()] == [name]
 
@@ -306,8 +306,8 @@ def curve(count: int) -> Curve:
     return Curve(recall=hits / 40, precision=hits / np.arange(1, count + 1))
 
 
-def picture(tmp_path: Path, **changes: object) -> np.ndarray:
-    shown: dict[str, object] = {
+def picture(tmp_path: Path, **changes: Any) -> np.ndarray:
+    shown: dict[str, Any] = {
         "losses": {"loss": course(), "loss_cls": course()},
         "pr_curves": {name: curve(30) for name in CLASSES},
         "figures": {"voc07_mAP": 0.5, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
@@ -316,7 +316,7 @@ def picture(tmp_path: Path, **changes: object) -> np.ndarray:
         "title": "A run",
     }
     run_picture(tmp_path / "run.png", **{**shown, **changes})
-    return cv2.imread(str(tmp_path / "run.png"))[..., ::-1]
+    return read_picture(tmp_path / "run.png")[..., ::-1]
 
 
 def test_run_picture_shows_each_part(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_run_picture_shows_each_part(tmp_path: Path) -> None:
 
 
 MANY = [f"class {number} with a long name" for number in range(80)]
-UNUSUAL = {
+UNUSUAL: dict[str, dict[str, Any]] = {
     "nothing": {"losses": {}, "pr_curves": {}, "figures": {}, "examples": [], "classes": ()},
     "empty series": {"losses": {"loss": []}, "evaluations": {"voc07_mAP": []}},
     "not finite": {"losses": {"loss": [(20, float("nan")), (40, 1.0), (60, float("inf"))]}},

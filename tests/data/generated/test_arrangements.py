@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_relation_is_difficult_where_one_of_its_shapes_is(scenes: list[Scene])
 def test_shapes_tell_nothing_about_the_class(scenes: list[Scene]) -> None:
     """Every class shows the same pair, and every other shape equally often, within random variation."""
     for other in ("cross", "ring", "triangle"):
-        shown = {name: [] for name in ARRANGEMENTS}
+        shown: dict[str, list[bool]] = {name: [] for name in ARRANGEMENTS}
         for scene in scenes:
             for found in arranged_objects(scene):
                 shown[found.name].append(any(shape.name == other for shape in scene.shapes))
@@ -101,7 +102,7 @@ def test_an_image_without_room_for_a_pair_shows_one_shape(tmp_path: Path) -> Non
 
 
 def test_kinds_are_never_mixed(tmp_path: Path) -> None:
-    few = {"train_images": 2, "test_images": 1}
+    few: dict[str, Any] = {"train_images": 2, "test_images": 1}
     (tmp_path / "set").mkdir()
     ensure_generated(tmp_path / "set", **few, kind="arrangements")
     ensure_generated(tmp_path / "set", **few, kind="arrangements")

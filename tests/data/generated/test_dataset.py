@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -22,8 +23,9 @@ from detector.data.generated.scenes import Scene, draw_scene
 from detector.data.generated.shapes import CLASSES, Shape
 from detector.data.voc.source import VocSource
 from tests.conftest import PROJECT
+from tests.typed import read_picture
 
-SMALL = {"train_images": 12, "test_images": 5, "image_size": (80, 120), "seed": 3}
+SMALL: dict[str, Any] = {"train_images": 12, "test_images": 5, "image_size": (80, 120), "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_files_agree_with_scenes(root: Path) -> None:
         rng = np.random.default_rng([0, 1, index])
         height, width = rng.integers(120, 201, 2).tolist()
         scene = draw_scene(rng, (height, width))
-        image = cv2.imread(str(record.path))[..., ::-1]
+        image = read_picture(record.path)[..., ::-1]
         assert image.shape == (record.height, record.width, 3) == scene.image.shape
         blurred = [cv2.blur(one, (7, 7)).astype(float) for one in (image, scene.image)]
         assert np.abs(blurred[0] - blurred[1]).mean() < 4  # JPEG loses the fine noise
@@ -255,7 +257,7 @@ def test_impossible_parameters_are_named(tmp_path: Path, wrong: dict[str, object
 def stop_after(count: int, error: BaseException) -> Callable[..., Scene]:
     drawn = iter(range(count))
 
-    def draw(*arguments: object) -> Scene:
+    def draw(*arguments: Any) -> Scene:
         if next(drawn, None) is None:
             raise error
         return draw_scene(*arguments)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -58,7 +60,7 @@ class Layout:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
 
-    def load(self, *objects: str, **settings: object) -> Dataset:
+    def load(self, *objects: str, **settings: Any) -> Dataset:
         """Annotate one image with ``objects`` and load only this image, without an image file."""
         self.annotate("one", *objects)
         self.list("one", "one\n")
@@ -482,6 +484,11 @@ def test_a_reader_lists_each_folder_once(layout: Layout, monkeypatch: pytest.Mon
     layout.list("test", "".join(f"{number}\n" for number in range(20)))
     listed: list[str] = []
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(str(folder)) or scandir(folder))
+
+    def listing(folder: Path) -> Iterator[os.DirEntry[str]]:
+        listed.append(str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", listing)
     VocSource(layout.root).load("test", require_images=False, choose=lambda names: names)
     assert listed == [str(layout.root / "JPEGImages")]
