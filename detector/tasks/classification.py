@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from detector.models.losses import multi_label_loss
 from detector.models.whole_map import whole_image_rois
 from detector.tasks.base import BaseTask
 from detector.tasks.scoring import Evaluation, Scorer, TestSet
-from detector.visualize import ClassifiedImage, classifier_picture, draw_class_scores
+from detector.visualize import ClassifiedImage, draw_class_scores, score_rows
 
 EXTREMES = 4
 """Images on ``run.png`` that fit their annotations best, and as many that fit them worst."""
@@ -51,13 +50,13 @@ class ClassificationScorer(Scorer[Tensor]):
     def _write_files(self, folder: Path, evaluation: Evaluation[Tensor]) -> None:
         write_class_scores(folder, evaluation.results, self.classes, self.test_set.split)
 
-    def _draw_page(self, path: Path, evaluation: Evaluation[Tensor], **shared: Any) -> None:
+    def _draw_examples(self, evaluation: Evaluation[Tensor], width: int) -> np.ndarray:
         records = self.test_set.records if self.test_set.annotated else []
         best, worst = (
             [classified_image(record, evaluation.results[record.image_id]) for record in group]
             for group in extremes(records, evaluation.results)
         )
-        classifier_picture(path, best=best, worst=worst, **shared)
+        return score_rows(best, worst, self.classes, width)
 
 
 class ClassificationTask(BaseTask[Batch]):

@@ -28,7 +28,7 @@ from detector.models.roi_sampler import trained_objects
 from detector.tasks.base import BaseTask
 from detector.tasks.base import Batch as BatchType
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
-from detector.visualize import draw_detections, run_picture
+from detector.visualize import draw_detections, example_grid
 
 if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator
@@ -113,8 +113,8 @@ class DetectionScorer(Scorer[Detections]):
         if test_set.coco is not None:
             test_set.coco.write_results(folder / file_name_of(f"coco_{test_set.split}.json"))
 
-    def _draw_page(self, path: Path, evaluation: Evaluation[Detections], **shared: Any) -> None:
-        """Draw the page with evenly spaced images that have objects, or any where there are too few."""
+    def _draw_examples(self, evaluation: Evaluation[Detections], width: int) -> np.ndarray:
+        """Draw evenly spaced images that have objects, or any images where none has one."""
         all_records = self.test_set.records
         records = [record for record in all_records if len(record.targets)] or all_records
         count = min(EXAMPLES, len(records))
@@ -127,7 +127,8 @@ class DetectionScorer(Scorer[Detections]):
             )
             for record in chosen
         ]
-        run_picture(path, examples=examples, **shared)
+        threshold = evaluation.metrics.get("score_threshold")
+        return example_grid(examples, self.classes, width, threshold)
 
 
 class RegionTask(BaseTask[BatchType]):

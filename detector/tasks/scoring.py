@@ -40,7 +40,7 @@ from detector.factory.loaders import inference_views, naming
 from detector.factory.model import build_predictor
 from detector.factory.validation import load_validation
 from detector.models.detector import RegionDetector
-from detector.visualize import save_image
+from detector.visualize import run_charts, save_image
 
 if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator
@@ -264,16 +264,16 @@ class Scorer(ABC, Generic[Result]):
         self.write_results(folder, evaluation)
         metrics = {**evaluation.metrics, "seconds": round(seconds, 1), **memory.metrics()}
         losses, history = run_history(folder)
-        self._draw_page(
-            folder / "run.png",
-            evaluation,
+        charts = run_charts(
             losses=losses,
             evaluations=history,
             pr_curves=evaluation.evaluator.precision_recall() if self.test_set.annotated else {},
-            figures=metrics,
+            metrics=metrics,
             classes=self.classes,
             title=f"{folder.name}: {self.config.model.backbone.name} on {Path(self.config.data.root).name}",
         )
+        examples = self._draw_examples(evaluation, charts.shape[1])
+        save_image(folder / "run.png", np.concatenate((charts, examples)))
         write_json(folder / "metrics.json", metrics)
         note(f"wrote {folder / 'metrics.json'} and {folder / 'run.png'}")
         show(figures_shown(metrics))
@@ -326,8 +326,8 @@ class Scorer(ABC, Generic[Result]):
         """Write the result files that other tools read."""
 
     @abstractmethod
-    def _draw_page(self, path: Path, evaluation: Evaluation[Result], **shared: Any) -> None:
-        """Draw the page ``run.png``; ``shared`` is what the pages of all tasks show."""
+    def _draw_examples(self, evaluation: Evaluation[Result], width: int) -> np.ndarray:
+        """Return images with their results, (h, ``width``, 3) uint8 RGB, to be shown below the charts."""
 
 
 def headline(config: Config, metrics: dict[str, Any]) -> float:

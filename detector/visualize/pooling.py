@@ -1,4 +1,4 @@
-"""Pictures of how a region is pooled: its bins on the image and on the feature map, and the pooled values."""
+"""Pictures of how a region is pooled: its bins on the image and on the map and their values, or its crops."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from detector.core.files import atomic_write
 from detector.visualize.figures import pixels_of
 
 Span = tuple[int, int]  # cells: begin (in) to end (out)
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 _DPI = 100
 _MARGIN = 2  # cells of the map shown around the windows
 _MOST_VALUES = 220  # cells whose values are written; on larger maps they could not be read
 _PALETTE = 128  # colours of a frame
 _FRAME = 600  # milliseconds
 _COLOURS = colormaps["tab10"]
+_CROP_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,11 @@ class PoolingScene:
 
     image: np.ndarray
     plane: np.ndarray
-    box: tuple[float, float, float, float]
+    box: Box
     stride: tuple[float, float]
     center: tuple[float, float]
 
-    def pixels(self, down: Span, across: Span) -> tuple[float, float, float, float]:
+    def pixels(self, down: Span, across: Span) -> Box:
         """Return the box (x1, y1, x2, y2) in pixels of the cells in rows ``down``, columns ``across``."""
         top, bottom = (self.center[0] + self.stride[0] * (cell - 0.5) for cell in down)
         left, right = (self.center[1] + self.stride[1] * (cell - 0.5) for cell in across)
@@ -191,3 +193,48 @@ def _draw_values(axes: Axes, scene: PoolingScene, region: PooledRegion, last: in
             colour = "black" if value > middle else "white"
             axes.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=colour)
     axes.set_axis_off()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionCrop:
+    """A region cut out by one rule: the rule's name, the crop (S, S, 3) uint8 and its window in the image.
+
+    ``window`` is (x1, y1, x2, y2) in pixels of the image; ``context`` is the number of pixels of the crop
+    around the region, on each side.
+    """
+
+    name: str
+    crop: np.ndarray
+    window: Box
+    context: int
+
+
+def draw_crops(image: np.ndarray, box: Box, crops: Sequence[RegionCrop]) -> np.ndarray:
+    """Draw ``image`` (H, W, 3) with region ``box`` and all windows, then each crop; returns (h, w, 3) uint8.
+
+    On each crop a dashed line separates the region from the context around it.
+    """
+    figure = Figure(figsize=(3.2 * (len(crops) + 1), 3.5), dpi=_DPI, layout="constrained")
+    first, *others = figure.subplots(1, len(crops) + 1)
+    first.imshow(image)
+    first.set_title("the region and what each shows")
+    edges = [box]
+    for axes, crop, colour in zip(others, crops, _CROP_COLOURS, strict=False):
+        _outline_pixels(first, crop.window, colour, "-")
+        edges.append(crop.window)
+        axes.imshow(crop.crop)
+        axes.set_title(crop.name, color=colour)
+        inner = len(crop.crop) - crop.context
+        _outline_pixels(axes, (crop.context, crop.context, inner, inner), "white", "--")
+        axes.axis("off")
+    _outline_pixels(first, box, "white", "--")
+    x1, y1, x2, y2 = np.array(edges).T
+    first.set_xlim(min(x1.min(), 0) - 2, max(x2.max(), image.shape[1]) + 2)
+    first.set_ylim(max(y2.max(), image.shape[0]) + 2, min(y1.min(), 0) - 2)
+    first.axis("off")
+    return pixels_of(figure)
+
+
+def _outline_pixels(axes: Axes, box: Box, colour: str, style: str) -> None:
+    corners = [edge - 0.5 for edge in box]  # matplotlib centres pixel k on k
+    _outline(axes, corners, fill=False, edgecolor=colour, linestyle=style, linewidth=2)
