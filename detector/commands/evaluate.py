@@ -12,13 +12,13 @@ from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.machine import process_seconds
 from detector.core.progress import show
-from detector.evaluation.report import figures_shown, write_json
+from detector.evaluation.report import metrics_shown, write_json
 
 
 def main() -> int:
     arguments = parse()
     metrics = score_files(arguments) if arguments.detections else score_given(arguments)
-    show(figures_shown(metrics))
+    show(metrics_shown(metrics))
     if arguments.detections:
         name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
         show(f"{name} {metrics[name]:.6f}")

@@ -16,8 +16,7 @@ from detector.data.voc.source import VocSource
 from detector.evaluation.coco import CocoEvaluator, GroundTruth, ground_truth_of, score_coco_results
 from detector.evaluation.coco_results import read_coco_results
 from detector.evaluation.file_faults import warn_of_coco_results
-from detector.evaluation.result_files import other_result_files
-from detector.evaluation.score_files import read_checked_files, score_result_files
+from detector.evaluation.result_files import other_result_files, read_checked_files, score_result_files
 from detector.evaluation.voc import VocEvaluator
 
 Metric = Literal["voc07", "voc", "coco"]

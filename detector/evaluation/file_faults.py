@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.evaluation.result_files import FileDetections
+if TYPE_CHECKING:
+    from detector.evaluation.result_files import FileDetections
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ recall; the threshold with the best F1 on validation images is a simple choice.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,6 @@ class OperatingPoint:
     false_positives_per_image: float
     images: int
     objects: int
-
-    def figures(self) -> dict[str, float]:
-        """Return the fields by name, for JSON and checkpoints."""
-        return asdict(self)
 
 
 def best_f1(curves: Iterable[PrecisionRecall], images: int) -> OperatingPoint | None:

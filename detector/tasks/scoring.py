@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -34,7 +34,7 @@ from detector.engine.run_folder import note_pictures
 from detector.engine.run_log import read_log
 from detector.evaluation.average_precision import PrecisionRecall
 from detector.evaluation.operating_point import OperatingPoint, at_threshold
-from detector.evaluation.report import NOTHING_SCORED, figures_shown, write_json
+from detector.evaluation.report import NOTHING_SCORED, metrics_shown, write_json
 from detector.factory.data import class_names, evaluated_split, load_split
 from detector.factory.loaders import inference_views, naming
 from detector.factory.model import build_predictor
@@ -103,7 +103,7 @@ class Evaluation(Generic[Result]):
         curves = self.evaluator.precision_recall().values()
         point = at_threshold(curves, metrics["images"], score_threshold)
         if point is not None:
-            metrics["at_score_threshold"] = point.figures()
+            metrics["at_score_threshold"] = asdict(point)
         return replace(self, metrics=metrics)
 
     def with_validation(
@@ -116,7 +116,7 @@ class Evaluation(Generic[Result]):
         """
         kept = ("split", "annotated", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
         metrics = {name: validation.metrics[name] for name in kept if name in validation.metrics}
-        metrics |= point.figures() if point else {}
+        metrics |= asdict(point) if point else {}
         chosen = replace(self, metrics={**self.metrics, "validation": metrics})
         return chosen.at_threshold(point.score_threshold if point else None)
 
@@ -276,7 +276,7 @@ class Scorer(ABC, Generic[Result]):
         save_image(folder / "run.png", np.concatenate((charts, examples)))
         write_json(folder / "metrics.json", metrics)
         note(f"wrote {folder / 'metrics.json'} and {folder / 'run.png'}")
-        show(figures_shown(metrics))
+        show(metrics_shown(metrics))
         self.recommend(folder, checkpoint)
 
     def recommend(self, folder: Path, checkpoint: Path) -> None:

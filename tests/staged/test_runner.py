@@ -422,7 +422,7 @@ def test_a_damaged_fit_starts_again(
     assert StagedTraining(staged(), two_done, "cpu").run("svm") is None
 
 
-def test_seconds_of_all_stages_and_the_figures_in_tensorboard(
+def test_seconds_of_all_stages_and_the_metrics_in_tensorboard(
     staged: Staged, two_done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
