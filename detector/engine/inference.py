@@ -8,8 +8,7 @@ changes nothing in the predictor or the network, so several threads may share on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -73,18 +72,10 @@ class Orientation:
     levels: list[Tensor]
     metas: list[ImageMeta]
 
-    def predict(self, model: Network, boxes: Tensor, rule: str, device: torch.device | str) -> View:
-        """Return the network's output for ``boxes`` (P, 4), original-image pixels, each at its own scale."""
-        return model.predict(self.levels, *self._rois(boxes, rule, device)), self.metas[0]
-
-    def describe(
-        self, model: Network, boxes: Tensor, rule: str, device: torch.device | str
-    ) -> tuple[Embedded, View]:
-        """As `predict`, with the pooled and hidden features of the boxes."""
-        embedded, output = model.describe(self.levels, *self._rois(boxes, rule, device))
-        return embedded, (output, self.metas[0])
-
-    def _rois(self, boxes: Tensor, rule: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    def rois(self, boxes: Tensor, rule: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+        """Return RoI rows (P, 5) of ``boxes`` (P, 4), original-image pixels, each at the scale that ``rule``
+        chooses, and the level (P,) of each, None for a single one.
+        """
         rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
         # A blocking copy would wait until the GPU has computed the features.
@@ -140,8 +131,9 @@ class RegionPredictor:
         with autocast(self.device, self.precision):
             first, *others = self._orientations(views)
             if features:
-                embedded, output = first.describe(self.model, proposals, self.scale_rule, self.device)
-                outputs = [output, *self._outputs(others, proposals)]
+                rois = first.rois(proposals, self.scale_rule, self.device)
+                embedded, output = self.model.describe(first.levels, *rois)
+                outputs = [(output, first.metas[0]), *self._outputs(others, proposals)]
             else:
                 outputs = self._outputs([first, *others], proposals)
             boxes, scores = self.postprocess.regions(outputs, proposals)
@@ -149,7 +141,10 @@ class RegionPredictor:
         return Regions(scores=scores.cpu(), boxes=boxes.cpu(), pooled=pooled, hidden=hidden)
 
     def _outputs(self, orientations: Sequence[Orientation], boxes: Tensor) -> list[View]:
-        return [one.predict(self.model, boxes, self.scale_rule, self.device) for one in orientations]
+        return [
+            (self.model.predict(one.levels, *one.rois(boxes, self.scale_rule, self.device)), one.metas[0])
+            for one in orientations
+        ]
 
     def _orientations(self, views: Sequence[Batch]) -> list[Orientation]:
         """Compute the features of each view once, and put the views that choose scales together."""
@@ -192,12 +187,10 @@ class ImagePredictor:
         return torch.stack(rows).mean(dim=0).cpu()
 
 
-@contextmanager
-def autocast(device: torch.device | str, precision: torch.dtype) -> Iterator[None]:
-    """Compute in bfloat16 where torch's autocast does so and ``precision`` asks for it."""
+def autocast(device: torch.device | str, precision: torch.dtype) -> torch.autocast:
+    """Return the context that computes in bfloat16 if that is the ``precision``, and does nothing if not."""
     half = precision == torch.bfloat16
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
-        yield
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half)
 
 
 def with_weights_in(model: Model, precision: torch.dtype) -> Model:

@@ -83,8 +83,8 @@ def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
         recall = [_at(report["recall"], place, threshold) for threshold in ("0.5", "0.7", "0.9")]
         averages = [_at(report[key], place) for key in ("average_recall", "MABO")]
         by_number.add_row(str(count), *recall, *averages)
-    columns = ("objects", "recall 0.5", "recall 0.7", "average recall", "mean best overlap")
-    by_group = Table("class or size", *map(_right, columns), title=plain(f"{name}: all proposals"))
+    groups = ("objects", "recall 0.5", "recall 0.7", "average recall", "mean best overlap")
+    by_group = Table("class or size", *map(_right, groups), title=plain(f"{name}: all proposals"))
     for kind in ("per_class", "per_size"):
         for group, row in report[kind].items():
             recall = [_at(row["recall"], -1, threshold) for threshold in ("0.5", "0.7")]

@@ -70,12 +70,10 @@ class ClassificationTask(BaseTask[Batch]):
     uses_boxes = False
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Return the endless training batches from step ``start`` on."""
         proposals = loaders.no_proposals
         return loaders.training_batches(self.config, self.records, proposals, start, self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of one batch."""
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
         rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device, non_blocking=True)
         images = batch.to(self.device).images

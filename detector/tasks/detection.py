@@ -49,7 +49,6 @@ class DetectionScorer(Scorer[Detections]):
         return best_f1(validation.evaluator.precision_recall().values(), validation.metrics["images"])
 
     def say_point(self, point: OperatingPoint | None, validation: Evaluation[Detections] | None) -> None:
-        """Say which score threshold is stored and its metrics on the validation images, or why none is."""
         if validation is None:
             note(
                 "no score threshold is stored: there are no validation images to choose one on; "
@@ -146,11 +145,9 @@ class RegionTask(BaseTask[BatchType]):
             self.roi_sampler.load_state_dict(state["sampler"])
 
     def facts(self) -> dict[str, Any]:
-        """Return what the log records of the data."""
         return {**super().facts(), "dropped_boxes": self.dropped}
 
     def step(self, batch: BatchType) -> dict[str, Tensor]:
-        """Return the losses of one batch."""
         return self.loss(*self._output(batch))
 
     @abstractmethod
@@ -158,7 +155,6 @@ class RegionTask(BaseTask[BatchType]):
         """Return what the network predicts for the sampled regions of a batch, and these regions."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs besides weights and optimizer."""
         return {"sampler": self.roi_sampler.state_dict()}
 
     def _describe(self, dataset: Dataset) -> None:
@@ -209,7 +205,6 @@ class DetectionTask(RegionTask[Batch]):
     """Detection that is trained on images."""
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Return the endless training batches from step ``start`` on."""
         return loaders.training_batches(self.config, self.records, self.proposals, start, self.device)
 
     def _output(self, batch: Batch) -> tuple[HeadOutput, SampledRoIs]:
