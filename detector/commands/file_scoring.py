@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from detector.core.errors import InputError
 from detector.core.structures import ImageRecord
 from detector.data.coco.file import read_coco
 from detector.data.coco.source import CocoSource
@@ -47,16 +46,17 @@ def score_detections(
     if metric == "coco" and as_json and annotations.suffix.lower() == ".json":
         return score_coco_results(detections, read_coco(annotations)).compute()
     truth = read_truth(annotations, split, None if as_json else detections)
+    evaluator: CocoEvaluator | VocEvaluator
     match metric, as_json:
         case "coco", True:
-            return score_coco_results(detections, truth.coco).compute()
+            evaluator = score_coco_results(detections, truth.coco)
         case "coco", False:
-            return _score_by_coco(detections, truth, split).compute()
+            evaluator = _score_by_coco(detections, truth, split)
         case _, True:
-            return _score_by_voc(detections, truth, iou_threshold).compute()
+            evaluator = _score_by_voc(detections, truth, iou_threshold)
         case _:
             evaluator = score_result_files(detections, truth.records, truth.classes, split, iou_threshold)
-            return evaluator.compute()
+    return evaluator.compute()
 
 
 def read_truth(annotations: Path, split: str, result_folder: Path | None = None) -> Truth:
@@ -96,23 +96,15 @@ def _score_by_voc(path: Path, truth: Truth, iou_threshold: float) -> VocEvaluato
     records = {truth.image_ids[record.image_id]: record for record in truth.records}
     results = read_coco_results(path, records, labels)
     warn_of_coco_results(path, results, {key: (one.height, one.width) for key, one in records.items()})
-    by_image: dict[int, list[Any]] = {coco_id: [] for coco_id in truth.image_ids.values()}
-    for place, result in enumerate(results):
-        by_image[result["image_id"]].append((place, result))
+    boxes = torch.tensor([one["bbox"] for one in results], dtype=torch.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = torch.tensor([one["score"] for one in results], dtype=torch.float64)
+    kinds = torch.tensor([labels[one["category_id"]] for one in results], dtype=torch.int64)
+    rows: dict[int, list[int]] = {coco_id: [] for coco_id in truth.image_ids.values()}
+    for row, result in enumerate(results):
+        rows[result["image_id"]].append(row)
     evaluator = VocEvaluator(truth.records, truth.classes, iou_threshold)
     for image_id, coco_id in truth.image_ids.items():
-        rows = by_image[coco_id]
-        boxes = torch.tensor([row["bbox"] for _, row in rows], dtype=torch.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        scores = torch.tensor([row["score"] for _, row in rows], dtype=torch.float64)
-        kinds = torch.tensor([labels[row["category_id"]] for _, row in rows], dtype=torch.int64)
-        order = torch.tensor([place for place, _ in rows], dtype=torch.int64)
-        evaluator.add(image_id, boxes, scores, kinds, order=order)
+        own = torch.tensor(rows[coco_id], dtype=torch.int64)
+        evaluator.add(image_id, boxes[own], scores[own], kinds[own], order=own)
     return evaluator
-
-
-def check_places(detections: Path, annotations: Path) -> None:
-    """Raise InputError if one of the two does not exist."""
-    for option, path in (("--detections", detections), ("--annotations", annotations)):
-        if not path.exists():
-            raise InputError(f"{option} {path} does not exist")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, Field, InstanceOf, Strict, ValidationError
 from torch import Tensor
 
 from detector.core.errors import InputError
@@ -14,7 +14,6 @@ from detector.core.tensor_files import walk
 
 MAX_CLASSES = 100_000
 MAX_TEXT = 100_000
-_STEPS = 2**53
 _PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 
 
@@ -25,9 +24,14 @@ def check_content(state: Mapping[str, Any], source: str) -> None:
         InputError: a wrong value, with ``source``, the key and what belongs there; or a weight that is not
             finite.
     """
-    for key, (wanted, holds) in _KEYS.items():
-        if key in state and not holds(state[key]):
-            raise InputError(f"{source}: the checkpoint's {key!r} is not {wanted}; use another checkpoint")
+    try:
+        _Content.model_validate({key: value for key, value in state.items() if key in _Content.model_fields})
+    except ValidationError as error:
+        key = str(error.errors(include_input=False)[0]["loc"][0])
+        wanted = _Content.model_fields[key].description
+        raise InputError(
+            f"{source}: the checkpoint's {key!r} is not {wanted}; use another checkpoint"
+        ) from None
     for name, tensor in state["model"].items():
         if not tensor.isfinite().all():
             raise InputError(f"{source}: {name} has NaN or infinite values; use an earlier checkpoint")
@@ -63,114 +67,86 @@ def is_plain(value: Any) -> bool:
     return True
 
 
-def _is_whole(value: Any, most: int = _STEPS) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+def _if(holds: Callable[[Any], bool]) -> AfterValidator:
+    """Return the check that ``holds`` is true of a value."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError
+        return value
+
+    return AfterValidator(check)
 
 
-def _are_classes(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) <= MAX_CLASSES
-        and all(isinstance(name, str) and 0 < len(name) <= MAX_TEXT for name in value)
-        and len(set(value)) == len(value)
-    )
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
-def _are_weights(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _is_name(name) and _is_dense(tensor) and not tensor.is_complex() for name, tensor in value.items()
-    )
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) <= 300
-
-
-def _is_dense(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-    )
-
-
-def _is_optimizer(value: Any) -> bool:
-    if not isinstance(value, dict) or not {"state", "param_groups"} <= set(value):
-        return False
-    groups, momenta = value["param_groups"], value["state"]
-    if not isinstance(groups, list) or not isinstance(momenta, dict):
-        return False
-    if not all(isinstance(group, dict) and _are_numbers(group.get("params")) for group in groups):
-        return False
-    return all(
-        _is_whole(number)
-        and isinstance(entry, dict)
-        and all(isinstance(name, str) and (item is None or _is_dense(item)) for name, item in entry.items())
-        for number, entry in momenta.items()
-    )
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_whole, value))
-
-
-def _is_sampler(value: Any) -> bool:
-    return isinstance(value, dict) and _is_generator_state(value.get("generator"))
-
-
-def _is_generator_state(value: Any) -> bool:
+def _is_generator_state(tensor: Tensor) -> bool:
     """Whether a CPU generator accepts the state, which has a fixed length and layout."""
-    if not _is_dense(value) or value.dtype != torch.uint8:
-        return False
     try:
-        torch.Generator().set_state(value)
+        torch.Generator().set_state(tensor)
     except (RuntimeError, TypeError):
         return False
     return True
 
 
-def _are_random_states(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("cuda"), list):
-        return False
-    on_cuda = all(
-        _is_dense(state) and state.dtype == torch.uint8 and state.dim() == 1 for state in value["cuda"]
+# Texts are any str: class and file names may have characters that pydantic's str does not take.
+Whole = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Dense = Annotated[InstanceOf[Tensor], _if(_is_dense)]
+Bytes = Annotated[Dense, _if(lambda tensor: tensor.dtype == torch.uint8 and tensor.dim() == 1)]
+GeneratorState = Annotated[Bytes, _if(_is_generator_state)]
+TensorName = Annotated[InstanceOf[str], _if(lambda name: name.isprintable() and len(name) <= 300)]
+Weight = Annotated[Dense, _if(lambda tensor: not tensor.is_complex())]
+ClassName = Annotated[InstanceOf[str], _if(lambda name: 0 < len(name) <= MAX_TEXT)]
+
+
+class _ParameterGroup(BaseModel):
+    params: Annotated[list[Whole], Strict()]
+
+
+class _Optimizer(BaseModel):
+    state: dict[Whole, dict[InstanceOf[str], Dense | None]]
+    param_groups: Annotated[list[_ParameterGroup], Strict()]
+
+
+class _Sampler(BaseModel):
+    generator: GeneratorState
+
+
+class _Random(BaseModel):
+    torch: GeneratorState
+    cuda: Annotated[list[Bytes], Strict()]
+
+
+class _Best(BaseModel):
+    metric: Number
+    step: Number
+
+
+_ABSENT: Any = None
+
+
+class _Content(BaseModel):
+    """The keys of a checkpoint, any of which may be absent; descriptions are parts of messages."""
+
+    step: Whole = Field(_ABSENT, description="a whole number of steps")
+    config: Annotated[dict[Any, Any], _if(is_plain)] = Field(_ABSENT, description="a config of plain values")
+    classes: Annotated[
+        list[ClassName], Field(max_length=MAX_CLASSES), _if(lambda names: len(set(names)) == len(names))
+    ] = Field(_ABSENT, description="a list of different class names")
+    model: dict[TensorName, Weight] = Field(_ABSENT, description="a mapping of names to dense tensors")
+    optimizer: _Optimizer = Field(_ABSENT, description="the state of an optimizer")
+    sampler: _Sampler = Field(_ABSENT, description="the state of the sampler's random generator")
+    random: _Random = Field(_ABSENT, description="the states of torch's random generators")
+    best: _Best | Annotated[dict[Any, Any], Field(max_length=0)] = Field(
+        _ABSENT, description="the best metric and its step"
     )
-    return on_cuda and _is_generator_state(value.get("torch"))
-
-
-def _is_best(value: Any) -> bool:
-    """Whether this is empty, as before the first evaluation, or the best metric and its step."""
-    return isinstance(value, dict) and (
-        not value or all(_is_finite(value.get(name)) for name in ("metric", "step"))
+    evaluated: Whole = Field(_ABSENT, description="a whole number of steps")
+    score_threshold: Number | None = Field(_ABSENT, description="a finite number or None")
+    seconds: Annotated[Number, Field(ge=0)] = Field(_ABSENT, description="a number of seconds")
+    threads: Whole = Field(_ABSENT, description="a whole number of threads")
+    data_fingerprint: dict[InstanceOf[str], InstanceOf[str]] = Field(
+        _ABSENT, description="a mapping of splits to digests"
     )
-
-
-def _are_fingerprints(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(digest, str) for name, digest in value.items()
-    )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "step": ("a whole number of steps", _is_whole),
-    "config": (
-        "a config of plain values",
-        lambda value: isinstance(value, dict) and is_plain(value),
-    ),
-    "classes": ("a list of different class names", _are_classes),
-    "model": ("a mapping of names to dense tensors", _are_weights),
-    "optimizer": ("the state of an optimizer", _is_optimizer),
-    "sampler": ("the state of the sampler's random generator", _is_sampler),
-    "random": ("the states of torch's random generators", _are_random_states),
-    "best": ("the best metric and its step", _is_best),
-    "evaluated": ("a whole number of steps", _is_whole),
-    "score_threshold": ("a finite number or None", lambda value: value is None or _is_finite(value)),
-    "seconds": ("a number of seconds", lambda value: _is_finite(value) and value >= 0),
-    "threads": ("a whole number of threads", _is_whole),
-    "data_fingerprint": ("a mapping of splits to digests", _are_fingerprints),
-}

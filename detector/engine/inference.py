@@ -50,7 +50,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Regions:
-    """What the network says of P regions, one row per region in the order given, float32 on the CPU.
+    """The network's output for P regions, one row per region in the order given, float32 on the CPU.
 
     ``scores`` (P, K+1) are probabilities, or the margins of SVMs; column 0 is the background. ``boxes``
     (P, K+1, 4) are the region as each class moves it, in original-image pixels, clipped to the image. Row 0
@@ -120,7 +120,7 @@ class RegionPredictor:
 
     @torch.inference_mode()
     def regions(self, views: Sequence[Batch], *, features: bool = False) -> Regions:
-        """Return scores and refined boxes of the proposals, at least one, without suppression or threshold.
+        """Return scores and refined boxes of the proposals, without suppression or threshold.
 
         Scores and boxes are the mean over the orientations, or over all views with scale rule "all".
         ``features`` asks for ``pooled`` and ``hidden``. They are those of the first orientation, the straight

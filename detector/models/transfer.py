@@ -17,7 +17,7 @@ HEADS = ("predictor.", "box_coder.")
 
 
 class Row(NamedTuple):
-    """The outcome for one name, and its shapes in the network (``wanted``) and in the file (``found``).
+    """The outcome for one name, and its shapes in the network (``wanted``) and in the file (``stored``).
 
     A shape is None where the name does not exist.
     """
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     outcome: Outcome
     name: str
     wanted: tuple[int, ...] | None
-    found: tuple[int, ...] | None
+    stored: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
