@@ -359,7 +359,7 @@ class Detector:
     def _source_of(
         self, images: Iterable[ImageLike], boxes: object, proposals: ProposalPlace | None
     ) -> Iterator[Source]:
-        """Provide what gives each image its proposals."""
+        """Provide each image's proposals; those of a store are looked up by path and file name."""
         if boxes is not None and proposals is not None:
             raise InputError("give either boxes or proposals, not both")
         if self.config.task == "classification":
@@ -367,8 +367,16 @@ class Detector:
                 raise InputError(f"{self._source} classifies whole images; it takes no boxes or proposals")
             yield lambda record, _: no_proposals(record)
         elif proposals is not None:
-            with self._stored(list(images), proposals) as source:
-                yield source
+            records = [_record_on_disk(image, number) for number, image in enumerate(images)]
+            with self._opened(proposals, records) as store:
+                check_complete(self.config, store, records)
+                look_up = stored_proposals(self.config, store, training=False)
+
+                def read(record: ImageRecord, _: np.ndarray) -> Proposals:
+                    with _STORES:
+                        return look_up(record)
+
+                yield read
         else:
             yield self._made
 
@@ -381,20 +389,6 @@ class Detector:
                 'overrides=["proposals.method=selective_search"]'
             )
         return image_proposals(self.config, pixels, record.image_id)
-
-    @contextmanager
-    def _stored(self, images: list[ImageLike], proposals: ProposalPlace) -> Iterator[Source]:
-        """Look proposals up by the images' paths and file names."""
-        records = [_record_on_disk(image, number) for number, image in enumerate(images)]
-        with self._opened(proposals, records) as store:
-            check_complete(self.config, store, records)
-            look_up = stored_proposals(self.config, store, training=False)
-
-            def read(record: ImageRecord, _: np.ndarray) -> Proposals:
-                with _STORES:
-                    return look_up(record)
-
-            yield read
 
     @contextmanager
     def _opened(self, proposals: ProposalPlace, records: list[ImageRecord]) -> Iterator[ProposalStore]:

@@ -41,7 +41,7 @@ def main() -> int:
     count = sum(score >= threshold for result in results for score in _scores(result))
     if classifies:
         for result in results:
-            say_classes(result, threshold)
+            print_classes(result, threshold)
     what, file = ("classes named", "classes.json") if classifies else ("detections", "detections.json")
     note(f"{count} {what} in {len(images)} images; wrote {folder / file} and the pictures")
     return 0
@@ -119,7 +119,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
 def run_demo(
     detector: Detector, images: Sequence[Path], folder: Path, score_threshold: float
 ) -> list[dict[str, Any]]:
-    """Draw each image with what the detector says of it into ``folder``, and write one JSON of all results.
+    """Draw each image with its detections or classes into ``folder``, and write one JSON of all results.
 
     Detections below ``score_threshold`` are in the JSON and not in the pictures. Returns the JSON's images.
     """
@@ -178,11 +178,11 @@ def demo_proposals(config: Config, images: Sequence[Path]) -> Iterator[ProposalS
         yield store
 
 
-def say_classes(result: dict[str, Any], score_threshold: float) -> None:
-    """Name the classes of one image that score ``score_threshold`` and more."""
+def print_classes(result: dict[str, Any], score_threshold: float) -> None:
+    """Print the classes of one image that score at least ``score_threshold``."""
     named = [row for row in result["scores"] if row["score"] >= score_threshold]
     shown = listed(f"{row['class']} {row['score']:.2f}" for row in named)
-    note(f"{result['image']}: {shown or 'none of the classes'}")
+    note(f"{result['image']}: {shown or 'no class'}")
 
 
 def _scores(result: dict[str, Any]) -> list[float]:

@@ -20,7 +20,7 @@ from torch import nn
 from detector.core.errors import InputError
 from detector.core.files import atomic_write
 from detector.core.tensor_files import DamagedFile, ForeignContent, read_tensor_file
-from detector.engine.checkpoint_content import check_content, check_resumable
+from detector.engine.checkpoint_content import check_content
 
 FORMAT = 1
 
@@ -66,10 +66,17 @@ def load_resumable(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint from which a run is to be resumed.
 
     Raises:
-        InputError: as ``load_checkpoint``, and for a checkpoint that only holds weights.
+        InputError: as ``load_checkpoint``, and for a checkpoint that only holds weights; names the key.
     """
     state = load_checkpoint(path)
-    check_resumable(state, str(path))
+    detects = state["config"].get("task", "detection") == "detection"
+    for key in ("optimizer", "random", "best", "evaluated", *(["sampler"] if detects else [])):
+        if key not in state:
+            raise InputError(
+                f"{path}: the checkpoint has no {key!r}, so a run cannot be resumed from it; a step_N.pt "
+                "that a training run wrote has it. To take only the weights, name it in "
+                "train.initial_weights of a new run"
+            )
     return state
 
 

@@ -37,24 +37,6 @@ def check_content(state: Mapping[str, Any], source: str) -> None:
             raise InputError(f"{source}: {name} has NaN or infinite values; use an earlier checkpoint")
 
 
-def check_resumable(state: Mapping[str, Any], source: str) -> None:
-    """Check that a run can be resumed from the checkpoint.
-
-    Raises:
-        InputError: a key is missing; names it and ``source``.
-    """
-    needed = ["optimizer", "random", "best", "evaluated"]
-    if state["config"].get("task", "detection") == "detection":
-        needed.append("sampler")
-    for key in needed:
-        if key not in state:
-            raise InputError(
-                f"{source}: the checkpoint has no {key!r}, so a run cannot be resumed from it; a step_N.pt "
-                "that a training run wrote has it. To take only the weights, name it in "
-                "train.initial_weights of a new run"
-            )
-
-
 def is_plain(value: Any) -> bool:
     """Whether a value consists only of strings, numbers of limited size, lists, and mappings from strings."""
     for _, item in walk(value):

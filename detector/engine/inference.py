@@ -147,7 +147,7 @@ class RegionPredictor:
         ]
 
     def _orientations(self, views: Sequence[Batch]) -> list[Orientation]:
-        """Compute the features of each view once, and put the views that choose scales together."""
+        """Compute the features of each view once; the scales of one orientation belong together."""
         groups: dict[object, Orientation] = {}
         for number, view in enumerate(views):
             meta = view.metas[0]

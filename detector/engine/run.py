@@ -475,4 +475,4 @@ class _StopSignal:
         if self.number is not None:
             raise KeyboardInterrupt  # asked twice: stop here, the last checkpoint is there
         self.number = number
-        note("stopping after this step; once more to stop at once")
+        note("stopping after this step; interrupt again to stop at once")

@@ -44,7 +44,7 @@ _CONFIG_KEYS = (b"data:", b"model:", b"train:")
 
 @contextmanager
 def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
-    """Make a run's folder and hold its lock inside the block; a start that fails in it leaves nothing.
+    """Make a run's folder and hold its lock inside the block; a failed start leaves no files.
 
     A start has failed if the block raises before the folder holds anything that a run can be resumed from.
     The caller deletes the earlier run if the user asked to ``overwrite`` it.

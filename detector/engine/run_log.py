@@ -97,7 +97,6 @@ def read_log(path: Path, report: Callable[[str], None] = lambda _: None) -> list
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line, or None where it is none."""
     if len(line) > _LONGEST_LINE:
         return None
     try:

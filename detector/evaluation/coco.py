@@ -24,7 +24,6 @@ from pycocotools.cocoeval import COCOeval
 
 from detector.core.structures import Detections, ImageRecord
 from detector.evaluation.coco_results import Result, read_coco_results, to_results, write_coco_results
-from detector.evaluation.file_faults import warn_of_coco_results
 from detector.evaluation.report import COCO_METRICS
 
 GroundTruth = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -151,14 +150,11 @@ class CocoEvaluator:
 def score_coco_results(path: Path | str, ground_truth: GroundTruth) -> CocoEvaluator:
     """Return an evaluator that has seen a results file, for all images of the ground truth.
 
-    Warns of boxes and scores that seem wrong, as `detector.evaluation.file_faults` says.
-    Raises InputError for a malformed file (see `read_coco_results`).
+    Logs warnings and raises InputError as `read_coco_results` does.
     """
     evaluator = CocoEvaluator(ground_truth)
     sizes = {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in ground_truth["images"]}
-    results = read_coco_results(path, sizes, evaluator.category_ids)
-    warn_of_coco_results(Path(path), results, sizes)
-    evaluator.add(sizes, results)
+    evaluator.add(sizes, read_coco_results(path, sizes, evaluator.category_ids))
     return evaluator
 
 

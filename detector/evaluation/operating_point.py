@@ -39,7 +39,8 @@ def best_f1(curves: Iterable[PrecisionRecall], images: int) -> OperatingPoint | 
     scores, is_hit, objects = _pooled(curves)
     hits = np.cumsum(is_hit)
     kept = np.arange(1, len(scores) + 1)
-    f1 = np.where(_ends_a_tie(scores), 2 * hits / (kept + max(objects, 1)), 0.0)
+    ends_a_tie = np.append(scores[1:] < scores[:-1], True)[: len(scores)]
+    f1 = np.where(ends_a_tie, 2 * hits / (kept + max(objects, 1)), 0.0)
     if not objects or not f1.any():
         return None
     best = int(f1.argmax())
@@ -67,11 +68,6 @@ def _pooled(curves: Iterable[PrecisionRecall]) -> tuple[NDArray[np.float64], NDA
     is_hit = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(c.hits, prepend=0) for c in given)])
     order = np.argsort(-scores, kind="stable")
     return scores[order], is_hit[order], sum(curve.objects for curve in given)
-
-
-def _ends_a_tie(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return for decreasing ``scores`` whether each is the last one of its value."""
-    return np.append(scores[1:] < scores[:-1], True)[: len(scores)]
 
 
 def _point(threshold: float, hits: int, kept: int, objects: int, images: int) -> OperatingPoint:

@@ -91,7 +91,13 @@ class Postprocess:
         taken. Nothing is suppressed.
         """
         decoded = self._decode(views, candidates.boxes)
-        of_class = [self._own_class(boxes, scores, candidates.labels) for boxes, scores in decoded]
+        device = decoded[0][1].device
+        labels = candidates.labels.to(device, non_blocking=True)
+        rows = torch.arange(len(labels), device=device)
+        of_class = [
+            (boxes[rows, labels.clamp(max=boxes.shape[1] - 1)], scores[rows, labels])
+            for boxes, scores in decoded
+        ]
         boxes, scores = (torch.stack(parts).mean(dim=0) for parts in zip(*of_class, strict=True))
         clipped = box_ops.clip(boxes, views[0][1].original_size)
         refined = torch.cat((clipped, scores[:, None]), dim=1).cpu()  # one transfer
@@ -111,12 +117,6 @@ class Postprocess:
 
     def _decode(self, views: Sequence[View], proposals: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [self.decode(output, proposals, meta) for output, meta in views]
-
-    @staticmethod
-    def _own_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        labels = labels.to(scores.device, non_blocking=True)
-        rows = torch.arange(len(labels), device=scores.device)
-        return boxes[rows, labels.clamp(max=boxes.shape[1] - 1)], scores[rows, labels]
 
     def finish(self, refined: Detections) -> Detections:
         """Return the detections among refined candidates, by the same rules as ``select``."""
@@ -177,5 +177,5 @@ class Postprocess:
 
 
 def _can_be_detected(boxes: Tensor) -> Tensor:
-    """Say whether each of ``boxes`` (..., 4), already clipped to the image, is finite and not empty."""
+    """Return whether each of ``boxes`` (..., 4), already clipped to the image, is finite and not empty."""
     return torch.isfinite(boxes).all(dim=-1) & (box_ops.area(boxes) > 0)

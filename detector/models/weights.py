@@ -1,4 +1,4 @@
-"""Weights files of published networks: finding or downloading them, reading them, the input they expect.
+"""Weights files of published networks: where they are, reading them, and the input they expect.
 
 Files are read without running code from them.
 """

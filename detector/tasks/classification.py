@@ -107,14 +107,11 @@ def extremes(
 
     The best are chosen among images that show something: low scores of an empty image prove little.
     """
-    ranked = sorted(records, key=lambda record: _misfit(_presence(record, scores), scores[record.image_id]))
+    presence = {one.image_id: one.targets.presence(len(scores[one.image_id])) for one in records}
+    ranked = sorted(records, key=lambda one: _misfit(presence[one.image_id], scores[one.image_id]))
     worst = ranked[len(ranked) - min(EXTREMES, len(ranked) // 2) :][::-1]
-    shows = [record for record in ranked if (_presence(record, scores) > 0).any()]
+    shows = [record for record in ranked if (presence[record.image_id] > 0).any()]
     return [record for record in shows if record not in worst][:EXTREMES], worst
-
-
-def _presence(record: ImageRecord, scores: dict[str, Tensor]) -> Tensor:
-    return record.targets.presence(len(scores[record.image_id]))
 
 
 def _misfit(presence: Tensor, scores: Tensor) -> float:

@@ -48,7 +48,7 @@ class DetectionScorer(Scorer[Detections]):
             return None
         return best_f1(validation.evaluator.precision_recall().values(), validation.metrics["images"])
 
-    def say_point(self, point: OperatingPoint | None, validation: Evaluation[Detections] | None) -> None:
+    def note_point(self, point: OperatingPoint | None, validation: Evaluation[Detections] | None) -> None:
         if validation is None:
             note(
                 "no score threshold is stored: there are no validation images to choose one on; "
@@ -58,7 +58,7 @@ class DetectionScorer(Scorer[Detections]):
         elif not validation.metrics.get("annotated", True):
             note("no score threshold is stored: the validation images have no annotations to choose one by")
         elif point is None:
-            note("no score threshold is stored: no object of the validation images was found")
+            note("no score threshold is stored: no object of the validation images was detected")
         else:
             note(
                 f"score threshold {point.score_threshold:.3f}, with the best F1 on {point.images} validation "

@@ -74,7 +74,7 @@ class TestSet:
     classes: tuple[str, ...]
     proposals: ProposalSource
     annotated: bool = True
-    """False where nothing is known of any object: then there are result files and pictures, and no metric."""
+    """False for a split without annotations, which has result files and pictures, and no metrics."""
     coco: CocoEvaluator | None = None
     """Scores detections by COCO's rules too, where ``test.metric`` asks for that."""
 
@@ -144,7 +144,7 @@ def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple
 
 
 class Scorer(ABC, Generic[Result]):
-    """Scores networks of one task on splits of the config's data set, and writes what that leaves."""
+    """Scores networks of one task on splits of the config's data set, and writes the results."""
 
     pictures_folder: ClassVar[str]
     """The folder of the drawn images, in a run's."""
@@ -223,7 +223,7 @@ class Scorer(ABC, Generic[Result]):
             test = self.evaluate(model, memory=memory)
             test = test if validation is None else test.with_validation(validation, point)
         if last:
-            self.say_point(point, validation)
+            self.note_point(point, validation)
         chosen_by = test if validation is None else validation
         assert chosen_by is not None  # without validation images the test images were scored
         return Assessment(
@@ -257,7 +257,7 @@ class Scorer(ABC, Generic[Result]):
         seconds: float,
         memory: PeakMemory,
     ) -> None:
-        """Write what a finished run leaves: result files, pictures, ``metrics.json`` and ``run.png``.
+        """Write the results of a finished run: result files, pictures, ``metrics.json`` and ``run.png``.
 
         Then print the metrics, and the command that uses ``checkpoint``, the run's best one.
         """
@@ -280,13 +280,16 @@ class Scorer(ABC, Generic[Result]):
         self.recommend(folder, checkpoint)
 
     def recommend(self, folder: Path, checkpoint: Path) -> None:
-        """Say which device a finished run used, which checkpoint is its best, and the command that uses it.
+        """Print which device a finished run used, which checkpoint is its best, and the command that uses it.
 
         ``best.pt`` may be of an earlier step than the last, with a score threshold of its own.
         """
         state = load_checkpoint(checkpoint)
         held = f"of step {state['step']}{self._threshold_shown(state.get('score_threshold'))}"
-        note(f"trained on {_device_shown(self.device)}; the checkpoint to use is {checkpoint}, {held}")
+        device = self.device
+        if torch.device(device).type == "cuda":
+            device += f" ({torch.cuda.get_device_name(device)})"
+        note(f"trained on {device}; the checkpoint to use is {checkpoint}, {held}")
         command = ["python", "tools/demo.py", "--checkpoint", str(checkpoint), "photos/"]
         note(f"run it on photographs: {shlex.join([*command, '--output', str(folder / 'photos')])}")
 
@@ -296,11 +299,11 @@ class Scorer(ABC, Generic[Result]):
         """Return the operating point to use the network at; None where the task chooses none."""
         return None
 
-    def say_point(self, point: OperatingPoint | None, validation: Evaluation[Result] | None) -> None:
-        """Say which score threshold is stored, or why none is, where the task chooses one."""
+    def note_point(self, point: OperatingPoint | None, validation: Evaluation[Result] | None) -> None:
+        """Print which score threshold is stored, or why none is, where the task chooses one."""
 
     def _threshold_shown(self, score_threshold: float | None) -> str:
-        """Return what to say of a checkpoint's score threshold, where the task chooses one."""
+        """Return a checkpoint's score threshold as a part of a sentence, where the task chooses one."""
         return ""
 
     def _coco_evaluator(self, split: str, dataset: Dataset) -> CocoEvaluator | None:
@@ -357,10 +360,3 @@ def _series(records: list[dict[str, Any]], kind: str, starts: tuple[str, ...]) -
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _device_shown(device: str) -> str:
-    """Return "cpu", or a GPU's name beside its number."""
-    if torch.device(device).type != "cuda":
-        return device
-    return f"{device} ({torch.cuda.get_device_name(device)})"

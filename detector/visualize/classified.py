@@ -59,7 +59,6 @@ def draw_class_scores(classified: ClassifiedImage, classes: Sequence[str]) -> np
 def _write_class(
     draw: ImageDraw.ImageDraw, top: int, name: str, label: int, score: float, presence: int
 ) -> None:
-    """Write the line of a class: a bar of its score, the score, the name, a mark for its presence."""
     name, left = printable(name), _IMAGE_SIDE + 6
     draw.rectangle((left, top + 4, left + _BAR, top + _ROW - 5), fill=(235, 235, 235))
     if score > 0:

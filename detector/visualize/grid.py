@@ -35,7 +35,14 @@ def example_grid(
     and on the right its objects. Without examples h is 0.
     """
     half = ((width - MARGIN) // COLUMNS - MARGIN - _GAP) // 2
-    pictures = [drawn for one in examples[:_MOST] for drawn in _pair(*one, classes, half, score_threshold)]
+    pictures = []
+    for image, detections, targets in examples[:_MOST]:
+        resized, factors = _fitted(image, half)
+        shown = replace(detections, boxes=box_ops.scale(detections.boxes, factors))
+        labels = len(targets) <= _MOST_LABELLED
+        pictures.append(draw_detections(resized, shown, classes, score_threshold, labels))
+        truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
+        pictures.append(draw_targets(resized, truth, classes, labels=labels))
     lefts = [MARGIN + column * (2 * half + _GAP + MARGIN) for column in range(COLUMNS)]
     lefts = [x for left in lefts for x in (left, left + half + _GAP)]
     rows = [np.zeros((0, width, 3), np.uint8)]
@@ -57,25 +64,6 @@ def picture_row(
     for left, picture in zip(lefts, pictures, strict=False):
         row.paste(Image.fromarray(picture), (left, top))
     return row
-
-
-def _pair(
-    image: np.ndarray,
-    detections: Detections,
-    targets: Targets,
-    classes: Sequence[str],
-    half: int,
-    score_threshold: float | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return both drawings, each at most ``half`` pixels wide."""
-    resized, factors = _fitted(image, half)
-    resized_detections = replace(detections, boxes=box_ops.scale(detections.boxes, factors))
-    truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
-    labels = len(targets) <= _MOST_LABELLED
-    return (
-        draw_detections(resized, resized_detections, classes, score_threshold, labels),
-        draw_targets(resized, truth, classes, labels=labels),
-    )
 
 
 def photograph_row(

@@ -56,12 +56,12 @@ def run_charts(
     _plot_losses(figure.add_subplot(panels[0]), losses)
     if evaluated:
         _plot_evaluations(figure.add_subplot(panels[1]), evaluated)
-    _plot_precision_recall(figure.add_subplot(panels[-1]), pr_curves, _class_ap(metrics), classes)
+    ap = {name: _number(row.get("voc07_AP")) for name, row in metrics.get("per_class", {}).items()}
+    _plot_precision_recall(figure.add_subplot(panels[-1]), pr_curves, ap, classes)
     return pixels_of(figure)
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:
-    """Return the main metrics that are known, in one line."""
     named = (
         ("voc07_mAP", "11-point mAP {:.3f}"),
         ("voc_mAP", "area mAP {:.3f}"),
@@ -70,11 +70,6 @@ def _summary(metrics: Mapping[str, Any]) -> str:
     )
     known = ((text, _number(metrics.get(key))) for key, text in named)
     return "   ·   ".join(text.format(value) for text, value in known if not math.isnan(value))
-
-
-def _class_ap(metrics: Mapping[str, Any]) -> dict[str, float]:
-    per_class = metrics.get("per_class", {})
-    return {name: _number(row.get("voc07_AP")) for name, row in per_class.items()}
 
 
 def _number(value: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,11 @@ class PooledRegion:
     columns: Sequence[Span]
     values: np.ndarray
 
-    def bins(self) -> Iterable[tuple[int, int, Span, Span]]:
-        """Yield (row, column, cells down, cells across) of every bin that holds a cell."""
-        for row, down in enumerate(self.rows):
-            for column, across in enumerate(self.columns):
-                if down[0] < down[1] and across[0] < across[1]:
-                    yield row, column, down, across
+    def bins(self) -> Iterable[tuple[int, Span, Span]]:
+        """Yield (number, cells down, cells across) of every bin with a cell, numbered row by row."""
+        for number, (down, across) in enumerate(product(self.rows, self.columns)):
+            if down[0] < down[1] and across[0] < across[1]:
+                yield number, down, across
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +129,8 @@ def _crop(scene: PoolingScene, regions: Sequence[PooledRegion]) -> tuple[int, in
     )
 
 
-def _colour(region: PooledRegion, row: int, column: int) -> Any:
-    return _COLOURS((row * len(region.columns) + column) % _COLOURS.N)
+def _colour(number: int) -> Any:
+    return _COLOURS(number % _COLOURS.N)
 
 
 def _outline(axes: Axes, box: Sequence[float], **style: Any) -> None:
@@ -140,13 +140,10 @@ def _outline(axes: Axes, box: Sequence[float], **style: Any) -> None:
 
 def _draw_image(axes: Axes, scene: PoolingScene, region: PooledRegion, last: int) -> None:
     axes.imshow(scene.image)
-    for row, column, down, across in region.bins():
-        if row * len(region.columns) + column < last:
-            style: dict[str, Any] = {
-                "facecolor": (*_colour(region, row, column)[:3], 0.3),
-                "edgecolor": "black",
-            }
-            _outline(axes, scene.pixels(down, across), linewidth=0.8, **style)
+    for number, down, across in region.bins():
+        if number < last:
+            fill = (*_colour(number)[:3], 0.3)
+            _outline(axes, scene.pixels(down, across), linewidth=0.8, facecolor=fill, edgecolor="black")
     _outline(axes, scene.box, fill=False, edgecolor="white", linewidth=2, linestyle="--")
     axes.set_title(region.name)
     axes.set_axis_off()
@@ -161,13 +158,12 @@ def _draw_map(
     if part.size <= _MOST_VALUES:
         _write_values(axes, part, top, left, size=6.5)
     count = len(region.rows) * len(region.columns)
-    for row, column, down, across in region.bins():
-        number = row * len(region.columns) + column
+    for number, down, across in region.bins():
         if number < last:
             inset = 0.06 + 0.24 * number / count  # keeps the outlines of overlapping bins apart
             box = (across[0] + inset, down[0] + inset, across[1] - inset, down[1] - inset)
             width = 3.5 if number == last - 1 < count - 1 else 1.8
-            _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=width)
+            _outline(axes, box, fill=False, edgecolor=_colour(number), linewidth=width)
     axes.set_xlabel(f"{len(region.rows)} x {len(region.columns)} bins on the map, in cells", fontsize=8)
     axes.tick_params(labelsize=7)
 
@@ -186,9 +182,9 @@ def _draw_values(axes: Axes, scene: PoolingScene, region: PooledRegion, last: in
     limits: dict[str, Any] = {"vmin": float(scene.plane.min()), "vmax": float(scene.plane.max())}
     axes.imshow(shown, cmap="gray", extent=(0, width, height, 0), **limits)
     middle = (limits["vmin"] + limits["vmax"]) / 2
-    for (row, column), value in np.ndenumerate(shown):
+    for number, ((row, column), value) in enumerate(np.ndenumerate(shown)):
         box = (column + 0.03, row + 0.03, column + 0.97, row + 0.97)
-        _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=3)
+        _outline(axes, box, fill=False, edgecolor=_colour(number), linewidth=3)
         if not np.isnan(value):
             colour = "black" if value > middle else "white"
             axes.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=colour)

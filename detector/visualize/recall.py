@@ -1,4 +1,4 @@
-"""The picture of how many objects proposals reach, for several stores side by side."""
+"""The picture of the recall of proposals, for several stores side by side."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _plot_groups(axes: Axes, reports: Reports) -> None:
     rows += [("per_size", name) for name in first["per_size"]]
     width = 0.8 / len(reports)
     for number, (name, report) in enumerate(reports.items()):
-        heights = [_last(report[kind][row]["mean_best_overlap"]) for kind, row in rows]
+        heights = [_values(report, kind, row, "mean_best_overlap")[-1] for kind, row in rows]
         left = np.arange(len(rows)) + (number - (len(reports) - 1) / 2) * width
         axes.bar(left, heights, width * 0.92, color=line_colour(number + 1), label=name)
     slanted = len(rows) > 8
@@ -106,10 +106,6 @@ def _values(report: Mapping[str, Any], *keys: str) -> Sequence[float]:
     for key in keys:
         values = None if values is None else values[key]
     return [np.nan] * len(report["counts"]) if values is None else values
-
-
-def _last(values: Sequence[float] | None) -> float:
-    return np.nan if values is None else values[-1]
 
 
 def _count_axis(axes: Axes) -> None:

@@ -167,7 +167,7 @@ def test_validation_images_without_an_object_leave_the_last_checkpoint_the_best(
     begin(config, tmp_path / "run").run()
     said = capfd.readouterr().err
     assert "warning: no validation image has an object" in said
-    assert "no score threshold is stored: no object of the validation images was found" in said
+    assert "no score threshold is stored: no object of the validation images was detected" in said
     assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["step"] == 4
 
 
