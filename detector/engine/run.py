@@ -179,7 +179,7 @@ class Run(Generic[AnyEvaluation]):
         with (
             self.task.computing(),
             closing(self.task.batches(self.step)) as batches,  # closing ends its worker processes, at once
-            closing(RunLog(self.folder, self.step, report=note)) as self.log,
+            closing(RunLog(self.folder, self.step)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
             if self.step == 0:

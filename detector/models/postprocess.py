@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ def class_scores(output: HeadOutput) -> Tensor:
     return output.class_logits[:, 1:].float().sigmoid()
 
 
+@dataclass(frozen=True, eq=False)
 class Postprocess:
     """Turns the output for one image into its detections, in original-image pixels.
 
@@ -52,24 +54,14 @@ class Postprocess:
     proposals, ``refine`` gives them their new boxes and scores, and ``finish`` selects the detections.
     """
 
-    def __init__(
-        self,
-        coder: BoxCoder,
-        *,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.3,
-        nested_threshold: float | None = None,
-        max_detections: int = 100,
-        box_regression: bool = True,
-        scores: Callable[[Tensor], Tensor] = softmax_scores,
-    ) -> None:
-        self.coder = coder
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.nested_threshold = nested_threshold
-        self.max_detections = max_detections
-        self.box_regression = box_regression
-        self.scores = scores
+    coder: BoxCoder
+    _: KW_ONLY
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.3
+    nested_threshold: float | None = None
+    max_detections: int = 100
+    box_regression: bool = True
+    scores: Callable[[Tensor], Tensor] = softmax_scores
 
     def __call__(self, views: Sequence[View], proposals: Tensor) -> Detections:
         """Return the detections of one image for its ``proposals`` (P, 4) in original-image pixels.

@@ -342,7 +342,7 @@ def headline(config: Config, metrics: dict[str, Any]) -> float:
 
 def run_history(folder: Path) -> tuple[dict[str, Series], dict[str, Series]]:
     """Return the history of a run's losses, and of its metrics where it was evaluated more than once."""
-    records = read_log(folder / "log.jsonl", note)
+    records = read_log(folder / "log.jsonl")
     evaluations = _series(records, "evaluate", HISTORY)
     several = {name: series for name, series in evaluations.items() if len(series) > 1}
     return _series(records, "train", ("loss",)), several
