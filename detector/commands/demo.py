@@ -38,11 +38,12 @@ def main() -> int:
         threshold = default_threshold(detector)
     folder, classifies = Path(arguments.output), config.task == "classification"
     results = run_demo(detector, images, folder, threshold)
-    count = sum(score >= threshold for result in results for score in _scores(result))
     if classifies:
         for result in results:
             print_classes(result, threshold)
     what, file = ("classes named", "classes.json") if classifies else ("detections", "detections.json")
+    rows = [row for result in results for row in result["scores" if classifies else "detections"]]
+    count = sum(row["score"] >= threshold for row in rows)
     note(f"{count} {what} in {len(images)} images; wrote {folder / file} and the pictures")
     return 0
 
@@ -183,10 +184,6 @@ def print_classes(result: dict[str, Any], score_threshold: float) -> None:
     named = [row for row in result["scores"] if row["score"] >= score_threshold]
     shown = listed(f"{row['class']} {row['score']:.2f}" for row in named)
     note(f"{result['image']}: {shown or 'no class'}")
-
-
-def _scores(result: dict[str, Any]) -> list[float]:
-    return [row["score"] for row in result.get("detections", result.get("scores", ()))]
 
 
 def parse() -> argparse.Namespace:

@@ -178,12 +178,12 @@ class ImagePredictor:
 
         One view per forward pass, so that nothing is padded.
         """
-        rois = [self.rois(view.metas) for view in views]
         rows = []
         with autocast(self.device, self.precision):
-            for view, own in zip(views, rois, strict=True):
-                images, own = (part.to(self.device, non_blocking=True) for part in (view.images, own))
-                rows.append(self.scores(self.model(images, own))[0])
+            for view in views:
+                inputs = (view.images, self.rois(view.metas))
+                images, rois = (part.to(self.device, non_blocking=True) for part in inputs)
+                rows.append(self.scores(self.model(images, rois))[0])
         return torch.stack(rows).mean(dim=0).cpu()
 
 

@@ -85,7 +85,6 @@ class BaseTask(ABC, Generic[Batch]):
         return {"images": len(self.records)}
 
     def computing(self) -> AbstractContextManager[None]:
-        """Return the context in which a run computes."""
         return computing(self.config, self.device, "; go on from the last checkpoint with --resume")
 
     @abstractmethod
@@ -102,5 +101,4 @@ class BaseTask(ABC, Generic[Batch]):
         return autocast(self.device, torch.bfloat16 if half else torch.float32)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs besides weights, optimizer and step."""
         return {}

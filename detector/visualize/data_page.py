@@ -13,9 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from detector.core.errors import printable
 from detector.core.structures import Targets
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import GREY, pixels_of
 from detector.visualize.grid import photograph_row
-from detector.visualize.page import line_colour, style_axes
+from detector.visualize.page import GREY, line_colour, pixels_of, style_axes
 
 _BLUE = "#4477aa"
 _MOST_CLASSES = 30

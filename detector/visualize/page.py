@@ -1,21 +1,27 @@
-"""The charts of a training run: losses, average precision over the steps, and precision against recall."""
+"""The charts of a training run, and what all pages of charts share: resolution, style, and their pixels."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from detector.core.errors import printable_lines
 from detector.visualize.drawing import class_colour
-from detector.visualize.figures import DPI, GREY, pixels_of
 
 Series = Sequence[tuple[float, float]]  # (step, value) by increasing step
 
+DPI = 120
+GREY = "0.45"
+"""Resolution of whole pages, and the colour of their axes and captions."""
 _WIDTH = 1800  # pixels of the page
 _LEGEND_CLASSES = 20  # of more classes, all but the best and the worst are drawn in grey
 _LONGEST_NAME = 16  # letters
@@ -75,6 +81,23 @@ def _summary(metrics: Mapping[str, Any]) -> str:
 def _number(value: Any) -> float:
     """Return ``value`` as a float; None, which is null in JSON, becomes NaN."""
     return math.nan if value is None else float(value)
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """Draw a finished ``figure`` and return its pixels (H, W, 3) uint8 RGB.
+
+    All texts are drawn as plain text: a class named "$x$" is not read as a formula, and control characters
+    are escaped. A character that the font lacks is drawn as an empty box, without a warning.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable_lines(text.get_text()))
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def style_axes(axes: Axes, title: str, x: str) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write
-from detector.visualize.figures import pixels_of
+from detector.visualize.page import pixels_of
 
 Span = tuple[int, int]  # cells: begin (in) to end (out)
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from detector.core.errors import printable
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import DPI, pixels_of
-from detector.visualize.page import line_colour, style_axes
+from detector.visualize.page import DPI, line_colour, pixels_of, style_axes
 
 _MOST_CLASSES = 20
 _LEGEND_LETTERS = 26  # per line

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detector.core.errors import InputError
-from detector.engine.checkpoint_content import check_content, is_plain
+from detector.engine.checkpoint import check_content, is_plain
 
 GENERATOR = torch.Generator().get_state()
 
