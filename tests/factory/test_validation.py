@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def test_the_f1_best_threshold_is_stored_printed_and_among_the_metrics(
     assert metrics["score_threshold"] == point.score_threshold
     assert metrics["validation"] == {
         **{name: again.metrics[name] for name in ("voc07_mAP", "voc_mAP")},
-        **{"split": "val", **point.metrics()},
+        **{"split": "val", **asdict(point)},
     }
     at = metrics["at_score_threshold"]
     found = [detections.scores >= point.score_threshold for detections in evaluation.results.values()]
