@@ -164,7 +164,10 @@ def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
 
     @torch.inference_mode()
     def detect() -> object:
-        return Orientation(features(), pipeline.metas()).predict(model, regions, "area", seconds.device)
+        levels = features()
+        return model.predict(
+            levels, *Orientation(levels, pipeline.metas()).rois(regions, "area", seconds.device)
+        )
 
     convolutions, test = seconds(features), seconds(detect)
     pipeline.passes = 0

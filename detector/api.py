@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -106,10 +107,10 @@ class Result:
         return [self.classes[label - 1] for label in self.labels.tolist()]
 
     def draw(self, image: ImageLike, score_threshold: float | None = None) -> np.ndarray:
-        """Return ``image``, of any kind that `Detector` takes, with the detections drawn in.
+        """Return ``image``, of any kind that `Detector` takes, with the detections drawn.
 
-        (H, W, 3) uint8 RGB; a classifier's classes and scores stand beside the image. ``score_threshold``
-        None takes that of the call, or else ``Detector.best_threshold``, or 0.5.
+        (H, W, 3) uint8 RGB; a classifier's classes and scores are beside the image. ``score_threshold`` None
+        takes that of the call, or else ``Detector.best_threshold``, or 0.5.
 
         Raises:
             InputError: an image that cannot be read, or of another size than the result's.
@@ -131,7 +132,7 @@ class Result:
         """
         rows = zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
         classifies = self.class_scores is not None
-        found = [
+        named = [
             {"class": name, "score": score} | ({} if classifies else {"box": box})
             for name, score, box in rows
         ]
@@ -140,7 +141,7 @@ class Result:
             "image": self.image,
             "height": height,
             "width": width,
-            "scores" if classifies else "detections": found,
+            "scores" if classifies else "detections": named,
         }
 
     def to_json(self) -> str:
@@ -283,17 +284,16 @@ class Detector:
         predictor = self._with_threshold(score_threshold)
         if proposals is not None:
             images = list(images)
-        regions = None if boxes is None else iter(boxes)
         with self._source_of(images, boxes, proposals) as source:
-            for number, image in enumerate(images):
-                own = source if regions is None else _given(next(regions, None))
+            pairs = zip(images, repeat(source), strict=False) if boxes is None else _pairs(images, boxes)
+            for number, (image, own) in enumerate(pairs):
                 views = self._views(image, number, own)
                 with self._running(views):
                     predicted = predictor(views)
                 yield self._result(image, views[0].metas[0].original_size, predicted, score_threshold)
 
     def classify(self, image: ImageLike, boxes: object, features: bool = False) -> Regions:
-        """Return what the network says of each region of one image, in the order given.
+        """Return the scores and refined boxes of each region of one image, in the order given.
 
         Nothing is suppressed or thresholded. ``boxes`` are as in a call. With ``features`` the result holds
         the pooled and hidden features too. `RegionPredictor.regions` says how several test scales and
@@ -308,19 +308,8 @@ class Detector:
                 f"{self._source} classifies whole images and not regions; call it with the image"
             )
         views = self._views(image, 0, _given(boxes))
-        if not len(views[0].proposals[0]):
-            return self._no_regions(features)
         with self._running(views):
-            found = predictor.regions(views, features=features)
-        return _ordinary(found)
-
-    def _no_regions(self, features: bool) -> Regions:
-        rows = len(self.classes) + 1
-        pooled = torch.zeros(0, self._model.region_pool.out_features) if features else None
-        hidden = torch.zeros(0, self._model.box_head.out_features) if features else None
-        return Regions(
-            scores=torch.zeros(0, rows), boxes=torch.zeros(0, rows, 4), pooled=pooled, hidden=hidden
-        )
+            return _ordinary(predictor.regions(views, features=features))
 
     def _views(self, image: ImageLike, number: int, source: Source) -> list[Batch]:
         """Return the views of one image, made as the data pipeline makes those of a test image."""
@@ -370,7 +359,7 @@ class Detector:
     def _source_of(
         self, images: Iterable[ImageLike], boxes: object, proposals: ProposalPlace | None
     ) -> Iterator[Source]:
-        """Provide what gives each image its proposals."""
+        """Provide each image's proposals; those of a store are looked up by path and file name."""
         if boxes is not None and proposals is not None:
             raise InputError("give either boxes or proposals, not both")
         if self.config.task == "classification":
@@ -378,13 +367,21 @@ class Detector:
                 raise InputError(f"{self._source} classifies whole images; it takes no boxes or proposals")
             yield lambda record, _: no_proposals(record)
         elif proposals is not None:
-            with self._stored(list(images), proposals) as source:
-                yield source
+            records = [_record_on_disk(image, number) for number, image in enumerate(images)]
+            with self._opened(proposals, records) as store:
+                check_complete(self.config, store, records)
+                look_up = stored_proposals(self.config, store, training=False)
+
+                def read(record: ImageRecord, _: np.ndarray) -> Proposals:
+                    with _STORES:
+                        return look_up(record)
+
+                yield read
         else:
             yield self._made
 
     def _made(self, record: ImageRecord, pixels: np.ndarray) -> Proposals:
-        """Return the proposals that the checkpoint's method makes of an image."""
+        """Return the proposals that the checkpoint's method makes for an image."""
         if self.config.proposals.method is None:
             raise InputError(
                 f"{self._source} was trained on proposals of a file, which does not have {record.path}; give "
@@ -392,20 +389,6 @@ class Detector:
                 'overrides=["proposals.method=selective_search"]'
             )
         return image_proposals(self.config, pixels, record.image_id)
-
-    @contextmanager
-    def _stored(self, images: list[ImageLike], proposals: ProposalPlace) -> Iterator[Source]:
-        """Look proposals up by the images' paths and file names."""
-        records = [_record_on_disk(image, number) for number, image in enumerate(images)]
-        with self._opened(proposals, records) as store:
-            check_complete(self.config, store, records)
-            look_up = stored_proposals(self.config, store, training=False)
-
-            def read(record: ImageRecord, _: np.ndarray) -> Proposals:
-                with _STORES:
-                    return look_up(record)
-
-            yield read
 
     @contextmanager
     def _opened(self, proposals: ProposalPlace, records: list[ImageRecord]) -> Iterator[ProposalStore]:
@@ -455,6 +438,18 @@ def _record_on_disk(image: ImageLike, number: int) -> ImageRecord:
     return record_of(Path(name))
 
 
+def _pairs(images: Iterable[ImageLike], boxes: Iterable[object]) -> Iterator[tuple[ImageLike, Source]]:
+    """Yield each image with the source of its own ``boxes``."""
+    sources = map(_given, boxes)
+    for number, image in enumerate(images):
+        source = next(sources, None)
+        if source is None:
+            raise InputError(f"boxes: no regions for image {number}; give one array (P, 4) per image")
+        yield image, source
+    if next(sources, None) is not None:
+        raise InputError("boxes: more arrays than images; give one array (P, 4) per image")
+
+
 def _given(boxes: object) -> Source:
     """Return a source of regions that the caller gives for one image."""
     return lambda record, pixels: Proposals(boxes=_checked(boxes, pixels.shape[:2], record.image_id))
@@ -473,10 +468,10 @@ def _checked(boxes: object, size: tuple[int, int], name: str) -> Tensor:
         one = "; put a single box into a list: [box]" if rows.shape == (4,) else ""
         raise InputError(f"{name}: boxes have shape {rows.shape}, expected (P, 4){one}")
     with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
-        found = torch.from_numpy(rows.astype(np.float32))
-    x1, y1, x2, y2 = found.unbind(1)
+        checked = torch.from_numpy(rows.astype(np.float32))
+    x1, y1, x2, y2 = checked.unbind(1)
     faults = {
-        "is not finite": ~torch.isfinite(found).all(dim=1),
+        "is not finite": ~torch.isfinite(checked).all(dim=1),
         "is reversed or empty; boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2": (x2 <= x1) | (y2 <= y1),
         f"leaves the image of {size[1]}x{size[0]} pixels; clip it": (
             (x1 < 0) | (y1 < 0) | (x2 > size[1]) | (y2 > size[0])
@@ -485,8 +480,8 @@ def _checked(boxes: object, size: tuple[int, int], name: str) -> Tensor:
     for what, wrong in faults.items():
         if wrong.any():
             row = int(wrong.nonzero()[0])
-            raise InputError(f"{name}: box {row}, {found[row].tolist()}, {what}")
-    return found
+            raise InputError(f"{name}: box {row}, {checked[row].tolist()}, {what}")
+    return checked
 
 
 def _numbers(boxes: object, name: str) -> np.ndarray:

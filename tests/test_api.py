@@ -116,8 +116,7 @@ def test_results_are_those_of_evaluation_bit_for_bit(
             assert result.size == (record.height, record.width)
     assert sum(map(len, of_paths)) > 0
     assert all(np.array_equal(one, other) for one, other in zip(arrays, before, strict=True))
-    source = test_set.proposals
-    given = detector(paths, boxes=[source(record).boxes for record in test_set.records])
+    given = detector(paths, boxes=[test_set.proposals(record).boxes for record in test_set.records])
     assert all(same(one, other) for one, other in zip(given, of_paths, strict=True))
 
 
@@ -195,7 +194,7 @@ def test_images_come_from_generators_one_at_a_time(make: Make, tiny_root: Path) 
     assert len(taken) == 1
     assert same(first, detector(taken[0], score_threshold=0.2))
     assert len(list(stream)) == 2
-    with pytest.raises(InputError, match="image 1: boxes: expected numbers"):
+    with pytest.raises(InputError, match="boxes: no regions for image 1"):
         list(detector.stream(frames(), boxes=[BOXES]))
     with pytest.raises(InputError, match="expected several images"):
         next(detector.stream("photo.jpg"))  # a text is a sequence of texts, too
@@ -237,6 +236,18 @@ def test_a_list_of_images_needs_boxes_for_each(make: Make, tiny_root: Path) -> N
     found = detector(paths, boxes=[BOXES, torch.from_numpy(BOXES).bfloat16()])
     assert same(found[0], detector(paths[0], boxes=BOXES.tolist()))
     assert len(detector(paths[0], boxes=[])) == len(detector(paths[0], boxes=np.zeros((0, 4)))) == 0
+
+
+def test_a_stream_needs_boxes_for_each_image(make: Make, tiny_root: Path) -> None:
+    detector, paths = make(), image_paths(tiny_root)[:2]
+    stream = detector.stream(paths, boxes=[BOXES])
+    assert len(next(stream).boxes)
+    with pytest.raises(InputError, match="no regions for image 1; give one array"):
+        next(stream)
+    stream = detector.stream(paths, boxes=[BOXES] * 3)
+    assert [next(stream).image for _ in paths] == [str(path) for path in paths]
+    with pytest.raises(InputError, match="more arrays than images"):
+        next(stream)
 
 
 def test_images_that_are_none_are_named(make: Make, tiny_root: Path, tmp_path: Path) -> None:
@@ -327,8 +338,11 @@ def test_views_are_merged_by_their_mean(make: Make, tiny_root: Path) -> None:
     torch.testing.assert_close(all_scales.scores, (scales[0] + scales[1]) / 2)
 
 
-def test_no_regions_have_rows_of_the_right_width(make: Make, tiny_root: Path) -> None:
-    detector, image = make(), image_paths(tiny_root)[0]
+@pytest.mark.parametrize("overrides", [(), (*SVM_AND_RIDGE, "test.scales=[48,64]"), RCNN], ids=str)
+def test_no_regions_have_rows_of_the_right_width(
+    make: Make, tiny_root: Path, overrides: tuple[str, ...]
+) -> None:
+    detector, image = make(*overrides), image_paths(tiny_root)[0]
     none, some = (detector.classify(image, boxes, features=True) for boxes in (BOXES[:0], BOXES))
     for name in ("scores", "boxes", "pooled", "hidden"):
         found, expected = getattr(none, name), getattr(some, name)

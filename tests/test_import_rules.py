@@ -96,7 +96,7 @@ SCORING = """
 import sys
 sys.modules["detector.ops"] = None  # importing it would raise
 import detector.core.boxes, detector.core.structures, detector.data.voc.source, detector.data.coco.source
-import detector.evaluation.voc, detector.evaluation.coco, detector.evaluation.score_files
+import detector.evaluation.voc, detector.evaluation.coco, detector.evaluation.result_files
 loaded = {"torchvision", "cv2", "pydantic"} & set(sys.modules)
 sys.exit(f"loaded {loaded}" if loaded else 0)
 """

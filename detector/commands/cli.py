@@ -23,7 +23,7 @@ _OUT_OF_MEMORY = (
     "images into tiles"
 )
 _FILE_OPTIONS = {"--config": (".yaml", ".yml"), "--data": (".yaml", ".yml"), "--checkpoint": (".pt", ".pth")}
-"""Options whose file is easily given without them, and the suffixes of such files."""
+"""Options that are easily forgotten before their file, and the suffixes of such files."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,8 +107,8 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or the GPU has too little memory; torch reports it only in its message."""
-    said = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    messages = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(message in str(error) for message in messages)
 
 
 def run(main: Callable[[], int | None]) -> None:

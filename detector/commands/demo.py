@@ -38,11 +38,12 @@ def main() -> int:
         threshold = default_threshold(detector)
     folder, classifies = Path(arguments.output), config.task == "classification"
     results = run_demo(detector, images, folder, threshold)
-    count = sum(score >= threshold for result in results for score in _scores(result))
     if classifies:
         for result in results:
-            say_classes(result, threshold)
+            print_classes(result, threshold)
     what, file = ("classes named", "classes.json") if classifies else ("detections", "detections.json")
+    rows = [row for result in results for row in result["scores" if classifies else "detections"]]
+    count = sum(row["score"] >= threshold for row in rows)
     note(f"{count} {what} in {len(images)} images; wrote {folder / file} and the pictures")
     return 0
 
@@ -119,7 +120,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
 def run_demo(
     detector: Detector, images: Sequence[Path], folder: Path, score_threshold: float
 ) -> list[dict[str, Any]]:
-    """Draw each image with what the detector says of it into ``folder``, and write one JSON of all results.
+    """Draw each image with its detections or classes into ``folder``, and write one JSON of all results.
 
     Detections below ``score_threshold`` are in the JSON and not in the pictures. Returns the JSON's images.
     """
@@ -178,15 +179,11 @@ def demo_proposals(config: Config, images: Sequence[Path]) -> Iterator[ProposalS
         yield store
 
 
-def say_classes(result: dict[str, Any], score_threshold: float) -> None:
-    """Name the classes of one image that score ``score_threshold`` and more."""
+def print_classes(result: dict[str, Any], score_threshold: float) -> None:
+    """Print the classes of one image that score at least ``score_threshold``."""
     named = [row for row in result["scores"] if row["score"] >= score_threshold]
     shown = listed(f"{row['class']} {row['score']:.2f}" for row in named)
-    note(f"{result['image']}: {shown or 'none of the classes'}")
-
-
-def _scores(result: dict[str, Any]) -> list[float]:
-    return [row["score"] for row in result.get("detections", result.get("scores", ()))]
+    note(f"{result['image']}: {shown or 'no class'}")
 
 
 def parse() -> argparse.Namespace:

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
     from detector.config import Config
     from detector.models.backbones import Backbone
-    from detector.visualize.crops import RegionCrop
-    from detector.visualize.pooling import PooledRegion, PoolingScene, Span
+    from detector.visualize.pooling import Box, PooledRegion, PoolingScene, RegionCrop, Span
 
-Box: TypeAlias = tuple[float, float, float, float]  # (x1, y1, x2, y2) in pixels of the image, half-open
 Pool: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"  # features (1, C, H, W), RoI (1, 5) -> (1, C, n, n)
 
 
@@ -36,8 +34,7 @@ def main() -> int:
     from detector.config.schema import CropPoolConfig
     from detector.data.images import read_image
     from detector.visualize import save_image
-    from detector.visualize.crops import draw_crops
-    from detector.visualize.pooling import draw_pooling, save_animation
+    from detector.visualize.pooling import draw_crops, draw_pooling, save_animation
 
     config, backbone, origin = network(arguments)
     image, box = read_image(Path(arguments.image)), tuple(arguments.roi)
@@ -236,7 +233,7 @@ def crop_every_way(image: np.ndarray, box: Box, crop_size: int, context: int) ->
 
     from detector.models import weights
     from detector.models.crops import cut_windows, region_windows
-    from detector.visualize.crops import RegionCrop
+    from detector.visualize.pooling import RegionCrop
 
     mean = 255 * torch.tensor(weights.normalization("torchvision").mean).view(3, 1, 1)
     pixels = torch.from_numpy(image).permute(2, 0, 1).float() - mean

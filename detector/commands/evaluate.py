@@ -12,13 +12,13 @@ from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.machine import process_seconds
 from detector.core.progress import show
-from detector.evaluation.report import figures_shown, write_json
+from detector.evaluation.report import metrics_shown, write_json
 
 
 def main() -> int:
     arguments = parse()
     metrics = score_files(arguments) if arguments.detections else score_given(arguments)
-    show(figures_shown(metrics))
+    show(metrics_shown(metrics))
     if arguments.detections:
         name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
         show(f"{name} {metrics[name]:.6f}")
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def score_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Score the checkpoint; what that leaves goes into a folder of this checkpoint and split."""
+    """Score the checkpoint; results go into a folder for this checkpoint and split."""
     from detector.engine.checkpoint import load_checkpoint
     from detector.factory.resources import choose_device, use_cores
 
@@ -68,9 +68,9 @@ def score_checkpoint(
 
 
 def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path:
-    """Return the folder of one checkpoint's results on one split, which another one's never replace.
+    """Return a folder that only holds results of this checkpoint on this split.
 
-    It lies in a folder named like --output, or in the checkpoint's run.
+    It is in a folder named like --output, or in the checkpoint's run.
     """
     checkpoint = Path(arguments.checkpoint)
     stem = checkpoint.stem if checkpoint.stem == f"step_{step}" else f"{checkpoint.stem}_step_{step}"
@@ -83,10 +83,12 @@ def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path
 
 def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
     """Score result files against annotations, for which no image, network or compiled code is needed."""
-    from detector.commands.file_scoring import check_places, score_detections
+    from detector.commands.file_scoring import score_detections
 
     detections, annotations = Path(arguments.detections), Path(arguments.annotations)
-    check_places(detections, annotations)
+    for option, path in (("--detections", detections), ("--annotations", annotations)):
+        if not path.exists():
+            raise InputError(f"{option} {path} does not exist")
     split = arguments.split or "test"
     metrics = score_detections(detections, annotations, arguments.metric, split, arguments.iou)
     if arguments.metric == "coco":

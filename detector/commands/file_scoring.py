@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
-from detector.core.errors import InputError
-from detector.core.structures import ImageRecord
 from detector.data.coco.file import read_coco
 from detector.data.coco.source import CocoSource
-from detector.data.source import DataSource
+from detector.data.source import Dataset, DataSource
 from detector.data.voc.source import VocSource
 from detector.evaluation.coco import CocoEvaluator, GroundTruth, ground_truth_of, score_coco_results
 from detector.evaluation.coco_results import read_coco_results
-from detector.evaluation.file_faults import warn_of_coco_results
-from detector.evaluation.result_files import other_result_files
-from detector.evaluation.score_files import read_checked_files, score_result_files
+from detector.evaluation.result_files import other_result_files, read_checked_files, score_result_files
 from detector.evaluation.voc import VocEvaluator
 
 Metric = Literal["voc07", "voc", "coco"]
-
-
-class Truth(NamedTuple):
-    """The annotations of a split: as records, and as COCO's dictionary, which has an id per image."""
-
-    records: list[ImageRecord]
-    classes: tuple[str, ...]
-    coco: GroundTruth
-    image_ids: dict[str, int]
 
 
 def score_detections(
@@ -47,21 +34,26 @@ def score_detections(
     as_json = detections.suffix.lower() == ".json"
     if metric == "coco" and as_json and annotations.suffix.lower() == ".json":
         return score_coco_results(detections, read_coco(annotations)).compute()
-    truth = read_truth(annotations, split, None if as_json else detections)
+    dataset, truth = read_truth(annotations, split, None if as_json else detections)
+    evaluator: CocoEvaluator | VocEvaluator
     match metric, as_json:
         case "coco", True:
-            return score_coco_results(detections, truth.coco).compute()
+            evaluator = score_coco_results(detections, truth)
         case "coco", False:
-            return _score_by_coco(detections, truth, split).compute()
+            results = read_checked_files(detections, dataset.records, dataset.classes, split)
+            evaluator = CocoEvaluator(truth, dataset.classes, dataset.coco_ids)
+            evaluator.update(list(results), [rows.detections() for rows in results.values()])
         case _, True:
-            return _score_by_voc(detections, truth, iou_threshold).compute()
+            evaluator = _score_by_voc(detections, dataset, truth, iou_threshold)
         case _:
-            evaluator = score_result_files(detections, truth.records, truth.classes, split, iou_threshold)
-            return evaluator.compute()
+            evaluator = score_result_files(detections, dataset.records, dataset.classes, split, iou_threshold)
+    return evaluator.compute()
 
 
-def read_truth(annotations: Path, split: str, result_folder: Path | None = None) -> Truth:
-    """Read annotations of either format without opening images.
+def read_truth(
+    annotations: Path, split: str, result_folder: Path | None = None
+) -> tuple[Dataset, GroundTruth]:
+    """Read annotations of either format without opening images; also return them as COCO's dictionary.
 
     The classes of a VOC layout are those of all its annotations. If ``result_folder`` has VOC result files
     only for the classes of the split, the annotations of other splits are not read: the means are the same.
@@ -76,44 +68,23 @@ def read_truth(annotations: Path, split: str, result_folder: Path | None = None)
     if has_others and not source.declares_classes:
         return read_truth(annotations, split)
     truth = source.coco_annotations(split, dataset.classes, split)
-    return Truth(
-        dataset.records,
-        dataset.classes,
-        truth or ground_truth_of(dataset.records, dataset.classes),
-        dataset.coco_ids,
-    )
+    return dataset, truth or ground_truth_of(dataset.records, dataset.classes)
 
 
-def _score_by_coco(folder: Path, truth: Truth, split: str) -> CocoEvaluator:
-    results = read_checked_files(folder, truth.records, truth.classes, split)
-    evaluator = CocoEvaluator(truth.coco, truth.classes, truth.image_ids)
-    evaluator.update(list(results), [rows.detections() for rows in results.values()])
+def _score_by_voc(path: Path, dataset: Dataset, truth: GroundTruth, iou_threshold: float) -> VocEvaluator:
+    categories = {entry["name"]: entry["id"] for entry in truth["categories"]}
+    labels = {categories[name]: label for label, name in enumerate(dataset.classes, start=1)}
+    sizes = {dataset.coco_ids[one.image_id]: (one.height, one.width) for one in dataset.records}
+    results = read_coco_results(path, sizes, labels)
+    boxes = torch.tensor([one["bbox"] for one in results], dtype=torch.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = torch.tensor([one["score"] for one in results], dtype=torch.float64)
+    kinds = torch.tensor([labels[one["category_id"]] for one in results], dtype=torch.int64)
+    rows: dict[int, list[int]] = {coco_id: [] for coco_id in dataset.coco_ids.values()}
+    for row, result in enumerate(results):
+        rows[result["image_id"]].append(row)
+    evaluator = VocEvaluator(dataset.records, dataset.classes, iou_threshold)
+    for image_id, coco_id in dataset.coco_ids.items():
+        own = torch.tensor(rows[coco_id], dtype=torch.int64)
+        evaluator.add(image_id, boxes[own], scores[own], kinds[own], order=own)
     return evaluator
-
-
-def _score_by_voc(path: Path, truth: Truth, iou_threshold: float) -> VocEvaluator:
-    categories = {entry["name"]: entry["id"] for entry in truth.coco["categories"]}
-    labels = {categories[name]: label for label, name in enumerate(truth.classes, start=1)}
-    records = {truth.image_ids[record.image_id]: record for record in truth.records}
-    results = read_coco_results(path, records, labels)
-    warn_of_coco_results(path, results, {key: (one.height, one.width) for key, one in records.items()})
-    by_image: dict[int, list[Any]] = {coco_id: [] for coco_id in truth.image_ids.values()}
-    for place, result in enumerate(results):
-        by_image[result["image_id"]].append((place, result))
-    evaluator = VocEvaluator(truth.records, truth.classes, iou_threshold)
-    for image_id, coco_id in truth.image_ids.items():
-        rows = by_image[coco_id]
-        boxes = torch.tensor([row["bbox"] for _, row in rows], dtype=torch.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        scores = torch.tensor([row["score"] for _, row in rows], dtype=torch.float64)
-        kinds = torch.tensor([labels[row["category_id"]] for _, row in rows], dtype=torch.int64)
-        order = torch.tensor([place for place, _ in rows], dtype=torch.int64)
-        evaluator.add(image_id, boxes, scores, kinds, order=order)
-    return evaluator
-
-
-def check_places(detections: Path, annotations: Path) -> None:
-    """Raise InputError if one of the two does not exist."""
-    for option, path in (("--detections", detections), ("--annotations", annotations)):
-        if not path.exists():
-            raise InputError(f"{option} {path} does not exist")

@@ -8,8 +8,7 @@ changes nothing in the predictor or the network, so several threads may share on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -51,7 +50,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Regions:
-    """What the network says of P regions, one row per region in the order given, float32 on the CPU.
+    """The network's output for P regions, one row per region in the order given, float32 on the CPU.
 
     ``scores`` (P, K+1) are probabilities, or the margins of SVMs; column 0 is the background. ``boxes``
     (P, K+1, 4) are the region as each class moves it, in original-image pixels, clipped to the image. Row 0
@@ -73,18 +72,10 @@ class Orientation:
     levels: list[Tensor]
     metas: list[ImageMeta]
 
-    def predict(self, model: Network, boxes: Tensor, rule: str, device: torch.device | str) -> View:
-        """Return the network's output for ``boxes`` (P, 4), original-image pixels, each at its own scale."""
-        return model.predict(self.levels, *self._rois(boxes, rule, device)), self.metas[0]
-
-    def describe(
-        self, model: Network, boxes: Tensor, rule: str, device: torch.device | str
-    ) -> tuple[Embedded, View]:
-        """As `predict`, with the pooled and hidden features of the boxes."""
-        embedded, output = model.describe(self.levels, *self._rois(boxes, rule, device))
-        return embedded, (output, self.metas[0])
-
-    def _rois(self, boxes: Tensor, rule: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    def rois(self, boxes: Tensor, rule: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+        """Return RoI rows (P, 5) of ``boxes`` (P, 4), original-image pixels, each at the scale that ``rule``
+        chooses, and the level (P,) of each, None for a single one.
+        """
         rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
         # A blocking copy would wait until the GPU has computed the features.
@@ -129,7 +120,7 @@ class RegionPredictor:
 
     @torch.inference_mode()
     def regions(self, views: Sequence[Batch], *, features: bool = False) -> Regions:
-        """Return scores and refined boxes of the proposals, at least one, without suppression or threshold.
+        """Return scores and refined boxes of the proposals, without suppression or threshold.
 
         Scores and boxes are the mean over the orientations, or over all views with scale rule "all".
         ``features`` asks for ``pooled`` and ``hidden``. They are those of the first orientation, the straight
@@ -140,8 +131,9 @@ class RegionPredictor:
         with autocast(self.device, self.precision):
             first, *others = self._orientations(views)
             if features:
-                embedded, output = first.describe(self.model, proposals, self.scale_rule, self.device)
-                outputs = [output, *self._outputs(others, proposals)]
+                rois = first.rois(proposals, self.scale_rule, self.device)
+                embedded, output = self.model.describe(first.levels, *rois)
+                outputs = [(output, first.metas[0]), *self._outputs(others, proposals)]
             else:
                 outputs = self._outputs([first, *others], proposals)
             boxes, scores = self.postprocess.regions(outputs, proposals)
@@ -149,10 +141,13 @@ class RegionPredictor:
         return Regions(scores=scores.cpu(), boxes=boxes.cpu(), pooled=pooled, hidden=hidden)
 
     def _outputs(self, orientations: Sequence[Orientation], boxes: Tensor) -> list[View]:
-        return [one.predict(self.model, boxes, self.scale_rule, self.device) for one in orientations]
+        return [
+            (self.model.predict(one.levels, *one.rois(boxes, self.scale_rule, self.device)), one.metas[0])
+            for one in orientations
+        ]
 
     def _orientations(self, views: Sequence[Batch]) -> list[Orientation]:
-        """Compute the features of each view once, and put the views that choose scales together."""
+        """Compute the features of each view once; the scales of one orientation belong together."""
         groups: dict[object, Orientation] = {}
         for number, view in enumerate(views):
             meta = view.metas[0]
@@ -183,21 +178,19 @@ class ImagePredictor:
 
         One view per forward pass, so that nothing is padded.
         """
-        rois = [self.rois(view.metas) for view in views]
         rows = []
         with autocast(self.device, self.precision):
-            for view, own in zip(views, rois, strict=True):
-                images, own = (part.to(self.device, non_blocking=True) for part in (view.images, own))
-                rows.append(self.scores(self.model(images, own))[0])
+            for view in views:
+                inputs = (view.images, self.rois(view.metas))
+                images, rois = (part.to(self.device, non_blocking=True) for part in inputs)
+                rows.append(self.scores(self.model(images, rois))[0])
         return torch.stack(rows).mean(dim=0).cpu()
 
 
-@contextmanager
-def autocast(device: torch.device | str, precision: torch.dtype) -> Iterator[None]:
-    """Compute in bfloat16 where torch's autocast does so and ``precision`` asks for it."""
+def autocast(device: torch.device | str, precision: torch.dtype) -> torch.autocast:
+    """Return the context that computes in bfloat16 if that is the ``precision``, and does nothing if not."""
     half = precision == torch.bfloat16
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
-        yield
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half)
 
 
 def with_weights_in(model: Model, precision: torch.dtype) -> Model:

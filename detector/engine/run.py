@@ -63,6 +63,21 @@ class Assessment(Generic[AnyEvaluation]):
     """The threshold at which the network is used, where one could be chosen."""
 
 
+class Scorer(Protocol[AnyEvaluation]):
+    """What evaluates the network of a run."""
+
+    def assess(self, model: Any, memory: PeakMemory, *, last: bool) -> Assessment[AnyEvaluation]:
+        """Evaluate on the validation images and, if ``last`` or without any, on the test images."""
+
+    def pictures(self, evaluation: AnyEvaluation) -> list[np.ndarray]:
+        """Return a few of the images that chose best.pt with the network's results, (H, W, 3) uint8 RGB."""
+
+    def finish(
+        self, folder: Path, checkpoint: Path, evaluation: AnyEvaluation, seconds: float, memory: PeakMemory
+    ) -> None:
+        """Write the results of a finished run and print them; ``checkpoint`` is the one to use."""
+
+
 class Task(Protocol[AnyEvaluation]):
     """What a run trains: data, a network, its losses, and its evaluations."""
 
@@ -75,6 +90,8 @@ class Task(Protocol[AnyEvaluation]):
 
     @property
     def model(self) -> nn.Module: ...
+    @property
+    def scorer(self) -> Scorer[AnyEvaluation]: ...
 
     def facts(self) -> dict[str, Any]:
         """Return what the log records of the data."""
@@ -90,17 +107,6 @@ class Task(Protocol[AnyEvaluation]):
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the task besides the weights."""
-
-    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[AnyEvaluation]:
-        """Evaluate on the validation images and, if ``last`` or without any, on the test images."""
-
-    def pictures(self, evaluation: AnyEvaluation) -> list[np.ndarray]:
-        """Return a few of the images that chose best.pt with the network's results, (H, W, 3) uint8 RGB."""
-
-    def finish(
-        self, folder: Path, checkpoint: Path, evaluation: AnyEvaluation, seconds: float, memory: PeakMemory
-    ) -> None:
-        """Write and print what a finished run leaves; ``checkpoint`` is the one to use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +179,7 @@ class Run(Generic[AnyEvaluation]):
         with (
             self.task.computing(),
             closing(self.task.batches(self.step)) as batches,  # closing ends its worker processes, at once
-            closing(RunLog(self.folder, self.step, report=note)) as self.log,
+            closing(RunLog(self.folder, self.step)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
             if self.step == 0:
@@ -189,7 +195,8 @@ class Run(Generic[AnyEvaluation]):
     def finish(self) -> None:
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
         assert self.evaluation is not None  # there is one after `run`
-        self.task.finish(self.folder, self._path("best"), self.evaluation, self.seconds(), self.memory)
+        best = self._path("best")
+        self.task.scorer.finish(self.folder, best, self.evaluation, self.seconds(), self.memory)
 
     def seconds(self) -> float:
         """Return the seconds that the run has taken, those of the processes before this one included."""
@@ -268,7 +275,7 @@ class Run(Generic[AnyEvaluation]):
         self._save()
 
     def _assess(self, *, last: bool) -> Assessment[AnyEvaluation]:
-        assessment = self.task.evaluate(self.memory, last=last)
+        assessment = self.task.scorer.assess(self.task.model, self.memory, last=last)
         self.score_threshold = assessment.score_threshold
         if assessment.test is not None:
             self.evaluation = assessment.test
@@ -280,7 +287,7 @@ class Run(Generic[AnyEvaluation]):
         self.log.write("evaluate", {"step": self.step, **evaluation.history(), "split": split})
         if assessment.test is not None and assessment.test is not evaluation:
             self.log.write("test", {"step": self.step, **assessment.test.history()})
-        self.log.images(f"{split} images", self.task.pictures(evaluation), self.step)
+        self.log.images(f"{split} images", self.task.scorer.pictures(evaluation), self.step)
         note(f"step {self.step}: {evaluation.summary()}")
 
     def _keep_if_best(self, headline: float) -> None:
@@ -468,4 +475,4 @@ class _StopSignal:
         if self.number is not None:
             raise KeyboardInterrupt  # asked twice: stop here, the last checkpoint is there
         self.number = number
-        note("stopping after this step; once more to stop at once")
+        note("stopping after this step; interrupt again to stop at once")

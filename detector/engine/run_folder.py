@@ -44,7 +44,7 @@ _CONFIG_KEYS = (b"data:", b"model:", b"train:")
 
 @contextmanager
 def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
-    """Make a run's folder and hold its lock inside the block; a start that fails in it leaves nothing.
+    """Make a run's folder and hold its lock inside the block; a failed start leaves no files.
 
     A start has failed if the block raises before the folder holds anything that a run can be resumed from.
     The caller deletes the earlier run if the user asked to ``overwrite`` it.
@@ -73,9 +73,7 @@ def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
                 remove_start(folder, before)
                 raise
     finally:
-        for place in made:
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
+        _remove_empty(made)
 
 
 @contextmanager
@@ -157,10 +155,8 @@ def is_run(folder: Path) -> bool:
 
 def holds_work(folder: Path) -> bool:
     """Whether ``folder`` holds something to resume from: a checkpoint, or the record of a stage."""
-    places = (folder / "checkpoints", *folder.glob("stages/*/checkpoints"))
-    if any(
-        re.fullmatch(r"(step_\d+|best)\.pt", path.name) for place in places for path in place.glob("*.pt")
-    ):
+    files = [path for start in ("", "stages/*/") for path in folder.glob(f"{start}checkpoints/*.pt")]
+    if any(re.fullmatch(r"(step_\d+|best)\.pt", path.name) for path in files):
         return True
     return any(any(folder.glob(f"stages/*/{name}")) for name in ("done.json", "fit.pt"))
 
@@ -210,24 +206,26 @@ def remove_start(folder: Path, before: set[Path]) -> None:
     if trained or holds_work(folder) or any(folder.glob("cache/*/done.bin")):
         return
     remove_files(folder, [path for path in _own_files(folder) if path not in before])
-    added = (path for path in snapshot(folder) - before if path.is_dir() and not path.is_symlink())
-    for place in sorted(added, key=lambda path: len(path.parts), reverse=True):
-        if not any(place.iterdir()):
-            place.rmdir()
+    _remove_empty(snapshot(folder) - before)
 
 
 def remove_files(folder: Path, files: Iterable[Path]) -> None:
     """Delete ``files`` and then each folder below ``folder`` that is empty without them."""
-    parents = set()
+    parents: set[Path] = set()
     for path in list(files):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{path}: cannot remove the file of the earlier run: {error.strerror}") from None
         parents |= {parent for parent in path.parents if folder in parent.parents}
-    for parent in sorted(parents, key=lambda path: len(path.parts), reverse=True):
-        if parent.is_dir() and not parent.is_symlink() and not any(parent.iterdir()):
-            parent.rmdir()
+    _remove_empty(parents)
+
+
+def _remove_empty(places: Iterable[Path]) -> None:
+    """Delete those of ``places`` that are empty folders, or are once their own empty folders are gone."""
+    for place in sorted(places, key=lambda path: len(path.parts), reverse=True):
+        if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def note_pictures(folder: Path, names: Iterable[str]) -> None:

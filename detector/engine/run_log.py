@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detector.core.errors import InputError
 from detector.core.files import write_text
+from detector.core.progress import note
 
 _LONGEST_LINE = 2**20
 _LARGEST_STEP = 2**53  # as a float it is still exact
@@ -22,15 +23,15 @@ class RunLog:
     """Writes ``log.jsonl`` and ``tensorboard/`` in a run's folder.
 
     A resumed run starts at a ``step`` that may come before the last lines; these are removed, since they
-    will be written again. ``report`` is called with a message about damaged lines.
+    will be written again.
 
     Raises:
         InputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0, report: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = folder / "log.jsonl"
-        kept = [record for record in read_log(self.path, report) if record["step"] <= step] if step else []
+        kept = [record for record in read_log(self.path) if record["step"] <= step] if step else []
         try:
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
             self._file = self.path.open("a", encoding="utf-8")
@@ -67,11 +68,10 @@ class RunLog:
             raise InputError(f"{self.path.parent}: cannot write the run's log: {error.strerror}") from None
 
 
-def read_log(path: Path, report: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the records of a run's log: dicts with a text ``kind`` and a number ``step``.
 
-    A last line that was truncated by a crash is left out; so are damaged lines before it, about which
-    ``report`` is called with a message.
+    A last line that was truncated by a crash is left out; so are damaged lines before it, with a warning.
 
     Raises:
         InputError: the file cannot be read.
@@ -92,12 +92,11 @@ def read_log(path: Path, report: Callable[[str], None] = lambda _: None) -> list
         raise InputError(f"{path}: cannot read the run's log: {error.strerror}") from None
     if damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        report(f"warning: {path}: {len(damaged)} damaged lines are left out: {shown}")
+        note(f"warning: {path}: {len(damaged)} damaged lines are left out: {shown}")
     return records
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line, or None where it is none."""
     if len(line) > _LONGEST_LINE:
         return None
     try:

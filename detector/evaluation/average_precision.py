@@ -7,8 +7,8 @@ classification), sorted by decreasing score. Detections that count neither as ri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +62,17 @@ def area_ap(curve: PrecisionRecall) -> float:
     return float(_envelope(curve.precision)[is_hit].sum() / curve.objects)
 
 
-def mean_ap(values: Sequence[float]) -> float:
-    """Return the mean over the classes that have an average precision; NaN where none has."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+def with_means(per_class: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
+    """Return ``voc07_mAP`` and ``voc_mAP``, the means of ``voc07_AP`` and ``voc_AP``, with ``per_class``.
+
+    A class with the AP NaN is left out of the means; they are NaN where no class has an AP.
+    """
+
+    def mean(name: str) -> float:
+        known = [row[name] for row in per_class.values() if not np.isnan(row[name])]
+        return float(np.mean(known)) if known else float("nan")
+
+    return {"voc07_mAP": mean("voc07_AP"), "voc_mAP": mean("voc_AP"), "per_class": per_class}
 
 
 def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,8 +19,8 @@ from detector.evaluation.average_precision import (
     PrecisionRecall,
     area_ap,
     eleven_point_ap,
-    mean_ap,
     precision_recall,
+    with_means,
 )
 
 
@@ -88,11 +88,7 @@ class ClassificationEvaluator:
             }
             for k, (name, curve) in enumerate(self.precision_recall().items())
         }
-        return {
-            "voc07_mAP": mean_ap([metrics["voc07_AP"] for metrics in per_class.values()]),
-            "voc_mAP": mean_ap([metrics["voc_AP"] for metrics in per_class.values()]),
-            "per_class": per_class,
-        }
+        return with_means(per_class)
 
     def _tables(self) -> tuple[np.ndarray, np.ndarray]:
         """Return presence and scores, (N, K) each, of the images given, in the data set's order."""

@@ -24,8 +24,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detector.core.structures import Detections, ImageRecord
 from detector.evaluation.coco_results import Result, read_coco_results, to_results, write_coco_results
-from detector.evaluation.file_faults import warn_of_coco_results
-from detector.evaluation.report import COCO_FIGURES
+from detector.evaluation.report import COCO_METRICS
 
 GroundTruth = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -90,14 +89,14 @@ class CocoEvaluator:
             self._results[result["image_id"]].append(result)
 
     def compute(self) -> dict[str, Any]:
-        """Return the twelve metrics, by the names in `COCO_FIGURES`, and ``per_class``.
+        """Return the twelve metrics, by the names in `COCO_METRICS`, and ``per_class``.
 
         ``per_class[name]`` has ``AP``, ``AP50``, and the numbers of ``objects`` (ignored ones included), of
         ``ignored`` objects and of ``detections``. A metric for which no object counts is NaN.
         """
         evaluation = self._evaluate()
         metrics: dict[str, Any] = {
-            name: _or_nan(value) for name, value in zip(COCO_FIGURES, evaluation.stats, strict=True)
+            name: _or_nan(value) for name, value in zip(COCO_METRICS, evaluation.stats, strict=True)
         }
         objects, ignored, detections = self._counts()
         # (IoU thresholds, recall points, classes, areas: "all" is first, detections per image: 100 is last)
@@ -151,14 +150,11 @@ class CocoEvaluator:
 def score_coco_results(path: Path | str, ground_truth: GroundTruth) -> CocoEvaluator:
     """Return an evaluator that has seen a results file, for all images of the ground truth.
 
-    Warns of boxes and scores that seem wrong, as `detector.evaluation.file_faults` says.
-    Raises InputError for a malformed file (see `read_coco_results`).
+    Logs warnings and raises InputError as `read_coco_results` does.
     """
     evaluator = CocoEvaluator(ground_truth)
     sizes = {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in ground_truth["images"]}
-    results = read_coco_results(path, sizes, evaluator.category_ids)
-    warn_of_coco_results(Path(path), results, sizes)
-    evaluator.add(sizes, results)
+    evaluator.add(sizes, read_coco_results(path, sizes, evaluator.category_ids))
     return evaluator
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from detector.core.errors import InputError
 from detector.core.files import MAX_FLOAT32, read_json, write_text
 from detector.core.structures import Detections
+from detector.evaluation.file_faults import Sizes, warn_of_coco_results
 
 Result = dict[str, Any]
 
@@ -36,10 +37,10 @@ def write_coco_results(path: Path | str, results: Iterable[Result]) -> None:
     write_text(Path(path), "[" + ",\n".join(json.dumps(one, allow_nan=False) for one in results) + "]\n")
 
 
-def read_coco_results(
-    path: Path | str, image_ids: Collection[int], category_ids: Collection[int]
-) -> list[Result]:
-    """Read a results file.
+def read_coco_results(path: Path | str, sizes: Sizes, category_ids: Collection[int]) -> list[Result]:
+    """Read a results file; log a warning of boxes and scores that are probably wrong.
+
+    ``sizes`` gives the images' (height, width) by COCO's id, zeros where they are not known.
 
     Raises:
         InputError: the file cannot be read or is not a list of results, an entry names an image or a
@@ -52,10 +53,12 @@ def read_coco_results(
         raise InputError(
             f"{path}: expected a COCO results file, a list of objects with image_id, bbox and score"
         )
-    images, categories = set(image_ids), set(category_ids)
+    images, categories = set(sizes), set(category_ids)
     for number, entry in enumerate(results):
         _check(entry, images, categories, f"{path}: entry {number}")
-    return [{key: entry[key] for key in ("image_id", "category_id", "bbox", "score")} for entry in results]
+    results = [{key: one[key] for key in ("image_id", "category_id", "bbox", "score")} for one in results]
+    warn_of_coco_results(path, results, sizes)
+    return results
 
 
 def _check(entry: Any, images: set[int], categories: set[int], place: str) -> None:

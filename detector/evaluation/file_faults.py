@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.evaluation.result_files import FileDetections
+if TYPE_CHECKING:
+    from detector.evaluation.result_files import FileDetections
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +80,6 @@ def _table(rows: Sequence[Any], columns: int, kind: type[Any] = np.float64) -> N
 
 
 def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return x, y, width, height as corners."""
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
@@ -97,14 +97,14 @@ def _warn(place: Path, detections: _FileBoxes, other: NDArray[np.float64], hint:
         "leave their image": int(outside.sum()),
         "lie in 0..1": int(fractions.sum()),
     }
-    said = ", ".join(f"{count} {fault}" for fault, count in counts.items() if count)
+    faults = ", ".join(f"{count} {fault}" for fault, count in counts.items() if count)
     fits, fits_other = ~flat & ~outside, ~_is_flat(other) & ~_is_outside(other, detections.sizes)
     if fractions.mean() >= _MOST:
-        said += "; they seem to be fractions of the image's sides, pixels are expected"
+        faults += "; they seem to be fractions of the image's sides, pixels are expected"
     elif fits_other.mean() >= max(_MOST, fits.mean() + 1 / total):
-        said += f"; {hint}"
-    if said:
-        _log.warning("%s: of %d boxes, %s", place, total, said)
+        faults += f"; {hint}"
+    if faults:
+        _log.warning("%s: of %d boxes, %s", place, total, faults)
     _warn_of_scores(place, detections)
 
 

@@ -7,7 +7,7 @@ recall; the threshold with the best F1 on validation images is a simple choice.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,6 @@ class OperatingPoint:
     images: int
     objects: int
 
-    def figures(self) -> dict[str, float]:
-        """Return the fields by name, for JSON and checkpoints."""
-        return asdict(self)
-
 
 def best_f1(curves: Iterable[PrecisionRecall], images: int) -> OperatingPoint | None:
     """Return the operating point with the best micro-averaged F1, at the highest threshold that reaches it.
@@ -43,7 +39,8 @@ def best_f1(curves: Iterable[PrecisionRecall], images: int) -> OperatingPoint | 
     scores, is_hit, objects = _pooled(curves)
     hits = np.cumsum(is_hit)
     kept = np.arange(1, len(scores) + 1)
-    f1 = np.where(_ends_a_tie(scores), 2 * hits / (kept + max(objects, 1)), 0.0)
+    ends_a_tie = np.append(scores[1:] < scores[:-1], True)[: len(scores)]
+    f1 = np.where(ends_a_tie, 2 * hits / (kept + max(objects, 1)), 0.0)
     if not objects or not f1.any():
         return None
     best = int(f1.argmax())
@@ -71,11 +68,6 @@ def _pooled(curves: Iterable[PrecisionRecall]) -> tuple[NDArray[np.float64], NDA
     is_hit = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(c.hits, prepend=0) for c in given)])
     order = np.argsort(-scores, kind="stable")
     return scores[order], is_hit[order], sum(curve.objects for curve in given)
-
-
-def _ends_a_tie(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return for decreasing ``scores`` whether each is the last one of its value."""
-    return np.append(scores[1:] < scores[:-1], True)[: len(scores)]
 
 
 def _point(threshold: float, hits: int, kept: int, objects: int, images: int) -> OperatingPoint:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import OverflowMethod
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from detector.core.errors import UNPRINTABLE, printable
 from detector.core.files import write_text
 
-# In the order of pycocotools' summary.
-COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The names of COCO's metrics, in the order of pycocotools' summary."""
 NOTHING_SCORED = "no annotations: nothing scored"
 
+_right = partial(Column, justify="right")
 
-def figures_shown(figures: Mapping[str, Any]) -> Table | str:
+
+def metrics_shown(metrics: Mapping[str, Any]) -> Table | str:
     """Return the table of an evaluation, or a line that says that the split has no annotations.
 
-    The ``figures`` of such a split have ``annotated: False`` and no metric.
+    The ``metrics`` of such a split have ``annotated: False`` and no score.
     """
-    if not figures.get("annotated", True):
-        return f"{figures['split']}: {NOTHING_SCORED}"
-    return coco_table(figures) if "AP" in figures else voc_table(figures)
+    if not metrics.get("annotated", True):
+        return f"{metrics['split']}: {NOTHING_SCORED}"
+    return coco_table(metrics) if "AP" in metrics else voc_table(metrics)
 
 
 def plain(text: str, overflow: OverflowMethod | None = None) -> Text:
@@ -36,79 +38,76 @@ def plain(text: str, overflow: OverflowMethod | None = None) -> Text:
     return Text(printable(text), overflow=overflow)
 
 
-def voc_table(figures: Mapping[str, Any], title: str = "VOC average precision") -> Table:
-    """Return the table of what `VocEvaluator.compute` or `ClassificationEvaluator.compute` returns: one row
-    per class, then the means."""
-    table = Table(title=title, show_footer=True)
-    table.add_column("class", footer="mean")
-    table.add_column("11-point AP", footer=_figure(figures["voc07_mAP"]), justify="right")
-    table.add_column("area AP", footer=_figure(figures["voc_mAP"]), justify="right")
-    rows = figures["per_class"].values()
+def voc_table(metrics: Mapping[str, Any], title: str = "VOC average precision") -> Table:
+    """Return the metrics of `VocEvaluator` or `ClassificationEvaluator`: a row per class, then the means."""
+    rows = metrics["per_class"].values()
     known = ("objects", "images", "difficult", "detections")
     counts = [count for count in known if all(count in row for row in rows)]
-    for count in counts:
-        total = sum(row[count] for row in rows)
-        table.add_column(count, footer=str(total), justify="right")
-    for name, row in figures["per_class"].items():
-        cells = [_figure(row["voc07_AP"]), _figure(row["voc_AP"]), *(str(row[count]) for count in counts)]
-        table.add_row(plain(name), *cells)
+    table = Table(
+        Column("class", "mean"),
+        _right("11-point AP", _decimals(metrics["voc07_mAP"])),
+        _right("area AP", _decimals(metrics["voc_mAP"])),
+        *(_right(count, str(sum(row[count] for row in rows))) for count in counts),
+        title=title,
+        show_footer=True,
+    )
+    _add_rows(table, metrics["per_class"], ("voc07_AP", "voc_AP"), counts)
     return table
 
 
-def coco_table(figures: Mapping[str, Any], title: str = "COCO average precision and recall") -> Table:
-    """Return the table of what `CocoEvaluator.compute` returns: one row per class, then one per metric."""
+def coco_table(metrics: Mapping[str, Any], title: str = "COCO average precision and recall") -> Table:
+    """Return the metrics of `CocoEvaluator`: a row per class, then one per metric."""
     counts = ("objects", "ignored", "detections")
-    table = Table(title=title)
-    table.add_column("class or metric")
-    for column in ("AP", "AP50", *counts):
-        table.add_column(column, justify="right")
-    for name, row in figures["per_class"].items():
-        cells = [_figure(row["AP"]), _figure(row["AP50"]), *(str(row[count]) for count in counts)]
-        table.add_row(plain(name), *cells)
+    table = Table("class or metric", *map(_right, ("AP", "AP50", *counts)), title=title)
+    _add_rows(table, metrics["per_class"], ("AP", "AP50"), counts)
     table.add_section()
-    for name in COCO_FIGURES:
-        table.add_row(name, _figure(figures[name]))
+    for name in COCO_METRICS:
+        table.add_row(name, _decimals(metrics[name]))
     return table
+
+
+def _add_rows(
+    table: Table, per_class: Mapping[str, Any], scores: Sequence[str], counts: Sequence[str]
+) -> None:
+    for name, row in per_class.items():
+        cells = [*(_decimals(row[score]) for score in scores), *(str(row[count]) for count in counts)]
+        table.add_row(plain(name), *cells)
 
 
 def recall_tables(report: Mapping[str, Any], name: str) -> list[Table]:
     """Return two tables of `detector.proposals.recall.recall_report`: by number of proposals, by group."""
     average = f"{report['proposals_per_image']:.0f} proposals per image, {report['images']} images"
-    by_number = Table(title=plain(f"{name}: {average}"))
-    for column in ("proposals", "recall 0.5", "recall 0.7", "recall 0.9", "average recall", "MABO"):
-        by_number.add_column(column, justify="right")
+    columns = ("proposals", "recall 0.5", "recall 0.7", "recall 0.9", "average recall", "MABO")
+    by_number = Table(*map(_right, columns), title=plain(f"{name}: {average}"))
     for place, count in enumerate(report["counts"]):
         recall = [_at(report["recall"], place, threshold) for threshold in ("0.5", "0.7", "0.9")]
-        by_number.add_row(
-            str(count), *recall, _at(report["average_recall"], place), _at(report["MABO"], place)
-        )
-    by_group = Table(title=plain(f"{name}: all proposals"))
-    by_group.add_column("class or size")
-    for column in ("objects", "recall 0.5", "recall 0.7", "average recall", "mean best overlap"):
-        by_group.add_column(column, justify="right")
+        averages = [_at(report[key], place) for key in ("average_recall", "MABO")]
+        by_number.add_row(str(count), *recall, *averages)
+    groups = ("objects", "recall 0.5", "recall 0.7", "average recall", "mean best overlap")
+    by_group = Table("class or size", *map(_right, groups), title=plain(f"{name}: all proposals"))
     for kind in ("per_class", "per_size"):
         for group, row in report[kind].items():
             recall = [_at(row["recall"], -1, threshold) for threshold in ("0.5", "0.7")]
-            rest = (_at(row[key], -1) for key in ("average_recall", "mean_best_overlap"))
-            by_group.add_row(plain(group), str(row["objects"]), *recall, *rest)
+            averages = [_at(row[key], -1) for key in ("average_recall", "mean_best_overlap")]
+            by_group.add_row(plain(group), str(row["objects"]), *recall, *averages)
         by_group.add_section()
     return [by_number, by_group]
 
 
-def write_json(path: Path | str, figures: Mapping[str, Any]) -> None:
-    """Write ``figures`` as JSON with sorted keys; a number that is not finite becomes null.
+def write_json(path: Path | str, metrics: Mapping[str, Any]) -> None:
+    """Write ``metrics`` as JSON with sorted keys; a number that is not finite becomes null.
 
     Characters that `printable` would escape are written as JSON escapes; all others are written as they are.
 
     Raises:
         InputError: the file cannot be written. An older file of that name then stays as it was.
     """
-    text = json.dumps(_finite(figures), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    lines = (UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
+    text = json.dumps(_finite(metrics), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    lines = (UNPRINTABLE.sub(lambda one: f"\\u{ord(one[0]):04x}", line) for line in text.split("\n"))
     write_text(Path(path), "\n".join(lines) + "\n")
 
 
-def _figure(value: float) -> str:
+def _decimals(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
@@ -116,7 +115,7 @@ def _at(values: Any, place: int, key: str | None = None) -> str:
     """Return one of a list of metrics as text; "-" where there are no objects."""
     if values is None:
         return "-"
-    return _figure((values if key is None else values[key])[place])
+    return _decimals((values if key is None else values[key])[place])
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""VOC result files: one text file per class with lines ``image_id score x1 y1 x2 y2``.
+"""VOC result files, written, read and scored: per class a text file of lines ``image_id score x1 y1 x2 y2``.
 
 The name and the 1-based inclusive coordinates are those of the VOC development kit's detection task
 ("comp4"): 1 is added to our x1 and y1. Numbers are written in the shortest decimal form that reads back as
@@ -7,6 +7,7 @@ the same float32, and the 1 is added and subtracted in decimal arithmetic, so th
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Mapping, Sequence
 from decimal import Context, Decimal
@@ -17,9 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.core.errors import InputError, nearest
+from detector.core.errors import InputError, listed, nearest
 from detector.core.files import ASCII_SPACE, MAX_FLOAT32, file_name_of, require_regular, write_text
-from detector.core.structures import Detections
+from detector.core.structures import Detections, ImageRecord
+from detector.evaluation.file_faults import warn_of_result_files
+from detector.evaluation.voc import VocEvaluator
+
+_log = logging.getLogger(__name__)
 
 # The smallest float32 has 54 decimals, the largest 39 digits before the point.
 _EXACT = Context(prec=100)
@@ -138,6 +143,60 @@ def read_result_files(
         if name in files:
             _read_class(files[name], label, rows)
     return {image_id: _as_tensors(row) for image_id, row in rows.items()}
+
+
+def score_result_files(
+    folder: Path | str,
+    records: Sequence[ImageRecord],
+    classes: Sequence[str],
+    split: str = "test",
+    iou_threshold: float = 0.5,
+) -> VocEvaluator:
+    """Return an evaluator with the detections of the files ``FOLDER/comp4_det_<split>_<class>.txt``.
+
+    Equal scores of a class keep the order of its file. A class without a file has no detections and so
+    the AP 0; a warning names it, and also the files of classes that the annotations do not have.
+
+    Raises:
+        InputError: there is no result file at all, or one is malformed (see `read_result_files`).
+    """
+    evaluator = VocEvaluator(records, classes, iou_threshold)
+    detections = read_checked_files(Path(folder), records, classes, split)
+    for image_id, (boxes, scores, labels, lines) in detections.items():
+        evaluator.add(image_id, boxes, scores, labels, order=lines)
+    return evaluator
+
+
+def read_checked_files(
+    folder: Path, records: Sequence[ImageRecord], classes: Sequence[str], split: str = "test"
+) -> dict[str, FileDetections]:
+    """Return what `read_result_files` returns, after checking which files exist.
+
+    Logs a warning for classes without a file, files without a class, and boxes and scores that are probably
+    wrong (`detector.evaluation.file_faults`). Raises InputError as `score_result_files` does.
+    """
+    _check_files(folder, classes, split)
+    sizes = {record.image_id: (record.height, record.width) for record in records}
+    detections = read_result_files(folder, list(sizes), classes, split)
+    warn_of_result_files(folder, detections, sizes)
+    return detections
+
+
+def _check_files(folder: Path, classes: Sequence[str], split: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; expected a folder of VOC result files")
+    files = result_files(folder, split, classes)
+    if not files:
+        expected = ", ".join(result_file(folder, split, name).name for name in classes[:25])
+        others = ", ".join(sorted(path.name for path in folder.glob("*.txt"))[:5])
+        other = f"; the folder has {others}" if others else ""
+        raise InputError(f"{folder} has no result file for split {split!r}: expected {expected}{other}")
+    unknown = other_result_files(folder, split, classes)
+    if unknown:
+        _log.warning("%s: not scored, no such class in the annotations: %s", folder, listed(unknown))
+    missing = [name for name in classes if name not in files]
+    if missing:
+        _log.warning("%s: no result file, so the AP is 0: %s", folder, ", ".join(missing))
 
 
 def _lines(image_id: str, detections: Detections, first_pixel: int) -> list[str]:

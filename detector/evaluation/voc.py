@@ -25,8 +25,8 @@ from detector.evaluation.average_precision import (
     PrecisionRecall,
     area_ap,
     eleven_point_ap,
-    mean_ap,
     precision_recall,
+    with_means,
 )
 
 
@@ -136,11 +136,7 @@ class VocEvaluator:
             }
             for label, (name, curve) in enumerate(self.precision_recall().items(), start=1)
         }
-        return {
-            "voc07_mAP": mean_ap([metrics["voc07_AP"] for metrics in per_class.values()]),
-            "voc_mAP": mean_ap([metrics["voc_AP"] for metrics in per_class.values()]),
-            "per_class": per_class,
-        }
+        return with_means(per_class)
 
     def _all_matches(self) -> _Matches:
         """Return the detections of all images in one table."""

@@ -191,7 +191,7 @@ def _listed(faults: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    match row.wanted, row.found:
+    match row.wanted, row.stored:
         case None, found:
             return f"{row.name} {found}"
         case wanted, None:
@@ -205,6 +205,6 @@ def _table(rows: Sequence[Row], source: str) -> Table:
     for title in ("name", "outcome", "network", "file"):
         table.add_column(title, overflow="fold")
     for row in rows:
-        shapes = ["" if shape is None else str(list(shape)) for shape in (row.wanted, row.found)]
+        shapes = ["" if shape is None else str(list(shape)) for shape in (row.wanted, row.stored)]
         table.add_row(*(plain(text) for text in (row.name, row.outcome, *shapes)))
     return table

@@ -53,9 +53,8 @@ class BoxCoder(nn.Module):
         """
         means, deviations = self.means.to(proposals.device), self.deviations.to(proposals.device)
         targets = (box_deltas(proposals, boxes) - means[labels]) / deviations[labels]
-        return torch.where(
-            labels[:, None] > 0, targets, torch.zeros_like(targets)
-        )  # an index would wait for a GPU
+        # An index by a mask would wait for a GPU.
+        return torch.where(labels[:, None] > 0, targets, torch.zeros_like(targets))
 
     def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
         """Return the boxes (R, K+1, 4) of the network's output ``deltas``, in the pixels of the proposals.

@@ -66,16 +66,14 @@ class RegionDetector(nn.Module):
 
         Without gradients the RoIs are processed in chunks of ``roi_chunk``.
         """
-        return _joined(
-            [HeadOutput(*self.predictor(self.embed(levels, *at))) for at in self.chunks(rois, roi_levels)]
-        )
+        return _joined([self.predictor(self.embed(levels, *at)) for at in self.chunks(rois, roi_levels)])
 
     def describe(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
     ) -> tuple[Embedded, HeadOutput]:
         """As `predict`, with the features of all RoIs, which takes memory for (R, D) and (R, F)."""
         embedded = [self.embed(levels, *at) for at in self.chunks(rois, roi_levels)]
-        output = _joined([HeadOutput(*self.predictor(chunk)) for chunk in embedded])
+        output = _joined([self.predictor(chunk) for chunk in embedded])
         return Embedded(*(torch.cat(parts) for parts in zip(*embedded, strict=True))), output
 
     def chunks(self, rois: Tensor, roi_levels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

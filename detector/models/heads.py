@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detector.core.structures import Embedded
+from detector.core.structures import Embedded, HeadOutput
 
 
 class BoxHead(nn.Module):
@@ -56,13 +56,13 @@ class BoxPredictor(nn.Module):
         width = in_features if box_features is None else box_features
         self.bbox_pred = _linear(width, self.rows * 4, 0.001) if width else None
 
-    def forward(self, embedded: Embedded) -> tuple[Tensor, Tensor | None]:
+    def forward(self, embedded: Embedded) -> HeadOutput:
         """Return class logits (R, K+1) and box deltas (R, K+1, 4), class-agnostic ones (R, 1, 4), or None."""
         logits = self.cls_score(embedded.hidden)
         if self.bbox_pred is None:
-            return logits, None
+            return HeadOutput(logits, None)
         read = embedded.pooled if self.reads_pooled else embedded.hidden
-        return logits, self.bbox_pred(read).view(-1, self.rows, 4)
+        return HeadOutput(logits, self.bbox_pred(read).view(-1, self.rows, 4))
 
 
 def _linear(in_features: int, out_features: int, standard_deviation: float) -> nn.Linear:

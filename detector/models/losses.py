@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,6 +11,7 @@ from torch.nn import functional
 from detector.core.structures import HeadOutput, SampledRoIs
 
 
+@dataclass(frozen=True)
 class DetectionLoss:
     """Softmax loss over classes and smooth L1 loss on the box of the true class (Fast R-CNN, section 2.3).
 
@@ -17,9 +20,8 @@ class DetectionLoss:
     lambda, ``beta`` the point where smooth L1 turns from squared to linear.
     """
 
-    def __init__(self, box_weight: float = 1.0, beta: float = 1.0) -> None:
-        self.box_weight = box_weight
-        self.beta = beta
+    box_weight: float = 1.0
+    beta: float = 1.0
 
     def __call__(self, output: HeadOutput, sampled: SampledRoIs) -> dict[str, Tensor]:
         """Return the scalars ``loss_cls`` and, where the network has box deltas, ``loss_box``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ def class_scores(output: HeadOutput) -> Tensor:
     return output.class_logits[:, 1:].float().sigmoid()
 
 
+@dataclass(frozen=True, eq=False)
 class Postprocess:
     """Turns the output for one image into its detections, in original-image pixels.
 
@@ -52,24 +54,14 @@ class Postprocess:
     proposals, ``refine`` gives them their new boxes and scores, and ``finish`` selects the detections.
     """
 
-    def __init__(
-        self,
-        coder: BoxCoder,
-        *,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.3,
-        nested_threshold: float | None = None,
-        max_detections: int = 100,
-        box_regression: bool = True,
-        scores: Callable[[Tensor], Tensor] = softmax_scores,
-    ) -> None:
-        self.coder = coder
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.nested_threshold = nested_threshold
-        self.max_detections = max_detections
-        self.box_regression = box_regression
-        self.scores = scores
+    coder: BoxCoder
+    _: KW_ONLY
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.3
+    nested_threshold: float | None = None
+    max_detections: int = 100
+    box_regression: bool = True
+    scores: Callable[[Tensor], Tensor] = softmax_scores
 
     def __call__(self, views: Sequence[View], proposals: Tensor) -> Detections:
         """Return the detections of one image for its ``proposals`` (P, 4) in original-image pixels.
@@ -91,7 +83,13 @@ class Postprocess:
         taken. Nothing is suppressed.
         """
         decoded = self._decode(views, candidates.boxes)
-        of_class = [self._own_class(boxes, scores, candidates.labels) for boxes, scores in decoded]
+        device = decoded[0][1].device
+        labels = candidates.labels.to(device, non_blocking=True)
+        rows = torch.arange(len(labels), device=device)
+        of_class = [
+            (boxes[rows, labels.clamp(max=boxes.shape[1] - 1)], scores[rows, labels])
+            for boxes, scores in decoded
+        ]
         boxes, scores = (torch.stack(parts).mean(dim=0) for parts in zip(*of_class, strict=True))
         clipped = box_ops.clip(boxes, views[0][1].original_size)
         refined = torch.cat((clipped, scores[:, None]), dim=1).cpu()  # one transfer
@@ -111,12 +109,6 @@ class Postprocess:
 
     def _decode(self, views: Sequence[View], proposals: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [self.decode(output, proposals, meta) for output, meta in views]
-
-    @staticmethod
-    def _own_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        labels = labels.to(scores.device, non_blocking=True)
-        rows = torch.arange(len(labels), device=scores.device)
-        return boxes[rows, labels.clamp(max=boxes.shape[1] - 1)], scores[rows, labels]
 
     def finish(self, refined: Detections) -> Detections:
         """Return the detections among refined candidates, by the same rules as ``select``."""
@@ -177,5 +169,5 @@ class Postprocess:
 
 
 def _can_be_detected(boxes: Tensor) -> Tensor:
-    """Say whether each of ``boxes`` (..., 4), already clipped to the image, is finite and not empty."""
+    """Return whether each of ``boxes`` (..., 4), already clipped to the image, is finite and not empty."""
     return torch.isfinite(boxes).all(dim=-1) & (box_ops.area(boxes) > 0)

@@ -33,7 +33,7 @@ _CLASSIFIERS = ("classifier.6", "head.fc", "fc8", "fc", "classifier.1")
 
 
 def has_fully_connected(family: str) -> bool:
-    """Say whether the published network has an fc6 and fc7 from which a box head can start."""
+    """Return whether the published network has an fc6 and fc7 from which a box head can start."""
     return family in _FULLY_CONNECTED
 
 
@@ -57,9 +57,7 @@ def our_names(
     for key, tensor in state.items():
         layer, _, kind = key.rpartition(".")
         name = f"{layers[layer]}.{kind}" if layer in layers else key
-        if (
-            name in named
-        ):  # two layers of the file have the same name here: keep both, so that one is reported
+        if name in named:  # two layers of the file have the same name here: keep both, to report one
             name = key
         named[name] = _reshaped(tensor, wanted[name]) if name in wanted else tensor
         counter = kind == "num_batches_tracked"  # batch norms are frozen here and count no batches
@@ -70,7 +68,6 @@ def our_names(
 
 
 def _layers(family: str, network: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return this project's name for the name of every published layer."""
     ours = {name.rpartition(".")[0] for name in network}
     layers = {layer.removeprefix(FEATURES): layer for layer in ours}
     layers |= {f"features.{layer.removeprefix(FEATURES)}": layer for layer in ours}

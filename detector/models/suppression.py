@@ -85,10 +85,8 @@ def _without_nested(
 ) -> Tensor:
     """Return the rows of one class's candidates (n, 4), by decreasing score, that are kept.
 
-    With ``count``, only the first ``count`` rows of the result are certain to be complete.
-
     A better box that is kept also drops a box, however small their IoU is, if more than ``nested_threshold``
-    of the smaller of the two lies in the other.
+    of the smaller of the two lies in the other. ``count`` is that of `suppress`.
 
     Candidates are taken in blocks: boxes that are kept already drop boxes of the block, and the rest of the
     block is compared with itself. So memory grows with n and not with its square.

@@ -17,7 +17,7 @@ HEADS = ("predictor.", "box_coder.")
 
 
 class Row(NamedTuple):
-    """The outcome for one name, and its shapes in the network (``wanted``) and in the file (``found``).
+    """The outcome for one name, and its shapes in the network (``wanted``) and in the file (``stored``).
 
     A shape is None where the name does not exist.
     """
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     outcome: Outcome
     name: str
     wanted: tuple[int, ...] | None
-    found: tuple[int, ...] | None
+    stored: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,18 @@ def plan_transfer(
     - "left out": a tensor of the file that the network is known not to have: its name is in ``spare``, or
       starts with a prefix of ``remake`` or ``optional``.
     """
-    outcomes = {name: _outcome(name, wanted[name], stored, remake, optional) for name in wanted}
+
+    def outcome_of(name: str) -> Outcome:
+        if name.startswith(remake):
+            return "re-made"
+        if name not in stored:
+            return "re-made" if name.startswith(optional) else "missing"
+        own, other = wanted[name], stored[name]
+        if other.shape != own.shape or other.is_floating_point() != own.is_floating_point():
+            return "re-made" if name.startswith(optional) else "other shape"
+        return "loaded"
+
+    outcomes = {name: outcome_of(name) for name in wanted}
     broken = {_layer(name) for name, outcome in outcomes.items() if outcome != "loaded"}
     for name, outcome in outcomes.items():
         if outcome == "loaded" and _layer(name) in broken:
@@ -80,23 +91,6 @@ def plan_transfer(
             rows.append(Row("left out" if known else "unexpected", name, None, _shape(stored, name)))
     taken = {name: stored[name] for name, outcome in outcomes.items() if outcome == "loaded"}
     return Transfer(tuple(rows), taken)
-
-
-def _outcome(
-    name: str,
-    tensor: Tensor,
-    stored: Mapping[str, Tensor],
-    remake: tuple[str, ...],
-    optional: tuple[str, ...],
-) -> Outcome:
-    if name.startswith(remake):
-        return "re-made"
-    if name not in stored:
-        return "re-made" if name.startswith(optional) else "missing"
-    other = stored[name]
-    if other.shape != tensor.shape or other.is_floating_point() != tensor.is_floating_point():
-        return "re-made" if name.startswith(optional) else "other shape"
-    return "loaded"
 
 
 def _layer(name: str) -> str:

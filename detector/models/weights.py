@@ -1,4 +1,4 @@
-"""Weights files of published networks: finding or downloading them, reading them, the input they expect.
+"""Weights files of published networks: where they are, reading them, and the input they expect.
 
 Files are read without running code from them.
 """
@@ -9,8 +9,6 @@ import hashlib
 import http.client
 import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -170,16 +168,10 @@ def _download(url: str, target: Path) -> None:
     checksum = _CHECKSUM.search(target.name)
     assert checksum is not None  # every file name of torchvision has one
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _timeout(TIMEOUT_SECONDS):
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum[1])
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torch.hub has no parameter for it
     try:
-        yield
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum[1])
     finally:
         socket.setdefaulttimeout(before)
 

@@ -21,12 +21,12 @@ from detector.ops.spp_pool import spp_pool, whole_map_rois
 class WholeMapPool(nn.Module):
     """A region pool for RoIs in map cells, as ``whole_image_rois`` makes them.
 
-    The pyramid has one grid of l x l bins for each l in ``grids``. ``rule`` says how a side of a cells is
-    divided into l bins: "adaptive" from floor(i a / l) to ceil((i + 1) a / l), which works for every map;
-    "sliding" by windows of ceil(a / l) cells every floor(a / l) cells (section 2.3 of the paper), which does
-    not give l bins for every a, and may leave the last cells out. ``reduction`` of a bin is "max" or "avg". A
-    row has the layout of ``spp_pool``: the grids in the order given, each (C, l, l) flattened, so that the
-    same fc6 fits the pyramid pooling of regions.
+    The pyramid has one grid of l x l bins for each l in ``grids``. ``rule`` says how a side of ``a`` cells is
+    divided into l bins. "adaptive": bin i goes from floor(i a / l) to ceil((i + 1) a / l), which works for
+    every map. "sliding": windows of ceil(a / l) cells every floor(a / l) cells (section 2.3 of the paper),
+    which does not give l bins for every ``a``, and may leave the last cells out. ``reduction`` of a bin is
+    "max" or "avg". A row has the layout of ``spp_pool``: the grids in the order given, each (C, l, l)
+    flattened, so that the same fc6 fits the pyramid pooling of regions.
     """
 
     def __init__(

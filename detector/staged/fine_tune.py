@@ -41,7 +41,6 @@ class FineTuningTask(RegionTask[CachedBatch]):
         self.cache = open_cache(config, self.model, self.records, cache_folder, device)
 
     def batches(self, start: int) -> Generator[CachedBatch, None, None]:
-        """Return the endless training batches from step ``start`` on."""
         order = TrainingBatches(
             len(self.records), self.config.train.images_per_batch, self.config.seed, start_step=start
         )

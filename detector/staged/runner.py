@@ -361,7 +361,7 @@ class StagedTraining:
         with closing(RunLog(self.folder)) as log:
             steps = 0
             for number, stage in enumerate(self.config.stages):
-                for record in read_log(self._place(number) / "log.jsonl", note):
+                for record in read_log(self._place(number) / "log.jsonl"):
                     if record["kind"] == "train":
                         values = {name: value for name, value in record.items() if name != "kind"}
                         shifted = {"step": record["step"] + steps, "stage": stage.name}

@@ -5,24 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from detector.config import Config
 from detector.core.structures import ImageRecord
 from detector.data.source import Dataset
-from detector.engine.memory import PeakMemory
-from detector.engine.run import Assessment
+from detector.engine.inference import autocast
 from detector.factory import data as data_parts
 from detector.factory import model as model_parts
 from detector.factory.data import check_apart, load_training
 from detector.models.box_coder import BoxCoder
 from detector.tasks.resume import checked_fingerprint, evaluation_fingerprint
-from detector.tasks.scoring import Evaluation, Scorer, computing, known_classes
+from detector.tasks.scoring import Scorer, computing, known_classes
 
 Batch = TypeVar("Batch")
 
@@ -85,45 +82,23 @@ class BaseTask(ABC, Generic[Batch]):
         return None
 
     def facts(self) -> dict[str, Any]:
-        """Return what the log records of the data."""
         return {"images": len(self.records)}
 
     def computing(self) -> AbstractContextManager[None]:
-        """Return the context in which a run computes."""
         return computing(self.config, self.device, "; go on from the last checkpoint with --resume")
 
     @abstractmethod
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Return the endless training batches from step ``start`` on."""
+        """Yield training batches without end, those of step ``start`` first."""
 
     @abstractmethod
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of one batch."""
+        """Return the losses of one batch, whose sum is minimised."""
 
     def autocast(self) -> torch.autocast:
         """Return the context that computes in ``train.precision``."""
         half = self.config.train.precision == "bfloat16"
-        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=half)
+        return autocast(self.device, torch.bfloat16 if half else torch.float32)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs besides weights and optimizer; often the step says the rest."""
         return {}
-
-    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[Evaluation[Any]]:
-        """Score the network on the validation images and, if ``last`` or without any, on the test images."""
-        return self.scorer.assess(self.model, memory, last=last)
-
-    def pictures(self, evaluation: Evaluation[Any]) -> list[np.ndarray]:
-        """Return a few images with their results."""
-        return self.scorer.pictures(evaluation)
-
-    def finish(
-        self,
-        folder: Path,
-        checkpoint: Path,
-        evaluation: Evaluation[Any],
-        seconds: float,
-        memory: PeakMemory,
-    ) -> None:
-        """Write and print what a finished run leaves."""
-        self.scorer.finish(folder, checkpoint, evaluation, seconds, memory)

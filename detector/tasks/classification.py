@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from detector.models.losses import multi_label_loss
 from detector.models.whole_map import whole_image_rois
 from detector.tasks.base import BaseTask
 from detector.tasks.scoring import Evaluation, Scorer, TestSet
-from detector.visualize import ClassifiedImage, classifier_picture, draw_class_scores
+from detector.visualize import ClassifiedImage, draw_class_scores, score_rows
 
 EXTREMES = 4
 """Images on ``run.png`` that fit their annotations best, and as many that fit them worst."""
@@ -51,13 +50,13 @@ class ClassificationScorer(Scorer[Tensor]):
     def _write_files(self, folder: Path, evaluation: Evaluation[Tensor]) -> None:
         write_class_scores(folder, evaluation.results, self.classes, self.test_set.split)
 
-    def _draw_page(self, path: Path, evaluation: Evaluation[Tensor], **shared: Any) -> None:
+    def _draw_examples(self, evaluation: Evaluation[Tensor], width: int) -> np.ndarray:
         records = self.test_set.records if self.test_set.annotated else []
         best, worst = (
             [classified_image(record, evaluation.results[record.image_id]) for record in group]
             for group in extremes(records, evaluation.results)
         )
-        classifier_picture(path, best=best, worst=worst, **shared)
+        return score_rows(best, worst, self.classes, width)
 
 
 class ClassificationTask(BaseTask[Batch]):
@@ -71,12 +70,10 @@ class ClassificationTask(BaseTask[Batch]):
     uses_boxes = False
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Return the endless training batches from step ``start`` on."""
         proposals = loaders.no_proposals
         return loaders.training_batches(self.config, self.records, proposals, start, self.device)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of one batch."""
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
         rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device, non_blocking=True)
         images = batch.to(self.device).images
@@ -110,14 +107,11 @@ def extremes(
 
     The best are chosen among images that show something: low scores of an empty image prove little.
     """
-    ranked = sorted(records, key=lambda record: _misfit(_presence(record, scores), scores[record.image_id]))
+    presence = {one.image_id: one.targets.presence(len(scores[one.image_id])) for one in records}
+    ranked = sorted(records, key=lambda one: _misfit(presence[one.image_id], scores[one.image_id]))
     worst = ranked[len(ranked) - min(EXTREMES, len(ranked) // 2) :][::-1]
-    shows = [record for record in ranked if (_presence(record, scores) > 0).any()]
+    shows = [record for record in ranked if (presence[record.image_id] > 0).any()]
     return [record for record in shows if record not in worst][:EXTREMES], worst
-
-
-def _presence(record: ImageRecord, scores: dict[str, Tensor]) -> Tensor:
-    return record.targets.presence(len(scores[record.image_id]))
 
 
 def _misfit(presence: Tensor, scores: Tensor) -> float:

@@ -28,7 +28,7 @@ from detector.models.roi_sampler import trained_objects
 from detector.tasks.base import BaseTask
 from detector.tasks.base import Batch as BatchType
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
-from detector.visualize import draw_detections, run_picture
+from detector.visualize import draw_detections, example_grid
 
 if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator
@@ -48,8 +48,7 @@ class DetectionScorer(Scorer[Detections]):
             return None
         return best_f1(validation.evaluator.precision_recall().values(), validation.metrics["images"])
 
-    def say_point(self, point: OperatingPoint | None, validation: Evaluation[Detections] | None) -> None:
-        """Say which score threshold is stored and its metrics on the validation images, or why none is."""
+    def note_point(self, point: OperatingPoint | None, validation: Evaluation[Detections] | None) -> None:
         if validation is None:
             note(
                 "no score threshold is stored: there are no validation images to choose one on; "
@@ -59,7 +58,7 @@ class DetectionScorer(Scorer[Detections]):
         elif not validation.metrics.get("annotated", True):
             note("no score threshold is stored: the validation images have no annotations to choose one by")
         elif point is None:
-            note("no score threshold is stored: no object of the validation images was found")
+            note("no score threshold is stored: no object of the validation images was detected")
         else:
             note(
                 f"score threshold {point.score_threshold:.3f}, with the best F1 on {point.images} validation "
@@ -113,8 +112,8 @@ class DetectionScorer(Scorer[Detections]):
         if test_set.coco is not None:
             test_set.coco.write_results(folder / file_name_of(f"coco_{test_set.split}.json"))
 
-    def _draw_page(self, path: Path, evaluation: Evaluation[Detections], **shared: Any) -> None:
-        """Draw the page with evenly spaced images that have objects, or any where there are too few."""
+    def _draw_examples(self, evaluation: Evaluation[Detections], width: int) -> np.ndarray:
+        """Draw evenly spaced images that have objects, or any images where none has one."""
         all_records = self.test_set.records
         records = [record for record in all_records if len(record.targets)] or all_records
         count = min(EXAMPLES, len(records))
@@ -127,7 +126,8 @@ class DetectionScorer(Scorer[Detections]):
             )
             for record in chosen
         ]
-        run_picture(path, examples=examples, **shared)
+        threshold = evaluation.metrics.get("score_threshold")
+        return example_grid(examples, self.classes, width, threshold)
 
 
 class RegionTask(BaseTask[BatchType]):
@@ -145,11 +145,9 @@ class RegionTask(BaseTask[BatchType]):
             self.roi_sampler.load_state_dict(state["sampler"])
 
     def facts(self) -> dict[str, Any]:
-        """Return what the log records of the data."""
         return {**super().facts(), "dropped_boxes": self.dropped}
 
     def step(self, batch: BatchType) -> dict[str, Tensor]:
-        """Return the losses of one batch."""
         return self.loss(*self._output(batch))
 
     @abstractmethod
@@ -157,7 +155,6 @@ class RegionTask(BaseTask[BatchType]):
         """Return what the network predicts for the sampled regions of a batch, and these regions."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs besides weights and optimizer."""
         return {"sampler": self.roi_sampler.state_dict()}
 
     def _describe(self, dataset: Dataset) -> None:
@@ -208,7 +205,6 @@ class DetectionTask(RegionTask[Batch]):
     """Detection that is trained on images."""
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Return the endless training batches from step ``start`` on."""
         return loaders.training_batches(self.config, self.records, self.proposals, start, self.device)
 
     def _output(self, batch: Batch) -> tuple[HeadOutput, SampledRoIs]:

@@ -212,7 +212,6 @@ def _split_would_do(config: Config, old: Config, named: Sequence[str], fraction:
 
 
 def _restored(config: Config, old: Config, keys: Sequence[str]) -> Config:
-    """Return ``config`` with the values that the ``keys`` have in ``old``."""
     for key in keys:
         section, _, name = key.partition(".")
         config = _set(config, key, getattr(getattr(old, section), name))

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -34,12 +34,12 @@ from detector.engine.run_folder import note_pictures
 from detector.engine.run_log import read_log
 from detector.evaluation.average_precision import PrecisionRecall
 from detector.evaluation.operating_point import OperatingPoint, at_threshold
-from detector.evaluation.report import NOTHING_SCORED, figures_shown, write_json
+from detector.evaluation.report import NOTHING_SCORED, metrics_shown, write_json
 from detector.factory.data import class_names, load_split, load_validation
 from detector.factory.loaders import inference_views, naming
 from detector.factory.model import build_predictor
 from detector.models.detector import RegionDetector
-from detector.visualize import save_image
+from detector.visualize import run_charts, save_image
 
 if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator
@@ -73,7 +73,7 @@ class TestSet:
     classes: tuple[str, ...]
     proposals: ProposalSource
     annotated: bool = True
-    """False where nothing is known of any object: then there are result files and pictures, and no metric."""
+    """False for a split without annotations, which has result files and pictures, and no metrics."""
     coco: CocoEvaluator | None = None
     """Scores detections by COCO's rules too, where ``test.metric`` asks for that."""
 
@@ -102,7 +102,7 @@ class Evaluation(Generic[Result]):
         curves = self.evaluator.precision_recall().values()
         point = at_threshold(curves, metrics["images"], score_threshold)
         if point is not None:
-            metrics["at_score_threshold"] = point.figures()
+            metrics["at_score_threshold"] = asdict(point)
         return replace(self, metrics=metrics)
 
     def with_validation(
@@ -115,7 +115,7 @@ class Evaluation(Generic[Result]):
         """
         kept = ("split", "annotated", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
         metrics = {name: validation.metrics[name] for name in kept if name in validation.metrics}
-        metrics |= point.figures() if point else {}
+        metrics |= asdict(point) if point else {}
         chosen = replace(self, metrics={**self.metrics, "validation": metrics})
         return chosen.at_threshold(point.score_threshold if point else None)
 
@@ -143,7 +143,7 @@ def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple
 
 
 class Scorer(ABC, Generic[Result]):
-    """Scores networks of one task on splits of the config's data set, and writes what that leaves."""
+    """Scores networks of one task on splits of the config's data set, and writes the results."""
 
     pictures_folder: ClassVar[str]
     """The folder of the drawn images, in a run's."""
@@ -222,7 +222,7 @@ class Scorer(ABC, Generic[Result]):
             test = self.evaluate(model, memory=memory)
             test = test if validation is None else test.with_validation(validation, point)
         if last:
-            self.say_point(point, validation)
+            self.note_point(point, validation)
         chosen_by = test if validation is None else validation
         assert chosen_by is not None  # without validation images the test images were scored
         return Assessment(
@@ -256,36 +256,39 @@ class Scorer(ABC, Generic[Result]):
         seconds: float,
         memory: PeakMemory,
     ) -> None:
-        """Write what a finished run leaves: result files, pictures, ``metrics.json`` and ``run.png``.
+        """Write the results of a finished run: result files, pictures, ``metrics.json`` and ``run.png``.
 
         Then print the metrics, and the command that uses ``checkpoint``, the run's best one.
         """
         self.write_results(folder, evaluation)
         metrics = {**evaluation.metrics, "seconds": round(seconds, 1), **memory.metrics()}
         losses, history = run_history(folder)
-        self._draw_page(
-            folder / "run.png",
-            evaluation,
+        charts = run_charts(
             losses=losses,
             evaluations=history,
             pr_curves=evaluation.evaluator.precision_recall() if self.test_set.annotated else {},
-            figures=metrics,
+            metrics=metrics,
             classes=self.classes,
             title=f"{folder.name}: {self.config.model.backbone.name} on {Path(self.config.data.root).name}",
         )
+        examples = self._draw_examples(evaluation, charts.shape[1])
+        save_image(folder / "run.png", np.concatenate((charts, examples)))
         write_json(folder / "metrics.json", metrics)
         note(f"wrote {folder / 'metrics.json'} and {folder / 'run.png'}")
-        show(figures_shown(metrics))
+        show(metrics_shown(metrics))
         self.recommend(folder, checkpoint)
 
     def recommend(self, folder: Path, checkpoint: Path) -> None:
-        """Say which device a finished run used, which checkpoint is its best, and the command that uses it.
+        """Print which device a finished run used, which checkpoint is its best, and the command that uses it.
 
         ``best.pt`` may be of an earlier step than the last, with a score threshold of its own.
         """
         state = load_checkpoint(checkpoint)
         held = f"of step {state['step']}{self._threshold_shown(state.get('score_threshold'))}"
-        note(f"trained on {_device_shown(self.device)}; the checkpoint to use is {checkpoint}, {held}")
+        device = self.device
+        if torch.device(device).type == "cuda":
+            device += f" ({torch.cuda.get_device_name(device)})"
+        note(f"trained on {device}; the checkpoint to use is {checkpoint}, {held}")
         command = ["python", "tools/demo.py", "--checkpoint", str(checkpoint), "photos/"]
         note(f"run it on photographs: {shlex.join([*command, '--output', str(folder / 'photos')])}")
 
@@ -295,11 +298,11 @@ class Scorer(ABC, Generic[Result]):
         """Return the operating point to use the network at; None where the task chooses none."""
         return None
 
-    def say_point(self, point: OperatingPoint | None, validation: Evaluation[Result] | None) -> None:
-        """Say which score threshold is stored, or why none is, where the task chooses one."""
+    def note_point(self, point: OperatingPoint | None, validation: Evaluation[Result] | None) -> None:
+        """Print which score threshold is stored, or why none is, where the task chooses one."""
 
     def _threshold_shown(self, score_threshold: float | None) -> str:
-        """Return what to say of a checkpoint's score threshold, where the task chooses one."""
+        """Return a checkpoint's score threshold as a part of a sentence, where the task chooses one."""
         return ""
 
     def _coco_evaluator(self, split: str, dataset: Dataset) -> CocoEvaluator | None:
@@ -325,8 +328,8 @@ class Scorer(ABC, Generic[Result]):
         """Write the result files that other tools read."""
 
     @abstractmethod
-    def _draw_page(self, path: Path, evaluation: Evaluation[Result], **shared: Any) -> None:
-        """Draw the page ``run.png``; ``shared`` is what the pages of all tasks show."""
+    def _draw_examples(self, evaluation: Evaluation[Result], width: int) -> np.ndarray:
+        """Return images with their results, (h, ``width``, 3) uint8 RGB, to be shown below the charts."""
 
 
 def headline(config: Config, metrics: dict[str, Any]) -> float:
@@ -338,7 +341,7 @@ def headline(config: Config, metrics: dict[str, Any]) -> float:
 
 def run_history(folder: Path) -> tuple[dict[str, Series], dict[str, Series]]:
     """Return the history of a run's losses, and of its metrics where it was evaluated more than once."""
-    records = read_log(folder / "log.jsonl", note)
+    records = read_log(folder / "log.jsonl")
     evaluations = _series(records, "evaluate", HISTORY)
     several = {name: series for name, series in evaluations.items() if len(series) > 1}
     return _series(records, "train", ("loss",)), several
@@ -356,10 +359,3 @@ def _series(records: list[dict[str, Any]], kind: str, starts: tuple[str, ...]) -
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _device_shown(device: str) -> str:
-    """Return "cpu", or a GPU's name beside its number."""
-    if torch.device(device).type != "cuda":
-        return device
-    return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -103,29 +103,22 @@ def start_run(
 
 def run_settings(config: Config, images: int) -> RunSettings:
     """Return how long a run over ``images`` training images is, and when it logs, saves and evaluates."""
-    train = config.train
+    train, steps = config.train, config.train.steps
+    if steps is None:
+        assert train.epochs is not None  # the schema requires exactly one of the two
+        steps = math.ceil(train.epochs * images / train.images_per_batch)
+        note(
+            f"train.epochs {train.epochs:g} of {images} images in batches of {train.images_per_batch}: "
+            f"{steps} steps"
+        )
     return RunSettings(
-        steps=_run_length(config, images),
+        steps=steps,
         log_every=train.log_every,
         checkpoint_every=train.checkpoint_every,
         evaluate_every=train.evaluate_every,
         keep_checkpoints=train.keep_checkpoints,
         clip_gradient_norm=train.clip_gradient_norm,
     )
-
-
-def _run_length(config: Config, images: int) -> int:
-    """Return the steps of a run over ``images`` training images, from ``train.steps`` or ``train.epochs``."""
-    train = config.train
-    if train.steps is not None:
-        return train.steps
-    assert train.epochs is not None  # the schema's: exactly one of the two
-    steps = math.ceil(train.epochs * images / train.images_per_batch)
-    note(
-        f"train.epochs {train.epochs:g} of {images} images in batches of {train.images_per_batch}: "
-        f"{steps} steps"
-    )
-    return steps
 
 
 def _restore(run: Run[Any], state: dict[str, Any], config: Config) -> None:

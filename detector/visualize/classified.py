@@ -1,27 +1,24 @@
-"""Images with the scores of their classes, and the page that summarises a classifier's run."""
+"""Images with the scores of their classes, one and in rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
 from detector.core.errors import printable
-from detector.visualize.drawing import class_colour, font, save_image
-from detector.visualize.page import Curve, Series, charts
+from detector.visualize.drawing import class_colour, font
+from detector.visualize.grid import COLUMNS, MARGIN, picture_row
 
 _ROW = 20  # height of the line of a class, in pixels
 _FONT_SIZE = 13
 _PANEL = 232
 _BAR = 60
 _IMAGE_SIDE = 200  # longer side of the drawn image, in pixels
-_MARGIN = 22
 _HEADING = 34
-_COLUMNS = 4
 _MARKS = {1: " ✓", 0: " (difficult)", -1: ""}
 _INK = {1: (0, 0, 0), 0: (120, 120, 120), -1: (120, 120, 120)}
 
@@ -62,7 +59,6 @@ def draw_class_scores(classified: ClassifiedImage, classes: Sequence[str]) -> np
 def _write_class(
     draw: ImageDraw.ImageDraw, top: int, name: str, label: int, score: float, presence: int
 ) -> None:
-    """Write the line of a class: a bar of its score, the score, the name, a mark for its presence."""
     name, left = printable(name), _IMAGE_SIDE + 6
     draw.rectangle((left, top + 4, left + _BAR, top + _ROW - 5), fill=(235, 235, 235))
     if score > 0:
@@ -75,44 +71,23 @@ def _write_class(
     draw.text((left + _BAR + 6, top + 1), text + mark, fill=_INK[presence], font=font(_FONT_SIZE))
 
 
-def classifier_picture(
-    path: Path,
-    *,
-    losses: Mapping[str, Series],
-    pr_curves: Mapping[str, Curve],
-    figures: Mapping[str, Any],
-    best: Sequence[ClassifiedImage],
-    worst: Sequence[ClassifiedImage],
-    classes: Sequence[str],
-    title: str,
-    evaluations: Mapping[str, Series] | None = None,
-) -> None:
-    """Write a one-page picture of a classifier's run: the charts of `run_picture`, then images with scores.
+def score_rows(
+    best: Sequence[ClassifiedImage], worst: Sequence[ClassifiedImage], classes: Sequence[str], width: int
+) -> np.ndarray:
+    """Return a white picture (h, ``width``, 3) uint8 RGB of two rows of images with scores, four each.
 
-    ``best`` and ``worst`` are the images whose scores agree best and worst with the annotations; four of each
-    are drawn.
-
-    Raises:
-        InputError: ``path`` cannot be written.
+    ``best`` and ``worst`` are the images whose scores agree best and worst with the annotations. A row
+    without images is left out.
     """
-    plots = charts(
-        losses=losses,
-        pr_curves=pr_curves,
-        figures=figures,
-        classes=classes,
-        title=title,
-        evaluations=evaluations,
-    )
-    rows = [("scores that fit best (✓ is on the image)", best), ("scores that fit worst", worst)]
-    drawn = [_row(heading, group, classes, plots.shape[1]) for heading, group in rows if group]
-    save_image(path, np.vstack((plots, *drawn)))
-
-
-def _row(heading: str, group: Sequence[ClassifiedImage], classes: Sequence[str], width: int) -> np.ndarray:
-    row = Image.new("RGB", (width, _HEADING + _IMAGE_SIDE + _MARGIN), "white")
-    ImageDraw.Draw(row).text((_MARGIN, 8), heading, fill=(115, 115, 115), font=font(15))
-    step = (width - _MARGIN) // _COLUMNS
-    for column, classified in enumerate(group[:_COLUMNS]):
-        drawn = Image.fromarray(draw_class_scores(classified, classes))
-        row.paste(drawn, (_MARGIN + column * step, _HEADING))
-    return np.array(row)
+    rows = [np.zeros((0, width, 3), np.uint8)]
+    step = (width - MARGIN) // COLUMNS
+    for heading, group in (
+        ("scores that fit best (✓ is on the image)", best),
+        ("scores that fit worst", worst),
+    ):
+        if group:
+            drawn = [draw_class_scores(classified, classes) for classified in group[:COLUMNS]]
+            row = picture_row(drawn, range(MARGIN, width, step), width, top=_HEADING)
+            ImageDraw.Draw(row).text((MARGIN, 8), heading, fill=(115, 115, 115), font=font(15))
+            rows.append(np.array(row))
+    return np.concatenate(rows)

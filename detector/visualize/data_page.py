@@ -13,9 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from detector.core.errors import printable
 from detector.core.structures import Targets
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import GREY, pixels_of
 from detector.visualize.grid import photograph_row
-from detector.visualize.page import line_colour
+from detector.visualize.page import GREY, line_colour, pixels_of, style_axes
 
 _BLUE = "#4477aa"
 _MOST_CLASSES = 30
@@ -43,23 +42,12 @@ def data_picture(
     figure = Figure(figsize=(13, 7.5), dpi=110, facecolor="white")
     figure.text(0.03, 0.955, title, fontsize=16, weight="bold", va="center")
     figure.text(0.03, 0.91, summary, fontsize=10.5, color=GREY, va="center")
-    panels = figure.subplots(
-        2,
-        2,
-        gridspec_kw={
-            "left": 0.12,
-            "right": 0.97,
-            "bottom": 0.08,
-            "top": 0.83,
-            "hspace": 0.42,
-            "wspace": 0.22,
-        },
-    )
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.08, top=0.83, hspace=0.42, wspace=0.22)
+    panels = figure.subplots(2, 2)
     _plot_classes(panels[0, 0], classes)
     sides = np.maximum(sides.reshape(-1, 2), 1e-3)
-    _histogram(
-        panels[0, 1], np.sqrt(sides.prod(axis=1)), "size of objects", "square root of the area, pixels"
-    )
+    sizes = np.sqrt(sides.prod(axis=1))
+    _histogram(panels[0, 1], sizes, "size of objects", "square root of the area, pixels")
     _histogram(panels[1, 0], sides[:, 0] / sides[:, 1], "shape of objects", "width / height")
     _plot_counts(panels[1, 1], objects_per_image)
     charts = pixels_of(figure)
@@ -67,24 +55,16 @@ def data_picture(
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12)
-    axes.set_xlabel(x, fontsize=10, color=GREY)
+    style_axes(axes, title, x)
     axes.set_ylabel(y, fontsize=10, color=GREY)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=GREY)
 
 
 def _plot_classes(axes: Axes, classes: Mapping[str, int]) -> None:
     most = sorted(classes.items(), key=lambda item: item[1])[-_MOST_CLASSES:]
     left_out = len(classes) - len(most)
-    _style(
-        axes,
-        "objects per class" + (f" (the {left_out} rarest not shown)" if left_out else ""),
-        "objects",
-        "",
-    )
+    omission = f" (the {left_out} rarest not shown)" if left_out else ""
+    _style(axes, f"objects per class{omission}", "objects", "")
     shown = [printable(name) for name, _ in most]
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in shown]
     labels = {name: label for label, name in enumerate(classes, start=1)}

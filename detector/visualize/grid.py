@@ -13,10 +13,10 @@ from detector.core import boxes as box_ops
 from detector.core.structures import Detections, Targets
 from detector.visualize.drawing import draw_detections, draw_targets, font
 
-_COLUMNS = 4
+COLUMNS = 4
 _MOST = 8
 _MOST_LABELLED = 7  # with more objects than this, labels would cover a small picture
-_MARGIN = 22  # pixels
+MARGIN = 22  # pixels
 _GAP = 4
 _HIGHEST = 300
 _CAPTION = 24
@@ -34,42 +34,36 @@ def example_grid(
     Each example shows on the left its detections that score at least ``score_threshold`` (None means 0.5),
     and on the right its objects. Without examples h is 0.
     """
-    half = ((width - _MARGIN) // _COLUMNS - _MARGIN - _GAP) // 2
-    pairs = [_pair(*example, classes, half, score_threshold) for example in examples[:_MOST]]
-    rows = [pairs[start : start + _COLUMNS] for start in range(0, len(pairs), _COLUMNS)]
-    empty = np.zeros((0, width, 3), np.uint8)
-    return np.concatenate([empty, *(_row(row, half, width) for row in rows)])
+    half = ((width - MARGIN) // COLUMNS - MARGIN - _GAP) // 2
+    pictures = []
+    for image, detections, targets in examples[:_MOST]:
+        resized, factors = _fitted(image, half)
+        shown = replace(detections, boxes=box_ops.scale(detections.boxes, factors))
+        labels = len(targets) <= _MOST_LABELLED
+        pictures.append(draw_detections(resized, shown, classes, score_threshold, labels))
+        truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
+        pictures.append(draw_targets(resized, truth, classes, labels=labels))
+    lefts = [MARGIN + column * (2 * half + _GAP + MARGIN) for column in range(COLUMNS)]
+    lefts = [x for left in lefts for x in (left, left + half + _GAP)]
+    rows = [np.zeros((0, width, 3), np.uint8)]
+    for start in range(0, len(pictures), len(lefts)):
+        part = pictures[start : start + len(lefts)]
+        row = picture_row(part, lefts, width, top=_CAPTION)
+        for x, text in zip(lefts, _CAPTIONS * (len(part) // 2), strict=False):
+            ImageDraw.Draw(row).text((x, 4), text, fill=(115, 115, 115), font=font(13))
+        rows.append(np.array(row))
+    return np.concatenate(rows)
 
 
-def _row(pairs: list[tuple[np.ndarray, np.ndarray]], half: int, width: int) -> np.ndarray:
-    height = max(len(drawn) for drawn, _ in pairs)
-    row = Image.new("RGB", (width, _CAPTION + height + _MARGIN), "white")
-    captions = ImageDraw.Draw(row)
-    for column, pair in enumerate(pairs):
-        left = _MARGIN + column * (2 * half + _GAP + _MARGIN)
-        for x, text, drawn in zip((left, left + half + _GAP), _CAPTIONS, pair, strict=True):
-            captions.text((x, 4), text, fill=(115, 115, 115), font=font(13))
-            row.paste(Image.fromarray(drawn), (x, _CAPTION))
-    return np.array(row)
-
-
-def _pair(
-    image: np.ndarray,
-    detections: Detections,
-    targets: Targets,
-    classes: Sequence[str],
-    half: int,
-    score_threshold: float | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return both drawings, each at most ``half`` pixels wide."""
-    resized, factors = _fitted(image, half)
-    resized_detections = replace(detections, boxes=box_ops.scale(detections.boxes, factors))
-    truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
-    labels = len(targets) <= _MOST_LABELLED
-    return (
-        draw_detections(resized, resized_detections, classes, score_threshold, labels),
-        draw_targets(resized, truth, classes, labels=labels),
-    )
+def picture_row(
+    pictures: Sequence[np.ndarray], lefts: Sequence[int], width: int, top: int = 0
+) -> Image.Image:
+    """Return a white picture of ``width`` pixels with ``pictures``, each at its left edge, below ``top``."""
+    height = max(map(len, pictures))
+    row = Image.new("RGB", (width, top + height + MARGIN), "white")
+    for left, picture in zip(lefts, pictures, strict=False):
+        row.paste(Image.fromarray(picture), (left, top))
+    return row
 
 
 def photograph_row(
@@ -79,18 +73,15 @@ def photograph_row(
 
     Boxes are in pixels of the images, (H, W, 3) uint8 RGB. Without examples h is 0.
     """
-    column = (width - _MARGIN) // _COLUMNS
+    column = (width - MARGIN) // COLUMNS
     drawn = []
-    for image, targets in examples[:_COLUMNS]:
-        resized, factors = _fitted(image, column - _MARGIN)
+    for image, targets in examples[:COLUMNS]:
+        resized, factors = _fitted(image, column - MARGIN)
         truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
         drawn.append(draw_targets(resized, truth, classes, labels=len(targets) <= _MOST_LABELLED))
     if not drawn:
         return np.zeros((0, width, 3), np.uint8)
-    row = Image.new("RGB", (width, max(len(picture) for picture in drawn) + _MARGIN), "white")
-    for number, picture in enumerate(drawn):
-        row.paste(Image.fromarray(picture), (_MARGIN + number * column, 0))
-    return np.array(row)
+    return np.array(picture_row(drawn, range(MARGIN, width, column), width))
 
 
 def _fitted(image: np.ndarray, most_width: int) -> tuple[np.ndarray, tuple[float, float]]:

@@ -1,25 +1,27 @@
-"""One page that summarises a training run: losses, average precision, and detections beside ground truth."""
+"""The charts of a training run, and what all pages of charts share: resolution, style, and their pixels."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from detector.core.structures import Detections, Targets
-from detector.visualize.drawing import class_colour, save_image
-from detector.visualize.figures import DPI, GREY, pixels_of
-from detector.visualize.grid import example_grid
+from detector.core.errors import printable_lines
+from detector.visualize.drawing import class_colour
 
 Series = Sequence[tuple[float, float]]  # (step, value) by increasing step
-Example = tuple[np.ndarray, Detections, Targets]
 
+DPI = 120
+GREY = "0.45"
+"""Resolution of whole pages, and the colour of their axes and captions."""
 _WIDTH = 1800  # pixels of the page
 _LEGEND_CLASSES = 20  # of more classes, all but the best and the worst are drawn in grey
 _LONGEST_NAME = 16  # letters
@@ -35,84 +37,67 @@ class Curve(Protocol):
     def precision(self) -> NDArray[np.float64]: ...
 
 
-def run_picture(
-    path: Path,
+def run_charts(
     *,
     losses: Mapping[str, Series],
     pr_curves: Mapping[str, Curve],
-    figures: Mapping[str, Any],
-    examples: Sequence[Example],
-    classes: Sequence[str],
-    title: str,
-    evaluations: Mapping[str, Series] | None = None,
-) -> None:
-    """Write a one-page picture of a run to ``path`` (.png or .jpg).
-
-    ``losses`` and ``evaluations`` map a name ("loss_cls", "voc07_mAP") to its history over the steps.
-    ``pr_curves`` has one curve per class. ``figures`` are the metrics of the evaluator, ``voc07_AP`` in
-    ``per_class`` included; they may hold ``seconds``, ``peak_rss_mib`` and the ``score_threshold`` of the
-    drawn detections. ``examples`` are images (H, W, 3) uint8 RGB with detections and objects in their pixels.
-    Any of them may be empty.
-
-    Raises:
-        InputError: ``path`` cannot be written.
-    """
-    plots = charts(
-        losses=losses,
-        pr_curves=pr_curves,
-        figures=figures,
-        classes=classes,
-        title=title,
-        evaluations=evaluations,
-    )
-    grid = example_grid(examples, classes, plots.shape[1], figures.get("score_threshold"))
-    save_image(path, np.vstack((plots, grid)))
-
-
-def charts(
-    *,
-    losses: Mapping[str, Series],
-    pr_curves: Mapping[str, Curve],
-    figures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     classes: Sequence[str],
     title: str,
     evaluations: Mapping[str, Series] | None = None,
 ) -> np.ndarray:
-    """Return the charts of the page as an image (h, w, 3) uint8 RGB; arguments as in `run_picture`."""
+    """Return the charts of a training run, (h, w, 3) uint8 RGB: losses, metrics over the steps, curves.
+
+    ``losses`` and ``evaluations`` map a name ("loss_cls", "voc07_mAP") to its history over the steps.
+    ``pr_curves`` has one curve per class. ``metrics`` are those of the evaluator, ``voc07_AP`` in
+    ``per_class`` included, and may have ``seconds`` and ``peak_rss_mib``. Any of them may be empty.
+    """
     evaluated = {name: series for name, series in (evaluations or {}).items() if len(series)}
     figure = Figure(figsize=(_WIDTH / DPI, 5.6), dpi=DPI, facecolor="white")
     figure.text(0.012, 0.955, title, fontsize=17, weight="bold", va="center")
-    figure.text(0.012, 0.90, _summary(figures), fontsize=11, color=GREY, va="center")
+    figure.text(0.012, 0.90, _summary(metrics), fontsize=11, color=GREY, va="center")
     panels = figure.add_gridspec(
         1, 3 if evaluated else 2, left=0.045, right=0.85, bottom=0.1, top=0.8, wspace=0.2
     )
     _plot_losses(figure.add_subplot(panels[0]), losses)
     if evaluated:
         _plot_evaluations(figure.add_subplot(panels[1]), evaluated)
-    _plot_precision_recall(figure.add_subplot(panels[-1]), pr_curves, _class_ap(figures), classes)
+    ap = {name: _number(row.get("voc07_AP")) for name, row in metrics.get("per_class", {}).items()}
+    _plot_precision_recall(figure.add_subplot(panels[-1]), pr_curves, ap, classes)
     return pixels_of(figure)
 
 
-def _summary(figures: Mapping[str, Any]) -> str:
-    """Return the main metrics that are known, in one line."""
+def _summary(metrics: Mapping[str, Any]) -> str:
     named = (
         ("voc07_mAP", "11-point mAP {:.3f}"),
         ("voc_mAP", "area mAP {:.3f}"),
         ("seconds", "{:.0f} s"),
         ("peak_rss_mib", "peak {:.0f} MiB"),
     )
-    known = ((text, _number(figures.get(key))) for key, text in named)
+    known = ((text, _number(metrics.get(key))) for key, text in named)
     return "   ·   ".join(text.format(value) for text, value in known if not math.isnan(value))
-
-
-def _class_ap(figures: Mapping[str, Any]) -> dict[str, float]:
-    per_class = figures.get("per_class", {})
-    return {name: _number(row.get("voc07_AP")) for name, row in per_class.items()}
 
 
 def _number(value: Any) -> float:
     """Return ``value`` as a float; None, which is null in JSON, becomes NaN."""
     return math.nan if value is None else float(value)
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """Draw a finished ``figure`` and return its pixels (H, W, 3) uint8 RGB.
+
+    All texts are drawn as plain text: a class named "$x$" is not read as a formula, and control characters
+    are escaped. A character that the font lacks is drawn as an empty box, without a warning.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable_lines(text.get_text()))
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def style_axes(axes: Axes, title: str, x: str) -> None:

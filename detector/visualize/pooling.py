@@ -1,9 +1,10 @@
-"""Pictures of how a region is pooled: its bins on the image and on the feature map, and the pooled values."""
+"""Pictures of how a region is pooled: its bins on the image and on the map and their values, or its crops."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from PIL import Image
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write
-from detector.visualize.figures import pixels_of
+from detector.visualize.page import pixels_of
 
 Span = tuple[int, int]  # cells: begin (in) to end (out)
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 _DPI = 100
 _MARGIN = 2  # cells of the map shown around the windows
 _MOST_VALUES = 220  # cells whose values are written; on larger maps they could not be read
 _PALETTE = 128  # colours of a frame
 _FRAME = 600  # milliseconds
 _COLOURS = colormaps["tab10"]
+_CROP_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +39,11 @@ class PooledRegion:
     columns: Sequence[Span]
     values: np.ndarray
 
-    def bins(self) -> Iterable[tuple[int, int, Span, Span]]:
-        """Yield (row, column, cells down, cells across) of every bin that holds a cell."""
-        for row, down in enumerate(self.rows):
-            for column, across in enumerate(self.columns):
-                if down[0] < down[1] and across[0] < across[1]:
-                    yield row, column, down, across
+    def bins(self) -> Iterable[tuple[int, Span, Span]]:
+        """Yield (number, cells down, cells across) of every bin with a cell, numbered row by row."""
+        for number, (down, across) in enumerate(product(self.rows, self.columns)):
+            if down[0] < down[1] and across[0] < across[1]:
+                yield number, down, across
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,11 @@ class PoolingScene:
 
     image: np.ndarray
     plane: np.ndarray
-    box: tuple[float, float, float, float]
+    box: Box
     stride: tuple[float, float]
     center: tuple[float, float]
 
-    def pixels(self, down: Span, across: Span) -> tuple[float, float, float, float]:
+    def pixels(self, down: Span, across: Span) -> Box:
         """Return the box (x1, y1, x2, y2) in pixels of the cells in rows ``down``, columns ``across``."""
         top, bottom = (self.center[0] + self.stride[0] * (cell - 0.5) for cell in down)
         left, right = (self.center[1] + self.stride[1] * (cell - 0.5) for cell in across)
@@ -127,8 +129,8 @@ def _crop(scene: PoolingScene, regions: Sequence[PooledRegion]) -> tuple[int, in
     )
 
 
-def _colour(region: PooledRegion, row: int, column: int) -> Any:
-    return _COLOURS((row * len(region.columns) + column) % _COLOURS.N)
+def _colour(number: int) -> Any:
+    return _COLOURS(number % _COLOURS.N)
 
 
 def _outline(axes: Axes, box: Sequence[float], **style: Any) -> None:
@@ -138,13 +140,10 @@ def _outline(axes: Axes, box: Sequence[float], **style: Any) -> None:
 
 def _draw_image(axes: Axes, scene: PoolingScene, region: PooledRegion, last: int) -> None:
     axes.imshow(scene.image)
-    for row, column, down, across in region.bins():
-        if row * len(region.columns) + column < last:
-            style: dict[str, Any] = {
-                "facecolor": (*_colour(region, row, column)[:3], 0.3),
-                "edgecolor": "black",
-            }
-            _outline(axes, scene.pixels(down, across), linewidth=0.8, **style)
+    for number, down, across in region.bins():
+        if number < last:
+            fill = (*_colour(number)[:3], 0.3)
+            _outline(axes, scene.pixels(down, across), linewidth=0.8, facecolor=fill, edgecolor="black")
     _outline(axes, scene.box, fill=False, edgecolor="white", linewidth=2, linestyle="--")
     axes.set_title(region.name)
     axes.set_axis_off()
@@ -159,13 +158,12 @@ def _draw_map(
     if part.size <= _MOST_VALUES:
         _write_values(axes, part, top, left, size=6.5)
     count = len(region.rows) * len(region.columns)
-    for row, column, down, across in region.bins():
-        number = row * len(region.columns) + column
+    for number, down, across in region.bins():
         if number < last:
             inset = 0.06 + 0.24 * number / count  # keeps the outlines of overlapping bins apart
             box = (across[0] + inset, down[0] + inset, across[1] - inset, down[1] - inset)
             width = 3.5 if number == last - 1 < count - 1 else 1.8
-            _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=width)
+            _outline(axes, box, fill=False, edgecolor=_colour(number), linewidth=width)
     axes.set_xlabel(f"{len(region.rows)} x {len(region.columns)} bins on the map, in cells", fontsize=8)
     axes.tick_params(labelsize=7)
 
@@ -184,10 +182,55 @@ def _draw_values(axes: Axes, scene: PoolingScene, region: PooledRegion, last: in
     limits: dict[str, Any] = {"vmin": float(scene.plane.min()), "vmax": float(scene.plane.max())}
     axes.imshow(shown, cmap="gray", extent=(0, width, height, 0), **limits)
     middle = (limits["vmin"] + limits["vmax"]) / 2
-    for (row, column), value in np.ndenumerate(shown):
+    for number, ((row, column), value) in enumerate(np.ndenumerate(shown)):
         box = (column + 0.03, row + 0.03, column + 0.97, row + 0.97)
-        _outline(axes, box, fill=False, edgecolor=_colour(region, row, column), linewidth=3)
+        _outline(axes, box, fill=False, edgecolor=_colour(number), linewidth=3)
         if not np.isnan(value):
             colour = "black" if value > middle else "white"
             axes.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=colour)
     axes.set_axis_off()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionCrop:
+    """A region cut out by one rule: the rule's name, the crop (S, S, 3) uint8 and its window in the image.
+
+    ``window`` is (x1, y1, x2, y2) in pixels of the image; ``context`` is the number of pixels of the crop
+    around the region, on each side.
+    """
+
+    name: str
+    crop: np.ndarray
+    window: Box
+    context: int
+
+
+def draw_crops(image: np.ndarray, box: Box, crops: Sequence[RegionCrop]) -> np.ndarray:
+    """Draw ``image`` (H, W, 3) with region ``box`` and all windows, then each crop; returns (h, w, 3) uint8.
+
+    On each crop a dashed line separates the region from the context around it.
+    """
+    figure = Figure(figsize=(3.2 * (len(crops) + 1), 3.5), dpi=_DPI, layout="constrained")
+    first, *others = figure.subplots(1, len(crops) + 1)
+    first.imshow(image)
+    first.set_title("the region and what each shows")
+    edges = [box]
+    for axes, crop, colour in zip(others, crops, _CROP_COLOURS, strict=False):
+        _outline_pixels(first, crop.window, colour, "-")
+        edges.append(crop.window)
+        axes.imshow(crop.crop)
+        axes.set_title(crop.name, color=colour)
+        inner = len(crop.crop) - crop.context
+        _outline_pixels(axes, (crop.context, crop.context, inner, inner), "white", "--")
+        axes.axis("off")
+    _outline_pixels(first, box, "white", "--")
+    x1, y1, x2, y2 = np.array(edges).T
+    first.set_xlim(min(x1.min(), 0) - 2, max(x2.max(), image.shape[1]) + 2)
+    first.set_ylim(max(y2.max(), image.shape[0]) + 2, min(y1.min(), 0) - 2)
+    first.axis("off")
+    return pixels_of(figure)
+
+
+def _outline_pixels(axes: Axes, box: Box, colour: str, style: str) -> None:
+    corners = [edge - 0.5 for edge in box]  # matplotlib centres pixel k on k
+    _outline(axes, corners, fill=False, edgecolor=colour, linestyle=style, linewidth=2)

@@ -1,4 +1,4 @@
-"""The picture of how many objects proposals reach, for several stores side by side."""
+"""The picture of the recall of proposals, for several stores side by side."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from detector.core.errors import printable
 from detector.visualize.drawing import save_image
-from detector.visualize.figures import DPI, pixels_of
-from detector.visualize.page import line_colour, style_axes
+from detector.visualize.page import DPI, line_colour, pixels_of, style_axes
 
 _MOST_CLASSES = 20
 _LEGEND_LETTERS = 26  # per line
@@ -87,7 +86,7 @@ def _plot_groups(axes: Axes, reports: Reports) -> None:
     rows += [("per_size", name) for name in first["per_size"]]
     width = 0.8 / len(reports)
     for number, (name, report) in enumerate(reports.items()):
-        heights = [_last(report[kind][row]["mean_best_overlap"]) for kind, row in rows]
+        heights = [_values(report, kind, row, "mean_best_overlap")[-1] for kind, row in rows]
         left = np.arange(len(rows)) + (number - (len(reports) - 1) / 2) * width
         axes.bar(left, heights, width * 0.92, color=line_colour(number + 1), label=name)
     slanted = len(rows) > 8
@@ -106,10 +105,6 @@ def _values(report: Mapping[str, Any], *keys: str) -> Sequence[float]:
     for key in keys:
         values = None if values is None else values[key]
     return [np.nan] * len(report["counts"]) if values is None else values
-
-
-def _last(values: Sequence[float] | None) -> float:
-    return np.nan if values is None else values[-1]
 
 
 def _count_axis(axes: Axes) -> None:

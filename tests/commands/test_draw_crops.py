@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detector.commands.draw import crop_every_way
-from detector.visualize.crops import draw_crops
+from detector.visualize.pooling import draw_crops
 
 BOX = (30.0, 20.0, 80.0, 40.0)
 

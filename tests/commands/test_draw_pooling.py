@@ -58,9 +58,9 @@ def test_the_bins_shown_are_those_of_the_rules(bins: int, box: tuple[float, floa
             expected = [span if span[0] < span[1] else (0, 0) for span in clipped]
             if all(begin < end for edges in (region.rows, region.columns) for begin, end in edges):
                 assert list(shown) == expected, name
-        for row, column, down, across in region.bins():
+        for number, down, across in region.bins():
             cells = features[0, 1, slice(*down), slice(*across)]
-            assert region.values[row, column] == cells.max().item()
+            assert region.values.flat[number] == cells.max().item()
 
 
 def scene() -> PoolingScene:

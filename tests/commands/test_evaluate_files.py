@@ -1,4 +1,4 @@
-"""Scoring result files against annotations on disk, from the files to the figures."""
+"""Scoring result files against annotations on disk, from the files to the metrics."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from detector.core.structures import Detections
 from detector.data.source import Dataset
 from detector.data.voc.source import VOC_CLASSES, VocSource
 from detector.evaluation.report import write_json
-from detector.evaluation.result_files import write_result_files
-from detector.evaluation.score_files import score_result_files
+from detector.evaluation.result_files import score_result_files, write_result_files
 from detector.evaluation.voc import VocEvaluator
 
 ROOT = Path(__file__).parents[2]
@@ -82,9 +81,9 @@ def test_the_sample_of_object_detection_metrics(tmp_path: Path) -> None:
     assert sum(len(record.targets) for record in loaded.records) == 15
     assert len(lines) == 24
     evaluator = score_result_files(tmp_path, loaded.records, loaded.classes, "test", iou_threshold=0.3)
-    figures = evaluator.compute()
-    assert figures["voc_mAP"] == pytest.approx(0.245687, abs=5e-7)
-    assert figures["voc07_mAP"] == pytest.approx(0.268398, abs=5e-7)
+    metrics = evaluator.compute()
+    assert metrics["voc_mAP"] == pytest.approx(0.245687, abs=5e-7)
+    assert metrics["voc07_mAP"] == pytest.approx(0.268398, abs=5e-7)
 
 
 @needs_voc_eval
@@ -105,10 +104,10 @@ def test_the_annotations_of_voc_2007_score_one_against_themselves(tmp_path: Path
         for record in loaded.records
     }
     write_result_files(tmp_path / "results", found, loaded.classes)
-    figures = score_result_files(tmp_path / "results", loaded.records, loaded.classes).compute()
-    assert figures["voc07_mAP"] == pytest.approx(1, abs=1e-12)
-    assert figures["voc_mAP"] == pytest.approx(1, abs=1e-12)
-    assert sum(row["objects"] for row in figures["per_class"].values()) == 14_976
+    metrics = score_result_files(tmp_path / "results", loaded.records, loaded.classes).compute()
+    assert metrics["voc07_mAP"] == pytest.approx(1, abs=1e-12)
+    assert metrics["voc_mAP"] == pytest.approx(1, abs=1e-12)
+    assert sum(row["objects"] for row in metrics["per_class"].values()) == 14_976
 
 
 def test_scoring_files_equals_scoring_tensors(tmp_path: Path, data: Dataset) -> None:
@@ -132,15 +131,15 @@ def test_equal_scores_keep_the_order_of_the_file(tmp_path: Path, data: Dataset) 
     hit, miss = "b 0.5 1 1 10 10\n", "a 0.5 1 1 10 10\n"
     for text, expected in ((hit + miss, 1.0), (miss + hit, 0.5)):
         (tmp_path / "comp4_det_test_dog.txt").write_text(text)
-        figures = score_result_files(tmp_path, data.records, data.classes).compute()
-        assert figures["per_class"]["dog"]["voc_AP"] == expected
+        metrics = score_result_files(tmp_path, data.records, data.classes).compute()
+        assert metrics["per_class"]["dog"]["voc_AP"] == expected
 
 
 def test_scores_that_float32_cannot_tell_apart_are_told_apart(tmp_path: Path, data: Dataset) -> None:
     lines = "a 0.99999999991 1 1 10 10\nb 0.99999999992 1 1 10 10\n"
     (tmp_path / "comp4_det_test_dog.txt").write_text(lines)
-    figures = score_result_files(tmp_path, data.records, data.classes).compute()
-    assert figures["per_class"]["dog"]["voc_AP"] == 1
+    metrics = score_result_files(tmp_path, data.records, data.classes).compute()
+    assert metrics["per_class"]["dog"]["voc_AP"] == 1
 
 
 def test_a_class_without_a_file_scores_zero_and_unknown_files_are_named(
@@ -149,13 +148,13 @@ def test_a_class_without_a_file_scores_zero_and_unknown_files_are_named(
     (tmp_path / "comp4_det_test_dog.txt").write_text("b 0.5 1 1 10 10\n")
     (tmp_path / "comp4_det_test_horse.txt").write_text("b 0.5 1 1 10 10\n")
     with caplog.at_level(logging.WARNING):
-        figures = score_result_files(tmp_path, data.records, data.classes).compute()
-    assert figures["voc_mAP"] == 0.5
-    assert figures["per_class"]["cat"]["voc07_AP"] == 0
+        metrics = score_result_files(tmp_path, data.records, data.classes).compute()
+    assert metrics["voc_mAP"] == 0.5
+    assert metrics["per_class"]["cat"]["voc07_AP"] == 0
     assert "no such class in the annotations: comp4_det_test_horse.txt" in caplog.text
     assert "the AP is 0: cat" in caplog.text
-    write_json(tmp_path / "figures.json", figures)
-    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    write_json(tmp_path / "metrics.json", metrics)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
 
 
 def test_no_result_file_at_all_is_an_error(tmp_path: Path, data: Dataset) -> None:
@@ -172,7 +171,7 @@ def test_no_result_file_at_all_is_an_error(tmp_path: Path, data: Dataset) -> Non
 
 def test_no_network_image_or_compiled_library_is_loaded() -> None:
     code = (
-        "import sys, detector.data.voc.source, detector.evaluation.score_files, detector.evaluation.report\n"
+        "import sys, detector.data.voc.source, detector.evaluation.result_files, detector.evaluation.report\n"
         "heavy = {'torchvision', 'cv2', 'detector._C', 'detector.ops', "
         "'detector.models', 'detector.factory', 'detector.tasks'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
@@ -205,5 +204,5 @@ def test_an_object_that_a_coco_file_ignores_counts_in_no_metric(
     ]
     (tmp_path / "gt.JSON").write_text(json.dumps(truth))
     (tmp_path / "det.Json").write_text(json.dumps(detections))
-    figures = score_detections(tmp_path / "det.Json", tmp_path / "gt.JSON", metric, "test", 0.5)
-    assert figures["AP" if metric == "coco" else f"{metric}_mAP"] == 1.0
+    metrics = score_detections(tmp_path / "det.Json", tmp_path / "gt.JSON", metric, "test", 0.5)
+    assert metrics["AP" if metric == "coco" else f"{metric}_mAP"] == 1.0

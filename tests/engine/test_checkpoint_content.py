@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detector.core.errors import InputError
-from detector.engine.checkpoint_content import check_content, is_plain
+from detector.engine.checkpoint import check_content, is_plain
 
 GENERATOR = torch.Generator().get_state()
 
@@ -74,7 +74,8 @@ def test_what_a_run_writes_is_accepted() -> None:
         ("random", {"torch": GENERATOR, "cuda": [3]}),
         *given("best", None, [], {"metric": 0.5}, {"metric": "x", "step": 1.0}),
         ("best", {"metric": float("nan"), "step": 1.0}),
-        ("score_threshold", "high"),
+        ("best", {"metric": 10**400, "step": 1.0}),
+        *(("score_threshold", value) for value in ("high", True, 10**400)),
     ],
 )
 def test_other_types_are_one_error_with_file_and_key(key: str, value: Any) -> None:

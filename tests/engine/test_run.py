@@ -84,9 +84,10 @@ class ToyTask:
         self.computing = nullcontext[None]
         self.batches: Callable[[int], Generator[Batch, None, None]] = batches
         self.finished: list[Any] = []
+        self.scorer = self  # it evaluates the toy too
 
-    def evaluate(self, memory: PeakMemory, *, last: bool) -> Assessment[Scored]:
-        self.model.eval()
+    def assess(self, model: Any, memory: PeakMemory, *, last: bool) -> Assessment[Scored]:
+        model.eval()
         scored = Scored()
         return Assessment(chosen_by=scored, test=scored, headline=0.5, score_threshold=None)
 
@@ -282,7 +283,7 @@ def test_a_failing_evaluation_comes_after_the_checkpoint(
         raise InputError("a test image is gone")
 
     run = make_run()
-    monkeypatch.setattr(run.task, "evaluate", fail)
+    monkeypatch.setattr(run.task, "assess", fail)
     with pytest.raises(InputError, match="a test image is gone"):
         run.run()
     assert run.happened("save") == [10]

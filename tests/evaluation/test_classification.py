@@ -51,16 +51,16 @@ def test_a_worked_example() -> None:
     scores = {"a": 0.9, "b": 0.8, "d": 0.7, "c": 0.6, "e": 0.1}
     for image_id, score in scores.items():
         evaluator.update([image_id], torch.tensor([[score, 1 - score, 0.0]]))
-    figures = evaluator.compute()
-    dog = figures["per_class"]["dog"]
+    metrics = evaluator.compute()
+    dog = metrics["per_class"]["dog"]
     # Recall 1/2 at precision 1, recall 1 at precision 2/3: six points of 1 and five of 2/3; two halves.
     assert dog["voc07_AP"] == pytest.approx((6 + 5 * 2 / 3) / 11)
     assert dog["voc_AP"] == pytest.approx((1 + 2 / 3) / 2)
     assert (dog["images"], dog["difficult"]) == (2, 1)
-    cat = figures["per_class"]["cat"]  # falling 1 - score: e, c, d, b, a: the cat is the fourth
+    cat = metrics["per_class"]["cat"]  # falling 1 - score: e, c, d, b, a: the cat is the fourth
     assert cat["voc07_AP"] == cat["voc_AP"] == pytest.approx(1 / 4)
-    assert math.isnan(figures["per_class"]["cow"]["voc_AP"])
-    assert figures["voc_mAP"] == pytest.approx((5 / 6 + 1 / 4) / 2)
+    assert math.isnan(metrics["per_class"]["cow"]["voc_AP"])
+    assert metrics["voc_mAP"] == pytest.approx((5 / 6 + 1 / 4) / 2)
 
 
 @st.composite
@@ -85,8 +85,8 @@ def evaluate(presence: np.ndarray, scores: np.ndarray, order: np.ndarray) -> dic
 @given(tables(), st.integers(0, 1000))
 def test_both_average_precisions_equal_the_reference(table: tuple[np.ndarray, np.ndarray], seed: int) -> None:
     presence, scores = table
-    figures = evaluate(presence, scores, np.random.default_rng(seed).permutation(len(presence)))
-    for k, found in enumerate(figures["per_class"].values()):
+    metrics = evaluate(presence, scores, np.random.default_rng(seed).permutation(len(presence)))
+    for k, found in enumerate(metrics["per_class"].values()):
         ranked = sorted(range(len(presence)), key=lambda number: -scores[number, k])  # stable
         right = [bool(presence[number, k] > 0) for number in ranked if presence[number, k]]
         wanted = average_precisions(right, sum(right))

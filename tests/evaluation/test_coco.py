@@ -1,4 +1,4 @@
-"""The COCO evaluator against pycocotools called directly, and against the published figures."""
+"""The COCO evaluator against pycocotools called directly, and against the published metrics."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from rich.console import Console
 from detector.core.errors import InputError
 from detector.core.structures import Detections, ImageRecord, Targets
 from detector.evaluation.coco import CocoEvaluator, score_coco_results
-from detector.evaluation.report import COCO_FIGURES as FIGURES
-from detector.evaluation.report import coco_table
+from detector.evaluation.report import COCO_METRICS, coco_table
 
 FOLDER = Path(__file__).parents[2] / "data" / "coco_eval"
 TRUTH = FOLDER / "instances_val2014_100.json"
@@ -53,7 +52,7 @@ def direct(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, fl
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(FIGURES, evaluation.stats.tolist(), strict=True))
+    return dict(zip(COCO_METRICS, evaluation.stats.tolist(), strict=True))
 
 
 def random_records(seed: int, images: int = 12) -> tuple[list[ImageRecord], list[Detections]]:
@@ -112,15 +111,15 @@ def as_coco(
 @needs_demo
 def test_the_demo_of_the_coco_api() -> None:
     truth, results = json.loads(TRUTH.read_text()), json.loads(RESULTS.read_text())
-    figures = score_coco_results(RESULTS, truth).compute()
-    assert {name: figures[name] for name in FIGURES} == pytest.approx(PUBLISHED, abs=1e-9)
-    assert {name: figures[name] for name in FIGURES} == direct(truth, results)
-    per_class = figures["per_class"]
+    metrics = score_coco_results(RESULTS, truth).compute()
+    assert {name: metrics[name] for name in COCO_METRICS} == pytest.approx(PUBLISHED, abs=1e-9)
+    assert {name: metrics[name] for name in COCO_METRICS} == direct(truth, results)
+    per_class = metrics["per_class"]
     assert len(per_class) == 80
     known = [row["AP"] for row in per_class.values() if not math.isnan(row["AP"])]
-    assert sum(known) / len(known) == pytest.approx(figures["AP"], abs=1e-12)
+    assert sum(known) / len(known) == pytest.approx(metrics["AP"], abs=1e-12)
     known = [row["AP50"] for row in per_class.values() if not math.isnan(row["AP50"])]
-    assert sum(known) / len(known) == pytest.approx(figures["AP50"], abs=1e-12)
+    assert sum(known) / len(known) == pytest.approx(metrics["AP50"], abs=1e-12)
     assert sum(row["objects"] for row in per_class.values()) == 839
     assert sum(row["detections"] for row in per_class.values()) == 734
 
@@ -132,10 +131,10 @@ def test_records_score_as_a_direct_call(seed: int) -> None:
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order:
         evaluator.update([records[index].image_id], [detections[index]])
-    figures = evaluator.compute()
+    metrics = evaluator.compute()
     expected = direct(*as_coco(records, detections))
     assert 0.1 < expected["AP"] < 0.9
-    assert {name: figures[name] for name in FIGURES} == pytest.approx(expected, abs=1e-12)
+    assert {name: metrics[name] for name in COCO_METRICS} == pytest.approx(expected, abs=1e-12)
 
 
 def test_results_written_and_read_score_the_same(tmp_path: Path) -> None:
@@ -148,11 +147,11 @@ def test_results_written_and_read_score_the_same(tmp_path: Path) -> None:
     evaluator.update([record.image_id for record in records], swapped)
     evaluator.write_results(tmp_path / "new" / "results.json")
     assert json.loads((tmp_path / "new" / "results.json").read_text()) == results
-    figures = evaluator.compute()
-    assert list(figures["per_class"]) == ["dog", "cat"]
+    metrics = evaluator.compute()
+    assert list(metrics["per_class"]) == ["dog", "cat"]
     from_file = score_coco_results(tmp_path / "new" / "results.json", truth).compute()
-    assert from_file["per_class"] == figures["per_class"]
-    numbers = [{name: one[name] for name in FIGURES} for one in (from_file, figures)]
+    assert from_file["per_class"] == metrics["per_class"]
+    numbers = [{name: one[name] for name in COCO_METRICS} for one in (from_file, metrics)]
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-15, nan_ok=True)
 
 
@@ -179,9 +178,9 @@ def test_a_difficult_object_is_ignored() -> None:
     for scores in ([0.9, 0.8], [0.8, 0.9]):
         evaluator = CocoEvaluator.from_records([record], ["cat"])
         evaluator.update(["a"], [Detections(boxes=boxes, scores=torch.tensor(scores), labels=ones)])
-        figures = evaluator.compute()
-        assert figures["AP"] == pytest.approx(1)
-        row = figures["per_class"]["cat"]
+        metrics = evaluator.compute()
+        assert metrics["AP"] == pytest.approx(1)
+        row = metrics["per_class"]["cat"]
         assert (row["objects"], row["ignored"], row["detections"]) == (2, 1, 2)
 
 
@@ -190,9 +189,9 @@ def test_no_objects_no_images_and_no_detections() -> None:
     evaluator = CocoEvaluator.from_records(records, ["cat", "dog", "never"])
     assert math.isnan(evaluator.compute()["AP"])
     evaluator.update([record.image_id for record in records], [Detections.empty()] * len(records))
-    figures = evaluator.compute()
-    assert figures["AP"] == 0
-    assert math.isnan(figures["per_class"]["never"]["AP"])
+    metrics = evaluator.compute()
+    assert metrics["AP"] == 0
+    assert math.isnan(metrics["per_class"]["never"]["AP"])
     evaluator.reset()
     assert math.isnan(evaluator.compute()["AP"])
 
@@ -244,14 +243,14 @@ def test_the_table_has_a_row_a_class_and_a_figure() -> None:
     records, detections = random_records(3)
     evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
     evaluator.update([record.image_id for record in records], detections)
-    figures = evaluator.compute()
+    metrics = evaluator.compute()
     output = io.StringIO()
-    Console(width=100, file=output).print(coco_table(figures))
+    Console(width=100, file=output).print(coco_table(metrics))
     rows = [line.replace("│", " ").split() for line in output.getvalue().splitlines()]
-    row = figures["per_class"]["cat"]
+    row = metrics["per_class"]["cat"]
     counts = [str(row[key]) for key in ("objects", "ignored", "detections")]
     assert ["cat", f"{row['AP']:.4f}", f"{row['AP50']:.4f}", *counts] in rows
-    assert all([name, f"{figures[name]:.4f}"] in rows for name in FIGURES)
+    assert all([name, f"{metrics[name]:.4f}"] in rows for name in COCO_METRICS)
 
 
 @pytest.mark.parametrize("flag", ["ignore", "difficult"])
@@ -285,9 +284,9 @@ def test_an_ignored_object_is_no_miss_and_what_is_found_on_it_no_false_positive(
     ]
     evaluator = CocoEvaluator(truth)
     evaluator.add([1, 2], results)
-    figures: dict[str, Any] = evaluator.compute()
-    assert figures["AP"] == figures["AR100"] == 1.0
-    assert figures["per_class"]["cat"]["ignored"] == 1
+    metrics: dict[str, Any] = evaluator.compute()
+    assert metrics["AP"] == metrics["AR100"] == 1.0
+    assert metrics["per_class"]["cat"]["ignored"] == 1
     assert direct(truth, results)["AP"] < 1
     for annotation in truth["annotations"]:
         annotation["iscrowd"] = annotation.pop(flag)

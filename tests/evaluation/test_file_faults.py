@@ -10,7 +10,7 @@ import pytest
 
 from detector.core.structures import ImageRecord, Targets
 from detector.evaluation.coco import score_coco_results
-from detector.evaluation.score_files import score_result_files
+from detector.evaluation.result_files import score_result_files
 
 # x, y, width, height on images of 96 x 64 pixels
 BOXES = [

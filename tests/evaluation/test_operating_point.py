@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -82,7 +84,7 @@ def oracle(images: Images, threshold: float) -> OperatingPoint:
 
 def assert_same(found: OperatingPoint | None, expected: OperatingPoint) -> None:
     assert found is not None
-    assert found.figures() == pytest.approx(expected.figures())
+    assert asdict(found) == pytest.approx(asdict(expected))
 
 
 @pytest.mark.parametrize("seed", range(25))

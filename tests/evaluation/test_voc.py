@@ -53,13 +53,13 @@ def evaluate(
     return evaluator.compute()
 
 
-def expected_figures(things: Things, found: AllFound, label: int, threshold: str) -> tuple[float, float]:
+def expected_metrics(things: Things, found: AllFound, label: int, threshold: str) -> tuple[float, float]:
     mine = {image: [thing for one, thing in all_ if one == label] for image, all_ in things.items()}
     # The kit reads a class's detections image after image, each image's in the detector's order.
     in_order = [f for image in things for one, f in found if one == label and f.image == image]
     objects = sum(not thing.difficult for all_ in mine.values() for thing in all_)
-    figures = average_precisions(verdicts(mine, in_order, Fraction(threshold)), objects)
-    return (math.nan, math.nan) if figures is None else (float(figures[0]), float(figures[1]))
+    metrics = average_precisions(verdicts(mine, in_order, Fraction(threshold)), objects)
+    return (math.nan, math.nan) if metrics is None else (float(metrics[0]), float(metrics[1]))
 
 
 # A small grid makes equal boxes, exact overlaps and ties frequent.
@@ -77,10 +77,10 @@ all_found = st.lists(st.tuples(labels, st.builds(Found, st.sampled_from("abc"), 
 def test_equals_the_development_kit(
     things: Things, found: AllFound, threshold: str, update_order: list[str]
 ) -> None:
-    figures = evaluate(things, found, float(threshold), update_order)
-    rows = figures["per_class"]
+    metrics = evaluate(things, found, float(threshold), update_order)
+    rows = metrics["per_class"]
     for label, name in enumerate(CLASSES, start=1):
-        wanted = expected_figures(things, found, label, threshold)
+        wanted = expected_metrics(things, found, label, threshold)
         got = (rows[name]["voc07_AP"], rows[name]["voc_AP"])
         assert got == pytest.approx(wanted, abs=1e-12, nan_ok=True)
         here = [thing for all_ in things.values() for one, thing in all_ if one == label]
@@ -89,7 +89,7 @@ def test_equals_the_development_kit(
         assert rows[name]["detections"] == sum(one == label for one, _ in found)
     known = [row["voc_AP"] for row in rows.values() if not math.isnan(row["voc_AP"])]
     mean = sum(known) / len(known) if known else math.nan
-    assert figures["voc_mAP"] == pytest.approx(mean, nan_ok=True)
+    assert metrics["voc_mAP"] == pytest.approx(mean, nan_ok=True)
 
 
 def test_iou_of_exactly_the_threshold_matches() -> None:
@@ -122,9 +122,9 @@ def test_equal_scores_keep_the_order_of_the_data_set() -> None:
 
 def test_a_class_without_objects_has_no_part_in_the_mean() -> None:
     things = {"a": [(1, Thing((1, 1, 9, 9), False)), (2, Thing((1, 1, 9, 9), True))]}
-    figures = evaluate(things, [(1, Found("a", 0.5, (1, 1, 9, 9))), (2, Found("a", 0.5, (20, 1, 29, 9)))])
-    assert figures["voc_mAP"] == 1
-    assert math.isnan(figures["per_class"]["dog"]["voc07_AP"])
+    metrics = evaluate(things, [(1, Found("a", 0.5, (1, 1, 9, 9))), (2, Found("a", 0.5, (20, 1, 29, 9)))])
+    assert metrics["voc_mAP"] == 1
+    assert math.isnan(metrics["per_class"]["dog"]["voc07_AP"])
 
 
 def test_half_pixel_boxes_measure_as_the_kit_measures_what_is_written() -> None:
@@ -182,6 +182,6 @@ def test_objects_as_detections_score_one() -> None:
             for x, y in corners
         ]
     found = [(label, Found(i, 0.5, thing.box)) for i, all_ in things.items() for label, thing in all_]
-    figures = evaluate(things, found)
-    assert figures["voc07_mAP"] == pytest.approx(1, abs=1e-15)
-    assert figures["voc_mAP"] == pytest.approx(1, abs=1e-15)
+    metrics = evaluate(things, found)
+    assert metrics["voc07_mAP"] == pytest.approx(1, abs=1e-15)
+    assert metrics["voc_mAP"] == pytest.approx(1, abs=1e-15)

@@ -14,7 +14,7 @@ from detector.core.errors import InputError
 from detector.data.convert import voc_to_coco
 from detector.engine.checkpoint import load_checkpoint
 from detector.evaluation.coco import CocoEvaluator
-from detector.evaluation.report import COCO_FIGURES
+from detector.evaluation.report import COCO_METRICS
 from detector.factory.data import all_names, class_names, load_split
 from detector.tasks.detection import DetectionTask
 from detector.tasks.start import start_run
@@ -103,7 +103,7 @@ def test_folders_named_after_the_split(tiny: Load, tiny_root: Path, tmp_path: Pa
 def test_the_same_training_from_voc_and_from_its_coco_conversion(
     tiny: Load, coco_root: Path, tmp_path: Path
 ) -> None:
-    """Identical weights, and identical figures by both metrics."""
+    """Identical weights, and identical metrics by both metrics."""
     settings = ["test.metric=coco", "model.box.normalize=dataset", "test.score_threshold=0.0"]
     found = {}
     for name, sources in (("from_voc", []), ("from_coco", as_coco(coco_root))):
@@ -122,7 +122,7 @@ def test_the_same_training_from_voc_and_from_its_coco_conversion(
         for one in found.values()
     ]
     assert json.dumps(timeless[0]) == json.dumps(timeless[1]), "as text, in which NaN equals NaN"
-    assert {*COCO_FIGURES, "voc07_mAP", "voc_mAP", "per_class"} <= timeless[0].keys()
+    assert {*COCO_METRICS, "voc07_mAP", "voc_mAP", "per_class"} <= timeless[0].keys()
     results = [json.loads((tmp_path / name / "results" / "coco_test.json").read_text()) for name in found]
     assert results[0] == results[1]
     assert results[0]
@@ -139,7 +139,7 @@ def test_the_headline_is_what_an_evaluator_of_its_own_says(
     evaluator = CocoEvaluator.from_records(run.task.scorer.test_set.records, run.task.classes)
     evaluator.update(list(evaluation.results), list(evaluation.results.values()))
     again = evaluator.compute()
-    for name in COCO_FIGURES:
+    for name in COCO_METRICS:
         assert evaluation.metrics[name] == pytest.approx(again[name], abs=1e-6, nan_ok=True)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_validation_images_without_an_object_leave_the_last_checkpoint_the_best(
     begin(config, tmp_path / "run").run()
     said = capfd.readouterr().err
     assert "warning: no validation image has an object" in said
-    assert "no score threshold is stored: no object of the validation images was found" in said
+    assert "no score threshold is stored: no object of the validation images was detected" in said
     assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["step"] == 4
 
 
@@ -187,14 +188,14 @@ def test_validation_images_without_annotations_are_not_scored(
     for name in (with_val / "ImageSets/Main/val.txt").read_text().split():
         (with_val / f"Annotations/{name}.xml").unlink()
     config = tiny(*SHORT, *given, f"data.root={with_val}", "data.train_split=train", "train.evaluate_every=2")
-    figures = begin(config, tmp_path / "run").run().metrics
+    metrics = begin(config, tmp_path / "run").run().metrics
     said = capfd.readouterr().err
     assert f"step 2: {NOTHING_SCORED}" in said
     assert "nan" not in said
     stored = "no score threshold is stored: the validation images have no annotations" in said
     assert stored == (not given)
-    assert figures["validation"] == {"split": "val", "annotated": False, "images": 3}
-    assert figures["split"] == "test"
+    assert metrics["validation"] == {"split": "val", "annotated": False, "images": 3}
+    assert metrics["split"] == "test"
     assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["step"] == 4
 
 
@@ -230,7 +231,7 @@ def test_one_training_image_cannot_be_set_aside(tiny: Load, with_val: Path) -> N
         load_training(config, class_names(config), training=True)
 
 
-def test_the_f1_best_threshold_is_stored_printed_and_among_the_figures(
+def test_the_f1_best_threshold_is_stored_printed_and_among_the_metrics(
     tiny: Load, with_val: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = ("train.steps=40", "train.learning_rate=0.03", "data.workers=0", "train.log_every=20")
@@ -251,28 +252,28 @@ def test_the_f1_best_threshold_is_stored_printed_and_among_the_figures(
     assert (
         f"score threshold {point.score_threshold:.3f}, with the best F1 on 3 validation images of val" in said
     )
-    figures = evaluation.metrics
-    assert figures["split"] == "test"
-    assert figures["score_threshold"] == point.score_threshold
-    assert figures["validation"] == {
+    metrics = evaluation.metrics
+    assert metrics["split"] == "test"
+    assert metrics["score_threshold"] == point.score_threshold
+    assert metrics["validation"] == {
         **{name: again.metrics[name] for name in ("voc07_mAP", "voc_mAP")},
-        **{"split": "val", **point.figures()},
+        **{"split": "val", **asdict(point)},
     }
-    at = figures["at_score_threshold"]
+    at = metrics["at_score_threshold"]
     found = [detections.scores >= point.score_threshold for detections in evaluation.results.values()]
     hits = at["precision"] * sum(int(kept.sum()) for kept in found)
     assert at["recall"] * at["objects"] == pytest.approx(hits)
-    write_json(tmp_path / "figures.json", figures)
-    assert json.loads((tmp_path / "figures.json").read_text())["validation"]["f1"] == point.f1
+    write_json(tmp_path / "metrics.json", metrics)
+    assert json.loads((tmp_path / "metrics.json").read_text())["validation"]["f1"] == point.f1
 
 
 def test_a_run_without_validation_images_says_that_it_stores_no_threshold(
     tiny: Load, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    figures = begin(tiny(*SHORT), tmp_path / "run").run().metrics
+    metrics = begin(tiny(*SHORT), tmp_path / "run").run().metrics
     assert "no score threshold is stored: there are no validation images" in capfd.readouterr().err
     assert load_checkpoint(tmp_path / "run/checkpoints/best.pt")["score_threshold"] is None
-    assert not {"score_threshold", "validation", "at_score_threshold"} & set(figures)
+    assert not {"score_threshold", "validation", "at_score_threshold"} & set(metrics)
 
 
 def test_epochs_become_steps_once_the_images_are_counted(

@@ -41,7 +41,7 @@ def test_a_layer_is_taken_whole_or_not_at_all() -> None:
     transfer = plan_transfer(NETWORK, file)
     found = outcomes(transfer)
     assert (found["box_head.fc6.weight"], found["box_head.fc6.bias"]) == ("other shape", "re-made")
-    assert [(row.name, row.wanted, row.found) for row in transfer.faults] == [
+    assert [(row.name, row.wanted, row.stored) for row in transfer.faults] == [
         ("box_head.fc6.weight", (5, 4), (5, 9))
     ]
     assert not [name for name in transfer.tensors if name.startswith("box_head")]

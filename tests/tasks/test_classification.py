@@ -178,14 +178,14 @@ def test_a_run_learns_and_leaves_what_evaluation_reads(tiny: Load, tmp_path: Pat
     evaluation = run.run()
     run.finish()
     assert evaluation.metrics["voc07_mAP"] == 1.0
-    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert {"voc07_mAP", "voc_mAP", "per_class", "seconds", "peak_rss_mib"} <= figures.keys()
-    assert figures["per_class"].keys() == set(run.task.classes)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {"voc07_mAP", "voc_mAP", "per_class", "seconds", "peak_rss_mib"} <= metrics.keys()
+    assert metrics["per_class"].keys() == set(run.task.classes)
     assert len(list((tmp_path / "run" / "results").glob("comp2_cls_test_*.txt"))) == 5
     assert (tmp_path / "run" / "run.png").stat().st_size > 10_000
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_60.pt")
     again = score_checkpoint(config, checkpoint, "step_60.pt", "test", tmp_path / "again", "cpu")
-    assert again["per_class"] == figures["per_class"]
+    assert again["per_class"] == metrics["per_class"]
 
 
 def test_faulty_boxes_do_not_change_what_is_on_an_image(tiny: Load) -> None:

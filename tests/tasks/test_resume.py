@@ -306,8 +306,8 @@ def test_the_best_checkpoint_is_a_link_that_outlives_its_source(tiny: Load, tmp_
 def test_the_best_step_is_kept_whether_or_not_a_checkpoint_was_due(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best_at: int
 ) -> None:
-    figures = iter([0.9 if step == best_at else 0.5 for step in (1, 2, 3, 4)])
-    monkeypatch.setattr("detector.tasks.scoring.headline", lambda *_: next(figures))
+    headlines = iter([0.9 if step == best_at else 0.5 for step in (1, 2, 3, 4)])
+    monkeypatch.setattr("detector.tasks.scoring.headline", lambda *_: next(headlines))
     few = ("train.checkpoint_every=2", "train.evaluate_every=1", "train.keep_checkpoints=1", "data.workers=0")
     run(tiny("train.steps=4", *few), tmp_path / "run")
     folder = tmp_path / "run/checkpoints"
@@ -366,8 +366,8 @@ STEPWISE = (
 
 def best_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the evaluation after ``step`` be the best, and each one choose a threshold of its own."""
-    figures = iter([0.9 if step == now else 0.5 for now in range(1, 9)])
-    monkeypatch.setattr("detector.tasks.scoring.headline", lambda *_: next(figures))
+    headlines = iter([0.9 if step == now else 0.5 for now in range(1, 9)])
+    monkeypatch.setattr("detector.tasks.scoring.headline", lambda *_: next(headlines))
     thresholds = iter([number / 10 for number in range(1, 9)])
     point = OperatingPoint(0.1, 0.5, 0.5, 0.5, 0.5, 2, 2)
     monkeypatch.setattr(

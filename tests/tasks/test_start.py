@@ -351,7 +351,7 @@ def test_the_loop_compares_no_evaluations_and_leaves_the_threshold_to_the_scorer
 
     monkeypatch.setattr(DetectionScorer, "evaluate", incomparable)
     said: list[object] = []
-    monkeypatch.setattr(DetectionScorer, "say_point", lambda _, *given: said.append(given))
+    monkeypatch.setattr(DetectionScorer, "note_point", lambda _, *given: said.append(given))
     train(tiny("train.steps=2", "train.validation_fraction=0.3", "data.workers=0"), tmp_path / "run")
     assert len(said) == 1
     kinds = [record["kind"] for record in read_log(tmp_path / "run/log.jsonl")]

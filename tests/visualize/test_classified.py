@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from detector.visualize import ClassifiedImage, class_colour, classifier_picture, draw_class_scores
-from tests.typed import read_picture
+from detector.visualize import ClassifiedImage, class_colour, draw_class_scores, run_charts, score_rows
 
 CLASSES = ("disc", "Blutplättchen", "Ωжñ")
 GREY = 128
@@ -62,22 +60,24 @@ def test_odd_images_many_classes_and_long_names_fit(size: tuple[int, int]) -> No
     assert draw_class_scores(shown, names).shape == plain.shape
 
 
-def picture(path: Path, **changes: Any) -> np.ndarray:
+def picture(**changes: Any) -> np.ndarray:
     shown: dict[str, Any] = {
         "losses": {"loss_cls": [(20, 1.0), (40, 0.5)]},
         "pr_curves": {name: Curve(np.linspace(0.1, 1, 9), np.linspace(1, 0.4, 9)) for name in CLASSES},
-        "figures": {"voc07_mAP": 0.5, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
+        "metrics": {"voc07_mAP": 0.5, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
         "best": [ClassifiedImage(blank(), [0.9, 0.1, 0.2], [1, -1, -1])] * 2,
         "worst": [ClassifiedImage(blank(), [0.2, 0.9, 0.2], [1, -1, 0])],
         "classes": CLASSES,
         "title": "A run",
     }
-    classifier_picture(path, **{**shown, **changes})
-    return read_picture(path)[..., ::-1]
+    shown |= changes
+    groups = shown.pop("best"), shown.pop("worst")
+    plots = run_charts(**shown)
+    return np.concatenate((plots, score_rows(*groups, shown["classes"], plots.shape[1])))
 
 
-def test_the_page_shows_each_part(tmp_path: Path) -> None:
-    whole = picture(tmp_path / "run.png")
+def test_the_page_shows_each_part() -> None:
+    whole = picture()
     changes = {
         "losses": {"loss_cls": [(20, 1.0), (40, 0.9)]},
         "best": [ClassifiedImage(blank(), [0.8, 0.1, 0.2], [1, -1, -1])] * 2,
@@ -85,9 +85,9 @@ def test_the_page_shows_each_part(tmp_path: Path) -> None:
         "evaluations": {"voc07_mAP": [(20, 0.2), (40, 0.5)]},
     }
     for name, value in changes.items():
-        other = picture(tmp_path / "run.png", **{name: value})
+        other = picture(**{name: value})
         assert other.shape == whole.shape
         assert (other != whole).any(), name
-    assert len(picture(tmp_path / "run.png", best=[], worst=[])) < len(whole)
+    assert len(picture(best=[], worst=[])) < len(whole)
     many = [ClassifiedImage(blank(), [0.8, 0.1, 0.2])] * 9
-    assert picture(tmp_path / "run.png", best=many).shape == whole.shape
+    assert picture(best=many).shape == whole.shape

@@ -20,12 +20,12 @@ from detector.visualize import (
     draw_detections,
     draw_targets,
     drawing,
-    run_picture,
+    example_grid,
+    run_charts,
     save_image,
 )
 from detector.visualize.data_page import data_picture
-from detector.visualize.grid import example_grid
-from detector.visualize.page import charts, line_colour
+from detector.visualize.page import line_colour
 from detector.visualize.recall import recall_figure
 from tests.typed import read_picture
 
@@ -99,8 +99,8 @@ def test_labels_of_one_place_do_not_cover_each_other() -> None:
 def test_a_part_that_is_nearly_the_whole_loss_does_not_hide_it() -> None:
     series = [(float(step), 1 / (1 + step)) for step in range(60)]
     losses = {"loss_cls": series, "loss": series}
-    page = charts(losses=losses, pr_curves={}, figures={}, classes=["a"], title="")
-    only = charts(losses={"loss_cls": series}, pr_curves={}, figures={}, classes=["a"], title="")
+    page = run_charts(losses=losses, pr_curves={}, metrics={}, classes=["a"], title="")
+    only = run_charts(losses={"loss_cls": series}, pr_curves={}, metrics={}, classes=["a"], title="")
     cls = np.abs(only - np.array([round(255 * c) for c in line_colour(1)])).sum(axis=2) < 12
     total = np.abs(page.astype(int) - 178).max(axis=2) < 6
     upper_right = np.s_[: page.shape[0] // 3, page.shape[1] // 4 :]
@@ -297,7 +297,7 @@ def test_the_grid_shows_detections_left_and_truth_right() -> None:
     assert len(twelve) == 2 * len(grid)
 
 
-def course(last: int = 400) -> list[tuple[float, float]]:
+def history(last: int = 400) -> list[tuple[float, float]]:
     return [(step, 2 / (1 + step / 50)) for step in range(20, last + 1, 20)]
 
 
@@ -306,49 +306,51 @@ def curve(count: int) -> Curve:
     return Curve(recall=hits / 40, precision=hits / np.arange(1, count + 1))
 
 
-def picture(tmp_path: Path, **changes: Any) -> np.ndarray:
+def picture(**changes: Any) -> np.ndarray:
     shown: dict[str, Any] = {
-        "losses": {"loss": course(), "loss_cls": course()},
+        "losses": {"loss": history(), "loss_cls": history()},
         "pr_curves": {name: curve(30) for name in CLASSES},
-        "figures": {"voc07_mAP": 0.5, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
+        "metrics": {"voc07_mAP": 0.5, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
         "examples": [(blank(), detections((10, 20, 60, 80, 0.9, 1)), Targets.empty())],
         "classes": CLASSES,
         "title": "A run",
     }
-    run_picture(tmp_path / "run.png", **{**shown, **changes})
-    return read_picture(tmp_path / "run.png")[..., ::-1]
+    shown |= changes
+    examples = shown.pop("examples")
+    plots = run_charts(**shown)
+    return np.concatenate((plots, example_grid(examples, shown["classes"], plots.shape[1])))
 
 
-def test_run_picture_shows_each_part(tmp_path: Path) -> None:
-    whole = picture(tmp_path)
+def test_the_page_of_a_run_shows_each_part() -> None:
+    whole = picture()
     changes = {
-        "losses": {"loss": course(200)},
+        "losses": {"loss": history(200)},
         "pr_curves": {name: curve(9) for name in CLASSES},
-        "figures": {"voc07_mAP": 0.6, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
+        "metrics": {"voc07_mAP": 0.6, "per_class": {name: {"voc07_AP": 0.5} for name in CLASSES}},
         "title": "Another run",
         "evaluations": {"voc07_mAP": [(100, 0.2), (400, 0.5)]},
     }
     for name, value in changes.items():
-        other = picture(tmp_path, **{name: value})
+        other = picture(**{name: value})
         assert other.shape == whole.shape
         assert (other != whole).any(), name
-    assert len(picture(tmp_path, examples=[])) < len(whole)
+    assert len(picture(examples=[])) < len(whole)
 
 
 MANY = [f"class {number} with a long name" for number in range(80)]
 UNUSUAL: dict[str, dict[str, Any]] = {
-    "nothing": {"losses": {}, "pr_curves": {}, "figures": {}, "examples": [], "classes": ()},
+    "nothing": {"losses": {}, "pr_curves": {}, "metrics": {}, "examples": [], "classes": ()},
     "empty series": {"losses": {"loss": []}, "evaluations": {"voc07_mAP": []}},
     "not finite": {"losses": {"loss": [(20, float("nan")), (40, 1.0), (60, float("inf"))]}},
     "one step": {"losses": {"loss": [(1, 0.0)]}, "evaluations": {"voc07_mAP": [(1, float("nan"))]}},
-    "no detections": {"pr_curves": {"disc": curve(0)}, "figures": {"per_class": {"disc": {"voc07_AP": 0.0}}}},
+    "no detections": {"pr_curves": {"disc": curve(0)}, "metrics": {"per_class": {"disc": {"voc07_AP": 0.0}}}},
     "no objects": {
         "pr_curves": {"disc": Curve(np.full(3, np.nan), np.zeros(3))},
-        "figures": {"voc07_mAP": None, "per_class": {"disc": {"voc07_AP": None}}},
+        "metrics": {"voc07_mAP": None, "per_class": {"disc": {"voc07_AP": None}}},
     },
     "80 classes": {
         "pr_curves": {name: curve(10 + number) for number, name in enumerate(MANY)},
-        "figures": {"per_class": {name: {"voc07_AP": number / 80} for number, name in enumerate(MANY)}},
+        "metrics": {"per_class": {name: {"voc07_AP": number / 80} for number, name in enumerate(MANY)}},
         "classes": MANY,
     },
     "odd shapes": {
@@ -361,5 +363,5 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", UNUSUAL)
 @pytest.mark.filterwarnings("error")
-def test_run_picture_bears_what_is_unusual(tmp_path: Path, name: str) -> None:
-    assert picture(tmp_path, **UNUSUAL[name]).shape[1] == 1800
+def test_the_page_of_a_run_bears_what_is_unusual(name: str) -> None:
+    assert picture(**UNUSUAL[name]).shape[1] == 1800
