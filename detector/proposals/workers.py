@@ -29,6 +29,9 @@ class Lost:
     reason: str
 
 
+_STARTED = Lost("its process has only started")
+
+
 def run_tasks(
     function: Callable[[Task], Answer],
     tasks: Iterable[Task],
@@ -54,7 +57,7 @@ def run_tasks(
         while pool:
             for worker in _ready(pool, time_limit):
                 answer = worker.answer(time_limit)
-                if answer is None:  # it has only just started
+                if answer is _STARTED:
                     continue
                 yield worker.task, answer
                 following = list(islice(todo, 1))
@@ -98,8 +101,8 @@ class _Worker(Generic[Task, Answer]):
         except OSError:
             return  # it has died, which `answer` will report
 
-    def answer(self, time_limit: float | None) -> Answer | Lost | None:
-        """Return the answer, why there is none, or None where the process reports that it is ready."""
+    def answer(self, time_limit: float | None) -> Answer | Lost:
+        """Return the answer, why there is none, or ``_STARTED`` when the process reports that it is ready."""
         if not self.connection.poll():
             return Lost(f"took over {time_limit:g} seconds")
         try:
@@ -114,7 +117,7 @@ class _Worker(Generic[Task, Answer]):
             return Lost(f"ended its process ({status})")
         if kind == "ready":
             self.give(self.task)
-            return None
+            return _STARTED
         if kind == "raised":
             raise value
         return value

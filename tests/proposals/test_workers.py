@@ -69,3 +69,11 @@ def test_no_process_is_left_behind() -> None:
     before = set(children.read_text().split())
     found.close()
     assert len(set(children.read_text().split()) & before) < len(before)
+
+
+def nothing(_task: int) -> None:
+    return None
+
+
+def test_none_is_an_answer() -> None:
+    assert sorted(run_tasks(nothing, [1, 2, 3], workers=2)) == [(1, None), (2, None), (3, None)]
