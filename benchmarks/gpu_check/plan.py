@@ -106,7 +106,7 @@ class Plan:
         command = [sys.executable, "-m", "pytest", "-v", "-n", processes, "--dist", "worksteal"]
         command += ["-p", "no:cacheprovider", "-rfE", "--tb=short", "--durations=12", *chosen]
         return self._part(
-            "tests", "Tests that need a GPU", command, 230, folder=ROOT, read=readers.read_pytest
+            "tests", "Tests that need a GPU", command, 150, folder=ROOT, read=readers.read_pytest
         )
 
     def _sanitizer(self, tool: str) -> Part:
