@@ -194,14 +194,14 @@ class Detector:
     def load(
         cls,
         path: str | os.PathLike[str],
-        device: str = "auto",
+        device: str | int | torch.device = "auto",
         allow_code: Iterable[str] = (),
         overrides: Sequence[str] = (),
     ) -> Detector:
         """Read a checkpoint; nothing else is needed, and nothing that it names is opened or imported.
 
         Args:
-            device: "auto" (a GPU if one can be used), "cpu", "cuda" or "cuda:1".
+            device: "auto" (a GPU if one can be used), "cpu", "cuda", "cuda:1" or a `torch.device`.
             allow_code: names of functions that the checkpoint may call, such as ``"my_boxes:propose"``.
             overrides: config values to replace, such as ``"test.scales=[480,600]"``.
 
@@ -210,9 +210,10 @@ class Detector:
                 or a device that this machine does not have.
         """
         state = load_checkpoint(Path(path))
-        allowed = {allow_code} if isinstance(allow_code, str) else set(allow_code)
+        allowed = {allow_code} if isinstance(allow_code, str) else set(allow_code or ())
+        overrides = [overrides] if isinstance(overrides, str) else overrides
         config = parse_stored(state["config"], overrides, state["file"], allow_code=allowed)
-        return cls(config, state, choose_device(device))
+        return cls(config, state, choose_device(str(device)))
 
     @overload
     def __call__(
@@ -253,7 +254,7 @@ class Detector:
                 read, with boxes of these images by file name. None has the checkpoint's method make them.
 
         Raises:
-            InputError: names what is wrong with which image, box or file, and how to put it right.
+            InputError: names what is wrong with which image, box or file, and how to fix it.
         """
         if isinstance(image, list | tuple):
             if boxes is not None and (not isinstance(boxes, list | tuple) or len(boxes) != len(image)):
@@ -397,6 +398,8 @@ class Detector:
                 store = match_store(proposals, records)
             yield store
         elif isinstance(proposals, str | os.PathLike):
+            if not Path(proposals).exists():
+                raise InputError(f"proposals: {Path(proposals)}: no such proposal file or store")
             values = override(self.config.model_dump(mode="json"), [file_override(Path(proposals))])
             with temporary_store(parse_config(values, self._source), records) as store:
                 yield store

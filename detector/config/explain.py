@@ -20,6 +20,12 @@ MAX_ERRORS = 20
 def explain(error: ValidationError, root: type[Section], source: str) -> str:
     """Return the mistakes that pydantic found in a config from ``source``, checked against ``root``."""
     mistakes = error.errors()
+    lists = [_find_place(item["loc"], root)[0] for item in mistakes if item["type"] == "tuple_type"]
+    mistakes = [  # of the choice between a name and a list, the hint for the list is enough
+        item
+        for item in mistakes
+        if item["type"] != "literal_error" or _find_place(item["loc"], root)[0] not in lists
+    ]
     lines = [_line(source, item, root) for item in mistakes[:MAX_ERRORS]]
     if len(mistakes) > MAX_ERRORS:
         lines.append(f"{source}: and {len(mistakes) - MAX_ERRORS} more")
@@ -29,7 +35,7 @@ def explain(error: ValidationError, root: type[Section], source: str) -> str:
 def shown(value: Any) -> str:
     """Return ``repr(value)`` for a message, shortened where it is long."""
     try:
-        text = repr(value)
+        text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python refuses to write integers of more than 4300 digits
         text = f"a {type(value).__name__} too long to be written"
     return text if len(text) <= 80 else text[:77] + "..."
@@ -75,7 +81,8 @@ def _line(source: str, item: Any, root: type[Section]) -> str:
             key, value = f"{key}.kind", context["tag"]
             message = f"expected {' or '.join(map(repr, choices))}{nearest(value, choices)}"
         case "literal_error":
-            message += nearest(str(value), re.findall(r"'([^']*)'", context["expected"]))
+            choices = re.findall(r"'([^']*)'", context["expected"])
+            message = f"expected {context['expected']}{nearest(str(value), choices)}"
         case "tuple_type":
             message = f"expected a list{_list_hint(key, section.model_fields.get(keys[-1]), value)}"
         case _:
@@ -91,6 +98,7 @@ _EXPECTED = {
     "float_type": "expected a number",
     "string_type": "expected a text",
     "bool_type": "expected true or false",
+    "too_short": "expected at least one value",
 }
 
 

@@ -76,9 +76,9 @@ def parse_stored(
         config = parse_config(override(dict(values), ["data.workers=null", *overrides]), source)
     except InputError as error:
         raise InputError(
-            f"{error}\n{source}: this is the config in the checkpoint, with the command line's values; give "
-            "what is named another value on the command line, for instance stages=[] (tools/demo.py: "
-            "--set stages=[])"
+            f"{error}\n{source}: this is the config in the checkpoint, with the values that you gave; give "
+            "the named keys other values, for instance stages=[] (tools/demo.py: --set stages=[]; "
+            "Detector.load: overrides=...)"
         ) from None
     own = override({}, overrides)
     if "test" not in own and config.test.input_pixels > MAX_STORED_INPUT:

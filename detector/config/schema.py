@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from detector.core.errors import nearest
+from detector.core.errors import InputError, nearest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -373,7 +373,10 @@ class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selecti
         # Importing it loads the native libraries, which a config without these keys does not need.
         from detector.ops.selective_search_config import SelectiveSearchConfig, as_config
 
-        preset = asdict(as_config(given.get("mode", "fast")))
+        try:
+            preset = asdict(as_config(given.get("mode", "fast")))
+        except InputError as error:
+            raise ValueError(f"proposals.mode: {error}") from None
         valid = {*preset, "mode", "seed", "max_proposals"}  # these may be given in either place
         for name in self.options:
             if name not in valid:
@@ -381,7 +384,16 @@ class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selecti
                     f"proposals.options: selective search has no option {name!r}{nearest(name, valid)}; it "
                     f"has {', '.join(sorted(valid))}"
                 )
-        SelectiveSearchConfig(**{name: given.get(name, value) for name, value in preset.items()})
+        for name, lowest in (("seed", 0), ("max_proposals", 1)):
+            value = self.options.get(name)
+            if value is not None and (type(value) is not int or value < lowest):
+                raise ValueError(
+                    f"proposals.options.{name} = {value!r:.80}: expected a whole number of at least {lowest}"
+                )
+        try:
+            SelectiveSearchConfig(**{name: given.get(name, value) for name, value in preset.items()})
+        except InputError as error:
+            raise ValueError(f"proposals.options: {error}") from None
         return self
 
 

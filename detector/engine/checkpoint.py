@@ -91,6 +91,8 @@ def read_saved(path: Path) -> Any:
         DamagedCheckpoint: the file is truncated or its bytes have changed.
         InputError: the file is missing, or holds more than plain values and tensors.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file, such as checkpoints/best.pt in a run's folder")
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:

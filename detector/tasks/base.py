@@ -21,10 +21,10 @@ from detector.models.box_coder import BoxCoder
 from detector.tasks.resume import checked_fingerprint, evaluation_fingerprint
 from detector.tasks.scoring import Scorer, computing, known_classes
 
-Batch = TypeVar("Batch")
+AnyBatch = TypeVar("AnyBatch")
 
 
-class BaseTask(ABC, Generic[Batch]):
+class BaseTask(ABC, Generic[AnyBatch]):
     """The data, the network and the scorer of a config: a `detector.engine.run.Task`."""
 
     scorer_class: ClassVar[type[Scorer[Any]]]
@@ -88,11 +88,11 @@ class BaseTask(ABC, Generic[Batch]):
         return computing(self.config, self.device, "; go on from the last checkpoint with --resume")
 
     @abstractmethod
-    def batches(self, start: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int) -> Generator[AnyBatch, None, None]:
         """Yield training batches without end, those of step ``start`` first."""
 
     @abstractmethod
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: AnyBatch) -> dict[str, Tensor]:
         """Return the losses of one batch, whose sum is minimised."""
 
     def autocast(self) -> torch.autocast:

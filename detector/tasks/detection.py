@@ -25,8 +25,7 @@ from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
 from detector.models.box_coder import BoxCoder, measured_coder
 from detector.models.roi_sampler import trained_objects
-from detector.tasks.base import BaseTask
-from detector.tasks.base import Batch as BatchType
+from detector.tasks.base import AnyBatch, BaseTask
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
 from detector.visualize import draw_detections, example_grid
 
@@ -130,7 +129,7 @@ class DetectionScorer(Scorer[Detections]):
         return example_grid(examples, self.classes, width, threshold)
 
 
-class RegionTask(BaseTask[BatchType]):
+class RegionTask(BaseTask[AnyBatch]):
     """Images with proposals, a ``RegionDetector``, and the multi-task loss of sampled regions."""
 
     scorer_class = DetectionScorer
@@ -147,11 +146,11 @@ class RegionTask(BaseTask[BatchType]):
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
 
-    def step(self, batch: BatchType) -> dict[str, Tensor]:
+    def step(self, batch: AnyBatch) -> dict[str, Tensor]:
         return self.loss(*self._output(batch))
 
     @abstractmethod
-    def _output(self, batch: BatchType) -> tuple[HeadOutput, SampledRoIs]:
+    def _output(self, batch: AnyBatch) -> tuple[HeadOutput, SampledRoIs]:
         """Return what the network predicts for the sampled regions of a batch, and these regions."""
 
     def state(self) -> dict[str, Any]:
