@@ -192,12 +192,12 @@ def _listed(faults: Sequence[Row]) -> str:
 
 def _line(row: Row) -> str:
     match row.wanted, row.stored:
-        case None, found:
-            return f"{row.name} {found}"
+        case None, stored:
+            return f"{row.name} {stored}"
         case wanted, None:
             return f"{row.name} {wanted}"
-        case wanted, found:
-            return f"{row.name} {found}" + ("" if wanted == found else f" where {wanted} is needed")
+        case wanted, stored:
+            return f"{row.name} {stored}" + ("" if wanted == stored else f" where {wanted} is needed")
 
 
 def _table(rows: Sequence[Row], source: str) -> Table:
