@@ -347,8 +347,7 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
         return
     differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
     raise InputError(
-        f"{folder}: a cache of other features: its {', '.join(differing) or 'format'} "
-        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; {_MAKE_AGAIN}"
+        f"{folder}: a feature cache made with different {', '.join(differing) or 'format'}; {_MAKE_AGAIN}"
     )
 
 

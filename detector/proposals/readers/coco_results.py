@@ -63,10 +63,13 @@ def _results(source: Path) -> Iterator[Any]:
     ):
         text = _Text(file)
         text.expect("[")
-        while text.next_character() != "]":
+        if text.next_character() == "]":
+            return
+        while True:
             yield text.element()
-            if text.next_character() != "]":
-                text.expect(",")
+            if text.next_character() == "]":
+                return
+            text.expect(",")
 
 
 class _Text:
