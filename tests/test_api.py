@@ -410,7 +410,7 @@ def test_code_is_only_imported_where_it_is_allowed_by_its_name(tiny: Load, tmp_p
         path = tmp_path / f"{name}.pt"
         save_checkpoint(path, {**state, "config": {**values, **change}})
         for allowed in ([], ["evil:box"], ["evil"], "evil:boxes2", ["evil:boxes "]):
-            with pytest.raises(InputError, match=rf"{name}\.pt: .*'evil:boxes', a name that leads to code"):
+            with pytest.raises(InputError, match=rf"{name}\.pt: .*'evil:boxes', the name of a function"):
                 Detector.load(path, "cpu", allow_code=allowed)
         assert "evil" not in sys.modules
         assert not (tmp_path / "ran").exists()

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one line per mistake: the file, the key, the value, and what to write."""
+"""Explains the mistakes in a config, each in one line: the file, the key, the value, and what to write."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def _line(source: str, item: Any, root: type[Section]) -> str:
             parents, section = _find_place(item["loc"][:-1], root)
             return f"{source}: {_unknown_key(parents, section, str(item['loc'][-1])[:100])}"
         case "missing":
-            return f"{source}: {key}: missing; it has to be given"
+            return f"{source}: {key}: missing; this key is required"
         case "union_tag_not_found" if isinstance(value, Mapping):
-            return f"{source}: {key}.kind: missing; it has to be given"
+            return f"{source}: {key}.kind: missing; this key is required"
         case "union_tag_not_found" | "model_type" | "dict_type":
             message = f"expected keys below it; write {key}.KEY=VALUE or {key}={{KEY: VALUE}}"
         case "union_tag_invalid":
@@ -110,7 +110,7 @@ def _unknown_key(parents: list[str], section: type[Section], name: str) -> str:
     others = section.kinds_with(name)
     if others:
         having = " or ".join(kind.choice for kind in others)
-        return f"{key}: {section.choice} has no key {name!r}; {having} has"
+        return f"{key}: {section.choice} has no key {name!r}; {having} has it"
     return f"{key}: unknown key{nearest(name, valid)}; {section.choice} has {', '.join(valid)}"
 
 

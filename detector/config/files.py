@@ -1,4 +1,4 @@
-"""From files and the command line to the values of a config, with ``_base_`` inheritance.
+"""Reads the values of a config from files and the command line, with ``_base_`` inheritance.
 
 A config is named by its path, or by the name of one that is shipped: ``quickstart`` is
 ``configs/quickstart.yaml``, wherever the package is installed (`find_config`).
@@ -38,7 +38,7 @@ MAX_FILES = 64
 SUFFIXES = (".yaml", ".yml")
 """The suffixes that a base may have."""
 COMMAND_LINE = "command line"
-"""The name of the layer of overrides, beside those of the files."""
+"""The name of the layer that holds the overrides; the other layers have the names of their files."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = next(
@@ -54,7 +54,8 @@ def find_config(name: str | Path, folder: Path | None = None) -> Path:
     ``folder`` is where a relative path starts; None is the working directory. A path wins over a name.
 
     Raises:
-        InputError: neither; lists the shipped configs of similar names. Or the path cannot be looked up.
+        InputError: no file and no shipped config has this name (the message lists shipped configs of similar
+            names), or the path cannot be accessed.
     """
     path = (folder or Path()) / name
     try:
@@ -96,7 +97,7 @@ def _read_with_bases(
     ``parents`` are the files that led here, ``sizes`` the bytes of all files that were read before.
     """
     if path.resolve() in parents:
-        raise InputError(f"{path}: _base_ leads back to this file; remove the circle")
+        raise InputError(f"{path}: _base_ leads back to this file; remove the cycle")
     if parents and path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: _base_ names this file; a base ends with {' or '.join(SUFFIXES)}")
     values = read_yaml(path, quote=not parents)
@@ -200,7 +201,7 @@ _Loader.add_implicit_resolver(
 
 
 def merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
-    """Return ``base`` with the values of ``top``, which wins; ``key`` is the last name that led to both."""
+    """Return ``base`` with the values of ``top``, which wins; ``key`` is the key of both mappings, if any."""
     merged = _inherited(base, top, key)
     for name, value in top.items():
         both = isinstance(merged.get(name), dict) and isinstance(value, dict)

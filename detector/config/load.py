@@ -1,9 +1,9 @@
 """Checking a config: the user's own, one stage of it, or the one inside a checkpoint.
 
-**A config file is code of whoever wrote it**: ``proposals.method: module:function`` imports the module and
-calls the function, and paths in it are read. Read a stranger's config before you use it. A checkpoint is
-data: a name that leads to code is followed only where the user's own command line, or the config file named
-on it, says so, and never because the config inside a checkpoint does (`parse_stored`).
+**A config file can run code**: ``proposals.method: module:function`` imports the module and calls the
+function. It can also name any file to be read. Read a stranger's config before you use it. A checkpoint is
+only data: a function is called if the command line, or a config file given there, names it, and never because
+the config inside a checkpoint does (`parse_stored`).
 """
 
 from __future__ import annotations
@@ -21,25 +21,18 @@ from pydantic import ValidationError
 
 from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers
-from detector.config.schema import (
-    Config,
-    FunctionProposals,
-    Proposals,
-    ProposalsConfig,
-    Section,
-    StageConfig,
-)
+from detector.config.schema import Config, FunctionProposals, Proposals, ProposalsConfig, Section, StageConfig
 from detector.core.errors import InputError, nearest
 
 Checked = TypeVar("Checked", bound=Section)
 
 MAX_STORED_INPUT = 2**24
-"""Pixels of a test image at all scales that the config inside a checkpoint may ask for; SPP-net's five scales
-take half of it."""
+"""The most input pixels per test image, all scales together, that the config inside a checkpoint may ask for;
+SPP-net's five scales need half of them."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the config at ``path``, or the shipped one of this name, apply the overrides, check everything.
+    """Read the config at ``path``, or the shipped one of this name, apply the overrides and check the result.
 
     Raises:
         InputError: naming the file, the key, the value, what was expected and the nearest valid key.
@@ -53,7 +46,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
-    """Check a mapping of the user's; ``source`` is named in errors. For a checkpoint's see `parse_stored`."""
+    """Check a config given as a mapping; errors name ``source``. For a checkpoint's, see `parse_stored`."""
     config = _checked(Config, values, source)
     for stage in config.stages:
         stage_config(config, stage, f"{source}: stages: {stage.name}")
@@ -65,12 +58,12 @@ def parse_stored(
 ) -> Config:
     """Check the config that the checkpoint ``source`` holds, with the user's ``overrides`` applied.
 
-    The functions that it names are not called, except those that ``allow_code`` lists: a checkpoint is data.
-    Its number of loader processes is not taken over, since it says nothing about this machine.
+    It may name only functions that ``allow_code`` lists: a checkpoint is data. Its number of loader processes
+    is ignored, since it says nothing about this machine.
 
     Raises:
-        InputError: as `parse_config`, and, unless ``overrides`` give them, for a name that leads to code and
-            for test images of over `MAX_STORED_INPUT` pixels at all scales.
+        InputError: as `parse_config`; also, unless ``overrides`` set these values, for a function that is not
+            allowed, and for test images of over `MAX_STORED_INPUT` pixels at all scales.
     """
     try:
         config = parse_config(override(dict(values), ["data.workers=null", *overrides]), source)
@@ -96,11 +89,11 @@ def parse_stored(
         method = proposals.method
         allowed = "stages=[]" if key.startswith("stages") else "proposals.method=..."
         raise InputError(
-            f"{source}: the config in this checkpoint has {key} = {method!r:.80}, a name that leads to code, "
+            f"{source}: the config in this checkpoint has {key} = {method!r:.80}, the name of a function, "
             "and a checkpoint may not choose code that runs here. If you know and trust it, say so on the "
             f"command line with {allowed} (tools/demo.py: --set {allowed}), or in Python with "
-            f"Detector.load(..., allow_code=[{method!r:.80}]); a method such as selective_search needs no "
-            "trust"
+            f"Detector.load(..., allow_code=[{method!r:.80}]); methods such as selective_search are always "
+            "allowed"
         )
     return config
 
@@ -117,15 +110,14 @@ def parse_proposals(values: Mapping[str, Any], source: str) -> ProposalsConfig:
 
 
 def _checked(section: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
-    plain = _plain(values, source)
     try:
-        return section.model_validate(plain)
+        return section.model_validate(_plain(values, source))
     except ValidationError as error:
         raise InputError(explain(error, section, source)) from None
 
 
 def check_function(proposals: ProposalsConfig, source: str) -> None:
-    """Check a ``module:function`` and its options as far as its source shows, without importing it.
+    """Check a ``module:function`` and its options against the function's source code, without importing it.
 
     A module without a file on Python's path or in the working directory is not checked.
 
@@ -192,7 +184,7 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
 
 
 def require_stage(config: Config, name: str) -> None:
-    """Raise InputError where ``--stage`` names a stage that the config does not have."""
+    """Raise InputError if ``--stage`` names a stage that the config does not have."""
     names = [stage.name for stage in config.stages]
     if not names:
         raise InputError(f"--stage {name}: the config has no stages; leave --stage out")
@@ -203,7 +195,7 @@ def require_stage(config: Config, name: str) -> None:
 def _plain(value: Any, source: str, key: str = "") -> Any:
     """Return ``value`` with its lists as tuples, which the frozen schema holds.
 
-    Raises InputError for a text that can be no path, name or line of output.
+    Raises InputError for text that cannot be part of a path, a name or a line of output.
     """
     if isinstance(value, Mapping):
         return {

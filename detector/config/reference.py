@@ -123,7 +123,7 @@ def _cell(section: type[Section], name: str) -> str:
 
 
 def _is_null(section: type[Section], name: str) -> bool:
-    """Return whether the section has the key only so that it can be null."""
+    """Return whether null is the only value that the section allows for the key."""
     return bool(_properties(section)[name].get("type") == "null")
 
 
@@ -147,7 +147,8 @@ def _key(having: list[type[Section]], name: str, owners: str = "") -> str:
 def description(section: type[Section], name: str) -> str:
     """Return the description of a key.
 
-    A kind that only narrows the type has that of its base, and a key without any has that of its section.
+    Where a kind only narrows the type of a key, this is the description in its base. For a key that holds a
+    section it is the description of the section.
     """
     for owner in section.__mro__:
         field = owner.model_fields.get(name) if issubclass(owner, Section) else None
@@ -215,7 +216,7 @@ def _code(text: str) -> str:
 
 
 def editor_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a config file, which may have ``_base_`` and leave out what that gives."""
+    """Return the JSON Schema of a config file, which may have ``_base_`` and leave out any inherited key."""
     whole = Config.model_json_schema()
     sections = {section.__name__: section for section in _sections_below(Config)} | {"Config": Config}
     parts = {"Config": whole, **whole.pop("$defs")}

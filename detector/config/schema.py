@@ -1,7 +1,7 @@
 """The typed schema of an experiment: every key with its type, range, default and meaning.
 
-"Paper" is Girshick, "Fast R-CNN" (2015), "release" the code published with it. A config is frozen, knows no
-other keys than these, and converts no types. Whatever can be checked without reading a file is checked here.
+"Paper" is Girshick, "Fast R-CNN" (2015), "release" the code published with it. A config is frozen, accepts
+no other keys, and does not convert types. Whatever can be checked without reading a file is checked here.
 
 Where one key decides which others exist (``model.pool.kind``, ``proposals.method``, the ``kind`` of a stage),
 each choice is a subclass of a common base (`Kind`), and a key of another choice is an error.
@@ -35,7 +35,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
-"""Length of a side of the network's input; one of 8192 x 8192 takes 800 MB before any layer."""
+"""Length of a side of the network's input; an input of 8192 x 8192 takes 800 MB before any layer."""
 _SEVERAL = Field(min_length=1, max_length=64)
 Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -52,7 +52,7 @@ class Section(BaseModel):
 
 
 class Kind(Section):
-    """Base of sections among which one key chooses; sections with the same direct base are alternatives."""
+    """Base of sections that a key chooses from; sections with the same direct base are alternatives."""
 
     choice: ClassVar[str]
     """The key and the value that choose this section, for messages."""
@@ -148,7 +148,7 @@ class DataConfig(Section):
     split_seed: Seed = 0
     """Another seed divides the images in another way. The top-level ``seed`` has no influence on it."""
     leave_out: str | None = None
-    """A text file with the paths, relative to ``root``, of images that no split shall contain, one per line,
+    """A text file with the paths, relative to ``root``, of images to leave out of every split, one per line,
     as ``tools/check_data.py --fix-list`` writes it. An id works too where only one image has it. null leaves
     no image out."""
     train_split: str = "trainval"
@@ -474,7 +474,7 @@ class BackboneConfig(Section):
     expects."""
     reduce_channels: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Output channels of a 1x1 convolution after the features, which makes fc6 cheaper; null adds none (as
-    the paper)."""
+    in the paper)."""
 
     @model_validator(mode="after")
     def _default_weights_exist(self) -> BackboneConfig:
@@ -635,7 +635,7 @@ class SamplingConfig(Section):
     foreground_fraction: Fraction = 0.25
     """Largest share of foreground RoIs."""
     foreground_iou: Fraction = 0.5
-    """From this IoU with an object on, a RoI is foreground."""
+    """A RoI is foreground if its IoU with an object is at least this."""
     background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
     """Background RoIs have their best IoU in [low, high)."""
     far_background_fraction: Fraction = 0.0
@@ -811,7 +811,7 @@ class TestConfig(Section):
     nested_threshold: Fraction | None = None
     """Of two boxes of one class that share more than this fraction of the smaller one's area, the one with
     the lower score is dropped, however small their IoU: a part of an object that is reported beside the
-    whole. null drops none for this reason, as the paper."""
+    whole. null drops none for this reason, as in the paper."""
     max_detections: int = Field(default=100, ge=1, le=1_000_000)
     """Detections kept per image, all classes together."""
     max_images: Count | None = None
@@ -834,7 +834,7 @@ class TestConfig(Section):
 
     @property
     def input_pixels(self) -> int:
-        """The most pixels of the inputs that an image is tested at; 0 where images keep their own size."""
+        """The most input pixels per test image, all scales together; 0 where images keep their own size."""
         if self.resize == "none":
             return 0
         return sum(min(scale, self.max_size) * self.max_size for scale in self.scales)
@@ -862,8 +862,8 @@ class SVMConfig(Section):
     retrain_after: int = Field(default=2000, ge=1, le=10_000_000)
     """A class is retrained once it has this many new negatives, and after the last image."""
     negative_overlap: Fraction | None = None
-    """Drop a new negative that overlaps another by more than this IoU (paper: 0.7); null drops none, as the
-    release."""
+    """Drop a new negative that overlaps another by more than this IoU (paper: 0.7); null drops none, as in
+    the release."""
     missing_positives: Literal["error", "never"] = "error"
     """What to do with a class without positives: stop with an error, or never report the class."""
 
@@ -890,7 +890,7 @@ class StageConfig(Kind):
     """"train" trains on images as a config without stages does; "fine_tune" trains the fully connected layers
     on cached features; "svm" and "box_ridge" fit their layer on cached features."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Changes to the config for this stage, written as the config itself."""
+    """Changes to the config for this stage, written like a config."""
 
 
 class TrainStageConfig(StageConfig, choice="a stage of kind train or fine_tune"):

@@ -1,4 +1,4 @@
-"""The commands: their names, their scripts in ``tools/``, and how the person at the keyboard calls them."""
+"""The commands: their names, their scripts in ``tools/``, and how messages write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROGRAM = "region-detector"
-"""The console command that an installation brings."""
+"""The console command that an installation provides."""
 
 
 class Command(NamedTuple):
@@ -22,7 +22,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("train", "train", "train a detector or a classifier as a config says, and score it"),
     Command("evaluate", "evaluate", "score a checkpoint on a split, or result files that exist already"),
-    Command("demo", "demo", "detect objects in your own images, or name what is on them"),
+    Command("demo", "demo", "detect objects in your own images, or classify the images"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals"),
     Command("check", "check_data", "look for faults in a data set before training"),
     Command("convert", "convert_data", "convert annotations between VOC's layout and COCO's format"),
@@ -34,9 +34,9 @@ COMMANDS = (
 
 
 def as_called(text: str) -> str:
-    """Return ``text`` with its commands, written as ``tools/SCRIPT.py``, as the reader calls them here.
+    """Return ``text`` with its commands (``tools/SCRIPT.py``) in the form in which the user calls them.
 
-    Who runs the console command, which works without the repository, is shown ``region-detector NAME``.
+    The console command works without the repository; its users see ``region-detector NAME``.
     """
     if Path(sys.argv[0]).name.split()[:1] != [PROGRAM]:
         return text

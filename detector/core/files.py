@@ -20,7 +20,7 @@ MAX_JSON_CONTAINERS = 2**25  # empty ones take over twenty times the memory of t
 MAX_TEXT_BYTES = 2**26  # a list of some millions of image ids
 MAX_FLOAT32 = 3.4028235e38  # the largest number that a file of boxes or scores may hold
 ASCII_SPACE = " \t\r\n"
-"""What is stripped from the ends of a name in a list; a no-break space may be a part of the name."""
+"""Characters that are stripped from both ends of a name in a list; a name may have no-break spaces there."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """The suffixes of image files, in lower case; a file's own suffix may be in any case."""
 LONGEST_NAME = 150  # bytes; file systems allow 255, and prefixes and suffixes are added
@@ -34,10 +34,10 @@ _RESERVED = re.compile(
 def file_name_of(name: str, longest: int = LONGEST_NAME) -> str:
     """Return a name from the data, such as a class or an image id, as a file name or a part of one.
 
-    Characters that `printable` escapes, and those that Linux, Windows or macOS refuse or interpret at their
-    place, become %XX for each byte of their UTF-8, as in URLs; so "CON" becomes "%43ON". Different names give
-    different file names. A result over ``longest`` bytes is cut and ends with "%~" and a digest of the name;
-    `urllib.parse.unquote` turns every other one into the name again.
+    A character that `printable` escapes, or that Linux, Windows or macOS forbid or treat specially at that
+    place, becomes %XX for each byte of its UTF-8, as in URLs; so "CON" becomes "%43ON". Different
+    names give different file names. A result over ``longest`` bytes is cut and ends with "%~" and a digest of
+    the name; from any other result, `urllib.parse.unquote` restores the name.
     """
     escaped = _RESERVED.sub(lambda match: _percent(match[0]), name)
     whole = escaped.encode()
@@ -88,23 +88,21 @@ def is_hidden(path: Path, folder: Path) -> bool:
 
 def file_hash(path: Path) -> str:
     """Return the BLAKE2b hash of the file's content, 32 hexadecimal digits. Raises InputError."""
-    if path.exists():
-        require_regular(path)
+    require_regular(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except (OSError, ValueError) as error:  # the last: a null character, which no file system takes
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot read the file: {reason}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
 
 @contextmanager
 def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` for writing, and rename it to ``path`` when the block ends.
 
-    Whoever reads ``path``, also after a crash, sees the old content or the new content and nothing between.
-    With ``durable`` the content and then the new name are forced to the disk. If the block raises, ``path``
-    stays as it was and the temporary file is removed. A killed process leaves its temporary file behind:
+    A reader of ``path`` sees either the whole old content or the whole new content, even after a crash. With
+    ``durable`` the content and then the new name are forced to the disk. If the block raises, ``path`` stays
+    as it was and the temporary file is removed. A killed process leaves its temporary file behind:
     ``.NAME.PID.tmp``. Text ("w") is written as UTF-8, with a lone surrogate as ``\\udcXX``.
 
     Raises:
@@ -162,7 +160,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # opening a pipe of this name would wait without end
+        temporary.unlink(missing_ok=True)  # opening a pipe of this name would wait forever
         yield temporary
     except BaseException as error:
         with suppress(OSError):
@@ -203,8 +201,8 @@ def _sync_folder(folder: Path) -> None:
 def read_short_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     """Return the text of ``path`` without a byte-order mark; ``what`` is its content's name in messages.
 
-    Raises InputError, which repeats nothing of the content, for a file that cannot be read, is not UTF-8, or
-    is over ``limit`` bytes.
+    Raises InputError for a file that cannot be read, is not UTF-8, or is over ``limit`` bytes. The message
+    repeats nothing of the content.
     """
     try:
         require_regular(path)

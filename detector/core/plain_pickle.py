@@ -22,7 +22,7 @@ from typing import Any
 SHORT = 1024
 """Python 2 has one type for texts and bytes: up to this length it is read as text, beyond it as bytes."""
 _KEYS = (str, int, float, bool, bytes, type(None))
-"""Types of keys. Hashing a tuple within a million tuples would overflow the stack and kill the process."""
+"""The allowed types of keys. Hashing a tuple within a million tuples would overflow the stack."""
 _FAULTS = (
     *(AttributeError, EOFError, LookupError, OverflowError, RecursionError, TypeError, ValueError),
     *(struct.error, pickle.UnpicklingError),
@@ -30,11 +30,11 @@ _FAULTS = (
 
 
 class Refused(Exception):
-    """A pickle asks for something other than plain data; the message says for what, without the file."""
+    """A pickle asks for something other than plain data; the message says what, without naming a file."""
 
 
 class DamagedPickle(ValueError):
-    """The bytes are not a complete pickle; the message says where and why, without the file."""
+    """The bytes are not a complete pickle; the message says where and why, without naming a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Builder:
 
 
 class Stateful:
-    """An object that a pickle first makes by a call and then gives its content."""
+    """An object that a pickle first creates by a call and then fills with content."""
 
     def set_state(self, state: Any) -> None:
         """Take the content; raises ValueError or TypeError for unexpected content."""
@@ -65,7 +65,7 @@ class Instructions(dict[int, Callable[[Any], None]]):
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Reads the pickle that begins at ``start`` of ``data``; ``file.tell()`` is then where it ends.
+    """Reads the pickle that begins at ``start`` of ``data``; after `load`, ``file.tell()`` is its end.
 
     ``names`` are the objects that the pickle may look up, by module and name.
     """
@@ -200,7 +200,7 @@ def _counted(instruction: Callable[[Any], None]) -> Callable[[Any], None]:
     return follow
 
 
-# The others take at most some fifteen bytes of memory for each byte of the file.
+# The other instructions take at most about fifteen bytes of memory per byte of the file.
 for _code in Instructions.named(
     "MARK EMPTY_LIST LIST TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT REDUCE NEWOBJ BUILD "
     "PUT BINPUT LONG_BINPUT MEMOIZE",

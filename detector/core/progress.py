@@ -66,7 +66,7 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[ReportProgress]:
-    """Give a function that shows progress: by a bar on a terminal, elsewhere by a line every 30 seconds."""
+    """Provide a function that shows progress: by a bar on a terminal, otherwise a line every 30 seconds."""
     if not console.is_terminal:
         yield _lines(description)
         return

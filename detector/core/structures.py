@@ -1,11 +1,11 @@
 """The containers that pass through the system, and the conventions that the whole package follows.
 
 - Boxes are (x1, y1, x2, y2), float32, in pixels, continuous and half-open: width = x2 - x1. VOC's form
-  (1-based, last pixel included) is converted where files are read and written; the "+ 1" of RoI pooling is in
-  the op alone.
+  (1-based, last pixel included) is converted where files are read and written; the "+ 1" of RoI pooling is
+  only in the op.
 - Sizes are (height, width). A scale factor is the ratio of the sizes after rounding, not the nominal one.
-- Labels: 0 is background, 1..K are the classes. A data set's own category ids stay in its readers and
-  writers.
+- Labels: 0 is background, 1..K are the classes. Only readers and writers know a data set's own
+  category ids.
 - A RoI is a row (batch index, x1, y1, x2, y2) in network-input pixels, always float32, also under autocast:
   bfloat16 turns 1333 into 1336. (The ops accept float64 with float64 features.)
 - A RoI that covers a whole feature map is in cells, (0, 0, W, H), half-open, without the padding of the
@@ -14,8 +14,8 @@
 - A step is a completed step of the optimizer.
 - A view is one transformed version of a test image, a scale is a shorter side in pixels, and a level is one
   feature map that regions are pooled from.
-- Letters in shapes: N images, P proposals of an image, R RoIs of a batch, G objects of an image, K classes,
-  C channels, D detections of an image.
+- Letters in shapes: N images, P proposals per image, R RoIs per batch, G objects per image, K classes,
+  C channels, D detections per image.
 
 Every container is frozen and checks its shapes and dtypes once, when it is made: TypeError for another dtype,
 ValueError for another shape. An image without objects, proposals or detections has tensors of length 0.
@@ -150,12 +150,12 @@ class ImageName(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One image of a data set as the reader gives it: its file, its size and its objects.
+    """One image of a data set as a reader returns it: its file, its size and its objects.
 
     ``image_id`` is the image's name in annotations and result files. It is unique within a split only: COCO
     files may count from 1 in every split. ``key`` is unique within the data set and names the image in
-    proposal stores, lists of images and caches: the path below the data root, with its suffix. Without
-    ``key``, a record takes its ``image_id``.
+    proposal stores, lists of images and caches: the path below the data root, with its suffix. The
+    default is the ``image_id``.
     """
 
     image_id: str
@@ -220,10 +220,7 @@ class ImageMeta:
     @property
     def scale(self) -> tuple[float, float]:
         """Input pixels per original pixel, (vertical, horizontal), from the rounded sizes."""
-        return (
-            self.input_size[0] / self.original_size[0],
-            self.input_size[1] / self.original_size[1],
-        )
+        return self.input_size[0] / self.original_size[0], self.input_size[1] / self.original_size[1]
 
     def to_input(self, boxes: Tensor) -> Tensor:
         """Return ``boxes`` (P, 4), in original-image pixels, in network-input pixels."""
@@ -331,7 +328,7 @@ class SampledRoIs:
 
 
 class Embedded(NamedTuple):
-    """For R RoIs, what the region pool gives, ``pooled`` (R, D), and the box head, ``hidden`` (R, F)."""
+    """Features of R RoIs: ``pooled`` (R, D) from the region pool, and ``hidden`` (R, F) from the box head."""
 
     pooled: Tensor
     hidden: Tensor

@@ -32,7 +32,7 @@ from detector.core.plain_pickle import (
 )
 
 MAX_PICKLE = 1 << 26
-"""Bytes of names, numbers and shapes; the tensors' values come on top."""
+"""Bytes of names, numbers and shapes; the tensors' values are not included."""
 MAX_VALUES = 500_000
 MAX_DEPTH = 64
 SHARED = 4
@@ -46,11 +46,11 @@ _ENCRYPTED = 0x1
 
 
 class DamagedFile(ValueError):
-    """The bytes of a file are not what ``torch.save`` writes; the message says how, without the file."""
+    """The bytes of a file are not what ``torch.save`` writes; the message says how they differ."""
 
 
 class ForeignContent(ValueError):
-    """The file holds more than plain values and plain tensors; the message says what, without the file."""
+    """The file holds more than plain values and plain tensors; the message says what."""
 
 
 def read_tensor_file(path: Path, *, legacy: bool = False) -> Any:
@@ -75,7 +75,7 @@ def read_tensor_file(path: Path, *, legacy: bool = False) -> Any:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except RuntimeError as error:  # from torch's own reader of archives
             raise DamagedFile(_first_line(error)) from None
-        except Exception as error:  # torch raises many kinds for content that it does not take
+        except Exception as error:  # torch raises many kinds for content that it does not accept
             raise ForeignContent(_first_line(error)) from None
     _check_tensors(content, size)
     return content
@@ -111,7 +111,7 @@ def _check_archive(file: BinaryIO) -> None:
     except Exception as error:  # zipfile raises many kinds for damaged archives
         raise DamagedFile(f"{error!s:.200}") from None
     if not pickled:
-        raise ForeignContent("its archive is not one of torch.save")
+        raise ForeignContent("it is not an archive that torch.save wrote")
     for key, size in _scan(pickled)[0].items():
         if f"data/{key}" not in members or members[f"data/{key}"].file_size != size:
             raise ForeignContent("it describes tensors of other sizes than it holds")
@@ -203,7 +203,7 @@ _NAMES = {
 class _TensorPickle(PlainUnpickler):
     """Reads what torch.save pickles without making tensors, and notes the ``sizes`` of the storages in bytes.
 
-    `torch.load` with ``weights_only`` follows the same pickle afterwards. It takes the pickle's word for the
+    `torch.load` with ``weights_only`` follows the same pickle afterwards. It trusts the pickle about the
     size of every storage, and would overflow the stack on keys that this reader refuses.
     """
 

@@ -25,15 +25,11 @@ def fingerprint(records: Sequence[ImageRecord]) -> str:
         name = f"{record.image_id}\0{record.path.name}\0".encode(errors="surrogatepass")
         digest.update(struct.pack("<Q", len(name)) + name)
         targets = record.targets
-        sizes = (_bytes_of(record), record.height, record.width, len(targets))
-        digest.update(struct.pack("<4Q", *sizes))
+        try:
+            size = record.path.stat().st_size
+        except OSError as error:
+            raise InputError(f"{record.path}: cannot read the image: {error.strerror}") from None
+        digest.update(struct.pack("<4Q", size, record.height, record.width, len(targets)))
         for values in (targets.boxes, targets.labels, targets.difficult, targets.crowd, targets.area):
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _bytes_of(record: ImageRecord) -> int:
-    try:
-        return record.path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{record.path}: cannot read the image: {error.strerror}") from None

@@ -146,7 +146,7 @@ def _header(path: Path) -> Iterator[Image.Image]:
     require_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own about large images and odd headers
+            warnings.simplefilter("ignore")  # Pillow's warnings about large images and odd headers
             with Image.open(path, formats=_FORMATS) as image:
                 if image.height * image.width > MAX_PIXELS:
                     raise InputError(_bomb(path, f" ({image.width}x{image.height})"))
@@ -181,7 +181,11 @@ def _read_whole(path: Path) -> np.ndarray:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
-    _refuse_truncated(path, data.tobytes())
+    content = data.tobytes()
+    # A decoder fills missing pixels with grey and only warns, so this looks for the end of the file.
+    jpeg_cut = content.startswith(_JPEG_START) and content.find(_JPEG_END, _first_scan(content)) < 0
+    if jpeg_cut or (content.startswith(_PNG_START) and _PNG_END not in content):
+        raise TruncatedImage(f"{path}: the image is truncated; {_REPLACE}")
     return data
 
 
@@ -204,14 +208,6 @@ def _decode_raw(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
     if image is None:
         raise InputError(f"{path}: not a readable image; {_REPLACE}")
     return image
-
-
-def _refuse_truncated(path: Path, data: bytes) -> None:
-    # A decoder fills missing pixels with grey and only warns, so this looks for the end of the file.
-    jpeg_cut = data.startswith(_JPEG_START) and data.find(_JPEG_END, _first_scan(data)) < 0
-    png_cut = data.startswith(_PNG_START) and _PNG_END not in data
-    if jpeg_cut or png_cut:
-        raise TruncatedImage(f"{path}: the image is truncated; {_REPLACE}")
 
 
 def _first_scan(data: bytes) -> int:
@@ -351,6 +347,6 @@ def _largest(value: object) -> int:
 def _bits(largest: int) -> int | None:
     """Return the bits of data whose largest value is ``largest``.
 
-    None for 0 and for 65535, which writers put there whatever the data are.
+    None for 0 and for 65535, which many programs write regardless of the data.
     """
     return largest.bit_length() if 0 < largest < _FULL else None

@@ -16,7 +16,7 @@ ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 _EXPECTED = "expected a path, an array (H, W, 3) uint8 in RGB order, or a Pillow image"
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
-# EXIF 2.3, table 4: what brings an image of each orientation upright.
+# EXIF 2.3, table 4: the operation that turns an image of each orientation upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +31,7 @@ _TURNS = {
 def pixels_of(image: object, name: str) -> np.ndarray:
     """Return an image from a caller as an array (H, W, 3) uint8, RGB; ``name`` is its name in errors.
 
-    A path is read by `read_image`. A Pillow image is treated as a file is: its EXIF orientation is applied,
+    A path is read by `read_image`. A Pillow image is treated like a file: its EXIF orientation is applied,
     grey becomes RGB, transparency is dropped, and of 16 bits the highest 8 are kept. An array must be in RGB
     order: BGR, as OpenCV reads images, cannot be told from RGB.
 

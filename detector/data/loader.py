@@ -1,4 +1,4 @@
-"""The DataLoader with worker processes; full shared memory, a time-out and a dead worker are one error each.
+"""DataLoaders with worker processes; full shared memory, a time-out or a dead worker raises one clear error.
 
 Workers send images through shared memory, ``/dev/shm``, and everything else through pipes.
 """
@@ -39,7 +39,7 @@ _MORE = (
 
 
 class LoaderFailed(InputError):
-    """The worker processes that load images cannot go on."""
+    """The worker processes that load images cannot continue."""
 
 
 def make_loader(
@@ -47,8 +47,8 @@ def make_loader(
 ) -> DataLoader[Any]:
     """Return a DataLoader with ``workers`` processes, to be read through `load`.
 
-    ``batches`` are its arguments about batches. Its workers' seeds come from a generator of its own, so that
-    torch's global one stays untouched.
+    ``batches`` are its arguments about batches. Its workers' seeds come from a separate generator, so
+    that torch's global one stays untouched.
     """
     with_workers: dict[str, Any] = {"timeout": TRY_SECONDS, "prefetch_factor": PREFETCH} if workers else {}
     return DataLoader(
@@ -159,11 +159,9 @@ def workers_that_fit(
     A ``fixed`` number is not reduced. Raises LoaderFailed where shared memory is too small for it.
     """
     free = free_shared_memory()
-    for count in [workers] if fixed else range(workers, 0, -1):
+    for count in [workers] if fixed else range(workers, -1, -1):  # 0 needs none
         if free is None or needed_memory(count, batch_bytes, largest_bytes) <= free:
             return count
-    if not fixed:
-        return 0
     raise LoaderFailed(
         f"data.workers={workers}: the images that they prepare ahead may take "
         f"{_mib(needed_memory(workers, batch_bytes, largest_bytes))} of shared memory, and /dev/shm has "

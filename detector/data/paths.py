@@ -60,7 +60,7 @@ class FileFinder:
         self._suffixes_by_folder: dict[str, Mapping[str, list[str]]] = {}
 
     def find(self, base: Path, suffixes: tuple[str, ...]) -> Path | None:
-        """Return the first file named ``base`` plus one of ``suffixes`` in any case, None without one.
+        """Return the first file named ``base`` plus one of ``suffixes`` in any case, or None.
 
         ``suffixes`` are in lower case and begin with their only dot. Suffixes all in lower case come first,
         then those all in upper case, then mixtures. A folder is listed once, when a file is first missing.

@@ -1,6 +1,6 @@
-"""Problems of a data set, and how a reader goes on after one.
+"""Problems of a data set, and how a reader continues after one.
 
-Reading for a training raises an error at the first fault; a check of the data set collects all of them.
+Training raises an error at the first fault; a check of the data set collects all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """The file and, after it, the object where the problem is one of an object."""
+        """The file, followed by the object if the problem concerns one object."""
         return ": ".join(filter(None, (self.file, self.object)))
 
 
@@ -43,7 +43,7 @@ Reporter = Callable[[Problem], None]
 
 
 def whole_file(path: Path, error: InputError) -> Problem:
-    """Return an error that no single image caused as a problem of the file at ``path``."""
+    """Return the problem of the file at ``path`` for an error that no single image caused."""
     return Problem(kind="annotations", file=str(path), message=message_without(error, path), stops=True)
 
 

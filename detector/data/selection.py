@@ -59,7 +59,7 @@ def set_aside(ids: Sequence[str], fraction: float, seed: int) -> tuple[list[str]
 def by_ratio(split: str, ratio: Mapping[str, float], seed: int) -> Selection:
     """Return the selection of one split of `divide`.
 
-    Raises InputError for a split that ``ratio`` does not name, and, when called, for a split without images.
+    Raises InputError for a split that ``ratio`` does not name; the selection raises it if no image is left.
     """
     if split not in ratio:
         raise InputError(
@@ -84,8 +84,8 @@ def without(
     """Return the selection of every image that ``left_out``, read from ``source``, does not name.
 
     An image is named by its key, or by its id if no other image has that id. ``everything`` returns the
-    images of all splits and is called only where an id is named. When called, the selection raises
-    InputError for an id that two images have.
+    images of all splits and is called only where an id is named. The selection raises InputError for an id
+    that two images have.
     """
 
     def select(names: Sequence[ImageName]) -> list[ImageName]:

@@ -58,7 +58,7 @@ class DataSource(Protocol):
     """A data set on disk: one class per format of annotations.
 
     A file or a folder says which images belong to a split (`image_list`); a `Selection` may choose some.
-    ``declares_classes`` says whether the format lists its classes; otherwise every name of an object is one.
+    ``declares_classes`` says whether the format lists its classes; otherwise every object's name is a class.
     All methods raise InputError for a file that is missing or malformed.
     """
 
@@ -118,8 +118,8 @@ class DataSource(Protocol):
     ) -> Iterator[ImageToCheck]:
         """Yield the images of the splits that ``selections`` names, and ``report`` faults in their lists.
 
-        A split other than ``train_split`` may be without annotations. With ``kept``, annotations of no split
-        are included, where the class names are taken from all of them.
+        A split other than ``train_split`` may be without annotations. If the format takes class
+        names from all annotations, the images that ``kept`` selects are included even if no split names them.
         """
         ...
 
@@ -137,8 +137,8 @@ def new_record(image_id: str, key: str, path: Path, size: tuple[int, int], targe
 def size_of(image: Path, missing: str, *, required: bool) -> tuple[int, int]:
     """Return the (height, width) of an image file whose annotation gives none.
 
-    (0, 0) if the file is missing and not ``required``. ``missing`` begins the message, with what is missing
-    and where. Raises InputError for a required image that is missing, and for an unreadable one.
+    It is (0, 0) if the file is missing and not ``required``. Raises InputError for a required image that is
+    missing (the message begins with ``missing``, which says what lacks the size), and for an unreadable one.
     """
     if not image.is_file():
         if required:

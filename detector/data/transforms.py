@@ -1,4 +1,4 @@
-"""From a decoded image to a network input: resize, flip, normalise, in this order and nowhere else."""
+"""The only step from a decoded image to a network input: resize, flip, normalise, in this order."""
 
 from __future__ import annotations
 

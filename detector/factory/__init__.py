@@ -1,1 +1,1 @@
-"""From a config to the objects it describes, and nothing else."""
+"""Builds the objects that a config describes."""

@@ -1,4 +1,4 @@
-"""From a config to its data set: splits, class names, records, and what makes training impossible.
+"""Reads the data set of a config: splits, class names, records, and checks that it can be trained on.
 
 A run is validated on a split of its own, or on a part of the training images that is set aside. ``best.pt``
 and the score threshold are chosen on these images. They are not trained on, and the test split has no part in
@@ -79,7 +79,7 @@ def load_split(
     """Read a split; for evaluation every object is kept as annotated, for training invalid ones are not.
 
     For evaluation the split may have no annotations at all: see `Dataset.annotated`. For training it must
-    have some, and what is suspicious about it is reported. ``choose`` picks some of the split's images.
+    have some, and probable mistakes in it are reported. ``choose`` picks some of the split's images.
     """
     selections = [split_selection(config, split), *([] if choose is None else [choose])]
     dataset = build_source(config).load(
@@ -101,7 +101,7 @@ def report_suspicions(dataset: Dataset) -> None:
 
 
 def split_selection(config: Config, split: str) -> Selection:
-    """Return which of the images that the annotations or the split file name belong to ``split``."""
+    """Return the selection of a split's images, by ``data.split_ratio`` and ``data.leave_out``."""
     return in_turn([*_by_ratio(config, split), kept_images(config)])
 
 

@@ -1,4 +1,4 @@
-"""From a config to transforms and loaders: training batches, and the views of test images."""
+"""Builds the transforms and loaders of a config: training batches, and the views of test images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.progress import note
-from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals
+from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals, ProposalSource
 from detector.data.loader import (
     batch_bytes,
     collate_or_error,
@@ -21,7 +21,7 @@ from detector.data.loader import (
     workers_that_fit,
 )
 from detector.data.samplers import TrainingBatches, aspect_groups
-from detector.data.samples import InferenceDataset, ProposalSource, TrainingDataset, collate
+from detector.data.samples import InferenceDataset, TrainingDataset, collate
 from detector.data.transforms import ImageTransform
 from detector.factory.model import build_normalization
 from detector.factory.resources import worker_count
@@ -98,7 +98,7 @@ def inference_transforms(config: Config) -> list[ImageTransform]:
 def inference_views(
     config: Config, records: Sequence[ImageRecord], source: ProposalSource, device: str = "cpu"
 ) -> Iterator[list[Batch]]:
-    """Return an iterator over ``records`` that gives the views of each image, each a batch of one sample.
+    """Return an iterator over the lists of views of ``records``; each view is a batch of one sample.
 
     ``device`` is as in `training_batches`.
     """
@@ -127,7 +127,7 @@ def _workers(config: Config, device: str, usual_bytes: int, largest_bytes: int |
 
 @contextmanager
 def naming(metas: Sequence[ImageMeta]) -> Iterator[None]:
-    """Add the images' ids to an InputError of the network about its input, such as one that is too small."""
+    """Add the images' ids to an InputError that the network raises about its input, such as its size."""
     try:
         yield
     except InputError as error:

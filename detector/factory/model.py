@@ -117,7 +117,10 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     boxes = "none" if config.task == "classification" else settings.box.regression
     box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[boxes]
     predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
-    coder = coder or build_fixed_coder(config, num_classes)
+    if coder is None:  # ridge regression standardises its targets itself
+        ridge = settings.box.regression == "ridge"
+        constants = ((0.0,) * 4, (1.0,) * 4) if ridge else (settings.box.means, settings.box.deviations)
+        coder = fixed_coder(num_classes, *constants)
     if isinstance(pool, CropPooling):
         backbone = identity_backbone()  # the convolutions belong to the pool: one pass per region
     model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
@@ -127,14 +130,6 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
         model.requires_grad_(False)
         predictor.bbox_pred.requires_grad_(True)
     return model
-
-
-def build_fixed_coder(config: Config, num_classes: int) -> BoxCoder:
-    """Return the coder with the config's constants; ridge regression standardises its targets itself."""
-    box = config.model.box
-    if box.regression == "ridge":
-        return fixed_coder(num_classes, (0.0,) * 4, (1.0,) * 4)
-    return fixed_coder(num_classes, box.means, box.deviations)
 
 
 def measures_targets(config: Config) -> bool:
@@ -172,7 +167,7 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
 
 
 def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
-    """Return what chooses the RoIs of a training step and their targets (Fast R-CNN, section 2.3)."""
+    """Return the sampler of the RoIs of a training step and their targets (Fast R-CNN, section 2.3)."""
     use_difficult = config.data.difficult == "train"
     return RoISampler(coder, **dict(config.train.sampling), use_difficult=use_difficult, seed=config.seed)
 
@@ -196,7 +191,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
 
 
 def build_postprocess(config: Config, coder: BoxCoder, score_threshold: float | None = None) -> Postprocess:
-    """Return what turns the network's output into detections; None takes ``test.score_threshold``."""
+    """Return the post-processing that turns outputs into detections; None takes ``test.score_threshold``."""
     settings = config.test
     return Postprocess(
         coder,
@@ -216,8 +211,8 @@ Predictor = Callable[[Sequence[Batch]], Any]
 def build_predictor(config: Config, model: RegionDetector, device: str) -> Predictor:
     """Return the `RegionPredictor` or `ImagePredictor` of the config's task, for evaluation and use alike.
 
-    ``model`` has to be in evaluation mode, and is taken as it is now: after changes of its weights another
-    predictor is needed.
+    ``model`` has to be in evaluation mode. The predictor may copy its weights: build another one after they
+    change.
     """
     precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
     model = with_weights_in(model, precision)

@@ -38,9 +38,9 @@ LOW_RECALL = 0.5
 LOST_RECALL = 0.05
 """Using only the best proposals of each image costs a good ranking less recall than this."""
 IN_PROCESS_PIXELS = 20_000_000
-"""Up to so many pixels in all images, selective search is faster than starting other processes for it."""
+"""Up to this many pixels in all images, selective search takes less time than starting other processes."""
 WAIT_SECONDS = 24 * 3600.0
-"""For another process that makes the same proposals: another rank of a training, or a second run."""
+"""Limit of the wait for another process that makes the same proposals, such as a second run."""
 UNKNOWN_PIXELS = 500_000
 """The number of pixels that an image of unknown size counts as."""
 
@@ -225,21 +225,19 @@ def method_parameters(source: ProposalsConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
-def proposals_folder(config: Config) -> Path:
-    """Return the folder for the stores of a data set, which for generated data is inside the data's own."""
-    root = Path(config.data.root)
-    if config.data.generate is not None:
-        return root / "proposals"
-    place = hashlib.blake2b(str(root.resolve()).encode(errors="surrogatepass"), digest_size=4).hexdigest()
-    return PROPOSALS_FOLDER / f"{root.resolve().name}_{place}"  # two data sets may have one name
-
-
 def made_folder(config: Config) -> Path:
-    """Return the folder of the store in which training looks for the proposals of the config's method."""
-    source = config.proposals
+    """Return the folder of the store in which training looks for the proposals of the config's method.
+
+    For generated data it is inside the data set's own folder.
+    """
+    source, root = config.proposals, Path(config.data.root)
     if source.method is None:
         raise InputError("the config's proposals are a file; name the store with --output, or give --method")
-    return proposals_folder(config) / store_name(source.method, method_parameters(source))
+    name = store_name(source.method, method_parameters(source))
+    if config.data.generate is not None:
+        return root / "proposals" / name
+    place = hashlib.blake2b(str(root.resolve()).encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    return PROPOSALS_FOLDER / f"{root.resolve().name}_{place}" / name  # two data sets may have the same name
 
 
 def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
@@ -290,8 +288,8 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
         if whole - limited > LOST_RECALL:  # as in files without any ranking
             note(
                 f"warning: the first {limit} proposals of each image cover {limited:.0%} of the objects at "
-                f"IoU 0.5, all of them {whole:.0%}; raise proposals.{key}, or give scores if their order "
-                "means nothing"
+                f"IoU 0.5, all of them {whole:.0%}; raise proposals.{key}, or give scores if their "
+                "order is arbitrary"
             )
     if metrics["objects"] and metrics["recall_0.5"] < LOW_RECALL:
         note(

@@ -12,8 +12,9 @@ from detector.core.progress import note
 
 
 def choose_device(name: str) -> str:
-    """Return the device for ``name``; "auto" is a GPU where there is one and the CUDA kernels were built,
-    "gpu" is "cuda", and a number N is "cuda:N".
+    """Return the device for ``name``: "gpu" is "cuda", and a number N is "cuda:N".
+
+    "auto" is "cuda" if there is a GPU and the CUDA kernels were built, otherwise "cpu".
 
     Raises:
         InputError: this machine has no such device, or there are no kernels for it.

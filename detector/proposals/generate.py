@@ -47,10 +47,10 @@ def generate_store(
 ) -> ProposalStore:
     """Bring the store at ``store_path`` up to date with ``records`` and open it.
 
-    Images are stored by their keys. A store of an older version has them by ``image_id``; what it holds for
-    the same content of a file is not made again, and `detector.proposals.image_names.match_store` finds it.
-    An image is done again only when the content of its file has changed; what is done is kept, also when
-    this process is killed. A record of height and width 0 gets the size of its file.
+    Images are stored by their keys. A store of an older version has them by ``image_id``; its entries for
+    unchanged files are used as they are (see `detector.proposals.image_names.match_store`). An image is
+    processed again only if the content of its file has changed. Finished images are kept, even if this
+    process is killed. A record of height and width 0 gets the size of its file.
 
     Args:
         method: ``"dense"``, ``"selective_search"`` or ``"module:function"``, a function of yours from an
@@ -60,7 +60,7 @@ def generate_store(
         check_image: a cheap check of a file of the given (height, width), or of any size for None, which
             raises InputError where ``read_image`` would. If it is given, nothing is made unless every image
             that is to be made passes.
-        workers: processes that share the work; 0: this one does it.
+        workers: the number of processes that share the work; with 0 this process does it.
         time_limit: seconds per image. An image that takes longer, or ends its process, fails; this needs a
             process, so that 0 workers count as 1.
         progress: called with images done and images to do.

@@ -1,4 +1,4 @@
-"""Which image of a data set a name in a proposal file or store means: one image can have many names."""
+"""Finds the image of a data set that a name in a proposal file or store means."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES, file_hash
-from detector.core.structures import ImageRecord
+from detector.core.structures import ImageName, ImageRecord
 from detector.proposals.store import ProposalStore
 
 _COCO_PREFIX = re.compile(r"COCO_(train|val|test)\d{4}_")
 _VOC_NUMBER = re.compile(r"(\d{4})_(\d{6})", re.ASCII)
 
 
-class NamedImage(Protocol):
-    """What matching needs to know about an image; see `detector.core.structures.ImageRecord`."""
-
-    @property
-    def image_id(self) -> str: ...
-
-    @property
-    def key(self) -> str: ...
+NamedImage = ImageName | ImageRecord
+"""An image whose id and key are known."""
 
 
 def match_store(
@@ -34,7 +27,7 @@ def match_store(
     records: Sequence[ImageRecord],
     everything: Callable[[], Sequence[NamedImage]] = tuple,
 ) -> ProposalStore:
-    """Return ``store``, such that it can be read by the keys of ``records``.
+    """Return ``store`` in a form that can be read by the keys of ``records``.
 
     An image whose key is not in the store is looked up by the rules of `ImageMatcher`, which receives
     ``everything``. Where the store has the content hash of an image file, the content decides: an image that
@@ -117,7 +110,7 @@ class ImageMatcher:
         return self._unique(keys, source)
 
     def candidates(self, name: str) -> set[str]:
-        """Return the keys of all images of ``images`` that ``name`` is a key, an id or a file name of."""
+        """Return the keys of all images of ``images`` whose key, id or file name can be ``name``."""
         return self._own.keys() & self._names.all_of(name)
 
     def _read_all(self, names: Sequence[str], source: Path | str) -> dict[str, set[str]]:

@@ -1,9 +1,9 @@
 """The index of a proposal store: a sorted table of fixed row width, from image id to the place of its boxes.
 
-A structured ``.npy`` array and not JSON: it is memory-mapped, so that all processes share its pages and a
-look-up makes Python objects for one image only. Eight bytes follow the array: "CRC1" and the CRC-32 of
-everything before them (little-endian). They are compared when the index is loaded; the index of an earlier
-version has none.
+It is a structured ``.npy`` array, not JSON, so that it can be memory-mapped: all processes share its pages,
+and a look-up makes Python objects for only one image. Eight bytes follow the array: "CRC1" and the CRC-32 of
+everything before them (little-endian). The checksum is compared when the index is loaded; an index of an
+earlier version has none.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Map the index at ``path``; raises InputError if it is missing, damaged or no index."""
+        """Map the index at ``path``; raises InputError if it is missing, damaged or not an index."""
         try:
             if path.exists():
                 require_regular(path)

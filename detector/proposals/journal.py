@@ -1,4 +1,4 @@
-"""The images that a running job has finished and not yet put into a segment, so that none is made twice.
+"""A journal of finished images that are not yet in a segment, so that no image is processed twice.
 
 One segment per image would be too many files, and with a segment per some hundred images, a killed process
 would lose all images since the last segment. So each finished image is first appended here, in one write: at

@@ -49,7 +49,7 @@ def full_parameters(method: str, parameters: Mapping[str, Any]) -> dict[str, Any
 
 
 def store_name(method: str, parameters: Mapping[str, Any] | None = None) -> str:
-    """Return a readable folder name for a method with these parameters; others give another name."""
+    """Return a readable folder name for a method with these parameters; it differs for other parameters."""
     return folder_name(method, [method, full_parameters(method, parameters or {})])
 
 
@@ -79,11 +79,14 @@ def propose(
         case "dense":
             return dense_proposals(size, **parameters)
         case "selective_search":
-            image = read_image(path, size)
+            from detector.ops import selective_search  # only this method needs the compiled library
+
+            image, config = read_image(path, size), _search_config(parameters)
             try:
-                return _search(image, parameters)
+                ranked = selective_search(image, config, parameters["seed"], parameters["max_proposals"])
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
+            return Proposals(boxes=ranked.boxes, scores=ranked.scores)
         case _:
             function = load_function(method)
             return _call(function, method, read_image(path, size), parameters, path)
@@ -140,15 +143,6 @@ def _search_config(parameters: Mapping[str, Any]) -> SelectiveSearchConfig:
 
     others = ("mode", "seed", "max_proposals")
     return SelectiveSearchConfig(**{name: parameters[name] for name in parameters if name not in others})
-
-
-def _search(image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Proposals:
-    # Imported here: nothing else of this package needs the compiled library.
-    from detector.ops import selective_search
-
-    config = _search_config(parameters)
-    ranked = selective_search(image, config, parameters["seed"], parameters["max_proposals"])
-    return Proposals(boxes=ranked.boxes, scores=ranked.scores)
 
 
 def _call(

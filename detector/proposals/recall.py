@@ -1,10 +1,10 @@
-"""What proposals can reach before any training: recall and overlap of the annotated objects."""
+"""Recall and overlap: how well proposals cover the annotated objects, before any training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,9 @@ SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**
 """COCO's areas in square pixels, [least, most)."""
 
 
-class ProposalsByKey(Protocol):
-    """Anything that gives the proposals of an image by its key: a store, or a dictionary."""
-
-    def __getitem__(self, key: str, /) -> Proposals: ...
-
-
 def recall(
     records: Iterable[ImageRecord],
-    store: ProposalsByKey,
+    store: ProposalStore | Mapping[str, Proposals],
     iou_thresholds: Sequence[float] = (0.5, 0.7),
     *,
     limit: int | None = None,

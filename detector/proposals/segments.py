@@ -35,8 +35,8 @@ def write_segment(
 ) -> None:
     """Write segment ``number`` from the boxes (P, 4) and scores (P,) of its images, ``rows`` boxes in all.
 
-    Images are written as they come, so that the largest one bounds the memory. ``scored``: whether any image
-    has scores; those without get zeros, which the index says are not theirs.
+    Images are written as they come, so that the largest one bounds the memory. ``scored`` says whether
+    any image has scores; images without scores get zeros, which the index marks as not theirs.
     """
     with ExitStack() as stack:
         files = {}

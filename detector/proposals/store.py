@@ -119,7 +119,7 @@ class ProposalStore:
         return cls(folder, existing)
 
     def with_names(self, names: Mapping[str, str]) -> ProposalStore:
-        """Return this store such that it also finds images by the keys of ``names``, whose values are ids."""
+        """Return a store that also finds images by the keys of ``names``, whose values are ids."""
         return ProposalStore(self.path, self._manifest, {**self._names, **names})
 
     @property
@@ -129,7 +129,7 @@ class ProposalStore:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters that the method was called with."""
+        """The parameters of the method."""
         return dict(self._manifest["parameters"])
 
     @property
@@ -188,7 +188,7 @@ class ProposalStore:
         return (row.height, row.width) if row.height and row.width else None
 
     def reload(self) -> None:
-        """See what other processes have written since the store was opened."""
+        """Load what other processes have written since the store was opened."""
         self._index = Index.load(self.path / "index.npy")
         self._segments.close()
 
@@ -437,19 +437,15 @@ def _initialise(folder: Path, manifest: Mapping[str, Any]) -> None:
     make_folder(folder)
     with writer_lock(folder / _LOCK, _WAIT_SECONDS):
         if not (folder / "manifest.json").exists():
-            _check_unused(folder)
+            ours = {_LOCK, "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
+            others = (path for path in folder.iterdir() if path.name not in ours)
+            if foreign := sorted(path.name for path in others if not is_hidden(path, folder)):
+                raise InputError(
+                    f"{folder} is not a proposal store and not empty (it holds {foreign[0]!r}); use another "
+                    "folder"
+                )
             Index.empty().save(folder / "index.npy")
             _save_manifest(folder, manifest)
-
-
-def _check_unused(folder: Path) -> None:
-    ours = {_LOCK, "index.npy", "index.npy.tmp", "manifest.json.tmp"}  # of a creation that was killed
-    others = (path for path in folder.iterdir() if path.name not in ours)
-    foreign = sorted(path.name for path in others if not is_hidden(path, folder))
-    if foreign:
-        raise InputError(
-            f"{folder} is not a proposal store and not empty (it holds {foreign[0]!r}); use another folder"
-        )
 
 
 def _make_manifest(generator: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -206,7 +206,11 @@ class FeatureCache:
             InputError: the file does not hold what was written.
         """
         number = self._index[key]
-        maps = [self._bytes(stored) for stored in self.plan.maps[number]]
+        width = self.plan.dtype.itemsize
+        maps = [
+            self._maps[stored.offset : stored.offset + prod(stored.shape) * width]
+            for stored in self.plan.maps[number]
+        ]
         if number not in self._checked:
             self._check(number, maps)
             self._checked.add(number)
@@ -230,9 +234,6 @@ class FeatureCache:
     def _maps(self) -> NDArray[np.uint8]:
         return np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
 
-    def _bytes(self, stored: StoredMap) -> NDArray[np.uint8]:
-        return self._maps[stored.offset : stored.offset + prod(stored.shape) * self.plan.dtype.itemsize]
-
     def __getstate__(self) -> dict[str, object]:
         # A worker process opens the file itself.
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}
@@ -252,8 +253,8 @@ def fill_cache(
     with the number of images done and the number of all images.
 
     Raises:
-        InputError: too little free disk (checked before any work), a folder that holds the cache of
-            something else, or a map that float16 cannot hold.
+        InputError: too little free disk (checked before any work), a folder that holds a cache of
+            other features, or a map that float16 cannot hold.
     """
     _prepare(folder, plan)
     missing = np.flatnonzero(_checksums(folder, plan) == 0).tolist()
@@ -346,8 +347,7 @@ def _check_manifest(folder: Path, plan: CachePlan) -> None:
         return
     differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
     raise InputError(
-        f"{folder}: the feature cache of something else: its {', '.join(differing) or 'format'} "
-        f"{'differs' if len(differing) < 2 else 'differ'} from this run's; {_MAKE_AGAIN}"
+        f"{folder}: a feature cache made with different {', '.join(differing) or 'format'}; {_MAKE_AGAIN}"
     )
 
 

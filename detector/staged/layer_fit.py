@@ -1,4 +1,4 @@
-"""What the stages share that fit a layer on cached features instead of training it with gradients."""
+"""The base of the stages that fit a layer on cached features instead of training it with gradients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.structures import Embedded, ImageRecord, Targets
 from detector.engine.inference import choose_scales
-from detector.factory import data as data_parts
-from detector.factory import proposals as proposal_parts
-from detector.factory.data import load_training
+from detector.factory.data import load_training, require_objects
+from detector.factory.proposals import open_proposals, stored_proposals, with_proposals
 from detector.models.detector import RegionDetector
 from detector.models.roi_sampler import trained_objects
 from detector.staged.feature_cache import open_cache
@@ -54,10 +53,10 @@ class LayerFit(ABC, Generic[Settings]):
         dataset = load_training(config, classes, training=True)
         split = config.data.train_split
         self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
-        store = proposal_parts.open_proposals(config, dataset.records, split)
-        self.records = proposal_parts.with_proposals(config, dataset.records, store)
-        data_parts.require_objects((record.targets for record in self.records), config)
-        self.source = proposal_parts.stored_proposals(config, store, training=True)
+        store = open_proposals(config, dataset.records, split)
+        self.records = with_proposals(config, dataset.records, store)
+        require_objects((record.targets for record in self.records), config)
+        self.source = stored_proposals(config, store, training=True)
         self.cache = open_cache(config, model, self.records, cache_folder, device)
 
     @abstractmethod

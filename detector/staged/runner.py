@@ -1,7 +1,7 @@
 """A staged training: the stages of a config one after another, each resumed where it was stopped.
 
-Each stage has a folder ``stages/NN_NAME`` in the folder of the run. A finished stage has left its checkpoint
-and ``done.json`` there. The finished detector is the run's own ``checkpoints/step_N.pt``.
+Each stage has a folder ``stages/NN_NAME`` in the folder of the run. Once the stage is finished, it holds a
+checkpoint and ``done.json``. The finished detector is the run's own ``checkpoints/step_N.pt``.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class StagedTraining:
             resume=True,
             accept_changed_data=self.accept_changed_data,
             make_task=fine_tuning if stage.kind == "fine_tune" else build_task,
-            # Ours, and the run's folder may have moved.
+            # `_run_stage` sets it, and the run's folder may have moved.
             ignored=["train.initial_weights"] if number else [],
         )
         self._check_data(run.task.data_fingerprint)

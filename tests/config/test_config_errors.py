@@ -97,12 +97,12 @@ MISTAKES = [
     (
         "proposals.stride_fraction=0.5",
         r"proposals\.stride_fraction: proposals\.method selective_search has no key 'stride_fraction'; "
-        r"proposals\.method dense has$",
+        r"proposals\.method dense has it$",
     ),
     (
         "proposals.convention=xyxy",
         r"proposals\.convention: proposals\.method selective_search has no key 'convention'; "
-        r"proposals\.file has$",
+        r"proposals\.file has it$",
     ),
     (
         "proposals={method: null, width: 9}",
@@ -110,13 +110,13 @@ MISTAKES = [
     ),
     (
         "model.pool.levels=[1]",
-        r"model\.pool\.levels: model\.pool\.kind roi has no key 'levels'; model\.pool\.kind spp has$",
+        r"model\.pool\.levels: model\.pool\.kind roi has no key 'levels'; model\.pool\.kind spp has it$",
     ),
     (
         "model.pool={kind: crop, levels: [1]}",
         r"model\.pool\.kind warp or crop has no key 'levels'; model\.pool",
     ),
-    ("model.pool={kind: spp, output_size: 6}", r"kind roi or model\.pool\.kind warp or crop has$"),
+    ("model.pool={kind: spp, output_size: 6}", r"kind roi or model\.pool\.kind warp or crop has it$"),
     (
         "model.pool={kind: spp, level: [1]}",
         r"level: unknown key \(did you mean 'levels'\?\); model\.pool\.kind spp",
@@ -128,7 +128,7 @@ MISTAKES = [
         r"stages\.0\.svm: a stage of kind train or fine_tune has no",
     ),
     ("stages=[{name: a, kind: svms}]", r"stages\.0\.kind = 'svms': expected 'train' or .*did you mean 'svm'"),
-    ("stages=[{name: a}]", r"stages\.0\.kind: missing; it has to be given"),
+    ("stages=[{name: a}]", r"stages\.0\.kind: missing; this key is required"),
     (
         "stages=[{name: a, kind: svm, svm: {d: 1.0}}]",
         r"stages\.0\.svm\.d: unknown key; valid here: bias_mult",
@@ -176,7 +176,7 @@ def test_what_has_to_be_given_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_config(path)
     for key in ("data", "model", "train"):
-        assert f"{path}: {key}: missing; it has to be given" in str(caught.value)
+        assert f"{path}: {key}: missing; this key is required" in str(caught.value)
 
 
 @pytest.mark.parametrize("written", ["train.steps", "=3", "train..steps=3", ".=3"])

@@ -204,7 +204,7 @@ def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "_base_: b.yaml")
     write(tmp_path / "b.yaml", "_base_: sub/../a.yaml")
     (tmp_path / "sub").mkdir()
-    with pytest.raises(InputError, match="leads back to this file; remove the circle"):
+    with pytest.raises(InputError, match="leads back to this file; remove the cycle"):
         load_config(tmp_path / "a.yaml")
 
 

@@ -327,7 +327,7 @@ class TestFaults:
             convert(source, "npz", tmp_path / "store", convention="xyx")
         with pytest.raises(InputError, match="faults is 'ignore'; use one of error, skip, full_image"):
             convert(source, "npz", tmp_path / "store", faults="ignore")
-        with pytest.raises(InputError, match=r"absent.*: cannot read the file"):
+        with pytest.raises(InputError, match=r"absent.*: no such file"):
             convert(tmp_path / "absent", "npz", tmp_path / "store")
 
 

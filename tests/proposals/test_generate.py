@@ -164,7 +164,7 @@ def test_a_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
     records = write_images(tmp_path / "images", 4)
     records[0].path.write_bytes(b"no image")
     records[2].path.unlink()
-    with pytest.raises(InputError, match=r"0002\.png: cannot read the file"):
+    with pytest.raises(InputError, match=r"0002\.png: no such file"):
         generate([records[2], records[3]], tmp_path / "store", method=CORNERS)
     with pytest.raises(InputError, match=r"1 of 2 images .*0000\.png: not an image"):
         generate([records[i] for i in (0, 1, 3)], tmp_path / "store", method=CORNERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -101,27 +102,23 @@ def summarise(
 def _in_two_splits(
     checked: Sequence[CheckedImage], splits: Sequence[str], apart: set[str | None]
 ) -> Iterable[Problem]:
-    """Yield a problem for each image that is in two splits, and only one for two splits that are the same.
+    """Yield a problem for each image that is in two splits, or only one if the splits have the same images.
 
-    Where the two splits are those that must be ``apart``, it stops training.
+    It stops training if the two splits are those that must be ``apart``.
     """
     places = [(one.listed.path.resolve(), one.listed) for one in checked]  # a link shows the same image
     members = {split: {place for place, listed in places if split in listed.splits} for split in splits}
     images = dict(places)
     for first, second in combinations(splits, 2):
-        both, stops = members[first] & members[second], {first, second} == apart
+        pair, both = (first, second), members[first] & members[second]
+        problem = partial(Problem, kind="in two splits", splits=pair, stops=set(pair) == apart)
         if both and members[first] == members[second]:
             message = f"{first} and {second} are the same {len(both)} images: metrics would be meaningless"
-            yield Problem(
-                kind="in two splits", file=first, message=message, splits=(first, second), stops=stops
-            )
+            yield problem(file=first, message=message)
             continue
         for image in (images[place] for place in sorted(both)):
-            message = f"image {image.key!r} is in {first} and in {second}"
-            yield Problem(
-                kind="in two splits", file=str(image.annotation), message=message, image_id=image.image_id,
-                key=image.key, splits=(first, second), stops=stops,
-            )  # fmt: skip
+            file, message = str(image.annotation), f"image {image.key!r} is in {first} and in {second}"
+            yield problem(file=file, message=message, image_id=image.image_id, key=image.key)
 
 
 def problem_line(problem: Problem) -> str:

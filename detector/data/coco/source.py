@@ -72,7 +72,6 @@ class CocoSource:
         unannotated: bool = False,
         require_images: bool = True,
     ) -> Dataset:
-        """Read a split in the order of its file; see `detector.data.source.DataSource.load`."""
         path, folder = self.image_list(split), self.image_folder(split)
         data, entries, chosen = self._read(split, choose, unannotated=unannotated)
         if require_images and not folder.is_dir():
@@ -133,7 +132,6 @@ class CocoSource:
     def images_to_check(
         self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Reporter
     ) -> Iterator[ImageToCheck]:
-        """Yield the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
         for split, choose in selections.items():
             try:
                 yield from self._split_to_check(split, choose, report, trained=split == train_split)

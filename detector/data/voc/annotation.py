@@ -2,9 +2,9 @@
 
 Source: the annotation format of the PASCAL VOC 2007 development kit. The file's own coordinates are 1-based
 with inclusive ends; they are converted here. Only what a detector needs is read, so files of
-other tools with missing, additional or differently ordered elements are accepted. So are element names in
-other case or with a namespace prefix, objects gathered in <objects>, and several boxes in one object, each of
-which is an object of its own. An object or a box anywhere else is an error: it is never silently ignored.
+other tools with missing, additional or differently ordered elements are accepted, as are element names in
+another case or with a namespace prefix, and objects inside <objects>. An object with several boxes is read as
+one object per box. An object or a box anywhere else is an error: it is never silently ignored.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_annotation(path: Path, first_pixel: int = 1) -> VocAnnotation:
 
 
 def read_element(path: Path) -> Element:
-    """Return the outer element of an annotation file, written in VOC's own way. Errors as `parse_xml`.
+    """Return the outer element of an annotation file in VOC's own spelling. Errors as `parse_xml`.
 
     Elements that have a meaning in VOC are in lower case and without a prefix, and objects that were inside
     <objects> are directly in the outer element.
@@ -91,7 +91,7 @@ def read_element(path: Path) -> Element:
 def to_annotation(
     root: Element, path: Path, first_pixel: int = 1, on_fault: FaultHandler | None = None
 ) -> VocAnnotation:
-    """Return the content of ``root``, the `read_element` of the file ``path``. Errors as `read_annotation`.
+    """Return the content of ``root``, the result of `read_element` for ``path``. Errors as `read_annotation`.
 
     With ``on_fault`` a faulty object or size is passed to it and left out, and the rest is read.
     """
@@ -135,7 +135,6 @@ def object_elements(
 
 
 def _with_one_box(element: Element, box: Element) -> Element:
-    """Return a copy of an object with ``box`` as its only box."""
     single = Element(element.tag, element.attrib)
     single.text, single.tail = element.text, element.tail
     single.extend(child for child in element if child.tag != "bndbox" or child is box)

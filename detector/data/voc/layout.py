@@ -148,16 +148,12 @@ def _split_file(root: Path, splits: str, split: str) -> Path:
     folder = _resolve(root, splits, "one text file per split, one image id per line")
     path = folder / f"{split}.txt"
     if not path.is_file():
-        names = _split_names(folder)
+        stems = {path.stem for path in folder.glob("*.txt") if not path.name.startswith(".")}
+        # Without the per-class lists, "CLASS_SPLIT".
+        names = sorted(name for name in stems if name.rpartition("_")[2] not in stems - {name})
         existing = f"splits there: {', '.join(names)}" if names else "the folder has no split (*.txt)"
         raise InputError(f"{path}: no such split{nearest(split, names)}; {existing}")
     return path
-
-
-def _split_names(folder: Path) -> list[str]:
-    """Return the splits of a folder without the per-class lists, "CLASS_SPLIT"."""
-    names = {path.stem for path in folder.glob("*.txt") if not path.name.startswith(".")}
-    return sorted(name for name in names if name.rpartition("_")[2] not in names - {name})
 
 
 def _resolve(root: Path, name: str, content: str) -> Path:

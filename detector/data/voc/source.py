@@ -62,7 +62,6 @@ class VocSource:
         return for_split(self.annotations, split), for_split(self.images, split)
 
     def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
-        """Return the names in the annotations; see `detector.data.source.DataSource.class_names`."""
         names: set[str] = set()
         for folders in dict.fromkeys(map(self._folders, splits)):
             layout = VocLayout(self.root, *folders)
@@ -81,7 +80,6 @@ class VocSource:
         unannotated: bool = False,
         require_images: bool = True,
     ) -> Dataset:
-        """Read a split; see `detector.data.source.DataSource.load`."""
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
         annotated = not unannotated or any(map(layout.find_annotation, ids))
@@ -129,7 +127,6 @@ class VocSource:
     def images_to_check(
         self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Reporter
     ) -> Iterator[ImageToCheck]:
-        """Yield the images of several splits; see `detector.data.source.DataSource.images_to_check`."""
         by_folders: dict[tuple[str, str], list[str]] = {}
         for split in selections:  # splits that share their folders are read together
             by_folders.setdefault(self._folders(split), []).append(split)
@@ -147,7 +144,6 @@ class VocSource:
     def _splits_by_id(
         self, layout: VocLayout, selections: Mapping[str, Selection], report: Reporter
     ) -> dict[str, list[str]]:
-        """Return the splits that name each image id."""
         splits_of: dict[str, list[str]] = {}
         for split, choose in selections.items():
             listed_in = layout.annotations

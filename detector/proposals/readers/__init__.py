@@ -1,7 +1,9 @@
-"""Readers of proposal files that other programs wrote. Each gives the images as the file has them."""
+"""Readers of proposal files that other programs wrote. Each returns the images as they are in the file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from detector.core.errors import InputError, nearest
@@ -13,7 +15,17 @@ from detector.proposals.readers.pickles import read_detectron, read_mmdetection
 from detector.proposals.readers.raw_images import RawImages
 from detector.proposals.readers.text_files import read_text_folder
 
-FORMATS = ("mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text")
+_READERS: dict[str, Callable[[Path], RawImages]] = {
+    "mat": read_matlab,
+    "detectron": partial(read_detectron, convention="xyxy_inclusive"),
+    "detectron2": partial(read_detectron, convention="xyxy"),
+    "mmdetection": read_mmdetection,
+    "npz": read_npz,
+    "npy": read_npy_folder,
+    "coco": read_coco_results,
+    "text": read_text_folder,
+}
+FORMATS = tuple(_READERS)
 
 
 def read_images(source: Path, file_format: str) -> RawImages:
@@ -24,25 +36,9 @@ def read_images(source: Path, file_format: str) -> RawImages:
     """
     if not source.is_dir():
         require_regular(source)
-    match file_format:
-        case "mat":
-            return read_matlab(source)
-        case "detectron":
-            return read_detectron(source, "xyxy_inclusive")
-        case "detectron2":
-            return read_detectron(source, "xyxy")
-        case "mmdetection":
-            return read_mmdetection(source)
-        case "npz":
-            return read_npz(source)
-        case "npy":
-            return read_npy_folder(source)
-        case "coco":
-            return read_coco_results(source)
-        case "text":
-            return read_text_folder(source)
-        case _:
-            raise InputError(
-                f"proposal format {file_format!r} is unknown{nearest(file_format, FORMATS)}; "
-                f"use one of {', '.join(FORMATS)}"
-            )
+    if file_format not in _READERS:
+        raise InputError(
+            f"proposal format {file_format!r} is unknown{nearest(file_format, FORMATS)}; "
+            f"use one of {', '.join(FORMATS)}"
+        )
+    return _READERS[file_format](source)

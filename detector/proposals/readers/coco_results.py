@@ -56,24 +56,20 @@ def _values(source: Path, number: int, result: Any) -> list[float]:
 
 
 def _results(source: Path) -> Iterator[Any]:
+    """Yield the elements of the JSON list in ``source``, a block of text in memory at a time."""
     with (
         clear_errors(source, "list of COCO results", ValueError, RecursionError),
         source.open(encoding="utf-8-sig") as file,
     ):
-        yield from _elements(file)
-
-
-def _elements(file: TextIO) -> Iterator[Any]:
-    """Yield the elements of the JSON list in ``file``, a block of text in memory at a time."""
-    text = _Text(file)
-    text.expect("[")
-    if text.next_character() == "]":
-        return
-    while True:
-        yield text.element()
+        text = _Text(file)
+        text.expect("[")
         if text.next_character() == "]":
             return
-        text.expect(",")
+        while True:
+            yield text.element()
+            if text.next_character() == "]":
+                return
+            text.expect(",")
 
 
 class _Text:
@@ -86,7 +82,7 @@ class _Text:
         self._place = 0
 
     def next_character(self) -> str:
-        """Return the next character that is no blank, without taking it; "" at the end of the file."""
+        """Return the next character that is not a blank, without taking it; "" at the end of the file."""
         while True:
             while self._place < len(self._window) and self._window[self._place].isspace():
                 self._place += 1

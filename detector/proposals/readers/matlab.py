@@ -87,7 +87,7 @@ def _names(source: Path, count: int) -> list[str] | None:
 def _image(source: Path, key: str | Position, boxes: Cells | Value) -> RawImage:
     where = image_place(source, key)
     if not isinstance(boxes, np.ndarray):
-        raise InputError(f"{where}: 'boxes' is no matrix")
+        raise InputError(f"{where}: 'boxes' is not a matrix")
     return raw_image(key, boxes, "auto", where)
 
 
@@ -142,7 +142,7 @@ class Cells:
             for _ in range(self._count):
                 kind, length = _tag(_take(self._stream, 8), self._order)
                 if kind != _MATRIX:
-                    raise ValueError("a cell that is no matrix")
+                    raise ValueError("a cell that is not a matrix")
                 cell = BytesIO(_take(self._stream, length))
                 head = _read_head(cell, self._order) if length else None
                 yield np.zeros((0, 0)) if head is None else _value(cell, self._order, head)

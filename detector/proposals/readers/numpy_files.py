@@ -66,7 +66,7 @@ def _check_sizes(source: Path, members: list[zipfile.ZipInfo]) -> None:
         raise InputError(f"{source} unpacks to {total} bytes, over {MAX_RATIO} times its size; it is refused")
     for member in members:
         if not member.filename.endswith(".npy"):
-            raise InputError(f"{source} holds {member.filename!r}, which is no array; leave it out")
+            raise InputError(f"{source} holds {member.filename!r}, which is not an array; leave it out")
         if member.compress_type not in _METHODS:
             raise InputError(f"{source}: {member.filename!r} is compressed in a way numpy does not use")
         if member.file_size > MAX_ARRAY_BYTES:

@@ -53,7 +53,7 @@ def read_detectron(source: Path, convention: str) -> RawImages:
             convention = _BOX_MODES[(0, 1).index(content["bbox_mode"])]
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise InputError(
-            f"{source} is no proposal file of Detectron, a dictionary with the lists 'boxes' and 'ids' or "
+            f"{source} is not a proposal file of Detectron, a dictionary with the lists 'boxes' and 'ids' or "
             f"'indexes', perhaps 'scores' or 'objectness_logits', and bbox_mode 0 or 1 ({error!r})"
         ) from error
     if not len(keys) == len(boxes) == len(scores):
@@ -74,7 +74,7 @@ def read_mmdetection(source: Path) -> RawImages:
         names = [Path(path).stem for path in content if isinstance(path, str)]
         return RawImages(names, _named_images(source, content))
     if not isinstance(content, list):
-        raise InputError(f"{source} is no proposal file of mmdetection: neither a list nor a dictionary")
+        raise InputError(f"{source} is not a proposal file of mmdetection: neither a list nor a dictionary")
     places = (Position(index, len(content)) for index in range(len(content)))
     images = zip(places, content, strict=True)
     return RawImages([], (_image(source, place, rows, None, "xyxy") for place, rows in images))
@@ -103,7 +103,7 @@ def _image(source: Path, key: str | Position, boxes: Any, scores: Any, conventio
 
 
 def _named(content: Any, *names: str) -> Any:
-    """Return the first of the entries ``names`` that exists, or None; TypeError if this is no dictionary."""
+    """Return the first of the entries ``names`` that exists, or None; TypeError if it is not a dictionary."""
     if not isinstance(content, dict):
         raise TypeError(f"a {type(content).__name__}")
     return next((content[name] for name in names if name in content), None)
@@ -144,7 +144,7 @@ def _row(item: Any) -> Any:
         return item
     row = item.content if isinstance(item, _Array) else item
     if not isinstance(row, list | tuple | np.ndarray) or len(row) > 5:
-        raise TypeError("a box that is no list of four or five numbers")
+        raise TypeError("a box that is not a list of four or five numbers")
     if not all(isinstance(value, int | float | np.number) for value in row):
         raise TypeError("a box that does not hold numbers")
     return row
@@ -168,7 +168,7 @@ def read_pickle(source: Path) -> Any:
             f"{source}: {error}; only numpy arrays, numbers, texts, lists and dictionaries are read"
         ) from error
     except DamagedPickle as error:
-        raise InputError(f"{source} is no readable pickle ({error})") from error
+        raise InputError(f"{source} is not a readable pickle ({error})") from error
 
 
 class _Type(Stateful):
@@ -242,7 +242,7 @@ def _scalar(kind: Any, content: Any) -> Any:
 
 
 def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
-    """How Python 3 writes bytes into the older protocols."""
+    """Do what Python 3 writes into the older protocols to make bytes."""
     if not isinstance(text, str) or encoding not in ("latin-1", "latin1"):
         raise TypeError("not bytes")
     return text.encode("latin-1")

@@ -66,7 +66,7 @@ def clear_errors(source: Path, what: str, *errors: type[Exception]) -> Iterator[
     except InputError:
         raise
     except caught as error:
-        raise InputError(f"{source} is no readable {what} ({error})") from error
+        raise InputError(f"{source} is not a readable {what} ({error})") from error
 
 
 def image_place(source: Path, key: str | Position) -> str:

@@ -85,23 +85,23 @@ def array_pickle(shape: bytes, kind: bytes = b"\x8c\x02f4") -> bytes:
     ("content", "message"),
     [
         (b"", "cannot read the pickle"),
-        (b"\x80\x04", "is no readable pickle"),
+        (b"\x80\x04", "is not a readable pickle"),
         (b"]" * 3_000_000 + b".", "more objects than a file of its size"),
         (b"]" + b"\x94" * 3_000_000 + b".", "more objects than a file of its size"),
         (b"]r\xff\xff\xff\xff.", None),  # a place in the memo that would take 64 GiB as a table
         (b"\x8e" + struct.pack("<Q", 1 << 62) + b".", "ends too early"),
         (b"\x8b\xff\xff\xff\x7f.", "the pickle instruction"),  # an integer of 2 GiB
-        (b"I0x" + b"f" * 100_000 + b"\n.", "is no readable pickle"),
-        (b"I" + b"9" * 100_000 + b"\n.", "is no readable pickle"),
+        (b"I0x" + b"f" * 100_000 + b"\n.", "is not a readable pickle"),
+        (b"I" + b"9" * 100_000 + b"\n.", "is not a readable pickle"),
         (b"(" * 1000 + b"t.", None),
         (b"\x95" + b"\xff" * 8 + b"].", None),  # a frame longer than the file, which no reader needs
         (b"})" + b"\x85" * 900_000 + b"Ns.", "entries of something"),  # a key that would overflow the stack
-        (b"}" + b"h\x00q\x00" * 3 + b".", "is no readable pickle"),
+        (b"}" + b"h\x00q\x00" * 3 + b".", "is not a readable pickle"),
         (b"\x97.", "the pickle instruction"),
         (b"Pid\n.", "the pickle instruction"),
         (b"cos\nsystem\n.", "wants to run os.system"),
         (b"]}b.", "a state for something that has none"),
-        (b"]0.", "is no readable pickle"),
+        (b"]0.", "is not a readable pickle"),
         (array_pickle(b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"), "array of shape"),
         (array_pickle(b"J\xff\xff\xff\xff\x85"), "array of shape"),
         (array_pickle(b"K\x01\x85", b"\x8c\x02V4"), "an array of 'V4'"),
@@ -156,9 +156,9 @@ def test_npz_bombs_and_impostors(tmp_path: Path) -> None:
     refused(npz(source, {"a.npy": npy(np.zeros((2, 4), complex))}), "npz", "not plain numbers")
     refused(npz(source, {"a.npy": npy(np.zeros((2, 3)))}), "npz", r"not float64 of shape \(2, 3\)")
     refused(npz(source, {"a.npy": npy(np.zeros((2, 4)))[:-5]}), "npz", "ends after 59 of 64 bytes")
-    refused(npz(source, {"readme.txt": b""}), "npz", "is no array")
+    refused(npz(source, {"readme.txt": b""}), "npz", "is not an array")
     source.write_bytes(b"PK\x03\x04 no archive")
-    refused(source, "npz", "no readable .npz archive")
+    refused(source, "npz", "not a readable .npz archive")
 
 
 HEADERS = [
@@ -251,13 +251,13 @@ def test_mat_bombs_and_impostors(tmp_path: Path) -> None:
     source.write_bytes(header + struct.pack("<II", 14, 1 << 31) + head)
     refused(source, "mat", "200000 cells, more than a file of its size needs")
     source.write_bytes(header + struct.pack("<II", 14, 1 << 31))
-    refused(source, "mat", "no readable .mat file")
+    refused(source, "mat", "not a readable .mat file")
     source.write_bytes(header + bytes(1 << 20))
     refused(source, "mat", "an element of type 0 where a matrix belongs")
     source.write_bytes(b"MATLAB 7.3 MAT-file".ljust(128))
     refused(source, "mat", "save it with -v7")
     source.write_bytes(b"not MATLAB")
-    refused(source, "mat", "no readable .mat file")
+    refused(source, "mat", "not a readable .mat file")
     for value in (np.zeros((3, 4)) + 1j, "text", {"a": 1}, np.zeros((2, 2))):
         scipy.io.savemat(source, {"boxes": value})
         with pytest.raises(InputError, match=r"a\.mat"):
@@ -284,7 +284,7 @@ def test_mat_numbers_of_every_type(tmp_path: Path, kind: str, compressed: bool) 
     ("text", "message"),
     [
         ('[{"image_id": 1000000000, "bbox": [0, 0, 1, 1], "score": 1}]', None),
-        ('[{"image_id": ' + "9" * 5000 + ', "bbox": [0, 0, 1, 1]}]', "no readable list"),
+        ('[{"image_id": ' + "9" * 5000 + ', "bbox": [0, 0, 1, 1]}]', "not a readable list"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1' + "0" * 400 + "]}]", "image 1: int too large"),
         ('[{"image_id": 1, "bbox": [0, 0, 1]}]', "bbox and score must be"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, "a"]}]', "bbox and score must be"),
@@ -292,8 +292,8 @@ def test_mat_numbers_of_every_type(tmp_path: Path, kind: str, compressed: bool) 
         ('[{"image_id": 1, "bbox": 5}]', "bbox and score must be"),
         ('[{"image_id": [1], "bbox": [0, 0, 1, 1]}]', "neither a number nor a text"),
         ('[{"bbox": [0, 0, 1, 1]}]', "result 0: expected an object"),
-        ("[" * 100_000, "no readable list"),
-        ('[{"a":' + "[" * 100_000, "no readable list"),
+        ("[" * 100_000, "not a readable list"),
+        ('[{"a":' + "[" * 100_000, "not a readable list"),
         ('{"images": []}', "'\\[' expected"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]} {"image_id"', "',' expected"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]},]', "an object expected"),
