@@ -547,11 +547,11 @@ def test_results_are_ordinary_tensors(make: Make, tiny_root: Path) -> None:
     assert not result.boxes.is_inference()
 
 
-def test_devices_folders_and_missing_proposals(tiny: Load, tmp_path: Path) -> None:
+def test_devices_folders_and_missing_proposals(tiny: Load, tiny_root: Path, tmp_path: Path) -> None:
     path = save_random(tiny(), tmp_path / "random.pt")
     detector = Detector.load(path, torch.device("cpu"))
     assert detector.device == "cpu"
     with pytest.raises(InputError, match="is a folder; name a file"):
         Detector.load(tmp_path)
     with pytest.raises(InputError, match=r"nowhere\.npz: no such proposal file or store"):
-        detector(np.zeros((40, 60, 3), np.uint8), proposals=tmp_path / "nowhere.npz")
+        detector(next((tiny_root / "JPEGImages").iterdir()), proposals=tmp_path / "nowhere.npz")
