@@ -80,7 +80,7 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
 
 
 def _known_classes(config: Config, source: DataSource) -> frozenset[str] | None:
-    """Return the names that an object may have, None where any name becomes a class."""
+    """Return the class names that an object may have; None if any name becomes a class."""
     if config.data.classes is None and not source.declares_classes:
         return None
     try:
@@ -90,7 +90,7 @@ def _known_classes(config: Config, source: DataSource) -> frozenset[str] | None:
 
 
 def _nothing_to_train_on(config: Config, checked: Sequence[CheckedImage]) -> list[Problem]:
-    """Return the problem that no training image has an object, as a training run finds it when it starts."""
+    """Return the problem that no training image has an object, as training would report it at its start."""
     split = config.data.train_split
     members = [one.objects for one in checked if split in one.listed.splits]
     names = {thing.name for objects in members for thing in objects}

@@ -185,7 +185,7 @@ def initial_backbone(config: Config) -> Backbone:
 
 
 def pooling_rules(bins: int, stride: float, center: float) -> dict[str, Pool]:
-    """Return the rules by the name they are shown under, each pooling to ``bins`` x ``bins``."""
+    """Return the pooling rules by their names in the picture; each pools to ``bins`` x ``bins``."""
     from detector.ops import roi_pool, spp_pool
 
     def spp(features: Tensor, roi: Tensor) -> Tensor:

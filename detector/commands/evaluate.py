@@ -1,4 +1,4 @@
-"""Score a checkpoint on a split of its data set, or result files that exist already."""
+"""Score a checkpoint on a split of its data set, or score existing result files."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 The proposals are written to a ProposalStore, which a config can name as proposals.file with format: store;
 the proposals of the config's own method are written where training looks for them. A job that was stopped
-continues where it stopped. An image that fails or takes longer than --time-limit is named, has no proposals
-and is tried again by the next run; the exit status is then 1. proposals.missing in the config says what
-training does with such images."""
+continues where it stopped. An image that fails or takes longer than --time-limit is reported, gets no
+proposals, and is tried again in the next run; the exit status is then 1. proposals.missing in the config sets
+what training does with such images."""
 
 from __future__ import annotations
 

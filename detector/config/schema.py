@@ -117,7 +117,7 @@ class GenerateConfig(Section):
 
     kind: Literal["scenes", "arrangements"] = "scenes"
     """What the classes are. "scenes": the shapes in an image. "arrangements": how two shapes lie relative to
-    each other, which only their layout shows; a mirrored image then has another class: see ``train.flip``."""
+    each other; a mirrored image then has another class: see ``train.flip``."""
     train_images: int = Field(default=240, ge=1, le=100_000)
     """Number of training images."""
     test_images: int = Field(default=80, ge=1, le=100_000)
@@ -148,7 +148,7 @@ class DataConfig(Section):
     split_seed: Seed = 0
     """Another seed divides the images in another way. The top-level ``seed`` has no influence on it."""
     leave_out: str | None = None
-    """A text file with the paths, relative to ``root``, of images that no split shall contain, one per line,
+    """A text file with the paths, relative to ``root``, of images that no split may contain, one per line,
     as ``tools/check_data.py --fix-list`` writes it. An id works too where only one image has it. null leaves
     no image out."""
     train_split: str = "trainval"
@@ -271,9 +271,9 @@ class ProposalsConfig(Kind):
     format: str | None = None
     """The format of ``file``; null without a file."""
     top_k_train: int = Field(default=2000, ge=1, le=MOST_PROPOSALS)
-    """Proposals used per training image, the best ranked first (paper: about 2000)."""
+    """Proposals used per training image, the best-ranked first (paper: about 2000)."""
     top_k_test: int = Field(default=2000, ge=1, le=MOST_PROPOSALS)
-    """Proposals used per test image, the best ranked first (paper: about 2000)."""
+    """Proposals used per test image, the best-ranked first (paper: about 2000)."""
     min_size: float = Field(default=0.0, ge=0.0)
     """Proposals with a side shorter than this are not used; in pixels of the original image."""
     missing: Literal["error", "skip", "full_image"] = "error"
@@ -340,7 +340,7 @@ class DenseProposals(ProposalsConfig, choice="proposals.method dense"):
     stride_fraction: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
     """Step between windows as a fraction of their side; null takes the method's own."""
     max_proposals: Annotated[int, Field(ge=1, le=MOST_PROPOSALS)] | None = None
-    """Proposals made per image, the best ranked; null makes all."""
+    """Largest number of proposals made per image, the best-ranked; null sets no limit."""
 
 
 class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selective_search"):
@@ -357,12 +357,12 @@ class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selecti
     """Search each image resized to this width in pixels; null searches it at its own size, or smaller where
     it is large."""
     max_proposals: Annotated[int, Field(ge=1, le=MOST_PROPOSALS)] | None = None
-    """Proposals made per image, the best ranked; null makes all."""
+    """Largest number of proposals made per image, the best-ranked; null sets no limit."""
     time_limit: Positive | None = None
-    """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
+    """Time limit per image in seconds; an image that takes longer gets no proposals. null sets no limit."""
     options: Options = Field(default_factory=dict)
     """Values that replace those of the preset, such as ``{min_side: 8}``. Other options make other
-    proposals, which are stored apart."""
+    proposals, which are stored separately."""
 
     @model_validator(mode="after")
     def _search_is_possible(self) -> SelectiveSearchProposals:
@@ -392,10 +392,10 @@ class FunctionProposals(ProposalsConfig, choice="proposals.method module:functio
     file: None = None
     format: None = None
     time_limit: Positive | None = None
-    """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
+    """Time limit per image in seconds; an image that takes longer gets no proposals. null sets no limit."""
     options: Options = Field(default_factory=dict)
-    """Keyword arguments of the function. Other options make other proposals, which are stored apart; a change
-    of the function's code is not noticed, so give it a version number here."""
+    """Keyword arguments of the function. Other options make other proposals, which are stored separately; a
+    change of the function's code is not noticed, so give it a version number here."""
 
     @field_validator("method")
     @classmethod
@@ -623,7 +623,7 @@ class SamplingConfig(Section):
     foreground_fraction: Fraction = 0.25
     """Largest share of foreground RoIs."""
     foreground_iou: Fraction = 0.5
-    """From this IoU with an object on, a RoI is foreground."""
+    """RoIs with an IoU of at least this with an object are foreground."""
     background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
     """Background RoIs have their best IoU in [low, high)."""
     far_background_fraction: Fraction = 0.0
@@ -696,7 +696,7 @@ class TrainConfig(Section):
     flip: Fraction = 0.5
     """Probability of a left-right flip."""
     vertical_flip: Fraction = 0.0
-    """Probability of a top-bottom flip, for images without a fixed upside such as microscopy or aerial
+    """Probability of a top-bottom flip, for images without a fixed top, such as microscopy or aerial
     photographs."""
     group_by_aspect: bool = True
     """Put landscape images into batches with landscape images and portrait with portrait, which saves
@@ -732,7 +732,7 @@ class TrainConfig(Section):
     keep_checkpoints: Count | None = None
     """How many numbered checkpoints are kept; null removes none."""
     evaluate_every: Count | None = None
-    """Steps between evaluations, of which the best chooses ``best.pt``; null evaluates only at the end. They
+    """Steps between evaluations, the best of which chooses ``best.pt``; null evaluates only at the end. They
     use validation images: those of ``data.val_split``, or of ``validation_fraction``."""
     evaluate_split: str | None = None
     """The split that is scored at the end; null is ``data.test_split``. If it is given and there are no
@@ -793,13 +793,13 @@ class TestConfig(Section):
     max_size: Pixels = 1000
     """Largest length of the longer side in pixels; not used by ``resize: square``."""
     score_threshold: float = 0.05
-    """Lowest score of a detection: a probability, or the margin of an SVM."""
+    """Detections score more than this: a probability, or the margin of an SVM."""
     nms_threshold: Fraction = 0.3
     """Of two boxes of one class with a higher IoU than this, the one with the lower score is dropped."""
     nested_threshold: Fraction | None = None
     """Of two boxes of one class that share more than this fraction of the smaller one's area, the one with
     the lower score is dropped, however small their IoU: a part of an object that is reported beside the
-    whole. null drops none for this reason, as the paper."""
+    whole. null drops none for this reason, as in the paper."""
     max_detections: int = Field(default=100, ge=1, le=1_000_000)
     """Detections kept per image, all classes together."""
     max_images: Count | None = None
@@ -878,7 +878,7 @@ class StageConfig(Kind):
     """"train" trains on images as a config without stages does; "fine_tune" trains the fully connected layers
     on cached features; "svm" and "box_ridge" fit their layer on cached features."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Changes to the config for this stage, written as the config itself."""
+    """Changes to the config for this stage, in the form of the config itself."""
 
 
 class TrainStageConfig(StageConfig, choice="a stage of kind train or fine_tune"):
