@@ -134,7 +134,7 @@ def run_demo(
     classifies = detector.config.task == "classification"
     results: list[dict[str, Any]] = []
     made: AbstractContextManager[ProposalStore | None] = nullcontext()
-    if not classifies:  # for all images before the first is detected in, on all cores
+    if not classifies:  # made for all images at once, on all cores
         made = temporary_store(detector.config, [record_of(path) for path in images])
     with made as store:
         stream = track(
