@@ -148,7 +148,7 @@ class DataConfig(Section):
     split_seed: Seed = 0
     """Another seed divides the images in another way. The top-level ``seed`` has no influence on it."""
     leave_out: str | None = None
-    """A text file with the paths, relative to ``root``, of images that no split may contain, one per line,
+    """A text file with the paths, relative to ``root``, of images to leave out of every split, one per line,
     as ``tools/check_data.py --fix-list`` writes it. An id works too where only one image has it. null leaves
     no image out."""
     train_split: str = "trainval"
@@ -623,7 +623,7 @@ class SamplingConfig(Section):
     foreground_fraction: Fraction = 0.25
     """Largest share of foreground RoIs."""
     foreground_iou: Fraction = 0.5
-    """RoIs with an IoU of at least this with an object are foreground."""
+    """A RoI is foreground if its IoU with an object is at least this."""
     background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
     """Background RoIs have their best IoU in [low, high)."""
     far_background_fraction: Fraction = 0.0
@@ -878,7 +878,7 @@ class StageConfig(Kind):
     """"train" trains on images as a config without stages does; "fine_tune" trains the fully connected layers
     on cached features; "svm" and "box_ridge" fit their layer on cached features."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Changes to the config for this stage, in the form of the config itself."""
+    """Changes to the config for this stage, written like a config."""
 
 
 class TrainStageConfig(StageConfig, choice="a stage of kind train or fine_tune"):
