@@ -68,7 +68,7 @@ _STORES = threading.RLock()
 class Result:
     """The detections of one image, by falling score.
 
-    A classifier's are its K classes, by falling score, each with the box of the whole image.
+    For a classifier these are the K classes, by falling score, each with the box of the whole image.
     """
 
     detections: Detections
@@ -79,7 +79,7 @@ class Result:
     image: str | None = None
     """The image's path, or None for an image that was given as pixels."""
     draw_threshold: float | None = None
-    """From which score on `draw` shows detections; None is 0.5."""
+    """The lowest score that `draw` shows; None means 0.5."""
     class_scores: Tensor | None = None
     """A classifier's scores (K,) in the order of ``classes``; None for a detector."""
 
@@ -107,10 +107,10 @@ class Result:
         return [self.classes[label - 1] for label in self.labels.tolist()]
 
     def draw(self, image: ImageLike, score_threshold: float | None = None) -> np.ndarray:
-        """Return ``image``, of any kind that `Detector` takes, with the detections drawn.
+        """Return ``image`` with the detections drawn on it, (H, W, 3) uint8 RGB.
 
-        (H, W, 3) uint8 RGB; a classifier's classes and scores are beside the image. ``score_threshold`` None
-        takes that of the call, or else ``Detector.best_threshold``, or 0.5.
+        ``image`` is of any kind that `Detector` takes. A classifier's classes and scores are drawn beside it.
+        ``score_threshold`` None takes the threshold of the call, else ``Detector.best_threshold``, else 0.5.
 
         Raises:
             InputError: an image that cannot be read, or of another size than the result's.
@@ -155,7 +155,7 @@ class Result:
         1..K, since a checkpoint does not know the ids.
 
         Raises:
-            InputError: a classifier's result, which has no boxes, or another number of ids than classes.
+            InputError: a classifier's result, which has no boxes, or not one id per class.
         """
         if self.class_scores is not None:
             raise InputError("to_coco: a classifier of whole images has no boxes; use to_json")
@@ -168,7 +168,7 @@ class Result:
 
 
 class Detector:
-    """A checkpoint as a function: images in, a `Result` each out; several threads may call it at a time.
+    """A checkpoint as a function from images to a `Result` for each; several threads may call it at once.
 
     Calls on the CPU run side by side; on a GPU one network runs at a time. ``classes`` are the K class names,
     ``config`` is the checkpoint's, ``best_threshold`` the score threshold that training chose on its
@@ -248,13 +248,13 @@ class Detector:
                 or a list of these. EXIF orientation is applied to files and Pillow images.
             boxes: regions of your own to classify instead of proposals, (P, 4): x1, y1, x2, y2, half-open, in
                 pixels of the upright image; for a list of images, a list with one such array per image.
-            score_threshold: detections score more than this; None takes ``test.score_threshold``, with which
-                results are those of evaluation bit for bit. A classifier gives all its classes for None.
+            score_threshold: only detections that score more are returned. None takes ``test.score_threshold``
+                and gives the results of evaluation, bit for bit; a classifier then returns all its classes.
             proposals: a `ProposalStore` or the path of one, or a proposal file of any format that the tools
-                read, with boxes of these images by file name. None has the checkpoint's method make them.
+                read, with boxes of these images by file name. None uses the checkpoint's method.
 
         Raises:
-            InputError: names what is wrong with which image, box or file, and how to fix it.
+            InputError: an image, box or file is faulty; the message names it and the fix.
         """
         if isinstance(image, list | tuple):
             if boxes is not None and (not isinstance(boxes, list | tuple) or len(boxes) != len(image)):
@@ -275,10 +275,10 @@ class Detector:
         score_threshold: float | None = None,
         proposals: ProposalPlace | None = None,
     ) -> Iterator[Result]:
-        """Yield the result of each image as it is done; otherwise as a call with a list.
+        """Yield the result of each image as soon as it is computed; the arguments are those of a call.
 
-        ``images`` may be a generator; with ``proposals`` all images are taken from it at the start. Errors
-        are raised when the results are taken.
+        ``images`` may be a generator; with ``proposals`` it is read completely at the start. Errors are
+        raised while the results are iterated over.
         """
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
             raise InputError("stream: expected several images; for a single one, call the detector with it")
@@ -301,7 +301,7 @@ class Detector:
         mirrored images are merged: the mean of scores and boxes, and the features of the straight image.
 
         Raises:
-            InputError: as a call, and for a classifier of whole images.
+            InputError: as in a call, and for a classifier of whole images.
         """
         predictor = self._predictor
         if not isinstance(predictor, RegionPredictor):
@@ -316,7 +316,7 @@ class Detector:
         """Return the views of one image, made as the data pipeline makes those of a test image."""
         name = _name_of(image) or f"image {number}"
         pixels = pixels_of(image, name)
-        record = _record(Path(name), (pixels.shape[0], pixels.shape[1]))
+        record = record_of(Path(name), (pixels.shape[0], pixels.shape[1]))
         proposals = source(record, pixels)
         return [collate([make_sample(record, pixels, proposals, view)]) for view in self._transforms]
 
@@ -385,8 +385,8 @@ class Detector:
         """Return the proposals that the checkpoint's method makes for an image."""
         if self.config.proposals.method is None:
             raise InputError(
-                f"{self._source} was trained on proposals of a file, which does not have {record.path}; give "
-                "boxes=..., or proposals=... with a file that has it, or load the checkpoint with "
+                f"{self._source} was trained on a proposal file, which has no boxes for {record.path}; give "
+                "boxes=..., or proposals=... with a file that has some, or load the checkpoint with "
                 'overrides=["proposals.method=selective_search"]'
             )
         return image_proposals(self.config, pixels, record.image_id)
@@ -414,21 +414,11 @@ def _name_of(image: object) -> str | None:
     return str(Path(image)) if isinstance(image, str | os.PathLike) else None
 
 
-def _record(path: Path, size: tuple[int, int]) -> ImageRecord:
-    """Return the record of an image without annotations."""
-    return ImageRecord(
-        image_id=str(path),
-        key=image_key(path, Path()),
-        path=path,
-        height=size[0],
-        width=size[1],
-        targets=Targets.empty(),
-    )
-
-
-def record_of(path: Path) -> ImageRecord:
-    """Return the record of an image file without annotations."""
-    return _record(path, upright_size(path))
+def record_of(path: Path, size: tuple[int, int] | None = None) -> ImageRecord:
+    """Return the record of an image without annotations; ``size`` (height, width) None reads its file."""
+    height, width = size or upright_size(path)
+    key, targets = image_key(path, Path()), Targets.empty()
+    return ImageRecord(image_id=str(path), key=key, path=path, height=height, width=width, targets=targets)
 
 
 def _record_on_disk(image: ImageLike, number: int) -> ImageRecord:

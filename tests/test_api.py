@@ -382,7 +382,7 @@ def test_proposals_come_from_files_and_stores(make: Make, tiny_root: Path, tmp_p
 def test_a_checkpoint_of_a_proposal_file_asks_for_boxes(make: Make, tiny_root: Path, tmp_path: Path) -> None:
     detector, image = make("proposals={file: gone.npz, format: npz}"), image_paths(tiny_root)[0]
     with pytest.raises(
-        InputError, match=r"random\.pt was trained on proposals of a file.*give boxes=.*proposals="
+        InputError, match=r"random\.pt was trained on a proposal file.*give boxes=.*proposals="
     ):
         detector(image)
     assert len(detector(image, boxes=BOXES)) > 0

@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Run a suite of ablations of one config and print its table beside the paper's.
-
-Finished runs are not repeated, and a run that was stopped is resumed.
-"""
+"""Run a suite of ablations of one config and print its table beside the paper's."""
 
 import setup_check  # isort: skip  # noqa: F401
 

@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Check a config's whole data set before training: every fault with its file and object, and statistics.
-
-The exit status is 1 if training would not start, or would end with an error later.
-"""
+"""Check a config's whole data set before training: every fault with its file and object, and statistics."""
 
 import setup_check  # isort: skip  # noqa: F401
 

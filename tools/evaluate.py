@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score a checkpoint on a split of its data set, or result files that exist already."""
+"""Score a checkpoint on a split of its data set, or score existing result files."""
 
 import setup_check  # isort: skip  # noqa: F401
 

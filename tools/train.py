@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a detector as a config says, evaluate it, and write everything into one folder."""
+"""Train a detector as a config describes, evaluate it, and write everything into one folder."""
 
 import setup_check  # isort: skip  # noqa: F401
 

@@ -67,7 +67,7 @@ def main() -> int:
     }
     for number, run in enumerate(chosen, start=1):
         if (folder / run.name / "metrics.json").is_file():
-            note(f"{run.name}: done before")
+            note(f"{run.name}: already done")
             continue
         note(f"run {number} of {len(chosen)}: {run.name}")
         line = command(run, configs[run.name], folder, arguments)
@@ -84,7 +84,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "",
-        "python tools/ablate.py --suite fast_rcnn_paper --data configs/quickstart.yaml train.steps=500",
+        "python tools/ablate.py --suite fast_rcnn_paper --data quickstart train.steps=500",
     )
     parser.add_argument("--suite", required=True, help="a file of configs/ablation/suites, without .yaml")
     parser.add_argument(
@@ -134,7 +134,7 @@ def choose(suite: Suite, names: list[str] | None) -> list[AblationRun]:
 
 
 def check_studied(suite: Suite, folder: Path, studied: Path, overrides: Sequence[str]) -> None:
-    """Store in ``folder`` the config that its runs study, so that they are not taken for runs of another one.
+    """Store in ``folder`` the config that its runs study, so that runs of two configs are never mixed.
 
     Raises:
         InputError: the runs in the folder were made with another config or other overrides; names the keys.

@@ -80,7 +80,7 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
 
 
 def _known_classes(config: Config, source: DataSource) -> frozenset[str] | None:
-    """Return the names that an object may have, None where any name becomes a class."""
+    """Return the class names that an object may have; None if any name becomes a class."""
     if config.data.classes is None and not source.declares_classes:
         return None
     try:
@@ -90,7 +90,7 @@ def _known_classes(config: Config, source: DataSource) -> frozenset[str] | None:
 
 
 def _nothing_to_train_on(config: Config, checked: Sequence[CheckedImage]) -> list[Problem]:
-    """Return the problem that no training image has an object, as a training run finds it when it starts."""
+    """Return the problem that no training image has an object, as training would report it at its start."""
     split = config.data.train_split
     members = [one.objects for one in checked if split in one.listed.splits]
     names = {thing.name for objects in members for thing in objects}
@@ -175,8 +175,8 @@ def example_images(
 def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "",
-        "python tools/check_data.py --config configs/bccd_squeezenet.yaml --fix-list leave_out.txt\n  "
-        "python tools/check_data.py --config configs/mine.yaml data.leave_out=leave_out.txt",
+        "python tools/check_data.py --config bccd_squeezenet --fix-list leave_out.txt\n  "
+        "python tools/check_data.py --config mine data.leave_out=leave_out.txt",
     )
     cli.add_config_arguments(parser)
     parser.add_argument("--split", action="append", help="a split (default: all that training reads)")

@@ -27,7 +27,7 @@ _FILE_OPTIONS = {"--config": (".yaml", ".yml"), "--data": (".yaml", ".yml"), "--
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes every negative number as a value, and says which option a file belongs to."""
+    """A parser that takes every negative number as a value, and names the option that a file belongs to."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -1,11 +1,11 @@
-"""Detect objects, or name classes, in your own images with a trained checkpoint: pictures and one JSON."""
+"""Detect objects, or name classes, in your own images with a trained checkpoint; write pictures and JSON."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,19 +68,19 @@ def demo_config(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Co
         return config
     own = override({}, overrides).get("proposals")
     if config.proposals.file is not None and not (isinstance(own, dict) and "file" in own):
-        note("the checkpoint's proposals are a file, of other images; making some by selective search")
+        note("the checkpoint's proposal file is for other images; making proposals by selective search")
         overrides.append("proposals.method=selective_search")
         config = parse_stored(checkpoint["config"], overrides, source)
     if asked is not None and asked < lowest:
         note(
-            f"note: no detections below test.score_threshold = {lowest:g} are made; add "
+            f"note: detections below test.score_threshold = {lowest:g} are never returned; add "
             f"--set test.score_threshold={asked:g} to see them"
         )
     return config
 
 
 def default_threshold(detector: Detector) -> float:
-    """Return the checkpoint's own score threshold, or the usual one, and say which."""
+    """Return the checkpoint's own score threshold, or the usual one, and print which."""
     from detector.visualize.drawing import USUAL_THRESHOLD
 
     stored = detector.best_threshold
@@ -92,7 +92,7 @@ def default_threshold(detector: Detector) -> float:
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:
-    """Return the image files that ``places``, files and folders, name; folders are not searched deeper.
+    """Return the image files that ``places``, files and folders, name; subfolders are not searched.
 
     Hidden files of a folder are skipped.
 
@@ -124,14 +124,19 @@ def run_demo(
 
     Detections below ``score_threshold`` are in the JSON and not in the pictures. Returns the JSON's images.
     """
+    from detector.api import record_of
     from detector.evaluation.report import write_json
+    from detector.factory.proposals import temporary_store
     from detector.visualize import save_image
 
     pictures = picture_names(images)
     refuse_overwriting(images, [folder / name for name in pictures])
     classifies = detector.config.task == "classification"
     results: list[dict[str, Any]] = []
-    with demo_proposals(detector.config, images) as store:
+    made: AbstractContextManager[ProposalStore | None] = nullcontext()
+    if not classifies:  # made for all images at once, on all cores
+        made = temporary_store(detector.config, [record_of(path) for path in images])
+    with made as store:
         stream = track(
             detector.stream(images, proposals=store),
             len(images),
@@ -164,19 +169,6 @@ def refuse_overwriting(images: Sequence[Path], pictures: Sequence[Path]) -> None
             raise InputError(
                 f"{picture.resolve()}: the picture would overwrite this image; give another --output folder"
             )
-
-
-@contextmanager
-def demo_proposals(config: Config, images: Sequence[Path]) -> Iterator[ProposalStore | None]:
-    """Provide the proposals of all images, made at once on all cores or read; None for a classifier."""
-    from detector.api import record_of
-    from detector.factory.proposals import temporary_store
-
-    if config.task == "classification":
-        yield None
-        return
-    with temporary_store(config, [record_of(path) for path in images]) as store:
-        yield store
 
 
 def print_classes(result: dict[str, Any], score_threshold: float) -> None:

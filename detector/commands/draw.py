@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
         (__doc__ or "").partition("\n")[0],
         "python tools/draw_pooling.py photo.jpg --roi 48 240 195 371 "
         "--checkpoint runs/quickstart/checkpoints/best.pt\n  "
-        "python tools/draw_pooling.py photo.jpg --roi 48 240 195 371 --config configs/quickstart.yaml",
+        "python tools/draw_pooling.py photo.jpg --roi 48 240 195 371 --config quickstart",
     )
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument(
@@ -185,7 +185,7 @@ def initial_backbone(config: Config) -> Backbone:
 
 
 def pooling_rules(bins: int, stride: float, center: float) -> dict[str, Pool]:
-    """Return the rules by the name they are shown under, each pooling to ``bins`` x ``bins``."""
+    """Return the pooling rules by their names in the picture; each pools to ``bins`` x ``bins``."""
     from detector.ops import roi_pool, spp_pool
 
     def spp(features: Tensor, roi: Tensor) -> Tensor:

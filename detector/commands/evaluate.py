@@ -1,4 +1,4 @@
-"""Score a checkpoint on a split of its data set, or result files that exist already."""
+"""Score a checkpoint on a split of its data set, or score existing result files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def score_files(arguments: argparse.Namespace) -> dict[str, Any]:
 def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "",
-        "python tools/evaluate.py --config configs/quickstart.yaml "
+        "python tools/evaluate.py --config quickstart "
         "--checkpoint runs/quickstart/checkpoints/best.pt\n  "
         "python tools/evaluate.py --detections results/ --annotations data/VOC2007 --metric voc07\n  "
         "python tools/evaluate.py --detections results.json --annotations instances.json --metric coco",

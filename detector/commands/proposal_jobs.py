@@ -1,7 +1,7 @@
 """The jobs of tools/propose.py: they make, convert or merge proposals and return a report.
 
-They are not in the module of the command line because each worker process imports that one too, and the
-imports of this one would take it seconds.
+They have a module of their own because its imports take seconds, and each worker process imports the module
+of the command line.
 """
 
 from __future__ import annotations

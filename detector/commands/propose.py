@@ -2,9 +2,9 @@
 
 The proposals are written to a ProposalStore, which a config can name as proposals.file with format: store;
 the proposals of the config's own method are written where training looks for them. A job that was stopped
-continues where it stopped. An image that fails or takes longer than --time-limit is named, has no proposals
-and is tried again by the next run; the exit status is then 1. proposals.missing in the config says what
-training does with such images."""
+continues where it stopped. An image that fails or takes longer than --time-limit is reported, gets no
+proposals, and is tried again in the next run; the exit status is then 1. proposals.missing in the config sets
+what training does with such images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from detector.proposals.convert import FAULT_POLICIES
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.readers import FORMATS
 
-EXAMPLE = """python tools/propose.py --config configs/quickstart.yaml
+EXAMPLE = """python tools/propose.py --config quickstart
   python tools/propose.py --images photos/ --output photos_store proposals.mode=quality
   python tools/propose.py --inspect voc_2007_test.mat
-  python tools/propose.py --from voc_2007_test.mat --format mat --config configs/mine.yaml --split test \\
+  python tools/propose.py --from voc_2007_test.mat --format mat --config mine --split test \\
       --output voc_2007_test_store
-  python tools/propose.py --config configs/mine.yaml --shard 2/8 --output part_2
+  python tools/propose.py --config mine --shard 2/8 --output part_2
   python tools/propose.py --merge part_1 part_2 --output whole"""
 
 

@@ -1,4 +1,4 @@
-"""Measure what proposals can reach: recall by their number, average recall, overlap by class and size.
+"""Measure how well proposals cover the objects: recall by their number, average recall, overlap by group.
 
 The objects of a split of the config are compared with the proposals of one store or several, or with the
 config's own. IoU is that of continuous half-open boxes; proposals are used as in training, best first.
@@ -23,7 +23,9 @@ from detector.factory import proposals as proposal_parts
 from detector.proposals.image_names import match_store
 from detector.proposals.recall import measure_overlaps, recall_report
 from detector.proposals.store import ProposalStore
-from detector.visualize.recall import recall_picture
+from detector.visualize import save_image
+from detector.visualize.page import pixels_of
+from detector.visualize.recall import recall_figure
 
 
 def main() -> int:
@@ -47,7 +49,8 @@ def main() -> int:
             show(table)
     folder = Path(arguments.output)
     write_json(folder / "recall.json", {"split": split, "stores": reports})
-    recall_picture(folder / "recall.png", reports, f"Proposals for {split} of {Path(config.data.root).name}")
+    figure = recall_figure(reports, f"Proposals for {split} of {Path(config.data.root).name}")
+    save_image(folder / "recall.png", pixels_of(figure))
     note(f"wrote {folder / 'recall.json'} and {folder / 'recall.png'}")
     return 0
 
@@ -75,7 +78,7 @@ def open_stores(
 def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "",
-        "python tools/recall.py --config configs/bccd_squeezenet.yaml --split test \\\n"
+        "python tools/recall.py --config bccd_squeezenet --split test \\\n"
         "      --store ours=data/proposals/ours --store opencv=data/proposals/opencv --output runs/recall",
     )
     cli.add_config_arguments(parser)

@@ -1,4 +1,4 @@
-"""Train a detector as a config says, evaluate it, and write everything into one folder."""
+"""Train a detector as a config describes, evaluate it, and write everything into one folder."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def train_stages(config: Config, folder: Path, device: str, arguments: argparse.
 
 
 def start_over(folder: Path) -> None:
-    """Delete the run in ``folder``, and report the files there that no run wrote."""
+    """Delete the run in ``folder``, and report the files that are kept."""
     kept = remove_run(folder)
     if kept:
         note(
-            f"{folder}: {len(kept)} files that the earlier run is not known to have written stay, "
+            f"{folder}: {len(kept)} files are kept, since the earlier run is not known to have written them, "
             f"such as {kept[0]}"
         )
 
@@ -82,7 +82,7 @@ def start_over(folder: Path) -> None:
 def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "",
-        "python tools/train.py --config configs/quickstart.yaml --output runs/mine train.steps=500",
+        "python tools/train.py --config quickstart --output runs/mine train.steps=500",
     )
     cli.add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")

@@ -117,7 +117,7 @@ class GenerateConfig(Section):
 
     kind: Literal["scenes", "arrangements"] = "scenes"
     """What the classes are. "scenes": the shapes in an image. "arrangements": how two shapes lie relative to
-    each other, which only their layout shows; a mirrored image then has another class: see ``train.flip``."""
+    each other; a mirrored image then has another class: see ``train.flip``."""
     train_images: int = Field(default=240, ge=1, le=100_000)
     """Number of training images."""
     test_images: int = Field(default=80, ge=1, le=100_000)
@@ -271,9 +271,9 @@ class ProposalsConfig(Kind):
     format: str | None = None
     """The format of ``file``; null without a file."""
     top_k_train: int = Field(default=2000, ge=1, le=MOST_PROPOSALS)
-    """Proposals used per training image, the best ranked first (paper: about 2000)."""
+    """Proposals used per training image, the best-ranked first (paper: about 2000)."""
     top_k_test: int = Field(default=2000, ge=1, le=MOST_PROPOSALS)
-    """Proposals used per test image, the best ranked first (paper: about 2000)."""
+    """Proposals used per test image, the best-ranked first (paper: about 2000)."""
     min_size: float = Field(default=0.0, ge=0.0)
     """Proposals with a side shorter than this are not used; in pixels of the original image."""
     missing: Literal["error", "skip", "full_image"] = "error"
@@ -340,7 +340,7 @@ class DenseProposals(ProposalsConfig, choice="proposals.method dense"):
     stride_fraction: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
     """Step between windows as a fraction of their side; null takes the method's own."""
     max_proposals: Annotated[int, Field(ge=1, le=MOST_PROPOSALS)] | None = None
-    """Proposals made per image, the best ranked; null makes all."""
+    """Largest number of proposals made per image, the best-ranked; null sets no limit."""
 
 
 class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selective_search"):
@@ -357,12 +357,12 @@ class SelectiveSearchProposals(ProposalsConfig, choice="proposals.method selecti
     """Search each image resized to this width in pixels; null searches it at its own size, or smaller where
     it is large."""
     max_proposals: Annotated[int, Field(ge=1, le=MOST_PROPOSALS)] | None = None
-    """Proposals made per image, the best ranked; null makes all."""
+    """Largest number of proposals made per image, the best-ranked; null sets no limit."""
     time_limit: Positive | None = None
-    """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
+    """Time limit per image in seconds; an image that takes longer gets no proposals. null sets no limit."""
     options: Options = Field(default_factory=dict)
     """Values that replace those of the preset, such as ``{min_side: 8}``. Other options make other
-    proposals, which are stored apart."""
+    proposals, which are stored separately."""
 
     @model_validator(mode="after")
     def _search_is_possible(self) -> SelectiveSearchProposals:
@@ -404,10 +404,10 @@ class FunctionProposals(ProposalsConfig, choice="proposals.method module:functio
     file: None = None
     format: None = None
     time_limit: Positive | None = None
-    """Seconds that an image may take; one that takes longer has no proposals. null sets no limit."""
+    """Time limit per image in seconds; an image that takes longer gets no proposals. null sets no limit."""
     options: Options = Field(default_factory=dict)
-    """Keyword arguments of the function. Other options make other proposals, which are stored apart; a change
-    of the function's code is not noticed, so give it a version number here."""
+    """Keyword arguments of the function. Other options make other proposals, which are stored separately; a
+    change of the function's code is not noticed, so give it a version number here."""
 
     @field_validator("method")
     @classmethod
@@ -708,7 +708,7 @@ class TrainConfig(Section):
     flip: Fraction = 0.5
     """Probability of a left-right flip."""
     vertical_flip: Fraction = 0.0
-    """Probability of a top-bottom flip, for images without a fixed upside such as microscopy or aerial
+    """Probability of a top-bottom flip, for images without a fixed top, such as microscopy or aerial
     photographs."""
     group_by_aspect: bool = True
     """Put landscape images into batches with landscape images and portrait with portrait, which saves
@@ -744,7 +744,7 @@ class TrainConfig(Section):
     keep_checkpoints: Count | None = None
     """How many numbered checkpoints are kept; null removes none."""
     evaluate_every: Count | None = None
-    """Steps between evaluations, of which the best chooses ``best.pt``; null evaluates only at the end. They
+    """Steps between evaluations, the best of which chooses ``best.pt``; null evaluates only at the end. They
     use validation images: those of ``data.val_split``, or of ``validation_fraction``."""
     evaluate_split: str | None = None
     """The split that is scored at the end; null is ``data.test_split``. If it is given and there are no
@@ -805,7 +805,7 @@ class TestConfig(Section):
     max_size: Pixels = 1000
     """Largest length of the longer side in pixels; not used by ``resize: square``."""
     score_threshold: float = 0.05
-    """Lowest score of a detection: a probability, or the margin of an SVM."""
+    """Detections score more than this: a probability, or the margin of an SVM."""
     nms_threshold: Fraction = 0.3
     """Of two boxes of one class with a higher IoU than this, the one with the lower score is dropped."""
     nested_threshold: Fraction | None = None

@@ -30,7 +30,7 @@ _PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path`` whole or not at all; it is on the disk when this returns.
+    """Write ``state`` to ``path``, completely or not at all; it is on the disk when this returns.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; an older file stays as it was.
@@ -146,9 +146,9 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Set torch's global generators to states that ``random_states`` returned, those of GPUs by number.
+    """Set torch's global generators to states that ``random_states`` returned, GPU by GPU.
 
-    The machine may have more or fewer GPUs than the one before.
+    This machine may have more or fewer GPUs than the one that saved them.
     """
     torch.set_rng_state(states["torch"])
     for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
@@ -210,10 +210,6 @@ def _if(holds: Callable[[Any], bool]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-
-
 def _is_generator_state(tensor: Tensor) -> bool:
     """Whether a CPU generator accepts the state, which has a fixed length and layout."""
     try:
@@ -223,10 +219,13 @@ def _is_generator_state(tensor: Tensor) -> bool:
     return True
 
 
-# Texts are any str: class and file names may have characters that pydantic's str does not take.
+# Texts are any str: class and file names may have characters that pydantic's str rejects.
 Whole = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Dense = Annotated[InstanceOf[Tensor], _if(_is_dense)]
+Dense = Annotated[
+    InstanceOf[Tensor],
+    _if(lambda t: t.layout == torch.strided and t.device.type == "cpu" and not t.is_quantized),
+]
 Bytes = Annotated[Dense, _if(lambda tensor: tensor.dtype == torch.uint8 and tensor.dim() == 1)]
 GeneratorState = Annotated[Bytes, _if(_is_generator_state)]
 TensorName = Annotated[InstanceOf[str], _if(lambda name: name.isprintable() and len(name) <= 300)]

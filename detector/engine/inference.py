@@ -1,5 +1,4 @@
-"""The one predictor, from the views of an image to its detections: evaluation and every use of a checkpoint
-go through it.
+"""From the views of an image to its detections, in evaluation and in every other use of a checkpoint.
 
 A view is one transformed version of the image, a scale, mirrored or not, as a batch of one sample. A call
 changes nothing in the predictor or the network, so several threads may share one.
@@ -188,17 +187,17 @@ class ImagePredictor:
 
 
 def autocast(device: torch.device | str, precision: torch.dtype) -> torch.autocast:
-    """Return the context that computes in bfloat16 if that is the ``precision``, and does nothing if not."""
+    """Return the context that computes in bfloat16 if that is the ``precision``, otherwise does nothing."""
     half = precision == torch.bfloat16
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half)
 
 
 def with_weights_in(model: Model, precision: torch.dtype) -> Model:
-    """Return ``model`` for inference under autocast to ``precision``, with its large weights cast already.
+    """Return ``model`` for inference under autocast to ``precision``, with its large weights already cast.
 
-    Autocast casts the weights of convolutions and linear layers in every call; without gradients it keeps
-    none of them. The copy that is returned has them cast once, and results are the same bit for bit. All
-    other parameters and all buffers are shared with ``model``, which is returned itself for float32.
+    Without gradients, autocast casts the weights of convolutions and linear layers again in every call. In
+    the returned copy they are cast once; the results are the same, bit for bit. All other parameters and all
+    buffers are shared with ``model``. For float32, ``model`` itself is returned.
 
     The cast weights do not follow later changes of ``model``: make a copy for each evaluation.
     """
@@ -217,9 +216,9 @@ def with_weights_in(model: Model, precision: torch.dtype) -> Model:
 def choose_scales(rois_by_scale: Sequence[Tensor], rule: str = "area") -> tuple[Tensor, Tensor | None]:
     """Return each region's box (P, 4) at its own scale, and that scale's index (P,), or None for one scale.
 
-    ``rois_by_scale`` holds the same P regions in input pixels of each scale. By ``rule`` "area" the scale
-    wins at which the box has the area closest to 224 x 224, by "side" the one at which the square root of its
-    area is closest to 208, which is SPP-net's linear rule; of equal scales the first.
+    ``rois_by_scale`` holds the same P regions in input pixels of each scale. ``rule`` "area" chooses the
+    scale at which the area of the box is closest to 224 x 224; "side" (SPP-net) the one at which the square
+    root of its area is closest to 208. Among equally good scales the first is chosen.
     """
     if len(rois_by_scale) == 1:
         return rois_by_scale[0], None

@@ -21,9 +21,9 @@ class PeakMemory:
     """Peak memory of this process and its workers; a page that several of them share counts once.
 
     This is the largest sum, over all samples, of the processes' proportional set sizes (PSS), or this
-    process's own peak where that is more. Where the system does not report the PSS, peak resident sets are
-    added up, and the metrics say so. With a CUDA ``device`` also the most memory that this process's tensors
-    held there at one time.
+    process's own peak if that is larger. Where the system does not report the PSS, peak resident sets are
+    added up, and the metrics have a note about it. For a CUDA ``device``, the peak of the memory of this
+    process's tensors is measured too.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

@@ -149,7 +149,7 @@ class Run(Generic[AnyEvaluation]):
     ) -> None:
         """``config`` is the resolved config as plain values, which config.yaml and the checkpoints keep.
 
-        ``loading`` are the seconds that were spent before, on reading the data and building the network.
+        ``loading`` is the time in seconds already spent on reading the data and building the network.
         """
         self.started = time.perf_counter() - loading
         self.seconds_before = 0.0  # those of the processes before this one
@@ -178,7 +178,7 @@ class Run(Generic[AnyEvaluation]):
         """
         with (
             self.task.computing(),
-            closing(self.task.batches(self.step)) as batches,  # closing ends its worker processes, at once
+            closing(self.task.batches(self.step)) as batches,  # closing ends its worker processes at once
             closing(RunLog(self.folder, self.step)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
@@ -348,7 +348,7 @@ class Run(Generic[AnyEvaluation]):
         checkpoints.set_random_states(state["random"])
 
     def _best_of(self, state: Mapping[str, Any]) -> dict[str, float]:
-        """Return the best step so far after checking that ``best.pt`` holds it; nothing where it is lost."""
+        """Return the best step so far if ``best.pt`` holds it or can be restored, otherwise nothing."""
         best = dict(state["best"])
         if not best:
             return {}
@@ -363,7 +363,7 @@ class Run(Generic[AnyEvaluation]):
             note(f"{path.name} is chosen again among the evaluations to come")
             return {}
         link_or_copy(source, path)
-        note(f"{path.name} is {source.name} again")
+        note(f"{path.name} is restored from {source.name}")
         return best
 
     def _forget_best(self, state: Mapping[str, Any]) -> dict[str, float]:
@@ -374,7 +374,7 @@ class Run(Generic[AnyEvaluation]):
                 if finished
                 else "is chosen again among those to come"
             )
-            note(f"evaluations are made in another way from here on: best.pt {outcome}")
+            note(f"later evaluations cannot be compared with the earlier ones: best.pt {outcome}")
         return {}
 
     def _step_of_best(self) -> int | None:
@@ -389,9 +389,9 @@ class Run(Generic[AnyEvaluation]):
         now = torch.get_num_threads()
         if before not in (None, now):
             note(
-                f"warning: the run was made with {before} compute threads and goes on with {now}: sums are "
-                "added up in another order, so results may differ in their last bits from those of an "
-                f"unbroken run; set OMP_NUM_THREADS={before} to go on exactly"
+                f"warning: the run used {before} compute threads before and uses {now} now: sums are added "
+                "up in another order, so results may differ in their last bits from those of an "
+                f"uninterrupted run; set OMP_NUM_THREADS={before} to continue exactly"
             )
 
 
@@ -463,7 +463,7 @@ class _StopSignal:
             signal.signal(number, handler)
 
     def unless_stopped(self, call: Callable[[], Result]) -> Result | None:
-        """Return what ``call`` returns; None where a signal has taken its DataLoader workers away."""
+        """Return what ``call`` returns; None if a signal has ended its DataLoader workers."""
         try:
             return call()
         except RuntimeError:

@@ -51,7 +51,7 @@ def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
 
     Raises:
         InputError: another process works in the folder; it holds a run and neither ``go_on`` nor
-            ``overwrite`` is set; it holds other files under the names of a run's; or it cannot be written.
+            ``overwrite`` is set; it holds other files with names that runs use; or it cannot be written.
     """
     check_place(folder, go_on=go_on)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -81,7 +81,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a run's ``folder``, which must exist, inside the block.
 
     The lock belongs to this process and not to its children, so the system releases it when the process
-    ends, however it ends, although a DataLoader worker may live a few seconds longer.
+    ends for any reason, even if a DataLoader worker lives a few seconds longer.
 
     Raises:
         InputError: another process holds the lock, which is named; or the folder cannot be written.
@@ -167,7 +167,7 @@ def check_place(folder: Path, *, go_on: bool = False) -> None:
     A run may ``go_on`` in a folder into which only checkpoints were copied.
 
     Raises:
-        InputError: the folder holds files under a run's names that no run of this project made; names them.
+        InputError: the folder holds files with names that runs use, but not those of a run; names them.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: cannot write the run's folder: it is a file")
@@ -175,15 +175,14 @@ def check_place(folder: Path, *, go_on: bool = False) -> None:
     copied = go_on and set(present) <= {"checkpoints", "stages"}
     if present and not copied and not is_run(folder):
         raise InputError(
-            f"{folder}: holds {', '.join(present)}, and no run of this project made them; give another "
-            "--output"
+            f"{folder}: holds {', '.join(present)}, which no run of this project wrote; give another --output"
         )
 
 
 def remove_run(folder: Path) -> list[str]:
-    """Delete the files of the run in ``folder``; return the files under a run's names that stay.
+    """Delete the files of the run in ``folder``; return the other files in the run's folders, which stay.
 
-    Nothing is deleted unless `is_run` holds, and no file whose name runs do not write.
+    Nothing is deleted unless `is_run` holds, and only files with names that runs write.
     """
     if not is_run(folder):
         return []
@@ -197,9 +196,9 @@ def snapshot(folder: Path) -> set[Path]:
 
 
 def remove_start(folder: Path, before: set[Path]) -> None:
-    """Delete what a failed start has added to ``before``, unless some of it is worth keeping.
+    """Delete the files that a failed start has added to ``before``, the snapshot taken at its beginning.
 
-    Worth keeping are checkpoints, records of stages, cached features, and a log with losses.
+    Nothing is deleted if there are checkpoints, records of stages, cached features or a log with losses.
     """
     log = folder / "log.jsonl"
     trained = log.is_file() and log not in before and b'"kind": "train"' in _start_of(log, 2**16)
@@ -222,14 +221,14 @@ def remove_files(folder: Path, files: Iterable[Path]) -> None:
 
 
 def _remove_empty(places: Iterable[Path]) -> None:
-    """Delete those of ``places`` that are empty folders, or are once their own empty folders are gone."""
+    """Delete the empty folders among ``places``, the innermost first."""
     for place in sorted(places, key=lambda path: len(path.parts), reverse=True):
         if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
             place.rmdir()
 
 
 def note_pictures(folder: Path, names: Iterable[str]) -> None:
-    """Add ``names`` to the list of pictures that runs have written into ``folder``, which exists."""
+    """Add ``names`` to the list of pictures that runs have written into ``folder``, which must exist."""
     known = sorted({*names, *_pictures(folder)})  # without those that have been removed since
     write_text(folder / PICTURES, json.dumps(known) + "\n")
 

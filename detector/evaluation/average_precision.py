@@ -1,7 +1,7 @@
 """Precision, recall and the two average precisions of PASCAL VOC, for one class.
 
 All functions take the curve that `precision_recall` makes from the detections (from the images, in
-classification), sorted by decreasing score. Detections that count neither as right nor as wrong
+classification), sorted by decreasing score. Detections that count neither as correct nor as wrong
 (``difficult``) have been removed before.
 """
 
@@ -31,7 +31,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(is_hit: NDArray[np.bool_], scores: NDArray[np.float64], objects: int) -> PrecisionRecall:
-    """Return the curve of D detections: ``is_hit`` (D,) says which are right, ``scores`` (D,) decrease."""
+    """Return the curve of D detections: ``is_hit`` (D,) marks the correct ones, ``scores`` (D,) decrease."""
     hits = np.cumsum(is_hit, dtype=np.int64)
     recall = hits / objects if objects else np.full(len(hits), np.nan)
     return PrecisionRecall(recall, hits / np.arange(1, len(hits) + 1), scores, hits, objects)

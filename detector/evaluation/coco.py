@@ -54,12 +54,6 @@ class CocoEvaluator:
         self._truth = _index(ground_truth, _annotations(ground_truth))
         self.reset()
 
-    @classmethod
-    def from_records(cls, records: Sequence[ImageRecord], classes: Sequence[str]) -> CocoEvaluator:
-        """Return an evaluator for records of any data set; COCO's image ids are then 1, 2, ..."""
-        image_ids = {record.image_id: number for number, record in enumerate(records, start=1)}
-        return cls(ground_truth_of(records, classes), classes, image_ids)
-
     def reset(self) -> None:
         """Forget all detections."""
         self._results: dict[int, list[Result]] = {}
@@ -148,7 +142,7 @@ class CocoEvaluator:
 
 
 def score_coco_results(path: Path | str, ground_truth: GroundTruth) -> CocoEvaluator:
-    """Return an evaluator that has seen a results file, for all images of the ground truth.
+    """Return an evaluator with the detections of a results file, for all images of the ground truth.
 
     Logs warnings and raises InputError as `read_coco_results` does.
     """

@@ -38,7 +38,7 @@ def write_coco_results(path: Path | str, results: Iterable[Result]) -> None:
 
 
 def read_coco_results(path: Path | str, sizes: Sizes, category_ids: Collection[int]) -> list[Result]:
-    """Read a results file; log a warning of boxes and scores that are probably wrong.
+    """Read a results file; log a warning about boxes and scores that are probably wrong.
 
     ``sizes`` gives the images' (height, width) by COCO's id, zeros where they are not known.
 

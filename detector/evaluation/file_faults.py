@@ -1,4 +1,4 @@
-"""Warnings about detections in well-formed files that are probably wrong; they are scored all the same.
+"""Warnings about detections in well-formed files that are probably wrong; they are still scored.
 
 Boxes in another convention or in fractions of the image have an average precision near zero, which looks
 like a bad detector. Scores need not lie in [0, 1], since those of an SVM do not: only their order counts.
@@ -41,7 +41,7 @@ class _FileBoxes(NamedTuple):
 
 
 def warn_of_coco_results(path: Path, results: Sequence[Mapping[str, Any]], sizes: Sizes) -> None:
-    """Warn of entries of a COCO results file that are probably wrong; ``sizes`` by COCO's image id."""
+    """Warn about entries of a COCO results file that are probably wrong; ``sizes`` by COCO's image id."""
     numbers = {image_id: number for number, image_id in enumerate(sizes)}
     written = _table([one["bbox"] for one in results], 4)
     detections = _FileBoxes(
@@ -56,7 +56,7 @@ def warn_of_coco_results(path: Path, results: Sequence[Mapping[str, Any]], sizes
 
 
 def warn_of_result_files(folder: Path, detections: Mapping[str, FileDetections], sizes: Sizes) -> None:
-    """Warn of lines of VOC result files that are probably wrong; ``sizes`` by image id."""
+    """Warn about lines of VOC result files that are probably wrong; ``sizes`` by image id."""
     counts = [len(one.labels) for one in detections.values()]
     images = np.repeat(np.arange(len(counts)), counts)
     empty = np.zeros((0, 4))
@@ -120,9 +120,7 @@ def _warn_of_scores(place: Path, detections: _FileBoxes) -> None:
     if again:
         _log.warning(
             "%s: %d of %d detections are repeated; each repetition counts as a false positive",
-            place,
-            again,
-            total,
+            *(place, again, total),
         )
 
 

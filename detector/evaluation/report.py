@@ -24,7 +24,7 @@ _right = partial(Column, justify="right")
 
 
 def metrics_shown(metrics: Mapping[str, Any]) -> Table | str:
-    """Return the table of an evaluation, or a line that says that the split has no annotations.
+    """Return the table of an evaluation, or a line that reports that the split has no annotations.
 
     The ``metrics`` of such a split have ``annotated: False`` and no score.
     """

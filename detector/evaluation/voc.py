@@ -139,7 +139,6 @@ class VocEvaluator:
         return with_means(per_class)
 
     def _all_matches(self) -> _Matches:
-        """Return the detections of all images in one table."""
         none = np.zeros(0, dtype=np.int64)
         matches = [_Matches(none, none.astype(np.float64), none, none, none.astype(bool))]
         matches.extend(self._matches.values())

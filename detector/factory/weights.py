@@ -17,7 +17,7 @@ from detector.core.progress import console, note
 from detector.engine.checkpoint import load_checkpoint
 from detector.evaluation.report import plain
 from detector.models.backbones import Backbone
-from detector.models.published import FEATURES, HEAD, has_fully_connected, our_names
+from detector.models.published import FEATURES, FULLY_CONNECTED, HEAD, our_names
 from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
 from detector.models.weights import DEFAULT, default_weights, read_state_dict
 
@@ -47,7 +47,7 @@ def load_published(config: Config, backbone: Backbone, head: nn.Module | None = 
             ``model.backbone.allow_partial`` accepts what fits.
     """
     chosen = config.model.backbone
-    if head is not None and not has_fully_connected(chosen.name):
+    if head is not None and chosen.name not in FULLY_CONNECTED:
         raise InputError(f"model.head.weights: {chosen.name} has no fc6 and fc7; set it to false")
     wanted: dict[str, Tensor] = backbone.features.state_dict(prefix=FEATURES)
     if head is not None:

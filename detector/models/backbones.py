@@ -1,4 +1,4 @@
-"""Convolutional backbones, cut after a named block, each declaring channels, stride and centre.
+"""Convolutional backbones that are cut after a named block, with their channels, stride and centre.
 
 Parameter names are torchvision's (its ``features.N`` or ``conv1``, ``layer1``, ...), so that published
 state dicts load by name; see ``published``. A block (in the config ``model.backbone.stage``) begins with the
@@ -22,7 +22,7 @@ from detector.models.receptive_field import geometry, out_channels
 
 
 class Backbone(nn.Module):
-    """``features``, whose children are grouped in named blocks; the first ``freeze`` blocks never train.
+    """Layers, ``features``, that are grouped into named blocks; the first ``freeze`` blocks never train.
 
     ``blocks`` maps each name to the number of children up to the end of the block. The features are then
     multiplied by ``feature_scale`` and, with ``reduce_channels``, go through a 1x1 convolution.

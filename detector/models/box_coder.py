@@ -1,7 +1,7 @@
 """Box regression targets: from a proposal and an object to four numbers, and back.
 
 (dx, dy, dw, dh) are defined as in R-CNN (Girshick et al. 2014, appendix C): the shift of the centre in
-units of the proposal's size, and the logarithm of the ratio of sizes. Then they are standardised.
+units of the proposal's size, and the logarithm of the ratio of sizes. They are then standardised.
 """
 
 from __future__ import annotations

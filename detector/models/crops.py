@@ -39,8 +39,8 @@ def region_windows(boxes: Tensor, crop_size: int, context: int, square: bool = F
 def cut_windows(images: Tensor, windows: Tensor, numbers: Tensor, crop_size: int) -> Tensor:
     """Return crops (R, C, S, S) of ``images`` (N, C, H, W), bilinear, zero where a window leaves its image.
 
-    ``windows`` (R, 4) are in pixels of the image that ``numbers`` (R,) give. With more than one image, a GPU
-    is waited for once, for the number of windows of each image.
+    ``windows`` (R, 4) are in pixels of the image that ``numbers`` (R,) give. With more than one image,
+    this waits for a GPU once, to count the windows of each image.
     """
     crops = images.new_zeros(len(windows), images.shape[1], crop_size, crop_size)
     crops = crops.contiguous(memory_format=torch.channels_last)

@@ -39,12 +39,12 @@ class Postprocess:
     Per class, boxes are clipped to the image, and those with a score at or below ``score_threshold`` are
     dropped. Greedy non-maximum suppression then drops a box whose IoU with a better one is above
     ``nms_threshold``, and with ``nested_threshold`` also one of two boxes that share more than this part of
-    the smaller one's area. At last the best ``max_detections`` of all classes together are kept. (The release
+    the smaller one's area. Finally the best ``max_detections`` of all classes together are kept. (The release
     also suppressed at an IoU equal to the threshold, and limited the number before suppression.)
 
     The network's output may be on any device. It is decoded and thresholded there, and detections are on the
-    CPU. A GPU is usually waited for twice per image: for the number of boxes above the threshold, and for the
-    boxes.
+    CPU. Usually this waits for a GPU twice per image: for the number of boxes above the threshold, and for
+    the boxes.
 
     Several views of an image, mirrored or at other scales, are merged before suppression. Without
     ``box_regression`` the boxes of detections are proposals, unchanged.

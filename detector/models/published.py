@@ -22,29 +22,25 @@ _VGG16_CONVOLUTIONS = {
     "conv4_1": "17", "conv4_2": "19", "conv4_3": "21",
     "conv5_1": "24", "conv5_2": "26", "conv5_3": "28",
 }  # fmt: skip
-_FULLY_CONNECTED = {
+FULLY_CONNECTED = {
     "vgg16": {"classifier.0": "fc6", "classifier.1": "fc6", "pre_logits.fc1": "fc6", "fc6": "fc6"}
     | {"classifier.3": "fc7", "classifier.4": "fc7", "pre_logits.fc2": "fc7", "fc7": "fc7"},
     "alexnet": {"classifier.1": "fc6", "classifier.4": "fc7"},
     "caffenet": {"fc6": "fc6", "fc7": "fc7"},
 }
+"""By network, the published names of the fc6 and fc7 from which a box head can start."""
 _CLASSIFIERS = ("classifier.6", "head.fc", "fc8", "fc", "classifier.1")
 """The layers for the 1000 classes of ImageNet, which none of the backbones uses."""
-
-
-def has_fully_connected(family: str) -> bool:
-    """Return whether the published network has an fc6 and fc7 from which a box head can start."""
-    return family in _FULLY_CONNECTED
 
 
 def our_names(
     family: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """Return a published ``state`` under this project's names, and the names in it that are spare.
+    """Return a published ``state`` under this project's names, and those of its names that are not needed.
 
-    ``wanted`` is the state dict of the network here. Spare are the parts of the published network that it
-    leaves out: blocks after the cut, fully connected layers, the classifier. A name that no publisher of
-    ``family`` uses stays as it is.
+    ``wanted`` is the state dict of the network here. It does not need the blocks after its cut, the
+    classifier, and perhaps the fully connected layers. A name that no publisher of ``family`` uses stays as
+    it is.
 
     Two kinds of tensors are brought to the shape in ``wanted``: those with extra dimensions of length one
     (all tensors of Caffe's first files have four dimensions), and fully connected weights stored as a
@@ -73,7 +69,7 @@ def _layers(family: str, network: Mapping[str, Tensor]) -> dict[str, str]:
     layers |= {f"features.{layer.removeprefix(FEATURES)}": layer for layer in ours}
     if family == "vgg16":
         layers |= {caffe: f"{FEATURES}{number}" for caffe, number in _VGG16_CONVOLUTIONS.items()}
-    return layers | {theirs: f"{HEAD}{name}" for theirs, name in _FULLY_CONNECTED.get(family, {}).items()}
+    return layers | {theirs: f"{HEAD}{name}" for theirs, name in FULLY_CONNECTED.get(family, {}).items()}
 
 
 def _reshaped(tensor: Tensor, wanted: Tensor) -> Tensor:

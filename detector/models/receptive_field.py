@@ -39,7 +39,7 @@ class Geometry:
             if ceil_mode and (length - 1) * stride >= span + kernel - padding:
                 length -= 1  # torch drops a last window that would start in the padding on the right
             if length <= 0:
-                return 0  # padding cannot bring a map without cells back
+                return 0  # padding must not turn an empty map into one with cells
         return length
 
 

@@ -57,12 +57,8 @@ def normalization(convention: str, pixel_mean: tuple[float, float, float] | None
     """
     match convention:
         case "torchvision":
-            return Normalization(
-                mean=pixel_mean or (0.485, 0.456, 0.406),
-                deviation=(0.229, 0.224, 0.225),
-                maximum=255.0,
-                bgr=False,
-            )
+            mean = pixel_mean or (0.485, 0.456, 0.406)
+            return Normalization(mean=mean, deviation=(0.229, 0.224, 0.225), maximum=255.0, bgr=False)
         case "caffe":
             mean = pixel_mean or (102.9801, 115.9465, 122.7717)
             return Normalization(mean=mean, deviation=(1.0, 1.0, 1.0), maximum=1.0, bgr=True)
@@ -74,8 +70,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict without unpickling code.
 
     Raises:
-        InputError: the file is missing, cannot be read, or holds anything else than named, finite, plain
-            tensors.
+        InputError: the file is missing, cannot be read, or holds anything but named, finite, plain tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -124,14 +119,14 @@ def _check_tensors(state: dict[object, object], path: Path) -> None:
 
 
 def default_file_names(backbone: str) -> list[str]:
-    """Return the file names under which a backbone's default weights are known; the first is torchvision's.
+    """Return the possible names of the file of a backbone's default weights; the first is torchvision's.
 
     Raises:
         InputError: a backbone without default weights.
     """
     if backbone not in _PUBLISHED:
         raise InputError(f"{backbone} has no default weights; known: {', '.join(_PUBLISHED)}")
-    return [_url(backbone).rpartition("/")[2], *_OTHER_FILES.get(backbone, ()), f"{backbone}.pth"]
+    return [_PUBLISHED[backbone].url.rpartition("/")[2], *_OTHER_FILES.get(backbone, ()), f"{backbone}.pth"]
 
 
 def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
@@ -147,20 +142,16 @@ def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
         if path.is_file():
             _compare_checksum(path)
             return path
-    target = folder / names[0]
+    url, target = _PUBLISHED[backbone].url, folder / names[0]
     try:
-        _download(_url(backbone), target)
+        _download(url, target)
     except _NO_DOWNLOAD as error:
         raise InputError(
             f"model.backbone.weights: default: none of {', '.join(names)} is in {folder}, and the download "
-            f"of {_url(backbone)} failed: {str(error).strip() or type(error).__name__}. Put that file there, "
+            f"of {url} failed: {str(error).strip() or type(error).__name__}. Put that file there, "
             "or set model.backbone.weights to a file of your own, or to null for random weights"
         ) from None
     return target
-
-
-def _url(backbone: str) -> str:
-    return str(_PUBLISHED[backbone].url)
 
 
 def _download(url: str, target: Path) -> None:

@@ -30,11 +30,7 @@ class WholeMapPool(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        grids: Sequence[int],
-        reduction: str = "max",
-        rule: str = "adaptive",
+        self, channels: int, grids: Sequence[int], reduction: str = "max", rule: str = "adaptive"
     ) -> None:
         super().__init__()
         if rule not in ("adaptive", "sliding"):

@@ -1,8 +1,8 @@
 """Loads the native libraries once, when ``detector.ops`` is imported; loading registers the operators.
 
 ``_C`` holds the CPU kernels and is always needed. ``_C_cuda`` holds the CUDA kernels: it exists only where
-nvcc was found at build time, and only a torch with CUDA loads it. ``cuda_kernels_missing`` says whether CUDA
-tensors can be pooled.
+nvcc was available at build time, and only a torch with CUDA loads it. ``cuda_kernels_missing`` returns why
+CUDA tensors cannot be pooled.
 """
 
 from __future__ import annotations

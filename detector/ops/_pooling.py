@@ -42,7 +42,7 @@ def check_inputs(name: str, features: Tensor, rois: Tensor) -> None:
 
 
 def needs_gradient(features: Tensor) -> bool:
-    """Say whether the forward pass has to keep the places of the maxima."""
+    """Return whether the forward pass has to keep the places of the maxima."""
     return torch.is_grad_enabled() and features.requires_grad
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from detector.core.errors import InputError, nearest
 from detector.ops._library import numbers_of
 
-#: Colour spaces by name; an ``opencv_`` space is what OpenCV's selective search means by the name.
+#: Colour spaces by name; those with ``opencv_`` are computed as in OpenCV's selective search.
 COLOR_SPACES = numbers_of("ColorSpace")
 #: Similarity measures by name: each is the mean of the terms in its name.
 SIMILARITIES = numbers_of("Similarity")

@@ -29,15 +29,15 @@ class BaseTask(ABC, Generic[AnyBatch]):
 
     scorer_class: ClassVar[type[Scorer[Any]]]
     role: ClassVar[str]
-    """What the training images are called among the fingerprints."""
+    """The name of the training images in the fingerprints."""
     uses_boxes: ClassVar[bool]
-    """Whether training needs faultless boxes; otherwise an object counts whatever its box is like."""
+    """Whether training needs valid boxes; otherwise objects with faulty boxes count too."""
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
-        """Read the data and build the network; with ``state``, a checkpoint, the one that it holds.
+        """Read the data and build the network, or restore it from ``state``, a checkpoint.
 
         Raises:
-            InputError: anything of the data or weights is missing or faulty, or no longer what it was.
+            InputError: data or weights are missing or faulty, or are not those of the checkpoint.
         """
         self.config = config
         self.device = device
@@ -71,7 +71,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
 
     @abstractmethod
     def _describe(self, dataset: Dataset) -> None:
-        """Print what is trained on; raise InputError where there is no object to learn from."""
+        """Print a summary of the training data; raise InputError if it has no object to learn from."""
 
     def _trained_records(self, dataset: Dataset) -> list[ImageRecord]:
         """Return the training images that can be trained on."""
@@ -89,7 +89,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
 
     @abstractmethod
     def batches(self, start: int) -> Generator[AnyBatch, None, None]:
-        """Yield training batches without end, those of step ``start`` first."""
+        """Yield training batches endlessly, beginning with that of step ``start``."""
 
     @abstractmethod
     def step(self, batch: AnyBatch) -> dict[str, Tensor]:

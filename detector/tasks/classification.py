@@ -25,7 +25,7 @@ from detector.tasks.scoring import Evaluation, Scorer, TestSet
 from detector.visualize import ClassifiedImage, draw_class_scores, score_rows
 
 EXTREMES = 4
-"""Images on ``run.png`` that fit their annotations best, and as many that fit them worst."""
+"""How many images ``run.png`` shows whose scores fit best, and how many whose scores fit worst."""
 
 
 class ClassificationScorer(Scorer[Tensor]):
@@ -62,7 +62,7 @@ class ClassificationScorer(Scorer[Tensor]):
 class ClassificationTask(BaseTask[Batch]):
     """Images with the classes on them, and a ``RegionDetector`` that pools whole maps.
 
-    The classes of an image are those of its objects as annotated, faulty boxes included: no box is used.
+    The classes of an image are those of all its annotated objects. Since no box is used, boxes may be faulty.
     """
 
     scorer_class = ClassificationScorer
@@ -91,7 +91,7 @@ class ClassificationTask(BaseTask[Batch]):
         note(f"{split}: {len(records)} images; {shown}")
         for name, count in counts.items():
             if count == 0:
-                note(f"warning: no image of {split} shows {name!r}: it will be learnt as never there")
+                note(f"warning: no image of {split} shows {name!r}: the network learns that it never occurs")
 
 
 def classified_image(record: ImageRecord, scores: Tensor) -> ClassifiedImage:

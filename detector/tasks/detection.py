@@ -90,7 +90,7 @@ class DetectionScorer(Scorer[Detections]):
         return evaluator
 
     def _metrics(self, evaluator: Evaluator, test_set: TestSet) -> dict[str, Any]:
-        """Return VOC's metrics and, where asked for, COCO's beside them, in each class's row as well."""
+        """Return VOC's metrics and, if asked for, COCO's too, for all classes and for each."""
         metrics = evaluator.compute()
         if test_set.coco is None:
             return metrics
@@ -118,12 +118,8 @@ class DetectionScorer(Scorer[Detections]):
         count = min(EXAMPLES, len(records))
         chosen = [records[number * len(records) // count] for number in range(count)]
         examples = [
-            (
-                read_image(record.path, (record.height, record.width)),
-                evaluation.results[record.image_id],
-                record.targets,
-            )
-            for record in chosen
+            (read_image(one.path, (one.height, one.width)), evaluation.results[one.image_id], one.targets)
+            for one in chosen
         ]
         threshold = evaluation.metrics.get("score_threshold")
         return example_grid(examples, self.classes, width, threshold)
@@ -151,7 +147,7 @@ class RegionTask(BaseTask[AnyBatch]):
 
     @abstractmethod
     def _output(self, batch: AnyBatch) -> tuple[HeadOutput, SampledRoIs]:
-        """Return what the network predicts for the sampled regions of a batch, and these regions."""
+        """Return the network's output for the sampled regions of a batch, and these regions."""
 
     def state(self) -> dict[str, Any]:
         return {"sampler": self.roi_sampler.state_dict()}

@@ -48,7 +48,7 @@ APPLIED = frozenset(
 SAME_DATA = frozenset(
     {"data.root", "data.annotations", "data.images", "data.splits", "data.leave_out", "data.generate"}
 )
-"""Settings of where the data are: applied, while the fingerprint shows whether the data are the same."""
+"""Where the data are: a change is applied, and the fingerprint shows whether they are the same data."""
 
 REFUSED = {
     "train.trainable": "the optimizer's state belongs to the parameters that have been trained so far",
@@ -101,7 +101,7 @@ def find_state(
 
 
 def _newest_sound(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
-    """Return the last of the checkpoints that can be read, and say which ones cannot."""
+    """Return the last of the checkpoints that can be read, and report those that cannot."""
     first: InputError | None = None
     for path in reversed(paths):
         try:

@@ -1,7 +1,7 @@
 """What all tasks share in scoring a network: splits, evaluation, score threshold, result files, reports.
 
-A `Scorer` runs a network over the images of a split, which training, ``tools/evaluate.py`` and the staged
-training do in the same way. `detector.tasks.detection` and `detector.tasks.classification` have one each.
+A `Scorer` runs a network over the images of a split, in training, in ``tools/evaluate.py`` and in staged
+training alike. `detector.tasks.detection` and `detector.tasks.classification` have one each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator
 
 HISTORY = ("voc07_mAP", "voc_mAP", "AP", "AP50")
-"""Metrics whose history over a run is logged and drawn, those of them that an evaluation has."""
+"""Metrics whose history over a run is logged and drawn, if an evaluation has them."""
 DRAWN = 16
 """How many of a split's images are drawn with their results."""
 
@@ -56,7 +56,7 @@ Series = list[tuple[float, float]]
 
 
 class Evaluator(Protocol):
-    """What has compared the results with the annotations."""
+    """The comparison of a network's results with the annotations."""
 
     def precision_recall(self) -> dict[str, PrecisionRecall]: ...
     def compute(self) -> dict[str, Any]: ...
@@ -80,22 +80,20 @@ class TestSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Generic[Result]):
-    """The outcome: what metrics.json records, the evaluator with its curves, the results by image id."""
+    """Metrics, as metrics.json records them; the evaluator, with its curves; and the results by image id."""
 
     metrics: dict[str, Any]
     evaluator: Evaluator
     results: dict[str, Result]
 
     def history(self) -> dict[str, float]:
-        """Return the metrics that are followed over a run."""
         return {name: value for name, value in self.metrics.items() if name in HISTORY}
 
     def summary(self) -> str:
-        """Return these metrics as a line of text."""
         return ", ".join(f"{name} {value:.4f}" for name, value in self.history().items()) or NOTHING_SCORED
 
     def at_threshold(self, score_threshold: float | None) -> Evaluation[Result]:
-        """Return this with ``score_threshold`` and the metrics there, unless it is None."""
+        """Return this evaluation with the metrics at ``score_threshold`` added, if it is not None."""
         if score_threshold is None:
             return self
         metrics = {**self.metrics, "score_threshold": score_threshold}
@@ -108,10 +106,10 @@ class Evaluation(Generic[Result]):
     def with_validation(
         self, validation: Evaluation[Result], point: OperatingPoint | None
     ) -> Evaluation[Result]:
-        """Return this, an evaluation on test images, with what was chosen on the validation images.
+        """Return this evaluation on test images with the outcome of the validation images added.
 
-        ``validation`` in its metrics are the metrics there, with those of ``point``, whose threshold is then
-        applied to the test images.
+        The metrics get an entry ``validation``: the metrics on those images, and ``point``, which was chosen
+        on them. Its threshold is then applied to the test images.
         """
         kept = ("split", "annotated", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
         metrics = {name: validation.metrics[name] for name in kept if name in validation.metrics}
@@ -156,7 +154,7 @@ class Scorer(ABC, Generic[Result]):
         ``classes`` are the data set's. Of each split the first ``test.max_images`` are taken.
 
         Raises:
-            InputError: anything of the data is missing or faulty.
+            InputError: the data are missing or faulty.
         """
         self.config = config
         self.device = device
@@ -185,7 +183,7 @@ class Scorer(ABC, Generic[Result]):
     ) -> Evaluation[Result]:
         """Run the network over ``test_set``, by default the test split, and score its results.
 
-        Of a split without annotations the metrics are ``annotated: False``, without any other.
+        For a split without annotations, the metrics hold ``annotated: False`` instead of scores.
         """
         test_set = test_set or self.test_set
         results: dict[str, Result] = {}
@@ -295,7 +293,7 @@ class Scorer(ABC, Generic[Result]):
     # What tasks differ in:
 
     def choose_point(self, validation: Evaluation[Result] | None) -> OperatingPoint | None:
-        """Return the operating point to use the network at; None where the task chooses none."""
+        """Return the operating point at which to use the network; None if the task chooses none."""
         return None
 
     def note_point(self, point: OperatingPoint | None, validation: Evaluation[Result] | None) -> None:
@@ -333,7 +331,7 @@ class Scorer(ABC, Generic[Result]):
 
 
 def headline(config: Config, metrics: dict[str, Any]) -> float:
-    """Return the metric that chooses the best checkpoint, UNSCORED where there were no objects to find."""
+    """Return the metric that chooses the best checkpoint, or UNSCORED if no object counts."""
     name = {"voc07": "voc07_mAP", "voc": "voc_mAP", "coco": "AP"}[config.test.metric]
     value = float(metrics.get(name, UNSCORED))
     return UNSCORED if math.isnan(value) else value

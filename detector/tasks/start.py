@@ -1,4 +1,4 @@
-"""From a config to a run, or to what scores a checkpoint: every caller starts here."""
+"""From a config to a run or to a scorer: every caller starts here."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def task_class(config: Config) -> type[BaseTask[Batch]]:
 
 
 def build_task(config: Config, device: str, state: dict[str, Any] | None = None) -> BaseTask[Batch]:
-    """Return the config's task, new or, with a checkpoint's ``state``, with the network that it holds.
+    """Return the config's task with a new network, or with that of ``state``, a checkpoint.
 
     Raises:
-        InputError: anything of the data or weights is missing or faulty.
+        InputError: data or weights are missing or faulty.
     """
     return task_class(config)(config, device, state)
 
@@ -48,10 +48,10 @@ def build_task(config: Config, device: str, state: dict[str, Any] | None = None)
 def build_scorer(
     config: Config, device: str = "cpu", *, classes: Sequence[str] | None = None, split: str | None = None
 ) -> Scorer[Any]:
-    """Return what scores networks of the config's task on ``split``, or on all that a run is scored on.
+    """Return a scorer for the config's task on ``split``, or on all images that a run is scored on.
 
     Raises:
-        InputError: anything of the data is missing, or ``classes``, a checkpoint's, are not the data set's.
+        InputError: data are missing, or ``classes``, those of a checkpoint, are not the data set's.
     """
     ensure_data(config)
     return task_class(config).scorer_class(config, device, known_classes(config, classes), split)
@@ -71,18 +71,16 @@ def start_run(
     """Return the run of a config in ``folder``, from its first step or, with ``resume``, its last checkpoint.
 
     A new run writes nothing into the folder before `Run.run`. ``ignored`` names settings that a resumed run
-    may change; ``loading`` are the seconds that the process had taken before.
+    may change; ``loading`` is the time in seconds that the process has already taken.
 
     Raises:
-        InputError: weights that cannot be read, before hours are spent on proposals; anything of the data is
+        InputError: weights cannot be read, which is checked before hours are spent on proposals; data are
             missing or faulty; or the run in ``folder`` was made with other data or settings.
     """
     began = time.perf_counter()
-    state = (
-        find_state(config, folder, accept_changed_data=accept_changed_data, ignored=ignored)
-        if resume
-        else None
-    )
+    state = None
+    if resume:
+        state = find_state(config, folder, accept_changed_data=accept_changed_data, ignored=ignored)
     if state is None:
         check_weights(config)
     task = make_task(config, device, state)
@@ -135,5 +133,5 @@ def _restore(run: Run[Any], state: dict[str, Any], config: Config) -> None:
         note(
             f"the learning rate is a function of the step, the number of steps, train.learning_rate and "
             f"train.schedule: step {run.step + 1} of {steps} has {rate:.3g}, as if the run had begun with "
-            "these settings; the steps that are done stay as they are"
+            "these settings; earlier steps are not repeated"
         )

@@ -1,4 +1,4 @@
-"""Images with the scores of their classes, one and in rows."""
+"""Pictures of images with their class scores, singly and in rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INK = {1: (0, 0, 0), 0: (120, 120, 120), -1: (120, 120, 120)}
 class ClassifiedImage(NamedTuple):
     """An image (H, W, 3) uint8 RGB with the scores of the K classes in [0, 1].
 
-    ``presence`` says for each class 1 (on the image), 0 (only as difficult objects) or -1 (not on the
+    ``presence`` is, for each class, 1 (on the image), 0 (only as difficult objects) or -1 (not on the
     image); it is None for images without annotations.
     """
 

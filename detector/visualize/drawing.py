@@ -97,9 +97,9 @@ def draw_targets(
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write ``image`` (H, W, 3) uint8 RGB as JPEG or PNG, by the suffix; a half-written file is never left.
+    """Write ``image`` (H, W, 3) uint8 RGB as JPEG or PNG, by the suffix, completely or not at all.
 
-    A side of more than 65500 pixels, which no JPEG can have, is shrunk to that, the other one in proportion.
+    An image with a side of more than 65500 pixels, which no JPEG can have, is shrunk to that length.
 
     Raises InputError for another suffix or a place that cannot be written.
     """

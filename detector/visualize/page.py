@@ -108,7 +108,7 @@ def style_axes(axes: Axes, title: str, x: str) -> None:
     axes.tick_params(labelsize=9, colors=GREY)
 
 
-def _say_empty(axes: Axes, text: str) -> None:
+def _write_empty(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.set(xticks=[], yticks=[])
 
@@ -136,7 +136,7 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
         axes.set(xlim=(0, None), ylim=(0, 1.1 * highest))
         axes.legend(frameon=False, fontsize=9)
     else:
-        _say_empty(axes, "no losses recorded")
+        _write_empty(axes, "no losses recorded")
 
 
 def _plot_evaluations(axes: Axes, evaluations: Mapping[str, Series]) -> None:
@@ -169,7 +169,7 @@ def _plot_precision_recall(
         )
     axes.set(xlim=(0, 1.01), ylim=(0, 1.03))
     if not named:
-        _say_empty(axes, "no classes evaluated")
+        _write_empty(axes, "no classes evaluated")
         return
     heading = "11-point AP" if named is ranked else f"11-point AP,\n{half} best and {half} worst"
     legend = axes.legend(title=heading, loc="upper left", bbox_to_anchor=(1.01, 1.05), **_SIDE_LEGEND)

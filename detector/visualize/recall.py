@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
@@ -12,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from detector.core.errors import printable
-from detector.visualize.drawing import save_image
-from detector.visualize.page import DPI, line_colour, pixels_of, style_axes
+from detector.visualize.page import DPI, line_colour, style_axes
 
 _MOST_CLASSES = 20
 _LEGEND_LETTERS = 26  # per line
@@ -23,20 +21,12 @@ _SHOWN_THRESHOLDS = ("0.5", "0.7", "0.9")
 Reports = Mapping[str, Mapping[str, Any]]
 
 
-def recall_picture(path: Path, reports: Reports, title: str) -> None:
-    """Write a picture of the recall reports of the named stores to ``path``.
+def recall_figure(reports: Reports, title: str) -> Figure:
+    """Return a figure of the recall reports of the named stores.
 
     Its four panels show recall and average recall against the number of proposals, recall against IoU with
     all proposals, and the mean best overlap per class and per object size.
-
-    Raises:
-        InputError: ``path`` cannot be written.
     """
-    save_image(path, pixels_of(recall_figure(reports, title)))
-
-
-def recall_figure(reports: Reports, title: str) -> Figure:
-    """Return the figure of `recall_picture`."""
     figure = Figure(figsize=(16.5, 9.2), dpi=DPI, facecolor="white")
     figure.text(0.04, 0.965, title, fontsize=16, weight="bold", va="center")
     panels = figure.add_gridspec(2, 2, left=0.04, right=0.86, bottom=0.1, top=0.9, wspace=0.5, hspace=0.32)

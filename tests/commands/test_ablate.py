@@ -121,7 +121,7 @@ def test_runs_once_and_tests_one_network_twice(tool: Tool, config: Path, tmp_pat
     assert done == {"multi_task", "boxes_off_at_test"}
     again = tool("ablate", *arguments)
     assert again.returncode == 0
-    assert again.stderr.count("done before") == 2
+    assert again.stderr.count("already done") == 2
     assert trained.stat().st_mtime_ns == written
     assert "boxes_off_at_test" in again.stdout
     other = tool("ablate", *arguments[:-1], "train.steps=3")

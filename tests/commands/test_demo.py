@@ -66,7 +66,7 @@ def test_images_of_any_folder_need_no_store(tool: Tool, checkpoint: Path, tmp_pa
     arguments = ("--checkpoint", checkpoint, photos, "--output", "out", "--device", "cpu")
     result = tool("demo", *arguments)
     assert result.returncode == 0, result.stderr
-    assert "making some by selective search" in result.stderr
+    assert "making proposals by selective search" in result.stderr
     found = proposals_of_each(tmp_path / "out")
     assert len(found) == 4
     assert all(count > 2 for count in found)
@@ -94,7 +94,7 @@ def test_scores_of_svms_may_be_below_zero(tool: Tool, checkpoint: Path, tmp_path
     )
     result = tool("demo", *arguments, "--score-threshold", "-0.5")
     assert result.returncode == 0, result.stderr
-    assert "no detections below test.score_threshold = 0 are made" in result.stderr
+    assert "detections below test.score_threshold = 0 are never returned" in result.stderr
     assert "--set test.score_threshold=-0.5" in result.stderr
     result = tool("demo", *arguments, "--score-threshold", "nan")
     assert result.returncode == 2
@@ -175,7 +175,7 @@ def test_the_threshold_is_the_checkpoints_unless_it_has_none_or_another_is_given
     assert f"{drawn} detections in 1 images" in result.stderr
 
     result = tool("demo", *arguments, "--score-threshold", "0")
-    assert "the checkpoint" not in result.stderr.replace("the checkpoint's proposals", "")
+    assert "the checkpoint" not in result.stderr.replace("the checkpoint's proposal file", "")
     assert f"{len(images[0]['detections'])} detections in 1 images" in result.stderr
 
 

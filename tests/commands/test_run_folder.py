@@ -99,7 +99,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tool: Tool, config: Path, 
         (folder / name).write_bytes(content)
     result = tool(*train, "--overwrite", "train.steps=2")
     assert result.returncode == 0, result.stderr
-    assert "3 files that the earlier run is not known to have written stay" in result.stderr
+    assert "3 files are kept, since the earlier run is not known to have written them" in result.stderr
     after = tree(folder)
     assert mine.items() <= after.items()
     assert {name for name in after if name.startswith("checkpoints/")} == {
@@ -120,7 +120,7 @@ def test_a_folder_of_others_is_left_alone(
     for path in (config, staged):
         result = tool("train", "--config", path, "--output", folder, *([option] if option else []), *FEW)
         assert result.returncode == 2
-        assert "holds checkpoints, results, cache, config.yaml, and no run of this project" in result.stderr
+        assert "holds checkpoints, results, cache, config.yaml, which no run of this project" in result.stderr
         assert tree(folder) == before
 
 

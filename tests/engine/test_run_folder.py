@@ -95,10 +95,10 @@ def test_a_folder_that_held_no_run_keeps_everything(tmp_path: Path) -> None:
 def test_copied_checkpoints_are_enough_to_go_on(tmp_path: Path) -> None:
     fill(tmp_path, ("checkpoints/step_4.pt",))
     check_place(tmp_path, go_on=True)
-    with pytest.raises(InputError, match="holds checkpoints, and no run"):
+    with pytest.raises(InputError, match="holds checkpoints, which no run"):
         check_place(tmp_path)
     fill(tmp_path, ("results/thesis.txt",))
-    with pytest.raises(InputError, match="holds checkpoints, results, and no run"):
+    with pytest.raises(InputError, match="holds checkpoints, results, which no run"):
         check_place(tmp_path, go_on=True)
 
 

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from detector.core.errors import InputError
 from detector.core.structures import Detections, ImageRecord, Targets
-from detector.evaluation.coco import CocoEvaluator, score_coco_results
+from detector.evaluation.coco import CocoEvaluator, ground_truth_of, score_coco_results
 from detector.evaluation.report import COCO_METRICS, coco_table
 
 FOLDER = Path(__file__).parents[2] / "data" / "coco_eval"
@@ -40,6 +41,12 @@ PUBLISHED = {
     "ARm": 0.566420597899,
     "ARl": 0.564290598291,
 }
+
+
+def evaluator_of(records: Sequence[ImageRecord], classes: Sequence[str]) -> CocoEvaluator:
+    """Return an evaluator for records of any data set; COCO's image ids are then 1, 2, ..."""
+    image_ids = {record.image_id: number for number, record in enumerate(records, start=1)}
+    return CocoEvaluator(ground_truth_of(records, classes), classes, image_ids)
 
 
 def direct(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
@@ -127,7 +134,7 @@ def test_the_demo_of_the_coco_api() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_records_score_as_a_direct_call(seed: int) -> None:
     records, detections = random_records(seed)
-    evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
+    evaluator = evaluator_of(records, ["cat", "dog"])
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order:
         evaluator.update([records[index].image_id], [detections[index]])
@@ -176,7 +183,7 @@ def test_a_difficult_object_is_ignored() -> None:
     targets = Targets.make(boxes, ones, difficult=torch.tensor([False, True]))
     record = ImageRecord(image_id="a", path=Path("a"), height=100, width=200, targets=targets)
     for scores in ([0.9, 0.8], [0.8, 0.9]):
-        evaluator = CocoEvaluator.from_records([record], ["cat"])
+        evaluator = evaluator_of([record], ["cat"])
         evaluator.update(["a"], [Detections(boxes=boxes, scores=torch.tensor(scores), labels=ones)])
         metrics = evaluator.compute()
         assert metrics["AP"] == pytest.approx(1)
@@ -186,7 +193,7 @@ def test_a_difficult_object_is_ignored() -> None:
 
 def test_no_objects_no_images_and_no_detections() -> None:
     records, _ = random_records(1)
-    evaluator = CocoEvaluator.from_records(records, ["cat", "dog", "never"])
+    evaluator = evaluator_of(records, ["cat", "dog", "never"])
     assert math.isnan(evaluator.compute()["AP"])
     evaluator.update([record.image_id for record in records], [Detections.empty()] * len(records))
     metrics = evaluator.compute()
@@ -198,7 +205,7 @@ def test_no_objects_no_images_and_no_detections() -> None:
 
 def test_misuse_is_an_error() -> None:
     records, detections = random_records(1)
-    evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
+    evaluator = evaluator_of(records, ["cat", "dog"])
     evaluator.update(["000"], [Detections.empty()])
     with pytest.raises(ValueError, match="was given before"):
         evaluator.update(["000"], [Detections.empty()])
@@ -241,7 +248,7 @@ def test_a_malformed_results_file_is_named(tmp_path: Path, content: object, mess
 
 def test_the_table_has_a_row_a_class_and_a_figure() -> None:
     records, detections = random_records(3)
-    evaluator = CocoEvaluator.from_records(records, ["cat", "dog"])
+    evaluator = evaluator_of(records, ["cat", "dog"])
     evaluator.update([record.image_id for record in records], detections)
     metrics = evaluator.compute()
     output = io.StringIO()

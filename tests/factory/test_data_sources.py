@@ -13,12 +13,12 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.data.convert import voc_to_coco
 from detector.engine.checkpoint import load_checkpoint
-from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.report import COCO_METRICS
 from detector.factory.data import all_names, class_names, load_split
 from detector.tasks.detection import DetectionTask
 from detector.tasks.start import start_run
 from tests.data.splits import COCO, numbered_coco
+from tests.evaluation.test_coco import evaluator_of
 
 Load = Callable[..., Config]
 
@@ -136,7 +136,7 @@ def test_the_headline_is_what_an_evaluator_of_its_own_says(
     run = start_run(config, tmp_path / "run", "cpu")
     evaluation = run.run()
     assert isinstance(run.task, DetectionTask)
-    evaluator = CocoEvaluator.from_records(run.task.scorer.test_set.records, run.task.classes)
+    evaluator = evaluator_of(run.task.scorer.test_set.records, run.task.classes)
     evaluator.update(list(evaluation.results), list(evaluation.results.values()))
     again = evaluator.compute()
     for name in COCO_METRICS:

@@ -80,7 +80,7 @@ def test_another_number_of_threads_is_said_on_resuming(tiny: Load, tmp_path: Pat
     assert not any("compute threads" in line for line in said)
     save_checkpoint(path, {**state, "threads": 7})
     start_run(config, tmp_path / "run", "cpu", resume=True)
-    assert any(line.startswith("warning: the run was made with 7 compute threads") for line in said)
+    assert any(line.startswith("warning: the run used 7 compute threads before") for line in said)
     del state["threads"]  # of an earlier version
     save_checkpoint(path, state)
     start_run(config, tmp_path / "run", "cpu", resume=True)

@@ -325,7 +325,7 @@ def test_a_damaged_best_checkpoint_is_taken_from_its_step_or_chosen_again(
     best.write_bytes(step.read_bytes()[:3000])
     run(tiny("train.steps=2", *few), tmp_path / "run", resume=True)
     assert best.samefile(step)
-    assert "best.pt is step_2.pt again" in capsys.readouterr().err
+    assert "best.pt is restored from step_2.pt" in capsys.readouterr().err
     run(tiny("train.steps=4", *few), tmp_path / "run", resume=True)
     step.unlink()
     damage(best)
@@ -432,7 +432,7 @@ def test_a_best_checkpoint_of_a_later_step_is_not_taken_for_that_of_the_state(
         save_checkpoint(folder / "step_2.pt", {key: state[key] for key in state if key != "file"})
         found = start_run(config, tmp_path / "run", "cpu", resume=True).best
         assert found.get("step") == step
-    assert "best.pt is step_2.pt again" in capsys.readouterr().err
+    assert "best.pt is restored from step_2.pt" in capsys.readouterr().err
     assert (folder / "best.pt").samefile(folder / "step_2.pt")
     assert load_checkpoint(folder / "best.pt")["step"] == 2
     assert later != (folder / "best.pt").read_bytes()
