@@ -176,7 +176,7 @@ def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "",
         "python tools/check_data.py --config bccd_squeezenet --fix-list leave_out.txt\n  "
-        "python tools/check_data.py --config mine data.leave_out=leave_out.txt",
+        "python tools/check_data.py --config mine.yaml data.leave_out=leave_out.txt",
     )
     cli.add_config_arguments(parser)
     parser.add_argument("--split", action="append", help="a split (default: all that training reads)")

@@ -23,9 +23,9 @@ from detector.proposals.readers import FORMATS
 EXAMPLE = """python tools/propose.py --config quickstart
   python tools/propose.py --images photos/ --output photos_store proposals.mode=quality
   python tools/propose.py --inspect voc_2007_test.mat
-  python tools/propose.py --from voc_2007_test.mat --format mat --config mine --split test \\
+  python tools/propose.py --from voc_2007_test.mat --format mat --config mine.yaml --split test \\
       --output voc_2007_test_store
-  python tools/propose.py --config mine --shard 2/8 --output part_2
+  python tools/propose.py --config mine.yaml --shard 2/8 --output part_2
   python tools/propose.py --merge part_1 part_2 --output whole"""
 
 
