@@ -56,7 +56,10 @@ class Suite(Section):
 
 def main() -> int:
     arguments = parse()
-    suite = read_suite(FRAGMENTS / "suites" / f"{arguments.suite}.yaml")
+    suites = {path.stem: path for path in sorted((FRAGMENTS / "suites").glob("*.yaml"))}
+    if arguments.suite not in suites:
+        raise InputError(f"--suite {arguments.suite}: no such suite; the suites are {', '.join(suites)}")
+    suite = read_suite(suites[arguments.suite])
     studied = find_config(arguments.data)
     folder = Path(arguments.output or f"runs/{arguments.suite}_{studied.stem}")
     chosen = choose(suite, arguments.only)
@@ -86,7 +89,7 @@ def parse() -> argparse.Namespace:
         __doc__ or "",
         "python tools/ablate.py --suite fast_rcnn_paper --data quickstart train.steps=500",
     )
-    parser.add_argument("--suite", required=True, help="a file of configs/ablation/suites, without .yaml")
+    parser.add_argument("--suite", required=True, help="a file of configs/ablation/suites, such as fast_rcnn_paper")
     parser.add_argument(
         "--data", required=True, metavar="CONFIG", help="the config that is studied: a file or a shipped name"
     )
