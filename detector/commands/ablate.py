@@ -89,7 +89,9 @@ def parse() -> argparse.Namespace:
         __doc__ or "",
         "python tools/ablate.py --suite fast_rcnn_paper --data quickstart train.steps=500",
     )
-    parser.add_argument("--suite", required=True, help="a file of configs/ablation/suites, such as fast_rcnn_paper")
+    parser.add_argument(
+        "--suite", required=True, help="a file of configs/ablation/suites, such as fast_rcnn_paper"
+    )
     parser.add_argument(
         "--data", required=True, metavar="CONFIG", help="the config that is studied: a file or a shipped name"
     )

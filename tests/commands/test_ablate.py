@@ -158,7 +158,10 @@ def test_runs_are_started_without_the_tools_folder(config: Path, tmp_path: Path)
 
 def test_mistakes_are_named(tool: Tool, config: Path) -> None:
     for arguments, said in (
-        (["--suite", "nothing", "--data", config], "--suite nothing: no such suite; the suites are fast_rcnn_paper"),
+        (
+            ["--suite", "nothing", "--data", config],
+            "--suite nothing: no such suite; the suites are fast_rcnn_paper",
+        ),
         (["--suite", "fast_rcnn_paper", "--data", "no.yaml"], "no.yaml: no such config file"),
         (["--suite", "fast_rcnn_paper", "--data", config, "--only", "x"], "--only x: the suite's runs are"),
     ):
