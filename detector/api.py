@@ -244,7 +244,7 @@ class Detector:
         """Return the detections of an image, or a list of them for a list of images.
 
         Args:
-            image: a path, an array (H, W, 3) uint8 in RGB order (BGR cannot be told from it), a Pillow image,
+            image: a path, an array (H, W, 3) uint8 in RGB order (BGR cannot be recognised), a Pillow image,
                 or a list of these. EXIF orientation is applied to files and Pillow images.
             boxes: regions of your own to classify instead of proposals, (P, 4): x1, y1, x2, y2, half-open, in
                 pixels of the upright image; for a list of images, a list with one such array per image.

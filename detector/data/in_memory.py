@@ -33,7 +33,7 @@ def pixels_of(image: object, name: str) -> np.ndarray:
 
     A path is read by `read_image`. A Pillow image is treated like a file: its EXIF orientation is applied,
     grey becomes RGB, transparency is dropped, and of 16 bits the highest 8 are kept. An array must be in RGB
-    order: BGR, as OpenCV reads images, cannot be told from RGB.
+    order: BGR, as OpenCV reads images, cannot be distinguished from RGB.
 
     Raises:
         InputError: a file that cannot be read, another type, or an array of another shape or type.
