@@ -32,8 +32,8 @@ from detector.config import Config
 from detector.config.load import override, parse_config, parse_stored
 from detector.core.errors import InputError
 from detector.core.structures import Batch, Detections, ImageRecord, Proposals, Targets
-from detector.data.images import upright_size
-from detector.data.in_memory import ImageLike, pixels_of
+from detector.data.images import LoadedImage, upright_size
+from detector.data.in_memory import ImageLike, load_image
 from detector.data.paths import image_key
 from detector.data.samples import collate, make_sample
 from detector.engine.checkpoint import load_checkpoint
@@ -56,7 +56,7 @@ from detector.visualize import ClassifiedImage, draw_class_scores, draw_detectio
 
 ProposalPlace = str | os.PathLike[str] | ProposalStore
 Container = TypeVar("Container", Detections, Regions)
-Source = Callable[[ImageRecord, np.ndarray], Proposals]
+Source = Callable[[ImageRecord, LoadedImage], Proposals]
 
 _GPU = threading.RLock()
 """Held while a network runs on a GPU: CUDA's choice of algorithms belongs to the process, not to a thread."""
@@ -115,7 +115,7 @@ class Result:
         Raises:
             InputError: an image that cannot be read, or of another size than the result's.
         """
-        pixels = pixels_of(image, "the image to draw on")
+        pixels = load_image(image, "the image to draw on").pixels()
         if pixels.shape[:2] != self.size:
             raise InputError(
                 f"the image to draw on is {pixels.shape[1]}x{pixels.shape[0]} pixels, the result's image "
@@ -315,10 +315,11 @@ class Detector:
     def _views(self, image: ImageLike, number: int, source: Source) -> list[Batch]:
         """Return the views of one image, made as the data pipeline makes those of a test image."""
         name = _name_of(image) or f"image {number}"
-        pixels = pixels_of(image, name)
-        record = record_of(Path(name), (pixels.shape[0], pixels.shape[1]))
-        proposals = source(record, pixels)
-        return [collate([make_sample(record, pixels, proposals, view)]) for view in self._transforms]
+        loaded = load_image(image, name)
+        record = record_of(Path(name), loaded.size)
+        proposals = source(record, loaded)
+        metas = [view.plan(loaded.size, record.image_id) for view in self._transforms]
+        return [collate([make_sample(record, loaded, proposals, meta)]) for meta in metas]
 
     @contextmanager
     def _running(self, views: Sequence[Batch]) -> Iterator[None]:
@@ -373,7 +374,7 @@ class Detector:
                 check_complete(self.config, store, records)
                 look_up = stored_proposals(self.config, store, training=False)
 
-                def read(record: ImageRecord, _: np.ndarray) -> Proposals:
+                def read(record: ImageRecord, _: LoadedImage) -> Proposals:
                     with _STORES:
                         return look_up(record)
 
@@ -381,7 +382,7 @@ class Detector:
         else:
             yield self._made
 
-    def _made(self, record: ImageRecord, pixels: np.ndarray) -> Proposals:
+    def _made(self, record: ImageRecord, image: LoadedImage) -> Proposals:
         """Return the proposals that the checkpoint's method makes for an image."""
         if self.config.proposals.method is None:
             raise InputError(
@@ -389,7 +390,7 @@ class Detector:
                 "boxes=..., or proposals=... with a file that has some, or load the checkpoint with "
                 'overrides=["proposals.method=selective_search"]'
             )
-        return image_proposals(self.config, pixels, record.image_id)
+        return image_proposals(self.config, image.pixels(), record.image_id)
 
     @contextmanager
     def _opened(self, proposals: ProposalPlace, records: list[ImageRecord]) -> Iterator[ProposalStore]:
@@ -445,7 +446,7 @@ def _pairs(images: Iterable[ImageLike], boxes: Iterable[object]) -> Iterator[tup
 
 def _given(boxes: object) -> Source:
     """Return a source of regions that the caller gives for one image."""
-    return lambda record, pixels: Proposals(boxes=_checked(boxes, pixels.shape[:2], record.image_id))
+    return lambda record, image: Proposals(boxes=_checked(boxes, image.size, record.image_id))
 
 
 def _checked(boxes: object, size: tuple[int, int], name: str) -> Tensor:

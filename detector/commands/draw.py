@@ -134,14 +134,24 @@ def pool_every_way(
     """
     import torch
 
+    from detector.data.transforms import transformed
     from detector.factory.loaders import inference_transforms
+    from detector.factory.model import build_normalization
+    from detector.ops.normalize import normalization_table, normalize_images
     from detector.visualize.pooling import PoolingScene
 
     _check_box(box, image.shape[:2])
     backbone = trained or initial_backbone(config)
-    pixels, meta = inference_transforms(config)[0](image, "image")
+    meta = inference_transforms(config)[0].plan((image.shape[0], image.shape[1]), "image")
+    normalization = build_normalization(config)
+    inputs = normalize_images(
+        transformed(image, meta)[None],
+        normalization_table(normalization),
+        [meta.input_size],
+        bgr=normalization.bgr,
+    )
     with torch.no_grad():
-        features = backbone(pixels[None])
+        features = backbone(inputs)
     roi = torch.cat((torch.zeros(1, 1), meta.to_input(torch.tensor([box], dtype=torch.float32))), dim=1)
     rules = pooling_rules(bins, backbone.stride, backbone.center)
     if channel is None:

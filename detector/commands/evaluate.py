@@ -53,18 +53,17 @@ def score_checkpoint(
     Raises:
         InputError: a checkpoint of another network, task or classes than the config's, or missing data.
     """
-    from detector.engine.memory import PeakMemory
+    from detector.engine.memory import peak_memory
     from detector.factory.model import restore_model
     from detector.tasks.scoring import computing
     from detector.tasks.start import build_scorer
 
     with computing(config, device):
         model = restore_model(config, checkpoint, source).to(device)
-        memory = PeakMemory(device)
         scorer = build_scorer(config, device, classes=checkpoint["classes"], split=split)
-        evaluation = scorer.evaluate(model, memory=memory)
+        evaluation = scorer.evaluate(model)
     scorer.write_results(folder, evaluation)
-    return {**evaluation.at_threshold(checkpoint.get("score_threshold")).metrics, **memory.metrics()}
+    return {**evaluation.at_threshold(checkpoint.get("score_threshold")).metrics, **peak_memory(device)}
 
 
 def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path:

@@ -179,8 +179,8 @@ class DataConfig(Section):
     min_box_size: float = Field(default=2.0, ge=0.0)
     """Shortest valid side of an annotated box, in pixels of the original image."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
-    """Number of processes that load images; 0 loads them in the main process. null chooses from the number of
-    cores, the device and the available shared memory. Results are the same with any number."""
+    """Number of threads that load images ahead; with 0 each batch is loaded when it is needed. null chooses
+    from the number of cores and the device. Results are the same with any number."""
     generate: GenerateConfig | None = None
     """Makes a small data set where ``root`` has none; null for a data set of your own."""
 

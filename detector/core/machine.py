@@ -66,13 +66,13 @@ def _read_quota(folder: Path, quota: str, period: str | None) -> float | None:
 
 
 def loader_workers(cores: int, *, gpu: bool) -> int:
-    """Return how many processes load images if the config does not say.
+    """Return how many threads load images if the config does not say.
 
-    A GPU waits only for images, so half of the cores load them. On the CPU the network takes far more time
-    than the images: one process per eight cores is enough, and none on a single core.
+    A GPU waits only for images: all cores but the one that drives it load them. On the CPU the network takes
+    far more time than the images: one thread per eight cores is enough, and none on a single core.
     """
     if gpu:
-        return min(_GPU_WORKERS, cores // 2)
+        return min(_GPU_WORKERS, max(cores - 1, 1))
     return min(_CPU_WORKERS, max(cores // 8, int(cores > 1)))
 
 

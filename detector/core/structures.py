@@ -10,7 +10,8 @@
   bfloat16 turns 1333 into 1336. (The ops accept float64 with float64 features.)
 - A RoI that covers a whole feature map is in cells, (0, 0, W, H), half-open, without the padding of the
   batch.
-- Normalisation constants and the channel order belong to a backbone's weights; one transform applies them.
+- Pixels are uint8, RGB, channels last, until `RegionDetector.inputs`, which applies the normalisation
+  constants and the channel order that belong to a backbone's weights.
 - A step is a completed step of the optimizer.
 - A view is one transformed version of a test image, a scale is a shorter side in pixels, and a level is one
   feature map that regions are pooled from.
@@ -23,12 +24,11 @@ ValueError for another shape. An image without objects, proposals or detections 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,35 +45,8 @@ def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torc
         raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
 
 
-class _Parcel:
-    """A container that is sent between processes with its tensors as numpy arrays, except images.
-
-    Torch would put every tensor into shared memory of its own, with a file descriptor for each.
-    """
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        images = {name: values.pop(name) for name in ("image", "images") if name in values}
-        return _unpack, (type(self), _converted(values, Tensor, Tensor.numpy), images)
-
-
-def _unpack(kind: Callable[..., Any], values: dict[str, Any], images: dict[str, Tensor]) -> Any:
-    return kind(**_converted(values, np.ndarray, torch.from_numpy), **images)
-
-
-def _converted(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
-    """Return ``value`` with each object of type ``kind`` in its dicts and lists converted."""
-    if isinstance(value, dict):
-        return {name: _converted(item, kind, convert) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_converted(item, kind, convert) for item in value]
-    return convert(value) if isinstance(value, kind) else value
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Targets(_Parcel):
+class Targets:
     """The G objects of an image: boxes (G, 4), labels (G,) int64 in 1..K, flags (G,) bool and areas (G,).
 
     ``difficult`` is VOC's flag, ``crowd`` COCO's. ``area`` is the annotated area in square pixels of the
@@ -124,10 +97,6 @@ class Targets(_Parcel):
         """Return the same objects with other ``boxes`` (G, 4); ``area`` stays the annotated area."""
         return replace(self, boxes=boxes)
 
-    def clone(self) -> Targets:
-        """Return a copy that shares no memory with this one."""
-        return Targets(**{field.name: getattr(self, field.name).clone() for field in fields(self)})
-
     def presence(self, num_classes: int) -> Tensor:
         """Return (K,) int64: 1 for each class in the image, -1 for each other class, 0 for ignored classes.
 
@@ -171,7 +140,7 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Proposals(_Parcel):
+class Proposals:
     """The P proposals of one image: boxes (P, 4) in original-image pixels, scores (P,) or None."""
 
     boxes: Tensor
@@ -237,65 +206,6 @@ class ImageMeta:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample(_Parcel):
-    """One image ready for a batch.
-
-    ``image`` (3, h, w) float32 is normalised. ``proposals`` are in original-image pixels; ``rois`` (P, 4) are
-    the same boxes in network-input pixels. ``targets`` are in network-input pixels.
-    """
-
-    image: Tensor
-    proposals: Proposals
-    rois: Tensor
-    targets: Targets
-    meta: ImageMeta
-
-    def __post_init__(self) -> None:
-        _check("Sample.image", self.image, (3, *self.meta.input_size), torch.float32)
-        _check("Sample.rois", self.rois, (len(self.proposals), 4), torch.float32)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch(_Parcel):
-    """N samples: images (N, 3, H, W), padded with zeros at the right and bottom, and lists of length N.
-
-    ``rois_per_image`` holds the proposals (P, 4) of each image in network-input pixels.
-    """
-
-    images: Tensor
-    proposals: list[Proposals]
-    rois_per_image: list[Tensor]
-    targets: list[Targets]
-    metas: list[ImageMeta]
-
-    def __post_init__(self) -> None:
-        _check("Batch.images", self.images, (len(self.metas), 3, None, None), torch.float32)
-
-    def __len__(self) -> int:
-        return len(self.metas)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with its images on ``device``; boxes stay on the CPU, where they are used."""
-        return replace(self, images=self.images.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        return replace(self, images=self.images.pin_memory())
-
-    def rois(self) -> Tensor:
-        """Return all proposals as RoI rows (R, 5), image after image."""
-        return stack_rois(self.rois_per_image)
-
-
-def stack_rois(boxes_per_image: list[Tensor]) -> Tensor:
-    """Return RoI rows (R, 5) for the boxes (P_i, 4) of each image: the index of the image, then the box."""
-    rows = [
-        torch.cat((boxes.new_full((len(boxes), 1), float(index)), boxes), dim=1)
-        for index, boxes in enumerate(boxes_per_image)
-    ]
-    return torch.cat(rows) if rows else torch.zeros(0, 5)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SampledRoIs:
     """The RoIs of one training step and what the network should predict for each.
 
@@ -317,6 +227,20 @@ class SampledRoIs:
         if self.roi_levels is not None:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
 
+    @classmethod
+    def stack(
+        cls,
+        boxes_per_image: Sequence[Tensor],
+        labels_per_image: Sequence[Tensor],
+        box_targets_per_image: Sequence[Tensor],
+    ) -> SampledRoIs:
+        """Make the RoIs of a batch from boxes (r_i, 4), labels (r_i,) and targets (r_i, 4) per image."""
+        return cls(
+            rois=stack_rois(boxes_per_image),
+            labels=torch.cat(list(labels_per_image)),
+            box_targets=torch.cat(list(box_targets_per_image)),
+        )
+
     def to(self, device: torch.device | str) -> SampledRoIs:
         """Return a copy on ``device``; levels stay on the CPU, where the RoIs are sorted by them."""
         return replace(
@@ -325,6 +249,96 @@ class SampledRoIs:
             labels=self.labels.to(device, non_blocking=True),
             box_targets=self.box_targets.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> SampledRoIs:
+        """Return a copy in page-locked memory, from which a GPU copies without waiting."""
+        return replace(
+            self,
+            rois=self.rois.pin_memory(),
+            labels=self.labels.pin_memory(),
+            box_targets=self.box_targets.pin_memory(),
+        )
+
+
+class DrawnRegions(NamedTuple):
+    """The r regions that are drawn of one image for a training step.
+
+    ``boxes`` (r, 4) are in the pixels of the regions that they were drawn from, ``labels`` (r,) int64 in
+    0..K, and ``box_targets`` (r, 4) as in `SampledRoIs`.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    box_targets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One image ready for a batch.
+
+    ``image`` (h, w, 3) uint8 is RGB, in the size of the network's input. ``proposals`` are in original-image
+    pixels; ``rois`` (P, 4) are the same boxes in network-input pixels. ``targets`` are in network-input
+    pixels. ``drawn`` are the regions of a training step, in network-input pixels; None where none are drawn.
+    """
+
+    image: Tensor
+    proposals: Proposals
+    rois: Tensor
+    targets: Targets
+    meta: ImageMeta
+    drawn: DrawnRegions | None = None
+
+    def __post_init__(self) -> None:
+        _check("Sample.image", self.image, (*self.meta.input_size, 3), torch.uint8)
+        _check("Sample.rois", self.rois, (len(self.proposals), 4), torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """N samples: images (N, H, W, 3) uint8 RGB, padded at the right and bottom, and lists of length N.
+
+    ``RegionDetector.inputs`` turns the images into the network's input; the padding becomes 0 there, the mean
+    colour. ``rois_per_image`` holds the proposals (P, 4) of each image in network-input pixels. ``sampled``
+    are the RoIs of a training step, None where none are drawn.
+    """
+
+    images: Tensor
+    proposals: list[Proposals]
+    rois_per_image: list[Tensor]
+    targets: list[Targets]
+    metas: list[ImageMeta]
+    sampled: SampledRoIs | None = None
+
+    def __post_init__(self) -> None:
+        _check("Batch.images", self.images, (len(self.metas), None, None, 3), torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.metas)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The (height, width) of each image without its padding."""
+        return [meta.input_size for meta in self.metas]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its images and ``sampled`` on ``device``; all else stays on the CPU."""
+        sampled = None if self.sampled is None else self.sampled.to(device)
+        return replace(self, images=self.images.to(device, non_blocking=True), sampled=sampled)
+
+    def on_device(self) -> list[Tensor]:
+        """Return the tensors that `to` moves."""
+        sampled = self.sampled
+        rows = [] if sampled is None else [sampled.rois, sampled.labels, sampled.box_targets]
+        return [self.images, *rows]
+
+
+def stack_rois(boxes_per_image: Sequence[Tensor]) -> Tensor:
+    """Return RoI rows (R, 5) for the boxes (P_i, 4) of each image: the index of the image, then the box."""
+    rows = [
+        torch.cat((boxes.new_full((len(boxes), 1), float(index)), boxes), dim=1)
+        for index, boxes in enumerate(boxes_per_image)
+    ]
+    return torch.cat(rows) if rows else torch.zeros(0, 5)
 
 
 class Embedded(NamedTuple):

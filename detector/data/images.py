@@ -17,7 +17,7 @@ import mmap
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,14 @@ _PNM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]
 _COMMON_DEPTHS = (8, 10, 12, 14)
 _FULL = 65535
 
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
+# ITU T.81, table B.1: frame headers, which give the size; C4, C8 and CC begin other segments.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
 MAX_PIXELS = 2**27
 """Larger images (134 million pixels, 0.4 GB decoded) are refused: a small file can claim to hold them."""
 MAX_BYTES = 8 * MAX_PIXELS
@@ -59,24 +67,110 @@ class WrongImageSize(InputError):
     """An image whose size differs from its annotation."""
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode ``path`` to an array (H, W, 3) uint8, RGB.
+class LoadedImage:
+    """One image, whose pixels are decoded when they are asked for, at most once in each size.
 
-    ``size`` is the annotated (height, width). The orientation that a camera wrote into the file is
-    applied, unless the annotated size shows that the annotator saw the image without it. Of samples with 16
-    bits the highest 8 bits are kept, or the highest 8 of the depth that the file declares.
+    ``size`` is the (height, width) of the whole image. It comes from `open_image`, or from an array of pixels
+    (H, W, 3) uint8, RGB, which is then given for every size.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        pixels: np.ndarray,
+        decode: Callable[[int], np.ndarray] | None = None,
+        factor: int = 1,
+    ) -> None:
+        """``decode`` gives the image with its sides divided by 2, 4 or 8, or by 1; None gives no other size
+        than that of ``pixels``, whose sides are already divided by ``factor``.
+        """
+        self.size = size
+        self._decode = decode
+        self._pixels = {factor: pixels}
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> LoadedImage:
+        return cls((pixels.shape[0], pixels.shape[1]), pixels)
+
+    def pixels(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """Return the pixels (h, w, 3) uint8, RGB, of the whole image in its own size, or in a smaller one.
+
+        A JPEG file can be decoded with its sides divided by 2, 4 or 8 (rounded up), which takes a fraction of
+        the time. With ``at_least`` (height, width) that is done where the result is not smaller than this.
+
+        Raises:
+            InputError: as `read_image`.
+        """
+        factor = 1 if at_least is None or self._decode is None else reduction(self.size, at_least)
+        if factor not in self._pixels:
+            assert self._decode is not None  # otherwise the only factor is 1
+            self._pixels[factor] = self._decode(factor)
+        return self._pixels[factor]
+
+
+def reduction(size: tuple[int, int], at_least: tuple[int, int]) -> int:
+    """Return the largest of 8, 4, 2, 1 by which ``size`` can be divided, rounded up, and is ``at_least``."""
+    for factor in _REDUCED:
+        if all(-(-side // factor) >= wanted for side, wanted in zip(size, at_least, strict=True)):
+            return factor
+    return 1
+
+
+def open_image(
+    path: Path, size: tuple[int, int] | None = None, at_least: tuple[int, int] | None = None
+) -> LoadedImage:
+    """Read the file ``path`` and decode it, in the size that `LoadedImage.pixels` chooses for ``at_least``.
+
+    ``size`` is the annotated (height, width); ``at_least`` needs it. The orientation that a camera wrote
+    into the file is applied, unless the annotated size shows that the annotator saw the image without it. Of
+    samples with 16 bits the highest 8 bits are kept, or the highest 8 of the depth that the file declares.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    data, depth, frame = _read_bytes(path)
+    reducible = frame is not None and _is_reducible(frame, size or frame)
+    factor = reduction(size, at_least) if reducible and size is not None and at_least is not None else 1
+    ignored = 0
+
+    def decode(factor: int) -> np.ndarray:
+        flags = (_REDUCED[factor] if factor > 1 else cv2.IMREAD_COLOR) | ignored
+        return _decode(path, data, flags, depth)
+
+    image = decode(factor)
+    if size is not None and image.shape[:2] != _divided(size, factor):
+        ignored = cv2.IMREAD_IGNORE_ORIENTATION
+        image = decode(factor)
+    whole = size or (image.shape[0], image.shape[1])
+    if image.shape[:2] != _divided(whole, factor):
+        raise _wrong_size(path, decode(1).shape[:2], whole)
+    again = (lambda factor: _to_rgb(decode(factor))) if reducible else None
+    return LoadedImage(whole, _to_rgb(image), again, factor)
+
+
+def _is_reducible(frame: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Say whether a JPEG of the stored size ``frame`` has the annotated ``size``, as far as a smaller image
+    can show it: sides that differ by less than 8 pixels may become equal.
+    """
+    return frame in (size, size[::-1]) and (size[0] == size[1] or abs(size[0] - size[1]) >= max(_REDUCED))
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode ``path`` to an array (H, W, 3) uint8, RGB, as `open_image` describes.
 
     Raises:
         InputError: no such file, not an image, over `MAX_PIXELS`, truncated (`TruncatedImage`), or of
             another size than annotated (`WrongImageSize`).
     """
-    data, depth = _read_bytes(path)
-    image = _decode(path, data, cv2.IMREAD_COLOR, depth)
-    if size is not None and image.shape[:2] != size:
-        image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, depth)
-        if image.shape[:2] != size:
-            raise _wrong_size(path, image.shape[:2], size)
-    return np.ascontiguousarray(image[:, :, ::-1])
+    return open_image(path, size).pixels()
+
+
+def _divided(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    return -(-size[0] // factor), -(-size[1] // factor)
+
+
+def _to_rgb(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def low_bit_depth(path: Path) -> str | None:
@@ -90,7 +184,7 @@ def low_bit_depth(path: Path) -> str | None:
         depth = _file_depth(image, file.read(_HEAD))
     if depth.stored != 16:
         return None
-    data, depth = _read_bytes(path)
+    data, depth, _ = _read_bytes(path)
     pixels = _decode_raw(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     return _depth_doubt(pixels, depth) if pixels.dtype == np.uint16 else None
 
@@ -165,15 +259,26 @@ def _bomb(path: Path, size: str) -> str:
     return f"{path}: more than {MAX_PIXELS} pixels{size}, which is refused; cut the image into tiles"
 
 
-def _read_bytes(path: Path) -> tuple[np.ndarray, _Depth]:
-    """Return the bytes (n,) uint8 of an image file that may be decoded, and the depth of its samples."""
-    data = _read_whole(path)
+def _read_bytes(path: Path) -> tuple[np.ndarray, _Depth, tuple[int, int] | None]:
+    """Return the bytes (n,) uint8 of an image file that may be decoded, and the depth of its samples.
+
+    The third value is as the second of `_read_whole`.
+    """
+    data, frame = _read_whole(path)
+    if frame is not None:  # Pillow would read the header again, which takes longer than all else here
+        if frame[0] * frame[1] > MAX_PIXELS:
+            raise InputError(_bomb(path, f" ({frame[1]}x{frame[0]})"))
+        return data, _Depth(8, None), frame
     with _header(path) as image:
-        return data, _file_depth(image, data[:_HEAD].tobytes())
+        return data, _file_depth(image, data[:_HEAD].tobytes()), None
 
 
-def _read_whole(path: Path) -> np.ndarray:
-    """Return the bytes (n,) uint8 of an image file that is not too long and not truncated."""
+def _read_whole(path: Path) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """Return the bytes (n,) uint8 of an image file that is not too long and not truncated.
+
+    The second value is the stored (height, width) of a JPEG image, None for other formats and where the
+    headers do not give it.
+    """
     require_regular(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -183,10 +288,14 @@ def _read_whole(path: Path) -> np.ndarray:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
     content = data.tobytes()
     # A decoder fills missing pixels with grey and only warns, so this looks for the end of the file.
-    jpeg_cut = content.startswith(_JPEG_START) and content.find(_JPEG_END, _first_scan(content)) < 0
-    if jpeg_cut or (content.startswith(_PNG_START) and _PNG_END not in content):
+    if content.startswith(_JPEG_START):
+        scan, frame = _jpeg_headers(content)
+        cut = content.find(_JPEG_END, scan) < 0
+    else:
+        frame, cut = None, content.startswith(_PNG_START) and _PNG_END not in content
+    if cut:
         raise TruncatedImage(f"{path}: the image is truncated; {_REPLACE}")
-    return data
+    return data, frame
 
 
 def _decode(path: Path, data: np.ndarray, flags: int, depth: _Depth) -> np.ndarray:
@@ -210,16 +319,22 @@ def _decode_raw(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
     return image
 
 
-def _first_scan(data: bytes) -> int:
-    """Return where the pixels of a JPEG begin, after the headers (ITU T.81, annex B).
+def _jpeg_headers(data: bytes) -> tuple[int, tuple[int, int] | None]:
+    """Return where a JPEG's pixels begin, after the headers, and its (height, width) (ITU T.81, annex B).
 
-    A header may contain a whole thumbnail with an end marker of its own.
+    A header may contain a whole thumbnail with an end marker of its own. The size is None where no frame
+    header gives it.
     """
-    at = len(_JPEG_START)
+    at, frame = len(_JPEG_START), None
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        filled = data[at + 1] == 0xFF  # any number of FF may precede a marker
-        at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at
+        if data[at + 1] == 0xFF:  # any number of FF may precede a marker
+            at += 1
+            continue
+        if data[at + 1] in _FRAMES and at + 9 <= len(data):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            frame = (height, width) if height and width else None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at, frame
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The pixels of an image that a caller passes as a path, an array or a Pillow image."""
+"""An image that a caller passes as a path, an array or a Pillow image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from detector.core.errors import InputError
-from detector.data.images import exif_orientation, read_image
+from detector.data.images import LoadedImage, exif_orientation, open_image
 
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
@@ -28,26 +28,27 @@ _TURNS = {
 }
 
 
-def pixels_of(image: object, name: str) -> np.ndarray:
-    """Return an image from a caller as an array (H, W, 3) uint8, RGB; ``name`` is its name in errors.
+def load_image(image: object, name: str) -> LoadedImage:
+    """Return an image from a caller; ``name`` is its name in errors.
 
-    A path is read by `read_image`. A Pillow image is treated like a file: its EXIF orientation is applied,
-    grey becomes RGB, transparency is dropped, and of 16 bits the highest 8 are kept. An array must be in RGB
-    order: BGR, as OpenCV reads images, cannot be distinguished from RGB.
+    A path is read by `open_image`, so large photographs are decoded in a smaller size for the network, as in
+    evaluation; every other image is resized from all of its pixels. A Pillow image is treated like a file:
+    its EXIF orientation is applied, grey becomes RGB, transparency is dropped, and of 16 bits the highest 8
+    are kept. An array must be in RGB order: BGR, as OpenCV reads images, cannot be distinguished from RGB.
 
     Raises:
         InputError: a file that cannot be read, another type, or an array of another shape or type.
     """
     match image:
         case str() | os.PathLike():
-            return read_image(Path(image))
+            return open_image(Path(image))
         case Image.Image():
-            return _pixels_of_pillow(image, name)
+            return LoadedImage.of(_pixels_of_pillow(image, name))
         case np.ndarray():
             fault = _fault_of(image)
             if fault is not None:
                 raise InputError(f"{name}: {fault}")
-            return np.ascontiguousarray(image)
+            return LoadedImage.of(np.ascontiguousarray(image))
         case _:
             raise InputError(f"{name}: a {type(image).__name__} is not an image; {_EXPECTED}")
 

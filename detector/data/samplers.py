@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import Sampler
 
+from detector.core.records import Records
 from detector.core.structures import ImageRecord
 
 
 @dataclass(eq=False)
-class TrainingBatches(Sampler[list[tuple[int, int]]]):
+class TrainingBatches:
     """Endless batches of (index, draw), starting at ``start_step``; every image occurs once per epoch.
 
     Each epoch is a new permutation. With ``groups``, one integer per image, a batch holds images of one
@@ -67,4 +67,5 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
 
 def aspect_groups(records: Sequence[ImageRecord]) -> list[int]:
     """Return 0 for landscape and 1 for portrait images, so that batches waste little on padding."""
-    return [int(record.height > record.width) for record in records]
+    heights, widths = Records.of(records).sizes.T
+    return (heights > widths).astype(int).tolist()

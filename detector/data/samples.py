@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from detector.core.errors import InputError
-from detector.core.structures import Batch, ImageRecord, Proposals, ProposalSource, Sample
-from detector.data.images import read_image
-from detector.data.transforms import ImageTransform
+from detector.core.structures import (
+    Batch,
+    DrawnRegions,
+    ImageMeta,
+    ImageRecord,
+    Proposals,
+    ProposalSource,
+    Sample,
+    SampledRoIs,
+    Targets,
+)
+from detector.data.images import LoadedImage, open_image
+from detector.data.transforms import ImageTransform, transformed
+
+DrawRegions = Callable[[torch.Tensor, Targets, np.random.Generator], DrawnRegions]
+"""Draws the regions of a training step from the proposals (P, 4) of an image and its objects."""
 
 _SCALE_STREAM = 1  # separates the random stream of shared scales from the samples' own streams
+_REGION_STREAM = 2  # and that of the drawn regions
 
 
-def make_sample(
-    record: ImageRecord,
-    image: np.ndarray,
-    proposals: Proposals,
-    transform: ImageTransform,
-    rng: np.random.Generator | None = None,
-    scale_rng: np.random.Generator | None = None,
-) -> Sample:
-    """Bring one image and its boxes into network-input pixels, for training, evaluation and demo alike.
-
-    ``image`` is (H, W, 3) uint8 RGB. The sample shares no memory with the record: sending it to another
-    process could move that memory into shared memory for as long as the record lives.
-    """
-    pixels, meta = transform(image, record.image_id, rng, scale_rng)
+def make_sample(record: ImageRecord, image: LoadedImage, proposals: Proposals, meta: ImageMeta) -> Sample:
+    """Bring one image and its boxes into network-input pixels, for training, evaluation and demo alike."""
     return Sample(
-        image=pixels,
+        image=transformed(image.pixels(meta.input_size), meta),
         proposals=proposals,
         rois=meta.to_input(proposals.boxes),
-        targets=record.targets.with_boxes(meta.to_input(record.targets.boxes)).clone(),
+        targets=record.targets.with_boxes(meta.to_input(record.targets.boxes)),
         meta=meta,
     )
 
 
-@dataclass(eq=False)
-class TrainingDataset(Dataset["Sample | InputError"]):
-    """Samples by (index, draw): ``draw`` is the sample's number in the run and seeds its random choices.
+def region_stream(seed: int, draw: int) -> np.random.Generator:
+    """Return the generator of the regions of one image in one step; ``draw`` as in `TrainingSamples`."""
+    return np.random.default_rng((seed, draw, _REGION_STREAM))
 
-    A sample therefore depends on nothing that a worker process remembers, and a resumed run draws the same
-    samples. With ``draws_per_scale``, that many consecutive samples, those of a batch or an epoch, share a
-    scale. An error about an image is returned instead of a sample: it is raised in the main process, where
-    its message stays one clear line.
+
+@dataclass(frozen=True, eq=False)
+class TrainingSamples:
+    """Makes samples by (index, draw); ``draw`` is a sample's number in the run and seeds its random choices.
+
+    A sample therefore depends on the seed, the step and the image only, not on the thread that makes it or on
+    other samples, and a resumed run draws the same ones. With ``draws_per_scale``, that many consecutive
+    samples, those of a batch or an epoch, share a scale. ``draw_regions`` draws the regions of a step; None
+    draws none.
     """
 
     records: Sequence[ImageRecord]
@@ -55,21 +60,20 @@ class TrainingDataset(Dataset["Sample | InputError"]):
     transform: ImageTransform
     seed: int
     draws_per_scale: int | None = None
+    draw_regions: DrawRegions | None = None
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample | InputError:
-        index, draw = key
+    def __call__(self, index: int, draw: int) -> Sample:
+        """Return the sample. Raises InputError where the image or its proposals cannot be read."""
         record = self.records[index]
         rng = np.random.default_rng((self.seed, draw))
-        try:
-            image = read_image(record.path, (record.height, record.width))
-            return make_sample(
-                record, image, self.proposals(record), self.transform, rng, self._scale_rng(draw)
-            )
-        except InputError as error:
-            return error
+        size = (record.height, record.width)
+        meta = self.transform.plan(size, record.image_id, rng, self._scale_rng(draw))
+        image = open_image(record.path, size, meta.input_size)
+        sample = make_sample(record, image, self.proposals(record), meta)
+        if self.draw_regions is None:
+            return sample
+        drawn = self.draw_regions(sample.rois, sample.targets, region_stream(self.seed, draw))
+        return replace(sample, drawn=drawn)
 
     def _scale_rng(self, draw: int) -> np.random.Generator | None:
         if self.draws_per_scale is None:
@@ -77,38 +81,44 @@ class TrainingDataset(Dataset["Sample | InputError"]):
         return np.random.default_rng((self.seed, draw // self.draws_per_scale, _SCALE_STREAM))
 
 
-@dataclass(eq=False)
-class InferenceDataset(Dataset["list[Sample] | InputError"]):
-    """Each item is one image in all its views: a list of samples with the same proposals, or an error."""
+@dataclass(frozen=True, eq=False)
+class InferenceViews:
+    """Makes all views of one image by its index: samples with the same proposals."""
 
     records: Sequence[ImageRecord]
     proposals: ProposalSource
     transforms: Sequence[ImageTransform]
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> list[Sample] | InputError:
+    def __call__(self, index: int) -> list[Sample]:
+        """Return the views. Raises InputError where the image or its proposals cannot be read."""
         record = self.records[index]
-        try:
-            image = read_image(record.path, (record.height, record.width))
-            proposals = self.proposals(record)
-        except InputError as error:
-            return error
-        return [make_sample(record, image, proposals, transform) for transform in self.transforms]
+        metas = [view.plan((record.height, record.width), record.image_id) for view in self.transforms]
+        image = open_image(record.path, (record.height, record.width), metas[0].input_size)
+        proposals = self.proposals(record)
+        return [make_sample(record, image, proposals, meta) for meta in metas]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put N samples into one batch; images are padded right and bottom with zeros, the mean colour."""
-    height = max(sample.image.shape[1] for sample in samples)
-    width = max(sample.image.shape[2] for sample in samples)
-    images = torch.zeros(len(samples), 3, height, width)
-    for place, sample in zip(images, samples, strict=True):
-        place[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+def collate(samples: Sequence[Sample], *, pin: bool = False) -> Batch:
+    """Put N samples into one batch; ``pin`` puts what goes to a GPU into page-locked memory.
+
+    Images are padded with zeros at the right and bottom. `RegionDetector.inputs` replaces the padding.
+    """
+    height = max(sample.image.shape[0] for sample in samples)
+    width = max(sample.image.shape[1] for sample in samples)
+    images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8, pin_memory=pin)
+    places = images.numpy()
+    for place, sample in zip(places, samples, strict=True):
+        inside = sample.image.shape
+        place[: inside[0], : inside[1]] = sample.image.numpy()
+        place[inside[0] :] = 0
+        place[: inside[0], inside[1] :] = 0
+    drawn = [sample.drawn for sample in samples if sample.drawn is not None]
+    sampled = SampledRoIs.stack(*zip(*drawn, strict=True)) if drawn else None
     return Batch(
         images=images,
         proposals=[sample.proposals for sample in samples],
         rois_per_image=[sample.rois for sample in samples],
         targets=[sample.targets for sample in samples],
         metas=[sample.meta for sample in samples],
+        sampled=sampled.pin_memory() if pin and sampled is not None else sampled,
     )

@@ -1,4 +1,4 @@
-"""The only step from a decoded image to a network input: resize, flip, normalise, in this order."""
+"""The only step from a decoded image to a view of it: resize, then flip; the device normalises it later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.core.structures import ImageMeta, Normalization
+from detector.core.structures import ImageMeta
 
 
 def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> tuple[int, int]:
@@ -28,7 +28,7 @@ def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> t
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Resizes, flips and normalises an image; random choices come from the generators that are passed in.
+    """Resizes and flips an image; random choices come from the generators that are passed in.
 
     ``resize`` "shorter" brings the shorter side to a scale, "square" both sides whatever the proportions, and
     "none" keeps the image's own size. Except with "square", ``max_size`` limits the longer side. With ``rng``
@@ -36,7 +36,6 @@ class ImageTransform:
     whether the image is mirrored.
     """
 
-    normalization: Normalization
     scales: tuple[int, ...]
     max_size: int
     resize: Literal["shorter", "square", "none"] = "shorter"
@@ -45,14 +44,14 @@ class ImageTransform:
     scale_jitter: tuple[float, float] | None = None
     mirrored: bool = False
 
-    def __call__(
+    def plan(
         self,
-        image: np.ndarray,
+        size: tuple[int, int],
         image_id: str,
         rng: np.random.Generator | None = None,
         scale_rng: np.random.Generator | None = None,
-    ) -> tuple[Tensor, ImageMeta]:
-        """Return ``image`` (H, W, 3) uint8 RGB as a network input (3, h, w) float32, and what was done to it.
+    ) -> ImageMeta:
+        """Return what is to be done to an image of ``size`` (height, width).
 
         ``scale_rng`` draws the scale instead of ``rng``, for images that share their scale.
         """
@@ -61,15 +60,13 @@ class ImageTransform:
             scale = self._draw_scale(scale_rng or rng)
             flipped = bool(rng.random() < self.flip)
             upside_down = bool(rng.random() < self.vertical_flip)
-        height, width = image.shape[:2]
-        meta = ImageMeta(
+        return ImageMeta(
             image_id=image_id,
-            original_size=(height, width),
-            input_size=self.size_of((height, width), scale),
+            original_size=size,
+            input_size=self.size_of(size, scale),
             flipped=flipped,
             flipped_vertically=upside_down,
         )
-        return self._pixels(image, meta), meta
 
     def _draw_scale(self, rng: np.random.Generator) -> float:
         scale = float(self.scales[rng.integers(len(self.scales))])
@@ -85,17 +82,19 @@ class ImageTransform:
             return max(1, round(scale)), max(1, round(scale))
         return input_size(size, min(size) if self.resize == "none" else scale, self.max_size)
 
-    def _pixels(self, image: np.ndarray, meta: ImageMeta) -> Tensor:
-        if meta.input_size != meta.original_size:
-            height, width = meta.input_size
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        if meta.flipped:
-            image = image[:, ::-1]
-        if meta.flipped_vertically:
-            image = image[::-1]
-        if self.normalization.bgr:
-            image = image[:, :, ::-1]
-        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).float()
-        mean = torch.tensor(self.normalization.mean).view(3, 1, 1)
-        standard_deviation = torch.tensor(self.normalization.deviation).view(3, 1, 1)
-        return (pixels / self.normalization.maximum - mean) / standard_deviation
+
+def transformed(pixels: np.ndarray, meta: ImageMeta) -> Tensor:
+    """Return ``pixels`` (H, W, 3) uint8 as (h, w, 3) uint8, resized and flipped as ``meta`` says.
+
+    ``pixels`` may be smaller than the original image, as `detector.data.images.LoadedImage` decodes large
+    photographs. The result may share their memory.
+    """
+    height, width = meta.input_size
+    if pixels.shape[:2] != (height, width):
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    if meta.flipped or meta.flipped_vertically:
+        pixels = cv2.flip(pixels, _FLIPS[meta.flipped, meta.flipped_vertically])
+    return torch.from_numpy(pixels)
+
+
+_FLIPS = {(True, False): 1, (False, True): 0, (True, True): -1}  # OpenCV's codes, by ImageMeta's two flags

@@ -2,7 +2,7 @@
 
 A checkpoint is a dict of plain values and tensors: ``format``, ``step``, ``config`` (the resolved config
 as nested dicts), ``classes`` and ``model`` (state dict). A detector's has ``score_threshold`` too (chosen on
-validation images, or None). For resuming it has ``optimizer``, ``sampler``, ``random`` (states of torch's
+validation images, or None). For resuming it has ``optimizer``, ``random`` (states of torch's
 generators), ``best`` (the best headline metric so far and its step), ``evaluated`` (the last step that was
 evaluated), ``seconds`` (that the run has taken), ``threads`` (of torch on the CPU) and ``data_fingerprint``
 (digests of the images and annotations by role and split).
@@ -73,8 +73,7 @@ def load_resumable(path: str | Path) -> dict[str, Any]:
         InputError: as ``load_checkpoint``, and for a checkpoint that only holds weights; names the key.
     """
     state = load_checkpoint(path)
-    detects = state["config"].get("task", "detection") == "detection"
-    for key in ("optimizer", "random", "best", "evaluated", *(["sampler"] if detects else [])):
+    for key in ("optimizer", "random", "best", "evaluated"):
         if key not in state:
             raise InputError(
                 f"{path}: the checkpoint has no {key!r}, so a run cannot be resumed from it; a step_N.pt "

@@ -38,6 +38,7 @@ class Decoder(Protocol):
 class Network(Protocol):
     """What a predictor needs of ``models.detector.RegionDetector``, which has to be in evaluation mode."""
 
+    def inputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor: ...
     def features(self, images: Tensor) -> list[Tensor]: ...
     def predict(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
@@ -45,6 +46,13 @@ class Network(Protocol):
     def describe(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
     ) -> tuple[Embedded, HeadOutput]: ...
+
+
+class Classifier(Protocol):
+    """What `ImagePredictor` needs of ``models.detector.RegionDetector``."""
+
+    def inputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor: ...
+    def __call__(self, images: Tensor, rois: Tensor) -> HeadOutput: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -152,7 +160,8 @@ class RegionPredictor:
             meta = view.metas[0]
             key = number if self.scale_rule == "all" else (meta.flipped, meta.flipped_vertically)
             group = groups.setdefault(key, Orientation([], []))
-            group.levels.extend(self.model.features(view.to(self.device).images))
+            images = self.model.inputs(view.to(self.device).images, view.sizes)
+            group.levels.extend(self.model.features(images))
             group.metas.append(meta)
         return list(groups.values())
 
@@ -165,7 +174,7 @@ class ImagePredictor:
     them into scores (1, K).
     """
 
-    model: Callable[[Tensor, Tensor], HeadOutput]
+    model: Classifier
     rois: Callable[[Sequence[ImageMeta]], Tensor]
     scores: Callable[[HeadOutput], Tensor]
     device: torch.device | str = "cpu"
@@ -180,8 +189,8 @@ class ImagePredictor:
         rows = []
         with autocast(self.device, self.precision):
             for view in views:
-                inputs = (view.images, self.rois(view.metas))
-                images, rois = (part.to(self.device, non_blocking=True) for part in inputs)
+                images = self.model.inputs(view.to(self.device).images, view.sizes)
+                rois = self.rois(view.metas).to(self.device, non_blocking=True)
                 rows.append(self.scores(self.model(images, rois))[0])
         return torch.stack(rows).mean(dim=0).cpu()
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,14 +24,13 @@ from detector.core.files import link_or_copy, write_text
 from detector.core.progress import TrainingProgress, note
 from detector.core.structures import ImageRecord
 from detector.engine import checkpoint as checkpoints
-from detector.engine.memory import PeakMemory
+from detector.engine.memory import peak_gpu_memory
 from detector.engine.optim import Schedule, load_optimizer_state, set_learning_rate
 from detector.engine.run_log import RunLog
 
 UNSCORED = -1.0
 """The headline of an evaluation without a metric; of such checkpoints the newest is kept as the best."""
 
-Result = TypeVar("Result")
 AnyEvaluation = TypeVar("AnyEvaluation", bound="Evaluation")
 
 
@@ -66,16 +65,19 @@ class Assessment(Generic[AnyEvaluation]):
 class Scorer(Protocol[AnyEvaluation]):
     """What evaluates the network of a run."""
 
-    def assess(self, model: Any, memory: PeakMemory, *, last: bool) -> Assessment[AnyEvaluation]:
+    def assess(self, model: Any, *, last: bool) -> Assessment[AnyEvaluation]:
         """Evaluate on the validation images and, if ``last`` or without any, on the test images."""
 
     def pictures(self, evaluation: AnyEvaluation) -> list[np.ndarray]:
         """Return a few of the images that chose best.pt with the network's results, (H, W, 3) uint8 RGB."""
 
     def finish(
-        self, folder: Path, checkpoint: Path, evaluation: AnyEvaluation, seconds: float, memory: PeakMemory
+        self, folder: Path, checkpoint: Path, evaluation: AnyEvaluation, costs: Mapping[str, float]
     ) -> None:
-        """Write the results of a finished run and print them; ``checkpoint`` is the one to use."""
+        """Write the results of a finished run and print them; ``checkpoint`` is the one to use.
+
+        ``costs`` are metrics of the run itself, such as ``seconds``.
+        """
 
 
 class Task(Protocol[AnyEvaluation]):
@@ -104,9 +106,6 @@ class Task(Protocol[AnyEvaluation]):
 
     def step(self, batch: Any) -> dict[str, Tensor]:
         """Return the named scalar losses of one batch, whose sum is minimised."""
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the task besides the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +163,8 @@ class Run(Generic[AnyEvaluation]):
         self.best: dict[str, float] = {}  # the best headline so far as "metric", and its "step"
         self.score_threshold: float | None = None
         self.evaluation: AnyEvaluation | None = None  # the last one on the test images
-        self.memory = PeakMemory(task.device)
         self._losses = _RecentLosses()
+        self._waited = _Waiting()
         self._stop = _StopSignal()
 
     def run(self) -> AnyEvaluation:
@@ -178,7 +177,7 @@ class Run(Generic[AnyEvaluation]):
         """
         with (
             self.task.computing(),
-            closing(self.task.batches(self.step)) as batches,  # closing ends its worker processes at once
+            closing(self.task.batches(self.step)) as batches,  # closing ends its threads
             closing(RunLog(self.folder, self.step)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
@@ -187,6 +186,8 @@ class Run(Generic[AnyEvaluation]):
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
             with self._stop:
                 self._train(batches)
+            if self._waited.steps:
+                note(self._waited.summary())
             if self.evaluation is None:  # a finished run that was resumed
                 self._evaluate_again()
         assert self.evaluation is not None  # the last step is always evaluated
@@ -196,7 +197,8 @@ class Run(Generic[AnyEvaluation]):
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
         assert self.evaluation is not None  # there is one after `run`
         best = self._path("best")
-        self.task.scorer.finish(self.folder, best, self.evaluation, self.seconds(), self.memory)
+        costs = {"seconds": round(self.seconds(), 1), **self._waited.metrics()}
+        self.task.scorer.finish(self.folder, best, self.evaluation, costs)
 
     def seconds(self) -> float:
         """Return the seconds that the run has taken, those of the processes before this one included."""
@@ -211,13 +213,13 @@ class Run(Generic[AnyEvaluation]):
             self._save()
         while self.step < settings.steps:
             rate = set_learning_rate(self.optimizer, self.schedule(self.step))
-            batch = self._stop.unless_stopped(lambda: next(batches))
-            if batch is None:
-                break
+            with self._waited.for_data():
+                batch = next(batches)
             losses = self.task.step(batch)
             self._update(losses)
             self.step += 1
             self._losses.add(losses, [meta.image_id for meta in batch.metas])
+            self._waited.end_step()
             self.progress.step(self.step)
             if self._due(settings.log_every):
                 self._record(rate)
@@ -245,24 +247,19 @@ class Run(Generic[AnyEvaluation]):
         self.optimizer.step()
 
     def _record(self, rate: float) -> None:
-        record = self._losses.record(self.step, rate)
-        self.memory.sample_step()
-        record |= self.memory.gpu_metrics()
+        record = self._losses.record(self.step, rate) | self._waited.record()
+        record |= peak_gpu_memory(self.task.device)
         self.log.write("train", record)
         self.progress.record(record)
 
     def _evaluate(self) -> None:
         self._losses.finite(self.step)
-        if self._stop.unless_stopped(self._evaluate_now):
-            self.evaluated = self.step
-        self.task.model.train()
-        self._losses.restart_clock()
-
-    def _evaluate_now(self) -> bool:
         assessment = self._assess(last=self.step == self.settings.steps)
         self._log_evaluation(assessment)
         self._keep_if_best(assessment.headline)
-        return True
+        self.evaluated = self.step
+        self.task.model.train()
+        self._losses.restart_clock()
 
     def _evaluate_again(self) -> None:
         """Evaluate the last step of a finished run, and save it again with the score threshold chosen now.
@@ -275,7 +272,7 @@ class Run(Generic[AnyEvaluation]):
         self._save()
 
     def _assess(self, *, last: bool) -> Assessment[AnyEvaluation]:
-        assessment = self.task.scorer.assess(self.task.model, self.memory, last=last)
+        assessment = self.task.scorer.assess(self.task.model, last=last)
         self.score_threshold = assessment.score_threshold
         if assessment.test is not None:
             self.evaluation = assessment.test
@@ -322,7 +319,6 @@ class Run(Generic[AnyEvaluation]):
             "optimizer": self.optimizer.state_dict(),
             "config": self.config,
             "classes": list(self.task.classes),
-            **self.task.state(),
             "random": checkpoints.random_states(),
             "threads": torch.get_num_threads(),
             "best": self.best,
@@ -448,6 +444,44 @@ class _RecentLosses:
         }
 
 
+class _Waiting:
+    """The time that steps wait for their data, as a part of the time of all steps.
+
+    On a GPU, the time of a step is the time in which the CPU issues its work, which in the long run is the
+    time that the GPU needs for it. Evaluations and checkpoints do not count.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._waited = self._total = 0.0
+        self._recorded = 0, 0.0  # steps and waiting time in the records so far
+
+    @contextmanager
+    def for_data(self) -> Iterator[None]:
+        """Count the time inside as waiting; a step begins here."""
+        self._began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - self._began
+
+    def end_step(self) -> None:
+        self.steps += 1
+        self._total += time.perf_counter() - self._began
+
+    def record(self) -> dict[str, float]:
+        """Return ``data_wait``, the mean time in seconds that a step waited since the last record."""
+        steps, waited = self._recorded
+        self._recorded = self.steps, self._waited
+        return {"data_wait": (self._waited - waited) / max(self.steps - steps, 1)}
+
+    def metrics(self) -> dict[str, float]:
+        """Return ``data_wait_share``, the part of the steps' time, or nothing where this process did none."""
+        return {"data_wait_share": round(self._waited / self._total, 4)} if self.steps else {}
+
+    def summary(self) -> str:
+        wait, step = (1e3 * seconds / self.steps for seconds in (self._waited, self._total))
+        return f"steps waited for data {wait / step:.1%} of their time: {wait:.1f} of {step:.1f} ms per step"
+
+
 class _StopSignal:
     """Notes the first SIGINT or SIGTERM inside its context; a second one interrupts at once."""
 
@@ -461,15 +495,6 @@ class _StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-    def unless_stopped(self, call: Callable[[], Result]) -> Result | None:
-        """Return what ``call`` returns; None if a signal has ended its DataLoader workers."""
-        try:
-            return call()
-        except RuntimeError:
-            if self.number is None:
-                raise
-            return None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.number is not None:

@@ -123,7 +123,9 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
         coder = fixed_coder(num_classes, *constants)
     if isinstance(pool, CropPooling):
         backbone = identity_backbone()  # the convolutions belong to the pool: one pass per region
-    model = RegionDetector(backbone, pool, head, predictor, coder, settings.roi_chunk)
+    model = RegionDetector(
+        backbone, pool, head, predictor, coder, settings.roi_chunk, build_normalization(config)
+    )
     if config.train.trainable == "boxes":  # stage-wise training: Fast R-CNN, section 5.1
         if predictor.bbox_pred is None:
             raise InputError("train.trainable: boxes needs a box layer; set model.box.regression to linear")
@@ -169,7 +171,7 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
 def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
     """Return the sampler of the RoIs of a training step and their targets (Fast R-CNN, section 2.3)."""
     use_difficult = config.data.difficult == "train"
-    return RoISampler(coder, **dict(config.train.sampling), use_difficult=use_difficult, seed=config.seed)
+    return RoISampler(coder, **dict(config.train.sampling), use_difficult=use_difficult)
 
 
 def build_loss(config: Config) -> DetectionLoss:

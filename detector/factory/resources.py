@@ -1,4 +1,4 @@
-"""How many threads compute and how many processes load images, chosen by the number of available cores."""
+"""How many threads compute and how many load images, chosen by the number of available cores."""
 
 from __future__ import annotations
 
@@ -41,17 +41,18 @@ def choose_device(name: str) -> str:
 def use_cores(config: Config, device: str, *, loaders: bool = True) -> None:
     """Set the number of threads of torch and OpenCV for this process, and print the numbers.
 
-    ``loaders`` says whether processes will load images; their number is then printed too.
+    ``loaders`` says whether threads will load images; their number is then printed too.
     ``OMP_NUM_THREADS`` and ``data.workers`` take precedence. Torch never gets more threads than its own
     default, which is the number of physical cores.
     """
     cores = available_cores()
     if not threads_are_chosen():
         torch.set_num_threads(min(torch.get_num_threads(), cores))
-    cv2.setNumThreads(torch.get_num_threads())
+    # The threads that load images resize several at once; OpenCV's own threads would be in their way.
+    cv2.setNumThreads(1 if loaders and worker_count(config, device) > 1 else torch.get_num_threads())
     threads, workers = torch.get_num_threads(), worker_count(config, device)
     loading = (
-        f", {workers} loader process{'es' * (workers != 1)} "
+        f", {workers} loader thread{'s' * (workers != 1)} "
         f"({'chosen; data.workers sets it' if config.data.workers is None else 'data.workers'})"
     )
     note(

@@ -8,10 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from detector.core.structures import Embedded, HeadOutput
+from detector.core.structures import Embedded, HeadOutput, Normalization
 from detector.models.backbones import Backbone
 from detector.models.box_coder import BoxCoder
 from detector.models.heads import BoxHead, BoxPredictor
+from detector.ops.normalize import normalization_table, normalize_images
 
 
 class RegionPool(Protocol):
@@ -25,11 +26,14 @@ class RegionPool(Protocol):
 class RegionDetector(nn.Module):
     """Backbone, region pool, box head and predictor; the same call in training, evaluation and demo.
 
-    RoIs come from outside, as rows (R, 5) in network-input pixels, and the output is used outside:
-    ``DetectionLoss`` in training, ``Postprocess`` otherwise. ``box_coder`` is a part of the network so that
-    its constants are saved with the weights. ``roi_chunk`` is the largest number of RoIs that inference pools
-    and classifies at a time.
+    Images pass through `inputs` first. RoIs come from outside, as rows (R, 5) in network-input pixels, and
+    the output is used outside: ``DetectionLoss`` in training, ``Postprocess`` otherwise. ``box_coder`` is a part
+    of the network so that its constants are saved with the weights; ``normalization`` is what the backbone's
+    weights expect of their input. ``roi_chunk`` is the largest number of RoIs that inference pools and
+    classifies at a time.
     """
+
+    pixel_values: Tensor
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class RegionDetector(nn.Module):
         predictor: BoxPredictor,
         box_coder: BoxCoder,
         roi_chunk: int,
+        normalization: Normalization,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -47,10 +52,20 @@ class RegionDetector(nn.Module):
         self.predictor = predictor
         self.box_coder = box_coder
         self.roi_chunk = roi_chunk
+        self.bgr = normalization.bgr
+        self.register_buffer("pixel_values", normalization_table(normalization), persistent=False)
         self.to(memory_format=torch.channels_last)  # convolutions run about twice as fast on a CPU
 
+    def inputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Return the input (N, 3, H, W) float32 of images (N, H, W, 3) uint8 RGB on the network's device.
+
+        ``sizes`` are the (height, width) of the images without their padding, which becomes 0, the mean
+        colour.
+        """
+        return normalize_images(images, self.pixel_values, sizes, bgr=self.bgr)
+
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the feature levels of images (N, 3, H, W), here a single one (N, C, h, w)."""
+        """Return the feature levels of inputs (N, 3, H, W), here a single one (N, C, h, w)."""
         return [self.backbone(images.contiguous(memory_format=torch.channels_last))]
 
     def embed(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Embedded:

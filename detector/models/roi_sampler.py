@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
-from detector.core.structures import Batch, SampledRoIs, Targets, stack_rois
+from detector.core.structures import DrawnRegions, Targets
 from detector.models.box_coder import BoxCoder
 
 CROWD_OVERLAP = 0.7
@@ -45,6 +46,8 @@ class RoISampler:
     otherwise not used. If one part of the background has too few RoIs, the other part replaces them.
 
     Boxes without an area are never drawn, since nothing can be regressed from them.
+
+    The sampler has no state: what it draws depends on its arguments only, and several threads may share it.
     """
 
     def __init__(
@@ -58,7 +61,6 @@ class RoISampler:
         far_background_fraction: float = 0.0,
         add_targets: bool = True,
         use_difficult: bool = True,
-        seed: int = 0,
     ) -> None:
         # RoIs are drawn on the CPU; if the constants were on a GPU like the network, it would be waited for.
         self.coder = BoxCoder(coder.means.cpu(), coder.deviations.cpu())
@@ -69,21 +71,9 @@ class RoISampler:
         self.far_background_fraction = far_background_fraction
         self.add_targets = add_targets
         self.use_difficult = use_difficult
-        self.generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, batch: Batch) -> SampledRoIs:
-        """Return the RoIs of all images of ``batch``, in the order of the images."""
-        drawn = [
-            self.sample_image(rois, targets)
-            for rois, targets in zip(batch.rois_per_image, batch.targets, strict=True)
-        ]
-        rois, labels, box_targets = zip(*drawn, strict=True)
-        return SampledRoIs(
-            rois=stack_rois(list(rois)), labels=torch.cat(labels), box_targets=torch.cat(box_targets)
-        )
-
-    def sample_image(self, rois: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-        """Return drawn boxes (r, 4), labels (r,) and box targets (r, 4) of one image.
+    def __call__(self, rois: Tensor, targets: Targets, rng: np.random.Generator) -> DrawnRegions:
+        """Return the regions of one image; ``rng`` draws them.
 
         ``rois`` (P, 4) and the boxes of ``targets`` are in the same pixels, and so are the drawn boxes.
         """
@@ -91,32 +81,30 @@ class RoISampler:
         if self.add_targets:
             rois = torch.cat((objects.boxes, rois))
         overlap, match = match_proposals(rois, objects)
-        foreground = self._draw(overlap >= self.foreground_iou, rois, self.foreground_count)
+        foreground = self._draw(overlap >= self.foreground_iou, rois, self.foreground_count, rng)
         background = self._draw_background(
             rois,
             self._is_background(rois, overlap, targets.boxes[targets.crowd]),
             (overlap < self.background_iou[0]) & bool(len(objects)),
             self.rois_per_image - len(foreground),
+            rng,
         )
         chosen = torch.cat((foreground, background))
         labels = torch.zeros(len(chosen), dtype=torch.int64)
         if len(foreground):
             labels[: len(foreground)] = objects.labels[match[foreground]]
         matched = objects.boxes[match[chosen]] if len(objects) else torch.zeros(len(chosen), 4)
-        return rois[chosen], labels, self.coder.encode(rois[chosen], matched, labels)
+        boxes = rois[chosen]
+        return DrawnRegions(boxes, labels, self.coder.encode(boxes, matched, labels))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"])
-
-    def _draw_background(self, rois: Tensor, background: Tensor, is_far: Tensor, count: int) -> Tensor:
+    def _draw_background(
+        self, rois: Tensor, background: Tensor, is_far: Tensor, count: int, rng: np.random.Generator
+    ) -> Tensor:
         """Draw up to ``count`` rows of the mask ``background``, the wanted part of them from ``is_far``."""
         if not self.far_background_fraction:
-            return self._draw(background & ~is_far, rois, count)
-        near = self._draw(background & ~is_far, rois, count)
-        far = self._draw(background & is_far, rois, count)
+            return self._draw(background & ~is_far, rois, count, rng)
+        near = self._draw(background & ~is_far, rois, count, rng)
+        far = self._draw(background & is_far, rois, count, rng)
         wanted = round(count * self.far_background_fraction)
         far_count = min(len(far), max(wanted, count - len(near)))
         return torch.cat((near[: count - far_count], far[:far_count]))
@@ -128,7 +116,8 @@ class RoISampler:
             background &= share.amax(dim=1) <= CROWD_OVERLAP
         return background
 
-    def _draw(self, wanted: Tensor, rois: Tensor, count: int) -> Tensor:
+    def _draw(self, wanted: Tensor, rois: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+        """Draw up to ``count`` of the rows ``wanted`` (P,) that have an area, without repetition."""
         candidates = torch.nonzero(wanted & (box_ops.area(rois) > 0))[:, 0]
-        order = torch.randperm(len(candidates), generator=self.generator)[:count]
-        return candidates[order]
+        order = rng.permutation(len(candidates))[:count]
+        return candidates[torch.from_numpy(order)]

@@ -158,7 +158,7 @@ def open_cache(
     def load(numbers: Sequence[int]) -> Iterable[Sequence[Tensor]]:
         missing = [records[number] for number in numbers]
         views = inference_views(_unflipped(config), missing, no_proposals, device) if missing else iter(())
-        return ([view.images.to(device, non_blocking=True) for view in image] for image in views)
+        return ([model.inputs(view.to(device).images, view.sizes) for view in image] for image in views)
 
     @torch.inference_mode()
     def features(image: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
-from detector.core.structures import HeadOutput, ImageMeta, ImageRecord, SampledRoIs
+from detector.core.structures import HeadOutput, ImageMeta, SampledRoIs
+from detector.data.loader import load
 from detector.data.samplers import TrainingBatches
+from detector.data.samples import region_stream
+from detector.factory.resources import worker_count
 from detector.staged.feature_cache import open_cache
 from detector.tasks.detection import RegionTask
 
@@ -44,26 +47,28 @@ class FineTuningTask(RegionTask[CachedBatch]):
         order = TrainingBatches(
             len(self.records), self.config.train.images_per_batch, self.config.seed, start_step=start
         )
-        return (self._batch([self.records[index] for index, _ in drawn]) for drawn in order)
+        return load(order, self._batch, worker_count(self.config, self.device))
 
     def _output(self, batch: CachedBatch) -> tuple[HeadOutput, SampledRoIs]:
         sampled = batch.sampled.to(self.device)
+        levels = [level.to(self.device, non_blocking=True) for level in batch.levels]
         with self.autocast():
-            return self.model.predict(batch.levels, sampled.rois, sampled.roi_levels), sampled
+            return self.model.predict(levels, sampled.rois, sampled.roi_levels), sampled
 
-    def _batch(self, records: list[ImageRecord]) -> CachedBatch:
+    def _batch(self, keys: Sequence[tuple[int, int]]) -> CachedBatch:
         levels: list[Tensor] = []
         metas: list[ImageMeta] = []
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for record in records:
+        for index, draw in keys:
+            record, rng = self.records[index], region_stream(self.config.seed, draw)
             proposals = self.proposals(record).boxes
-            boxes, labels, box_targets = self.roi_sampler.sample_image(proposals, record.targets)
+            boxes, labels, box_targets = self.draw_regions(proposals, record.targets, rng)
             views = self.cache.views(record.key)
-            drawn = torch.randint(len(views), (len(boxes),), generator=self.roi_sampler.generator)
+            drawn = torch.from_numpy(rng.integers(len(views), size=len(boxes)))
             by_view = torch.stack([view.to_input(boxes) for view in views])
             chosen = by_view[drawn, torch.arange(len(boxes))]
             parts.append((chosen, labels, box_targets, drawn + len(levels)))
-            levels += self.cache.levels(record.key, self.device)
+            levels += self.cache.levels(record.key)
             metas.append(views[0])
         rois, labels, box_targets, roi_levels = (torch.cat(rows) for rows in zip(*parts, strict=True))
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)  # every level is a batch of one

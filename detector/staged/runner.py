@@ -24,7 +24,6 @@ from detector.core.machine import process_seconds
 from detector.core.progress import note
 from detector.core.structures import Detections
 from detector.engine import checkpoint as checkpoints
-from detector.engine.memory import PeakMemory
 from detector.engine.run_log import RunLog, read_log
 from detector.factory.model import initial_model, restore_model
 from detector.factory.weights import check_weights
@@ -94,7 +93,6 @@ class StagedTraining:
         self.folder = folder
         self.device = device
         self.accept_changed_data = accept_changed_data
-        self.memory = PeakMemory(device)
         self._done: list[StageRecord] = []
         self._in_stages = 0.0  # seconds of this process that the stages' own records hold
 
@@ -117,7 +115,7 @@ class StagedTraining:
             )
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text(self.folder / "config.yaml", text)
-        with computing(self.config, self.device, "; go on from the last checkpoint with --resume"):
+        with computing(self.config, self.device):
             return self._run_stages(only)
 
     def check_start(self, *, overwrite: bool = False) -> None:
@@ -146,7 +144,7 @@ class StagedTraining:
 
     def finish(self, evaluation: Evaluation[Detections]) -> None:
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
-        self.scorer.finish(self.folder, self.detector, evaluation, self.seconds(), self.memory)
+        self.scorer.finish(self.folder, self.detector, evaluation, {"seconds": round(self.seconds(), 1)})
 
     def seconds(self) -> float:
         """Return the seconds of all stages, and those of this process outside of them."""
@@ -348,7 +346,7 @@ class StagedTraining:
         finished = _state(self.config, model, tuple(state["classes"]), steps)
         checkpoints.save_checkpoint(self.detector, finished)
         self.scorer = build_scorer(self.config, self.device, classes=state["classes"])
-        assessment = self.scorer.assess(model.to(self.device), self.memory, last=True)
+        assessment = self.scorer.assess(model.to(self.device), last=True)
         if assessment.score_threshold is not None:
             stored = {**finished, "score_threshold": assessment.score_threshold}
             checkpoints.save_checkpoint(self.detector, stored)

@@ -85,7 +85,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
         return {"images": len(self.records)}
 
     def computing(self) -> AbstractContextManager[None]:
-        return computing(self.config, self.device, "; go on from the last checkpoint with --resume")
+        return computing(self.config, self.device)
 
     @abstractmethod
     def batches(self, start: int) -> Generator[AnyBatch, None, None]:
@@ -99,6 +99,3 @@ class BaseTask(ABC, Generic[AnyBatch]):
         """Return the context that computes in ``train.precision``."""
         half = self.config.train.precision == "bfloat16"
         return autocast(self.device, torch.bfloat16 if half else torch.float32)
-
-    def state(self) -> dict[str, Any]:
-        return {}

@@ -76,7 +76,7 @@ class ClassificationTask(BaseTask[Batch]):
     def step(self, batch: Batch) -> dict[str, Tensor]:
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
         rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device, non_blocking=True)
-        images = batch.to(self.device).images
+        images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast():
             output = self.model(images, rois)
         return multi_label_loss(output, presence.to(self.device, non_blocking=True))

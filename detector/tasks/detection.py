@@ -134,10 +134,8 @@ class RegionTask(BaseTask[AnyBatch]):
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
         super().__init__(config, device, state)
-        self.roi_sampler = model_parts.build_roi_sampler(config, self.model.box_coder)
+        self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
-        if state is not None:
-            self.roi_sampler.load_state_dict(state["sampler"])
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
@@ -148,9 +146,6 @@ class RegionTask(BaseTask[AnyBatch]):
     @abstractmethod
     def _output(self, batch: AnyBatch) -> tuple[HeadOutput, SampledRoIs]:
         """Return the network's output for the sampled regions of a batch, and these regions."""
-
-    def state(self) -> dict[str, Any]:
-        return {"sampler": self.roi_sampler.state_dict()}
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
@@ -200,13 +195,16 @@ class DetectionTask(RegionTask[Batch]):
     """Detection that is trained on images."""
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        return loaders.training_batches(self.config, self.records, self.proposals, start, self.device)
+        return loaders.training_batches(
+            self.config, self.records, self.proposals, start, self.device, draw_regions=self.draw_regions
+        )
 
     def _output(self, batch: Batch) -> tuple[HeadOutput, SampledRoIs]:
-        sampled = self.roi_sampler(batch).to(self.device)
-        batch = batch.to(self.device)
+        sampled = batch.sampled
+        assert sampled is not None  # `batches` draws the regions
+        images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast(), loaders.naming(batch.metas):
-            return self.model(batch.images, sampled.rois, sampled.roi_levels), sampled
+            return self.model(images, sampled.rois, sampled.roi_levels), sampled
 
 
 def coco_evaluator(config: Config, split: str, dataset: Dataset) -> CocoEvaluator:

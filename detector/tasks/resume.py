@@ -81,7 +81,7 @@ def find_state(
 
     Raises:
         InputError: every checkpoint is damaged, or the run was made with another data set, model or seed,
-            or has already done more steps.
+            has already done more steps, or was started by a version that drew its regions otherwise.
     """
     best = folder / "checkpoints" / "best.pt"
     paths = [*([best] if best.is_file() else []), *numbered_checkpoints(folder / "checkpoints")]
@@ -91,6 +91,13 @@ def find_state(
     for unfinished in (folder / "checkpoints").glob(".*.tmp"):
         unfinished.unlink()  # a run killed while it saved leaves one
     path, state = _newest_sound(paths)
+    if "sampler" in state:
+        raise InputError(
+            f"{path}: the run was started by an earlier version, which drew the regions of a step from one "
+            "random generator; they now depend on seed, step and image only, so this version cannot continue "
+            "the run exactly. Finish it with that version, or name the checkpoint in train.initial_weights "
+            "of a new run"
+        )
     check_changes(state, config, str(path), ignored=ignored)
     if config.train.steps is not None and state["step"] > config.train.steps:
         raise InputError(

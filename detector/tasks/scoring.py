@@ -10,7 +10,7 @@ import math
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,11 +24,10 @@ from detector.core.errors import InputError, listed
 from detector.core.files import file_name_of
 from detector.core.progress import note, show, track
 from detector.core.structures import ImageRecord, ProposalSource
-from detector.data.loader import workers_watched
 from detector.data.source import Dataset
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.determinism import cuda_algorithms
-from detector.engine.memory import PeakMemory
+from detector.engine.memory import peak_memory
 from detector.engine.run import UNSCORED, Assessment
 from detector.engine.run_folder import note_pictures
 from detector.engine.run_log import read_log
@@ -119,9 +118,9 @@ class Evaluation(Generic[Result]):
 
 
 @contextmanager
-def computing(config: Config, device: str, advice: str = "") -> Iterator[None]:
-    """Compute with the config's algorithms; a loader process that dies is one clear error with ``advice``."""
-    with workers_watched(advice), cuda_algorithms(device, deterministic=config.train.deterministic):
+def computing(config: Config, device: str) -> Iterator[None]:
+    """Compute with the config's algorithms."""
+    with cuda_algorithms(device, deterministic=config.train.deterministic):
         yield
 
 
@@ -178,9 +177,7 @@ class Scorer(ABC, Generic[Result]):
             coco=self._coco_evaluator(split, dataset),
         )
 
-    def evaluate(
-        self, model: RegionDetector, test_set: TestSet | None = None, memory: PeakMemory | None = None
-    ) -> Evaluation[Result]:
+    def evaluate(self, model: RegionDetector, test_set: TestSet | None = None) -> Evaluation[Result]:
         """Run the network over ``test_set``, by default the test split, and score its results.
 
         For a split without annotations, the metrics hold ``annotated: False`` instead of scores.
@@ -194,8 +191,6 @@ class Scorer(ABC, Generic[Result]):
         for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
             with naming(image[0].metas):
                 results[image[0].metas[0].image_id] = predict(image)
-            if memory is not None and len(results) % 20 == 1:
-                memory.sample()
         evaluator = self._compare(test_set, results)
         seconds = time.perf_counter() - started
         metrics = {
@@ -206,18 +201,16 @@ class Scorer(ABC, Generic[Result]):
         }
         return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
 
-    def assess(
-        self, model: RegionDetector, memory: PeakMemory, *, last: bool
-    ) -> Assessment[Evaluation[Result]]:
+    def assess(self, model: RegionDetector, *, last: bool) -> Assessment[Evaluation[Result]]:
         """Score the network on the validation images and, if ``last`` or without any, on the test images.
 
         The score threshold is chosen on the validation images, and applied to the test images.
         """
-        validation = None if self.validation is None else self.evaluate(model, self.validation, memory)
+        validation = None if self.validation is None else self.evaluate(model, self.validation)
         point = self.choose_point(validation)
         test = None
         if last or validation is None:
-            test = self.evaluate(model, memory=memory)
+            test = self.evaluate(model)
             test = test if validation is None else test.with_validation(validation, point)
         if last:
             self.note_point(point, validation)
@@ -251,15 +244,15 @@ class Scorer(ABC, Generic[Result]):
         folder: Path,
         checkpoint: Path,
         evaluation: Evaluation[Result],
-        seconds: float,
-        memory: PeakMemory,
+        costs: Mapping[str, float],
     ) -> None:
         """Write the results of a finished run: result files, pictures, ``metrics.json`` and ``run.png``.
 
-        Then print the metrics, and the command that uses ``checkpoint``, the run's best one.
+        Then print the metrics, and the command that uses ``checkpoint``, the run's best one. ``costs`` are
+        added to the metrics: ``seconds`` and others.
         """
         self.write_results(folder, evaluation)
-        metrics = {**evaluation.metrics, "seconds": round(seconds, 1), **memory.metrics()}
+        metrics = {**evaluation.metrics, **costs, **peak_memory(self.device)}
         losses, history = run_history(folder)
         charts = run_charts(
             losses=losses,
