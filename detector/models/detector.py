@@ -26,8 +26,8 @@ class RegionPool(Protocol):
 class RegionDetector(nn.Module):
     """Backbone, region pool, box head and predictor; the same call in training, evaluation and demo.
 
-    Images pass through `inputs` first. RoIs come from outside, as rows (R, 5) in network-input pixels, and
-    the output is used outside: ``DetectionLoss`` in training, ``Postprocess`` otherwise. ``box_coder`` is a part
+    Images pass through `inputs` first. RoIs come from outside, as rows (R, 5) in network-input pixels;
+    the output goes to ``DetectionLoss`` in training and to ``Postprocess`` otherwise. ``box_coder`` is a part
     of the network so that its constants are saved with the weights; ``normalization`` is what the backbone's
     weights expect of their input. ``roi_chunk`` is the largest number of RoIs that inference pools and
     classifies at a time.
