@@ -24,9 +24,7 @@ def normalization_table(normalization: Normalization) -> Tensor:
     return (pixels / normalization.maximum - mean) / deviation
 
 
-def normalize_images(
-    images: Tensor, table: Tensor, sizes: Sequence[tuple[int, int]], *, bgr: bool
-) -> Tensor:
+def normalize_images(images: Tensor, table: Tensor, sizes: Sequence[tuple[int, int]], *, bgr: bool) -> Tensor:
     """Return the network input for a padded batch of images; the bits are the same on CPU and CUDA.
 
     The host does not wait for the device. There is no gradient, because images are data.
@@ -59,9 +57,7 @@ def _check(images: Tensor, table: Tensor, sizes: Sequence[tuple[int, int]]) -> N
         if tensor.dtype != dtype:
             raise TypeError(f"normalize_images: {name} must be of type {dtype}, not {tensor.dtype}")
     if images.dim() != 4 or images.shape[3] != 3:
-        raise ValueError(
-            f"normalize_images: images must have shape (N, H, W, 3), not {tuple(images.shape)}"
-        )
+        raise ValueError(f"normalize_images: images must have shape (N, H, W, 3), not {tuple(images.shape)}")
     if tuple(table.shape) != (3, 256):
         raise ValueError(f"normalize_images: table must have shape (3, 256), not {tuple(table.shape)}")
     for name, tensor in (("images", images), ("table", table)):
