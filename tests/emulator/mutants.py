@@ -238,8 +238,8 @@ EDITS = [
     Mutant(
         "images are read from the first",
         "images/cuda/normalize.cu",
-        "const int64_t image = start.image + y / job.height;",
-        "const int64_t image = start.image;",
+        "image = start.image + y / job.height;",
+        "image = start.image;",
     ),
     Mutant(
         "the padding at the right is not 0",

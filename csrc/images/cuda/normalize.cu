@@ -41,20 +41,19 @@ __device__ __forceinline__ void read_block(const uint8_t* from, int count, uint8
 
 // Where the block's first pixel lies.
 struct Start {
-  int64_t image;
-  uint32_t y, x;
+  uint32_t image, y, x;
 };
 
 __device__ __forceinline__ Start start_of(const Job& job, int64_t pixel) {
   const int64_t row = pixel / job.width, image = row / job.height;
-  return {image, static_cast<uint32_t>(row - image * job.height),
+  return {static_cast<uint32_t>(image), static_cast<uint32_t>(row - image * job.height),
           static_cast<uint32_t>(pixel - row * job.width)};
 }
 
 // Whether a pixel, counted from the first of the block, belongs to an image and not to the padding.
 __device__ __forceinline__ bool is_inside(const Job& job, const Start& start, int pixel) {
   const uint32_t x = start.x + pixel, y = start.y + x / job.width;
-  const int64_t image = start.image + y / job.height;
+  const uint32_t image = start.image + y / job.height;
   return y % job.height < job.heights[image] && x % job.width < job.widths[image];
 }
 
@@ -82,10 +81,13 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_consta
       const int source = 3 * (pixel + second) + (bgr ? 2 - c : c);
       values[k] = (second ? next : here) ? table[c * kLevels + tile[source]] : 0.0f;
     }
-    if (at + 4 <= count)
+    if (at + 4 <= count) {
       *reinterpret_cast<float4*>(to + at) = make_float4(values[0], values[1], values[2], values[3]);
-    else
-      for (int k = 0; at + k < count; ++k) to[at + k] = values[k];
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (at + k < count) to[at + k] = values[k];
+    }
   }
 }
 
