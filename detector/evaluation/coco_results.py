@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detector.core.errors import InputError
 from detector.core.files import MAX_FLOAT32, read_json, write_text
 from detector.core.structures import Detections
@@ -32,9 +35,29 @@ def to_results(image_id: int, detections: Detections, category_ids: Sequence[int
     ]
 
 
-def write_coco_results(path: Path | str, results: Iterable[Result]) -> None:
-    """Write a results file. Raises InputError if the file cannot be written."""
-    write_text(Path(path), "[" + ",\n".join(json.dumps(one, allow_nan=False) for one in results) + "]\n")
+def write_coco_results(
+    path: Path | str,
+    images: Iterable[tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]],
+    category_ids: Sequence[int],
+) -> None:
+    """Write a results file of images: COCO's id, boxes (D, 4), scores (D,) and places in ``category_ids`` (D,).
+
+    Boxes are (x, y, width, height) in pixels. The text is that of `json.dumps`.
+
+    Raises:
+        InputError: the file cannot be written.
+        ValueError: a number is not finite, which JSON cannot express.
+    """
+    categories = [json.dumps(one) for one in category_ids]
+    lines = []
+    for image_id, boxes, scores, places in images:
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError(f"image {image_id}: a detection has a number that is not finite")
+        start = f'{{"image_id": {json.dumps(image_id)}, "category_id": '
+        # A list of finite floats has the same text in Python and in JSON.
+        rows = zip(places.tolist(), boxes.tolist(), scores.tolist(), strict=True)
+        lines += [f'{start}{categories[at]}, "bbox": {box}, "score": {score}}}' for at, box, score in rows]
+    write_text(Path(path), "[" + ",\n".join(lines) + "]\n")
 
 
 def read_coco_results(path: Path | str, sizes: Sizes, category_ids: Collection[int]) -> list[Result]:

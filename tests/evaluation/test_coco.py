@@ -7,10 +7,12 @@ import copy
 import io
 import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
@@ -20,6 +22,7 @@ from rich.console import Console
 from detector.core.errors import InputError
 from detector.core.structures import Detections, ImageRecord, Targets
 from detector.evaluation.coco import CocoEvaluator, ground_truth_of, score_coco_results
+from detector.evaluation.coco_metrics import CocoDetections, CocoObjects, coco_curves
 from detector.evaluation.report import COCO_METRICS, coco_table
 
 FOLDER = Path(__file__).parents[2] / "data" / "coco_eval"
@@ -49,17 +52,25 @@ def evaluator_of(records: Sequence[ImageRecord], classes: Sequence[str]) -> Coco
     return CocoEvaluator(ground_truth_of(records, classes), classes, image_ids)
 
 
-def direct(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """Call pycocotools as its own demo does."""
+def evaluation_of(
+    truth: dict[str, Any], results: list[dict[str, Any]], image_ids: Sequence[int] | None = None
+) -> COCOeval:
+    """Call pycocotools as its own demo does, for some images or for all."""
     with contextlib.redirect_stdout(io.StringIO()):
         index = COCO()
         index.dataset = copy.deepcopy(truth)
         index.createIndex()
         evaluation = COCOeval(index, index.loadRes(copy.deepcopy(results)), "bbox")
+        if image_ids is not None:
+            evaluation.params.imgIds = sorted(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(COCO_METRICS, evaluation.stats.tolist(), strict=True))
+    return evaluation
+
+
+def direct(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    return dict(zip(COCO_METRICS, evaluation_of(truth, results).stats.tolist(), strict=True))
 
 
 def random_records(seed: int, images: int = 12) -> tuple[list[ImageRecord], list[Detections]]:
@@ -113,6 +124,90 @@ def as_coco(
             box = [x1, y1, x2 - x1, y2 - y1]
             results.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
     return truth, results
+
+
+def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
+    """Return ground truth, results and the ids of the scored images, with all that makes matching hard.
+
+    Few sizes of boxes and few scores make equal IoUs, IoUs at a threshold, areas at a limit and equal scores
+    frequent. There are crowd regions, images without objects or detections, images that are not scored, classes
+    without objects, ids below zero, and many detections of one class on one image.
+    """
+    draw = random.Random(seed)
+    images = draw.sample(range(-50, 10**12), draw.randint(1, 12))
+    categories = draw.sample(range(-5, 100), draw.randint(1, 4))
+    side = draw.choice([(8, 10), (10, 12, 20), (30, 32, 34), (90, 96, 100, 9.5)])
+
+    def box() -> list[float]:
+        return [draw.randint(0, 6), draw.choice([0, 1, 2.5]), draw.choice(side), draw.choice(side)]
+
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for _ in range(draw.choice([0, 1, 3, 8])):
+            one = {"id": len(annotations) + 1, "image_id": image, "category_id": draw.choice(categories[:3])}
+            one |= {"bbox": box(), "iscrowd": int(draw.random() < 0.2)}
+            width, height = one["bbox"][2:]
+            annotations.append(one | {"area": draw.choice([width * height, 32**2, 96**2, 0])})
+    results = [
+        {
+            "image_id": image,
+            "category_id": draw.choice(categories),
+            "bbox": box(),
+            "score": draw.choice([0.25, 0.5, 0.75, draw.random()]),
+        }
+        for image in images
+        for _ in range(draw.choice([0, 3, 20, 20, 250]) or image == images[0])
+    ]
+    truth: dict[str, Any] = {
+        "images": [{"id": image} for image in images],
+        "categories": [{"id": one, "name": str(one)} for one in categories],
+        "annotations": annotations,
+    }
+    return truth, results, [image for image in images if draw.random() < 0.9]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_digit_is_that_of_pycocotools(seed: int) -> None:
+    truth, results, image_ids = random_case(seed)
+    evaluation = evaluation_of(truth, results, image_ids)
+    evaluator = CocoEvaluator(truth)
+    evaluator.add(image_ids, [one for one in results if one["image_id"] in image_ids])
+    metrics = evaluator.compute()
+    expected = [math.nan if value == -1 else value for value in evaluation.stats.tolist()]
+    assert repr([metrics[name] for name in COCO_METRICS]) == repr(expected)
+    for place, category_id in enumerate(evaluation.params.catIds):
+        precision = evaluation.eval["precision"][:, :, place, 0, -1]
+        known = [math.nan, math.nan] if -1 in precision else [precision.mean(), precision[0].mean()]
+        row = metrics["per_class"][str(category_id)]
+        assert repr([row["AP"], row["AP50"]]) == repr([float(value) for value in known])
+        mine = [one for one in results if one["image_id"] in image_ids and one["category_id"] == category_id]
+        assert row["detections"] == len(mine)
+
+
+def test_the_precision_at_every_recall_is_that_of_pycocotools() -> None:
+    records, detections = random_records(5, images=40)
+    truth, results = as_coco(records, detections)
+    evaluation = evaluation_of(truth, results)
+    objects, found = truth["annotations"], results
+    curves = coco_curves(
+        CocoObjects(
+            images=np.array([one["image_id"] for one in objects]),
+            categories=np.array([one["category_id"] - 1 for one in objects]),
+            boxes=np.array([one["bbox"] for one in objects]),
+            areas=np.array([one["area"] for one in objects]),
+            crowd=np.array([bool(one["iscrowd"]) for one in objects]),
+        ),
+        CocoDetections(
+            images=np.array([one["image_id"] for one in found]),
+            categories=np.array([one["category_id"] - 1 for one in found]),
+            boxes=np.array([one["bbox"] for one in found]),
+            scores=np.array([one["score"] for one in found]),
+        ),
+        categories=2,
+    )
+    assert np.array_equal(curves.precision, evaluation.eval["precision"][..., -1])
+    assert np.array_equal(curves.recall, evaluation.eval["recall"])
+    assert 0.1 < curves.precision.mean() < 0.9
 
 
 @needs_demo
@@ -215,6 +310,11 @@ def test_misuse_is_an_error() -> None:
     wrong = Detections(boxes=found.boxes, scores=found.scores, labels=found.labels + 2)
     with pytest.raises(ValueError, match=r"labels must be 1\.\.2"):
         evaluator.update(["001"], [wrong])
+    unknown = {"image_id": 3, "category_id": 5, "bbox": [1, 1, 2, 2], "score": 0.5}
+    with pytest.raises(ValueError, match="category 5 is none of the classes"):
+        evaluator.add([3], [unknown])
+    with pytest.raises(ValueError, match="image 3 is not among those given"):
+        evaluator.add([4], [unknown])
 
 
 GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
