@@ -1,14 +1,14 @@
 """Time and memory of an evaluation of COCO's size: this project, pycocotools and faster-coco-eval.
 
-    python benchmarks/coco_evaluation.py                            5,000 images, 80 classes, 100 detections each
-    python benchmarks/coco_evaluation.py --images 500 --rounds 5    a quick run
+    python benchmarks/coco_evaluation.py                 5,000 images, 80 classes, 100 detections per image
+    python benchmarks/coco_evaluation.py --images 500    a quick run
 
-Ground truth as in COCO's val2017 is drawn at random: about 36,000 objects with its range of sizes, its uneven
-frequencies of classes and its share of crowd regions. The detections are objects with shifted edges and random
-boxes; their scores have three decimals, so that many are equal. Each evaluator gets the same ground truth, as
-the dictionary of an annotation file, and the same `Detections`, and returns the twelve metrics and the metrics
-of each class. The numbers of this project must equal those of pycocotools in every digit; otherwise the
-benchmark fails.
+Ground truth as in COCO's val2017 is drawn at random: about 36,000 objects with its range of sizes, its
+uneven frequencies of classes and its share of crowd regions. The detections are objects with shifted edges
+and random boxes; their scores have three decimals, so that many are equal. Each evaluator gets the same
+ground truth, as the dictionary of an annotation file, and the same `Detections`, and returns the twelve
+metrics and the metrics of each class. The numbers of this project must equal those of pycocotools in every
+digit; otherwise the benchmark fails.
 
 The evaluators run alternately in one process, in both orders; the table shows the medians and the medians of
 the ratios within a round. The memory is the growth of the peak of a fresh process. faster-coco-eval is no
@@ -68,8 +68,8 @@ def main() -> None:
     case = make_case(*size)
     objects = case.records.objects
     print(
-        f"{len(case.records)} images, {len(case.classes)} classes, {len(objects)} objects, {objects.crowd.sum()} "
-        f"of them crowds, {sum(map(len, case.detections))} detections"
+        f"{len(case.records)} images, {len(case.classes)} classes, {len(objects)} objects, "
+        f"{objects.crowd.sum()} of them crowds, {sum(map(len, case.detections))} detections"
     )
     evaluators: dict[str, Callable[[Case], Metrics]] = {"pycocotools": by_pycocotools}
     if importlib.util.find_spec("faster_coco_eval") is not None:
@@ -119,7 +119,9 @@ def make_case(images: int, classes: int, detections: int, seed: int) -> Case:
     texts = Texts.of(str(one) for one in ids)
     sizes = np.full((images, 2), (HEIGHT, WIDTH), np.int32)
     records = Records(folder=Path(), files=texts, image_ids=texts, keys=texts, sizes=sizes, objects=objects)
-    truth = with_ids(ground_truth_of(records, names), ids.tolist(), [label + label // 9 for label in range(classes + 1)])
+    truth = with_ids(
+        ground_truth_of(records, names), ids.tolist(), [label + label // 9 for label in range(classes + 1)]
+    )
     found = [
         random_detections(draw, records.objects, number, detections, frequency) for number in range(images)
     ]
@@ -195,7 +197,9 @@ def by_voc(case: Case) -> Metrics:
 
 
 def by_pycocotools(case: Case) -> Metrics:
-    return by_coco_api(case, importlib.import_module("pycocotools.coco").COCO, "pycocotools.cocoeval", "COCOeval")
+    return by_coco_api(
+        case, importlib.import_module("pycocotools.coco").COCO, "pycocotools.cocoeval", "COCOeval"
+    )
 
 
 def by_faster_coco_eval(case: Case) -> Metrics:
@@ -204,7 +208,7 @@ def by_faster_coco_eval(case: Case) -> Metrics:
 
 
 def by_coco_api(case: Case, index: Any, module: str, name: str) -> Metrics:
-    """Evaluate with pycocotools' interface: ``index`` is a class COCO, and the class ``name`` is its evaluator."""
+    """Evaluate with pycocotools' interface: ``index`` is a class COCO, ``name`` that of the evaluator."""
     evaluator = getattr(importlib.import_module(module), name)
     by_name = {one["name"]: one["id"] for one in case.truth["categories"]}
     ids = [by_name[one] for one in case.classes]
@@ -257,7 +261,9 @@ def check(results: dict[str, Metrics]) -> None:
             continue
         different = differences(metrics, expected)
         largest = f", the largest difference is {max(different.values()):.1e}" if different else ""
-        print(f"{name}: {total - len(different)} of {total} numbers equal pycocotools' in every digit{largest}")
+        print(
+            f"{name}: {total - len(different)} of {total} numbers equal pycocotools' in every digit{largest}"
+        )
         if different and "this project" in name:
             raise SystemExit(f"different: {different}")
 
@@ -283,7 +289,9 @@ def peak_memory(evaluate: Callable[[Case], Metrics], size: tuple[int, int, int, 
     return answers.get()
 
 
-def measure_memory(evaluate: Callable[[Case], Metrics], size: tuple[int, int, int, int], answers: Any) -> None:
+def measure_memory(
+    evaluate: Callable[[Case], Metrics], size: tuple[int, int, int, int], answers: Any
+) -> None:
     evaluate(make_case(20, size[1], 10, 1))  # imports and first calls
     case = make_case(*size)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts at the present size

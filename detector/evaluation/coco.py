@@ -3,9 +3,9 @@
 The ground truth is a dictionary as in COCO's annotation files, with ``images``, ``categories`` and
 ``annotations``. Crowd regions are ignored as COCO ignores them. Objects with ``ignore: 1`` or
 ``difficult: 1`` are ignored too: missing one is not counted, and a detection on one is not a false positive.
-pycocotools itself overwrites ``ignore`` by ``iscrowd``, so these objects are treated as crowd regions, which is
-the only way in which it ignores an object. COCO's own annotation files have neither flag, so their metrics are
-exactly those of pycocotools.
+They are treated as crowd regions, because only those are ignored by pycocotools, which overwrites ``ignore``
+by ``iscrowd``. COCO's own annotation files have neither flag, so their metrics are exactly those of
+pycocotools.
 """
 
 from __future__ import annotations
@@ -153,8 +153,7 @@ class CocoEvaluator:
         """Return the objects of the images given so far, which are numbered in the order of their ids."""
         number = {image_id: number for number, image_id in enumerate(sorted(self._results))}
         images = np.array([number.get(one, -1) for one in self._images_of_objects], dtype=np.int64)
-        given = images >= 0
-        return CocoObjects(*(column[given] for column in self._objects._replace(images=images)))
+        return self._objects._replace(images=images).take(images >= 0)
 
     def _all_detections(self) -> CocoDetections:
         every = [results for _, results in sorted(self._results.items())]

@@ -3,10 +3,11 @@
 The numbers equal those of pycocotools (COCOeval with ``iouType="bbox"`` and its default parameters) in every
 digit; the tests compare with ``==``. All sums are made in its order, and the IoU is computed by pycocotools.
 
-Detections are matched for each image, category, IoU threshold and range of areas on its own, by decreasing
-score. Each takes the object with the largest IoU, the last of equal ones, among those that reach the threshold
-and are not taken; ignored objects only where there is no other, and crowd regions as often as wanted. Objects
-outside the range of areas are ignored, and so are detections outside of it that match nothing.
+Each combination of image, category, IoU threshold and range of areas is matched on its own. The detections,
+by decreasing score, take the object with the largest IoU (the last of equal ones) among those that reach the
+threshold and are not taken. An ignored object is taken only where no other object can be; a crowd region can
+be taken several times. Objects outside the range of areas are ignored, and so are detections outside of it
+that take no object.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class CocoObjects(NamedTuple):
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
 
+    def take(self, rows: NDArray[Any]) -> CocoObjects:
+        """Return the objects of ``rows``, a mask (G,) or indices (n,)."""
+        columns: list[Any] = [column[rows] for column in self]
+        return CocoObjects(*columns)
+
 
 class CocoDetections(NamedTuple):
     """D detections; of equal scores, the one of the lower image, then the one given earlier, comes first.
@@ -56,6 +62,11 @@ class CocoDetections(NamedTuple):
     categories: NDArray[np.int64]
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
+
+    def take(self, rows: NDArray[Any]) -> CocoDetections:
+        """Return the detections of ``rows``, a mask (D,) or indices (n,)."""
+        columns: list[Any] = [column[rows] for column in self]
+        return CocoDetections(*columns)
 
 
 class CocoCurves(NamedTuple):
@@ -101,7 +112,7 @@ class _Pairs(NamedTuple):
 
 
 class _Matches(NamedTuple):
-    """M matches: a detection, the number of an IoU threshold, and the object that the detection takes there."""
+    """M matches: a detection, the number of an IoU threshold, and the object that the detection takes."""
 
     detection: NDArray[np.int64]
     threshold: NDArray[np.int64]
@@ -140,14 +151,14 @@ def coco_curves(objects: CocoObjects, detections: CocoDetections, categories: in
 def _best_of_each_image(
     detections: CocoDetections, categories: int
 ) -> tuple[CocoDetections, NDArray[np.int64]]:
-    """Return the detections that may count, sorted by image, category and falling score, and their ranks."""
+    """Return the detections that may count, by image, category and decreasing score, and their ranks."""
     group = detections.images * categories + detections.categories
     order = np.lexsort((-detections.scores, group))
     group = group[order]
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     ranks = np.arange(len(group)) - np.repeat(starts, np.diff(starts, append=len(group)))
     kept = ranks < MAX_DETECTIONS[-1]
-    return CocoDetections(*(column[order[kept]] for column in detections)), ranks[kept]
+    return detections.take(order[kept]), ranks[kept]
 
 
 def _pairs(objects: CocoObjects, detections: CocoDetections) -> _Pairs:
@@ -185,9 +196,9 @@ def _match(
     turns = _turns(pairs, detections)
     # The pairs of a detection one after the other, the one that it prefers last.
     order = np.lexsort((pairs.object, pairs.iou, counts[pairs.object], pairs.detection, turns))
-    turns, (detection, target, iou) = turns[order], (column[order] for column in pairs)
+    turns, detection, target = turns[order], pairs.detection[order], pairs.object[order]
     taken = np.zeros((len(objects.areas), len(_REACHED)), dtype=bool)
-    reaches, is_crowd = iou[:, None] >= _REACHED, objects.crowd[target, None]
+    reaches, is_crowd = pairs.iou[order, None] >= _REACHED, objects.crowd[target, None]
     bounds = np.flatnonzero(np.diff(turns, prepend=-1, append=-1)).tolist()
     none = np.zeros(0, dtype=np.int64)
     matches = [(none, none, none)]
@@ -207,7 +218,7 @@ def _match(
 def _turns(pairs: _Pairs, detections: CocoDetections) -> NDArray[np.int64]:
     """Return, for each pair, how many detections of its image and category with a pair come before its own.
 
-    The pairs are in the order of the detections, which are sorted by image, category and falling score.
+    The pairs are in the order of the detections, which are sorted by image, category and decreasing score.
     """
     is_next = np.diff(pairs.detection, prepend=-1) != 0
     number = np.cumsum(is_next) - 1
@@ -228,7 +239,8 @@ def _wrong_before(
     """Return (M,) how many wrong detections of its category come before each match, at its threshold.
 
     Wrong are those that match nothing and are ``inside`` (D,) the range of areas. ``of_class`` (D,) are the
-    categories of the detections, sorted by category and falling score; `_by_threshold` has sorted the matches.
+    categories of the detections, which are sorted by category and decreasing score. The matches are sorted
+    by `_by_threshold`.
     """
     inside_before = np.concatenate(([0], np.cumsum(inside)))
     matched_before = np.concatenate(([0], np.cumsum(inside[matches.detection])))
@@ -247,9 +259,9 @@ def _fill(
 ) -> None:
     """Set ``precision`` (10, 101, K) where objects count; ``counted`` (K,) is their number.
 
-    H hits are given by the number of their curve, threshold * K + category, with the ``wrong`` detections before
-    each. Precision falls from one hit to the next, so that hits decide where it is highest; and a recall is
-    first reached at a hit.
+    Each of H hits has the number of its ``curve``, threshold * K + category, and the number of ``wrong``
+    detections before it. Only hits matter: precision never rises at another detection, and a recall is first
+    reached at a hit.
     """
     bounds = np.searchsorted(curve, np.arange(len(precision) * len(counted) + 1))
     for category in np.flatnonzero(counted).tolist():

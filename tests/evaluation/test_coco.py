@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
@@ -22,7 +21,7 @@ from rich.console import Console
 from detector.core.errors import InputError
 from detector.core.structures import Detections, ImageRecord, Targets
 from detector.evaluation.coco import CocoEvaluator, ground_truth_of, score_coco_results
-from detector.evaluation.coco_metrics import CocoDetections, CocoObjects, coco_curves
+from detector.evaluation.coco_results import to_results
 from detector.evaluation.report import COCO_METRICS, coco_table
 
 FOLDER = Path(__file__).parents[2] / "data" / "coco_eval"
@@ -130,8 +129,8 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[i
     """Return ground truth, results and the ids of the scored images, with all that makes matching hard.
 
     Few sizes of boxes and few scores make equal IoUs, IoUs at a threshold, areas at a limit and equal scores
-    frequent. There are crowd regions, images without objects or detections, images that are not scored, classes
-    without objects, ids below zero, and many detections of one class on one image.
+    frequent. There are crowd regions, images without objects or detections, images that are not scored,
+    classes without objects, ids below zero, and many detections of one class on one image.
     """
     draw = random.Random(seed)
     images = draw.sample(range(-50, 10**12), draw.randint(1, 12))
@@ -144,10 +143,17 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[i
     annotations: list[dict[str, Any]] = []
     for image in images:
         for _ in range(draw.choice([0, 1, 3, 8])):
-            one = {"id": len(annotations) + 1, "image_id": image, "category_id": draw.choice(categories[:3])}
-            one |= {"bbox": box(), "iscrowd": int(draw.random() < 0.2)}
-            width, height = one["bbox"][2:]
-            annotations.append(one | {"area": draw.choice([width * height, 32**2, 96**2, 0])})
+            x, y, width, height = box()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": draw.choice(categories[:3]),
+                    "bbox": [x, y, width, height],
+                    "area": draw.choice([width * height, 32**2, 96**2, 0]),
+                    "iscrowd": int(draw.random() < 0.2),
+                }
+            )
     results = [
         {
             "image_id": image,
@@ -182,32 +188,6 @@ def test_every_digit_is_that_of_pycocotools(seed: int) -> None:
         assert repr([row["AP"], row["AP50"]]) == repr([float(value) for value in known])
         mine = [one for one in results if one["image_id"] in image_ids and one["category_id"] == category_id]
         assert row["detections"] == len(mine)
-
-
-def test_the_precision_at_every_recall_is_that_of_pycocotools() -> None:
-    records, detections = random_records(5, images=40)
-    truth, results = as_coco(records, detections)
-    evaluation = evaluation_of(truth, results)
-    objects, found = truth["annotations"], results
-    curves = coco_curves(
-        CocoObjects(
-            images=np.array([one["image_id"] for one in objects]),
-            categories=np.array([one["category_id"] - 1 for one in objects]),
-            boxes=np.array([one["bbox"] for one in objects]),
-            areas=np.array([one["area"] for one in objects]),
-            crowd=np.array([bool(one["iscrowd"]) for one in objects]),
-        ),
-        CocoDetections(
-            images=np.array([one["image_id"] for one in found]),
-            categories=np.array([one["category_id"] - 1 for one in found]),
-            boxes=np.array([one["bbox"] for one in found]),
-            scores=np.array([one["score"] for one in found]),
-        ),
-        categories=2,
-    )
-    assert np.array_equal(curves.precision, evaluation.eval["precision"][..., -1])
-    assert np.array_equal(curves.recall, evaluation.eval["recall"])
-    assert 0.1 < curves.precision.mean() < 0.9
 
 
 @needs_demo
@@ -255,6 +235,31 @@ def test_results_written_and_read_score_the_same(tmp_path: Path) -> None:
     assert from_file["per_class"] == metrics["per_class"]
     numbers = [{name: one[name] for name in COCO_METRICS} for one in (from_file, metrics)]
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-15, nan_ok=True)
+
+
+def test_the_results_file_is_what_json_writes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.randn(300, 4, generator=generator) * 10.0 ** torch.randint(
+        -30, 30, (300, 4), generator=generator
+    )
+    labels = torch.randint(1, 3, (300,), generator=generator)
+    found = Detections(boxes=boxes, scores=torch.rand(300, generator=generator), labels=labels)
+    truth: dict[str, Any] = {
+        "images": [{"id": -7}, {"id": 2**70}],
+        "categories": [{"id": 9, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "annotations": [],
+    }
+    evaluator = CocoEvaluator(truth, ["cat", "dog"])
+    evaluator.update([str(2**70), "-7"], [Detections.empty(), found])
+    evaluator.write_results(tmp_path / "results.json")
+    lines = ",\n".join(map(json.dumps, to_results(-7, found, [9, 3])))
+    assert (tmp_path / "results.json").read_text() == f"[{lines}]\n"
+    evaluator.reset()
+    infinite = torch.tensor([[0, 0, torch.inf, 1]]).repeat(300, 1)
+    evaluator.update(["-7"], [Detections(boxes=infinite, scores=found.scores, labels=labels)])
+    with pytest.raises(ValueError, match="not finite"):
+        evaluator.write_results(tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_annotation_id_zero_can_be_found() -> None:
@@ -329,6 +334,13 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([GOOD, {**GOOD, "category_id": "cat"}], "entry 1: category_id is 'cat'"),
         ([GOOD, {**GOOD, "bbox": [1, 2, 3]}], r"entry 1: bbox is \[1, 2, 3\]"),
         ([GOOD, {**GOOD, "bbox": [1, 2, 3, 1e300]}], "entry 1: bbox is"),
+        ([GOOD, {**GOOD, "bbox": [1, 2, 3, 10**400]}], "entry 1: bbox is"),
+        ([GOOD, {**GOOD, "bbox": [1, 2, 3, True]}], "entry 1: bbox is"),
+        ([GOOD, {**GOOD, "bbox": "1234"}], "entry 1: bbox is '1234'"),
+        ([GOOD, {**GOOD, "image_id": [1]}], r"entry 1: image_id is \[1\]"),
+        ([GOOD, {**GOOD, "image_id": 1.0}], r"entry 1: image_id is 1\.0"),
+        ([GOOD, {"image_id": 1, "category_id": 1, "score": 1}], "entry 1: bbox is None"),
+        ([GOOD, {**GOOD, "score": 1e39}, 5], r"entry 1: score is 1e\+39"),
         ([GOOD, {**GOOD, "score": None}], "entry 1: score is None"),
         ([GOOD, {**GOOD, "score": math.nan}], "NaN is not a JSON number"),
     ],
