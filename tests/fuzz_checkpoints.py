@@ -83,7 +83,6 @@ def write_checkpoint(folder: Path) -> Path:
         "optimizer": optimizer.state_dict(),
         "config": config.model_dump(mode="json"),
         "classes": CLASSES,
-        "sampler": build_roi_sampler(config, model.box_coder).state_dict(),
         "random": random_states(),
         "best": {"metric": 0.5, "step": 2.0},
         "score_threshold": 0.4,
@@ -108,7 +107,6 @@ def read_checkpoint(path: Path) -> None:
     config = parse_config(CONFIG, "the fuzz target")
     model = restore_model(config, state, source)
     load_optimizer_state(build_optimizer(config, model), state["optimizer"], source)
-    build_roi_sampler(config, model.box_coder).load_state_dict(state["sampler"])
     set_random_states(state["random"])
     for first in refused:
         raise first
