@@ -111,10 +111,11 @@ def loader_threads() -> list[threading.Thread]:
 def test_as_many_threads_load_as_the_config_says(
     tiny: Load, sixteen_cores: None, record: ImageRecord, workers: str, threads: int
 ) -> None:
-    training = training_batches(tiny(f"data.workers={workers}"), [record] * 4, no_proposals, 0)
-    assert next(training).images.dtype == torch.uint8
-    assert len(loader_threads()) == threads
-    training.close()
+    with closing(
+        training_batches(tiny(f"data.workers={workers}"), [record] * 4, no_proposals, 0)
+    ) as training:
+        assert next(training).images.dtype == torch.uint8
+        assert len(loader_threads()) == threads
     assert not loader_threads()
     views = inference_views(tiny(f"data.workers={workers}"), [record] * 4, no_proposals)
     next(views)
