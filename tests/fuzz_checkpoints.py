@@ -16,7 +16,7 @@ from detector.config.load import parse_stored
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_resumable, random_states, save_checkpoint, set_random_states
 from detector.engine.optim import load_optimizer_state
-from detector.factory.model import build_model, build_optimizer, build_roi_sampler, restore_model
+from detector.factory.model import build_model, build_optimizer, restore_model
 from tests.fuzz_changes import change_instructions
 
 CLASSES = ["cat", "dog"]

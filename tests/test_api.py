@@ -135,7 +135,7 @@ def test_results_are_those_of_evaluation_bit_for_bit(
 def test_large_photographs_are_decoded_as_in_evaluation(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
-    """Most views need a half, a quarter or an eighth of the sides; some photographs are turned, one is a PNG."""
+    """Views need fractions of the sides; some photographs are turned, and one is a PNG."""
     root = tmp_path / "photos"
     sizes = {"a": (400, 611), "b": (611, 400), "c": (400, 403), "d": (399, 800), "e": (400, 600)}
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
@@ -164,7 +164,7 @@ def test_large_photographs_are_decoded_as_in_evaluation(
 
     def imdecode(data: np.ndarray, flags: int) -> np.ndarray:
         factors.append({16: 2, 32: 4, 64: 8}.get(flags & 112, 1))
-        return original(data, flags)
+        return present(original(data, flags))
 
     monkeypatch.setattr(cv2, "imdecode", imdecode)
     expected = scorer.evaluate(build_model(config, 1).eval()).results

@@ -20,6 +20,7 @@ from detector.data.images import LoadedImage, _read_whole, open_image, read_imag
 from detector.data.in_memory import load_image
 from detector.data.samples import InferenceViews, TrainingSamples
 from detector.data.transforms import ImageTransform
+from tests.typed import present
 
 Array = np.ndarray
 FACTORS = (1, 2, 4, 8)
@@ -96,7 +97,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def imdecode(data: Array, flags: int) -> Array:
         assert flags >= 0
         found.append({16: 2, 32: 4, 64: 8}.get(flags & (16 | 32 | 64), 1))
-        return original(data, flags)
+        return present(original(data, flags))
 
     monkeypatch.setattr(cv2, "imdecode", imdecode)
     return found
@@ -140,7 +141,7 @@ def test_sizes_and_pixels_are_those_of_the_whole_image(
     assert np.array_equal(loaded.pixels((height, width)), loaded.pixels())
 
 
-@pytest.mark.parametrize("factor", (2, 4, 8))
+@pytest.mark.parametrize("factor", [2, 4, 8])
 def test_a_target_of_one_pixel_more_takes_the_next_larger_size(
     tmp_path: Path, factor: int, decoded: list[int]
 ) -> None:
@@ -232,11 +233,12 @@ def test_every_kind_of_jpeg_is_reduced(tmp_path: Path, kind: str, factor: int, d
     image, path = photograph(162, 243), tmp_path / "a.jpg"
     picture = Image.fromarray(image)
     modes = {"grey": "L", "cmyk": "CMYK"}
-    options: dict[str, Any] = {
+    special: dict[str, dict[str, Any]] = {
         "progressive": {"progressive": True},
         "subsampled": {"subsampling": 2},
         "restarts": {"restart_marker_blocks": 3},
-    }.get(kind, {})
+    }
+    options = special.get(kind, {})
     picture.convert(modes.get(kind, "RGB")).save(path, "JPEG", quality=95, **options)
     wanted = divided((162, 243), factor)
     pixels = open_image(path, (162, 243), wanted).pixels(wanted)

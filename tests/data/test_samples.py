@@ -1,4 +1,4 @@
-"""Samples and batches: the same bytes whatever thread makes them, and drawn from seed, step and image only."""
+"""Samples and batches: the same bytes whatever thread makes them, drawn from seed, step and image only."""
 
 from __future__ import annotations
 

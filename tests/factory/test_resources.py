@@ -192,9 +192,9 @@ def test_a_drive_that_does_not_answer_ends_training_and_scoring_with_one_clear_e
 
     monkeypatch.setattr("detector.data.samples.open_image", silent)
     monkeypatch.setattr(loader, "WAIT_SECONDS", 0.05)
-    with pytest.raises(LoaderFailed, match="no image was read within .*check the disk"):
+    with pytest.raises(LoaderFailed, match=r"no image was read within .*check the disk"):
         run.run()
-    with pytest.raises(LoaderFailed, match="no image was read within .*check the disk"):
+    with pytest.raises(LoaderFailed, match=r"no image was read within .*check the disk"):
         score_checkpoint(config, state, "a.pt", "test", tmp_path / "out", "cpu")
     answers.set()
     for thread in loader_threads():

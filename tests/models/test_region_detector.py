@@ -21,7 +21,6 @@ from detector.ops import roi_pool
 from tests.conftest import MakeBoxes
 from tests.typed import gradient, present
 
-
 RGB = Normalization(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), maximum=255.0, bgr=False)
 CAFFE = Normalization(mean=(102.9801, 115.9465, 122.7717), deviation=(1.0, 1.0, 1.0), maximum=1.0, bgr=True)
 
