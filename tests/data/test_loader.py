@@ -32,6 +32,16 @@ def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("loader-")]
 
 
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Wait until ``holds``, as threads need a moment; False after 20 seconds."""
+    until = time.monotonic() + 20
+    while not holds():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.001)
+    return True
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
@@ -119,8 +129,7 @@ def test_closing_ends_the_threads_and_starts_nothing_more() -> None:
     items = load(range(100), make, 2)
     assert next(items) == 0
     assert len(loader_threads()) == 2
-    while len(started) < 3:
-        time.sleep(0.001)
+    assert eventually(lambda: len(started) == 3)
     threading.Timer(0.05, go_on.set).start()
     items.close()
     assert not loader_threads()
@@ -145,10 +154,7 @@ def test_only_so_many_items_are_made_ahead(workers: int, ahead: int, wanted: int
     items = load(keys, make, workers, ahead=ahead)
     for number in range(5):
         assert next(items) == number
-        until = time.monotonic() + 20
-        while len(made) < number + 1 + wanted:
-            assert time.monotonic() < until
-            time.sleep(0.001)
+        assert eventually(lambda number=number: len(made) >= number + 1 + wanted)  # type: ignore[misc]
         time.sleep(0.005)  # more would be made now
         assert len(made) == number + 1 + wanted
     items.close()
@@ -161,6 +167,25 @@ class Item:
 
 @pytest.mark.parametrize("workers", SIZES)
 def test_an_item_is_freed_when_it_has_been_used(workers: int) -> None:
+    """Also the last one of a thread that has nothing more to do and waits."""
+    known: dict[int, weakref.ref[Item]] = {}
+
+    def make(key: int) -> Item:
+        item = Item()
+        known[key] = weakref.ref(item)
+        return item
+
+    with closing(load(range(20), make, workers, ahead=3)) as items:
+        for key in range(20):
+            item = next(items)
+            assert known[key]() is item
+            del item
+            assert eventually(lambda key=key: known[key]() is None)  # type: ignore[misc]
+        assert len(loader_threads()) == workers
+
+
+@pytest.mark.parametrize("workers", SIZES)
+def test_closing_frees_the_items_that_were_made_ahead(workers: int) -> None:
     known: list[weakref.ref[Item]] = []
 
     def make(_key: int) -> Item:
@@ -168,16 +193,9 @@ def test_an_item_is_freed_when_it_has_been_used(workers: int) -> None:
         known.append(weakref.ref(item))
         return item
 
-    items = load(itertools.count(), make, workers, ahead=3)
-    for _ in range(20):
-        item = next(items)
-        del item
-        until = time.monotonic() + 20
-        while len(loader_threads()) and len(known) < 4 and time.monotonic() < until:
-            time.sleep(0.001)
-        assert known[0]() is None
-        known.pop(0)
-    items.close()
+    with closing(load(itertools.count(), make, workers)) as items:
+        next(items)
+        assert eventually(lambda: len(known) == 1 + AHEAD * bool(workers))
     assert all(one() is None for one in known)
 
 
