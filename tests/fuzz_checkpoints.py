@@ -16,7 +16,7 @@ from detector.config.load import parse_stored
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_resumable, random_states, save_checkpoint, set_random_states
 from detector.engine.optim import load_optimizer_state
-from detector.factory.model import build_model, build_optimizer, build_roi_sampler, restore_model
+from detector.factory.model import build_model, build_optimizer, restore_model
 from tests.fuzz_changes import change_instructions
 
 CLASSES = ["cat", "dog"]
@@ -83,7 +83,6 @@ def write_checkpoint(folder: Path) -> Path:
         "optimizer": optimizer.state_dict(),
         "config": config.model_dump(mode="json"),
         "classes": CLASSES,
-        "sampler": build_roi_sampler(config, model.box_coder).state_dict(),
         "random": random_states(),
         "best": {"metric": 0.5, "step": 2.0},
         "score_threshold": 0.4,
@@ -108,7 +107,6 @@ def read_checkpoint(path: Path) -> None:
     config = parse_config(CONFIG, "the fuzz target")
     model = restore_model(config, state, source)
     load_optimizer_state(build_optimizer(config, model), state["optimizer"], source)
-    build_roi_sampler(config, model.box_coder).load_state_dict(state["sampler"])
     set_random_states(state["random"])
     for first in refused:
         raise first

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,7 @@ from detector.proposals.store import Entry, ProposalStore
 from detector.tasks.start import build_scorer
 from tests.conftest import PROJECT
 from tests.devices import each_device
+from tests.typed import present
 
 Load = Callable[..., Config]
 BOXES = np.array([[5, 5, 60, 60], [20, 10, 90, 80], [0, 0, 40, 90]], dtype=np.float32)
@@ -118,6 +120,64 @@ def test_results_are_those_of_evaluation_bit_for_bit(
     assert all(np.array_equal(one, other) for one, other in zip(arrays, before, strict=True))
     given = detector(paths, boxes=[test_set.proposals(record).boxes for record in test_set.records])
     assert all(same(one, other) for one, other in zip(given, of_paths, strict=True))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("test.scales=[96]",),
+        ("test.scales=[40,96,200]", "test.flip=true"),
+        (*CLASSIFIER, "test.scales=[40,96]"),
+        ("test.resize=square", "test.scales=[64]"),
+    ],
+    ids=str,
+)
+def test_large_photographs_are_decoded_as_in_evaluation(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    """Views need fractions of the sides; some photographs are turned, and one is a PNG."""
+    root = tmp_path / "photos"
+    sizes = {"a": (400, 611), "b": (611, 400), "c": (400, 403), "d": (399, 800), "e": (400, 600)}
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for number, (name, (height, width)) in enumerate(sizes.items()):
+        noise = np.random.default_rng(number).integers(0, 256, (height // 9, width // 9, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = {"b": 3, "d": 6}.get(name, 1)
+        picture.save(root / "JPEGImages" / f"{name}.jpg", "PNG" if name == "e" else "JPEG", exif=exif)
+        if name == "d":
+            height, width = width, height
+        (root / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><filename>{name}.jpg</filename>"
+            f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+            "<object><name>cat</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>200</xmax><ymax>190</ymax>"
+            "</bndbox></object></annotation>"
+        )
+    for split in ("trainval", "test"):
+        (root / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(sizes))
+    config = tiny(f"data.root={root}", "data.workers=2", "test.score_threshold=0.1", *overrides)
+    scorer = build_scorer(config, split="test")
+    path = save_random(config, tmp_path / "random.pt")
+    factors: list[int] = []
+    original = cv2.imdecode
+
+    def imdecode(data: np.ndarray, flags: int) -> np.ndarray:
+        factors.append({16: 2, 32: 4, 64: 8}.get(flags & 112, 1))
+        return present(original(data, flags))
+
+    monkeypatch.setattr(cv2, "imdecode", imdecode)
+    expected = scorer.evaluate(build_model(config, 1).eval()).results
+    assert max(factors) > 1
+    detector = Detector.load(path, "cpu")
+    for record in scorer.test_set.records:
+        result, known = detector(record.path), expected[record.image_id]
+        assert result.size == (record.height, record.width)
+        if isinstance(known, torch.Tensor):
+            assert torch.equal(present(result.class_scores), known)
+        else:
+            assert len(result)
+            assert same(result, known)
 
 
 @each_device

@@ -49,12 +49,9 @@ def load(
     pool = _Pool(make, workers)
     try:
         yield from _in_order(keys, pool, max(ahead, workers))
-    except TimeoutError:
-        pool.abandon()
-        raise LoaderFailed(
-            f"no image was read within {WAIT_SECONDS:.0f} seconds; a network drive that does not answer is "
-            "the most likely reason: check the disk on which the images are"
-        ) from None
+    except LoaderFailed:
+        pool.close(wait=False)
+        raise
     finally:
         pool.close()
 
@@ -64,9 +61,21 @@ def _in_order(keys: Iterable[Key], pool: _Pool[Key, Item], ahead: int) -> Genera
     for key in keys:
         waiting.append(pool.submit(key))
         if len(waiting) > ahead:
-            yield waiting.popleft().result(WAIT_SECONDS)
+            yield _result(waiting.popleft())
     while waiting:
-        yield waiting.popleft().result(WAIT_SECONDS)
+        yield _result(waiting.popleft())
+
+
+def _result(future: Future[Item]) -> Item:
+    try:
+        return future.result(WAIT_SECONDS)
+    except TimeoutError:
+        if future.done():  # the item's own error, or it was finished just now
+            return future.result()
+        raise LoaderFailed(
+            f"no image was read within {WAIT_SECONDS:.0f} seconds; a network drive that does not answer is "
+            "the most likely reason: check the disk on which the images are"
+        ) from None
 
 
 class _Pool(Generic[Key, Item]):
@@ -90,18 +99,15 @@ class _Pool(Generic[Key, Item]):
         self._tasks.put((key, future))
         return future
 
-    def close(self) -> None:
-        """End the threads without starting on what is still waiting."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads, without starting on what is still waiting, and ``wait`` for their ends."""
         self._closed = True
-        for _ in self._threads:
+        threads, self._threads = self._threads, []
+        for _ in threads:
             self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def abandon(self) -> None:
-        """Let `close` not wait for the threads."""
-        self._threads = []
-        self._closed = True
+        if wait:
+            for thread in threads:
+                thread.join()
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None and not self._closed:

@@ -176,7 +176,7 @@ def _unflipped(config: Config) -> Config:
 
 
 class FeatureCache:
-    """A finished cache, opened for reading; any number of processes may share it.
+    """A finished cache, opened for reading; any number of processes and threads may share it.
 
     Raises:
         InputError: no cache, an unfinished one, or one made with other weights, scales or images.
@@ -233,10 +233,6 @@ class FeatureCache:
     @cached_property
     def _maps(self) -> NDArray[np.uint8]:
         return np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
-
-    def __getstate__(self) -> dict[str, object]:
-        # A worker process opens the file itself.
-        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
 
 def fill_cache(

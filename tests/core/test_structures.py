@@ -44,11 +44,13 @@ def test_wrong_shapes_and_types_are_named(make_boxes: MakeBoxes) -> None:
 def test_a_sample_fits_its_meta_data(make_boxes: MakeBoxes) -> None:
     boxes = make_boxes(2)
     parts: dict[str, Any] = {"proposals": Proposals(boxes=boxes), "targets": Targets.empty(), "meta": META}
-    Sample(image=torch.zeros(3, 200, 150), rois=boxes, **parts)
-    with pytest.raises(ValueError, match=r"Sample\.image must have shape \(3, 200, 150\)"):
-        Sample(image=torch.zeros(3, 150, 200), rois=boxes, **parts)
+    Sample(image=torch.zeros(200, 150, 3, dtype=torch.uint8), rois=boxes, **parts)
+    with pytest.raises(ValueError, match=r"Sample\.image must have shape \(200, 150, 3\)"):
+        Sample(image=torch.zeros(150, 200, 3, dtype=torch.uint8), rois=boxes, **parts)
+    with pytest.raises(TypeError, match=r"Sample\.image must be torch\.uint8"):
+        Sample(image=torch.zeros(200, 150, 3), rois=boxes, **parts)
     with pytest.raises(ValueError, match=r"Sample\.rois"):
-        Sample(image=torch.zeros(3, 200, 150), rois=boxes[:1], **parts)
+        Sample(image=torch.zeros(200, 150, 3, dtype=torch.uint8), rois=boxes[:1], **parts)
 
 
 def test_containers_are_frozen(make_boxes: MakeBoxes) -> None:
@@ -88,18 +90,59 @@ def test_boxes_go_to_input_pixels_corner_by_corner(flipped: bool, upside_down: b
     assert torch.equal(meta.mirror(meta.mirror(found, meta.input_size), meta.input_size), found)
 
 
-def test_a_batch_lists_its_rois_image_after_image(make_boxes: MakeBoxes) -> None:
-    boxes = [make_boxes(2), torch.zeros(0, 4), make_boxes(1, seed=1)]
-    batch = Batch(
-        images=torch.zeros(3, 3, 8, 8),
+def batch_of(boxes: list[torch.Tensor], sampled: SampledRoIs | None = None) -> Batch:
+    return Batch(
+        images=torch.zeros(len(boxes), 8, 6, 3, dtype=torch.uint8),
         proposals=[Proposals(boxes=each) for each in boxes],
         rois_per_image=boxes,
-        targets=[Targets.empty()] * 3,
-        metas=[META] * 3,
+        targets=[Targets.empty()] * len(boxes),
+        metas=[META] * len(boxes),
+        sampled=sampled,
     )
+
+
+def test_a_batch_checks_its_images_and_knows_their_sizes(make_boxes: MakeBoxes) -> None:
+    batch = batch_of([make_boxes(2), torch.zeros(0, 4), make_boxes(1, seed=1)])
     assert len(batch) == 3
-    assert batch.rois()[:, 0].tolist() == [0, 0, 2]
-    assert torch.equal(batch.rois()[:, 1:], torch.cat(boxes))
+    assert batch.sizes == [(200, 150)] * 3
     assert batch.to("cpu").images.device.type == "cpu"
     with pytest.raises(ValueError, match=r"Batch\.images"):
-        dataclasses.replace(batch, images=torch.zeros(2, 3, 8, 8))
+        dataclasses.replace(batch, images=batch.images[:2])
+    with pytest.raises(ValueError, match=r"Batch\.images"):
+        dataclasses.replace(batch, images=batch.images.permute(0, 3, 1, 2))
+    with pytest.raises(TypeError, match=r"Batch\.images must be torch\.uint8, not torch\.float32"):
+        dataclasses.replace(batch, images=batch.images.float())
+
+
+def test_sampled_regions_are_stacked_image_after_image(make_boxes: MakeBoxes) -> None:
+    boxes = [make_boxes(2), torch.zeros(0, 4), make_boxes(1, seed=1)]
+    labels = [torch.tensor([3, 0]), torch.zeros(0, dtype=torch.int64), torch.tensor([1])]
+    sampled = SampledRoIs.stack(boxes, labels, [2 * each for each in boxes])
+    assert sampled.rois[:, 0].tolist() == [0, 0, 2]
+    assert torch.equal(sampled.rois[:, 1:], torch.cat(boxes))
+    assert torch.equal(sampled.rois, stack_rois(boxes))
+    assert sampled.labels.tolist() == [3, 0, 1]
+    assert torch.equal(sampled.box_targets, 2 * torch.cat(boxes))
+    assert sampled.roi_levels is None
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_what_a_device_needs_goes_there_and_the_rest_stays(make_boxes: MakeBoxes, levels: bool) -> None:
+    """On the meta device, which holds no values, every tensor shows whether it was moved."""
+    boxes = [make_boxes(2), make_boxes(1, seed=1)]
+    labels = [torch.ones(len(each), dtype=torch.int64) for each in boxes]
+    sampled = SampledRoIs.stack(boxes, labels, boxes)
+    if levels:
+        sampled = dataclasses.replace(sampled, roi_levels=torch.tensor([0, 1, 0]))
+    batch = batch_of(boxes, sampled)
+    moved = batch.to("meta")
+    assert [tensor.shape for tensor in moved.on_device()] == [(2, 8, 6, 3), (3, 5), (3,), (3, 4)]
+    assert {tensor.device.type for tensor in moved.on_device()} == {"meta"}
+    assert moved.sampled is not None
+    if moved.sampled.roi_levels is not None:
+        assert moved.sampled.roi_levels.device.type == "cpu"
+    for kept in (*moved.rois_per_image, moved.proposals[0].boxes, moved.targets[0].boxes):
+        assert kept.device.type == "cpu"
+    assert moved.metas == batch.metas
+    assert {tensor.device.type for tensor in batch.on_device()} == {"cpu"}
+    assert len(batch_of(boxes).to("meta").on_device()) == 1

@@ -11,7 +11,7 @@ from PIL import Image
 
 from detector.core.errors import InputError
 from detector.data.images import check_image, read_image, stored_view
-from detector.data.in_memory import pixels_of
+from detector.data.in_memory import load_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -27,7 +27,7 @@ def test_orientation_is_applied_as_to_a_file(tmp_path: Path, suffix: str, orient
     with Image.open(path) as opened:
         copied = opened.copy()
         for image in (opened, copied, Image.open(io.BytesIO(path.read_bytes()))):
-            assert np.array_equal(pixels_of(image, "a"), expected)
+            assert np.array_equal(load_image(image, "a").pixels(), expected)
 
 
 def test_an_orientation_that_stands_only_in_xmp_is_ignored_as_in_a_file(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_an_orientation_that_stands_only_in_xmp_is_ignored_as_in_a_file(tmp_path
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
     Image.fromarray(NOISE).save(path, xmp=xmp)
     with Image.open(path) as image:
-        assert np.array_equal(pixels_of(image, "a"), read_image(path))
+        assert np.array_equal(load_image(image, "a").pixels(), read_image(path))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_damaged_orientation_is_ignored_as_in_a_file(tmp_path: Path, exif: byt
     check_image(path, (20, 30))
     assert stored_view(path) == ((20, 30), 1)
     with Image.open(path) as image:
-        assert np.array_equal(pixels_of(image, "a"), read_image(path))
+        assert np.array_equal(load_image(image, "a").pixels(), read_image(path))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "I;16"])
@@ -65,7 +65,7 @@ def test_every_mode_becomes_rgb_as_a_file_does(tmp_path: Path, mode: str) -> Non
         image.putalpha(Image.fromarray(rng.integers(0, 256, (20, 30), dtype=np.uint8)))
     assert image.mode == mode
     image.save(tmp_path / "mode.png")
-    pixels = pixels_of(image, "a")
+    pixels = load_image(image, "a").pixels()
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, read_image(tmp_path / "mode.png"))
 
@@ -73,7 +73,7 @@ def test_every_mode_becomes_rgb_as_a_file_does(tmp_path: Path, mode: str) -> Non
 @pytest.mark.parametrize("mode", ["I", "F", "HSV", "LAB"])
 def test_modes_without_a_file_of_their_own_are_refused(mode: str) -> None:
     with pytest.raises(InputError, match=rf"image 3: a Pillow image of mode '{mode}'; give image\.convert"):
-        pixels_of(Image.new(mode, (4, 4)), "image 3")
+        load_image(Image.new(mode, (4, 4)), "image 3").pixels()
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ def test_modes_without_a_file_of_their_own_are_refused(mode: str) -> None:
 )
 def test_what_is_no_image_is_one_clear_error(image: object, fault: str) -> None:
     with pytest.raises(InputError, match=f"image 3: .*{fault}"):
-        pixels_of(image, "image 3")
+        load_image(image, "image 3").pixels()
 
 
 def test_arrays_may_be_views_and_read_only() -> None:
     reversed_view = NOISE[::-1, ::2]
     reversed_view.flags.writeable = False
-    assert np.array_equal(pixels_of(reversed_view, "a"), reversed_view)
-    assert pixels_of(reversed_view, "a").flags.c_contiguous
+    assert np.array_equal(load_image(reversed_view, "a").pixels(), reversed_view)
+    assert load_image(reversed_view, "a").pixels().flags.c_contiguous
 
 
 def test_a_damaged_pillow_image_is_one_clear_error(tmp_path: Path) -> None:
     Image.fromarray(NOISE).save(tmp_path / "whole.png")
     cut = (tmp_path / "whole.png").read_bytes()[:400]
     with pytest.raises(InputError, match="image 0: Pillow cannot decode this image"):
-        pixels_of(Image.open(io.BytesIO(cut)), "image 0")
+        load_image(Image.open(io.BytesIO(cut)), "image 0").pixels()

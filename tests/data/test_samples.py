@@ -1,31 +1,43 @@
-"""Samples and batches: the same bytes in every process, and errors in workers stay one clear line."""
+"""Samples and batches: the same bytes whatever thread makes them, drawn from seed, step and image only."""
 
 from __future__ import annotations
 
+import random
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from detector.core.errors import InputError
-from detector.core.structures import Batch, ImageMeta, ImageRecord, Normalization, Proposals, Sample, Targets
-from detector.data.loader import collate_or_error, load, quiet_worker
-from detector.data.samples import InferenceDataset, TrainingDataset, collate
+from detector.core.structures import (
+    Batch,
+    DrawnRegions,
+    ImageMeta,
+    ImageRecord,
+    Proposals,
+    Sample,
+    Targets,
+)
+from detector.data.loader import load
+from detector.data.samples import InferenceViews, TrainingSamples, collate, region_stream
 from detector.data.transforms import ImageTransform
 from tests.conftest import MakeBoxes
+from tests.typed import present
 
-PLAIN = Normalization(mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0), maximum=255.0, bgr=False)
 RANDOM = ImageTransform(
-    normalization=PLAIN,
     scales=(32, 40, 48),
     max_size=90,
     flip=0.5,
     vertical_flip=0.5,
     scale_jitter=(0.8, 1.2),
 )
+Keys = Sequence[tuple[int, int]]
 
 
 @pytest.fixture
@@ -43,50 +55,172 @@ def records(tmp_path: Path) -> list[ImageRecord]:
 
 
 def proposals(record: ImageRecord) -> Proposals:
-    return Proposals(boxes=torch.tensor([[0.0, 0.0, record.width, record.height], [3.0, 4.0, 20.0, 21.0]]))
+    corners = torch.arange(30.0)[:, None].repeat(1, 2)
+    boxes = torch.cat((corners, corners + torch.tensor([8.0, 9.0])), dim=1)
+    whole = torch.tensor([[0.0, 0.0, record.width, record.height], [3.0, 4.0, 20.0, 21.0]])
+    return Proposals(boxes=torch.cat((whole, boxes)))
 
 
-KEYS = [[(0, 0), (1, 1)], [(2, 2), (3, 3)], [(4, 4), (0, 5)], [(1, 6), (2, 7)]]
+def draw(rois: torch.Tensor, targets: Targets, rng: np.random.Generator) -> DrawnRegions:
+    """Draw six of the regions, with their places as labels."""
+    rows = torch.from_numpy(rng.permutation(len(rois))[:6])
+    return DrawnRegions(rois[rows], rows, rois[rows] / 2)
 
 
-def batches(records: list[ImageRecord], workers: int) -> list[Batch]:
-    loader: DataLoader = DataLoader(
-        TrainingDataset(records, proposals, RANDOM, seed=11),
-        batch_sampler=KEYS,
-        collate_fn=collate_or_error,
-        num_workers=workers,
-        worker_init_fn=quiet_worker,
-    )
-    return list(load(loader))
+def samples(
+    records: list[ImageRecord], seed: int = 11, draws_per_scale: int | None = None
+) -> TrainingSamples:
+    return TrainingSamples(records, proposals, RANDOM, seed, draws_per_scale, draw)
 
 
-def drawn(dataset: TrainingDataset, draw: int) -> Sample:
-    """The first record's sample of a draw."""
-    sample = dataset[0, draw]
-    assert not isinstance(sample, InputError)
-    return sample
+KEYS: list[Keys] = [
+    [(0, 0), (1, 1)],
+    [(2, 2), (3, 3)],
+    [(4, 4), (0, 5)],
+    [(1, 6), (2, 7)],
+    [(3, 8), (3, 9)],
+]
 
 
-def test_workers_do_not_change_a_byte(records: list[ImageRecord]) -> None:
-    for alone, helped in zip(batches(records, 0), batches(records, 2), strict=True):
-        assert torch.equal(alone.images, helped.images)
-        assert torch.equal(alone.rois(), helped.rois())
-        assert alone.metas == helped.metas
+def batches(records: list[ImageRecord], workers: int, keys: Sequence[Keys] = KEYS) -> list[Batch]:
+    sample = samples(records)
+    return list(load(keys, lambda pair: collate([sample(*key) for key in pair]), workers))
 
 
-def test_a_draw_decides_all_that_is_random(records: list[ImageRecord]) -> None:
-    dataset = TrainingDataset(records, proposals, RANDOM, seed=11)
-    first, again = drawn(dataset, 3), drawn(dataset, 3)
-    assert torch.equal(first.image, again.image)
-    assert first.meta == again.meta
-    sizes = {drawn(dataset, draw).meta.input_size for draw in range(12)}
-    assert len(sizes) > 3
-    other_seed = TrainingDataset(records, proposals, RANDOM, seed=12)
-    assert {drawn(other_seed, draw).meta.input_size for draw in range(12)} != sizes
+def drawn(sample: Sample) -> DrawnRegions:
+    assert sample.drawn is not None
+    return sample.drawn
+
+
+def same_batch(one: Batch, other: Batch) -> None:
+    assert torch.equal(one.images, other.images)
+    assert one.metas == other.metas
+    for mine, theirs in zip(one.rois_per_image, other.rois_per_image, strict=True):
+        assert torch.equal(mine, theirs)
+    for name in ("rois", "labels", "box_targets"):
+        assert torch.equal(getattr(present(one.sampled), name), getattr(present(other.sampled), name))
+
+
+def same_draw(one: Sample, other: Sample) -> None:
+    assert one.meta == other.meta
+    assert torch.equal(one.image, other.image)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(drawn(one), drawn(other), strict=True))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_threads_do_not_change_a_byte(records: list[ImageRecord], workers: int) -> None:
+    for alone, helped in zip(batches(records, 0), batches(records, workers), strict=True):
+        same_batch(alone, helped)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_in_a_worker_is_one_clean_error(records: list[ImageRecord], workers: int) -> None:
+@pytest.mark.parametrize("step", [1, 3])
+def test_batches_from_a_later_step_on_are_those_of_the_whole_run(
+    records: list[ImageRecord], workers: int, step: int
+) -> None:
+    whole = batches(records, workers)
+    for one, other in zip(whole[step:], batches(records, workers, KEYS[step:]), strict=True):
+        same_batch(one, other)
+
+
+def test_the_order_of_the_calls_does_not_matter(records: list[ImageRecord]) -> None:
+    keys = [(index, number) for number in range(6) for index in range(5)]
+    sample = samples(records)
+    expected = {key: sample(*key) for key in keys}
+    random.Random(0).shuffle(keys)
+    for key in keys:
+        same_draw(sample(*key), expected[key])
+
+
+def test_eight_threads_at_once_draw_what_one_does(records: list[ImageRecord]) -> None:
+    sample, keys = samples(records), [(number % 5, number) for number in range(80)]
+    expected = [sample(*key) for key in keys]
+    together = threading.Barrier(8, timeout=20)
+
+    def make(key: tuple[int, int]) -> Sample:
+        if key[1] < 8:
+            together.wait()
+        return sample(*key)
+
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(pool.map(make, keys), expected, strict=True):
+            same_draw(one, other)
+
+
+def test_seed_step_and_image_decide_all_that_is_random(records: list[ImageRecord]) -> None:
+    sample = samples(records)
+    first = sample(0, 3)
+    same_draw(first, samples(records)(0, 3))
+    places = [drawn(sample(0, number)).labels.tolist() for number in range(12)]
+    assert len({tuple(row) for row in places}) == 12  # another step draws other regions
+    assert drawn(samples(records, seed=12)(0, 3)).labels.tolist() != places[3]
+    assert len({sample(0, number).meta.input_size for number in range(12)}) > 3
+    sizes = [sample(0, number).meta.input_size for number in range(12)]
+    assert [samples(records, seed=12)(0, number).meta.input_size for number in range(12)] != sizes
+
+
+def test_two_images_of_a_batch_draw_apart(records: list[ImageRecord]) -> None:
+    """Each has a number of its own in the run, also where one image occurs twice."""
+    sampled = present(batches(records, 0)[4].sampled)
+    one, other = sampled.labels.split(6)
+    assert one.tolist() != other.tolist()
+
+
+def test_regions_and_transforms_have_streams_of_their_own() -> None:
+    """Otherwise an image that is flipped would get certain regions."""
+    ours = np.random.default_rng((11, 3)).random(8)
+    assert not np.isin(region_stream(11, 3).random(8), ours).any()
+    assert np.array_equal(region_stream(11, 3).random(8), region_stream(11, 3).random(8))
+    assert not np.array_equal(region_stream(11, 4).random(8), region_stream(11, 3).random(8))
+    assert not np.array_equal(region_stream(12, 3).random(8), region_stream(11, 3).random(8))
+
+
+def test_drawing_does_not_change_the_image(records: list[ImageRecord]) -> None:
+    without = TrainingSamples(records, proposals, RANDOM, 11)
+    for number in range(6):
+        bare, full = without(1, number), samples(records)(1, number)
+        assert bare.drawn is None
+        same_draw(replace(bare, drawn=full.drawn), full)
+
+
+def test_drawn_regions_are_in_the_pixels_of_the_input(records: list[ImageRecord]) -> None:
+    for number in range(12):
+        found = samples(records)(2, number)
+        boxes = found.meta.to_input(proposals(records[2]).boxes)
+        assert torch.equal(drawn(found).boxes, boxes[drawn(found).labels])
+        assert torch.equal(found.rois, boxes)
+
+
+def test_the_regions_of_a_batch_carry_the_number_of_their_image(records: list[ImageRecord]) -> None:
+    sample = samples(records)
+    parts = [sample(2, 0), sample(4, 1), sample(0, 2)]
+    sampled = present(collate(parts).sampled)
+    assert sampled.rois[:, 0].tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    for part, rows, labels, targets in zip(
+        parts,
+        sampled.rois[:, 1:].split(6),
+        sampled.labels.split(6),
+        sampled.box_targets.split(6),
+        strict=True,
+    ):
+        assert torch.equal(rows, drawn(part).boxes)
+        assert torch.equal(labels, drawn(part).labels)
+        assert torch.equal(targets, drawn(part).box_targets)
+
+
+def test_an_image_of_which_nothing_is_drawn_keeps_its_number(make_boxes: MakeBoxes) -> None:
+    parts = [
+        replace(
+            sample(4, 4, make_boxes(1)),
+            drawn=DrawnRegions(make_boxes(count), torch.zeros(count, dtype=torch.int64), make_boxes(count)),
+        )
+        for count in (2, 0, 1)
+    ]
+    assert present(collate(parts).sampled).rois[:, 0].tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_clean_error(records: list[ImageRecord], workers: int) -> None:
     records[3].path.write_bytes(b"no image")
     with pytest.raises(InputError) as caught:
         batches(records, workers)
@@ -97,34 +231,34 @@ def test_a_broken_image_in_a_worker_is_one_clean_error(records: list[ImageRecord
 
 
 def test_inference_gives_one_sample_a_scale_with_the_same_proposals(records: list[ImageRecord]) -> None:
-    transforms = [ImageTransform(normalization=PLAIN, scales=(side,), max_size=200) for side in (40, 80)]
-    dataset = InferenceDataset(records, proposals, transforms)
-    assert len(dataset) == 5
-    samples = dataset[1]
-    assert not isinstance(samples, InputError)
-    small, large = samples
+    transforms = [ImageTransform(scales=(side,), max_size=200) for side in (40, 80)]
+    views = InferenceViews(records, proposals, transforms)
+    small, large = views(1)
     assert (small.meta.input_size, large.meta.input_size) == ((40, 58), (80, 115))
     assert torch.equal(small.proposals.boxes, large.proposals.boxes)
     assert torch.equal(small.rois, small.meta.to_input(small.proposals.boxes))
     assert large.rois[0].tolist() == [0, 0, 115, 80]
+    assert small.drawn is None
     records[1].path.unlink()
-    assert isinstance(dataset[1], InputError)
+    with pytest.raises(InputError, match=r"1\.png: no such file"):
+        views(1)
 
 
 def test_consecutive_samples_share_a_scale_as_configured(records: list[ImageRecord]) -> None:
-    dataset = TrainingDataset(records, proposals, RANDOM, seed=11, draws_per_scale=4)
-    scales = [drawn(dataset, draw).meta.input_size for draw in range(80)]
+    shared = samples(records, draws_per_scale=4)
+    scales = [shared(0, number).meta.input_size for number in range(80)]
     groups = [set(scales[start : start + 4]) for start in range(0, 80, 4)]
     assert all(len(group) == 1 for group in groups)
     assert len(set.union(*groups)) > 10  # and each group draws again
-    assert scales[7::-1] == [drawn(dataset, draw).meta.input_size for draw in range(7, -1, -1)]
-    flips = {drawn(dataset, draw).meta.flipped for draw in range(4)}
+    assert scales[7::-1] == [shared(0, number).meta.input_size for number in range(7, -1, -1)]
+    flips = {shared(0, number).meta.flipped for number in range(4)}
     assert flips == {True, False}
 
 
 def sample(height: int, width: int, boxes: torch.Tensor) -> Sample:
+    generator = torch.Generator().manual_seed(height * 100 + width)
     return Sample(
-        image=torch.rand(3, height, width) + 1,
+        image=torch.randint(1, 256, (height, width, 3), generator=generator, dtype=torch.uint8),
         proposals=Proposals(boxes=boxes),
         rois=boxes * 2,
         targets=Targets.empty(),
@@ -133,22 +267,23 @@ def sample(height: int, width: int, boxes: torch.Tensor) -> Sample:
 
 
 def test_images_are_padded_right_and_bottom_with_zeros(make_boxes: MakeBoxes) -> None:
-    samples = [sample(4, 9, make_boxes(3)), sample(7, 5, make_boxes(0)), sample(7, 9, make_boxes(1))]
-    batch = collate(samples)
-    assert batch.images.shape == (3, 3, 7, 9)
-    for image, one in zip(batch.images, samples, strict=True):
+    parts = [sample(4, 9, make_boxes(3)), sample(7, 5, make_boxes(0)), sample(7, 9, make_boxes(1))]
+    batch = collate(parts)
+    assert (batch.images.shape, batch.images.dtype) == ((3, 7, 9, 3), torch.uint8)
+    for image, one in zip(batch.images, parts, strict=True):
         height, width = one.meta.input_size
-        assert torch.equal(image[:, :height, :width], one.image)
-        assert not image[:, height:].any()
-        assert not image[:, :, width:].any()
+        assert torch.equal(image[:height, :width], one.image)
+        assert not image[height:].any()
+        assert not image[:, width:].any()
     assert [meta.image_id for meta in batch.metas] == ["4x9", "7x5", "7x9"]
-    assert batch.rois()[:, 0].tolist() == [0, 0, 0, 2]
-    assert torch.equal(batch.rois()[:3, 1:], samples[0].rois)
+    assert batch.sizes == [(4, 9), (7, 5), (7, 9)]
+    assert all(mine is one.rois for mine, one in zip(batch.rois_per_image, parts, strict=True))
+    assert batch.sampled is None
 
 
-def test_the_first_error_of_a_batch_takes_its_place(make_boxes: MakeBoxes) -> None:
-    good, first, second = sample(4, 4, make_boxes(1)), InputError("first"), InputError("second")
-    assert collate_or_error([good, first, second]) is first
-    batch = collate_or_error([good, good])
-    assert not isinstance(batch, InputError)
-    assert len(batch) == 2
+def test_a_batch_of_one_image_has_memory_of_its_own(make_boxes: MakeBoxes) -> None:
+    """The pixels of a view that was not resized are those of the decoded image, which has other views."""
+    one = sample(4, 9, make_boxes(3))
+    batch = collate([one])
+    batch.images.zero_()
+    assert one.image.any()

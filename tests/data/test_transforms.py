@@ -1,4 +1,4 @@
-"""Resize, flip and normalisation: sizes by the release's rule, boxes on the same pixels as before."""
+"""Resize and flip: sizes by the release's rule, boxes on the same pixels as before."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms import v2
 
-from detector.core.structures import ImageRecord, Normalization, Proposals, Targets
+from detector.core.structures import ImageMeta, ImageRecord, Proposals, Targets
+from detector.data.images import LoadedImage
 from detector.data.samples import make_sample
-from detector.data.transforms import ImageTransform, input_size
-
-RGB = Normalization(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), maximum=255.0, bgr=False)
-CAFFE = Normalization(mean=(102.9801, 115.9465, 122.7717), deviation=(1.0, 1.0, 1.0), maximum=1.0, bgr=True)
-PLAIN = Normalization(mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0), maximum=1.0, bgr=False)
+from detector.data.transforms import ImageTransform, input_size, transformed
 
 side = st.integers(48, 3000)
 
@@ -46,29 +42,36 @@ def test_input_size_of_well_known_images() -> None:
     assert input_size((1, 5000), 600, 1000) == (1, 1000)  # never less than a pixel
 
 
-def test_normalisation_equals_torchvisions_transforms() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    found, meta = ImageTransform(normalization=RGB, scales=(30,), max_size=100)(image, "a")
-    reference = v2.Compose(
-        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(RGB.mean, RGB.deviation)]
-    )
-    torch.testing.assert_close(found, reference(image), rtol=1e-5, atol=1e-6)
-    assert meta.input_size == meta.original_size == (30, 40)
-
-
-def test_caffe_normalisation_is_bgr_minus_the_mean() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    found, _ = ImageTransform(normalization=CAFFE, scales=(30,), max_size=100)(image, "a")
-    blue, green, red = (image[:, :, channel].astype(np.float32) for channel in (2, 1, 0))
-    expected = np.stack((blue - 102.9801, green - 115.9465, red - 122.7717))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-5)
-
-
 def test_resizing_is_opencvs_bilinear() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    found, _ = ImageTransform(normalization=PLAIN, scales=(45,), max_size=100)(image, "a")
+    found = transformed(image, ImageTransform(scales=(45,), max_size=100).plan((60, 90), "a"))
     expected = cv2.resize(image, (68, 45), interpolation=cv2.INTER_LINEAR)
-    assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+    assert (found.dtype, found.is_contiguous()) == (torch.uint8, True)
+    assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("upside_down", [False, True])
+@pytest.mark.parametrize("given", [(60, 90), (45, 68), (30, 45)])
+def test_pixels_of_any_size_become_the_input(
+    given: tuple[int, int], flipped: bool, upside_down: bool
+) -> None:
+    """A photograph may have been decoded in a smaller size; its own size is that of the boxes."""
+    image = np.random.default_rng(0).integers(0, 256, (*given, 3), dtype=np.uint8)
+    before = image.copy()
+    meta = ImageMeta(
+        image_id="a",
+        original_size=(60, 90),
+        input_size=(45, 68),
+        flipped=flipped,
+        flipped_vertically=upside_down,
+    )
+    found = transformed(image, meta)
+    expected = cv2.resize(image, (68, 45), interpolation=cv2.INTER_LINEAR)
+    expected = expected[:: -1 if upside_down else 1, :: -1 if flipped else 1]
+    assert found.is_contiguous()
+    assert np.array_equal(found.numpy(), expected)
+    assert np.array_equal(image, before)  # several views are made of the same pixels
 
 
 @pytest.mark.parametrize("flips", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
@@ -78,15 +81,14 @@ def test_boxes_stay_on_their_pixels(flips: tuple[float, float], shorter: int, ca
     image = np.zeros((100, 140, 3), np.uint8)
     box = torch.tensor([[20.0, 60.0, 50.0, 90.0]])
     image[60:90, 20:50] = 255
-    transform = ImageTransform(
-        normalization=PLAIN, scales=(shorter,), max_size=cap, flip=flips[0], vertical_flip=flips[1]
-    )
+    transform = ImageTransform(scales=(shorter,), max_size=cap, flip=flips[0], vertical_flip=flips[1])
     record = ImageRecord(
         image_id="a", path=Path("a.png"), height=100, width=140, targets=Targets.make(box, torch.tensor([1]))
     )
-    sample = make_sample(record, image, Proposals(boxes=box), transform, np.random.default_rng(0))
+    meta = transform.plan((100, 140), "a", np.random.default_rng(0))
+    sample = make_sample(record, LoadedImage.of(image), Proposals(boxes=box), meta)
     assert (sample.meta.flipped, sample.meta.flipped_vertically) == tuple(map(bool, flips))
-    ys, xs = np.nonzero(sample.image[0].numpy() > 127)
+    ys, xs = np.nonzero(sample.image[..., 0].numpy() > 127)
     painted = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
     assert np.abs(sample.rois[0].numpy() - painted).max() <= 1
     assert torch.equal(sample.targets.boxes, sample.rois)
@@ -94,22 +96,18 @@ def test_boxes_stay_on_their_pixels(flips: tuple[float, float], shorter: int, ca
 
 
 def test_without_a_generator_nothing_is_random() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     transform = ImageTransform(
-        normalization=RGB, scales=(48, 24), max_size=100, flip=1.0, vertical_flip=1.0, scale_jitter=(0.5, 2.0)
+        scales=(48, 24), max_size=100, flip=1.0, vertical_flip=1.0, scale_jitter=(0.5, 2.0)
     )
-    _, meta = transform(image, "a")
+    meta = transform.plan((40, 60), "a")
     assert meta.input_size == (48, 72)
     assert not meta.flipped
     assert not meta.flipped_vertically
 
 
 def test_random_choices_cover_what_they_should() -> None:
-    image = np.zeros((40, 40, 3), np.uint8)
-    transform = ImageTransform(
-        normalization=PLAIN, scales=(20, 40), max_size=200, flip=0.5, scale_jitter=(0.5, 2.0)
-    )
-    metas = [transform(image, "a", np.random.default_rng((7, draw)))[1] for draw in range(400)]
+    transform = ImageTransform(scales=(20, 40), max_size=200, flip=0.5, scale_jitter=(0.5, 2.0))
+    metas = [transform.plan((40, 40), "a", np.random.default_rng((7, draw))) for draw in range(400)]
     flipped = np.mean([meta.flipped for meta in metas])
     assert 0.42 < flipped < 0.58
     sides = np.array([meta.input_size[0] for meta in metas])
@@ -127,23 +125,23 @@ def test_resize_says_what_becomes_of_the_size(
     resize: Literal["shorter", "square", "none"], wanted: tuple[int, int]
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    transform = ImageTransform(normalization=RGB, scales=(48,), max_size=100, resize=resize)
-    pixels, meta = transform(image, "a")
-    assert meta.input_size == tuple(pixels.shape[1:]) == wanted
+    transform = ImageTransform(scales=(48,), max_size=100, resize=resize)
+    meta = transform.plan((40, 60), "a")
+    assert (
+        meta.input_size == transform.size_of((40, 60)) == tuple(transformed(image, meta).shape[:2]) == wanted
+    )
 
 
 def test_an_image_of_its_own_size_is_still_capped() -> None:
-    transform = ImageTransform(normalization=RGB, scales=(48,), max_size=100, resize="none")
-    assert transform(np.zeros((150, 200, 3), np.uint8), "a")[1].input_size == (75, 100)
+    transform = ImageTransform(scales=(48,), max_size=100, resize="none")
+    assert transform.plan((150, 200), "a").input_size == (75, 100)
 
 
 def test_a_generator_for_scales_decides_only_these() -> None:
-    image = np.zeros((40, 40, 3), np.uint8)
-    transform = ImageTransform(
-        normalization=PLAIN, scales=(20, 40, 60), max_size=200, flip=0.5, scale_jitter=(0.8, 1.25)
-    )
+    transform = ImageTransform(scales=(20, 40, 60), max_size=200, flip=0.5, scale_jitter=(0.8, 1.25))
     draws = [
-        transform(image, "a", np.random.default_rng(draw), np.random.default_rng(9))[1] for draw in range(20)
+        transform.plan((40, 40), "a", np.random.default_rng(draw), np.random.default_rng(9))
+        for draw in range(20)
     ]
     assert len({meta.input_size for meta in draws}) == 1
     assert {meta.flipped for meta in draws} == {True, False}
@@ -153,13 +151,13 @@ def test_a_generator_for_scales_decides_only_these() -> None:
 def test_an_input_of_one_pixel_can_be_flipped(size: tuple[int, int]) -> None:
     """Numpy calls an axis of one pixel contiguous whichever way it runs; torch takes no negative strides."""
     transform = ImageTransform(
-        normalization=Normalization(mean=(0.0,) * 3, deviation=(1.0,) * 3, maximum=255.0, bgr=False),
         scales=(1,),
         max_size=4,
         flip=1.0,
         vertical_flip=1.0,
     )
-    pixels, meta = transform(np.full((*size, 3), 255, np.uint8), "a", np.random.default_rng(0))
+    meta = transform.plan(size, "a", np.random.default_rng(0))
+    pixels = transformed(np.full((*size, 3), 255, np.uint8), meta)
     assert meta.input_size == size
-    assert pixels.shape == (3, *size)
-    assert (pixels == 1).all()
+    assert pixels.shape == (*size, 3)
+    assert (pixels == 255).all()

@@ -30,7 +30,7 @@ def state() -> dict[str, Any]:
         "classes": ["cat", "dog"],
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "sampler": {"generator": GENERATOR},
+        "sampler": {"generator": GENERATOR},  # of an earlier version
         "random": {"torch": GENERATOR, "cuda": [torch.zeros(16, dtype=torch.uint8)]},
         "best": {"metric": 0.5, "step": 3.0},
         "score_threshold": 0.3,

@@ -79,7 +79,7 @@ def view(boxes: Tensor, factor: int) -> Batch:
     size = (60 * factor, 80 * factor)
     meta = ImageMeta(image_id="a", original_size=(60, 80), input_size=size)
     return Batch(
-        images=torch.full((1, 3, *size), float(factor)),
+        images=torch.full((1, *size, 3), factor, dtype=torch.uint8),
         proposals=[Proposals(boxes=boxes)],
         rois_per_image=[meta.to_input(boxes)],
         targets=[Targets.empty()],
@@ -95,8 +95,14 @@ class Recorder:
         self.images: list[float] = []
         self.decoded: list[tuple[str, Tensor]] = []
 
+    def inputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        assert images.dtype == torch.uint8
+        assert list(sizes) == [tuple(images.shape[1:3])]
+        return images.permute(0, 3, 1, 2).float()
+
     def features(self, images: Tensor) -> list[Tensor]:
         assert torch.is_inference_mode_enabled()
+        assert images.dtype == torch.float32  # `inputs` has normalised them
         self.images.append(images[0, 0, 0, 0].item())
         return [images]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +21,8 @@ from torch import Tensor, nn
 
 from detector.core.errors import InputError
 from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals, Targets
+from detector.data.loader import load
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.memory import PeakMemory
 from detector.engine.optim import build_schedule
 from detector.engine.run import Assessment, Run, RunSettings, StopRequested
 from detector.engine.run_log import read_log
@@ -32,7 +35,7 @@ def batches(start: int = 0) -> Generator[Batch, None, None]:
     for number in itertools.count(start):
         ids = [f"image_{2 * number + place}" for place in range(2)]
         yield Batch(
-            images=torch.full((2, 3, 2, 2), float(number)),
+            images=torch.full((2, 2, 2, 3), number, dtype=torch.uint8),
             proposals=[Proposals(boxes=torch.zeros(0, 4))] * 2,
             rois_per_image=[torch.zeros(0, 4)] * 2,
             targets=[Targets.empty()] * 2,
@@ -86,16 +89,13 @@ class ToyTask:
         self.finished: list[Any] = []
         self.scorer = self  # it evaluates the toy too
 
-    def assess(self, model: Any, memory: PeakMemory, *, last: bool) -> Assessment[Scored]:
+    def assess(self, model: Any, *, last: bool) -> Assessment[Scored]:
         model.eval()
         scored = Scored()
         return Assessment(chosen_by=scored, test=scored, headline=0.5, score_threshold=None)
 
     def facts(self) -> dict[str, Any]:
         return {"images": 0}
-
-    def state(self) -> dict[str, Any]:
-        return {}
 
     def pictures(self, evaluation: Any) -> list[np.ndarray]:
         return []
@@ -122,10 +122,9 @@ class ToyRun(Run[Scored]):
         super()._save()
         self.events.append(("save", self.step))
 
-    def _evaluate_now(self) -> bool:
-        done = super()._evaluate_now()
+    def _evaluate(self) -> None:
+        super()._evaluate()
         self.events.append(("evaluate", self.step))
-        return done
 
     def happened(self, kind: str) -> list[int]:
         return [step for event, step in self.events if event == kind]
@@ -199,11 +198,11 @@ def test_the_task_finishes_with_the_best_checkpoint_and_the_last_evaluation(make
     run = make_run()
     evaluation = run.run()
     run.finish()
-    folder, checkpoint, finished, seconds, memory = run.task.finished[0]
+    folder, checkpoint, finished, costs = run.task.finished[0]
     assert (folder, checkpoint) == (run.folder, run.folder / "checkpoints/best.pt")
     assert finished is evaluation
-    assert seconds > 0
-    assert memory is run.memory
+    assert costs.keys() == {"seconds", "data_wait_share"}
+    assert costs["seconds"] >= 0
 
 
 def test_records_hold_the_means_since_the_last_and_the_rate(make_run: MakeRun) -> None:
@@ -320,29 +319,164 @@ def test_a_second_signal_stops_at_once(make_run: MakeRun, capsys: pytest.Capture
     assert run.happened("save") == []
 
 
-def failing_after(count: int, error: Exception, *, by_signal: bool) -> Iterator[Batch]:
-    yield from itertools.islice(batches(), count)
-    if by_signal:
-        os.kill(os.getpid(), signal.SIGINT)
-    raise error
+def loaded(workers: int, make: Callable[[int], Batch], start: int = 0) -> Generator[Batch, None, None]:
+    """The batches of the toy, made by threads."""
+    return load(itertools.count(start), make, workers)
 
 
-def test_a_signal_that_takes_the_workers_too_still_saves(make_run: MakeRun) -> None:
-    """Ctrl-C goes to the whole group: the DataLoader may fail while it waits for the next batch."""
-    run = make_run()
-    error = RuntimeError("DataLoader worker exited unexpectedly")
-    run.task.batches = lambda _: failing_after(3, error, by_signal=True)  # type: ignore[assignment,return-value]
-    with pytest.raises(StopRequested, match="after step 3"):
+def batch_of(number: int) -> Batch:
+    return next(batches(number))
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader-")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_batch_comes_at_its_step_and_ends_the_threads(make_run: MakeRun, workers: int) -> None:
+    def make(number: int) -> Batch:
+        if number == 4:
+            raise InputError("image_8: broken")
+        return batch_of(number)
+
+    run = make_run(checkpoint_every=2)
+    run.task.batches = lambda start: loaded(workers, make, start)
+    with pytest.raises(InputError, match="image_8: broken"):
         run.run()
-    assert run.happened("save") == [3]
+    assert run.happened("step") == [1, 2, 3, 4]
+    assert run.happened("save") == [2, 4]
+    assert not loader_threads()
 
 
-def test_errors_without_a_signal_stay_errors(make_run: MakeRun) -> None:
-    run = make_run()
-    error = RuntimeError("a real fault")
-    run.task.batches = lambda _: failing_after(1, error, by_signal=False)  # type: ignore[assignment,return-value]
-    with pytest.raises(RuntimeError, match="a real fault"):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_step_waits_for_data_still_saves(
+    make_run: MakeRun, workers: int, number: signal.Signals
+) -> None:
+    def make(step: int) -> Batch:
+        if step == 3:
+            os.kill(os.getpid(), number)
+            time.sleep(0.02)
+        return batch_of(step)
+
+    run = make_run(steps=1000)
+    # With threads the signal comes some steps earlier, as they make batches ahead.
+    run.task.batches = lambda start: loaded(workers, make, start)
+    with pytest.raises(StopRequested) as caught:
         run.run()
+    last = run.happened("step")[-1]
+    assert 1 <= last <= 4
+    assert str(caught.value) == f"stopped by {number.name} after step {last}"
+    assert run.happened("save") == [last]
+    assert not loader_threads()
+
+
+def test_a_second_signal_ends_the_wait_for_data(make_run: MakeRun) -> None:
+    waiting = threading.Event()
+
+    def make(step: int) -> Batch:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            waiting.wait(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+            waiting.wait(0.05)
+        return batch_of(step)
+
+    run = make_run()
+    run.task.batches = lambda start: loaded(0, make, start)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.happened("step") == [1, 2, 3]
+    assert run.happened("save") == []
+
+
+def train_records(run: ToyRun) -> list[dict[str, Any]]:
+    return [one for one in read_log(run.folder / "log.jsonl") if one["kind"] == "train"]
+
+
+def test_the_time_that_steps_wait_for_data_is_logged(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock of the test's own: batches take 0.3 s and losses 0.1 s, evaluations a minute."""
+    clock = Clock()
+    toy = Toy()
+    toy.before = lambda _: clock.sleep(0.1)
+
+    def make(step: int) -> Batch:
+        clock.sleep(0.3 if step < 6 else 0.0)
+        return batch_of(step)
+
+    with clock.installed():
+        run = make_run(toy, log_every=3, evaluate_every=4)
+        run.task.batches = lambda start: loaded(0, make, start)
+        assess = run.task.assess
+
+        def slowly(*given: Any, **named: Any) -> Assessment[Scored]:
+            clock.sleep(60)
+            return assess(*given, **named)
+
+        run.task.assess = slowly  # type: ignore[method-assign]
+        run.run()
+        run.finish()
+    records = train_records(run)
+    assert [record["step"] for record in records] == [3, 6, 9, 10]
+    assert [record["data_wait"] for record in records] == pytest.approx([0.3, 0.3, 0.0, 0.0])
+    costs = run.task.finished[0][3]
+    assert costs["data_wait_share"] == pytest.approx(1.8 / 2.8, abs=1e-4)
+    said = capsys.readouterr().err
+    assert "steps waited for data 64.3% of their time: 180.0 of 280.0 ms per step" in said
+
+
+def test_a_source_that_is_fast_enough_is_not_waited_for(make_run: MakeRun) -> None:
+    """Threads make batches during the steps, so only the first ones may be waited for."""
+    toy = Toy()
+    toy.before = lambda _: time.sleep(0.01)
+    run = make_run(toy, steps=20, log_every=5)
+    run.task.batches = lambda start: loaded(2, batch_of, start)
+    run.run()
+    run.finish()
+    waits = [record["data_wait"] for record in train_records(run)]
+    assert len(waits) == 4
+    assert all(wait >= 0 for wait in waits)
+    assert 0 <= run.task.finished[0][3]["data_wait_share"] < 0.5
+
+
+def test_a_slow_source_is_waited_for_in_spite_of_threads(make_run: MakeRun) -> None:
+    def slow(number: int) -> Batch:
+        time.sleep(0.02)
+        return batch_of(number)
+
+    run = make_run(steps=6, log_every=2)
+    run.task.batches = lambda start: loaded(1, slow, start)
+    run.run()
+    run.finish()
+    waits = [record["data_wait"] for record in train_records(run)]
+    assert sum(waits) / len(waits) > 0.01
+    assert run.task.finished[0][3]["data_wait_share"] > 0.5
+
+
+def test_a_run_without_a_step_has_no_share(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = resumed_at(make_run(), 10, evaluated=10)
+    run.run()
+    run.finish()
+    assert run.task.finished[0][3].keys() == {"seconds"}
+    assert "waited for data" not in capsys.readouterr().err
+
+
+class Clock:
+    """Time that passes only by `sleep`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("detector.engine.run.time", SimpleNamespace(perf_counter=lambda: self.now))
+            yield
 
 
 @pytest.mark.parametrize(

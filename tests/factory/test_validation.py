@@ -79,9 +79,9 @@ def test_a_choice_between_checkpoints_sets_images_aside_and_the_test_split_stays
     scorer = run.task.scorer
     evaluate: Callable[..., object] = scorer.evaluate
 
-    def spy(model: object, test_set: TestSet | None = None, memory: object = None) -> object:
+    def spy(model: object, test_set: TestSet | None = None) -> object:
         scored.append((run.step, (test_set or scorer.test_set).split))
-        return evaluate(model, test_set, memory)
+        return evaluate(model, test_set)
 
     monkeypatch.setattr(scorer, "evaluate", spy)
     evaluation = run.run()

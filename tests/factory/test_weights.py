@@ -14,9 +14,8 @@ from torchvision import models
 
 from detector.config import Config, load_config
 from detector.core.errors import InputError
-from detector.data.transforms import ImageTransform
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.factory.model import build_backbone, build_model, build_normalization, initial_model
+from detector.factory.model import build_backbone, build_model, initial_model
 from detector.factory.weights import check_weights, load_published
 from detector.models.box_coder import fixed_coder
 from detector.models.detector import RegionDetector
@@ -172,11 +171,10 @@ def test_both_squeezenet_files_give_the_same_features(tiny: Load) -> None:
         )
         backbone = build_backbone(config).eval()
         load_published(config, backbone)
-        transform = ImageTransform(normalization=build_normalization(config), scales=(128,), max_size=999)
-        image = torch.randint(0, 256, (128, 160, 3), generator=torch.Generator().manual_seed(0))
-        pixels, _ = transform(image.to(torch.uint8).numpy(), "noise")
+        image = torch.randint(0, 256, (1, 128, 160, 3), generator=torch.Generator().manual_seed(0))
+        inputs = build_model(config, 1).inputs(image.to(torch.uint8), [(128, 160)])
         with torch.inference_mode():
-            found[convention] = backbone(pixels[None])
+            found[convention] = backbone(inputs)
     largest = found["caffe"].abs().max()
     assert largest > 10  # the network does answer
     assert (found["torchvision"] - found["caffe"]).abs().max() < 1e-4 * largest

@@ -25,6 +25,9 @@ class HalfWay:
         self.calls: list[int] = []
         self.feature_calls = 0
 
+    def inputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        return images.permute(0, 3, 1, 2).float()
+
     def features(self, images: Tensor) -> list[Tensor]:
         self.feature_calls += 1
         return [images]
@@ -44,7 +47,7 @@ class HalfWay:
 def make_view(boxes: Tensor) -> Batch:
     meta = ImageMeta(image_id="a", original_size=(100, 100), input_size=(100, 100))
     return Batch(
-        images=torch.zeros(1, 3, 100, 100),
+        images=torch.zeros(1, 100, 100, 3, dtype=torch.uint8),
         proposals=[Proposals(boxes=boxes)],
         rois_per_image=[boxes],
         targets=[Targets.empty()],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
-from detector.core.structures import Embedded, SampledRoIs
+from detector.core.structures import Embedded, Normalization, SampledRoIs
 from detector.models.backbones import Backbone, build_backbone
 from detector.models.box_coder import fixed_coder
 from detector.models.detector import RegionDetector
@@ -19,9 +21,15 @@ from detector.ops import roi_pool
 from tests.conftest import MakeBoxes
 from tests.typed import gradient, present
 
+RGB = Normalization(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), maximum=255.0, bgr=False)
+CAFFE = Normalization(mean=(102.9801, 115.9465, 122.7717), deviation=(1.0, 1.0, 1.0), maximum=1.0, bgr=True)
+
 
 def build(
-    backbone: Backbone | None = None, hidden: Sequence[int] = (24, 16), class_agnostic: bool = False
+    backbone: Backbone | None = None,
+    hidden: Sequence[int] = (24, 16),
+    class_agnostic: bool = False,
+    normalization: Normalization = RGB,
 ) -> RegionDetector:
     torch.manual_seed(0)
     backbone = backbone or build_backbone("small")
@@ -29,11 +37,54 @@ def build(
     head = BoxHead(pool.out_features, hidden, dropout=0.5)
     predictor = BoxPredictor(head.out_features, 4, class_agnostic)
     coder = fixed_coder(4, (0,) * 4, (0.1, 0.1, 0.2, 0.2))
-    return RegionDetector(backbone, pool, head, predictor, coder, roi_chunk=512)
+    return RegionDetector(backbone, pool, head, predictor, coder, 512, normalization)
 
 
 def rows(boxes: Tensor, image: int = 0) -> Tensor:
     return torch.cat((torch.full((len(boxes), 1), float(image)), boxes), dim=1)
+
+
+def pixels(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+
+
+def test_inputs_equal_torchvisions_transforms() -> None:
+    images = pixels(2, 30, 40)
+    found = build().inputs(images, [(30, 40)] * 2)
+    reference = v2.Compose(
+        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(RGB.mean, RGB.deviation)]
+    )
+    assert (found.dtype, found.shape) == (torch.float32, (2, 3, 30, 40))
+    for image, one in zip(images, found, strict=True):
+        torch.testing.assert_close(one, reference(image.numpy()), rtol=1e-5, atol=1e-6)
+
+
+def test_caffes_inputs_are_bgr_minus_the_mean() -> None:
+    images = pixels(1, 30, 40)
+    found = build(normalization=CAFFE).inputs(images, [(30, 40)])
+    blue, green, red = (images[0, :, :, channel].numpy().astype(np.float32) for channel in (2, 1, 0))
+    expected = np.stack((blue - 102.9801, green - 115.9465, red - 122.7717))
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", [RGB, CAFFE])
+def test_the_padding_becomes_the_mean_colour_whatever_lies_there(normalization: Normalization) -> None:
+    images, model = pixels(2, 30, 40), build(normalization=normalization)
+    sizes = [(30, 25), (17, 40)]
+    found = model.inputs(images, sizes)
+    for image, one, (height, width) in zip(images, found, sizes, strict=True):
+        alone = model.inputs(image[None, :height, :width].contiguous(), [(height, width)])
+        assert torch.equal(one[:, :height, :width], alone[0])
+        assert not one[:, height:].any()
+        assert not one[:, :, width:].any()
+
+
+def test_the_normalisation_is_no_part_of_the_weights() -> None:
+    """It comes from the config, so checkpoints made before it moved into the network fit."""
+    assert not any("pixel" in name for name in build().state_dict())
+    other = build(normalization=CAFFE)
+    other.load_state_dict(build().state_dict())
+    assert torch.equal(other.pixel_values, build(normalization=CAFFE).pixel_values)
 
 
 def test_shapes_of_every_step(make_boxes: MakeBoxes) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from detector.core.structures import Batch, ImageMeta, Proposals, Targets
+from detector.core.structures import DrawnRegions, SampledRoIs, Targets
 from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.roi_sampler import RoISampler, match_proposals
 from tests.conftest import MakeBoxes
 
 CODER = fixed_coder(3, (0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
+
+
+def drawn(sampler: RoISampler, rois: Tensor, targets: Targets, seed: int = 0) -> DrawnRegions:
+    return sampler(rois, targets, np.random.default_rng(seed))
 
 
 def slow_iou(a: list[float], b: list[float]) -> float:
@@ -46,7 +51,7 @@ def crowded_scene(make_boxes: MakeBoxes, seed: int) -> tuple[Tensor, Targets]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_drawn_roi_follows_the_rules(make_boxes: MakeBoxes, seed: int) -> None:
     rois, targets = crowded_scene(make_boxes, seed)
-    boxes, labels, box_targets = RoISampler(CODER, rois_per_image=128, seed=seed).sample_image(rois, targets)
+    boxes, labels, box_targets = drawn(RoISampler(CODER, rois_per_image=128), rois, targets, seed)
     foreground, background = roles(rois, targets)
     drawn_foreground = int((labels > 0).sum())
     assert drawn_foreground == min(32, len(foreground))
@@ -66,36 +71,54 @@ def test_every_drawn_roi_follows_the_rules(make_boxes: MakeBoxes, seed: int) -> 
 
 def test_the_paper_draws_128_rois_of_two_images_at_most_32_foreground(make_boxes: MakeBoxes) -> None:
     scenes = [crowded_scene(make_boxes, seed) for seed in (3, 4)]
-    batch = Batch(
-        images=torch.zeros(2, 3, 8, 8),
-        proposals=[Proposals(boxes=rois) for rois, _ in scenes],
-        rois_per_image=[rois for rois, _ in scenes],
-        targets=[targets for _, targets in scenes],
-        metas=[ImageMeta(image_id="a", original_size=(8, 8), input_size=(8, 8))] * 2,
-    )
-    sampled = RoISampler(CODER)(batch)
+    parts = [drawn(RoISampler(CODER), *scene) for scene in scenes]
+    sampled = SampledRoIs.stack(*zip(*parts, strict=True))
     assert sampled.rois.shape == (128, 5)
     assert sampled.rois[:, 0].tolist() == [0] * 64 + [1] * 64
     assert [int((part > 0).sum()) for part in sampled.labels.split(64)] == [16, 16]
 
 
-def test_the_generators_state_restores_the_draw(make_boxes: MakeBoxes) -> None:
+def test_only_the_arguments_decide_what_is_drawn(make_boxes: MakeBoxes) -> None:
+    """No call changes what the next one draws; so threads may share a sampler in any order."""
+    scenes = [crowded_scene(make_boxes, seed) for seed in range(4)]
+    sampler = RoISampler(CODER)
+    expected = [drawn(sampler, *scene, seed=7) for scene in scenes]
+    again = [drawn(sampler, *scene, seed=7) for scene in reversed(scenes)][::-1]
+    for one, other in zip(expected, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(drawn(sampler, *scenes[0], seed=8).boxes, expected[0].boxes)
+
+
+def test_neither_the_regions_nor_the_targets_are_changed(make_boxes: MakeBoxes) -> None:
     rois, targets = crowded_scene(make_boxes, 0)
-    sampler = RoISampler(CODER, seed=5)
-    sampler.sample_image(rois, targets)
-    state = sampler.state_dict()
-    expected = [sampler.sample_image(rois, targets)[0] for _ in range(3)]
-    other = RoISampler(CODER, seed=6)
-    assert not torch.equal(other.sample_image(rois, targets)[0], expected[0])
-    other.load_state_dict(state)
-    for boxes in expected:
-        assert torch.equal(other.sample_image(rois, targets)[0], boxes)
+    kept, boxes = rois.clone(), targets.boxes.clone()
+    found = drawn(RoISampler(CODER), rois, targets)
+    found.boxes.add_(1)
+    assert torch.equal(rois, kept)
+    assert torch.equal(targets.boxes, boxes)
 
 
-def test_the_global_generator_is_not_used(make_boxes: MakeBoxes) -> None:
-    before = torch.get_rng_state()
-    RoISampler(CODER).sample_image(*crowded_scene(make_boxes, 0))
+def test_the_global_generators_are_not_used(make_boxes: MakeBoxes) -> None:
+    before, numpys = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
+    drawn(RoISampler(CODER), *crowded_scene(make_boxes, 0))
     assert torch.equal(torch.get_rng_state(), before)
+    assert repr(np.random.get_state()) == numpys  # noqa: NPY002
+
+
+def test_every_candidate_is_drawn_equally_often(make_boxes: MakeBoxes) -> None:
+    """16 of the foreground and 48 of the background, over many generators: within five deviations."""
+    rois, targets = crowded_scene(make_boxes, 1)
+    foreground, background = roles(rois, targets)
+    counts = dict.fromkeys([*foreground, *background], 0)
+    draws, sampler = 400, RoISampler(CODER)
+    for seed in range(draws):
+        for box in drawn(sampler, rois, targets, seed).boxes.tolist():
+            counts[tuple(box)] += 1
+    for group, count in ((foreground, 16), (background, 48)):
+        share = count / len(group)
+        assert 0.05 < share < 0.8
+        deviation = (draws * share * (1 - share)) ** 0.5
+        assert all(abs(counts[box] - draws * share) < 5 * deviation for box in group)
 
 
 def one_object(**flags: bool) -> Targets:
@@ -107,8 +130,8 @@ ON_OBJECT, NEAR, FAR = [10.0, 10.0, 50.0, 48.0], [30.0, 10.0, 70.0, 50.0], [80.0
 
 
 def labels_of(sampler: RoISampler, boxes: list[list[float]], targets: Targets) -> dict[tuple, int]:
-    drawn, labels, _ = sampler.sample_image(torch.tensor(boxes).reshape(-1, 4), targets)
-    return {tuple(box): label for box, label in zip(drawn.tolist(), labels.tolist(), strict=True)}
+    found = drawn(sampler, torch.tensor(boxes).reshape(-1, 4), targets)
+    return {tuple(box): label for box, label in zip(found.boxes.tolist(), found.labels.tolist(), strict=True)}
 
 
 def test_overlap_bounds_and_ground_truth_among_the_proposals() -> None:
@@ -131,7 +154,7 @@ def test_the_bounds_themselves_belong_to_foreground_and_to_background() -> None:
 
 
 def test_an_image_without_objects_gives_only_background(make_boxes: MakeBoxes) -> None:
-    boxes, labels, targets = RoISampler(CODER, rois_per_image=8).sample_image(make_boxes(30), Targets.empty())
+    boxes, labels, targets = drawn(RoISampler(CODER, rois_per_image=8), make_boxes(30), Targets.empty())
     assert boxes.shape == targets.shape == (8, 4)
     assert not labels.any()
     assert not targets.any()
@@ -146,15 +169,15 @@ def test_an_image_without_proposals_gives_its_objects_or_nothing() -> None:
 def test_without_foreground_background_fills_the_batch() -> None:
     sampler = RoISampler(CODER, rois_per_image=4, add_targets=False)
     shifted = [[30.0 + step, 10.0, 70.0 + step, 50.0] for step in range(6)]
-    drawn = labels_of(sampler, shifted, one_object())
-    assert list(drawn.values()) == [0] * 4
+    found = labels_of(sampler, shifted, one_object())
+    assert list(found.values()) == [0] * 4
 
 
 def test_too_little_background_gives_a_smaller_batch() -> None:
     sampler = RoISampler(CODER, rois_per_image=64, add_targets=False)
     many_on_it = [[10.0, 10.0, 50.0, 48.0 - step / 4] for step in range(40)]
-    drawn = labels_of(sampler, [*many_on_it, NEAR], one_object())
-    assert sorted(drawn.values()) == [0] + [2] * 16
+    found = labels_of(sampler, [*many_on_it, NEAR], one_object())
+    assert sorted(found.values()) == [0] + [2] * 16
 
 
 def test_difficult_objects_train_as_in_the_paper_or_do_not_count() -> None:
@@ -182,7 +205,7 @@ def test_a_crowd_is_neither_object_nor_background() -> None:
 def test_boxes_without_area_are_never_drawn() -> None:
     flat = [[20.0, 20.0, 20.0, 40.0], [40.0, 40.0, 30.0, 45.0], [5.0, 5.0, 5.0, 5.0]]
     assert labels_of(RoISampler(CODER), flat, Targets.empty()) == {}
-    _, _, targets = RoISampler(CODER).sample_image(torch.tensor([*flat, NEAR]), one_object())
+    _, _, targets = drawn(RoISampler(CODER), torch.tensor([*flat, NEAR]), one_object())
     assert targets.isfinite().all()
 
 
@@ -198,9 +221,9 @@ def test_targets_use_the_statistics_of_the_matched_class() -> None:
     deviations = torch.ones(4, 4)
     deviations[2] = 0.5
     sampler = RoISampler(BoxCoder(torch.zeros(4, 4), deviations), add_targets=False)
-    _, _, halved = sampler.sample_image(torch.tensor([ON_OBJECT]), one_object())
+    _, _, halved = drawn(sampler, torch.tensor([ON_OBJECT]), one_object())
     plain = RoISampler(BoxCoder(torch.zeros(4, 4), torch.ones(4, 4)), add_targets=False)
-    assert torch.equal(halved, 2 * plain.sample_image(torch.tensor([ON_OBJECT]), one_object())[2])
+    assert torch.equal(halved, 2 * drawn(plain, torch.tensor([ON_OBJECT]), one_object())[2])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
@@ -209,8 +232,8 @@ def test_the_wanted_share_of_the_background_lies_far_from_objects(
     make_boxes: MakeBoxes, seed: int, fraction: float
 ) -> None:
     rois, targets = crowded_scene(make_boxes, seed)
-    sampler = RoISampler(CODER, rois_per_image=32, far_background_fraction=fraction, seed=seed)
-    boxes, labels, _ = sampler.sample_image(rois, targets)
+    sampler = RoISampler(CODER, rois_per_image=32, far_background_fraction=fraction)
+    boxes, labels, _ = drawn(sampler, rois, targets)
     overlap, _ = match_proposals(boxes[labels == 0], targets)
     count = len(overlap)
     assert count == 24
@@ -224,11 +247,11 @@ def test_each_part_of_the_background_fills_what_the_other_lacks(make_boxes: Make
     for few, others in ((overlap < 0.1, overlap >= 0.1), (overlap >= 0.1, overlap < 0.1)):
         chosen = torch.cat((torch.nonzero(few)[:2, 0], torch.nonzero(others & (overlap < 0.5))[:, 0]))
         sampler = RoISampler(CODER, rois_per_image=16, foreground_fraction=0.0, far_background_fraction=0.5)
-        boxes, _, _ = sampler.sample_image(rois[chosen], targets)
+        boxes, _, _ = drawn(sampler, rois[chosen], targets)
         assert len(boxes) == 16
 
 
 def test_an_image_without_objects_has_background_of_every_kind(make_boxes: MakeBoxes) -> None:
     sampler = RoISampler(CODER, rois_per_image=16, far_background_fraction=0.5)
-    boxes, labels, _ = sampler.sample_image(make_boxes(40), Targets.empty())
+    boxes, labels, _ = drawn(sampler, make_boxes(40), Targets.empty())
     assert (len(boxes), int(labels.sum())) == (16, 0)

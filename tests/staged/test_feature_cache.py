@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,8 +80,24 @@ def test_what_is_written_is_read_and_every_view_is_computed_once(tmp_path: Path,
     assert (tmp_path / "cache" / "maps.bin").stat().st_size == plan(dtype=dtype).bytes
     again = fill_cache(tmp_path / "cache", plan(dtype=dtype), features, load)
     assert features.calls == 5 * len(SCALES)  # nothing is done twice
-    copied = pickle.loads(pickle.dumps(again))  # as a DataLoader worker gets it
-    assert torch.equal(copied.levels("i2")[1], cache.levels("i2")[1])
+    assert torch.equal(again.levels("i2")[1], cache.levels("i2")[1])
+
+
+def test_eight_threads_read_one_cache(tmp_path: Path) -> None:
+    """All of them open the file and compare checksums at once."""
+    fill_cache(tmp_path / "cache", plan(), Counter(), load)
+    cache, expected = FeatureCache(tmp_path / "cache", plan()), Counter()
+    together = threading.Barrier(8, timeout=20)
+
+    def read(place: int) -> list[Tensor]:
+        if place < 8:
+            together.wait()
+        return cache.levels(f"i{place % 5}")
+
+    with ThreadPoolExecutor(8) as pool:
+        for place, levels in enumerate(pool.map(read, range(80))):
+            for level, image in zip(levels, pixels(place % 5), strict=True):
+                torch.testing.assert_close(level, expected(image))
 
 
 def test_images_of_two_splits_may_have_one_id(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -130,8 +131,9 @@ def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
 
 
 @each_device
+@pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_in_both_trainings_it_ends_with_the_same_detector(
-    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, workers: int
 ) -> None:
     config, whole, stopped = staged(), tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
@@ -145,10 +147,12 @@ def test_stopped_in_both_trainings_it_ends_with_the_same_detector(
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Run, "_record", stop)
+    threaded = staged(f"data.workers={workers}")
     for _ in range(2):
         with pytest.raises(StopRequested, match="after step 3"):
-            StagedTraining(config, stopped, device).run()
-    StagedTraining(config, stopped, device).run()
+            StagedTraining(threaded, stopped, device).run()
+    StagedTraining(threaded, stopped, device).run()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader-")]
     expected, found = weights(whole), weights(stopped)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 

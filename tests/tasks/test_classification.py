@@ -68,6 +68,17 @@ def test_resumed_equals_uninterrupted(tiny: Load, tmp_path: Path, scale_per: str
         )
 
 
+@pytest.mark.parametrize(("first", "then"), [("0", "0"), ("2", "2"), ("0", "2")])
+def test_three_steps_and_three_more_are_six_whatever_threads_load(
+    tiny: Load, tmp_path: Path, first: str, then: str
+) -> None:
+    few = (*CLASSIFIER, "train.scale_per=batch")
+    classify(tiny(*few, "train.steps=6", "data.workers=0"), tmp_path / "whole")
+    classify(tiny(*few, "train.steps=3", f"data.workers={first}"), tmp_path / "parts")
+    classify(tiny(*few, "train.steps=6", f"data.workers={then}"), tmp_path / "parts", resume=True)
+    assert_identical(final_state(tmp_path / "whole", 6), final_state(tmp_path / "parts", 6))
+
+
 @each_device
 def test_killed_three_times_it_ends_as_if_it_never_was(
     tiny: Load, tiny_config: Path, tmp_path: Path, device: str
@@ -115,8 +126,8 @@ def test_a_scale_is_shared_by_whom_the_config_says(tiny: Load) -> None:
 def test_square_inputs_need_no_padding(tiny: Load) -> None:
     config = tiny(*CLASSIFIER, "train.resize=square", "train.scale_per=batch", "data.workers=0")
     for batch in islice(ClassificationTask(config, "cpu").batches(0), 4):
-        assert {meta.input_size for meta in batch.metas} == {tuple(batch.images.shape[2:])}
-        assert batch.images.shape[2] == batch.images.shape[3]
+        assert set(batch.sizes) == {tuple(batch.images.shape[1:3])}
+        assert batch.images.shape[1] == batch.images.shape[2]
 
 
 def test_images_of_any_size_are_scored_whole_and_by_themselves(tiny: Load) -> None:

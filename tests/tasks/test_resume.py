@@ -16,6 +16,8 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from detector.api import Detector
+from detector.commands.evaluate import score_checkpoint
 from detector.config import Config
 from detector.config.schema import DataConfig, TestConfig, TrainConfig
 from detector.core.errors import InputError
@@ -69,6 +71,45 @@ def run(config: Config, folder: Path, *, resume: bool = False, accept: bool = Fa
     done = start_run(config, folder, "cpu", resume=resume, accept_changed_data=accept)
     done.run()
     return done
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_of_an_earlier_version_is_not_continued_but_stays_usable(
+    tiny: Load, tiny_root: Path, tmp_path: Path
+) -> None:
+    """It drew the regions of its steps from a generator whose state it saved as ``sampler``."""
+    few, folder = ("train.checkpoint_every=2", "data.workers=0"), tmp_path / "old"
+    run(tiny("train.steps=2", *few), folder)
+    paths = sorted((folder / "checkpoints").iterdir())
+    state = load_checkpoint(paths[0])
+    del state["file"]
+    for path in paths:
+        path.unlink()
+        save_checkpoint(path, {**state, "sampler": {"generator": torch.get_rng_state()}})
+    before = contents(folder)
+    for steps in (2, 4):
+        with pytest.raises(InputError) as refusal:
+            start_run(tiny(f"train.steps={steps}", *few), folder, "cpu", resume=True)
+        assert str(refusal.value) == (
+            f"{folder / 'checkpoints' / 'step_2.pt'}: the run was started by an earlier version, which drew "
+            "the regions of a step from one random generator; they now depend on seed, step and image only, "
+            "so this version cannot continue the run exactly. Finish it with that version, or name the "
+            "checkpoint in train.initial_weights of a new run"
+        )
+    assert contents(folder) == before
+    checkpoint = folder / "checkpoints" / "best.pt"
+    scored = score_checkpoint(
+        tiny(*few), load_checkpoint(checkpoint), str(checkpoint), "test", tmp_path / "scored", "cpu"
+    )
+    assert 0 <= scored["voc07_mAP"] <= 1
+    images = sorted((tiny_root / "JPEGImages").iterdir())[:2]
+    assert len(Detector.load(checkpoint, "cpu")(images)) == 2  # the demo calls it too
+    begun = run(tiny("train.steps=1", f"train.initial_weights={checkpoint}", *few), tmp_path / "begun")
+    assert begun.step == 1
+    assert "sampler" not in load_checkpoint(tmp_path / "begun" / "checkpoints" / "step_1.pt")
 
 
 OTHERS = {
