@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,7 +66,7 @@ def write_photographs(folder: Path, what: Photographs) -> None:
         return proposals(rng, objects, what)
 
     with ThreadPoolExecutor() as threads:
-        every = dict(zip(names, threads.map(write, range(len(names))), strict=True))
+        every: dict[str, Any] = dict(zip(names, threads.map(write, range(len(names))), strict=True))
     np.savez(folder / "proposals.npz", **every)
     splits = {"trainval": names[: what.training], "test": names[what.training :]}
     for split, members in splits.items():
