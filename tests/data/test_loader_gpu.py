@@ -59,8 +59,15 @@ class CopiedLate:
         return self.batch.on_device()
 
 
+def places() -> list[list[torch.Tensor]]:
+    """Return the GPU's memory for the numbers of all batches; to allocate it later might wait for the GPU."""
+    shapes = [(tensor.shape, tensor.dtype) for tensor in pinned(0).on_device()]
+    return [
+        [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in shapes] for _ in range(BATCHES)
+    ]
+
+
 def assert_as_on_the_cpu(found: list[list[torch.Tensor]]) -> None:
-    assert len(found) == BATCHES
     for number, tensors in enumerate(found):
         for tensor, expected in zip(tensors, collate(samples(number)).on_device(), strict=True):
             assert torch.equal(tensor.cpu(), expected), f"batch {number}"
@@ -68,20 +75,22 @@ def assert_as_on_the_cpu(found: list[list[torch.Tensor]]) -> None:
 
 def test_the_memory_of_a_batch_is_kept_until_a_late_step_has_read_it() -> None:
     """Each batch is read late and dropped early; its memory goes to a later one."""
-    found = []
+    found = places()
     with closing(load(range(BATCHES), pinned, 3)) as batches:
-        for batch in on_device(batches, "cuda"):
+        for place, batch in zip(found, on_device(batches, "cuda"), strict=True):
             torch.cuda._sleep(BUSY)
-            found.append([tensor.clone() for tensor in batch.on_device()])
+            for copy, tensor in zip(place, batch.on_device(), strict=True):
+                copy.copy_(tensor)
     assert_as_on_the_cpu(found)
 
 
 def test_page_locked_memory_is_kept_until_it_has_been_copied() -> None:
     """The threads make the next batches while the copies of earlier ones still wait."""
-    found = []
+    found = places()
     with closing(load(range(BATCHES), lambda number: CopiedLate(pinned(number)), 3)) as batches:
-        for batch in on_device(batches, "cuda"):
-            found.append([tensor.clone() for tensor in batch.on_device()])
+        for place, batch in zip(found, on_device(batches, "cuda"), strict=True):
+            for copy, tensor in zip(place, batch.on_device(), strict=True):
+                copy.copy_(tensor)
     assert_as_on_the_cpu(found)
 
 
@@ -90,11 +99,14 @@ def test_a_batch_is_in_page_locked_memory() -> None:
 
 
 def test_moving_batches_does_not_wait_for_the_gpu() -> None:
-    """The stream that computes is busy for longer than all copies take; the host is done before it."""
-    made = [pinned(number) for number in range(4)]
+    """The stream that computes is busy for longer than all copies take, and the host is done before it."""
+    moving = on_device([pinned(number) for number in range(8)], "cuda")
+    first = [next(moving) for _ in range(5)]  # allocates memory, which may wait
+    torch.cuda.synchronize()
+    del first
     torch.cuda._sleep(100 * BUSY)
     finished = torch.cuda.Event()
     finished.record()
-    assert len(list(on_device(made, "cuda"))) == len(made)
+    assert len(list(moving)) == 3
     assert not finished.query()
     torch.cuda.synchronize()

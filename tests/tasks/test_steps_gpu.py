@@ -23,7 +23,6 @@ STEPS, WARM_UP = 10, 3
 NETWORKS = {
     "vgg16": ["model.backbone.name=vgg16", "model.backbone.freeze=2"],
     "bfloat16": ["train.precision=bfloat16"],
-    "not deterministic": ["train.deterministic=false"],
     "pyramid": ["model.pool={kind: spp, levels: [3, 2, 1]}"],
     "crops": ["model.pool={kind: warp, output_size: 3, crop_size: 44, context: 4}"],
     "agnostic": ["model.head.class_agnostic=true"],
