@@ -126,11 +126,12 @@ def sources(*patterns: str) -> list[str]:
 
 
 def cpu_sources() -> list[str]:
-    return sources("*.cpp", "pooling/*.cpp", "pooling/cpu/*.cpp", "selective_search/*.cpp")
+    folders = ("images", "images/cpu", "pooling", "pooling/cpu", "selective_search")
+    return sources("*.cpp", *(f"{folder}/*.cpp" for folder in folders))
 
 
 def cuda_sources() -> list[str]:
-    return sources("pooling/cuda/*.cu")
+    return sources("images/cuda/*.cu", "pooling/cuda/*.cu")
 
 
 def why_no_cuda() -> str | None:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pooling/bins.h"
+#include "tensors.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,9 +15,6 @@
 #include <vector>
 
 namespace detector {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 DETECTOR_ENUM(Reduction, max, avg)
 
@@ -94,10 +92,6 @@ inline std::vector<Step> plan(const Pooling& pooling) {
 // A maximum starts here and only a greater value replaces it, so NaN is never a maximum. double starts at
 // float's limit too, as in torchvision.
 constexpr float kLowest = -FLT_MAX;
-
-inline bool on_one_device(const Tensor& a, const Tensor& b) {
-  return a.get_device_index() == b.get_device_index() && a.is_cpu() == b.is_cpu();
-}
 
 // `values` are the features or their gradient.
 inline void check_rois(const char* name, const Tensor& values, const Tensor& rois) {

@@ -1,6 +1,7 @@
-"""Operators on feature maps and regions; importing this package loads the native libraries."""
+"""Operators on images, feature maps and regions; importing this package loads the native libraries."""
 
 from detector.ops._library import cuda_kernels_missing
+from detector.ops.normalize import normalization_table, normalize_images
 from detector.ops.roi_pool import RoIPool, roi_pool
 from detector.ops.selective_search import SelectiveSearchResult, selective_search
 from detector.ops.selective_search_config import SelectiveSearchConfig
@@ -12,6 +13,8 @@ __all__ = [
     "SelectiveSearchResult",
     "SpatialPyramidPool",
     "cuda_kernels_missing",
+    "normalization_table",
+    "normalize_images",
     "roi_pool",
     "selective_search",
     "spp_pool",

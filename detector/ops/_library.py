@@ -2,7 +2,7 @@
 
 ``_C`` holds the CPU kernels and is always needed. ``_C_cuda`` holds the CUDA kernels: it exists only where
 nvcc was available at build time, and only a torch with CUDA loads it. ``cuda_kernels_missing`` returns why
-CUDA tensors cannot be pooled.
+the operators cannot run on CUDA tensors.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _CUDA_KERNELS_MISSING = _why_no_cuda_kernels()  # asked once, not in every call
 
 
 def cuda_kernels_missing() -> str | None:
-    """Return why pooling cannot run on CUDA tensors and what to do about it; None if it can.
+    """Return why the operators cannot run on CUDA tensors and what to do about it; None if it can.
 
     The answer does not depend on whether the machine has a GPU.
     """

@@ -1,13 +1,13 @@
 """The CUDA kernels on an emulator: what it checks, and what it cannot check.
 
-``build.py`` turns the unchanged files of ``csrc/pooling/cuda`` into C++ (``translate.py`` rewrites kernel
-launches and ``__shared__`` declarations; ``include/cuda_runtime.h`` declares the rest of CUDA) and builds
-them as separate operators, ``torch.ops.emulated``, with the schemas of ``csrc/pooling/schemas.cpp``.
+``build.py`` turns the unchanged files of ``csrc/pooling/cuda`` and ``csrc/images/cuda`` into C++ and builds
+them as separate operators, ``torch.ops.emulated``, with the same schemas. ``translate.py`` rewrites kernel
+launches and ``__shared__`` declarations; ``include/cuda_runtime.h`` declares the rest of CUDA.
 ``scheduler.cpp`` runs the threads of a block as fibers, one at a time, in ascending, descending or random
 order. ``kernels.py`` puts the emulated kernels behind the public functions, on CPU tensors.
 
 The numbers are compared, bit for bit, with the CPU operators and with torchvision (``compare.py``) in random
-calls (``calls.py``) and chosen ones (``special.py``). The emulator also reports:
+calls (``calls.py``, ``images.py``) and chosen ones (``special.py``). The emulator also reports:
 
 - barriers that are missing or not reached by all threads (wrong numbers under some order of threads, or a
   deadlock), and masks and shuffles with lanes that take no part;

@@ -1,4 +1,4 @@
-"""Builds the emulated kernels: ``csrc/pooling/cuda`` translated to C++, registered as ``torch.ops.emulated``.
+"""Builds the emulated kernels: translated to C++ and registered as ``torch.ops.emulated``.
 
     python -m tests.emulator.build [plain|quick|address|thread]
 
@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -28,12 +29,16 @@ from tests.emulator.translate import translate
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
 CACHE = PROJECT / "build" / "emulator"
+FOLDERS = ("images", "pooling")  # of csrc/; each holds schemas.cpp and the kernels, in cuda/
 VARIANTS = {
     "plain": [],
     "quick": ["-O0"],  # to compile
     "address": ["-fsanitize=address"],
     "thread": ["-fsanitize=thread"],
 }
+
+CUDA_REGISTRATION = "LIBRARY_IMPL(detector, CUDA,"
+_SCHEMA = re.compile(r"\b(STABLE_TORCH_LIBRARY(?:_FRAGMENT)?)\(detector,")
 
 # As setup.py compiles: no fused multiply-add, the oldest torch's stable ABI.
 COMMON_FLAGS = [
@@ -106,27 +111,29 @@ def _library(name: str, sources: list[Path], ours: list[Path], more: list[str], 
 
 def _write_tree(csrc: Path, tree: Path) -> list[Path]:
     """Write the kernels and the operators' schemas to ``tree`` as C++; return the files to compile."""
-    folder = tree / "pooling" / "cuda"
-    folder.mkdir(parents=True)
+    return [file for folder in FOLDERS for file in _write_folder(csrc, folder, tree)]
+
+
+def _write_folder(csrc: Path, folder: str, tree: Path) -> list[Path]:
+    target = tree / folder / "cuda"
+    target.mkdir(parents=True)
+    texts = {
+        path.relative_to(csrc): translate(path.read_text(), f"csrc/{folder}/cuda/{path.name}")
+        for path in sorted((csrc / folder / "cuda").iterdir())
+    }
+    schemas = csrc / folder / "schemas.cpp"
+    texts[schemas.relative_to(csrc)] = schemas.read_text()
+    if sum(text.count(CUDA_REGISTRATION) for text in texts.values()) != 1:
+        raise ValueError(f"{CUDA_REGISTRATION} does not stand once in the kernels of csrc/{folder}/cuda")
     compiled = []
-    for path in sorted((csrc / "pooling" / "cuda").iterdir()):
-        text = translate(path.read_text(), f"csrc/pooling/cuda/{path.name}")
-        target = folder / path.name
-        if path.suffix == ".cu":
-            target = target.with_suffix(".cpp")
-            compiled.append(target)
-        if path.name == "operators.cu":
-            text = _replaced(text, "LIBRARY_IMPL(detector, CUDA,", "LIBRARY_IMPL(emulated, CPU,")
-        target.write_text(text)
-    schemas = (csrc / "pooling" / "schemas.cpp").read_text()
-    (tree / "schemas.cpp").write_text(_replaced(schemas, "LIBRARY(detector,", "LIBRARY(emulated,"))
-    return [*compiled, tree / "schemas.cpp"]
-
-
-def _replaced(text: str, old: str, new: str) -> str:
-    if text.count(old) != 1:
-        raise ValueError(f"{old} stands {text.count(old)} times in the operators' registration, not once")
-    return text.replace(old, new)
+    for path, text in texts.items():
+        file = tree / path
+        if path.suffix in (".cu", ".cpp"):
+            file = file.with_suffix(".cpp")
+            compiled.append(file)
+        text = text.replace(CUDA_REGISTRATION, "LIBRARY_IMPL(emulated, CPU,")
+        file.write_text(_SCHEMA.sub(r"\1(emulated,", text))
+    return compiled
 
 
 def _compile(source: Path, flags: list[str], include: list[Path], headers: str, target: Path) -> Path:

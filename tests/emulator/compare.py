@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.emulator.build import build
 from tests.emulator.calls import Call
+from tests.emulator.images import ImageCall
 from tests.emulator.kernels import ORDERS, EmulatedKernels
 from tests.typed import present
 
@@ -25,6 +26,9 @@ class Device(Protocol):
 
     def run(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Return the output and, if the call asks for it, the gradient of the features, on the CPU."""
+
+    def normalize(self, call: ImageCall) -> Tensor:
+        """Return the network input, on the CPU."""
 
     def report(self) -> str:
         """Return a line that summarizes what has been run."""
@@ -44,6 +48,10 @@ class Emulator:
         with self.kernels:
             return pooled_and_gradient(call, call.features, call.rois)
 
+    def normalize(self, call: ImageCall) -> Tensor:
+        with self.kernels:
+            return call.run(call.images, call.table)
+
     def report(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in self.kernels.counts().items())
 
@@ -57,6 +65,9 @@ class Cuda:
     def run(self, call: Call) -> tuple[Tensor, Tensor | None]:
         pooled, grad = pooled_and_gradient(call, carried(call.features), carried(call.rois))
         return pooled.cpu(), None if grad is None else grad.cpu()
+
+    def normalize(self, call: ImageCall) -> Tensor:
+        return call.run(carried(call.images), carried(call.table)).cpu()
 
     def report(self) -> str:
         return torch.cuda.get_device_name()
@@ -112,6 +123,14 @@ def faults_of(call: Call, device: Device, tally: Counter[str]) -> list[str]:
         if grad is not None and not same(grad, present(theirs[1]), signed=False):
             faults.append("the gradient differs from torchvision's")
     return faults
+
+
+def image_faults_of(call: ImageCall, device: Device, tally: Counter[str]) -> list[str]:
+    """Return the differences between ``device`` and the CPU as texts; ``tally`` counts the comparisons."""
+    ours, expected = device.normalize(call), call.run(call.images, call.table)
+    tally["calls on images"] += 1
+    tally["values of network inputs"] += ours.numel()
+    return [] if same(ours, expected) else [f"the network input differs{_places(ours, expected)}"]
 
 
 def same(first: Tensor, second: Tensor, *, signed: bool = True) -> bool:

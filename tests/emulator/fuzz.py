@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 
 from tests.emulator.calls import Call, random_call
-from tests.emulator.compare import Cuda, Device, Emulator, faults_of
+from tests.emulator.compare import Cuda, Device, Emulator, faults_of, image_faults_of
+from tests.emulator.images import ImageCall, random_image_call
 from tests.emulator.special import special_calls
 
 SHOWN = 10  # faults printed in full
+IMAGES = 10  # of so many random calls, one is of the operator on images
 
 
 class Fuzz:
@@ -36,11 +38,14 @@ class Fuzz:
         # torch then fills fresh memory with NaN and the largest integer, so that unwritten values show.
         torch.use_deterministic_algorithms(True)
 
-    def make(self, name: str, call: Call, draw: random.Random) -> bool:
+    def make(self, name: str, call: Call | ImageCall, draw: random.Random) -> bool:
         """Make one call; print and count its faults. Return whether no call has failed so far."""
         self.device.prepare(draw)
         try:
-            faults = faults_of(call, self.device, self.tally)
+            if isinstance(call, ImageCall):
+                faults = image_faults_of(call, self.device, self.tally)
+            else:
+                faults = faults_of(call, self.device, self.tally)
         except RuntimeError as error:
             faults = [str(error).splitlines()[0]]
         if faults:
@@ -51,7 +56,8 @@ class Fuzz:
 
     def random(self, seed: int, number: int, *, big: bool = False) -> bool:
         draw = random.Random(f"{seed}/{number}")
-        return self.make(f"call {number} of seed {seed}", random_call(draw, big=big), draw)
+        make_call = random_image_call if number % IMAGES == IMAGES - 1 else random_call
+        return self.make(f"call {number} of seed {seed}", make_call(draw, big=big), draw)
 
     def special(self, *, slow: bool, stop: bool = False) -> None:
         for name, call in special_calls(slow=slow):

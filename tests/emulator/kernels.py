@@ -27,7 +27,7 @@ _COUNTS = (
 
 
 class EmulatedKernels(TorchDispatchMode):
-    """Inside ``with EmulatedKernels(library):`` the pooling operators run the emulated CUDA kernels.
+    """Inside ``with EmulatedKernels(library):`` the operators run the emulated CUDA kernels.
 
     CPU tensors play the part of CUDA tensors. The public functions and their gradients work as they do on a
     device, so nothing here depends on what arguments the operators take.

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.emulator.build import PROJECT, build
+from tests.emulator.build import FOLDERS, PROJECT, build
 
 CALLS = 600  # random calls per mutant
 TIMEOUT = 240  # seconds; a kernel that never ends counts as noticed
@@ -29,7 +29,7 @@ BARRIER = re.compile(r"\b(__syncthreads|__syncwarp)\(\);")
 
 @dataclass(frozen=True)
 class Mutant:
-    """An edit: ``old``, which occurs once in ``file`` below csrc/pooling, is replaced by ``new``."""
+    """An edit: ``old``, which occurs once in ``file`` below csrc/, is replaced by ``new``."""
 
     name: str
     file: str
@@ -41,185 +41,248 @@ class Mutant:
 EDITS = [
     Mutant(
         "the last of equal values wins",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "place[k] = min(place[k], uint32_t(place_of(i, k)));",
         "place[k] = uint32_t(place_of(i, k));",
     ),
     Mutant(
         "of equal windows' columns the left wins",
-        "cuda/packed_map.cu",
+        "pooling/cuda/packed_map.cu",
         " || (right.value == value && right.place < place)",
         "",
     ),
     Mutant(
         "NaN wins",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "best.at[k] = value.at[k] > best.at[k] ? value.at[k] : best.at[k];",
         "best.at[k] = best.at[k] > value.at[k] ? best.at[k] : value.at[k];",
     ),
     Mutant(
         "the lowest number has a place",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "static_cast<M>(value.at[k]) > M(static_cast<scalar_t>(kLowest))",
         "static_cast<M>(value.at[k]) >= M(static_cast<scalar_t>(kLowest))",
     ),
     Mutant(
         "the last window reaches beyond its bin",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "last_y = row.end - step",
         "last_y = row.end - 1",
     ),
     Mutant(
         "channels beyond the last are read",
-        "cuda/packed_map.cu",
+        "pooling/cuda/packed_map.cu",
         "within / kPack<scalar_t> + of_pack, job.channels - 1)",
         "within / kPack<scalar_t> + of_pack, job.slots - 1)",
     ),
     Mutant(
         "windows lack the lower row",
-        "cuda/packed_map.cu",
+        "pooling/cuda/packed_map.cu",
         "load<Slots>(here + (kColumns + 1 + i) * kCell<scalar_t>)",
         "load<Slots>(here + i * kCell<scalar_t>)",
     ),
-    Mutant("windows in bins one cell wide", "cuda/pool.cu", " && column.end - column.begin > 1", ""),
+    Mutant("windows in bins one cell wide", "pooling/cuda/pool.cu", " && column.end - column.begin > 1", ""),
     Mutant(
         "a tile's last column is not its neighbours'",
-        "cuda/packed_map.cu",
+        "pooling/cuda/packed_map.cu",
         "read(i % (kRows + 1), kColumns, i / (kRows + 1));",
         "read(i % (kRows + 1), kColumns - 1, i / (kRows + 1));",
     ),
-    Mutant("zeros stay negative", "cuda/packed_map.cu", "return value + scalar_t(0);", "return value;"),
+    Mutant(
+        "zeros stay negative", "pooling/cuda/packed_map.cu", "return value + scalar_t(0);", "return value;"
+    ),
     Mutant(
         "slots are channels",
-        "cuda/pool.h",
+        "pooling/cuda/pool.h",
         "return slot - within + within % kPack<scalar_t> * kWarp + within / kPack<scalar_t>;",
         "return slot;",
     ),
     Mutant(
         "the finest grid makes all others",
-        "pooling.h",
+        "pooling/pooling.h",
         "steps[i].source = steps[j].grid;",
         "steps[i].source = steps[0].grid;",
     ),
     Mutant(
         "grids of the second depth are not made",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "job.depth = std::max(job.depth, job.depths[step.grid]);",
         "job.depth = std::max(job.depth, std::min(job.depths[step.grid], 1));",
     ),
     Mutant(
         "empty bins of a plan keep the lowest number",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "if (is_empty(rows[p], rows[grid.height + q]))",
         "if (false)",
     ),
     Mutant(
-        "empty bins keep the lowest number", "cuda/pool.cu", "job.depth == 0 && is_empty(y, x) ?", "false ?"
+        "empty bins keep the lowest number",
+        "pooling/cuda/pool.cu",
+        "job.depth == 0 && is_empty(y, x) ?",
+        "false ?",
     ),
     Mutant(
         "finer grids' places stay tile by tile",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "return by_row(place.at[k]);",
         "return place.at[k];",
     ),
     Mutant(
         "a tile's place is row by row",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "first(by_tile(place_at<place_t>(tile.y, tile.x)))",
         "first(place_at<place_t>(tile.y, tile.x))",
     ),
     Mutant(
         "16 bits for the places of 256 cells",
-        "cuda/pool.h",
+        "pooling/cuda/pool.h",
         "pooling.y.extent <= 255 && pooling.x.extent <= 255",
         "pooling.y.extent <= 256 && pooling.x.extent <= 256",
     ),
     Mutant(
         "unusable RoIs are used",
-        "cuda/pool.h",
+        "pooling/cuda/pool.h",
         "usable ? static_cast<int32_t>(roi[0]) : -1",
         "usable ? static_cast<int32_t>(roi[0]) : 0",
     ),
     Mutant(
         "32 bits for the distance of images",
-        "cuda/packed_map.cu",
+        "pooling/cuda/packed_map.cu",
         "part.image * job.strides[0]",
         "int32_t(part.image * job.strides[0])",
     ),
     Mutant(
         "wide loads of any address",
-        "cuda/pool.h",
+        "pooling/cuda/pool.h",
         "memory_row == count && tile_row == count && address % 16 == 0",
         "memory_row == count && tile_row == count",
     ),
     Mutant(
         "a warp skips at most one row of bins",
-        "cuda/pool.h",
+        "pooling/cuda/pool.h",
         "while (q >= width) q -= width, ++p;",
         "if (q >= width) q -= width, ++p;",
     ),
     Mutant(
         "too little shared memory",
-        "cuda/pool.h",
+        "pooling/cuda/pool.h",
         "rows = tile_bins + geometry.grid_count;",
         "rows = tile_bins;",
     ),
     Mutant(
         "the average is a sum",
-        "cuda/pool.cu",
+        "pooling/cuda/pool.cu",
         "static_cast<scalar_t>(sum[k] / count)",
         "static_cast<scalar_t>(sum[k])",
     ),
     Mutant(
-        "every cell gets all of an average's gradient", "cuda/pool_backward.cu", "value.at[k] /= cells;", ";"
+        "every cell gets all of an average's gradient",
+        "pooling/cuda/pool_backward.cu",
+        "value.at[k] /= cells;",
+        ";",
     ),
     Mutant(
         "an average's cells begin with the tile",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "(1u << last) - (1u << first) : 0",
         "(1u << last) - 1 : 0",
     ),
     Mutant(
-        "gradients of a later tile of bins", "cuda/pool_backward.cu", "* row + bin - begin]", "* row + bin]"
+        "gradients of a later tile of bins",
+        "pooling/cuda/pool_backward.cu",
+        "* row + bin - begin]",
+        "* row + bin]",
     ),
     Mutant(
         "RoIs of other images count",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "job.images[roi] == image",
         "job.images[roi] >= 0",
     ),
     Mutant(
         "a run ends a bin early",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "run.end = min(i + j, n - 1) + 1;",
         "run.end = min(i + j, n - 1);",
     ),
     Mutant(
         "grids that begin within a tile are left out",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "rows[0].begin >= tile.y + kHeight",
         "rows[0].begin > tile.y",
     ),
     Mutant(
-        "a warp comes before itself", "cuda/pool_backward.cu", "if (w < warp) before", "if (w <= warp) before"
+        "a warp comes before itself",
+        "pooling/cuda/pool_backward.cu",
+        "if (w < warp) before",
+        "if (w <= warp) before",
     ),
     Mutant(
         "a full list lacks its last bin",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "at >= kList) continue",
         "at >= kList - 1) continue",
     ),
     Mutant(
         "bins beyond the list's end are added again",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "begin + i < count ? first : first ^ 1u << 31",
         "first",
     ),
     Mutant(
         "no room for what comes from elsewhere",
-        "cuda/pool_backward.cu",
+        "pooling/cuda/pool_backward.cu",
         "kShared = (kCells + 1) * kSlots * sizeof(M)",
         "kShared = kCells * kSlots * sizeof(M)",
+    ),
+    Mutant(
+        "images are read from the first",
+        "images/cuda/normalize.cu",
+        "image = start.image + y / job.height;",
+        "image = start.image;",
+    ),
+    Mutant(
+        "the padding at the right is not 0",
+        "images/cuda/normalize.cu",
+        " && x % job.width < job.widths[image]",
+        "",
+    ),
+    Mutant(
+        "a row goes on in the next",
+        "images/cuda/normalize.cu",
+        "y = start.y + x / job.width;",
+        "y = start.y;",
+    ),
+    Mutant(
+        "both pixels of a thread are padding, or neither",
+        "images/cuda/normalize.cu",
+        "(second ? next : here)",
+        "here",
+    ),
+    Mutant("channels are not swapped", "images/cuda/normalize.cu", "(bgr ? 2 - c : c)", "c"),
+    Mutant(
+        "the last bytes of a block are not read",
+        "images/cuda/normalize.cu",
+        "i = whole * kWide + threadIdx.x",
+        "i = (count + kWide - 1) / kWide * kWide + threadIdx.x",
+    ),
+    Mutant(
+        "wide loads begin anywhere",
+        "images/cuda/normalize.cu",
+        "reinterpret_cast<uintptr_t>(from) % kWide == 0",
+        "true",
+    ),
+    Mutant(
+        "the last store is wide",
+        "images/cuda/normalize.cu",
+        "if (at + 4 <= count)",
+        "if (at < count)",
+    ),
+    Mutant(
+        "every launch has the first images' sizes",
+        "images/cuda/normalize.cu",
+        "sizes[2 * (first + i)]",
+        "sizes[2 * i]",
     ),
 ]
 
@@ -230,21 +293,22 @@ UNNEEDED: list[tuple[str, str]] = []
 def without_barriers(csrc: Path) -> Iterator[Mutant]:
     """Yield a mutant for every barrier of the kernels; its ``old`` reaches back to the file's beginning."""
     for file, end in UNNEEDED:
-        if (csrc / "pooling" / "cuda" / file).read_text().count(end) != 1:
+        if (csrc / file).read_text().count(end) != 1:
             raise SystemExit(f"an unneeded barrier of {file} does not stand there once: {end!r}")
-    for path in sorted((csrc / "pooling" / "cuda").iterdir()):
+    for path in sorted(path for folder in FOLDERS for path in (csrc / folder / "cuda").iterdir()):
+        file = str(path.relative_to(csrc))
         text = path.read_text()
         for match in BARRIER.finditer(text):
             before = text[: match.start()]
-            if any(path.name == file and (before + match[0]).endswith(end) for file, end in UNNEEDED):
+            if any(file == other and (before + match[0]).endswith(end) for other, end in UNNEEDED):
                 continue
             line = before.count("\n") + 1
             name = f"no {match[1]} in line {line} of {path.name}"
-            yield Mutant(name, f"cuda/{path.name}", before + match[0], before + ";", "thread")
+            yield Mutant(name, file, before + match[0], before + ";", "thread")
 
 
 def apply(mutant: Mutant, csrc: Path) -> None:
-    path = csrc / "pooling" / mutant.file
+    path = csrc / mutant.file
     text = path.read_text()
     if text.count(mutant.old) != 1:
         count = text.count(mutant.old)
@@ -298,7 +362,7 @@ def main() -> int:
     csrc = PROJECT / "csrc"
     mutants = [*EDITS, *without_barriers(csrc)]
     for mutant in mutants:  # before minutes are spent
-        if (csrc / "pooling" / mutant.file).read_text().count(mutant.old) != 1:
+        if (csrc / mutant.file).read_text().count(mutant.old) != 1:
             apply(mutant, csrc)
     chosen = [one for one in mutants if not sys.argv[1:] or any(part in one.name for part in sys.argv[1:])]
     unnoticed = 0

@@ -35,6 +35,7 @@ def test_random_calls_equal_the_cpu_operators(fuzz: Fuzz, capsys: pytest.Capture
         fuzz.random(0, number)
     assert fuzz.faulty == 0, capsys.readouterr().out
     assert fuzz.tally["gradient values"] > 0
+    assert fuzz.tally["values of network inputs"] > 0
     assert fuzz.tally["calls compared with torchvision"] > 0
 
 

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from detector.core.errors import InputError
 from detector.core.structures import Detections, ImageRecord, Targets
 from detector.evaluation.coco import CocoEvaluator, ground_truth_of, score_coco_results
+from detector.evaluation.coco_results import to_results
 from detector.evaluation.report import COCO_METRICS, coco_table
 
 FOLDER = Path(__file__).parents[2] / "data" / "coco_eval"
@@ -49,17 +51,25 @@ def evaluator_of(records: Sequence[ImageRecord], classes: Sequence[str]) -> Coco
     return CocoEvaluator(ground_truth_of(records, classes), classes, image_ids)
 
 
-def direct(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """Call pycocotools as its own demo does."""
+def evaluation_of(
+    truth: dict[str, Any], results: list[dict[str, Any]], image_ids: Sequence[int] | None = None
+) -> COCOeval:
+    """Call pycocotools as its own demo does, for some images or for all."""
     with contextlib.redirect_stdout(io.StringIO()):
         index = COCO()
         index.dataset = copy.deepcopy(truth)
         index.createIndex()
         evaluation = COCOeval(index, index.loadRes(copy.deepcopy(results)), "bbox")
+        if image_ids is not None:
+            evaluation.params.imgIds = sorted(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(COCO_METRICS, evaluation.stats.tolist(), strict=True))
+    return evaluation
+
+
+def direct(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    return dict(zip(COCO_METRICS, evaluation_of(truth, results).stats.tolist(), strict=True))
 
 
 def random_records(seed: int, images: int = 12) -> tuple[list[ImageRecord], list[Detections]]:
@@ -115,6 +125,71 @@ def as_coco(
     return truth, results
 
 
+def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
+    """Return ground truth, results and the ids of the scored images, with all that makes matching hard.
+
+    Few sizes of boxes and few scores make equal IoUs, IoUs at a threshold, areas at a limit and equal scores
+    frequent. There are crowd regions, images without objects or detections, images that are not scored,
+    classes without objects, ids below zero, and many detections of one class on one image.
+    """
+    draw = random.Random(seed)
+    images = draw.sample(range(-50, 10**12), draw.randint(1, 12))
+    categories = draw.sample(range(-5, 100), draw.randint(1, 4))
+    side = draw.choice([(8, 10), (10, 12, 20), (30, 32, 34), (90, 96, 100, 9.5)])
+
+    def box() -> list[float]:
+        return [draw.randint(0, 6), draw.choice([0, 1, 2.5]), draw.choice(side), draw.choice(side)]
+
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for _ in range(draw.choice([0, 1, 3, 8])):
+            x, y, width, height = box()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": draw.choice(categories[:3]),
+                    "bbox": [x, y, width, height],
+                    "area": draw.choice([width * height, 32**2, 96**2, 0]),
+                    "iscrowd": int(draw.random() < 0.2),
+                }
+            )
+    results = [
+        {
+            "image_id": image,
+            "category_id": draw.choice(categories),
+            "bbox": box(),
+            "score": draw.choice([0.25, 0.5, 0.75, draw.random()]),
+        }
+        for image in images
+        for _ in range(draw.choice([0, 3, 20, 20, 250]) or image == images[0])
+    ]
+    truth: dict[str, Any] = {
+        "images": [{"id": image} for image in images],
+        "categories": [{"id": one, "name": str(one)} for one in categories],
+        "annotations": annotations,
+    }
+    return truth, results, [image for image in images if draw.random() < 0.9]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_digit_is_that_of_pycocotools(seed: int) -> None:
+    truth, results, image_ids = random_case(seed)
+    evaluation = evaluation_of(truth, results, image_ids)
+    evaluator = CocoEvaluator(truth)
+    evaluator.add(image_ids, [one for one in results if one["image_id"] in image_ids])
+    metrics = evaluator.compute()
+    expected = [math.nan if value == -1 else value for value in evaluation.stats.tolist()]
+    assert repr([metrics[name] for name in COCO_METRICS]) == repr(expected)
+    for place, category_id in enumerate(evaluation.params.catIds):
+        precision = evaluation.eval["precision"][:, :, place, 0, -1]
+        known = [math.nan, math.nan] if -1 in precision else [precision.mean(), precision[0].mean()]
+        row = metrics["per_class"][str(category_id)]
+        assert repr([row["AP"], row["AP50"]]) == repr([float(value) for value in known])
+        mine = [one for one in results if one["image_id"] in image_ids and one["category_id"] == category_id]
+        assert row["detections"] == len(mine)
+
+
 @needs_demo
 def test_the_demo_of_the_coco_api() -> None:
     truth, results = json.loads(TRUTH.read_text()), json.loads(RESULTS.read_text())
@@ -160,6 +235,31 @@ def test_results_written_and_read_score_the_same(tmp_path: Path) -> None:
     assert from_file["per_class"] == metrics["per_class"]
     numbers = [{name: one[name] for name in COCO_METRICS} for one in (from_file, metrics)]
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-15, nan_ok=True)
+
+
+def test_the_results_file_is_what_json_writes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.randn(300, 4, generator=generator) * 10.0 ** torch.randint(
+        -30, 30, (300, 4), generator=generator
+    )
+    labels = torch.randint(1, 3, (300,), generator=generator)
+    found = Detections(boxes=boxes, scores=torch.rand(300, generator=generator), labels=labels)
+    truth: dict[str, Any] = {
+        "images": [{"id": -7}, {"id": 2**70}],
+        "categories": [{"id": 9, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "annotations": [],
+    }
+    evaluator = CocoEvaluator(truth, ["cat", "dog"])
+    evaluator.update([str(2**70), "-7"], [Detections.empty(), found])
+    evaluator.write_results(tmp_path / "results.json")
+    lines = ",\n".join(map(json.dumps, to_results(-7, found, [9, 3])))
+    assert (tmp_path / "results.json").read_text() == f"[{lines}]\n"
+    evaluator.reset()
+    infinite = torch.tensor([[0, 0, torch.inf, 1]]).repeat(300, 1)
+    evaluator.update(["-7"], [Detections(boxes=infinite, scores=found.scores, labels=labels)])
+    with pytest.raises(ValueError, match="not finite"):
+        evaluator.write_results(tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_annotation_id_zero_can_be_found() -> None:
@@ -215,6 +315,11 @@ def test_misuse_is_an_error() -> None:
     wrong = Detections(boxes=found.boxes, scores=found.scores, labels=found.labels + 2)
     with pytest.raises(ValueError, match=r"labels must be 1\.\.2"):
         evaluator.update(["001"], [wrong])
+    unknown = {"image_id": 3, "category_id": 5, "bbox": [1, 1, 2, 2], "score": 0.5}
+    with pytest.raises(ValueError, match="category 5 is none of the classes"):
+        evaluator.add([3], [unknown])
+    with pytest.raises(ValueError, match="image 3 is not among those given"):
+        evaluator.add([4], [unknown])
 
 
 GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -229,6 +334,13 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([GOOD, {**GOOD, "category_id": "cat"}], "entry 1: category_id is 'cat'"),
         ([GOOD, {**GOOD, "bbox": [1, 2, 3]}], r"entry 1: bbox is \[1, 2, 3\]"),
         ([GOOD, {**GOOD, "bbox": [1, 2, 3, 1e300]}], "entry 1: bbox is"),
+        ([GOOD, {**GOOD, "bbox": [1, 2, 3, 10**400]}], "entry 1: bbox is"),
+        ([GOOD, {**GOOD, "bbox": [1, 2, 3, True]}], "entry 1: bbox is"),
+        ([GOOD, {**GOOD, "bbox": "1234"}], "entry 1: bbox is '1234'"),
+        ([GOOD, {**GOOD, "image_id": [1]}], r"entry 1: image_id is \[1\]"),
+        ([GOOD, {**GOOD, "image_id": 1.0}], r"entry 1: image_id is 1\.0"),
+        ([GOOD, {"image_id": 1, "category_id": 1, "score": 1}], "entry 1: bbox is None"),
+        ([GOOD, {**GOOD, "score": 1e39}, 5], r"entry 1: score is 1e\+39"),
         ([GOOD, {**GOOD, "score": None}], "entry 1: score is None"),
         ([GOOD, {**GOOD, "score": math.nan}], "NaN is not a JSON number"),
     ],

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detector.core.errors import InputError
 from detector.factory.resources import choose_device
-from detector.ops import _library, cuda_kernels_missing, roi_pool, spp_pool
+from detector.ops import _library, cuda_kernels_missing, normalize_images, roi_pool, spp_pool
 
 MISSING = "the CUDA kernels of this project were not built"
 
@@ -67,3 +67,12 @@ def test_pooling_cuda_tensors_is_one_clear_error(pool: object, monkeypatch: pyte
         features, rois = torch.empty(1, 2, 8, 8, device="cuda"), torch.empty(3, 5, device="cuda")
         with pytest.raises(NotImplementedError, match=f"_pool: {MISSING}"):
             pool(features, rois)
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_normalizing_cuda_images_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with FakeTensorMode():
+        images = torch.empty(1, 2, 2, 3, dtype=torch.uint8, device="cuda")
+        with pytest.raises(NotImplementedError, match=f"normalize_images: {MISSING}"):
+            normalize_images(images, torch.empty(3, 256, device="cuda"), [(2, 2)], bgr=True)

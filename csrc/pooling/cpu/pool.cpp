@@ -1,5 +1,5 @@
+#include "huge_pages.h"
 #include "pooling/cpu/blocked_map.h"
-#include "pooling/cpu/huge_pages.h"
 #include "pooling/cpu/lanes.h"
 #include "pooling/cpu/output.h"
 #include "pooling/cpu/regions.h"

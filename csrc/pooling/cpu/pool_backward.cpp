@@ -1,4 +1,4 @@
-#include "pooling/cpu/huge_pages.h"
+#include "huge_pages.h"
 #include "pooling/cpu/lanes.h"
 #include "pooling/cpu/regions.h"
 #include "pooling/operators.h"

@@ -1,9 +1,5 @@
 #include "pooling/cuda/pool.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/util/shim_utils.h>
-
 namespace detector {
 
 Geometry geometry_of(const Pooling& pooling) {
@@ -18,12 +14,6 @@ Geometry geometry_of(const Pooling& pooling) {
                     int(pooling.bins), int(pooling.edges)};
   for (size_t i = 0; i < pooling.grids.size(); ++i) geometry.grids[i] = pooling.grids[i];
   return geometry;
-}
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 }  // namespace detector

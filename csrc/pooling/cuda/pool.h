@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "cuda_stream.h"
 #include "pooling/operators.h"
 
 #include <cuda_runtime.h>
@@ -109,8 +110,6 @@ struct Geometry {
 };
 
 Geometry geometry_of(const Pooling& pooling);
-
-cudaStream_t current_stream(const Tensor& tensor);
 
 // The image of a RoI; -1 for an unusable RoI, which gives zeros: the host would have to wait for the device
 // to raise an error.

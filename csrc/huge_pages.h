@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "pooling/pooling.h"
+#include "tensors.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
