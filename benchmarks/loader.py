@@ -24,6 +24,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import math
 import os
 import pickle
 import statistics
@@ -31,8 +32,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,34 +122,66 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load one epoch, so that files and proposals are in the system's memory, then time ``images`` images."""
     (workers,) = arguments.workers
     make = by_processes if arguments.measure == "processes" else batches_of
-    config, records, batches = make(arguments, workers)
-    size = config.train.images_per_batch
-    for _ in range(len(records) // size):
+    setting = read_setting(arguments.config, arguments.overrides).with_workers(workers)
+    size = setting.config.train.images_per_batch
+    with closing(make(setting)) as batches:
+        speed = loading_speed(batches, size, len(setting.records) // size, arguments.images // size)
         batch = next(batches)
-    started = time.perf_counter()
-    for _ in range(arguments.images // size):
-        batch = next(batches)
-    seconds = time.perf_counter() - started
-    batches.close()
     threads = hasattr(batch, "sizes") or not workers  # nothing leaves the process
     crossing = [] if threads else list(tensors(batch))
     return {
-        "images_per_second": arguments.images // size * size / seconds,
+        "images_per_second": speed,
         "tensors": len(crossing),
         "bytes": sum(tensor.nbytes for tensor in crossing),
     }
 
 
-def setting(arguments: argparse.Namespace, workers: int) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Return the config, the training records, their proposals, and the sampler where the loader takes it.
+def loading_speed(
+    batches: Iterator[Any], size: int, warm_up: int, count: int, seconds: float = math.inf
+) -> float:
+    """Return the images per second of ``count`` batches of ``size`` images after ``warm_up`` batches.
 
-    Works with older checkouts too, whose loader does not draw the regions.
+    The measurement ends early, after the batch with which ``seconds`` are over.
     """
+    for _ in itertools.islice(batches, warm_up):
+        pass
+    done, started = 0, time.perf_counter()
+    for _ in itertools.islice(batches, count):
+        done += 1
+        if time.perf_counter() - started > seconds:
+            break
+    return done * size / (time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a loader loads: a config, the training records, and their proposals.
+
+    ``more`` holds the sampler of the regions, where the loader of this checkout takes one.
+    """
+
+    config: Any
+    records: Any
+    source: Any
+    more: dict[str, Any]
+
+    def with_workers(self, workers: int) -> Setting:
+        """Return the same setting with another ``data.workers``."""
+        data = self.config.data.model_copy(update={"workers": workers})
+        return dataclasses.replace(self, config=self.config.model_copy(update={"data": data}))
+
+
+def read_setting(path: str, overrides: Sequence[str]) -> Setting:
+    """Return the setting of the config at ``path``; works with older checkouts too."""
     from detector.config.load import load_config
+
+    return setting_of(load_config(path, list(overrides)))
+
+
+def setting_of(config: Any) -> Setting:
     from detector.factory import data, loaders, model, proposals
     from detector.models.box_coder import fixed_coder
 
-    config = load_config(arguments.config, [f"data.workers={workers}", *arguments.overrides])
     data.ensure_data(config)
     classes = data.class_names(config)
     records = data.load_training(config, classes, training=True).records
@@ -159,32 +193,36 @@ def setting(arguments: argparse.Namespace, workers: int) -> tuple[Any, Any, Any,
         more["draw_regions"] = model.build_roi_sampler(
             config, fixed_coder(len(classes), box.means, box.deviations)
         )
-    return config, records, source, more
+    return Setting(config, records, source, more)
 
 
-def batches_of(arguments: argparse.Namespace, workers: int) -> tuple[Any, Any, Any]:
-    """Return the config, the records and the endless training batches of the package's own loader."""
+def batches_of(setting: Setting, device: str = "cpu") -> Generator[Any, None, None]:
+    """Return the endless training batches of the package's own loader, on ``device``."""
     from detector.factory.loaders import training_batches
 
-    config, records, source, more = setting(arguments, workers)
-    return config, records, training_batches(config, records, source, 0, **more)
+    where: dict[str, Any] = {} if device == "cpu" else {"device": device}  # older loaders only know the CPU
+    return training_batches(setting.config, setting.records, setting.source, 0, **where, **setting.more)
 
 
-def by_processes(arguments: argparse.Namespace, workers: int) -> tuple[Any, Any, Any]:
-    """As `batches_of`, from worker processes that send one block of pixels and one of everything else."""
+def by_processes(setting: Setting) -> Generator[Any, None, None]:
+    """Yield the same batches from worker processes that send one block of pixels and one of everything else.
+
+    Each item is what has crossed; the receiving side has unpacked it already.
+    """
     from torch.utils.data import DataLoader
 
     from detector.data.samplers import TrainingBatches
     from detector.data.samples import TrainingSamples, collate
     from detector.data.transforms import ImageTransform
 
-    config, records, source, more = setting(arguments, workers)
-    train = config.train
+    config, train = setting.config, setting.config.train
     transform = ImageTransform(
         scales=train.scales, max_size=train.max_size, resize=train.resize, flip=train.flip
     )
-    sample = TrainingSamples(records, source, transform, config.seed, None, more["draw_regions"])
-    order = TrainingBatches(len(records), train.images_per_batch, config.seed)
+    sample = TrainingSamples(
+        setting.records, setting.source, transform, config.seed, None, setting.more["draw_regions"]
+    )
+    order = TrainingBatches(len(setting.records), train.images_per_batch, config.seed)
 
     def packed(samples: list[Any]) -> tuple[Tensor, Tensor]:
         batch = collate(samples)
@@ -195,17 +233,13 @@ def by_processes(arguments: argparse.Namespace, workers: int) -> tuple[Any, Any,
         _Keyed(sample),  # type: ignore[arg-type]
         batch_sampler=order,
         collate_fn=packed,
-        num_workers=workers,
+        num_workers=config.data.workers,
         prefetch_factor=4,
         multiprocessing_context="fork",
     )
-
-    def unpacked() -> Iterator[Any]:
-        for images, rest in loader:
-            pickle.loads(rest.numpy().tobytes())
-            yield images, rest  # what has crossed
-
-    return config, records, unpacked()
+    for images, rest in loader:
+        pickle.loads(rest.numpy().tobytes())
+        yield images, rest
 
 
 class _Keyed:
@@ -234,9 +268,9 @@ def soak(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Load ``soak`` steps; print memory, descriptors and threads after each tenth of them."""
     (workers,) = arguments.workers
     rows = [{"step": 0, **in_use()}]
-    _, _, batches = batches_of(arguments, workers)
+    setting = read_setting(arguments.config, arguments.overrides).with_workers(workers)
     print("| step | resident, MiB | descriptors | threads |\n|---|---|---|---|")
-    with closing(batches):
+    with closing(batches_of(setting)) as batches:
         for step, _ in enumerate(itertools.islice(batches, arguments.soak), start=1):
             if step % max(arguments.soak // 10, 1) == 0:
                 rows.append({"step": step, **in_use()})
@@ -261,9 +295,9 @@ def beside_launches(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     step = launching_step(arguments.device, arguments.launches)
     print("| workers | switch interval, ms | step alone, ms | beside the loader, ms | images per second |")
     print("|---|---|---|---|---|")
+    setting = read_setting(arguments.config, arguments.overrides)
     for workers in arguments.workers:
-        _, _, batches = batches_of(arguments, workers)
-        with closing(batches):
+        with closing(batches_of(setting.with_workers(workers))) as batches:
             for interval in INTERVALS:
                 row = {"workers": workers, "interval": interval, **launches_timed(step, batches, interval)}
                 rows.append(row)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.peer import Peer, copy_weights, on_device
+from benchmarks.gpu_check.peer import Peer, copy_weights
 from benchmarks.gpu_check.result import Result
 from detector.config import Config
-from detector.core.structures import Batch
+from detector.core.structures import Batch, stack_rois
 from detector.factory.loaders import inference_views
 from detector.factory.model import build_predictor
 
@@ -30,7 +30,8 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
     Leaves the networks in evaluation mode and with the weights of the second case.
     """
     test_set = task.scorer.test_set
-    images = list(inference_views(config, test_set.records, test_set.proposals))  # each is a list of views
+    views = inference_views(config, test_set.records, test_set.proposals, device)
+    images = list(views)  # each is a list of views
     task.model.eval(), peer.eval()
 
     def ours(views: list[Batch]) -> int:
@@ -60,7 +61,7 @@ def time_test_images(config: Config, task: Any, peer: Peer, device: str, rounds:
                 "proposals, mean": sum(len(views[0].proposals[0].boxes) for views in images) / len(images),
                 "our detections, mean": sum(map(ours, images)) / len(images),
                 "their detections, mean": sum(map(theirs, images)) / len(images),
-                "input": " x ".join(map(str, images[0][0].images.shape[-2:])),
+                "input": " x ".join(map(str, images[0][0].images.shape[1:3])),
                 "ours, each": ", ".join(f"{value:.1f}" for value in times["ours"]),
                 "theirs, each": ", ".join(f"{value:.1f}" for value in times["theirs"]),
             },
@@ -110,5 +111,6 @@ def spread_scores(model: Any, view: Batch, device: str, threshold: float) -> Non
 
 def predict(model: Any, view: Batch, device: str) -> Tensor:
     """Return the class logits (P, K+1) of the proposals of one view."""
-    output = model.predict(model.features(on_device(view, device)), view.rois().to(device))
+    images = model.inputs(view.to(device).images, view.sizes)
+    output = model.predict(model.features(images), stack_rois(view.rois_per_image).to(device))
     return output.class_logits.double().cpu()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +27,16 @@ class Pool(nn.Module):
 
 
 class Peer(nn.Module):
-    """Returns losses in training mode and detections in evaluation mode, as torchvision does."""
+    """Returns losses in training mode and detections in evaluation mode, as torchvision does.
 
-    def __init__(self, config: Config, num_classes: int, device: str, *, half: bool) -> None:
+    ``inputs`` makes the network's input of a batch's images, their sizes given: ours, for both networks.
+    """
+
+    def __init__(
+        self, config: Config, num_classes: int, device: str, inputs: Callable[..., Tensor], *, half: bool
+    ) -> None:
         super().__init__()
-        self.device, self.autocast = device, half
+        self.device, self.inputs, self.autocast = device, inputs, half
         self.scale = config.model.backbone.feature_scale
         self.backbone = vgg16(weights=None).features[:-1]
         for layer in list(self.backbone)[:FROZEN_LAYERS]:
@@ -52,21 +58,24 @@ class Peer(nn.Module):
         self.to(device)
 
     def forward(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        device = self.device
-        targets = [{"boxes": t.boxes.to(device), "labels": t.labels.to(device)} for t in batch.targets]
-        proposals = [rois.to(device) for rois in batch.rois_per_image]
-        sizes = [meta.input_size for meta in batch.metas]
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.autocast):
-            features = {"0": self.backbone(on_device(batch, device)) * self.scale}
+        batch = on_device(batch, self.device)
+        targets = [{"boxes": each.boxes, "labels": each.labels} for each in batch.targets]
+        images = self.inputs(batch.images, batch.sizes)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
+            features = {"0": self.backbone(images) * self.scale}
             result: tuple[list[dict[str, Tensor]], dict[str, Tensor]] = self.heads(
-                features, proposals, sizes, targets if self.training else None
+                features, batch.rois_per_image, batch.sizes, targets if self.training else None
             )
         return result
 
 
-def on_device(batch: Batch, device: str) -> Tensor:
-    """Return the images of a batch as the network takes them."""
-    return batch.to(device).images.float()
+def on_device(batch: Batch, device: str) -> Batch:
+    """Return a batch with all that the peer needs on the device; what is there already stays as it is."""
+    targets = [
+        replace(each, boxes=each.boxes.to(device), labels=each.labels.to(device)) for each in batch.targets
+    ]
+    rois = [each.to(device) for each in batch.rois_per_image]
+    return replace(batch.to(device), targets=targets, rois_per_image=rois)
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

@@ -64,22 +64,33 @@ class Plan:
             100,
             alone=True,
         )
-        yield self._profile()
         for precision in PRECISIONS:
             command = self._own("steps", "--data", str(self.data), "--precision", precision)
             title = f"Training step and test image, {precision}"
             yield self._part(f"steps_{precision}", title, command, 75, alone=True)
+        yield from self._loading()
+        yield self._profile()
         for precision in PRECISIONS:
             command = self._own(
                 "steps", "--data", str(self.data), "--precision", precision, "--other-determinism"
             )
             title = f"Training step, {precision}, train.deterministic not at its default"
-            yield self._part(f"determinism_{precision}", title, command, 40, alone=True)
+            options = {"alone": True, "least": 25.0, "optional": True}
+            yield self._part(f"determinism_{precision}", title, command, 40, **options)
+
+    def _loading(self) -> Iterator[Part]:
+        """Return the parts that time the loader, in order of importance; they share their photographs."""
+        photographs = ["--photographs", str(self.work / "photographs")]
+        options: dict[str, Any] = {"alone": True, "optional": True}
+        title = "Training and test images with the loader"
+        yield self._part("loop", title, self._own("loop", *photographs), 80, least=40.0, **options)
+        title = "The loader without a network"
+        yield self._part("loading", title, self._own("loading", *photographs), 50, least=30.0, **options)
 
     def _profile(self) -> Part:
         command, log = self._own("pooling_profile"), self.work / "ncu.csv"
         ncu = self.machine.tool("ncu")
-        options: dict[str, Any] = {"alone": True, "needed": False}
+        options: dict[str, Any] = {"alone": True, "needed": False, "least": 30.0, "optional": True}
         if not self.rehearsal and ncu is None:
             options["skip"] = "there is no ncu on this machine"
         elif not self.rehearsal:

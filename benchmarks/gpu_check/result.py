@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from detector.core.files import write_text
 
 PATH_VARIABLE = "GPU_CHECK_RESULT"
 """The environment variable with the path of the file that a part writes its result to."""
+DEADLINE_VARIABLE = "GPU_CHECK_DEADLINE"
+"""The environment variable with the time at which a part is interrupted, on the clock ``time.monotonic``."""
 
 Row = dict[str, Any]
 
@@ -60,6 +64,12 @@ class Result:
     def save(self) -> None:
         if self.path is not None:
             write_json(self.path, self.values())
+
+
+def seconds_left() -> float:
+    """Return the seconds until this part is interrupted; infinity for a program that is run by itself."""
+    deadline = os.environ.get(DEADLINE_VARIABLE)
+    return float(deadline) - time.monotonic() if deadline else math.inf
 
 
 def part_arguments(description: str) -> tuple[argparse.ArgumentParser, Result]:

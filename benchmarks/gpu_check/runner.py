@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.gpu_check.report import Outcome
-from benchmarks.gpu_check.result import PATH_VARIABLE, Result, read_result
+from benchmarks.gpu_check.result import DEADLINE_VARIABLE, PATH_VARIABLE, Result, read_result
 
 LEAST_SECONDS = 10.0
-"""A part is not started if less time than this is left."""
+"""A part is not started if less time than this is left, unless it says otherwise."""
 GRACE_SECONDS = 6.0
 """How long a part may take to end after it was interrupted at its limit."""
-RESERVED_SECONDS = 150.0
+RESERVED_SECONDS = 130.0
 """The time that the ``alone`` parts leave for the parts that run together after them."""
 
 Reader = Callable[[str, Result], None]
@@ -29,7 +29,8 @@ class Part:
     """One program to run: its command, how long it may take and how its log is read.
 
     ``alone`` parts run one at a time and in order, before the others, which run at the same time. ``skip``
-    says why a part cannot run on this machine, ``needed`` whether this counts as a fault.
+    says why a part cannot run on this machine, ``needed`` whether this counts as a fault. A part that takes
+    ``least`` seconds is not started if less time is left; for an ``optional`` one that is no fault.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Part:
     read: Reader | None = None
     skip: str = ""
     needed: bool = True
+    least: float = LEAST_SECONDS
+    optional: bool = False
 
 
 class Process:
@@ -55,11 +58,12 @@ class Process:
         outcome.log, outcome.limit, outcome.status = work / f"{part.name}.log", limit, "running"
         self.limit, self.started = limit, time.monotonic()
         self.interrupted: float | None = None
+        own = {PATH_VARIABLE: str(self.result), DEADLINE_VARIABLE: str(self.started + limit)}
         with outcome.log.open("wb") as log:
             self.process = subprocess.Popen(
                 part.command,
                 cwd=part.folder or work,
-                env={**environment, **part.environment, PATH_VARIABLE: str(self.result)},
+                env={**environment, **part.environment, **own},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -141,8 +145,9 @@ class Runner:
         if part.skip:
             outcome.status, outcome.why = ("failed" if part.needed else "skipped"), part.skip
             return
-        if left < LEAST_SECONDS:
-            outcome.why = "no time was left"
+        if left < part.least:
+            outcome.status = "skipped" if part.optional else "not run"
+            outcome.why = f"{max(left, 0.0):.0f} s were left" if part.optional else "no time was left"
             return
         try:
             limit = min(part.limit, left)

@@ -1,7 +1,8 @@
 """Times a training step and a test image of VGG16 against the same network from torchvision's parts.
 
-Ours is the run that `tools/train.py` makes, with its loop and optimizer and, in the last row, its loader. In
-the other rows the batches are already in memory.
+Ours is the run that `tools/train.py` makes, with its loop and optimizer. The batches are already in the
+device's memory, for ours with the regions that the loader's threads draw. torchvision's parts draw theirs in
+the step. `loop` times the same run with the loader.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu_check.detection import time_test_images
-from benchmarks.gpu_check.peer import Peer, copy_weights
+from benchmarks.gpu_check.peer import Peer, copy_weights, on_device
 from benchmarks.gpu_check.result import Result, part_arguments
 from benchmarks.gpu_check.step_data import deterministic_default, step_config
 from detector.config import Config
@@ -44,7 +45,7 @@ class Steps:
 
     def row(self, name: str, milliseconds: float, apart: int = 0) -> float:
         """Write a row; ``apart`` is the memory in bytes that the other network holds at the same time."""
-        size = tuple(self.batches[0].images.shape[-2:])
+        size = tuple(self.batches[0].images.shape[1:3])
         self.result.row(
             TABLE,
             {
@@ -59,15 +60,15 @@ class Steps:
         )
         return milliseconds
 
-    def ours(self, warm_up: int, batches: Generator[Any, None, None] | None = None) -> float:
-        """Return the milliseconds per step of a whole run, on the batches in memory or the given ones.
+    def ours(self, warm_up: int) -> float:
+        """Return the milliseconds per step of a whole run, on the batches in memory.
 
         The run saves and evaluates nothing; everything else is as in any other run.
         """
         clock = Clock(self.device, warm_up, self.count)
         never = {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "evaluate_every": None}
         config = self.config.model_copy(update={"train": self.config.train.model_copy(update=never)})
-        timed = TimedTask(self.task, batches or itertools.cycle(self.batches), clock)
+        timed = TimedTask(self.task, itertools.cycle(self.batches), clock)
         run = start_run(config, self.folder, self.device, make_task=lambda *_: timed)
         with suppress(TimeIsUp):
             run.run()
@@ -79,13 +80,15 @@ class Steps:
         limit = self.config.train.clip_gradient_norm
         assert limit is not None, "the peer's step clips gradients as ours does"
         trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
-        for batch in itertools.islice(itertools.cycle(self.batches), warm_up + self.count):
-            losses = peer(batch)[1]
-            optimizer.zero_grad()
-            torch.stack(list(losses.values())).sum().backward()
-            nn.utils.clip_grad_norm_(trained, limit)
-            optimizer.step()
-            clock.tick()
+        batches = [on_device(batch, self.device) for batch in self.batches]
+        with suppress(TimeIsUp):
+            for batch in itertools.cycle(batches):
+                losses = peer(batch)[1]
+                optimizer.zero_grad()
+                torch.stack(list(losses.values())).sum().backward()
+                nn.utils.clip_grad_norm_(trained, limit)
+                optimizer.step()
+                clock.tick()
         return clock.milliseconds
 
 
@@ -162,14 +165,6 @@ def compare_steps(steps: Steps, peer: Peer, warm_up: int) -> None:
     steps.result.note(f"{steps.precision}: ours is {ratio:.2f} times as fast a training step in memory")
 
 
-def time_loader(steps: Steps, warm_up: int) -> None:
-    with closing(steps.task.batches(0)) as batches:
-        milliseconds = steps.ours(warm_up, batches)
-    images = 1e3 * len(steps.batches[0].images) / milliseconds
-    steps.row(f"ours, loader with {steps.config.data.workers} workers", milliseconds)
-    steps.result.note(f"{steps.precision}: {images:.0f} images a second with the loader")
-
-
 def main() -> int:
     parser, result = part_arguments(__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the project's folder of data sets")
@@ -183,7 +178,6 @@ def main() -> int:
     device = "cpu" if arguments.dry_run else "cuda"
     warm_up, count, test_rounds = (1, 2, 2) if arguments.dry_run else (8, 30, 30)
     changes = [f"{mode}.precision={arguments.precision}" for mode in ("train", "test")]
-    changes += [f"data.workers={1 if arguments.dry_run else 8}"]
     default = deterministic_default()
     if arguments.other_determinism:
         changes.append(f"train.deterministic={str(not default).lower()}")
@@ -195,11 +189,11 @@ def main() -> int:
         if arguments.other_determinism:
             steps.row(f"ours, in memory, train.deterministic={not default}", steps.ours(warm_up))
             return 0
-        peer = Peer(config, len(steps.task.classes), device, half=arguments.precision == "bfloat16")
+        half, inputs = arguments.precision == "bfloat16", steps.task.model.inputs
+        peer = Peer(config, len(steps.task.classes), device, inputs, half=half)
         copy_weights(steps.task.model, peer)
         result.attempt(compare_steps, steps, peer, warm_up)
         result.attempt(time_test_images, config, steps.task, peer, device, test_rounds, result)
-        result.attempt(time_loader, steps, 3 * warm_up)
     return 1 if result.faults else 0
 
 

@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
 from detector.core.errors import InputError
-from detector.core.structures import Batch
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
+AnyBatch = TypeVar("AnyBatch", bound="Movable")
 
 AHEAD = 8
 """Items that are made ahead, in all threads together."""
@@ -119,23 +119,36 @@ class _Pool(Generic[Key, Item]):
             del task, key, future  # an item is freed when its user is done with it, not at the next one
 
 
-def on_device(batches: Iterable[Batch], device: torch.device | str) -> Generator[Batch, None, None]:
+class Movable(Protocol):
+    """A batch that can be copied to a device."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch with those tensors on ``device`` that the device computes with."""
+
+    def on_device(self) -> list[torch.Tensor]:
+        """Return these tensors."""
+
+
+def on_device(batches: Iterable[AnyBatch], device: torch.device | str) -> Generator[AnyBatch, None, None]:
     """Yield ``batches`` on ``device``.
 
     A GPU copies them in a stream of its own, while it is still computing the step before. The batches must be
-    in page-locked memory for that.
+    in page-locked memory for that. Neither they nor their copies need to be kept: torch's allocators wait
+    with the memory of the former until it has been copied, and with that of the latter until ``computing``,
+    the caller's stream, has done what it was given before the copy was freed.
     """
     place = torch.device(device)
-    if place.type != "cuda":
+    if place.type == "cpu":
         for batch in batches:
             yield batch.to(place)
         return
-    copies = torch.cuda.Stream(place)
+    gpu = torch.get_device_module(place)
+    copies = gpu.Stream(place)
     for batch in batches:
-        with torch.cuda.stream(copies):
+        with gpu.stream(copies):
             moved = batch.to(place)
-        computing = torch.cuda.current_stream(place)
-        computing.wait_stream(copies)
+        computing = gpu.current_stream(place)
+        computing.wait_stream(copies)  # the GPU waits, not the host
         for tensor in moved.on_device():
-            tensor.record_stream(computing)  # its memory is not used again before the step has read it
+            tensor.record_stream(computing)
         yield moved

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from detector.core.devices import sent
 from detector.core.structures import Batch, Detections, Embedded, HeadOutput, ImageMeta, View
 
 REFERENCE_AREA = 224.0**2
@@ -85,8 +86,8 @@ class Orientation:
         """
         rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
-        # A blocking copy would wait until the GPU has computed the features.
-        return rows.to(device, non_blocking=True), roi_levels
+        # Another copy would wait until the GPU has computed the features.
+        return sent(rows, device), roi_levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ class ImagePredictor:
         with autocast(self.device, self.precision):
             for view in views:
                 images = self.model.inputs(view.to(self.device).images, view.sizes)
-                rois = self.rois(view.metas).to(self.device, non_blocking=True)
+                rois = sent(self.rois(view.metas), self.device)
                 rows.append(self.scores(self.model(images, rois))[0])
         return torch.stack(rows).mean(dim=0).cpu()
 

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 import torch
 
 from detector.config import Config
+from detector.core.devices import pins
 from detector.core.errors import InputError
 from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals, ProposalSource
 from detector.data.loader import load, on_device
@@ -52,7 +53,7 @@ def training_batches(
     )
     scale = _draws_per_scale(config, order)
     sample = TrainingSamples(records, source, transform, config.seed, scale, draw_regions)
-    pin = _pins(device)
+    pin = pins(device)
 
     def make(keys: Sequence[tuple[int, int]]) -> Batch:
         return collate([sample(*key) for key in keys], pin=pin)
@@ -100,17 +101,12 @@ def inference_views(
     `training_batches`.
     """
     samples = InferenceViews(records, source, inference_transforms(config))
-    pin = _pins(device)
+    pin = pins(device)
 
     def make(index: int) -> list[Batch]:
         return [collate([sample], pin=pin) for sample in samples(index)]
 
     return load(range(len(records)), make, min(worker_count(config, device), len(records)))
-
-
-def _pins(device: str) -> bool:
-    """Say whether batches for ``device`` are in page-locked memory, from which a GPU copies by itself."""
-    return torch.device(device).type == "cuda"
 
 
 @contextmanager

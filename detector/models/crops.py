@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.models.backbones import Backbone
 from detector.models.region_pools import LevelPool
@@ -39,22 +40,20 @@ def region_windows(boxes: Tensor, crop_size: int, context: int, square: bool = F
 def cut_windows(images: Tensor, windows: Tensor, numbers: Tensor, crop_size: int) -> Tensor:
     """Return crops (R, C, S, S) of ``images`` (N, C, H, W), bilinear, zero where a window leaves its image.
 
-    ``windows`` (R, 4) are in pixels of the image that ``numbers`` (R,) give. With more than one image,
-    this waits for a GPU once, to count the windows of each image.
+    ``windows`` (R, 4) are in pixels of the image that ``numbers`` (R,) give. Each window is cut out of every
+    image, and its own one is chosen: to sort the windows by image, the host would have to wait for a GPU.
     """
-    crops = images.new_zeros(len(windows), images.shape[1], crop_size, crop_size)
-    crops = crops.contiguous(memory_format=torch.channels_last)
     steps = (torch.arange(crop_size, device=windows.device, dtype=windows.dtype) + 0.5) / crop_size
     corner, size = windows[:, None, :2], windows[:, None, 2:] - windows[:, None, :2]
     points = corner + steps[:, None] * size  # (R, S, 2): x and y of each column and row
     x, y = points[..., 0] / images.shape[-1] * 2 - 1, points[..., 1] / images.shape[-2] * 2 - 1
-    owners = torch.zeros(len(windows)) if len(images) == 1 else numbers.cpu()
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3).flatten(0, 1)[None]
+    crops = images.new_zeros(len(windows), images.shape[1], crop_size, crop_size)
     for number, image in enumerate(images):
-        here = torch.nonzero(owners == number)[:, 0].to(windows.device, non_blocking=True)
-        grid = torch.stack(torch.broadcast_tensors(x[here, None, :], y[here, :, None]), dim=3)
-        cut = grid_sample(image[None], grid.flatten(0, 1)[None], "bilinear", "zeros", align_corners=False)
-        crops[here] = cut[0].unflatten(1, (len(here), crop_size)).transpose(0, 1)
-    return crops
+        cut = grid_sample(image[None], grid, "bilinear", "zeros", align_corners=False)
+        cut = cut[0].unflatten(1, (len(windows), crop_size)).transpose(0, 1)
+        crops = torch.where((numbers == number)[:, None, None, None], cut, crops)
+    return crops.contiguous(memory_format=torch.channels_last)
 
 
 class CropPooling(LevelPool):
@@ -102,5 +101,5 @@ class CropPooling(LevelPool):
         maps = self.convolutions(self.cut(features, rois))
         # Equal to adaptive_max_pool2d, whose gradient on CUDA adds in another order each time, except that
         # here NaN is never a maximum.
-        whole = whole_map_rois([maps.shape[2:]] * len(maps)).to(maps.device, non_blocking=True)
+        whole = sent(whole_map_rois([maps.shape[2:]] * len(maps)), maps.device)
         return spp_pool(maps, whole, (self.output_size,), window="cells").to(features.dtype)

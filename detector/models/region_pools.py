@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detector.core.devices import sent
 from detector.ops import SpatialPyramidPool, roi_pool
 
 
@@ -34,8 +35,8 @@ class LevelPool(nn.Module):
         roi_levels = roi_levels.cpu()
         order = torch.sort(roi_levels, stable=True).indices
         counts = torch.bincount(roi_levels, minlength=len(levels)).tolist()
-        back = torch.argsort(order).to(rois.device, non_blocking=True)
-        by_level = rois.index_select(0, order.to(rois.device, non_blocking=True)).split(counts)
+        back = sent(torch.argsort(order), rois.device)
+        by_level = rois.index_select(0, sent(order, rois.device)).split(counts)
         pooled = [self.pool(level, rows) for level, rows in zip(levels, by_level, strict=True)]
         return torch.cat(pooled).index_select(0, back)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta
 from detector.models.backbones import Backbone
@@ -43,12 +44,16 @@ class WholeMapPool(nn.Module):
     def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         """Return (R, C * sum(l * l)) from the only level, a map (N, C, H, W), and RoIs (R, 5) in whole cells.
 
+        RoIs on the CPU are sent to the map's device. With the rule "sliding" they should be on the CPU: the
+        host computes the windows, and would have to wait for RoIs on a GPU.
+
         Raises:
             InputError: the rule is "sliding", and a side does not give the number of bins of a grid.
         """
         if roi_levels is not None:
             raise ValueError("whole maps are pooled from one level; call the pool once per test scale")
         if self.rule == "adaptive":
+            rois = sent(rois, levels[0].device)
             return spp_pool(levels[0], rois, self.grids, reduction=self.reduction, window="cells")
         return torch.cat([self._slide(levels[0], *row) for row in rois.long().tolist()])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.devices import pins
 from detector.core.structures import HeadOutput, ImageMeta, SampledRoIs
-from detector.data.loader import load
+from detector.data.loader import load, on_device
 from detector.data.samplers import TrainingBatches
 from detector.data.samples import region_stream
 from detector.factory.resources import worker_count
@@ -27,6 +29,20 @@ class CachedBatch:
     levels: list[Tensor]
     sampled: SampledRoIs
     metas: list[ImageMeta]
+
+    def to(self, device: torch.device | str) -> CachedBatch:
+        """Return the batch with its levels and ``sampled`` on ``device``."""
+        levels = [level.to(device, non_blocking=True) for level in self.levels]
+        return replace(self, levels=levels, sampled=self.sampled.to(device))
+
+    def on_device(self) -> list[Tensor]:
+        """Return the tensors that `to` moves."""
+        return [*self.levels, self.sampled.rois, self.sampled.labels, self.sampled.box_targets]
+
+    def pin_memory(self) -> CachedBatch:
+        """Return the batch in page-locked memory, from which a GPU copies without waiting."""
+        levels = [level.pin_memory() for level in self.levels]
+        return replace(self, levels=levels, sampled=self.sampled.pin_memory())
 
 
 class FineTuningTask(RegionTask[CachedBatch]):
@@ -47,13 +63,13 @@ class FineTuningTask(RegionTask[CachedBatch]):
         order = TrainingBatches(
             len(self.records), self.config.train.images_per_batch, self.config.seed, start_step=start
         )
-        return load(order, self._batch, worker_count(self.config, self.device))
+        with closing(load(order, self._batch, worker_count(self.config, self.device))) as batches:
+            yield from on_device(batches, self.device)
 
     def _output(self, batch: CachedBatch) -> tuple[HeadOutput, SampledRoIs]:
-        sampled = batch.sampled.to(self.device)
-        levels = [level.to(self.device, non_blocking=True) for level in batch.levels]
+        sampled = batch.sampled
         with self.autocast():
-            return self.model.predict(levels, sampled.rois, sampled.roi_levels), sampled
+            return self.model.predict(batch.levels, sampled.rois, sampled.roi_levels), sampled
 
     def _batch(self, keys: Sequence[tuple[int, int]]) -> CachedBatch:
         levels: list[Tensor] = []
@@ -73,4 +89,5 @@ class FineTuningTask(RegionTask[CachedBatch]):
         rois, labels, box_targets, roi_levels = (torch.cat(rows) for rows in zip(*parts, strict=True))
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)  # every level is a batch of one
         sampled = SampledRoIs(rois=rows, labels=labels, box_targets=box_targets, roi_levels=roi_levels)
-        return CachedBatch(levels, sampled, metas)
+        batch = CachedBatch(levels, sampled, metas)
+        return batch.pin_memory() if pins(self.device) else batch

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.core.devices import sent
 from detector.core.errors import listed
 from detector.core.progress import note
 from detector.core.structures import Batch, ImageRecord, ProposalSource
@@ -75,11 +76,11 @@ class ClassificationTask(BaseTask[Batch]):
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
-        rois = whole_image_rois(self.model.backbone, batch.metas).to(self.device, non_blocking=True)
+        rois = whole_image_rois(self.model.backbone, batch.metas)
         images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast():
             output = self.model(images, rois)
-        return multi_label_loss(output, presence.to(self.device, non_blocking=True))
+        return multi_label_loss(output, sent(presence, self.device))
 
     def _describe(self, dataset: Dataset) -> None:
         split, records = self.config.data.train_split, dataset.records

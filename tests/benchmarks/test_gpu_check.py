@@ -8,16 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from benchmarks.gpu_check import readers
+from benchmarks.gpu_check.loading import compare, target
+from benchmarks.gpu_check.loop import REHEARSED, Loop, Timed, targets, time_test_images, time_training
+from benchmarks.gpu_check.photographs import Photographs, photograph_config, write_photographs
 from benchmarks.gpu_check.report import Outcome
 from benchmarks.gpu_check.result import Result
 from benchmarks.gpu_check.runner import Part, Runner
 from benchmarks.gpu_check.step_data import bccd_overrides
+from benchmarks.loader import Setting
+from detector.config import Config
+from detector.factory.data import class_names, load_split
 from tests.conftest import PROJECT
 
 FUZZ = "import sys; print('calls: 3', sys.argv[1:]); print('faults: {}')\n"
@@ -176,3 +185,108 @@ def test_as_many_blood_cells_are_taken_as_are_there(tmp_path: Path) -> None:
 def test_a_kernel_s_name_is_shown_without_namespaces(namespace: str) -> None:
     name = f"void {namespace}pool_kernel<c10::BFloat16, unsigned short>({namespace}Job<T1, T2>)"
     assert readers.short_name(name) == "pool_kernel<BFloat16, unsigned short>"
+
+
+def test_a_part_that_cannot_be_finished_in_time_is_not_begun(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import os; print(os.environ['GPU_CHECK_DEADLINE'])"]
+    parts = [
+        Part("needed", "", sleeper, 60, least=50),
+        Part("optional", "", sleeper, 60, least=50, optional=True),
+        Part("short", "", sleeper, 60),
+    ]
+    outcomes = [Outcome(part.name, part.title) for part in parts]
+    began = time.monotonic()
+    Runner(tmp_path, dict(os.environ), began + 40, lambda _: None).run(
+        list(zip(parts, outcomes, strict=True))
+    )
+    assert [each.status for each in outcomes] == ["not run", "skipped", "passed"]
+    assert [each.bad for each in outcomes] == [True, False, False]
+    assert outcomes[1].why in ("34 s were left", "33 s were left")
+    assert began < float(outcomes[2].log_text()) < began + 40
+
+
+def test_photographs_are_a_data_set_that_can_be_trained_on(tmp_path: Path) -> None:
+    what = Photographs(training=5, test=2, size=(375, 500), proposals=200)
+    write_photographs(tmp_path / "photographs", what)
+    config = photograph_config(tmp_path / "photographs", [], rehearsal=True)
+    classes = class_names(config)
+    for split, count in (("trainval", 5), ("test", 2)):
+        dataset = load_split(config, split, classes, training=True)
+        assert len(dataset.records) == count
+        assert not dataset.dropped
+        assert all((record.height, record.width) == (375, 500) for record in dataset.records)
+        assert all(60_000 < record.path.stat().st_size < 140_000 for record in dataset.records)
+    with np.load(tmp_path / "photographs/proposals.npz") as boxes:
+        assert all(len(boxes[name]) == 200 for name in boxes.files)
+        assert all((boxes[name][:, :2] < boxes[name][:, 2:]).all() for name in boxes.files)
+        assert all((boxes[name][:, 2:] <= (500, 375)).all() for name in boxes.files)
+
+
+def test_the_loop_is_timed_with_and_without_the_loader(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """On the CPU the times mean nothing; the rows are those of the GPU check."""
+    interval = sys.getswitchinterval()
+    result = Result()
+    loop = Loop(tiny("train.scale_jitter=null"), "cpu", tmp_path, REHEARSED, result)
+    time_training(loop, {1: 0.0, 2: 0.0}, usual=2)
+    time_test_images(loop, [1])
+    assert sys.getswitchinterval() == interval
+    rows = result.tables["Training with the loader, VGG16"]
+    assert [row["what"] for row in rows] == [
+        "alone, before",
+        *("loader, 2 threads", "loader, 1 threads", "loader, 2 threads", "loader, 2 threads"),
+        "alone, after",
+    ]
+    assert [row.get("switch interval, ms") for row in rows] == [None, 5, 5, 1, 0.2, None]
+    assert all(row["ms per step"] > 0 and 0 <= row["data_wait_share"] < 1 for row in rows)
+    targets = result.tables["Training with the loader, targets"]
+    assert [row["threads"] for row in targets] == [2, 1, 2]
+    assert len(result.tables["Test images with the loader, VGG16"]) == 3
+    assert not result.faults
+
+
+@pytest.mark.parametrize(
+    ("step", "speed", "outcome"),
+    [
+        (0.0109, 300.0, "met"),
+        (0.0111, 300.0, "missed"),
+        (0.0150, 150.0, "the loader alone is slower than the step"),
+    ],
+)
+def test_the_loader_s_target_counts_where_it_is_fast_enough(step: float, speed: float, outcome: str) -> None:
+    """A step alone takes 10 ms, so that it needs 200 images per second, and 40,000 of them 6.7 minutes."""
+    result = Result()
+    loop = SimpleNamespace(size=2, precision="float32", result=result)
+    targets(cast("Loop", loop), {(8, 0.005): Timed(step, 0.0)}, {8: speed}, 0.010, 8)
+    first, second = result.tables["Training with the loader, targets"]
+    assert first["outcome"] == outcome
+    assert second["outcome"] == "missed"
+
+
+def test_threads_and_processes_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a loader of known speed: the threads take 1 ms per batch of two images, the processes 2 ms."""
+    setting: Any = SimpleNamespace(
+        with_workers=lambda count: setting, config=SimpleNamespace(train=size_of(2))
+    )
+
+    def every(seconds: float) -> Callable[[Any], Generator[int, None, None]]:
+        def make(_setting: Any) -> Generator[int, None, None]:
+            while True:
+                clock[0] += seconds
+                yield 0
+
+        return make
+
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    result = Result()
+    speeds = compare(
+        cast("Setting", setting), {"threads": every(0.001), "processes": every(0.002)}, [1, 4], result
+    )
+    assert speeds == pytest.approx({1: 2000.0, 4: 2000.0})
+    assert [row["ratio"] for row in result.tables["Loader without a network"]] == pytest.approx([2.0, 2.0])
+    target(speeds, result)
+    assert result.tables["Loader, targets"][0]["outcome"] == "met"
+
+
+def size_of(images: int) -> SimpleNamespace:
+    return SimpleNamespace(images_per_batch=images)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,40 @@ waits: Counter[tuple[str, str]] = Counter()  # by kind and place
 pageable: Counter[str] = Counter()  # by place
 
 
+class FakeStream:
+    """A queue of work, without the work: what is known is which parts of other queues come before its end."""
+
+    def __init__(self, device: object = None) -> None:
+        self.done = 0  # pieces of work that were given to it
+        self.after: dict[FakeStream, int] = {}  # for other streams, how many of their pieces come before
+
+    def wait_stream(self, other: FakeStream) -> None:
+        for stream, count in {**other.after, other: other.done}.items():
+            self.after[stream] = max(count, self.after.get(stream, 0))
+
+
+class Memory:
+    """The memory of a tensor and its views: the stream that it belongs to, and those it was recorded for."""
+
+    def __init__(self) -> None:
+        self.stream, self.written = streams[-1], streams[-1].done
+        self.recorded: set[FakeStream] = set()
+
+    def check(self) -> None:
+        """Refuse a use by the current stream for which a GPU would read too early or too late."""
+        stream = streams[-1]
+        if stream is self.stream:
+            return
+        if stream.after.get(self.stream, 0) < self.written:
+            raise RuntimeError("a tensor is used by a stream that does not wait for the one that writes it")
+        if stream not in self.recorded:
+            raise RuntimeError("a tensor is used by a stream that it is not recorded for (record_stream)")
+
+
+streams = [FakeStream()]
+"""The current stream is the last one."""
+
+
 class _Module(backend_registration._DummyBackendModule):
     """The module ``torch.fakegpu``."""
 
@@ -50,6 +86,17 @@ class _Module(backend_registration._DummyBackendModule):
 
     def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
         """Do nothing: the only generator is the CPU's, and torch restores it already."""
+
+    Stream = FakeStream
+
+    def current_stream(self, device: object = None) -> FakeStream:
+        return streams[-1]
+
+    @contextmanager
+    def stream(self, chosen: FakeStream) -> Iterator[None]:
+        streams.append(chosen)
+        yield
+        streams.pop()
 
 
 def install() -> None:
@@ -71,6 +118,7 @@ class OnDevice(torch.Tensor):
     """A tensor of the device; ``held`` is where its numbers are."""
 
     held: torch.Tensor
+    memory: Memory
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, requires_grad: bool = False) -> OnDevice:
@@ -84,6 +132,7 @@ class OnDevice(torch.Tensor):
             requires_grad=requires_grad,
         )
         tensor.held = held
+        tensor.memory = Memory()
         return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -107,6 +156,9 @@ class OnDevice(torch.Tensor):
     def new_tensor(self, data: Any, **kwargs: Any) -> OnDevice:  # type: ignore[override]
         note_wait("copy to the device")
         return OnDevice(self.held.new_tensor(data, **kwargs))
+
+    def record_stream(self, stream: FakeStream) -> None:  # type: ignore[override]
+        self.memory.recorded.add(stream)
 
     def data_ptr(self) -> int:
         return self.held.data_ptr()
@@ -152,6 +204,11 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         note_wait(name)
     if name in ("is_pinned", "_pin_memory"):  # torch would ask for a real GPU
         return _pinned(name, args[0])
+    if name == "empty" and kwargs.get("pin_memory"):
+        return _pinned("_pin_memory", func(*args, **{**kwargs, "pin_memory": False}))
+    streams[-1].done += 1
+    for tensor in ours:
+        tensor.memory.check()
     to_device = _result_is_on_device(name, args, kwargs, bool(ours))
     plain = [_plain(leaf) for leaf in flat]
     plain_args, plain_kwargs = tree_unflatten(plain, structure)
@@ -160,13 +217,18 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if any(tensor.shape != tensor.held.shape for tensor in ours):
         raise NotImplementedError(f"{func} resizes in place, which {NAME} does not follow")
     known = {id(tensor.held): tensor for tensor in ours}  # in place: the same tensor comes back
+    shared = {tensor.held.untyped_storage()._cdata: tensor.memory for tensor in ours}
 
     def wrapped(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, OnDevice):
             return leaf
         if id(leaf) in known:
             return known[id(leaf)]
-        return OnDevice(leaf) if to_device else leaf
+        if not to_device:
+            return leaf
+        made = OnDevice(leaf)
+        made.memory = shared.get(leaf.untyped_storage()._cdata, made.memory)  # a view
+        return made
 
     return tree_map(wrapped, result)
 
