@@ -43,6 +43,7 @@ from detector.models.detector import RegionDetector
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
 from detector.models.region_pools import LevelPool, PyramidPooling, RoIPooling
+from detector.models.weights import normalization
 
 SIZE = (375, 500)
 PROPOSALS = 2000
@@ -109,7 +110,8 @@ def build(name: str, backbone: str, scales: Sequence[int], device: str) -> Pipel
     head = BoxHead(pool.out_features, (4096, 4096), 0.5)
     coder = fixed_coder(CLASSES, (0.0,) * 4, (0.1, 0.1, 0.2, 0.2))
     predictor = BoxPredictor(4096, CLASSES)
-    model = RegionDetector(image_backbone, pool, head, predictor, coder, roi_chunk=512)
+    pixels = normalization("caffe")
+    model = RegionDetector(image_backbone, pool, head, predictor, coder, 512, pixels)
     return Pipeline(model.to(device), convolutions, tuple(scales))
 
 
