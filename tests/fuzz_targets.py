@@ -23,7 +23,7 @@ from detector.core.structures import ImageMeta, Proposals
 from detector.data.coco.file import read_coco
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
-from detector.data.images import check_image, low_bit_depth, read_image
+from detector.data.images import check_image, low_bit_depth, open_image, read_image
 from detector.data.voc.annotation import read_annotation
 from detector.evaluation.coco_results import read_coco_results
 from detector.proposals.inspection import describe, inspect
@@ -81,7 +81,15 @@ def read_picture(path: Path) -> object:
         except InputError:
             raise
         raise AssertionError("check_image refuses what read_image reads") from None
-    return read_image(path)
+    whole = read_image(path)
+    size = whole.shape[:2]
+    loaded = open_image(path, size, (size[0] // 5, size[1] // 5))
+    factors = {-(-side // 4) for side in size}, set(size)  # the sides of the image, divided by 4 or whole
+    if loaded.size != size or set(loaded.pixels((size[0] // 5, size[1] // 5)).shape[:2]) not in factors:
+        raise AssertionError(f"{size} became {loaded.size} and {loaded.pixels().shape}")
+    if not np.array_equal(loaded.pixels(), whole):
+        raise AssertionError("the whole image differs when a smaller one was asked for first")
+    return whole
 
 
 def make_deep_image(folder: Path, suffix: str) -> Path:

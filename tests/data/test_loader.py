@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -218,6 +220,20 @@ def test_an_item_that_never_comes_is_one_error_and_does_not_hang(monkeypatch: py
     answers.set()
     for thread in threads:
         thread.join(20)  # and they end when the drive answers again, those that waited for work included
+
+
+def test_a_program_ends_although_a_drive_does_not_answer() -> None:
+    code = """
+import threading
+from detector.data import loader
+loader.WAIT_SECONDS = 0.05
+for item in loader.load(range(9), lambda key: threading.Event().wait() if key == 1 else key, 2):
+    print(item, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0\n"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("detector.data.loader.LoaderFailed: no image was read")
 
 
 def test_an_interrupt_while_it_waits_ends_the_threads() -> None:

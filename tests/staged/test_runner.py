@@ -102,8 +102,8 @@ def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
 def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
     staged: Staged, tmp_path: Path
 ) -> None:
-    config, killed = staged(), tmp_path / "killed"
-    whole = start(config, tmp_path / "whole")
+    config, killed = staged("data.workers=2"), tmp_path / "killed"
+    whole = start(staged(), tmp_path / "whole")
     whole.join(300)
     assert whole.exitcode == 0
     draw, kills = random.Random(0), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ import torch
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.structures import Detections
+from detector.data import samples
+from detector.data.images import LoadedImage
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
 from detector.tasks.detection import DetectionScorer
@@ -97,6 +100,33 @@ def test_resumed_from_any_checkpoint_equals_uninterrupted(tiny: Load, tmp_path: 
         (folder / "checkpoints" / kept.name).write_bytes(kept.read_bytes())
         train(config, folder, device, resume=True)
         assert_identical(final_state(tmp_path / "whole"), final_state(folder))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_waiting_for_slow_images_is_in_the_log_and_the_metrics(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    opened = samples.open_image
+
+    def slowly(*given: Any) -> LoadedImage:
+        time.sleep(0.03)
+        return opened(*given)
+
+    config = tiny("train.steps=4", f"data.workers={workers}")
+    (tmp_path / "run").mkdir()
+    run = start_run(config, tmp_path / "run", "cpu")
+    monkeypatch.setattr(samples, "open_image", slowly)
+    run.run()
+    run.finish()
+    records = [one for one in read_log(tmp_path / "run" / "log.jsonl") if one["kind"] == "train"]
+    assert len(records) == 4
+    if workers == 0:
+        assert all(one["data_wait"] >= 0.06 for one in records)  # two images per step, none made ahead
+    assert all(one["data_wait"] <= one["seconds_per_step"] for one in records)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    share = sum(one["data_wait"] for one in records) / sum(one["seconds_per_step"] for one in records)
+    assert 0 < metrics["data_wait_share"] < 1
+    assert metrics["data_wait_share"] >= share - 1e-3  # a step of the log includes writing the one before
 
 
 NETWORKS = {
