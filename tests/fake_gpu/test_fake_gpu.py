@@ -69,7 +69,7 @@ def test_a_run_mixes_no_devices_and_waits_seldom(data: dict[str, Any], tmp_path:
     changes = NETWORKS[name]
     sections = ("model", "train", "test")
     config = {part: {**TINY[part], **changes.get(part, {})} for part in sections}
-    config["train"] |= {"steps": 6, "log_every": 100, "checkpoint_every": 100, "draw_images": 0}
+    config["train"] |= {"steps": 4, "log_every": 100, "checkpoint_every": 100, "draw_images": 0}
     config["train"] |= {"clip_gradient_norm": 5.0}
     config["test"] |= {"max_images": 2}
     output = train({**TINY, **changes, **config, "data": data}, tmp_path)
