@@ -7,6 +7,7 @@ side by side. Nothing is copied between processes, and no worker process or shar
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
@@ -25,6 +26,8 @@ AHEAD = 8
 """Items that are made ahead, in all threads together."""
 WAIT_SECONDS = 300.0
 """An item that takes longer than this is an error."""
+CLOSE_SECONDS = 10.0
+"""Threads that take longer than this to end, because a disk does not answer, are left behind."""
 
 
 class LoaderFailed(InputError):
@@ -100,14 +103,14 @@ class _Pool(Generic[Key, Item]):
         return future
 
     def close(self, *, wait: bool = True) -> None:
-        """End the threads, without starting on what is still waiting, and ``wait`` for their ends."""
+        """End the threads, without starting on what is still waiting, and ``wait`` up to `CLOSE_SECONDS`."""
         self._closed = True
         threads, self._threads = self._threads, []
         for _ in threads:
             self._tasks.put(None)
-        if wait:
-            for thread in threads:
-                thread.join()
+        until = time.monotonic() + CLOSE_SECONDS
+        for thread in threads if wait else ():
+            thread.join(max(until - time.monotonic(), 0.0))
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None and not self._closed:

@@ -88,8 +88,6 @@ def find_state(
     if not paths:
         note(f"{folder}: no checkpoint to go on from, starting at step 0")
         return None
-    for unfinished in (folder / "checkpoints").glob(".*.tmp"):
-        unfinished.unlink()  # a run killed while it saved leaves one
     path, state = _newest_sound(paths)
     if "sampler" in state:
         raise InputError(
@@ -103,6 +101,8 @@ def find_state(
         raise InputError(
             f"{path}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
         )
+    for unfinished in (folder / "checkpoints").glob(".*.tmp"):
+        unfinished.unlink()  # a run killed while it saved leaves one
     note(f"resuming after step {state['step']} from {path}")
     return {**state, ACCEPTED: accept_changed_data}
 
