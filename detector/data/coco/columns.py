@@ -43,7 +43,7 @@ from detector.data.coco.file import (
 from detector.data.paths import require_inside
 from detector.data.targets import MAX_COORDINATE, AnnotatedObject, ObjectColumns
 
-_AT_ONCE = 2**16
+_AT_ONCE = 2**14
 """Annotations that are decoded at once: as objects they take some ten times the memory of their columns."""
 _LONGEST_NUMBER = 4300
 """Python refuses whole numbers of more digits, msgspec does so only where it needs their value."""
@@ -173,11 +173,12 @@ def decode(content: bytes) -> CocoColumns | None:
         return None
     try:
         data = msgspec.json.decode(content, type=_File)
+        missing = [name for name in ("categories", "annotations") if getattr(data, name) is msgspec.UNSET]
         images, categories = _checked_images(data.images), _checked_categories(data.categories or [])
         written = _concatenated(map(_decode_annotations, _joined(data.annotations or [])))
+        del data
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, _UnexpectedError):
         return None
-    missing = [name for name in ("categories", "annotations") if getattr(data, name) is msgspec.UNSET]
     try:
         return _columns(images, categories, written, missing)
     except _UnexpectedError:

@@ -95,12 +95,15 @@ class CocoSource:
         names = tuple(columns.category_names)
         classes = names if classes is None else tuple(classes)
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
-        if len(rows) < len(columns) or (np.diff(rows) < 0).any():
+        chosen_all = np.array_equal(rows, np.arange(len(columns)))
+        if not chosen_all:
             files, keys, record_ids = ([texts[row] for row in rows] for texts in (files, keys, record_ids))
         ids = columns.ids[rows].tolist()
         sizes, fault = self._sizes(columns, rows, folder, files, path, training, require_images)
         sound = len(rows) if fault is None else fault[0]
-        things = columns.objects(path).take(rows[:sound])
+        things = columns.objects(path)
+        if sound < len(columns) or not chosen_all:
+            things = things.take(rows[:sound])
         objects = build_targets.columns(things, sizes)
         if fault is not None:
             raise fault[1]
