@@ -68,7 +68,7 @@ NUMBERS = st.one_of(
     st.floats(-30, 120, allow_nan=False),
     st.sampled_from([-0.0, 2.0**24, 2**24 + 1, 1e300, 10**30, 59.5, 90.0, 91, 1e-300]),
 )
-ODD = st.sampled_from(
+ODD: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, False, 0, 1, 2, 1.0, 0.5, "1", "", [], {}, -1, 2**63, 2**70, "\ud800", 60.0]
 )
 NAMES = st.sampled_from(
