@@ -20,7 +20,9 @@ import torch
 from detector.config import load_config
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta, Proposals
-from detector.data.coco.file import read_coco
+from detector.data.annotation_cache import AnnotationCache
+from detector.data.coco.columns import CocoColumns, columns_of, decode, read_columns
+from detector.data.coco.file import CocoData, read_coco
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
 from detector.data.images import check_image, low_bit_depth, open_image, read_image
@@ -109,6 +111,44 @@ def read_deep_image(path: Path) -> object:
 def make_annotations(folder: Path) -> Path:
     voc_to_coco(make_voc(folder), "trainval", folder / "instances.json")
     return folder / "instances.json"
+
+
+def read_annotations(path: Path) -> object:
+    """Read the file in bulk too: what that accepts, reading entry by entry accepts, with the same result."""
+    content = path.read_bytes()
+    in_bulk = decode(content)
+    data = read_coco_or_fail(path, accepted=in_bulk is not None)
+    if in_bulk is not None:
+        found, expected = in_bulk.arrays(), columns_of(data).arrays()
+        for name in found:
+            assert np.array_equal(found[name], expected[name], equal_nan=name == "area"), name
+    return data
+
+
+def read_coco_or_fail(path: Path, *, accepted: bool) -> CocoData:
+    try:
+        return read_coco(path)
+    except InputError as error:
+        if accepted and "is missing or not a list of objects" not in str(error):
+            raise AssertionError("decode accepts what read_coco refuses") from None
+        raise
+
+
+def make_annotation_cache(folder: Path) -> Path:
+    path = make_annotations(folder)
+    cache = AnnotationCache(folder / "cache")
+    read_columns(path, cache)
+    return cache.place(path)
+
+
+def read_annotation_cache(path: Path) -> object:
+    """Whatever the entry holds, the columns are those of the file, and the entry is made again."""
+    source, cache = path.parents[1] / "instances.json", AnnotationCache(path.parent)
+    found, expected = read_columns(source, cache).arrays(), read_columns(source, None).arrays()
+    for name in expected:
+        assert np.array_equal(found[name], expected[name], equal_nan=name == "area"), name
+    assert cache.read(source, CocoColumns) is not None
+    return found
 
 
 def make_detections(folder: Path) -> Path:
@@ -225,7 +265,13 @@ TARGETS = [
         Target(f"{kind} of 16 bits", partial(make_deep_image, suffix=f".{kind}"), read_deep_image)
         for kind in ("png", "tif", "pgm")
     ),
-    Target("coco annotations", make_annotations, read_coco, any_of(damage, changes.change_json)),
+    Target("coco annotations", make_annotations, read_annotations, any_of(damage, changes.change_json)),
+    Target(
+        "cache of annotations",
+        make_annotation_cache,
+        read_annotation_cache,
+        repaired=True,
+    ),
     Target(
         "coco results",
         make_detections,

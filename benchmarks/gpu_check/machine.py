@@ -17,7 +17,17 @@ SITE = ROOT / "build" / "site"
 CUDA = Path("/usr/local/cuda/bin")
 NEEDED = (
     *("torch", "torchvision", "numpy", "cv2", "yaml", "pydantic", "pydantic_core", "annotated_types"),
-    *("typing_inspection", "rich", "tensorboard", "matplotlib", "PIL", "scipy", "sklearn", "pycocotools"),
+    *(
+        "typing_inspection",
+        "rich",
+        "tensorboard",
+        "matplotlib",
+        "PIL",
+        "scipy",
+        "sklearn",
+        "pycocotools",
+        "msgspec",
+    ),
     *("setuptools", "pytest", "pytest_timeout", "xdist", "hypothesis"),
 )
 """Modules that the parts import."""

@@ -6,7 +6,7 @@ of the command line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from detector.proposals.readers.raw_images import files_of
 from detector.proposals.recall import recall
 from detector.proposals.store import ProposalStore, merge_stores
 
-Splits = dict[str, list[ImageRecord]]
+Splits = Mapping[str, Sequence[ImageRecord]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def generate_for_folder(
     return Report(store, failed=failed)
 
 
-def open_split(config: Config, split: str, records: list[ImageRecord]) -> Report:
+def open_split(config: Config, split: str, records: Sequence[ImageRecord]) -> Report:
     """Open or convert the config's proposal file for a split, as training does."""
     return Report(proposal_parts.open_proposals(config, records, split), {split: records})
 

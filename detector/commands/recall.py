@@ -8,6 +8,7 @@ best overlap."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def main() -> int:
 
 
 def open_stores(
-    arguments: argparse.Namespace, config: Config, records: list[ImageRecord], split: str
+    arguments: argparse.Namespace, config: Config, records: Sequence[ImageRecord], split: str
 ) -> dict[str, ProposalStore]:
     """Return the stores to measure, by their names in the tables and the picture."""
     stores: dict[str, ProposalStore] = {}

@@ -224,21 +224,29 @@ def read_json(path: Path) -> Any:
     Raises InputError for a file that cannot be read, is over 1 GiB, has over 33 million objects and lists, is
     nested too deeply, or is not JSON. NaN and Infinity, which Python's reader accepts, are not JSON.
     """
+    content = read_json_bytes(path)
+    try:
+        return json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}; correct or replace the file") from None
+
+
+def read_json_bytes(path: Path) -> bytes:
+    """Return the bytes of the JSON file ``path``, not yet decoded.
+
+    Raises InputError for a file that cannot be read, is over 1 GiB, or has over 33 million objects and lists.
+    """
     require_regular(path)
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise InputError(f"{path}: {size} bytes; JSON over {MAX_JSON_BYTES} bytes is refused")
         content = path.read_bytes()
-        if content.count(b"{") + content.count(b"[") > MAX_JSON_CONTAINERS:
-            raise InputError(f"{path}: JSON with over {MAX_JSON_CONTAINERS} objects and lists is refused")
-        return json.loads(content, parse_constant=_refuse_constant)
     except OSError as error:
         raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}; correct or replace the file") from None
+    if content.count(b"{") + content.count(b"[") > MAX_JSON_CONTAINERS:
+        raise InputError(f"{path}: JSON with over {MAX_JSON_CONTAINERS} objects and lists is refused")
+    return content
 
 
 def _refuse_constant(name: str) -> None:

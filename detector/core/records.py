@@ -6,6 +6,7 @@ which may lie in a memory-mapped file that several processes share; as objects t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Texts(Sequence[str]):
         """Return the texts of ``rows`` (n,), in that order."""
         begins = np.concatenate((np.zeros(1, np.int64), self.ends))[rows]
         lengths = self.ends[rows] - begins
-        return Texts(self.content[_ranges(begins, lengths)], np.cumsum(lengths, dtype=np.int64))
+        return Texts(self.content[ranges(begins, lengths)], np.cumsum(lengths, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -111,7 +112,7 @@ class Objects:
     def take(self, rows: NDArray[np.int64]) -> Objects:
         """Return the objects of the images ``rows`` (n,), in that order."""
         counts = np.diff(self.offsets)[rows]
-        at = _ranges(self.offsets[:-1][rows], counts)
+        at = ranges(self.offsets[:-1][rows], counts)
         return Objects(
             offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64))),
             boxes=self.boxes[at],
@@ -174,6 +175,11 @@ class Records(Sequence[ImageRecord]):
             key=self.keys[number],
         )
 
+    def paths(self) -> list[str]:
+        """Return the paths of all images as texts, which takes far less time than as `Path`s."""
+        folder = "" if self.folder == Path() else str(self.folder)
+        return [os.path.join(folder, file) for file in self.files]  # noqa: PTH118
+
     def take(self, rows: NDArray[np.int64] | Sequence[int]) -> Records:
         """Return the images ``rows`` (n,), in that order."""
         chosen = np.asarray(rows, np.int64)
@@ -187,7 +193,7 @@ class Records(Sequence[ImageRecord]):
         )
 
 
-def _ranges(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the numbers begins[0], ..., begins[0] + lengths[0] - 1, begins[1], ... in one array."""
     starts = np.cumsum(lengths) - lengths
     return np.repeat(begins - starts, lengths) + np.arange(int(lengths.sum()))

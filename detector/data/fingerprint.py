@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+import os
 from collections.abc import Sequence
 
-from detector.core.errors import InputError
+import numpy as np
+
+from detector.core.records import Records, Texts
 from detector.core.structures import ImageRecord
+from detector.data.listing import file_sizes
 
 
 def fingerprint(records: Sequence[ImageRecord]) -> str:
@@ -20,16 +23,16 @@ def fingerprint(records: Sequence[ImageRecord]) -> str:
     Raises:
         InputError: an image file is missing.
     """
+    columns = Records.of(records)
+    paths, objects = columns.paths(), columns.objects
+    names = Texts.of(os.path.basename(path) for path in paths)  # noqa: PTH119 - much faster than Path
+    arrays = (
+        *(columns.image_ids.ends, columns.image_ids.content, names.ends, names.content),
+        *(file_sizes(paths), columns.sizes),
+        *(objects.offsets, objects.boxes, objects.labels, objects.difficult, objects.crowd, objects.area),
+    )
     digest = hashlib.blake2b(digest_size=16)
-    for record in records:
-        name = f"{record.image_id}\0{record.path.name}\0".encode(errors="surrogatepass")
-        digest.update(struct.pack("<Q", len(name)) + name)
-        targets = record.targets
-        try:
-            size = record.path.stat().st_size
-        except OSError as error:
-            raise InputError(f"{record.path}: cannot read the image: {error.strerror}") from None
-        digest.update(struct.pack("<4Q", size, record.height, record.width, len(targets)))
-        for values in (targets.boxes, targets.labels, targets.difficult, targets.crowd, targets.area):
-            digest.update(values.numpy().tobytes())
+    for array in arrays:  # the offsets say how long the next array is, so no two splits give the same bytes
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from detector.core.errors import InputError
+from detector.data.listing import Listing
 
 OUTSIDE = "@parent"
 """Replaces ``..`` in the key of an image outside the data root: stores refuse names that lead upwards."""
@@ -28,6 +29,12 @@ def image_key(path: Path, root: Path) -> str:
         return text.removeprefix(start).replace(os.sep, "/")
     parts = Path(os.path.relpath(path, root)).parts
     return "/".join(OUTSIDE if part == os.pardir else part for part in parts)
+
+
+def image_keys(folder: Path, files: Iterable[str], root: Path) -> list[str]:
+    """Return the `image_key` of each of ``files``, which are paths below ``folder`` without ``..``."""
+    above = image_key(folder / "_", root).removesuffix("_")
+    return [above + file.replace(os.sep, "/") for file in files]
 
 
 def require_inside(name: str, place: str, expected: str) -> None:
@@ -58,12 +65,13 @@ class FileFinder:
     def __init__(self) -> None:
         self._results: dict[tuple[str, tuple[str, ...]], Path | None] = {}
         self._suffixes_by_folder: dict[str, Mapping[str, list[str]]] = {}
+        self._listing = Listing()
 
     def find(self, base: Path, suffixes: tuple[str, ...]) -> Path | None:
         """Return the first file named ``base`` plus one of ``suffixes`` in any case, or None.
 
         ``suffixes`` are in lower case and begin with their only dot. Suffixes all in lower case come first,
-        then those all in upper case, then mixtures. A folder is listed once, when a file is first missing.
+        then those all in upper case, then mixtures. A folder is listed once.
         """
         key = str(base), suffixes
         if key not in self._results:
@@ -73,28 +81,25 @@ class FileFinder:
     def _find(self, name: str, suffixes: tuple[str, ...]) -> Path | None:
         folder, stem = os.path.split(name)
         if folder not in self._suffixes_by_folder:
-            for written in (*suffixes, *map(str.upper, suffixes)):
-                if os.path.isfile(path := name + written):  # noqa: PTH113 - much faster than Path
-                    return Path(path)
-            self._suffixes_by_folder[folder] = _list_suffixes(folder)
+            self._suffixes_by_folder[folder] = _suffixes(self._listing.regular(folder))
 
         def rank(written: str) -> tuple[int, int, str]:
             case = 0 if written.islower() else 1 if written.isupper() else 2
             return case, suffixes.index(written.lower()), written.swapcase()
 
         candidates = self._suffixes_by_folder[folder].get(stem, ())
+        if not self._suffixes_by_folder[folder]:  # a folder that may be entered but not listed
+            candidates = [*suffixes, *map(str.upper, suffixes)]
         known = sorted((one for one in candidates if one.lower() in suffixes), key=rank)
-        return next(filter(Path.is_file, (Path(folder, stem + written) for written in known)), None)
+        for path in (name + written for written in known):
+            if path in self._listing or os.path.isfile(path):  # noqa: PTH113 - much faster than Path
+                return Path(path)
+        return None
 
 
-def _list_suffixes(folder: str) -> Mapping[str, list[str]]:
-    """Return the suffixes, with their dots, of each stem in a folder; none if it cannot be listed."""
+def _suffixes(names: Iterable[str]) -> Mapping[str, list[str]]:
+    """Return the suffixes, with their dots, of each stem among the ``names`` in a folder."""
     suffixes: defaultdict[str, list[str]] = defaultdict(list)
-    try:
-        with os.scandir(folder or os.curdir) as entries:
-            names = [entry.name for entry in entries]
-    except (OSError, ValueError):  # ValueError: a null character, which no file system accepts
-        names = []
     for stem, dot, suffix in (name.rpartition(".") for name in names):
         if dot:
             suffixes[stem].append(dot + suffix)

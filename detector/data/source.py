@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from detector.core.errors import InputError
-from detector.core.structures import ImageName, ImageRecord, Targets
+from detector.core.records import Records
+from detector.core.structures import ImageName
 from detector.data.problems import Problem, Reporter
 from detector.data.selection import Selection
 from detector.data.targets import AnnotatedObject, ObjectRules
@@ -29,7 +30,7 @@ class Dataset:
         suspicions: probable mistakes, to be shown to the user.
     """
 
-    records: list[ImageRecord]
+    records: Records
     classes: tuple[str, ...]
     dropped: dict[str, int]
     coco_ids: dict[str, int]
@@ -127,11 +128,6 @@ class DataSource(Protocol):
 def for_split(name: str, split: str) -> str:
     """Return the name of a file or folder for one split, which replaces ``{split}``."""
     return name.replace("{split}", split)
-
-
-def new_record(image_id: str, key: str, path: Path, size: tuple[int, int], targets: Targets) -> ImageRecord:
-    height, width = size
-    return ImageRecord(image_id=image_id, key=key, path=path, height=height, width=width, targets=targets)
 
 
 def size_of(image: Path, missing: str, *, required: bool) -> tuple[int, int]:

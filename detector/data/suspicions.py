@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detector.data.problems import Problem
 
 DEPTH_SAMPLE = 100
@@ -70,16 +73,18 @@ def similar_names(names: Iterable[str], source: str) -> Iterator[Problem]:
             yield Problem(kind="similar classes", file=source, message=message)
 
 
-def at_wrong_edge(written: Sequence[float], size: tuple[int, int], first_pixel: int) -> bool:
-    """Say whether a VOC box, as written, is impossible where pixels count from ``first_pixel``.
+def at_wrong_edge(
+    written: NDArray[np.float64], sizes: NDArray[np.int32], first_pixel: int
+) -> NDArray[np.bool_]:
+    """Say which VOC boxes (G, 4), as written, are impossible where pixels count from ``first_pixel``.
 
-    ``size`` is the image's (height, width). Where pixels count from 1, no corner is at 0; where they count
-    from 0, none is at the height or width.
+    ``sizes`` are their images' (height, width), (G, 2) or (2,) for one image. Where pixels
+    count from 1, no corner is at 0; where they count from 0, none is at the height or width.
     """
-    xmin, ymin, xmax, ymax = written
     if first_pixel == 1:
-        return xmin == 0 or ymin == 0
-    return (xmax, ymax) != (0, 0) and (xmax == size[1] or ymax == size[0])
+        return (written[:, :2] == 0).any(1)
+    ends = written[:, 2:]
+    return (ends != 0).any(1) & (ends == sizes[..., ::-1]).any(1)
 
 
 def wrong_first_pixel(count: int, objects: int, first_pixel: int, source: str) -> Iterator[Problem]:
@@ -107,11 +112,11 @@ def unused_bits(image: Path) -> Iterator[Problem]:
             yield Problem(kind="bit depth", file=str(image), message=message)
 
 
-def sampled_unused_bits(images: Sequence[Path]) -> Iterator[Problem]:
-    """Apply `unused_bits` to at most `DEPTH_SAMPLE` of ``images``, evenly spaced."""
-    deep = [path for path in images if path.suffix.lower() in _DEEP_SUFFIXES]
-    for path in deep[:: max(1, -(-len(deep) // DEPTH_SAMPLE))]:
-        yield from unused_bits(path)
+def sampled_unused_bits(folder: Path, files: Iterable[str]) -> Iterator[Problem]:
+    """Apply `unused_bits` to at most `DEPTH_SAMPLE` of the images ``files`` in ``folder``, evenly spaced."""
+    deep = [file for file in files if file.lower().endswith(_DEEP_SUFFIXES)]
+    for file in deep[:: max(1, -(-len(deep) // DEPTH_SAMPLE))]:
+        yield from unused_bits(folder / file)
 
 
 def summary(suspicions: Iterable[Problem]) -> list[str]:

@@ -15,9 +15,12 @@ from pathlib import Path
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.progress import note
+from detector.core.records import Records
 from detector.core.structures import ImageName, ImageRecord, Targets
+from detector.data.annotation_cache import CACHE_FOLDER, AnnotationCache
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
+from detector.data.listing import real_paths
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
@@ -46,7 +49,13 @@ def build_source(config: Config) -> DataSource:
     )
     match data.format:
         case "coco":
-            return CocoSource(root, annotations=data.annotations, images=data.images, rules=rules)
+            return CocoSource(
+                root,
+                annotations=data.annotations,
+                images=data.images,
+                rules=rules,
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
         case "voc":
             return VocSource(
                 root,
@@ -55,6 +64,7 @@ def build_source(config: Config) -> DataSource:
                 splits=None if data.split_ratio else data.splits,
                 first_pixel=data.first_pixel,
                 rules=rules,
+                cache=AnnotationCache(CACHE_FOLDER),
             )
 
 
@@ -95,8 +105,8 @@ def load_split(
 
 def report_suspicions(dataset: Dataset) -> None:
     """Print a warning for each kind of probable mistake that `detector.data.suspicions` knows."""
-    paths = [record.path for record in dataset.records]
-    for line in summary([*dataset.suspicions, *sampled_unused_bits(paths)]):
+    deep = sampled_unused_bits(dataset.records.folder, dataset.records.files)
+    for line in summary([*dataset.suspicions, *deep]):
         note(line)
 
 
@@ -222,13 +232,14 @@ def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Datase
 
 def check_apart(config: Config, trained: Sequence[ImageRecord], validation: Sequence[ImageRecord]) -> None:
     """Raise InputError if an image is both trained on and validated on."""
-    paths = {record.path.resolve() for record in trained}
-    shared = [record for record in validation if record.path.resolve() in paths]
+    paths = set(real_paths(Records.of(trained).paths()))
+    validated = Records.of(validation).paths()
+    shared = [path for path, real in zip(validated, real_paths(validated), strict=True) if real in paths]
     if shared:
         raise InputError(
             f"{config.data.root}: {len(shared)} of {len(validation)} images of the validation split "
             f"{find_validation(config).split!r} are images of the training split {config.data.train_split!r} "
-            f"too, the first: {shared[0].path}; name another split in data.val_split, or set "
+            f"too, the first: {shared[0]}; name another split in data.val_split, or set "
             "train.validation_fraction to 0 to do without"
         )
 
@@ -293,7 +304,7 @@ def check_batch_size(config: Config, images: int, kind: str = "") -> None:
         )
 
 
-def split_records(config: Config, splits: Sequence[str] | None = None) -> dict[str, list[ImageRecord]]:
+def split_records(config: Config, splits: Sequence[str] | None = None) -> dict[str, Records]:
     """Read the images of ``splits``, by default of all splits that training reads, as evaluation does."""
     ensure_data(config)
     classes = class_names(config)

@@ -37,7 +37,7 @@ class ClassificationScorer(Scorer[Tensor]):
 
     pictures_folder = "classified"
 
-    def _proposals(self, split: str, records: list[ImageRecord], *, annotated: bool) -> ProposalSource:
+    def _proposals(self, split: str, records: Sequence[ImageRecord], *, annotated: bool) -> ProposalSource:
         return loaders.no_proposals
 
     def _compare(self, test_set: TestSet, results: dict[str, Tensor]) -> ClassificationEvaluator:

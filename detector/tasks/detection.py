@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ class DetectionScorer(Scorer[Detections]):
             return ", without a score threshold"
         return f", score threshold {score_threshold:.3f}"
 
-    def _proposals(self, split: str, records: list[ImageRecord], *, annotated: bool) -> ProposalSource:
+    def _proposals(self, split: str, records: Sequence[ImageRecord], *, annotated: bool) -> ProposalSource:
         config = self.config
         store = proposal_parts.open_proposals(config, records, split)
         if annotated:
@@ -149,15 +149,15 @@ class RegionTask(BaseTask[AnyBatch]):
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
-        objects = sum(len(record.targets) for record in dataset.records)
         note(
-            f"{self.config.data.train_split}: {len(dataset.records)} images, {objects} objects of "
-            f"{len(dataset.classes)} classes; boxes dropped or clipped: {faults}"
+            f"{self.config.data.train_split}: {len(dataset.records)} images, "
+            f"{len(dataset.records.objects)} objects of {len(dataset.classes)} classes; boxes dropped or "
+            f"clipped: {faults}"
         )
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
-    def _trained_records(self, dataset: Dataset) -> list[ImageRecord]:
+    def _trained_records(self, dataset: Dataset) -> Sequence[ImageRecord]:
         """Open the proposals, and return the images that have any."""
         config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
         if validation is not None and not any(len(record.targets) for record in validation.records):

@@ -68,7 +68,7 @@ class TestSet:
     __test__ = False
 
     split: str
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
     classes: tuple[str, ...]
     proposals: ProposalSource
     annotated: bool = True
@@ -300,7 +300,7 @@ class Scorer(ABC, Generic[Result]):
         return None
 
     @abstractmethod
-    def _proposals(self, split: str, records: list[ImageRecord], *, annotated: bool) -> ProposalSource:
+    def _proposals(self, split: str, records: Sequence[ImageRecord], *, annotated: bool) -> ProposalSource:
         """Return where the proposals of a split's images come from."""
 
     @abstractmethod

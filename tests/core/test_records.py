@@ -52,6 +52,7 @@ def test_records_and_their_parts_are_those_they_were_made_of(counts: list[int], 
     rows = data.draw(st.lists(st.integers(0, max(len(counts) - 1, 0)), max_size=6 if counts else 0))
     for row, other in zip(rows, columns.take(rows), strict=True):
         assert_same(originals[row], other)
+    assert columns.paths() == [str(one.path) for one in originals]
     for one, other in zip(originals[1::2], columns[1::2], strict=True):
         assert_same(one, other)
     assert columns.objects.image_numbers().tolist() == [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
 from detector.core.errors import InputError
+from detector.core.structures import Targets
 from detector.data.fingerprint import fingerprint
 from detector.data.generated.dataset import generate_voc
 from detector.data.voc.source import VocSource
@@ -61,6 +63,20 @@ def test_neither_the_place_nor_the_time_of_the_files_counts(root: Path, tmp_path
     before = taken(root)
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     assert taken(tmp_path / "elsewhere") == before
+
+
+def test_the_same_records_as_a_list_and_as_columns_have_the_same_fingerprint(root: Path) -> None:
+    records = VocSource(root).load("trainval").records
+    assert fingerprint(list(records)) == fingerprint(records) == fingerprint(records.take(range(4)))
+    assert len({fingerprint(records[:number]) for number in range(5)}) == 5
+
+
+def test_objects_belong_to_their_images(root: Path) -> None:
+    records = VocSource(root).load("trainval").records
+    first, *others = sorted(records, key=lambda one: len(one.targets), reverse=True)
+    moved = [dataclasses.replace(first, targets=Targets.empty()), *others]
+    second = dataclasses.replace(others[0], targets=first.targets)
+    assert len({fingerprint(one) for one in ([first, *others], moved, [moved[0], second, *others[1:]])}) == 3
 
 
 def test_a_missing_image_is_named(root: Path) -> None:

@@ -39,10 +39,14 @@ def test_usual_spellings_come_first_and_folders_are_no_files(tmp_path: Path, lis
         (tmp_path / expected).unlink()
 
 
-def test_many_missing_files_cost_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_files_and_many_missing_ones_cost_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every mixture of cases was tried for every missing image, 174 calls of stat each."""
     asked: list[object] = []
     scandir = os.scandir
+    for number in range(0, 1000, 2):
+        (tmp_path / f"{number}.png").touch()
 
     def missing(path: object) -> bool:
         asked.append(path)
@@ -56,8 +60,19 @@ def test_many_missing_files_cost_one_listing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "scandir", listing)
     lookup = FileFinder()
     for number in range(1000):
-        assert lookup.find(tmp_path / str(number), IMAGE_SUFFIXES) is None
-    assert len(asked) == 2 * len(IMAGE_SUFFIXES) + 1
+        assert (lookup.find(tmp_path / str(number), IMAGE_SUFFIXES) is None) == (number % 2 == 1)
+    assert asked == [str(tmp_path)]
+
+
+def test_files_in_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.JPG").touch()
+
+    def refused(path: Path) -> Iterator[os.DirEntry[str]]:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert FileFinder().find(tmp_path / "a", IMAGE_SUFFIXES) == tmp_path / "a.JPG"
+    assert FileFinder().find(tmp_path / "b", IMAGE_SUFFIXES) is None
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ def test_names_that_are_nearly_the_same() -> None:
 def test_corners_that_the_other_way_of_counting_has(
     written: tuple[float, ...], from_1: bool, from_0: bool
 ) -> None:
-    assert [at_wrong_edge(written, (80, 100), first) for first in (1, 0)] == [from_1, from_0]
+    boxes, size = np.array([written, (5, 5, 9, 9)], float), np.array([80, 100], np.int32)
+    for first_pixel, expected in ((1, from_1), (0, from_0)):
+        for sizes in (size, np.stack([size, size])):
+            assert at_wrong_edge(boxes, sizes, first_pixel).tolist() == [expected, False]
 
 
 def test_the_line_about_the_first_pixel() -> None:
@@ -127,7 +130,7 @@ def test_bits_that_an_image_does_not_use(tmp_path: Path, suffix: str, largest: i
 def test_images_of_8_bits_use_all(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "b.tif"):
         assert cv2.imwrite(str(tmp_path / name), np.full((9, 9, 3), 7, np.uint8))
-    assert not list(sampled_unused_bits(sorted(tmp_path.iterdir())))
+    assert not list(sampled_unused_bits(tmp_path, [path.name for path in tmp_path.iterdir()]))
 
 
 def test_one_line_for_each_kind(image: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +82,7 @@ class ToyTask:
     def __init__(self, model: Toy) -> None:
         self.model = model
         self.data_fingerprint: dict[str, str] = {}
-        self.records: list[ImageRecord] = []
+        self.records: Sequence[ImageRecord] = []
         self.step = model.losses
         self.computing = nullcontext[None]
         self.batches: Callable[[int], Generator[Batch, None, None]] = batches

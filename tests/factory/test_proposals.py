@@ -40,7 +40,7 @@ FloatArray = NDArray[np.float32]
 
 
 def split_of(config: Config, split: str) -> list[ImageRecord]:
-    return load_split(config, split, class_names(config), training=False).records
+    return list(load_split(config, split, class_names(config), training=False).records)
 
 
 def own_boxes(records: list[ImageRecord]) -> dict[str, FloatArray]:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from detector.evaluation.operating_point import best_f1
 from detector.evaluation.report import NOTHING_SCORED, write_json
 from detector.factory.data import (
     Validation,
+    check_apart,
     class_names,
     find_validation,
     load_training,
@@ -146,6 +147,29 @@ def test_images_in_both_splits_are_refused(tiny: Load, with_val: Path, tmp_path:
         InputError, match=r"3 of 3 images of the validation split 'val' are images of the training"
     ):
         begin(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_one_image_in_both_splits_is_found_behind_a_link(
+    tiny: Load, with_val: Path, tmp_path: Path, kind: str
+) -> None:
+    """Two splits share a file whatever it is called in each, as long as links lead to it."""
+    config = tiny(f"data.root={with_val}", "data.train_split=train")
+    classes = class_names(config)
+    trained = load_training(config, classes, training=True).records
+    check_apart(config, trained, load_training(config, classes, training=True).records[:0])
+    if kind == "file":
+        link = tmp_path / "linked.jpg"
+        link.symlink_to(trained[1].path)
+    else:
+        (tmp_path / "linked").symlink_to(trained[1].path.parent)
+        link = tmp_path / "linked" / trained[1].path.name
+    linked = [replace(trained[0], path=link)]
+    with pytest.raises(InputError, match=f"1 of 1 images .* too, the first: {re.escape(str(link))};"):
+        check_apart(config, trained, linked)
+    own = tmp_path / "own.jpg"
+    own.write_bytes(trained[1].path.read_bytes())
+    check_apart(config, trained, [replace(trained[0], path=own)])
 
 
 def test_a_customary_split_that_cannot_be_read_names_the_ways_out(tiny: Load, with_val: Path) -> None:

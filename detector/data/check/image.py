@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES
@@ -109,7 +110,8 @@ def inspect_image(listed: ImageToCheck, rules: Rules) -> CheckedImage:
         if rules.images:
             size = _check_pixels(checked, size) or size
         if size is not None and checked.from_voc:
-            checked.at_edge = sum(at_wrong_edge(one.written, size, rules.first_pixel) for one in objects)
+            written = np.array([one.written for one in objects]).reshape(-1, 4)
+            checked.at_edge = int(at_wrong_edge(written, np.array(size), rules.first_pixel).sum())
         _check_objects(checked, objects, size, rules)
     return checked
 

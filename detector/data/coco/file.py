@@ -8,8 +8,9 @@ COCO's boxes are x, y, width, height, continuous and counted from 0, so x2 = x +
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ Entry = dict[str, Any]
 CocoData = dict[str, list[Entry]]
 
 SECTIONS = ("images", "categories", "annotations")
+_NOT_A_PATH = re.compile(r"""[\\%]|\A/|//|/\Z|(\A|/)\.(/|\Z)""")
+"""Names without a match are the paths of their files; others are looked for, or have a shorter path."""
 MAX_ID = 2**63  # pycocotools puts ids into NumPy arrays
 
 
@@ -106,9 +109,20 @@ def annotated_objects(
             ignore=bool(entry.get("ignore", 0)),
             area=entry.get("area"),
             file=path,
-            place=f"annotations[{number}], image {entry['image_id']}",
+            place=annotation_place(number, entry["image_id"]),
             written=entry["bbox"],
         )
+
+
+def annotation_place(number: int, image_id: int) -> str:
+    """Return what messages call the annotation with this index in the file."""
+    return f"annotations[{number}], image {image_id}"
+
+
+def missing_section(path: Path, section: str) -> InputError:
+    return InputError(
+        f"{path}: {section!r} is missing or not a list of objects; expected a COCO annotation file"
+    )
 
 
 def image_file(folder: Path, name: str) -> Path:
@@ -127,12 +141,18 @@ def image_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def image_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return the path of the `image_file` of each of ``names`` below ``folder``, as text."""
+    return [
+        name if _NOT_A_PATH.search(name) is None else str(image_file(folder, name).relative_to(folder))
+        for name in names
+    ]
+
+
 def _section(content: dict[str, Any], section: str, path: Path) -> list[Entry]:
     entries = content.get(section)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(
-            f"{path}: {section!r} is missing or not a list of objects; expected a COCO annotation file"
-        )
+        raise missing_section(path, section)
     return entries
 
 

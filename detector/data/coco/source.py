@@ -5,13 +5,20 @@ Category ids, which may have gaps, stay here: label k is the k-th category by id
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detector.core.errors import InputError
+from detector.core.records import Records, Texts
 from detector.core.structures import ImageName
+from detector.data.annotation_cache import AnnotationCache
+from detector.data.coco.columns import CocoColumns, read_columns
 from detector.data.coco.file import (
     CocoData,
     Entry,
@@ -19,13 +26,16 @@ from detector.data.coco.file import (
     annotations_by_image,
     category_names,
     image_file,
+    image_files,
     image_names,
     read_coco,
     record_id,
 )
-from detector.data.problems import FaultHandler, Reporter, nothing_to_score, whole_file
+from detector.data.listing import existing
+from detector.data.paths import image_keys
+from detector.data.problems import FaultHandler, Problem, Reporter, nothing_to_score, whole_file
 from detector.data.selection import Selection
-from detector.data.source import Dataset, ImageToCheck, for_split, new_record, size_of
+from detector.data.source import Dataset, ImageToCheck, for_split, size_of
 from detector.data.suspicions import same_image, similar_names
 from detector.data.targets import ObjectRules, TargetBuilder
 
@@ -37,7 +47,7 @@ class CocoSource:
     ``annotations`` is the JSON file and ``images`` the folder of the images, both below ``root``;
     ``{split}`` in them is replaced by the split's name. Keys are paths below ``root``. A record's id is
     COCO's id as text, see `detector.data.coco.file.record_id`. ``iscrowd`` becomes ``Targets.crowd``, and
-    ``area`` the annotated area.
+    ``area`` the annotated area. With a ``cache``, a file is decoded once per change of it.
     """
 
     root: Path
@@ -45,6 +55,7 @@ class CocoSource:
     annotations: str = "annotations/instances_{split}.json"
     images: str = "{split}"
     rules: ObjectRules = field(default_factory=ObjectRules)
+    cache: AnnotationCache | None = None
 
     declares_classes: ClassVar[bool] = True
 
@@ -55,12 +66,12 @@ class CocoSource:
         return self.root / for_split(self.images, split)
 
     def image_names(self, split: str) -> list[ImageName]:
-        data = read_coco(self.image_list(split), unannotated=True)
-        return image_names(data, self.image_folder(split), self.root)
+        columns = read_columns(self.image_list(split), self.cache, unannotated=True)
+        return list(map(ImageName, columns.record_ids, self._files(split, columns)[1]))
 
     def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
         """Return the names of the first split's categories by rising id; ``choose`` has no effect on them."""
-        return tuple(category_names(read_coco(self.image_list(splits[0]))).values())
+        return tuple(read_columns(self.image_list(splits[0]), self.cache).category_names)
 
     def load(
         self,
@@ -73,38 +84,88 @@ class CocoSource:
         require_images: bool = True,
     ) -> Dataset:
         path, folder = self.image_list(split), self.image_folder(split)
-        data, entries, chosen = self._read(split, choose, unannotated=unannotated)
+        columns = read_columns(path, self.cache, unannotated=unannotated)
+        record_ids = _distinct_ids(list(columns.record_ids), path)
+        files, keys = self._files(split, columns)
+        rows = _chosen_rows(record_ids, keys, choose)
         if require_images and not folder.is_dir():
             raise InputError(f"{folder} does not exist; expected the folder of the images that {path} names")
-        if not chosen:
-            raise InputError(f"{path}: all {len(entries)} images are left out; keep at least one")
-        names = category_names(data)
-        classes = tuple(names.values()) if classes is None else tuple(classes)
+        if not len(rows):
+            raise InputError(f"{path}: all {len(columns)} images are left out; keep at least one")
+        names = tuple(columns.category_names)
+        classes = names if classes is None else tuple(classes)
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
-        annotations = annotations_by_image(data)
-        records = []
-        for image_id, key in chosen:
-            entry = entries[image_id]
-            image = image_file(folder, entry["file_name"])
-            if require_images and not image.is_file():
-                raise InputError(
-                    f"{path}: image {entry['id']} is missing: {_where(entry['file_name'], folder)}"
-                )
-            missing = f"{path}: image {entry['id']} has no height and width"
-            size = _size(entry) or size_of(image, missing, required=require_images or training)
-            targets = build_targets(annotated_objects(annotations[entry["id"]], names, path), size)
-            records.append(new_record(image_id, key, image, size, targets))
-        coco_ids = {image_id: entries[image_id]["id"] for image_id, _ in chosen}
-        files = [(coco_ids[record.image_id], record.path) for record in records]
-        all_names = [*names.values(), *sorted(classes)]
+        chosen_all = np.array_equal(rows, np.arange(len(columns)))
+        if not chosen_all:
+            files, keys, record_ids = ([texts[row] for row in rows] for texts in (files, keys, record_ids))
+        ids = columns.ids[rows].tolist()
+        sizes, fault = self._sizes(columns, rows, folder, files, path, training, require_images)
+        sound = len(rows) if fault is None else fault[0]
+        things = columns.objects(path)
+        if sound < len(columns) or not chosen_all:
+            things = things.take(rows[:sound])
+        objects = build_targets.columns(things, sizes)
+        if fault is not None:
+            raise fault[1]
         return Dataset(
-            records=records,
+            records=Records(
+                folder=folder,
+                files=Texts.of(files),
+                image_ids=Texts.of(record_ids),
+                keys=Texts.of(keys),
+                sizes=sizes,
+                objects=objects,
+            ),
             classes=classes,
             dropped=dict(build_targets.counts),
-            coco_ids=coco_ids,
-            annotated=any(annotations[coco_id] for coco_id in coco_ids.values()),
-            suspicions=(*same_image(files, path), *similar_names(all_names, str(path))),
+            coco_ids=dict(zip(record_ids, ids, strict=True)),
+            annotated=len(things.numbers) > 0,
+            suspicions=(
+                *_same_image(ids, folder, files, path),
+                *similar_names([*names, *sorted(classes)], str(path)),
+            ),
         )
+
+    def _files(self, split: str, columns: CocoColumns) -> tuple[list[str], list[str]]:
+        """Return the files of the images below the split's folder, and their keys."""
+        if not len(columns):
+            path = self.image_list(split)
+            raise InputError(f"{path}: there is no image in 'images'; expected at least one")
+        folder = self.image_folder(split)
+        files = image_files(folder, columns.files)
+        return files, image_keys(folder, files, self.root)
+
+    def _sizes(
+        self,
+        columns: CocoColumns,
+        rows: NDArray[np.int64],
+        folder: Path,
+        files: Sequence[str],
+        path: Path,
+        training: bool,
+        require_images: bool,
+    ) -> tuple[NDArray[np.int32], tuple[int, InputError] | None]:
+        """Return the sizes (n, 2) of the images ``rows``; and the place and error of the first faulty image.
+
+        An image is faulty if it is required and missing, or has no size. There are only the sizes of the
+        images before it.
+        """
+        sizes, fault = columns.sizes[rows], None
+        if require_images:
+            missing = np.flatnonzero(~existing([f"{folder}{os.sep}{file}" for file in files]))
+            if len(missing):
+                row = int(missing[0])
+                where = _where(columns.files[int(rows[row])], folder)
+                fault = row, InputError(f"{path}: image {columns.ids[rows[row]]} is missing: {where}")
+                sizes = sizes[:row]
+        for row in np.flatnonzero((sizes == 0).any(1)).tolist():
+            missing_size = f"{path}: image {columns.ids[rows[row]]} has no height and width"
+            try:
+                image = folder / files[row]
+                sizes[row] = size_of(image, missing_size, required=require_images or training)
+            except InputError as error:
+                return sizes[:row], (row, error)
+        return sizes, fault
 
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> CocoData:
         """Return the split's own annotations; see `detector.data.source.DataSource.coco_annotations`.
@@ -168,18 +229,40 @@ class CocoSource:
             report(problem)
 
     def _read(
-        self, split: str, choose: Selection | None, on_fault: FaultHandler | None = None, *, unannotated: bool
+        self, split: str, choose: Selection, on_fault: FaultHandler, *, unannotated: bool
     ) -> tuple[CocoData, dict[str, Entry], Sequence[ImageName]]:
         """Return the content of a split's file, its images by the records' ids, and the chosen images."""
         path = self.image_list(split)
         data = read_coco(path, on_fault, unannotated=unannotated)
         if not data["images"]:
             raise InputError(f"{path}: there is no image in 'images'; expected at least one")
-        entries = {record_id(entry): entry for entry in data["images"]}
-        if len(entries) < len(data["images"]):
-            raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
+        record_ids = _distinct_ids([record_id(entry) for entry in data["images"]], path)
+        entries = dict(zip(record_ids, data["images"], strict=True))
         names = image_names(data, self.image_folder(split), self.root)
-        return data, entries, choose(names) if choose else names
+        return data, entries, choose(names)
+
+
+def _distinct_ids(record_ids: list[str], path: Path) -> list[str]:
+    if len(set(record_ids)) < len(record_ids):
+        raise InputError(f"{path}: two images have the same 'voc_id'; make them differ")
+    return record_ids
+
+
+def _chosen_rows(
+    record_ids: Sequence[str], keys: Sequence[str], choose: Selection | None
+) -> NDArray[np.int64]:
+    """Return the numbers of the images that ``choose`` picks, in its order."""
+    names = list(map(ImageName, record_ids, keys))
+    chosen = names if choose is None else choose(names)
+    if chosen is names:
+        return np.arange(len(names))
+    row_of = {image_id: row for row, image_id in enumerate(record_ids)}
+    return np.array([row_of[image_id] for image_id, _ in chosen], np.int64)
+
+
+def _same_image(ids: Sequence[int], folder: Path, files: Sequence[str], path: Path) -> Iterator[Problem]:
+    if len(set(files)) < len(files):
+        yield from same_image([(one, folder / file) for one, file in zip(ids, files, strict=True)], path)
 
 
 def _where(name: str, folder: Path) -> str:

@@ -7,14 +7,20 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detector.core.errors import InputError
-from detector.core.structures import ImageName, ImageRecord
-from detector.data.problems import Problem, Reporter, faults_to, nothing_to_score, whole_file
+from detector.core.records import Records, Texts
+from detector.core.structures import ImageName
+from detector.data.annotation_cache import AnnotationCache
+from detector.data.problems import Reporter, faults_to, nothing_to_score, whole_file
 from detector.data.selection import Selection
-from detector.data.source import Dataset, ImageToCheck, for_split, new_record, size_of
+from detector.data.source import Dataset, ImageToCheck, for_split, size_of
 from detector.data.suspicions import at_wrong_edge, similar_names, wrong_first_pixel
 from detector.data.targets import ObjectRules, TargetBuilder
-from detector.data.voc.annotation import VocAnnotation, read_annotation
+from detector.data.voc.annotation import VocAnnotation
+from detector.data.voc.columns import VocColumns, read_files
 from detector.data.voc.layout import VocLayout
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
@@ -32,7 +38,8 @@ class VocSource:
     ``annotations``, ``images`` and ``splits`` are folders below ``root``; ``{split}`` in the first two is
     replaced by the split's name. ``splits`` None takes every annotated image for every split.
     ``first_pixel``, 0 or 1, is the number of the first pixel in the XML files. Sizes come from <size>,
-    otherwise from the image. Keys are paths below ``root``.
+    otherwise from the image. Keys are paths below ``root``. With a ``cache``, an annotation file is parsed
+    once per change of it.
     """
 
     root: Path
@@ -42,6 +49,7 @@ class VocSource:
     splits: str | None = "ImageSets/Main"
     first_pixel: int = 1
     rules: ObjectRules = field(default_factory=ObjectRules)
+    cache: AnnotationCache | None = None
 
     declares_classes: ClassVar[bool] = False
 
@@ -67,7 +75,7 @@ class VocSource:
             layout = VocLayout(self.root, *folders)
             ids = layout.chosen_ids(layout.annotated_ids(), choose)
             files = [layout.annotation(image_id, layout.annotations) for image_id in ids]
-            names.update(thing.name for path in files for thing in read_annotation(path).objects)
+            names.update(read_files(files, layout.annotations, self.cache).class_names)
         return tuple(sorted(names))
 
     def load(
@@ -83,43 +91,53 @@ class VocSource:
         layout = self.layout(split, require_images=require_images)
         ids, listed_in = layout.split_ids(self.splits, split, choose)
         annotated = not unannotated or any(map(layout.find_annotation, ids))
-        annotations = self._read(layout, ids, listed_in, annotated=annotated)
-        if classes is None:
-            classes = sorted({thing.name for annotation in annotations for thing in annotation.objects})
+        files, columns = self._read(layout, ids, listed_in, annotated=annotated)
+        names = tuple(columns.class_names)
+        classes = names if classes is None else tuple(classes)
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
-        records: list[ImageRecord] = []
-        suspicions: list[Problem] = []
-        at_edge = 0
-        for image_id, annotation in zip(ids, annotations, strict=True):
-            image = layout.image(image_id, listed_in if require_images else None)
-            missing = f"{annotation.path}: no <size>"
-            size = annotation.size or size_of(image, missing, required=require_images or training)
-            targets = build_targets(annotation.objects, size)
-            records.append(new_record(image_id, layout.key(image), image, size, targets))
-            suspicions += annotation.suspicions(image)
-            corners = [thing.written for thing in annotation.objects]
-            at_edge += sum(at_wrong_edge(box, size, self.first_pixel) for box in corners)
-        objects = sum(len(annotation.objects) for annotation in annotations)
-        suspicions += wrong_first_pixel(at_edge, objects, self.first_pixel, str(listed_in))
-        suspicions += similar_names([*classes, *sorted(build_targets.others)], str(layout.annotations))
+        images, sizes, fault = _images(
+            layout,
+            ids,
+            listed_in if require_images else None,
+            files,
+            columns,
+            required=require_images or training,
+        )
+        things = columns.objects(files, self.first_pixel).take(np.arange(len(images)))
+        objects = build_targets.columns(things, sizes)
+        if fault is not None:
+            raise fault
+        at_edge = at_wrong_edge(columns.corners, sizes[things.image_numbers()], self.first_pixel)
         return Dataset(
-            records=records,
-            classes=tuple(classes),
+            records=Records(
+                folder=layout.images,
+                files=Texts.of(str(image.relative_to(layout.images)) for image in images),
+                image_ids=Texts.of(ids),
+                keys=Texts.of(map(layout.key, images)),
+                sizes=sizes,
+                objects=objects,
+            ),
+            classes=classes,
             dropped=dict(build_targets.counts),
             coco_ids={image_id: number for number, image_id in enumerate(ids, start=1)},
             annotated=annotated,
-            suspicions=tuple(suspicions),
+            suspicions=(
+                *columns.suspicions(files, images),
+                *wrong_first_pixel(int(at_edge.sum()), len(at_edge), self.first_pixel, str(listed_in)),
+                *similar_names([*classes, *sorted(build_targets.others)], str(layout.annotations)),
+            ),
         )
 
     def _read(
         self, layout: VocLayout, ids: Sequence[str], listed_in: Path, *, annotated: bool
-    ) -> list[VocAnnotation]:
-        """Return the annotation of each image; where there are none, one without size and objects."""
+    ) -> tuple[list[Path], VocColumns]:
+        """Return each image's annotation file and its content; without any, the images and no objects."""
         if not annotated:
             images = [layout.image(image_id, listed_in) for image_id in ids]
-            return [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+            empty = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
+            return images, VocColumns.of_annotations(empty)
         files = [layout.annotation(image_id, listed_in) for image_id in ids]  # before any of them is read
-        return [read_annotation(file, self.first_pixel) for file in files]
+        return files, read_files(files, layout.annotations, self.cache)
 
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> None:
         return None
@@ -157,6 +175,33 @@ class VocSource:
                 for image_id in layout.split_ids(self.splits, split, choose, on_fault)[0]:
                     splits_of.setdefault(image_id, []).append(split)
         return splits_of
+
+
+def _images(
+    layout: VocLayout,
+    ids: Sequence[str],
+    listed_in: Path | None,
+    files: Sequence[Path],
+    columns: VocColumns,
+    *,
+    required: bool,
+) -> tuple[list[Path], NDArray[np.int32], InputError | None]:
+    """Return the images and their sizes (N, 2), up to the first faulty one, and its error.
+
+    An image is faulty if it is missing although ``listed_in`` is given, or has no size and is ``required``.
+    """
+    images: list[Path] = []
+    sizes = np.array(columns.sizes)
+    unknown = (sizes == 0).any(1).tolist()
+    for row, (image_id, file) in enumerate(zip(ids, files, strict=True)):
+        try:
+            image = layout.image(image_id, listed_in)
+            if unknown[row]:
+                sizes[row] = size_of(image, f"{file}: no <size>", required=required)
+        except InputError as error:
+            return images, sizes[:row], error
+        images.append(image)
+    return images, sizes, None
 
 
 def _to_check(

@@ -122,13 +122,14 @@ def parse_xml(path: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = refuse_doctype
     try:
-        parser.Parse(decode_xml(_read_bytes(path), path), True)
+        parser.Parse(decode_xml(read_xml_bytes(path), path), True)
     except (expat.ExpatError, UnicodeError) as error:  # UnicodeError: characters that cannot be encoded
         raise InputError(f"{path}: not well-formed XML: {error}; correct or remove the file") from None
     return builder.close()
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_xml_bytes(path: Path) -> bytes:
+    """Return the bytes of an annotation file. Raises InputError if it cannot be read or is over 10 MiB."""
     require_regular(path)
     try:
         with path.open("rb") as file:

@@ -491,4 +491,4 @@ def test_a_reader_lists_each_folder_once(layout: Layout, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "scandir", listing)
     VocSource(layout.root).load("test", require_images=False, choose=lambda names: names)
-    assert listed == [str(layout.root / "JPEGImages")]
+    assert listed == [str(layout.root / folder) for folder in ("JPEGImages", "Annotations")]

@@ -1,0 +1,249 @@
+"""The annotation files of a folder in VOC layout as columns, each file parsed once per change of it.
+
+The cache has one entry per folder, and in it the hash of every file that was parsed: a file is parsed again
+when its content has changed, and the others are not. So every split and every selection of images is served
+by the same entry.
+
+Files are told apart by their contents. Their sizes and times of change would cost as many questions to the
+disk, and may be the same although the content is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.core.errors import InputError
+from detector.core.records import Texts, ranges
+from detector.data.annotation_cache import (
+    AnnotationCache,
+    CachedColumns,
+    Entry,
+    Layout,
+    require_parts,
+    texts,
+)
+from detector.data.listing import asked, existing
+from detector.data.problems import Problem
+from detector.data.suspicions import other_image, several_boxes
+from detector.data.targets import AnnotatedObject, ObjectColumns
+from detector.data.voc.annotation import VocAnnotation, read_annotation
+from detector.data.voc.xml import read_xml_bytes
+
+_HASH_BYTES = 16
+_UNKNOWN = bytes(_HASH_BYTES)
+_CONTENT = "VOC annotations, told apart by their hashes"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class VocColumns(CachedColumns):
+    """N annotation files and their G objects.
+
+    ``files`` are their paths below the folder of annotations, ``hashes`` (N, 16) those of their contents.
+    ``sizes`` (N, 2) are (height, width), 0 where a file gives none, and ``filenames`` the images' names
+    according to the files, "" where one gives none. The objects of file i are ``offsets[i]`` to
+    ``offsets[i + 1]``. ``class_names`` are sorted, and ``classes`` (G,) are numbers of them. ``corners``
+    (G, 4) are xmin, ymin, xmax, ymax as written, ``places`` name the objects in messages.
+    """
+
+    files: Texts
+    hashes: NDArray[np.uint8]
+    sizes: NDArray[np.int32]
+    filenames: Texts
+    class_names: Texts
+    offsets: NDArray[np.int64]
+    classes: NDArray[np.int32]
+    corners: NDArray[np.float64]
+    difficult: NDArray[np.bool_]
+    ignore: NDArray[np.bool_]
+    places: Texts
+
+    LAYOUT: ClassVar[Layout] = {
+        **texts("files", "filenames", "class_names", "places"),
+        "hashes": ("|u1", _HASH_BYTES),
+        "sizes": ("<i4", 2),
+        "offsets": ("<i8", None),
+        "classes": ("<i4", None),
+        "corners": ("<f8", 4),
+        "difficult": ("|b1", None),
+        "ignore": ("|b1", None),
+    }
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for columns whose lengths do not fit, which only a file from elsewhere has."""
+        require_parts(self.offsets, len(self), len(self.classes))
+        columns = (self.classes, self.corners, self.difficult, self.ignore, self.places)
+        files = {len(self), len(self.hashes), len(self.sizes), len(self.filenames)}
+        if len(files) > 1 or len({len(one) for one in columns}) > 1:
+            raise ValueError("the lengths of its columns do not fit")
+
+    def __len__(self) -> int:
+        """Return the number of files N."""
+        return len(self.files)
+
+    @classmethod
+    def of(
+        cls, files: Sequence[str], hashes: Sequence[bytes], annotations: Sequence[VocAnnotation]
+    ) -> VocColumns:
+        """Return the columns of ``annotations``, read from ``files`` with these hashes."""
+        things = [thing for annotation in annotations for thing in annotation.objects]
+        names = sorted({thing.name for thing in things})
+        number_of = {name: number for number, name in enumerate(names)}
+        ends = np.cumsum([0, *(len(annotation.objects) for annotation in annotations)], dtype=np.int64)
+        return cls(
+            files=Texts.of(files),
+            hashes=np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, _HASH_BYTES),
+            sizes=np.array([one.size or (0, 0) for one in annotations], np.int32).reshape(-1, 2),
+            filenames=Texts.of(one.filename or "" for one in annotations),
+            class_names=Texts.of(names),
+            offsets=ends,
+            classes=np.array([number_of[thing.name] for thing in things], np.int32),
+            corners=np.array([thing.written for thing in things], np.float64).reshape(-1, 4),
+            difficult=np.array([thing.difficult for thing in things], np.bool_),
+            ignore=np.array([thing.ignore for thing in things], np.bool_),
+            places=Texts.of(thing.place for thing in things),
+        )
+
+    @classmethod
+    def of_annotations(cls, annotations: Sequence[VocAnnotation]) -> VocColumns:
+        """Return the columns of ``annotations`` that are not kept in a cache, without names and hashes."""
+        return cls.of([""] * len(annotations), [_UNKNOWN] * len(annotations), annotations)
+
+    def take(self, rows: Sequence[int]) -> VocColumns:
+        """Return the files ``rows`` (n,), in that order, and only the class names of their objects."""
+        chosen = np.asarray(rows, np.int64)
+        counts = np.diff(self.offsets)[chosen]
+        at = ranges(self.offsets[:-1][chosen], counts)
+        used, classes = np.unique(self.classes[at], return_inverse=True)
+        return VocColumns(
+            files=self.files.take(chosen),
+            hashes=self.hashes[chosen],
+            sizes=self.sizes[chosen],
+            filenames=self.filenames.take(chosen),
+            class_names=self.class_names.take(used.astype(np.int64)),
+            offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64))),
+            classes=classes.reshape(-1).astype(np.int32),
+            corners=self.corners[at],
+            difficult=self.difficult[at],
+            ignore=self.ignore[at],
+            places=self.places.take(at),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[VocColumns]) -> VocColumns:
+        """Return the files of all ``parts``, one part after the other."""
+        names = sorted({name for part in parts for name in part.class_names})
+        number_of = {name: number for number, name in enumerate(names)}
+        renamed = [np.array([number_of[name] for name in part.class_names], np.int32) for part in parts]
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(
+            files=Texts.of(file for part in parts for file in part.files),
+            hashes=np.concatenate([part.hashes for part in parts]),
+            sizes=np.concatenate([part.sizes for part in parts]),
+            filenames=Texts.of(name for part in parts for name in part.filenames),
+            corners=np.concatenate([part.corners for part in parts]),
+            difficult=np.concatenate([part.difficult for part in parts]),
+            ignore=np.concatenate([part.ignore for part in parts]),
+            places=Texts.of(place for part in parts for place in part.places),
+            class_names=Texts.of(names),
+            offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64))),
+            classes=np.concatenate(
+                [new[part.classes] for new, part in zip(renamed, parts, strict=True)], dtype=np.int32
+            ),
+        )
+
+    def objects(self, paths: Sequence[Path], first_pixel: int) -> ObjectColumns:
+        """Return the objects with half-open boxes; ``paths`` are those of the files, for messages."""
+        names = tuple(self.class_names)
+        starts, ends = self.corners[:, :2] - first_pixel, self.corners[:, 2:] + (1 - first_pixel)
+        boxes = np.concatenate((starts, ends), axis=1)
+
+        def describe(row: int) -> AnnotatedObject:
+            file = int(np.searchsorted(self.offsets, row, side="right")) - 1
+            xmin, ymin, xmax, ymax = boxes[row].tolist()
+            return AnnotatedObject(
+                name=names[self.classes[row]],
+                box=(xmin, ymin, xmax, ymax),
+                difficult=bool(self.difficult[row]),
+                ignore=bool(self.ignore[row]),
+                file=paths[file],
+                place=self.places[row],
+                written=self.corners[row].tolist(),
+            )
+
+        count = len(self.classes)
+        return ObjectColumns(
+            names=names,
+            offsets=self.offsets,
+            classes=self.classes,
+            boxes=boxes,
+            difficult=self.difficult,
+            crowd=np.zeros(count, np.bool_),
+            ignore=self.ignore,
+            area=np.full(count, np.nan),
+            numbers=np.arange(count),
+            describe=describe,
+        )
+
+    def suspicions(self, paths: Sequence[Path], images: Sequence[Path]) -> Iterator[Problem]:
+        """Yield what is suspicious about the files ``paths``; ``images`` are the images read for them."""
+        places, offsets = list(self.places), self.offsets.tolist()
+        for row, filename in enumerate(self.filenames):
+            yield from other_image(filename or None, images[row], paths[row])
+            yield from several_boxes(places[offsets[row] : offsets[row + 1]], paths[row])
+
+
+def read_files(paths: Sequence[Path], folder: Path, cache: AnnotationCache | None) -> VocColumns:
+    """Return the content of the annotation files ``paths``, all below ``folder``, in their order.
+
+    Raises InputError for the first that `read_annotation` refuses.
+    """
+    if cache is None:
+        annotations = [read_annotation(path) for path in paths]
+        return VocColumns.of_annotations(annotations)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    keys = list(zip(names, asked(list(map(str, paths)), _hash_of), strict=True))
+    entry = cache.read(folder, VocColumns)
+    known = VocColumns.of([], [], []) if entry is None else entry.columns
+    row_of = {key: row for row, key in enumerate(_keys(known)) if key[1] != _UNKNOWN}
+    missing = [number for number, key in enumerate(keys) if key not in row_of]
+    if missing:
+        read = _parsed([paths[number] for number in missing], [keys[number] for number in missing])
+        row_of |= {keys[number]: len(known) + row for row, number in enumerate(missing)}
+        known = VocColumns.joined([known, read])
+        cache.write(folder, Entry(_CONTENT, _worth_keeping(known, folder)))
+    return known.take([row_of[key] for key in keys])
+
+
+def _parsed(paths: Sequence[Path], keys: Sequence[tuple[str, bytes]]) -> VocColumns:
+    annotations = [read_annotation(path) for path in paths]
+    after = asked(list(map(str, paths)), _hash_of)  # a file may have changed before it was parsed
+    hashes = [before if before == now else _UNKNOWN for (_, before), now in zip(keys, after, strict=True)]
+    return VocColumns.of([name for name, _ in keys], hashes, annotations)
+
+
+def _worth_keeping(columns: VocColumns, folder: Path) -> VocColumns:
+    """Return the files that still exist, each as it was read last."""
+    last = {name: row for row, (name, digest) in enumerate(_keys(columns)) if digest != _UNKNOWN}
+    exists = existing([f"{folder}{os.sep}{name}" for name in last])
+    return columns.take([row for row, there in zip(last.values(), exists, strict=True) if there])
+
+
+def _keys(columns: VocColumns) -> list[tuple[str, bytes]]:
+    """Return the name and the hash of each file."""
+    return [(name, digest.tobytes()) for name, digest in zip(columns.files, columns.hashes, strict=True)]
+
+
+def _hash_of(path: str) -> bytes:
+    """Return the hash of a file's content, `_UNKNOWN` if it cannot be read."""
+    try:
+        return hashlib.blake2b(read_xml_bytes(Path(path)), digest_size=_HASH_BYTES).digest()
+    except InputError:
+        return _UNKNOWN
