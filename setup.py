@@ -126,7 +126,7 @@ def sources(*patterns: str) -> list[str]:
 
 
 def cpu_sources() -> list[str]:
-    return sources("*.cpp", "pooling/*.cpp", "pooling/cpu/*.cpp", "selective_search/*.cpp")
+    return sources("*.cpp", "pooling/*.cpp", "pooling/cpu/*.cpp", "selective_search/*.cpp", "boxes/*.cpp")
 
 
 def cuda_sources() -> list[str]:

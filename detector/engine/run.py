@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ class Task(Protocol[AnyEvaluation]):
     classes: tuple[str, ...]
     data_fingerprint: dict[str, str]
     """Digests of the images and annotations, by role and split."""
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
     """The images that are trained on."""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -51,7 +51,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
             name = f"{validation.split}, validation images"  # they may be a part of the training split
             self.data_fingerprint |= evaluation_fingerprint(config, name, validation.records, state)
             check_apart(config, dataset.records, validation.records)
-        self.records: list[ImageRecord] = self._trained_records(dataset)
+        self.records: Sequence[ImageRecord] = self._trained_records(dataset)
         coder = self._measured_coder() if state is None else None
         torch.manual_seed(config.seed)
         self.model = (
@@ -73,7 +73,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
     def _describe(self, dataset: Dataset) -> None:
         """Print a summary of the training data; raise InputError if it has no object to learn from."""
 
-    def _trained_records(self, dataset: Dataset) -> list[ImageRecord]:
+    def _trained_records(self, dataset: Dataset) -> Sequence[ImageRecord]:
         """Return the training images that can be trained on."""
         return dataset.records
 
