@@ -123,11 +123,12 @@ class SegmentReader:
         from detector.ops import proposals as native
 
         place = [-1, 0, -1, 0, row.boxes, row.checksum if check else -1]
+        files = []  # another thread may close the reader: the files stay open as long as they are used here
         try:
             for at, kind in ((0, "boxes"), (2, "scores"))[: 1 + row.scored]:
-                file = self._open(row.segment, kind)
-                file.require(row.offset + row.boxes)
-                place[at : at + 2] = file.place(row.offset)
+                files.append(self._open(row.segment, kind))
+                files[-1].require(row.offset + row.boxes)
+                place[at : at + 2] = files[-1].place(row.offset)
         except DamagedStore:
             return None
         found = native.read_proposals(place, size, *limits)

@@ -215,9 +215,6 @@ class ProposalStore:
     def __len__(self) -> int:
         return len(self._index)
 
-    def __reduce__(self) -> tuple[Callable[..., ProposalStore], tuple[Path, Mapping[str, str]]]:
-        return ProposalStore.open, (self.path, self._names)
-
     def find_all(self, image_ids: Texts) -> NDArray[np.int64]:
         """Return (N,) a number for each of N ids, -1 for those that the store does not have."""
         names = self._names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,7 +79,7 @@ class ToyTask:
     def __init__(self, model: Toy) -> None:
         self.model = model
         self.data_fingerprint: dict[str, str] = {}
-        self.records: list[ImageRecord] = []
+        self.records: Sequence[ImageRecord] = []
         self.step = model.losses
         self.computing = nullcontext[None]
         self.batches: Callable[[int], Generator[Batch, None, None]] = batches
