@@ -1,9 +1,9 @@
 """Recall and statistics of box targets: a whole data set at once, beside the same image by image in torch.
 
-    python benchmarks/recall.py                     118,287 images and 844,004 objects, 2.3 GB on the disk
-    python benchmarks/recall.py --images 2000       a quick run
+    python -m benchmarks.recall                  118,287 images and 844,004 objects, 2.3 GB on the disk
+    python -m benchmarks.recall --images 2000    a quick run
 
-The store holds dense proposals. Both ways run in turn on ``--part`` images, `--rounds` times, and must agree;
+The store holds dense proposals. Both ways run in turn on ``--part`` images, ``--rounds`` times, and must agree;
 then the whole set is measured once, and again from what is kept with the store. The folder is removed at the
 end.
 """
