@@ -3,9 +3,9 @@
     python -m benchmarks.recall                  118,287 images and 844,004 objects, 2.3 GB on the disk
     python -m benchmarks.recall --images 2000    a quick run
 
-The store holds dense proposals. Both ways run in turn on ``--part`` images, ``--rounds`` times, and must agree;
-then the whole set is measured once, and again from what is kept with the store. The folder is removed at the
-end.
+The store holds dense proposals. Both ways run in turn on ``--part`` images, ``--rounds`` times, and must
+agree; then the whole set is measured once, and again from what is kept with the store. The folder is removed
+at the end.
 """
 
 from __future__ import annotations
