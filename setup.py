@@ -126,7 +126,7 @@ def sources(*patterns: str) -> list[str]:
 
 
 def cpu_sources() -> list[str]:
-    folders = ("images", "images/cpu", "pooling", "pooling/cpu", "selective_search")
+    folders = ("boxes", "images", "images/cpu", "pooling", "pooling/cpu", "selective_search")
     return sources("*.cpp", *(f"{folder}/*.cpp" for folder in folders))
 
 

@@ -60,8 +60,6 @@ Source = Callable[[ImageRecord, LoadedImage], Proposals]
 
 _GPU = threading.RLock()
 """Held while a network runs on a GPU: CUDA's choice of algorithms belongs to the process, not to a thread."""
-_STORES = threading.RLock()
-"""Held while a proposal store is read, since stores keep files open for the next read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -374,11 +372,7 @@ class Detector:
                 check_complete(self.config, store, records)
                 look_up = stored_proposals(self.config, store, training=False)
 
-                def read(record: ImageRecord, _: LoadedImage) -> Proposals:
-                    with _STORES:
-                        return look_up(record)
-
-                yield read
+                yield lambda record, _image: look_up(record)
         else:
             yield self._made
 
@@ -395,9 +389,7 @@ class Detector:
     @contextmanager
     def _opened(self, proposals: ProposalPlace, records: list[ImageRecord]) -> Iterator[ProposalStore]:
         if isinstance(proposals, ProposalStore):
-            with _STORES:
-                store = match_store(proposals, records)
-            yield store
+            yield match_store(proposals, records)
         elif isinstance(proposals, str | os.PathLike):
             if not Path(proposals).exists():
                 raise InputError(f"proposals: {Path(proposals)}: no such proposal file or store")

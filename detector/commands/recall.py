@@ -21,7 +21,7 @@ from detector.core.structures import ImageRecord
 from detector.evaluation.report import recall_tables, write_json
 from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
-from detector.proposals.image_names import match_store
+from detector.proposals.image_names import keys_of, match_store
 from detector.proposals.recall import measure_overlaps, recall_report
 from detector.proposals.store import ProposalStore
 from detector.visualize import save_image
@@ -68,7 +68,7 @@ def open_stores(
             raise InputError(f"--store {text}: two are called {name!r}; give a name: --store NAME={place}")
         everything = partial(data_parts.all_names, config)
         stores[name] = match_store(ProposalStore.open(place), records, everything)
-        if not any(record.key in stores[name] for record in records):
+        if not (stores[name].find_all(keys_of(records)) >= 0).any():
             raise InputError(f"{place}: no proposals for any image of {split}; is it of another data set?")
     if not stores:
         own = proposal_parts.open_proposals(config, records, split)

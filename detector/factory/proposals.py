@@ -20,14 +20,18 @@ from detector.config.schema import ProposalsConfig, ProposalsWithOptions
 from detector.core.errors import InputError
 from detector.core.machine import available_cores
 from detector.core.progress import note, progress_bar
+from detector.core.records import Records
 from detector.core.structures import ImageName, ImageRecord, Proposals
 from detector.data.images import check_image, read_image
 from detector.factory.data import all_names
+from detector.models.box_coder import TargetSums
+from detector.proposals.bulk import BulkObjects, content_digest, matches_of_all
 from detector.proposals.convert import conversion_name, convert, record_digest, source_parameters
-from detector.proposals.filtering import filter_proposals
+from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
-from detector.proposals.image_names import match_store
+from detector.proposals.image_names import keys_of, match_store
 from detector.proposals.inspection import guess_format
+from detector.proposals.kept import kept
 from detector.proposals.methods import full_parameters, propose, store_name
 from detector.proposals.recall import recall
 from detector.proposals.store import ProposalStore
@@ -59,11 +63,15 @@ class StoredProposals:
     full_image: bool = False
 
     def __call__(self, record: ImageRecord) -> Proposals:
-        size = (record.height, record.width)
-        if record.key not in self.store:
+        found = self.store.filtered(record.key, (record.height, record.width), self.limits)
+        if found is None:
             whole = torch.tensor([[0.0, 0.0, record.width, record.height]])
             return Proposals(boxes=whole if self.full_image else torch.zeros(0, 4))
-        return filter_proposals(self.store[record.key], size, min_size=self.min_size, top_k=self.top_k)
+        return found
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.min_size, self.top_k)
 
 
 def image_proposals(config: Config, image: np.ndarray, name: str) -> Proposals:
@@ -100,11 +108,12 @@ def file_override(path: Path) -> str:
 
 def check_complete(config: Config, store: ProposalStore, records: Sequence[ImageRecord]) -> None:
     """Raise InputError for an image without proposals, unless ``proposals.missing`` allows that."""
-    missing = [record.path for record in records if record.key not in store]
-    if missing and config.proposals.missing == "error":
+    missing = np.flatnonzero(store.find_all(keys_of(records)) < 0)
+    if len(missing) and config.proposals.missing == "error":
+        path = records[int(missing[0])].path
         raise InputError(
-            f"{store.path}: no proposals for {missing[0]}; give proposals that include this image, or none, "
-            "so that they are made"
+            f"{store.path}: no proposals for {path}; give proposals that include this image, or none, so "
+            "that they are made"
         )
 
 
@@ -240,34 +249,36 @@ def made_folder(config: Config) -> Path:
     return PROPOSALS_FOLDER / f"{root.resolve().name}_{place}" / name  # two data sets may have the same name
 
 
-def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
+def with_proposals(config: Config, records: Sequence[ImageRecord], store: ProposalStore) -> Records:
     """Return the ``records`` to train on; ``proposals.missing`` says what to do with those without proposals.
 
     Raises InputError where it forbids them.
     """
-    source = config.proposals
-    missing = [record.key for record in records if record.key not in store]
-    if not missing:
-        return list(records)
-    if source.method is None and len(missing) == len(records):
+    source, columns = config.proposals, Records.of(records)
+    known = store.find_all(columns.keys) >= 0
+    missing = np.flatnonzero(~known)
+    if not len(missing):
+        return columns
+    first = columns.keys[int(missing[0])]
+    if source.method is None and len(missing) == len(columns):
         raise InputError(
-            f"{store.path}: {len(missing)} of {len(records)} images are not in the store; is it of another "
-            f"split, or of images that have changed since? The first is {missing[0]!r}, the store has "
+            f"{store.path}: {len(missing)} of {len(columns)} images are not in the store; is it of another "
+            f"split, or of images that have changed since? The first is {first!r}, the store has "
             f"{next(iter(store.ids()), 'none')!r}"
         )
     # The user has allowed a conversion to leave images out because of faults, and it refuses missing ones.
     converted = source.format not in (None, "store")
     if source.missing == "error" and not (converted and source.faults == "skip"):
         raise InputError(
-            f"{store.path}: no proposals for {len(missing)} of {len(records)} images, the first is "
-            f"{missing[0]!r}; add them, or set proposals.missing to skip or full_image"
+            f"{store.path}: no proposals for {len(missing)} of {len(columns)} images, the first is "
+            f"{first!r}; add them, or set proposals.missing to skip or full_image"
         )
-    which = f"{len(missing)} images have no proposals, such as {missing[0]!r}"
+    which = f"{len(missing)} images have no proposals, such as {first!r}"
     if source.missing == "full_image":
         note(f"{which}: each is given one box, the whole image")
-        return list(records)
+        return columns
     note(f"{which}: left out of training, and without detections in evaluation")
-    return [record for record in records if record.key in store]
+    return columns.take(np.flatnonzero(known))
 
 
 def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: Config, split: str) -> None:
@@ -275,7 +286,9 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
     training = split == config.data.train_split
     key = "top_k_train" if training else "top_k_test"
     limit = getattr(config.proposals, key)
-    known = [record for record in records if record.key in store]
+    columns = Records.of(records)
+    counts = store.counts(columns.keys)
+    known = columns if (counts >= 0).all() else columns.take(np.flatnonzero(counts >= 0))
     metrics = recall(known, store, limit=limit)
     reached = (
         f"recall {metrics['recall_0.5']:.3f} at IoU 0.5, {metrics['recall_0.7']:.3f} at IoU 0.7"
@@ -283,7 +296,7 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
         else "no annotated objects to measure recall with"
     )
     note(f"proposals for {split}: {metrics['proposals_per_image']:.0f} per image, {reached}")
-    if any(store.count(record.key) > limit for record in known):
+    if counts.max(initial=0) > limit:
         whole, limited = recall(known, store)["recall_0.5"], metrics["recall_0.5"]
         if whole - limited > LOST_RECALL:  # as in files without any ranking
             note(
@@ -296,6 +309,53 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
             f"warning: {store.path} covers only {metrics['recall_0.5']:.0%} of the objects at IoU 0.5; are "
             "the boxes x1, y1, x2, y2 in pixels of these images?"
         )
+
+
+def target_sums(
+    records: Sequence[ImageRecord],
+    source: StoredProposals,
+    num_classes: int,
+    iou_threshold: float,
+    *,
+    use_difficult: bool,
+) -> TargetSums:
+    """Return the sums of the box targets of all training images, for `detector.models.box_coder`.
+
+    Every proposal of ``source`` whose best IoU with an object of its image is ``iou_threshold`` or more
+    counts, and so do the objects themselves; crowd regions, and difficult objects without ``use_difficult``,
+    are no objects here. The result is kept with the store (`detector.proposals.kept`).
+    """
+    columns = Records.of(records)
+
+    def compute() -> dict[str, Any]:
+        every = columns.objects
+        left_out = every.crowd if use_difficult else every.crowd | every.difficult
+        objects = BulkObjects.select(every, ~left_out)
+        boxes = torch.from_numpy(objects.boxes)
+        labels = torch.from_numpy(np.asarray(every.labels)[objects.rows])
+        sums = TargetSums.empty(num_classes)
+        for found in matches_of_all(
+            source.store, columns, objects, iou_threshold, source.limits, full_image=source.full_image
+        ):
+            sums.add(found.boxes, boxes[found.rows], labels[found.rows])
+        return {name: getattr(sums, name).tolist() for name in ("count", "total", "squares")}
+
+    def read(content: Any) -> TargetSums:
+        shapes = {"count": (num_classes + 1,), "total": (num_classes + 1, 4), "squares": (num_classes + 1, 4)}
+        values = {name: torch.tensor(content[name], dtype=torch.float64) for name in shapes}
+        if any(values[name].shape != shape for name, shape in shapes.items()):
+            raise ValueError(f"not the sums of {num_classes} classes")
+        return TargetSums(**values)
+
+    facts = {
+        "content": content_digest(source.store, columns),
+        "limits": list(source.limits),
+        "full_image": source.full_image,
+        "num_classes": num_classes,
+        "iou_threshold": iou_threshold,
+        "use_difficult": use_difficult,
+    }
+    return kept(source.store.path, "box_targets", facts, compute, read)
 
 
 def _file_of(config: Config, split: str | None) -> Path:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-
-from detector.core import boxes as box_ops
 
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 """Upper limit of dw and dh in decoding, so that extreme outputs cannot overflow (Detectron's constant)."""
@@ -78,42 +77,51 @@ def fixed_coder(num_classes: int, means: Iterable[float], deviations: Iterable[f
     return BoxCoder(rows[0], rows[1])
 
 
-def measured_coder(
-    images: Iterable[tuple[Tensor, Tensor, Tensor]],
-    num_classes: int,
-    iou_threshold: float,
-    *,
-    class_agnostic: bool = False,
-) -> BoxCoder:
+@dataclass(frozen=True)
+class TargetSums:
+    """Sums over the box targets of a training set by class, from which `measured_coder` makes a coder.
+
+    ``count`` (K+1,), ``total`` (K+1, 4) and ``squares`` (K+1, 4) are float64 and grow with each `add`. Row 0
+    stays 0.
+    """
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+
+    @classmethod
+    def empty(cls, num_classes: int) -> TargetSums:
+        rows = num_classes + 1
+        return cls(*(torch.zeros(rows, *more, dtype=torch.float64) for more in ((), (4,), (4,))))
+
+    def add(self, proposals: Tensor, boxes: Tensor, labels: Tensor) -> None:
+        """Add the targets from ``proposals`` (R, 4) to the objects ``boxes`` (R, 4) of ``labels`` (R,).
+
+        Targets that are not finite, those of boxes without extent, are left out.
+        """
+        deltas = box_deltas(proposals, boxes)
+        finite = torch.isfinite(deltas).all(dim=1)
+        rows, chosen = deltas[finite].double(), labels[finite]
+        self.count.index_add_(0, chosen, self.count.new_ones(len(chosen)))
+        self.total.index_add_(0, chosen, rows)
+        self.squares.index_add_(0, chosen, rows.square_())
+
+
+def measured_coder(sums: TargetSums, *, class_agnostic: bool = False) -> BoxCoder:
     """Return a coder with means and standard deviations per class, measured as in Fast R-CNN's release.
 
-    ``images`` yields (proposals (P, 4), boxes (G, 4), labels (G,)) per image of a training set. Every
-    proposal whose best IoU is ``iou_threshold`` or more counts, and so do the objects themselves. Mirrored
-    images count too, so the mean of dx is zero. A class without such proposals takes the constants over all
-    classes; with ``class_agnostic`` every class does, since one regressor can have only one scale.
+    ``sums`` are over every proposal of a training set whose best IoU reaches the foreground threshold, and
+    over the objects themselves. Mirrored images count too, so the mean of dx is zero. A class without such
+    proposals takes the constants over all classes; with ``class_agnostic`` every class does, since one
+    regressor can have only one scale.
     """
-    count = torch.zeros(num_classes + 1, 1, dtype=torch.float64)
-    total = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
-    squares = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
-    for proposals, boxes, labels in images:
-        if not len(boxes):
-            continue
-        candidates = torch.cat((boxes, proposals))
-        overlap, match = box_ops.iou(candidates, boxes).max(dim=1)
-        keep = overlap >= iou_threshold
-        deltas = box_deltas(candidates[keep], boxes[match[keep]]).double()
-        finite = torch.isfinite(deltas).all(dim=1)
-        deltas, matched = deltas[finite], labels[match[keep]][finite]
-        mirrored = deltas * deltas.new_tensor((-1.0, 1.0, 1.0, 1.0))
-        for rows in (deltas, mirrored):
-            count.index_add_(0, matched, count.new_ones(len(matched), 1))
-            total.index_add_(0, matched, rows)
-            squares.index_add_(0, matched, rows**2)
+    count = sums.count[:, None]
+    total = sums.total * sums.total.new_tensor((0.0, 1.0, 1.0, 1.0))
     everything = count.sum()
     if everything == 0:
         raise ValueError("no proposal reaches the foreground threshold; box targets cannot be measured")
     seen = (count > 0) & (not class_agnostic)
     means = torch.where(seen, total / count.clamp(min=1), total.sum(0) / everything)
-    moments = torch.where(seen, squares / count.clamp(min=1), squares.sum(0) / everything)
+    moments = torch.where(seen, sums.squares / count.clamp(min=1), sums.squares.sum(0) / everything)
     deviations = (moments - means**2).clamp(min=0).sqrt().clamp(min=1e-3)
     return BoxCoder(means.float(), deviations.float())

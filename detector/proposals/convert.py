@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from detector.core.errors import InputError
 from detector.core.files import file_hash, is_hidden, make_folder
+from detector.core.records import Records
 from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.conventions import (
     CORNER_CONVENTIONS,
@@ -341,6 +342,9 @@ def _folder_hash(folder: Path) -> str:
 
 def record_digest(records: Iterable[ImageRecord]) -> str:
     """Return a hash of the names and sizes of ``records``, in their order."""
+    if isinstance(records, Records):
+        rows = zip(records.keys, records.image_ids, records.sizes.tolist(), strict=True)
+        return _digest(f"{key}\n{image_id}\n{size[0]} {size[1]}\n" for key, image_id, size in rows)
     return _digest(f"{one.key}\n{one.image_id}\n{one.height} {one.width}\n" for one in records)
 
 

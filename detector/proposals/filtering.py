@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from detector.core.structures import Proposals
+
+
+class Limits(NamedTuple):
+    """What `filter_proposals` keeps."""
+
+    min_size: float = 1.0
+    top_k: int | None = None
+    deduplicate: bool = True
 
 
 def filter_proposals(
@@ -25,26 +34,22 @@ def filter_proposals(
     and proposals without scores, keep their order. With ``deduplicate`` only the first of boxes that are
     equal in all coordinates is kept. The first ``top_k`` of the rest are returned (None: all).
     """
-    # numpy, not torch: on arrays this small, starting torch's threads would cost a hundred times the work.
-    boxes, height, width = proposals.boxes.numpy(), *size
-    clipped = np.clip(boxes, 0, np.array((width, height, width, height), np.float32))
-    usable = np.isfinite(boxes).all(axis=1)
-    usable &= ((clipped[:, 2:] - clipped[:, :2]) >= max(min_size, 0.0)).all(axis=1)
-    if proposals.scores is None:
-        order = np.flatnonzero(usable)
-    else:
-        scores = proposals.scores.numpy()
-        order = np.argsort(-scores, kind="stable")
-        order = order[(usable & ~np.isnan(scores))[order]]
-    if deduplicate:
-        order = order[_first_of_equal(clipped[order])]
-    return _take(clipped, proposals.scores, order[:top_k])
+    from detector.ops import proposals as native
+
+    boxes, scores = native.filter_proposals(
+        proposals.boxes, proposals.scores, size, min_size, top_k, deduplicate
+    )
+    return Proposals(boxes=boxes, scores=scores)
 
 
 def unique_proposals(proposals: Proposals) -> Proposals:
     """Return ``proposals`` without those whose box equals an earlier one in all coordinates."""
-    boxes = proposals.boxes.numpy()
-    return _take(boxes, proposals.scores, _first_of_equal(boxes))
+    boxes, scores = proposals.boxes.numpy(), proposals.scores
+    rows = _first_of_equal(boxes)
+    return Proposals(
+        boxes=torch.from_numpy(boxes[rows]),
+        scores=None if scores is None else torch.from_numpy(scores.numpy()[rows]),
+    )
 
 
 def _first_of_equal(boxes: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -56,10 +61,3 @@ def _first_of_equal(boxes: NDArray[np.float32]) -> NDArray[np.intp]:
     first = np.ones(len(order), bool)
     first[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
     return np.sort(order[first])
-
-
-def _take(boxes: NDArray[np.float32], scores: Tensor | None, rows: NDArray[np.intp]) -> Proposals:
-    return Proposals(
-        boxes=torch.from_numpy(boxes[rows]),
-        scores=None if scores is None else torch.from_numpy(scores.numpy()[rows]),
-    )

@@ -9,8 +9,11 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES, file_hash
+from detector.core.records import Records, Texts
 from detector.core.structures import ImageName, ImageRecord
 from detector.proposals.store import ProposalStore
 
@@ -36,27 +39,42 @@ def match_store(
 
     Raises InputError where a name in the store could mean two images.
     """
-    wanted = {record.key: record for record in records if record.key not in store}
-    if not wanted:
+    known = store.find_all(keys_of(records)) >= 0
+    if known.all():
         return store
-    present = {record.key for record in records} - wanted.keys()
+    images = _names_of(records)
+    wanted = {images[row].key: row for row in np.flatnonzero(~known).tolist()}
+    present = {image.key for image in images} - wanted.keys()
     others = [name for name in store.ids() if name not in present]
     hashes = {name: content for name in others if (content := store.content_hash(name)) is not None}
-    names = _match_by_content(hashes, wanted)
-    matcher = ImageMatcher(records, everything)
+    names = _match_by_content(hashes, wanted, records) if hashes else {}
+    matcher = ImageMatcher(images, everything)
     matched = matcher.match((name for name in store.ids() if name not in hashes), store.path)
     names |= {key: name for name, key in matched.items() if key in wanted and key not in names}
     return store.with_names(names) if names else store
 
 
-def _match_by_content(hashes: Mapping[str, str], wanted: Mapping[str, ImageRecord]) -> dict[str, str]:
-    """Return, by key, the names whose content hash is that of an image of ``wanted``."""
+def keys_of(records: Sequence[ImageRecord]) -> Texts:
+    """Return the keys of ``records``, without making records of columns."""
+    return records.keys if isinstance(records, Records) else Texts.of(record.key for record in records)
+
+
+def _names_of(records: Sequence[ImageRecord]) -> list[ImageName]:
+    if isinstance(records, Records):
+        return list(map(ImageName, records.image_ids, records.keys))
+    return [ImageName(record.image_id, record.key) for record in records]
+
+
+def _match_by_content(
+    hashes: Mapping[str, str], wanted: Mapping[str, int], records: Sequence[ImageRecord]
+) -> dict[str, str]:
+    """Return, by key, the names whose content hash is that of an image of ``wanted``, rows of ``records``."""
     names: dict[str, str] = {}
-    matcher = ImageMatcher(wanted.values())
+    matcher = ImageMatcher(ImageName(records[row].image_id, key) for key, row in wanted.items())
     for name, content in hashes.items():
         for key in matcher.candidates(name):
             with suppress(InputError):  # a file that cannot be read has the content of no stored image
-                if file_hash(wanted[key].path) == content:
+                if file_hash(records[wanted[key]].path) == content:
                     names[key] = name
     return names
 

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, require_regular
+from detector.core.records import Texts
 from detector.proposals.npy import read_header
 
 MAX_ID_BYTES = 4096  # no path is longer; a row is as wide as the longest id in the table
 _HASH_BYTES = 128
+_SEARCH_BYTES = 1 << 24  # of ids that are looked up at once
 _CHECKSUM = struct.Struct("<4sI")
 _CHECKSUM_NAME = b"CRC1"
 # Control characters, line and paragraph separators, surrogates: they end lines or cannot be written.
@@ -128,6 +130,26 @@ class Index:
         place = bisect_left(self._keys, key)
         return place if place < len(self._keys) and self._keys[place] == key else None
 
+    def find_all(self, image_ids: Texts) -> NDArray[np.int64]:
+        """Return (N,) the place of each of N ids, -1 for one that the index does not have."""
+        places = np.full(len(image_ids), -1, np.int64)
+        if not len(self) or not len(image_ids):
+            return places
+        if not image_ids.content.all():  # numpy takes zero bytes at the end of a text for padding
+            found = (self.find(image_id) for image_id in image_ids)
+            return np.fromiter((-1 if place is None else place for place in found), np.int64, len(places))
+        keys = np.ascontiguousarray(self._keys)
+        step = max(_SEARCH_BYTES // keys.itemsize, 1)
+        for start in range(0, len(places), step):
+            wanted, fits = _padded(image_ids, start, min(start + step, len(places)), keys.itemsize)
+            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            places[start : start + step] = np.where(fits & (keys[at] == wanted), at, -1)
+        return places
+
+    def rows(self, places: NDArray[np.int64]) -> NDArray[np.void]:
+        """Return the rows (n,) of the table at ``places`` (n,), with the fields of `Row`; any row for -1."""
+        return self._table[places] if len(self) else np.zeros(len(places), self._table.dtype)
+
     def __getitem__(self, place: int) -> Row:
         # Any: numpy's annotations do not know the fields of a structured scalar.
         values: Any = self._table[place].item()
@@ -173,6 +195,22 @@ def check_image_id(image_id: str, source: Path | str) -> None:
 def is_content_hash(value: object) -> bool:
     """Whether ``value`` is a text that an index can hold as an image's hash."""
     return isinstance(value, str) and len(value) <= _HASH_BYTES and value.isascii()
+
+
+def _padded(
+    image_ids: Texts, start: int, stop: int, width: int
+) -> tuple[NDArray[np.bytes_], NDArray[np.bool_]]:
+    """Return ids ``start`` to ``stop`` as texts of ``width`` bytes, and which of them fit into that."""
+    begin = int(image_ids.ends[start - 1]) if start else 0
+    ends = np.asarray(image_ids.ends[start:stop]) - begin
+    lengths = np.diff(ends, prepend=0)
+    fits = lengths <= width
+    inside = np.repeat(fits, lengths)
+    padded = np.zeros((stop - start, width), np.uint8)
+    padded[np.arange(width) < np.where(fits, lengths, 0)[:, None]] = np.asarray(
+        image_ids.content[begin : begin + int(ends[-1])]
+    )[inside]
+    return padded.view(f"S{width}")[:, 0], fits
 
 
 def _checksum(content: memoryview) -> bytes:

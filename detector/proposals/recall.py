@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from detector.core import boxes as box_ops
 from detector.core.progress import ReportProgress
-from detector.core.structures import ImageRecord, Proposals, Targets
-from detector.proposals.filtering import filter_proposals
+from detector.core.records import Objects, Records
+from detector.core.structures import ImageRecord, Proposals
+from detector.proposals.bulk import BulkObjects, best_overlaps_of_all, content_digest
+from detector.proposals.filtering import Limits
+from detector.proposals.kept import kept
 from detector.proposals.store import ProposalStore
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -22,11 +25,13 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 COUNTS = (1, 3, 10, 30, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000)
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
 """COCO's areas in square pixels, [least, most)."""
+ALL_PROPOSALS = 2**31 - 1
+"""No image has more."""
 
 
 def recall(
     records: Iterable[ImageRecord],
-    store: ProposalStore | Mapping[str, Proposals],
+    store: ProposalStore,
     iou_thresholds: Sequence[float] = (0.5, 0.7),
     *,
     limit: int | None = None,
@@ -36,27 +41,56 @@ def recall(
 
     Keys: ``recall_0.5`` and so on for each threshold, ``mean_best_overlap`` over all objects, ``objects``,
     ``images`` and ``proposals_per_image``. Crowd regions do not count as objects. ``limit`` takes only the
-    best proposals of each image (by score, or the first where there are none). Without any object the
-    metrics are 0.
+    best proposals of each image (by score, or the first where there are none), filtered by
+    `filter_proposals`; None takes all as they are stored. Without any object the metrics are 0.
+
+    The result is kept with the store (`detector.proposals.kept`). Raises InputError for a record that is not
+    in the store.
     """
-    overlaps, counts = [torch.zeros(0)], []
-    for record in records:
-        proposals = store[record.key]
-        if limit is not None:
-            proposals = filter_proposals(proposals, (record.height, record.width), top_k=limit)
-        overlaps.append(best_overlaps(_objects(record, include_difficult).boxes, proposals))
-        counts.append(len(proposals))
-    best = torch.cat(overlaps)
-    objects = len(best)
+    columns = Records.of(records)
+    store.require(columns.keys)
+    facts = {
+        "content": content_digest(store, columns),
+        "limit": limit,
+        "iou_thresholds": list(iou_thresholds),
+        "include_difficult": include_difficult,
+    }
+    return kept(
+        store.path,
+        "recall",
+        facts,
+        lambda: _measured_recall(columns, store, iou_thresholds, limit, include_difficult),
+        read_recall,
+    )
+
+
+def read_recall(content: Any) -> dict[str, float]:
+    """Return the metrics of `recall` from what JSON has made of them; ValueError for anything else."""
+    if not isinstance(content, dict) or not all(type(value) is float for value in content.values()):
+        raise ValueError("not the metrics of a recall")
+    return dict(content)
+
+
+def _measured_recall(
+    records: Records,
+    store: ProposalStore,
+    iou_thresholds: Sequence[float],
+    limit: int | None,
+    include_difficult: bool,
+) -> dict[str, float]:
+    objects = BulkObjects.select(records.objects, _counted(records.objects, include_difficult))
+    limits = None if limit is None else Limits(top_k=limit)
+    found = best_overlaps_of_all(store, records, objects, [ALL_PROPOSALS], limits)
+    best, count, images = torch.from_numpy(found.best[:, 0]), len(found.best), len(records)
     shares = {
-        f"recall_{threshold:g}": float((best >= threshold).sum()) / max(objects, 1)
+        f"recall_{threshold:g}": float((best >= threshold).sum()) / max(count, 1)
         for threshold in iou_thresholds
     }
     return shares | {
-        "mean_best_overlap": float(best.sum()) / max(objects, 1),
-        "objects": float(objects),
-        "images": float(len(counts)),
-        "proposals_per_image": sum(counts) / max(len(counts), 1),
+        "mean_best_overlap": float(best.sum()) / max(count, 1),
+        "objects": float(count),
+        "images": float(images),
+        "proposals_per_image": int(found.held.sum()) / max(images, 1),
     }
 
 
@@ -114,27 +148,21 @@ def measure_overlaps(
     Proposals are used as in training: clipped, without duplicates, best first. An image without an entry
     has none. ``counts`` None is `COUNTS` as far as there are proposals, then all of them.
     """
-    known = [record for record in records if record.key in store]
-    most = max((store.count(record.key) for record in known), default=0)
+    columns = Records.of(records)
+    held = store.counts(columns.keys)
+    most = int(held.max(initial=0))
     chosen = tuple(sorted(set(counts))) if counts else (*(n for n in COUNTS if n < most), max(most, 1))
-    best, labels, areas, held = [np.zeros((0, len(chosen)), np.float32)], [], [], []
-    for done, record in enumerate(records, 1):
-        boxes = torch.zeros(0, 4)
-        if record.key in store:
-            boxes = filter_proposals(store[record.key], (record.height, record.width)).boxes
-        objects = _objects(record, include_difficult)
-        best.append(_best_of_first(box_ops.iou(objects.boxes, boxes).numpy(), chosen))
-        labels.append(objects.labels.numpy())
-        areas.append(objects.area.numpy())
-        held.append(len(boxes))
-        progress(done, len(records))
+    objects = BulkObjects.select(columns.objects, _counted(columns.objects, include_difficult))
+    found = best_overlaps_of_all(
+        store, columns, objects, chosen, Limits(), lambda done: progress(done, len(columns))
+    )
     return Overlaps(
         counts=chosen,
-        best=np.concatenate(best),
-        labels=np.concatenate(labels) if labels else np.zeros(0, np.int64),
-        areas=np.concatenate(areas) if areas else np.zeros(0, np.float32),
-        proposals=np.array(held, np.int64),
-        missing=len(records) - len(known),
+        best=found.best,
+        labels=columns.objects.labels[objects.rows],
+        areas=columns.objects.area[objects.rows],
+        proposals=found.held,
+        missing=int((held < 0).sum()),
     )
 
 
@@ -165,15 +193,6 @@ def recall_report(overlaps: Overlaps, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _objects(record: ImageRecord, include_difficult: bool) -> Targets:
-    """Return the objects that count: crowd regions never do."""
-    targets = record.targets
-    return targets.select(~targets.crowd if include_difficult else ~(targets.crowd | targets.difficult))
-
-
-def _best_of_first(iou: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float32]:
-    """Return for IoU (G, P) the greatest of the first n columns, (G, len(counts)), 0 without any."""
-    if iou.shape[1] == 0:
-        return np.zeros((len(iou), len(counts)), np.float32)
-    running = np.maximum.accumulate(iou, axis=1)
-    return running[:, np.minimum(counts, iou.shape[1]) - 1]
+def _counted(objects: Objects, include_difficult: bool) -> NDArray[np.bool_]:
+    """Return which objects count: crowd regions never do."""
+    return ~objects.crowd if include_difficult else ~(objects.crowd | objects.difficult)

@@ -9,17 +9,23 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, require_regular
+from detector.core.structures import Proposals
+from detector.proposals.filtering import Limits
 from detector.proposals.index import Row
 from detector.proposals.npy import read_header
 
 FloatArray = NDArray[np.float32]
 BoxesAndScores = tuple[FloatArray, FloatArray | None]
+Offset = TypeVar("Offset", int, NDArray[np.int64])
 _NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
 _TEMPORARY = re.compile(rf"\.?({_NAME.pattern}|index\.npy|manifest\.json)(\.\d+)?\.tmp")
 _COLUMNS: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": ()}
@@ -76,6 +82,13 @@ def checksum_of(boxes: FloatArray, scores: FloatArray | None) -> int:
     return checksum if scores is None else zlib.crc32(np.ascontiguousarray(scores).data, checksum)
 
 
+class Located(NamedTuple):
+    """Where images lie: ``places`` (n, 6) as `detector.ops.proposals` takes them, while ``files`` exist."""
+
+    places: Tensor
+    files: list[_SegmentFile]
+
+
 class SegmentReader:
     """Reads images from the segments in ``folder`` and keeps the most recently used files open.
 
@@ -98,6 +111,48 @@ class SegmentReader:
             path = segment_path(self._folder, row.segment, "boxes")
             raise DamagedStore(f"{path} is damaged: image {row.image_id!r} is not as it was written")
         return boxes, scores
+
+    def read_filtered(
+        self, row: Row, size: tuple[int, int], limits: Limits, *, check: bool
+    ) -> Proposals | None:
+        """Return the proposals at ``row``, filtered for an image of ``size`` (height, width).
+
+        One native call does it, without Python's global lock. None is returned where the files do not hold
+        what ``row`` says; `read` says why.
+        """
+        from detector.ops import proposals as native
+
+        place = [-1, 0, -1, 0, row.boxes, row.checksum if check else -1]
+        files = []  # another thread may close the reader: the files stay open as long as they are used here
+        try:
+            for at, kind in ((0, "boxes"), (2, "scores"))[: 1 + row.scored]:
+                files.append(self._open(row.segment, kind))
+                files[-1].require(row.offset + row.boxes)
+                place[at : at + 2] = files[-1].place(row.offset)
+        except DamagedStore:
+            return None
+        found = native.read_proposals(place, size, *limits)
+        return None if found is None else Proposals(boxes=found[0], scores=found[1])
+
+    def locate(self, rows: NDArray[np.void], *, check: NDArray[np.bool_]) -> Located:
+        """Return where the images of ``rows`` (n,) of the index lie; those of ``check`` (n,) are compared.
+
+        Raises `DamagedStore` where a file is missing or too short.
+        """
+        places = np.empty((len(rows), 6), np.int64)
+        places[:, 2:4] = -1, 0
+        places[:, 4] = rows["boxes"]
+        places[:, 5] = np.where(check, rows["checksum"].astype(np.int64), -1)
+        files: list[_SegmentFile] = []
+        for number in np.unique(rows["segment"]).tolist():
+            here = rows["segment"] == number
+            for column, kind, chosen in ((0, "boxes", here), (2, "scores", here & rows["scored"])):
+                if chosen.any():
+                    files.append(self._open(number, kind))
+                    offsets = rows["offset"][chosen].astype(np.int64)
+                    places[chosen, column], places[chosen, column + 1] = files[-1].place(offsets)
+                    files[-1].require(int((offsets + rows["boxes"][chosen]).max()))
+        return Located(torch.from_numpy(places), files)
 
     def close(self) -> None:
         """Close all files; they open again when they are needed."""
@@ -137,13 +192,20 @@ class _SegmentFile:
         if self._handle >= 0:
             os.close(self._handle)
 
+    def require(self, rows: int) -> None:
+        """Raise `DamagedStore` unless the file has so many rows."""
+        if rows > self._rows:
+            raise self._damaged(f"it has {self._rows} rows and needs {rows}")
+
+    def place(self, offset: Offset) -> tuple[int, Offset]:
+        """Return the descriptor of the file and where in it row ``offset`` begins, in bytes."""
+        return self._handle, self._start + offset * (4 * (self._columns or (1,))[0])
+
     def read(self, row: Row) -> FloatArray:
-        if row.offset + row.boxes > self._rows:
-            raise self._damaged(f"it has {self._rows} rows and needs {row.offset + row.boxes}")
+        self.require(row.offset + row.boxes)
         values = np.empty((row.boxes, *self._columns), np.float32)
-        width = values.itemsize * (self._columns or (1,))[0]
         try:
-            read = os.preadv(self._handle, [values.data], self._start + row.offset * width)
+            read = os.preadv(self._handle, [values.data], self.place(row.offset)[1])
         except OSError as error:
             raise self._damaged(str(error)) from error
         if read != values.nbytes:

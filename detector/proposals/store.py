@@ -19,7 +19,9 @@ opened, that of an image's boxes and scores when a process first reads them.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import threading
 import time
 import zlib
 from collections import Counter, defaultdict
@@ -29,11 +31,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, is_hidden, make_folder, read_short_text, require_regular
+from detector.core.records import Texts
 from detector.core.structures import Proposals
+from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.index import Index, Row, check_image_id, is_content_hash
 from detector.proposals.segments import (
     BoxesAndScores,
@@ -46,6 +53,7 @@ from detector.proposals.segments import (
 )
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 FORMAT = "detector proposal store"
 VERSION = 1
 BOX_CONVENTION = "x1, y1, x2, y2 float32 pixels half-open, original image"
@@ -59,6 +67,8 @@ _WAIT_SECONDS = 30.0
 _SEGMENT_BOXES = 1 << 20  # 16 MiB of boxes in memory
 _COMPACT_BOXES = 1 << 24  # 256 MiB of boxes per segment
 _MAX_SEGMENT = (1 << 32) - 1  # the index has 32 bits for it
+_SCAN_BOXES = 1 << 19  # 8 MiB of boxes at once
+_SCAN_SEGMENTS = 50  # at once, each with one open file or two
 
 
 class Entry(NamedTuple):
@@ -80,7 +90,11 @@ class Damage(NamedTuple):
 
 
 class ProposalStore:
-    """The proposals of a data set by one method, read by image id. Make one with ``open`` or ``create``."""
+    """The proposals of a data set by one method, read by image id. Make one with ``open`` or ``create``.
+
+    Any number of threads may read a store at the same time, also while it is reloaded or another process
+    writes to it.
+    """
 
     def __init__(
         self, path: Path, manifest: Mapping[str, Any], names: Mapping[str, str] | None = None
@@ -90,7 +104,7 @@ class ProposalStore:
         self._names = dict(names or {})
         self._index = Index.load(path / "index.npy")
         self._segments = SegmentReader(path)
-        self._locked = False
+        self._writer: int | None = None  # the thread of this process that holds the lock
 
     @classmethod
     def open(cls, path: Path | str, names: Mapping[str, str] | None = None) -> ProposalStore:
@@ -151,14 +165,85 @@ class ProposalStore:
         except DamagedStore as error:
             raise DamagedStore(f"{error}; {self._remedy()}") from error
 
+    def filtered(self, image_id: str, size: tuple[int, int], limits: Limits) -> Proposals | None:
+        """Return the proposals of ``image_id``, filtered by `filter_proposals`; None if the store has none.
+
+        ``size`` is the image's (height, width). Almost all of the work is one native call without Python's
+        global lock. Raises `DamagedStore` as ``store[image_id]`` does.
+        """
+        index = self._index
+        place = self._find(index, image_id)
+        if place is None:
+            return None
+        found = self._segments.read_filtered(index[place], size, limits, check=not index.checked[place])
+        if found is None:  # damaged, or another process has compacted the store
+            return filter_proposals(self[image_id], size, **limits._asdict())
+        index.checked[place] = True
+        return found
+
+    def scan(
+        self,
+        image_ids: Texts,
+        visit: Callable[[slice, Tensor], tuple[Tensor, Result]],
+        progress: Callable[[int], None] = lambda _done: None,
+    ) -> Iterator[Result]:
+        """Yield what ``visit`` returns for each part of N ``image_ids``, in their order.
+
+        ``visit`` gets the part and the places (n, 6) of its images as `detector.ops.proposals` takes them. It
+        returns the number of proposals (n,) that it has read of each image, -1 where they are damaged, and
+        the result. ``progress`` is called with the number of images done.
+
+        Raises `DamagedStore` as ``store[image_id]`` does.
+        """
+        index, places = self._index, self.find_all(image_ids)
+        for part in _parts(index.rows(places), places >= 0):
+            try:
+                result = self._visit(index, places[part], part, visit)
+            except DamagedStore:  # unless another process has compacted the store
+                self.reload()
+                index, places = self._index, self.find_all(image_ids)
+                try:
+                    result = self._visit(index, places[part], part, visit)
+                except DamagedStore as error:
+                    raise DamagedStore(f"{error}; {self._remedy()}") from error
+            yield result
+            progress(part.stop)
+
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and self._find(self._index, image_id) is not None
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __reduce__(self) -> tuple[Callable[..., ProposalStore], tuple[Path, Mapping[str, str]]]:
-        return ProposalStore.open, (self.path, self._names)
+    def find_all(self, image_ids: Texts) -> NDArray[np.int64]:
+        """Return (N,) a number for each of N ids, -1 for those that the store does not have."""
+        names = self._names
+        if names:
+            image_ids = Texts.of(names.get(image_id, image_id) for image_id in image_ids)
+        return self._index.find_all(image_ids)
+
+    def counts(self, image_ids: Texts) -> NDArray[np.int64]:
+        """Return (N,) how many proposals each of N images has, -1 for those that the store does not have."""
+        index, places = self._index, self.find_all(image_ids)
+        return np.where(places < 0, -1, index.rows(places)["boxes"].astype(np.int64))
+
+    def digest(self, image_ids: Texts) -> str:
+        """Return a hash of the proposals of ``image_ids``, in their order, 32 hexadecimal digits.
+
+        It depends on what the store has under these ids, by the checksums of its index, and on nothing else.
+        """
+        index, places = self._index, self.find_all(image_ids)
+        digest = hashlib.blake2b((places < 0).tobytes(), digest_size=16)
+        rows = index.rows(places[places >= 0])
+        for name in ("boxes", "scored", "checksum"):
+            digest.update(rows[name].tobytes())
+        return digest.hexdigest()
+
+    def require(self, image_ids: Texts) -> None:
+        """Raise InputError for the first of ``image_ids`` that the store does not have."""
+        missing = np.flatnonzero(self.find_all(image_ids) < 0)
+        if len(missing):
+            self._place(self._index, image_ids[int(missing[0])])
 
     def ids(self) -> list[str]:
         """Return the ids of all images, sorted."""
@@ -291,15 +376,15 @@ class ProposalStore:
         ``on_wait`` is called once if another process is the writer. Raises InputError if it still is after
         ``wait`` seconds.
         """
-        if self._locked:
+        if self._writer == threading.get_ident():
             yield
             return
         with writer_lock(self.path / _LOCK, wait, on_wait):
-            self._locked = True
+            self._writer = threading.get_ident()
             try:
                 yield
             finally:
-                self._locked = False
+                self._writer = None
 
     def _find(self, index: Index, image_id: str) -> int | None:
         return index.find(self._names.get(image_id, image_id))
@@ -324,6 +409,27 @@ class ProposalStore:
         return Proposals(
             boxes=torch.from_numpy(boxes), scores=None if scores is None else torch.from_numpy(scores)
         )
+
+    def _visit(
+        self,
+        index: Index,
+        places: NDArray[np.int64],
+        part: slice,
+        visit: Callable[[slice, Tensor], tuple[Tensor, Result]],
+    ) -> Result:
+        """Visit the images of one part; ``places`` (n,) are theirs in ``index``."""
+        known = places >= 0
+        checked = np.frombuffer(index.checked, np.uint8)
+        numbers = torch.tensor([-1, 0, -1, 0, 0, -1]).repeat(len(places), 1)
+        rows = index.rows(places[known])
+        located = self._segments.locate(rows, check=checked[places[known]] == 0)
+        numbers[torch.from_numpy(known)] = located.places
+        held, result = visit(part, numbers)
+        for number in np.flatnonzero(held.numpy() < 0).tolist():
+            self._segments.read(index[int(places[number])], check=True)  # says what is wrong
+            raise DamagedStore(f"{self.path}: image {index[int(places[number])].image_id!r} cannot be read")
+        checked[places[known & (held.numpy() > 0)]] = 1
+        return result
 
     def _read_checked(self, index: Index, place: int, row: Row) -> BoxesAndScores:
         image = self._segments.read(row, check=not index.checked[place])
@@ -525,6 +631,21 @@ def _batches(items: Iterable[Item], boxes_of: Callable[[Item], int], most_boxes:
             batch, boxes = [], 0
     if batch:
         yield batch
+
+
+def _parts(rows: NDArray[np.void], known: NDArray[np.bool_]) -> Iterator[slice]:
+    """Yield slices of N images, given by their ``rows`` (N,), whose boxes and segments are few enough."""
+    boxes = np.cumsum(np.where(known, rows["boxes"], 0), dtype=np.int64)
+    changes = np.cumsum(np.diff(rows["segment"].astype(np.int64), prepend=-1) != 0)
+    start = 0
+    while start < len(rows):
+        before = (boxes[start - 1], changes[start - 1]) if start else (0, 0)
+        stop = min(
+            np.searchsorted(boxes, before[0] + _SCAN_BOXES, "right"),
+            np.searchsorted(changes, before[1] + _SCAN_SEGMENTS, "right"),
+        )
+        yield slice(start, max(int(stop), start + 1))
+        start = max(int(stop), start + 1)
 
 
 def _check_agreement(store: ProposalStore, merged: ProposalStore) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from detector.config import Config
 from detector.core.files import file_name_of
 from detector.core.progress import note
+from detector.core.records import Records
 from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord, ProposalSource, SampledRoIs
 from detector.data.images import read_image
 from detector.data.source import Dataset
@@ -24,7 +25,6 @@ from detector.factory import loaders
 from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
 from detector.models.box_coder import BoxCoder, measured_coder
-from detector.models.roi_sampler import trained_objects
 from detector.tasks.base import AnyBatch, BaseTask
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
 from detector.visualize import draw_detections, example_grid
@@ -157,17 +157,18 @@ class RegionTask(BaseTask[AnyBatch]):
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
-    def _trained_records(self, dataset: Dataset) -> Sequence[ImageRecord]:
+    def _trained_records(self, dataset: Dataset) -> Records:
         """Open the proposals, and return the images that have any."""
         config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
         if validation is not None and not any(len(record.targets) for record in validation.records):
             note("warning: no validation image has an object: best.pt will be the last checkpoint")
-        store = proposal_parts.open_proposals(config, dataset.records, split)
-        records = proposal_parts.with_proposals(config, dataset.records, store)
+        every = Records.of(dataset.records)
+        store = proposal_parts.open_proposals(config, every, split)
+        records = proposal_parts.with_proposals(config, every, store)
         data_parts.require_objects(
             (record.targets for record in records),
             config,
-            f"; of {len(dataset.records)} images {len(records)} have proposals in {store.path}",
+            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
         )
         data_parts.check_batch_size(config, len(records), " with proposals")
         proposal_parts.report_recall(records, store, config, split)
@@ -177,18 +178,14 @@ class RegionTask(BaseTask[AnyBatch]):
     def _measured_coder(self) -> BoxCoder | None:
         if not model_parts.measures_targets(self.config):
             return None
-        difficult = self.config.data.difficult == "train"
-        objects = (trained_objects(record.targets, use_difficult=difficult) for record in self.records)
-        images = (
-            (self.proposals(record).boxes, targets.boxes, targets.labels)
-            for record, targets in zip(self.records, objects, strict=True)
-        )
-        return measured_coder(
-            images,
+        sums = proposal_parts.target_sums(
+            self.records,
+            self.proposals,
             len(self.classes),
             self.config.train.sampling.foreground_iou,
-            class_agnostic=self.config.model.head.class_agnostic,
+            use_difficult=self.config.data.difficult == "train",
         )
+        return measured_coder(sums, class_agnostic=self.config.model.head.class_agnostic)
 
 
 class DetectionTask(RegionTask[Batch]):

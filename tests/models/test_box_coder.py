@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder as TorchvisionCoder
 
-from detector.models.box_coder import MAX_LOG_RATIO, BoxCoder, box_deltas, fixed_coder, measured_coder
+from detector.core import boxes as box_ops
+from detector.models.box_coder import (
+    MAX_LOG_RATIO,
+    BoxCoder,
+    TargetSums,
+    box_deltas,
+    fixed_coder,
+    measured_coder,
+)
 from tests.conftest import MakeBoxes
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -96,6 +104,18 @@ def images_of(make_boxes: MakeBoxes, count: int, classes: int) -> list[Image]:
     return images
 
 
+def coder_of(images: list[Image], classes: int, threshold: float, class_agnostic: bool = False) -> BoxCoder:
+    """Match image by image in torch."""
+    sums = TargetSums.empty(classes)
+    for proposals, boxes, labels in images:
+        if len(boxes):
+            candidates = torch.cat((boxes, proposals))
+            overlap, match = box_ops.iou(candidates, boxes).max(dim=1)
+            keep = overlap >= threshold
+            sums.add(candidates[keep], boxes[match[keep]], labels[match[keep]])
+    return measured_coder(sums, class_agnostic=class_agnostic)
+
+
 def numpy_statistics(images: list[Image], label: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Two passes over the images and their mirror images of width 100, object by object."""
     rows = []
@@ -135,7 +155,7 @@ def deltas(box: np.ndarray, target: np.ndarray) -> list[float]:
 
 def test_measured_statistics_equal_a_plain_computation(make_boxes: MakeBoxes) -> None:
     images = images_of(make_boxes, 6, classes=2)
-    coder = measured_coder(images, num_classes=2, iou_threshold=0.5)
+    coder = coder_of(images, 2, 0.5)
     for label in (1, 2):
         mean, deviation = numpy_statistics(images, label, 0.5)
         np.testing.assert_allclose(coder.means[label].numpy(), mean, atol=2e-5)
@@ -149,14 +169,14 @@ def test_a_class_without_proposals_takes_the_statistics_of_all(make_boxes: MakeB
         for proposals, boxes, labels in images_of(make_boxes, 3, 1)
     ]
     empty = (make_boxes(5), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    coder = measured_coder([*images, empty], num_classes=3, iou_threshold=0.5)
+    coder = coder_of([*images, empty], 3, 0.5)
     assert torch.equal(coder.means[3], coder.means[1])
     assert torch.equal(coder.deviations[2], coder.deviations[1])
 
 
 def test_one_regressor_for_all_classes_has_one_scale(make_boxes: MakeBoxes) -> None:
     images = images_of(make_boxes, 4, classes=2)
-    coder = measured_coder(images, num_classes=2, iou_threshold=0.5, class_agnostic=True)
+    coder = coder_of(images, 2, 0.5, class_agnostic=True)
     as_one = [(proposals, boxes, torch.ones_like(labels)) for proposals, boxes, labels in images]
     mean, deviation = numpy_statistics(as_one, 1, 0.5)
     for row in range(3):
@@ -167,11 +187,11 @@ def test_one_regressor_for_all_classes_has_one_scale(make_boxes: MakeBoxes) -> N
 def test_degenerate_proposals_do_not_spoil_the_statistics(make_boxes: MakeBoxes) -> None:
     proposals, boxes, labels = images_of(make_boxes, 1, 1)[0]
     flat = torch.cat((proposals, torch.tensor([[10.0, 10.0, 10.0, 30.0]])))
-    clean = measured_coder([(proposals, boxes, labels)], 1, 0.5)
-    spoilt = measured_coder([(flat, boxes, labels)], 1, 0.5)
+    clean = coder_of([(proposals, boxes, labels)], 1, 0.5)
+    spoilt = coder_of([(flat, boxes, labels)], 1, 0.5)
     assert torch.equal(clean.deviations, spoilt.deviations)
     with pytest.raises(ValueError, match="cannot be measured"):
-        measured_coder([(proposals, boxes[:0], labels[:0])], 1, 0.5)
+        coder_of([(proposals, boxes[:0], labels[:0])], 1, 0.5)
 
 
 def test_plain_deltas_of_a_box_to_itself_are_zero(make_boxes: MakeBoxes) -> None:

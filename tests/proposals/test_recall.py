@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.proposals.recall import THRESHOLDS, best_overlaps, measure_overlaps, recall, recall_report
 from detector.proposals.store import Entry, ProposalStore
@@ -36,7 +37,7 @@ RECORDS = [
     make_record("b", [[20, 20, 40, 40]], difficult=[False], crowd=[False]),
     make_record("empty", [], difficult=[], crowd=[]),
 ]
-STORE = {
+BOXES = {
     # IoU 0.6 with the first object of a, 0 with its second
     "a": Proposals(boxes=torch.tensor([[0.0, 0, 10, 6]]), scores=torch.tensor([0.3])),
     # IoU 0.25 and then 1 with the object of b, the better one first by score
@@ -47,14 +48,21 @@ STORE = {
 }
 
 
+@pytest.fixture
+def small_store(tmp_path: Path) -> ProposalStore:
+    store = ProposalStore.create(tmp_path / "small", generator="by hand", parameters={})
+    store.append({name: Entry(proposals) for name, proposals in BOXES.items()})
+    return store
+
+
 def test_best_overlaps_of_each_object() -> None:
-    assert best_overlaps(RECORDS[0].targets.boxes, STORE["a"]).tolist() == pytest.approx([0.6, 0, 0.006])
-    assert best_overlaps(RECORDS[0].targets.boxes, STORE["empty"]).tolist() == [0, 0, 0]
-    assert best_overlaps(RECORDS[2].targets.boxes, STORE["b"]).shape == (0,)
+    assert best_overlaps(RECORDS[0].targets.boxes, BOXES["a"]).tolist() == pytest.approx([0.6, 0, 0.006])
+    assert best_overlaps(RECORDS[0].targets.boxes, BOXES["empty"]).tolist() == [0, 0, 0]
+    assert best_overlaps(RECORDS[2].targets.boxes, BOXES["b"]).shape == (0,)
 
 
-def test_crowds_never_count_and_difficult_ones_by_choice() -> None:
-    metrics = recall(RECORDS, STORE)
+def test_crowds_never_count_and_difficult_ones_by_choice(small_store: ProposalStore) -> None:
+    metrics = recall(RECORDS, small_store)
     assert metrics == pytest.approx(
         {
             "recall_0.5": 2 / 3,
@@ -65,18 +73,25 @@ def test_crowds_never_count_and_difficult_ones_by_choice() -> None:
             "proposals_per_image": 1,
         }
     )
-    easy = recall(RECORDS, STORE, (0.5, 0.6, 0.95), include_difficult=False)
+    easy = recall(RECORDS, small_store, (0.5, 0.6, 0.95), include_difficult=False)
     assert [easy["recall_0.5"], easy["recall_0.6"], easy["recall_0.95"]] == pytest.approx([1, 1, 0.5])
     assert easy["objects"] == 2
 
 
-def test_the_limit_takes_the_best_by_score() -> None:
-    metrics = recall(RECORDS[1:2], STORE, limit=1)
+def test_the_limit_takes_the_best_by_score(small_store: ProposalStore) -> None:
+    metrics = recall(RECORDS[1:2], small_store, limit=1)
     assert (metrics["recall_0.7"], metrics["proposals_per_image"]) == (1, 1)
 
 
-def test_no_object_at_all() -> None:
-    assert recall(RECORDS[2:], STORE)["recall_0.5"] == 0
+def test_no_object_at_all(small_store: ProposalStore) -> None:
+    assert recall(RECORDS[2:], small_store)["recall_0.5"] == 0
+    assert recall([], small_store)["images"] == 0
+
+
+def test_an_image_without_an_entry_is_an_error(small_store: ProposalStore) -> None:
+    unknown = make_record("c", [], difficult=[], crowd=[])
+    with pytest.raises(InputError, match="no proposals for image 'c'"):
+        recall([*RECORDS, unknown], small_store)
 
 
 CLASSES = ["cat", "dog", "never"]
