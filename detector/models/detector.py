@@ -18,7 +18,8 @@ from detector.ops.windows import distinct_rows
 class RegionPool(Protocol):
     """Pools each RoI (R, 5) from its feature level to one row of ``out_features`` features.
 
-    ``windows`` returns rows (R, n) for RoIs (R, 5): RoIs of one level whose rows are equal pool to equal bits.
+    ``windows`` returns rows (R, n) for RoIs (R, 5). RoIs of one level whose rows are equal pool to equal
+    bits.
     """
 
     out_features: int
@@ -69,8 +70,8 @@ class RegionDetector(nn.Module):
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         """Return class logits (R, K+1) and box deltas for RoI rows (R, 5), as ``BoxPredictor`` shapes them.
 
-        Without gradients the RoIs are processed in chunks of ``roi_chunk``. In evaluation mode on the CPU, RoIs
-        that pool the same cells are processed once; on a GPU that would take longer than it saves.
+        Without gradients the RoIs are processed in chunks of ``roi_chunk``. In evaluation mode on the CPU,
+        RoIs that pool the same cells are processed once; on a GPU that would take longer than it saves.
         """
         if self.training or rois.device.type != "cpu" or torch.is_grad_enabled():
             return self._predict(levels, rois, roi_levels)
@@ -79,7 +80,8 @@ class RegionDetector(nn.Module):
             windows = torch.cat((roi_levels[:, None].to(windows.dtype), windows), dim=1)
         chosen, places = distinct_rows(windows)
         output = self._predict(levels, rois[chosen], None if roi_levels is None else roi_levels[chosen])
-        return HeadOutput(*(None if part is None else part[places] for part in output))
+        deltas = output.box_deltas
+        return HeadOutput(output.class_logits[places], None if deltas is None else deltas[places])
 
     def _predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> HeadOutput:
         return _joined([self.predictor(self.embed(levels, *at)) for at in self.chunks(rois, roi_levels)])

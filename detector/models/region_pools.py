@@ -25,7 +25,7 @@ class LevelPool(nn.Module):
         raise NotImplementedError
 
     def windows(self, rois: Tensor) -> Tensor:
-        """Return rows (R, 5) for ``rois`` (R, 5). RoIs of one level whose rows are equal pool to equal bits."""
+        """Return a row per RoI, (R, 5). RoIs of one level whose rows are equal pool to equal bits."""
         return rois
 
     def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:

@@ -24,7 +24,8 @@ def rounded_windows(rois: Tensor, spatial_scale: float) -> Tensor:
 def projected_windows(rois: Tensor, spatial_scale: float, center: float, shrink: float) -> Tensor:
     """Return (R, 5) for ``rois`` (R, 5): the image, then the first and the last cells, float64.
 
-    These are the windows of ``spp_pool`` with ``window="spp"``; ``center`` and ``shrink`` are in input pixels.
+    These are the windows of ``spp_pool`` with ``window="spp"``. ``center`` and ``shrink`` are in pixels of
+    the network's input.
     """
     stride = 1 / spatial_scale
     first, last = rois[:, 1:].double().split(2, dim=1)
@@ -34,9 +35,9 @@ def projected_windows(rois: Tensor, spatial_scale: float, center: float, shrink:
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the index (D,) of one row for each distinct one of ``rows`` (R, n), and of each row its place there.
+    """Return the indices (D,) of the distinct ones of ``rows`` (R, n), and (R,) where each row is among them.
 
-    So ``rows[chosen][places]`` equals ``rows``; the first of equal rows is chosen.
+    So ``rows[chosen][places]`` equals ``rows``. Of equal rows the first is chosen.
     """
     found, places = torch.unique(rows, dim=0, return_inverse=True)
     numbers = torch.arange(len(rows))
