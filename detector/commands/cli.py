@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 
 from detector.core.command_line import as_called
 from detector.core.errors import InputError
-from detector.core.machine import wait_without_spinning
+from detector.core.machine import use_huge_pages, wait_without_spinning
 from detector.core.progress import note
 
-wait_without_spinning()  # the tools import this module before torch
+# The tools import this module before torch.
+wait_without_spinning()
+use_huge_pages()
 
 _OUT_OF_MEMORY = (
     "out of memory; lower the scales, max_size, train.images_per_batch or model.roi_chunk, or cut very large "

@@ -25,7 +25,7 @@ from detector.core.progress import TrainingProgress, note
 from detector.core.structures import ImageRecord
 from detector.engine import checkpoint as checkpoints
 from detector.engine.memory import peak_gpu_memory
-from detector.engine.optim import Schedule, load_optimizer_state, set_learning_rate
+from detector.engine.optim import Schedule, clip_gradients, load_optimizer_state, set_learning_rate
 from detector.engine.run_log import RunLog
 
 UNSCORED = -1.0
@@ -242,8 +242,7 @@ class Run(Generic[AnyEvaluation]):
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         if self.settings.clip_gradient_norm is not None:
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, self.settings.clip_gradient_norm)
+            clip_gradients(self.optimizer, self.settings.clip_gradient_norm)
         self.optimizer.step()
 
     def _record(self, rate: float) -> None:

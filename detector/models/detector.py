@@ -13,14 +13,20 @@ from detector.models.backbones import Backbone
 from detector.models.box_coder import BoxCoder
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.ops.normalize import normalization_table, normalize_images
+from detector.ops.windows import distinct_rows
 
 
 class RegionPool(Protocol):
-    """Pools each RoI (R, 5) from its feature level to one row of ``out_features`` features."""
+    """Pools each RoI (R, 5) from its feature level to one row of ``out_features`` features.
+
+    ``windows`` returns rows (R, n) for RoIs (R, 5). RoIs of one level whose rows are equal pool to equal
+    bits.
+    """
 
     out_features: int
 
     def __call__(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> Tensor: ...
+    def windows(self, rois: Tensor) -> Tensor: ...
 
 
 class RegionDetector(nn.Module):
@@ -79,8 +85,20 @@ class RegionDetector(nn.Module):
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         """Return class logits (R, K+1) and box deltas for RoI rows (R, 5), as ``BoxPredictor`` shapes them.
 
-        Without gradients the RoIs are processed in chunks of ``roi_chunk``.
+        Without gradients the RoIs are processed in chunks of ``roi_chunk``. In evaluation mode on the CPU,
+        RoIs that pool the same cells are processed once; on a GPU that would take longer than it saves.
         """
+        if self.training or rois.device.type != "cpu" or torch.is_grad_enabled():
+            return self._predict(levels, rois, roi_levels)
+        windows = self.region_pool.windows(rois)
+        if roi_levels is not None:
+            windows = torch.cat((roi_levels[:, None].to(windows.dtype), windows), dim=1)
+        chosen, places = distinct_rows(windows)
+        output = self._predict(levels, rois[chosen], None if roi_levels is None else roi_levels[chosen])
+        deltas = output.box_deltas
+        return HeadOutput(output.class_logits[places], None if deltas is None else deltas[places])
+
+    def _predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> HeadOutput:
         return _joined([self.predictor(self.embed(levels, *at)) for at in self.chunks(rois, roi_levels)])
 
     def describe(
@@ -92,9 +110,15 @@ class RegionDetector(nn.Module):
         return Embedded(*(torch.cat(parts) for parts in zip(*embedded, strict=True))), output
 
     def chunks(self, rois: Tensor, roi_levels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the RoIs and their levels, all at once with gradients, else ``roi_chunk`` at a time."""
-        size = len(rois) if torch.is_grad_enabled() else self.roi_chunk
-        for start in range(0, max(len(rois), 1), max(size, 1)):
+        """Yield the RoIs and their levels, all at once with gradients, else at most ``roi_chunk`` at a time.
+
+        Chunks are of about equal size. A small one at the end would take longer than its share, as a layer's
+        weights are read for each, and products of few rows are rounded differently.
+        """
+        largest = len(rois) if torch.is_grad_enabled() else self.roi_chunk
+        count = max(-(-len(rois) // max(largest, 1)), 1)
+        size = max(-(-len(rois) // count), 1)
+        for start in range(0, max(len(rois), 1), size):
             at = slice(start, start + size)
             yield rois[at], None if roi_levels is None else roi_levels[at]
 

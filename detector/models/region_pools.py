@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from detector.core.devices import sent
 from detector.ops import SpatialPyramidPool, roi_pool
+from detector.ops.windows import projected_windows, rounded_windows
 
 
 class LevelPool(nn.Module):
     """A pool that works on one level at a time; several levels are pooled one after another.
 
     A level is the feature map of one batch of images, at one scale. Subclasses define ``out_features`` and
-    ``pool``.
+    ``pool``, and ``windows`` where different RoIs may pool the same cells.
     """
 
     out_features: int
@@ -23,6 +24,10 @@ class LevelPool(nn.Module):
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
         """Return (R, D) for ``features`` (N, C, h, w) and ``rois`` (R, 5) in network-input pixels."""
         raise NotImplementedError
+
+    def windows(self, rois: Tensor) -> Tensor:
+        """Return a row per RoI, (R, 5). RoIs of one level whose rows are equal pool to equal bits."""
+        return rois
 
     def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         """Return (R, D) for RoI rows (R, 5), each in pixels of its own level's input image.
@@ -57,10 +62,14 @@ class RoIPooling(LevelPool):
         self.out_features = channels * output_size**2
 
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
-        if self.center:
-            rois = torch.cat((rois[:, :1], rois[:, 1:] - self.center), dim=1)
         size = (self.output_size, self.output_size)
-        return roi_pool(features, rois, size, 1.0 / self.stride).flatten(1)
+        return roi_pool(features, self._from_center(rois), size, 1.0 / self.stride).flatten(1)
+
+    def windows(self, rois: Tensor) -> Tensor:
+        return rounded_windows(self._from_center(rois), 1.0 / self.stride)
+
+    def _from_center(self, rois: Tensor) -> Tensor:
+        return torch.cat((rois[:, :1], rois[:, 1:] - self.center), dim=1) if self.center else rois
 
 
 class PyramidPooling(LevelPool):
@@ -85,8 +94,17 @@ class PyramidPooling(LevelPool):
     ) -> None:
         super().__init__()
         self.pyramid = SpatialPyramidPool(grids, 1.0 / stride, reduction, window, center, shrink)
+        self.scale = 1.0 / stride
+        self.window = window
+        self.center = center
+        self.shrink = 0.5 / self.scale if shrink is None else shrink
         self.out_features = channels * sum(side * side for side in grids)
 
     def pool(self, features: Tensor, rois: Tensor) -> Tensor:
         pooled: Tensor = self.pyramid(features, rois)
         return pooled
+
+    def windows(self, rois: Tensor) -> Tensor:
+        if self.window == "roi":
+            return rounded_windows(rois, self.scale)
+        return projected_windows(rois, self.scale, self.center, self.shrink)

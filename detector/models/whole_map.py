@@ -57,6 +57,10 @@ class WholeMapPool(nn.Module):
             return spp_pool(levels[0], rois, self.grids, reduction=self.reduction, window="cells")
         return torch.cat([self._slide(levels[0], *row) for row in rois.long().tolist()])
 
+    def windows(self, rois: Tensor) -> Tensor:
+        """Return ``rois`` (R, 5), which are whole cells already."""
+        return rois
+
     def _slide(self, features: Tensor, image: int, x1: int, y1: int, x2: int, y2: int) -> Tensor:
         part = features[image : image + 1, :, y1:y2, x1:x2]
         pool = functional.max_pool2d if self.reduction == "max" else functional.avg_pool2d

@@ -46,6 +46,11 @@ def needs_gradient(features: Tensor) -> bool:
     return torch.is_grad_enabled() and features.requires_grad
 
 
+def lies_channels_last(features: Tensor) -> bool:
+    """Return whether ``features`` are on the CPU and all channels of a cell lie side by side."""
+    return features.device.type == "cpu" and features.is_contiguous(memory_format=torch.channels_last)
+
+
 def fake_argmax(features: Tensor, pooled: Tensor, bins: int, keeps_argmax: bool) -> Tensor:
     """Return the tensor with the places of the maxima of ``pooled``, without data, for fake kernels.
 
@@ -80,12 +85,17 @@ def register(
         ctx.set_materialize_grads(False)  # otherwise torch makes a gradient of zeros for the places
         ctx.save_for_backward(inputs[1], output[1])
         ctx.geometry, ctx.without_gradient = geometry(*inputs), (None,) * (len(inputs) - 1)
+        ctx.channels_last = lies_channels_last(inputs[0])
 
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, *ctx.without_gradient
         operator = getattr(torch.ops.detector, f"{name}_backward")
-        return operator(grad, *ctx.saved_tensors, *ctx.geometry), *ctx.without_gradient
+        result = operator(grad, *ctx.saved_tensors, *ctx.geometry)
+        # Otherwise every layer below would have to combine a gradient and a map of different layouts.
+        if ctx.channels_last:
+            result = result.contiguous(memory_format=torch.channels_last)
+        return result, *ctx.without_gradient
 
     def no_double_backward(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(f"{name} has no second derivative: its gradient is not differentiable")

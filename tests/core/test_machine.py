@@ -47,16 +47,24 @@ def test_threads_leave_a_core_for_the_loop_where_there_are_several() -> None:
     assert [loader_workers(cores, gpu=True) for cores in (1, 2, 4, 8, 16, 64)] == [1, 1, 3, 7, 8, 8]
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_the_tools_set_the_waiting_of_threads_before_torch_is_there(
-    given: dict[str, str], expected: str
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["PASSIVE", "1"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "1"]),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, ["PASSIVE", "0"]),
+    ],
+)
+def test_the_tools_choose_waiting_and_pages_before_torch_is_there(
+    given: dict[str, str], expected: list[str]
 ) -> None:
     code = """
 import os, sys
 from detector.commands import cli
-print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+print(os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"], "torch" in sys.modules)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    chosen = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
+    environment = {name: value for name, value in os.environ.items() if name not in chosen}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PROJECT,
@@ -66,4 +74,4 @@ print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
         timeout=60,
         check=True,
     )
-    assert done.stdout.split() == [expected, "False"]
+    assert done.stdout.split() == [*expected, "False"]

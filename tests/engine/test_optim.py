@@ -13,8 +13,15 @@ import torch
 from torch import nn
 
 from detector.core.errors import InputError
-from detector.engine.optim import build_schedule, build_sgd, load_optimizer_state, set_learning_rate
+from detector.engine.optim import (
+    build_schedule,
+    build_sgd,
+    clip_gradients,
+    load_optimizer_state,
+    set_learning_rate,
+)
 from tests.devices import on_cuda
+from tests.typed import gradient
 
 Make = Callable[[nn.Module], torch.optim.SGD]
 
@@ -152,6 +159,43 @@ def test_momenta_move_between_implementations_and_settings_stay(before: Make, af
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, math.inf])
+def test_gradients_are_clipped_to_the_bits_that_torch_gives(factor: float) -> None:
+    models = [network() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    norm = 0.0
+    for model in models:
+        model(torch.linspace(-3, 3, 12).view(4, 3, 1, 1)).square().sum().backward()
+        norm = float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    clip_gradients(sgd(models[0]), norm * factor)
+    nn.utils.clip_grad_norm_(models[1].parameters(), norm * factor)
+    for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None)
+        assert mine.grad is None or torch.equal(gradient(mine), gradient(theirs))
+
+
+def test_a_gradient_that_is_not_finite_stays_so() -> None:
+    model = network()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    clip_gradients(sgd(model), 1.0)
+    assert all(gradient(parameter).isnan().all() for parameter in model.parameters())
+
+
+def test_the_step_is_that_of_the_papers_rule() -> None:
+    """v <- momentum * v + (gradient + decay * w); w <- w - rate * v, against float64."""
+    weight = nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    optimizer = sgd(nn.ParameterList([weight]))
+    group = optimizer.param_groups[0]
+    expected, velocity = weight.detach().double(), torch.zeros(1000, dtype=torch.float64)
+    for step in range(4):
+        weight.grad = torch.sin(torch.arange(1000.0) * (step + 1))
+        velocity = group["momentum"] * velocity + weight.grad.double() + group["weight_decay"] * expected
+        expected = expected - group["lr"] * velocity
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected.float(), rtol=1e-6, atol=1e-7)
+
+
 def test_the_state_of_other_parameters_is_refused() -> None:
     model = network()
     saved = sgd(model).state_dict()
@@ -176,7 +220,7 @@ def test_a_gpu_has_the_fused_step_and_its_state_goes_to_the_cpu_and_back(device:
     second.load_state_dict(first.state_dict())
     on_cpu.load_state_dict(first.state_dict())
     optimizers = [sgd(model) for model in (first, second, on_cpu)]
-    assert [optimizer.param_groups[0]["fused"] for optimizer in optimizers] == [True, True, None]
+    assert [optimizer.param_groups[0]["fused"] for optimizer in optimizers] == [True, True, True]
     for optimizer in optimizers:
         two_steps(optimizer)
     assert all(map(torch.equal, first.parameters(), second.parameters()))  # the same bits

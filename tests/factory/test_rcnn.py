@@ -49,7 +49,7 @@ def test_convolutions_run_once_an_image_and_scale(
 
 
 def test_rcnn_runs_them_on_every_region_in_chunks(tiny: Load) -> None:
-    assert backbone_calls(tiny(*RCNN, "proposals.top_k_test=250")) == [100, 100, 50]
+    assert backbone_calls(tiny(*RCNN, "proposals.top_k_test=250")) == [84, 84, 82]
 
 
 @pytest.mark.parametrize("kind", ["warp", "crop"])

@@ -161,6 +161,42 @@ def test_chunks_pool_the_same_bits_and_predict_the_same_but_for_rounding(
             assert torch.equal(model.embed(levels, rois[:chunk], part).pooled, pooled[:chunk])
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_rois_on_the_same_cells_are_classified_once_with_the_same_result(
+    make_boxes: MakeBoxes, several: bool
+) -> None:
+    """``describe`` classifies every RoI. Products of 64 rows and more are rounded alike for each row."""
+    model = build(hidden=(512, 256)).eval()
+    rois = rows(make_boxes(300, 90.0))
+    rois = torch.cat((rois, rois + 1e-4))[torch.randperm(600, generator=torch.Generator().manual_seed(0))]
+    roi_levels = torch.arange(600) % 2 if several else None
+    heights: list[int] = []
+    model.box_head.register_forward_pre_hook(lambda _, inputs: heights.append(len(inputs[0])))
+    with torch.inference_mode():
+        levels = [level for image in torch.randn(2, 1, 3, 96, 96) for level in model.features(image)]
+        found = model.predict(levels, rois, roi_levels)
+        distinct = sum(heights)
+        _, expected = model.describe(levels, rois, roi_levels)
+    assert 128 < distinct < (500 if several else 301)
+    assert sum(heights) - distinct == 600
+    for mine, plain in zip(found, expected, strict=True):
+        assert torch.equal(present(mine), present(plain))
+
+
+def test_dropout_is_drawn_for_every_roi_of_the_same_cells() -> None:
+    model, rois = build().train(), rows(torch.tensor([[8.0, 8, 40, 40]])).repeat(20, 1)
+    with torch.no_grad():
+        logits = model(torch.randn(1, 3, 64, 64), rois).class_logits
+    assert len(logits.unique(dim=0)) > 10
+
+
+def test_chunks_are_of_about_equal_size() -> None:
+    model = build().eval()
+    with torch.inference_mode():
+        for count, sizes in ((0, [0]), (512, [512]), (513, [257, 256]), (1400, [467, 467, 466])):
+            assert [len(rois) for rois, _ in model.chunks(torch.zeros(count, 5), None)] == sizes
+
+
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_a_training_step_asks_its_device_for_nothing(make_boxes: MakeBoxes, class_agnostic: bool) -> None:
     """The meta device has no values and refuses tensors of other devices, so reading a value fails."""

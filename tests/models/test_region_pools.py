@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.models.region_pools import PyramidPooling
+from detector.models.region_pools import LevelPool, PyramidPooling, RoIPooling
 from detector.ops import spp_pool
 from tests.conftest import MakeBoxes
 
@@ -44,3 +44,25 @@ def test_a_region_smaller_than_a_cell_is_pooled_from_one() -> None:
     pooled = PyramidPooling(3, (2, 1), 8)([features], torch.tensor([[0.0, 33.0, 41.0, 34.0, 42.0]]))
     values = torch.cat((pooled[0, :12].view(3, 4), pooled[0, 12:, None]), 1)
     assert (values == values[:, :1]).all()  # every bin repeats the one cell
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        RoIPooling(3, 3, 8),
+        RoIPooling(3, 3, 8, center=3.5),
+        PyramidPooling(3, (2, 1), 8, window="roi", center=2.0),
+        PyramidPooling(3, (2, 1), 8, center=3.5),
+        PyramidPooling(3, (2, 1), 12, center=3.5, shrink=2.0),
+    ],
+    ids=lambda pool: f"{type(pool).__name__}-{pool.extra_repr()}",
+)
+def test_regions_with_equal_windows_pool_to_the_same_bits(make_boxes: MakeBoxes, pool: LevelPool) -> None:
+    features, rois = torch.randn(1, 3, 12, 12), rows(make_boxes(400, 90.0)).mul(2).round().div(2)
+    windows, places = pool.windows(rois).unique(dim=0, return_inverse=True)
+    order = torch.sort(places, stable=True).indices
+    pooled = pool([features], rois)[order]
+    equal = places[order][1:] == places[order][:-1]
+    assert 0 < equal.sum() < len(rois) - 1
+    assert len(windows) == len(rois) - int(equal.sum())
+    assert torch.equal(pooled[1:][equal], pooled[:-1][equal])

@@ -80,6 +80,20 @@ def test_gradcheck(pool: Pool) -> None:
 
 @each_pool
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_lies_in_memory_as_the_map_does(pool: Pool, dtype: torch.dtype) -> None:
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        features, rois = sample(dtype=dtype)
+        features = features.to(memory_format=layout).requires_grad_()
+        pooled = pool(features, rois)
+        pooled.backward(torch.sin(torch.arange(pooled.numel())).view(pooled.shape).to(dtype))
+        gradients.append(gradient(features))
+        assert gradient(features).is_contiguous(memory_format=layout)
+    assert torch.equal(*gradients)
+
+
+@each_pool
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_on_every_run_and_at_any_number_of_threads(pool: Pool, dtype: torch.dtype) -> None:
     features, rois = sample(83, 200, dtype)
     features.requires_grad_()
