@@ -82,12 +82,13 @@ class PeerBatch:
     targets: list[dict[str, Tensor]]
 
 
-def peer_batch(batch: Batch, device: str = "cpu") -> PeerBatch:
-    """Return what the peer takes of ``batch``, on ``device``."""
+def peer_batch(batch: Batch, task: Any) -> PeerBatch:
+    """Return what the peer takes of ``batch``, on the device of ``task``, with our normalised images."""
+    device = task.device
     return PeerBatch(
-        images=batch.images.to(device),
+        images=task.model.inputs(batch.images.to(device), batch.sizes),
         rois=[boxes.to(device) for boxes in batch.rois_per_image],
-        sizes=[meta.input_size for meta in batch.metas],
+        sizes=batch.sizes,
         targets=[{"boxes": t.boxes.to(device), "labels": t.labels.to(device)} for t in batch.targets],
     )
 
@@ -112,7 +113,7 @@ def train_peer() -> dict[str, Any]:
     for step, batch in enumerate(itertools.islice(task.batches(0), STEPS)):
         for group in optimizer.param_groups:
             group["lr"] = 0.005 * (0.1 if step >= 0.75 * STEPS else 1.0)
-        losses = peer(peer_batch(batch))[1]
+        losses = peer(peer_batch(batch, task))[1]
         optimizer.zero_grad()
         total_loss(losses).backward()
         optimizer.step()
@@ -134,7 +135,7 @@ def test_peer(peer: Peer, task: Any) -> dict[str, Any]:
     peer.eval()
     evaluator = VocEvaluator(test_set.records, test_set.classes)
     for view in inference_views(task.config, test_set.records, test_set.proposals):
-        output = peer(peer_batch(view[0]))[0][0]
+        output = peer(peer_batch(view[0], task))[0][0]
         detections = Detections(boxes=output["boxes"], scores=output["scores"], labels=output["labels"])
         evaluator.update([view[0].metas[0].image_id], [detections])
     return evaluator.compute()

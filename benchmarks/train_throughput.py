@@ -172,10 +172,10 @@ def peer_side(task: Any, clock: Clock, precision: torch.dtype) -> Contender:
 
     @torch.inference_mode()
     def detect(views: list[Batch]) -> object:
-        return [part.cpu() for part in run(peer_batch(views[0], task.device))[0][0].values()]
+        return [part.cpu() for part in run(peer_batch(views[0], task))[0][0].values()]
 
     def losses(batch: Batch) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = run(peer_batch(batch, task.device))[1]
+        found: dict[str, Tensor] = run(peer_batch(batch, task))[1]
         return found
 
     return Contender(clock, peer.train(), optimizer, losses, None, lambda: detect)

@@ -205,7 +205,19 @@ std::tuple<Tensor, Tensor, Tensor> matched_proposals(const Tensor& places, const
   return {boxes, rows, held};
 }
 
+std::tuple<Tensor, Tensor> match_boxes(const Tensor& boxes, const Tensor& objects) {
+  const int64_t count = boxes.size(0), others = objects.size(0);
+  STD_TORCH_CHECK(count <= kMaxBoxes && others <= kMaxBoxes && others > 0, "no objects, or too many boxes");
+  Candidates candidates;
+  candidates.add(checked<float>(boxes, "boxes", ScalarType::Float, count, 4), count);
+  candidates.match(checked<float>(objects, "objects", ScalarType::Float, others, 4), others);
+  Tensor matched = torch::stable::empty({count}, ScalarType::Long);
+  std::copy(candidates.matched().begin(), candidates.matched().end(), matched.mutable_data_ptr<int64_t>());
+  return {tensor_of({count}, ScalarType::Float, candidates.best().data()), matched};
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(detector, m) {
+  m.def("match_boxes(Tensor boxes, Tensor objects) -> (Tensor best, Tensor matched)");
   m.def(
       "filter_proposals(Tensor boxes, Tensor? scores, int height, int width, float min_size, int top_k, "
       "bool deduplicate) -> (Tensor boxes, Tensor scores)");
@@ -221,6 +233,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(detector, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(detector, CPU, m) {
+  m.impl("match_boxes", TORCH_BOX(&match_boxes));
   m.impl("filter_proposals", TORCH_BOX(&filter_proposals));
   m.impl("best_overlaps", TORCH_BOX(&best_overlaps));
   m.impl("matched_proposals", TORCH_BOX(&matched_proposals));

@@ -9,6 +9,7 @@ from torch import Tensor
 from detector.core import boxes as box_ops
 from detector.core.structures import DrawnRegions, Targets
 from detector.models.box_coder import BoxCoder
+from detector.ops.proposals import match_boxes
 
 CROWD_OVERLAP = 0.7
 """Proposals with more than this part of their area in a crowd region are not used (release)."""
@@ -21,8 +22,7 @@ def match_proposals(proposals: Tensor, targets: Targets) -> tuple[Tensor, Tensor
     """
     if not len(targets):
         return proposals.new_zeros(len(proposals)), torch.zeros(len(proposals), dtype=torch.int64)
-    overlap, match = box_ops.iou(proposals, targets.boxes).max(dim=1)
-    return overlap, match
+    return match_boxes(proposals, targets.boxes)
 
 
 def trained_objects(targets: Targets, *, use_difficult: bool) -> Targets:
@@ -81,10 +81,10 @@ class RoISampler:
         if self.add_targets:
             rois = torch.cat((objects.boxes, rois))
         overlap, match = match_proposals(rois, objects)
-        foreground = self._draw(overlap >= self.foreground_iou, rois, self.foreground_count, rng)
+        usable = box_ops.area(rois) > 0
+        foreground = _draw(usable & (overlap >= self.foreground_iou), self.foreground_count, rng)
         background = self._draw_background(
-            rois,
-            self._is_background(rois, overlap, targets.boxes[targets.crowd]),
+            usable & self._is_background(rois, overlap, targets.boxes[targets.crowd]),
             (overlap < self.background_iou[0]) & bool(len(objects)),
             self.rois_per_image - len(foreground),
             rng,
@@ -98,13 +98,13 @@ class RoISampler:
         return DrawnRegions(boxes, labels, self.coder.encode(boxes, matched, labels))
 
     def _draw_background(
-        self, rois: Tensor, background: Tensor, is_far: Tensor, count: int, rng: np.random.Generator
+        self, background: Tensor, is_far: Tensor, count: int, rng: np.random.Generator
     ) -> Tensor:
         """Draw up to ``count`` rows of the mask ``background``, the wanted part of them from ``is_far``."""
+        near = _draw(background & ~is_far, count, rng)
         if not self.far_background_fraction:
-            return self._draw(background & ~is_far, rois, count, rng)
-        near = self._draw(background & ~is_far, rois, count, rng)
-        far = self._draw(background & is_far, rois, count, rng)
+            return near
+        far = _draw(background & is_far, count, rng)
         wanted = round(count * self.far_background_fraction)
         far_count = min(len(far), max(wanted, count - len(near)))
         return torch.cat((near[: count - far_count], far[:far_count]))
@@ -116,8 +116,8 @@ class RoISampler:
             background &= share.amax(dim=1) <= CROWD_OVERLAP
         return background
 
-    def _draw(self, wanted: Tensor, rois: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-        """Draw up to ``count`` of the rows ``wanted`` (P,) that have an area, without repetition."""
-        candidates = torch.nonzero(wanted & (box_ops.area(rois) > 0))[:, 0]
-        order = rng.permutation(len(candidates))[:count]
-        return candidates[torch.from_numpy(order)]
+
+def _draw(wanted: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Draw up to ``count`` of the rows that the mask ``wanted`` (P,) selects, without repetition."""
+    rows = np.flatnonzero(wanted.numpy())
+    return torch.from_numpy(rows[rng.permutation(len(rows))[:count]])

@@ -20,6 +20,15 @@ import detector.ops._library  # noqa: F401  loads the operators
 _ALL = 2**31 - 1  # no image has more boxes
 
 
+def match_boxes(boxes: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best IoU (P,) of each of ``boxes`` (P, 4) with any of ``objects`` (G, 4), G at least 1.
+
+    The second tensor (P,) int64 has the first object with that IoU. Both are float32, in the same pixels.
+    """
+    best, matched = torch.ops.detector.match_boxes(boxes.contiguous(), objects.contiguous())
+    return best, matched
+
+
 def filter_proposals(
     boxes: Tensor,
     scores: Tensor | None,

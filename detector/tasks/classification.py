@@ -12,6 +12,7 @@ from torch import Tensor
 from detector.core.devices import sent
 from detector.core.errors import listed
 from detector.core.progress import note
+from detector.core.records import Objects, Records
 from detector.core.structures import Batch, ImageRecord, ProposalSource
 from detector.data.images import read_image
 from detector.data.source import Dataset
@@ -85,14 +86,21 @@ class ClassificationTask(BaseTask[Batch]):
     def _describe(self, dataset: Dataset) -> None:
         split, records = self.config.data.train_split, dataset.records
         data_parts.report_suspicions(dataset)
+        objects = Records.of(records).objects
         data_parts.require_objects((record.targets for record in records), self.config)
-        presence = torch.stack([record.targets.presence(len(self.classes)) for record in records])
-        counts = dict(zip(self.classes, (presence == 1).sum(dim=0).tolist(), strict=True))
+        counts = dict(zip(self.classes, _images_by_class(objects, len(self.classes)), strict=True))
         shown = listed(f"{name} on {count}" for name, count in counts.items())
         note(f"{split}: {len(records)} images; {shown}")
         for name, count in counts.items():
             if count == 0:
                 note(f"warning: no image of {split} shows {name!r}: the network learns that it never occurs")
+
+
+def _images_by_class(objects: Objects, num_classes: int) -> list[int]:
+    """Return on how many images each class is present, by the rule of `Targets.presence`."""
+    counted = ~(objects.difficult | objects.crowd)
+    pairs = np.unique(np.stack((objects.image_numbers()[counted], objects.labels[counted])), axis=1)
+    return np.bincount(pairs[1], minlength=num_classes + 1)[1:].tolist()
 
 
 def classified_image(record: ImageRecord, scores: Tensor) -> ClassifiedImage:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from detector.core.boxes import iou
 from detector.core.structures import DrawnRegions, SampledRoIs, Targets
 from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.roi_sampler import RoISampler, match_proposals
@@ -255,3 +258,20 @@ def test_an_image_without_objects_has_background_of_every_kind(make_boxes: MakeB
     sampler = RoISampler(CODER, rois_per_image=16, far_background_fraction=0.5)
     boxes, labels, _ = drawn(sampler, make_boxes(40), Targets.empty())
     assert (len(boxes), int(labels.sum())) == (16, 0)
+
+
+@given(data=st.data())
+def test_matching_equals_the_slow_computation(data: st.DataObject) -> None:
+    coordinate = st.integers(-2, 12).map(float)
+    corners = st.tuples(coordinate, coordinate, coordinate, coordinate)
+    proposals = torch.tensor(data.draw(st.lists(corners, max_size=20))).reshape(-1, 4)
+    boxes = torch.tensor(data.draw(st.lists(corners, min_size=1, max_size=6)))
+    overlap, match = match_proposals(
+        proposals, Targets.make(boxes, torch.ones(len(boxes), dtype=torch.int64))
+    )
+    if len(proposals):
+        expected, first = iou(proposals, boxes).max(dim=1)
+        assert torch.equal(overlap, expected)
+        assert torch.equal(match, first)
+    else:
+        assert len(overlap) == len(match) == 0
