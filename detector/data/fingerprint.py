@@ -12,6 +12,9 @@ from detector.core.records import Records, Texts
 from detector.core.structures import ImageRecord
 from detector.data.listing import file_sizes
 
+VERSION = "2-"
+"""The beginning of every fingerprint; those of version 1 have none and are computed from other bytes."""
+
 
 def fingerprint(records: Sequence[ImageRecord]) -> str:
     """Return a digest of the images of a split, in their order, with their objects.
@@ -35,4 +38,4 @@ def fingerprint(records: Sequence[ImageRecord]) -> str:
     for array in arrays:  # the offsets say how long the next array is, so no two splits give the same bytes
         digest.update(len(array).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return VERSION + digest.hexdigest()

@@ -15,7 +15,7 @@ from detector.config.load import parse_config
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import ImageRecord
-from detector.data.fingerprint import fingerprint
+from detector.data.fingerprint import VERSION, fingerprint
 from detector.engine.checkpoint import load_resumable, numbered_checkpoints
 from detector.factory.data import find_validation
 
@@ -270,14 +270,17 @@ def check_fingerprint(fingerprints: Mapping[str, str], known: Mapping[str, Any])
         expected = before.get(name) if isinstance(before, Mapping) else None
         if expected in (None, now):
             continue
-        changed = (
-            f"the data have changed since the run used them ({name}): images, annotations or the list of them"
+        changed, advice = (
+            f"the data have changed since the run used them ({name}): images, annotations or the list of them",
+            "put them back, continue anyway with --accept-changed-data, or train into another folder",
         )
-        if not known.get(ACCEPTED):
-            raise InputError(
-                f"{changed}; put them back, continue anyway with --accept-changed-data, or train into "
-                "another folder"
+        if not expected.startswith(VERSION):
+            changed, advice = (
+                f"the run was started by an earlier version, so its data ({name}) cannot be compared with these",
+                "if they are the same, continue with --accept-changed-data",
             )
+        if not known.get(ACCEPTED):
+            raise InputError(f"{changed}; {advice}")
         note(f"warning: {changed}; continuing anyway")
 
 

@@ -21,13 +21,23 @@ from detector.commands.evaluate import score_checkpoint
 from detector.config import Config
 from detector.config.schema import DataConfig, TestConfig, TrainConfig
 from detector.core.errors import InputError
+from detector.data.fingerprint import VERSION
 from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from detector.engine.run import Run
 from detector.engine.run_log import read_log
 from detector.evaluation.operating_point import OperatingPoint
 from detector.factory.data import class_names, load_split
 from detector.tasks.detection import DetectionScorer
-from detector.tasks.resume import APPLIED, REFUSED, SAME_DATA, check_changes, find_state, policy
+from detector.tasks.resume import (
+    ACCEPTED,
+    APPLIED,
+    REFUSED,
+    SAME_DATA,
+    check_changes,
+    check_fingerprint,
+    find_state,
+    policy,
+)
 from detector.tasks.start import start_run
 from tests.typed import float32, save_arrays
 
@@ -294,6 +304,17 @@ def test_changed_data_are_refused_and_accepted_by_request(tiny: Load, tmp_path: 
     state = load_checkpoint(tmp_path / "run/checkpoints/step_4.pt")
     assert set(state["data_fingerprint"]) == {"training: trainval", "evaluation: test"}
     run(tiny("train.steps=5", f"data.root={moved}", "data.workers=0"), tmp_path / "run", resume=True)
+
+
+def test_data_that_an_earlier_version_saw_have_to_be_accepted() -> None:
+    before = {"data_fingerprint": {"classification: train": "0" * 32}}
+    now = {"classification: train": f"{VERSION}{'0' * 32}"}
+    with pytest.raises(
+        InputError, match=r"earlier version.*\(classification: train\).*--accept-changed-data"
+    ):
+        check_fingerprint(now, before)
+    check_fingerprint(now, {**before, ACCEPTED: True})
+    check_fingerprint(now, {"data_fingerprint": now})
 
 
 def damage(path: Path) -> None:
