@@ -270,15 +270,17 @@ def check_fingerprint(fingerprints: Mapping[str, str], known: Mapping[str, Any])
         expected = before.get(name) if isinstance(before, Mapping) else None
         if expected in (None, now):
             continue
-        changed, advice = (
-            f"the data have changed since the run used them ({name}): images, annotations or the list of them",
-            "put them back, continue anyway with --accept-changed-data, or train into another folder",
-        )
-        if not expected.startswith(VERSION):
-            changed, advice = (
-                f"the run was started by an earlier version, so its data ({name}) cannot be compared with these",
-                "if they are the same, continue with --accept-changed-data",
+        if expected.startswith(VERSION):
+            changed = (
+                f"the data have changed since the run used them ({name}): images, annotations or the list of "
+                "them"
             )
+            advice = "put them back, continue anyway with --accept-changed-data, or train into another folder"
+        else:
+            changed = (
+                f"an earlier version started the run, so its data ({name}) cannot be compared with these"
+            )
+            advice = "if they are the same, continue with --accept-changed-data"
         if not known.get(ACCEPTED):
             raise InputError(f"{changed}; {advice}")
         note(f"warning: {changed}; continuing anyway")
