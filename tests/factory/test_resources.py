@@ -175,6 +175,20 @@ def test_memory_that_runs_out_in_a_thread_ends_training_as_such(
     assert not loader_threads()
 
 
+def test_an_error_of_the_network_ends_the_threads_of_scoring(
+    tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = build_scorer(tiny("data.workers=2"), split="test")
+
+    def fail(_: object) -> None:
+        raise InputError("no detections")
+
+    monkeypatch.setattr("detector.tasks.scoring.build_predictor", lambda *_: fail)
+    with pytest.raises(InputError, match="no detections") as held:
+        scorer.evaluate(build_model(scorer.config, len(scorer.classes)))
+    assert not loader_threads(), held  # although the error, which is still held, keeps the frames
+
+
 def test_a_drive_that_does_not_answer_ends_training_and_scoring_with_one_clear_error(
     tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
