@@ -48,7 +48,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_threads_and_workers_are_chosen_and_said(
     tiny: Load, sixteen_cores: None, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "threads_are_chosen", lambda: False)
+    monkeypatch.setattr(resources, "threads_set_by", lambda: None)
     torch.set_num_threads(2)
     resources.use_cores(tiny("data.workers=null"), "cpu")
     assert said == [
@@ -59,11 +59,12 @@ def test_threads_and_workers_are_chosen_and_said(
     resources.use_cores(tiny("data.workers=3"), "cpu")
     assert torch.get_num_threads() == 1
     assert said[1] == (
-        "1 CPU core: 1 compute thread (chosen; OMP_NUM_THREADS sets it), 3 loader threads (data.workers)"
+        "1 CPU core: 1 compute thread (chosen; OMP_NUM_THREADS sets it), "
+        "3 loader threads (set by data.workers)"
     )
     assert resources.worker_count(tiny("data.workers=null"), "cpu") == 0
     resources.use_cores(tiny("data.workers=1"), "cpu")
-    assert said[2].endswith("1 loader thread (data.workers)")
+    assert said[2].endswith("1 loader thread (set by data.workers)")
     resources.use_cores(tiny("data.workers=1"), "cpu", loaders=False)
     assert said[3] == "1 CPU core: 1 compute thread (chosen; OMP_NUM_THREADS sets it)"
 
@@ -72,7 +73,9 @@ def test_what_the_user_sets_stays(tiny: Load, sixteen_cores: None, said: list[st
     torch.set_num_threads(3)
     resources.use_cores(tiny("data.workers=0"), "cuda")
     assert torch.get_num_threads() == 3
-    assert said == ["16 CPU cores: 3 compute threads (OMP_NUM_THREADS), 0 loader threads (data.workers)"]
+    assert said == [
+        "16 CPU cores: 3 compute threads (set by OMP_NUM_THREADS), 0 loader threads (set by data.workers)"
+    ]
     assert resources.worker_count(tiny("data.workers=null"), "cuda:1") == 8
 
 
