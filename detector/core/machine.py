@@ -1,4 +1,4 @@
-"""The processor cores that this process may use, and how many threads load images beside those that compute."""
+"""The processor cores that this process may use, and how many threads compute and load images on them."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def wait_without_spinning() -> None:
 def use_huge_pages() -> None:
     """Let torch ask the system for pages of 2 MiB for large tensors. Must be called before torch makes one.
 
-    Torch returns the memory of every large tensor at once, so each step requests its memory again, page by
-    page of 4 KiB. Where the system grants huge pages (Linux, ``transparent_hugepage`` "madvise" or "always"), that
+    Torch returns the memory of every large tensor at once, so each step gets its memory again, in pages of
+    4 KiB. Where the system grants huge pages (Linux, ``transparent_hugepage`` "madvise" or "always"), that
     takes a fraction of the time. The results are the same. ``THP_MEM_ALLOC_ENABLE=0`` switches it off.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
