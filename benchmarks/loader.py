@@ -33,7 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,13 @@ class Setting:
 
     def with_workers(self, workers: int) -> Setting:
         """Return the same setting with another ``data.workers``."""
-        data = self.config.data.model_copy(update={"workers": workers})
-        return dataclasses.replace(self, config=self.config.model_copy(update={"data": data}))
+        return dataclasses.replace(self, config=with_workers(self.config, workers))
+
+
+def with_workers(config: Any, workers: int) -> Any:
+    """Return ``config`` with another ``data.workers``."""
+    data = config.data.model_copy(update={"workers": workers})
+    return config.model_copy(update={"data": data})
 
 
 def read_setting(path: str, overrides: Sequence[str]) -> Setting:
@@ -313,9 +318,7 @@ def launches_timed(
     step: Callable[[], None], batches: Iterator[Any], interval: float, steps: int = 50
 ) -> dict[str, float]:
     """Return the median seconds of a step alone, and of one that takes a batch of the loader before it."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(interval)
-    try:
+    with switch_interval(interval):
         for _ in range(10):
             size = len(next(batches))
         time.sleep(0.5)  # the loader fills its queue and rests
@@ -326,9 +329,18 @@ def launches_timed(
             next(batches)
             beside.append(timed(step))
         images = size * steps / (time.perf_counter() - started)
+    return {"alone": alone, "beside": statistics.median(beside), "images_per_second": images}
+
+
+@contextmanager
+def switch_interval(seconds: float) -> Iterator[None]:
+    """Set the interval of the interpreter lock within the context."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
     finally:
         sys.setswitchinterval(before)
-    return {"alone": alone, "beside": statistics.median(beside), "images_per_second": images}
 
 
 def launching_step(device: str, launches: int) -> Callable[[], None]:

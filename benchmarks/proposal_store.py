@@ -157,7 +157,7 @@ def measure(
     arguments: argparse.Namespace,
     images: int | None = None,
 ) -> list[Reading]:
-    """Let the workers read at random, all at once, each in a fresh process as a DataLoader's."""
+    """Let the workers read at random, all at once, each in a fresh process."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(arguments.workers)
     answers = context.Queue()

@@ -242,8 +242,9 @@ def compare(task: Any, ours: Contender, peer: Contender, rounds: int) -> dict[st
         waited = waiting(ours, batches, rounds)
         steps = in_turns([next(batches) for _ in range(rounds)], ours.step, peer.step)
     test_set = task.scorer.test_set
-    views = inference_views(task.config, test_set.records, test_set.proposals, task.device)
-    images = in_turns(list(itertools.islice(views, rounds)), ours.tester(), peer.tester())
+    with closing(inference_views(task.config, test_set.records, test_set.proposals, task.device)) as views:
+        loaded = list(itertools.islice(views, rounds))
+    images = in_turns(loaded, ours.tester(), peer.tester())
     return {
         "waiting_ms": 1e3 * statistics.median(waited),
         "training step": summary(steps, STEP_PARTS),

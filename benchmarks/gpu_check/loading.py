@@ -82,7 +82,8 @@ def main() -> int:
     config = photograph_config(arguments.photographs, [], rehearsal=arguments.dry_run)
     use_cores(config, device)
     setting = setting_of(config)
-    example = next(closed(batches_of(setting.with_workers(0))))
+    with closing(batches_of(setting.with_workers(0))) as batches:
+        example = next(batches)
     files = list((arguments.photographs / "JPEGImages").iterdir())
     result.note(
         f"{available_cores()} cores; {len(setting.records)} photographs of "
@@ -94,12 +95,6 @@ def main() -> int:
     workers = [1, 2] if arguments.dry_run else [count for count in WORKERS if count <= available_cores()]
     target(compare(setting, kinds, workers, result), result)
     return 1 if result.faults else 0
-
-
-def closed(batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
-    """Yield the first batch only, and end the loader."""
-    with closing(batches):
-        yield next(batches)
 
 
 if __name__ == "__main__":

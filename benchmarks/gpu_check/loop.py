@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from benchmarks.gpu_check.detection import spread_scores
 from benchmarks.gpu_check.photographs import photograph_config
 from benchmarks.gpu_check.result import Result, part_arguments, seconds_left
 from benchmarks.gpu_check.steps import TimeIsUp, synchronize
-from benchmarks.loader import INTERVALS, loading_speed
+from benchmarks.loader import INTERVALS, loading_speed, switch_interval, with_workers
 from detector.config import Config
 from detector.core.machine import available_cores
 from detector.core.structures import Batch
@@ -140,22 +139,6 @@ class Loop:
 
 def repeated(batches: list[Batch]) -> Generator[Batch, None, None]:
     yield from itertools.cycle(batches)
-
-
-def with_workers(config: Config, workers: int) -> Config:
-    data = config.data.model_copy(update={"workers": workers})
-    return config.model_copy(update={"data": data})
-
-
-@contextmanager
-def switch_interval(seconds: float) -> Iterator[None]:
-    """Set the interval of the interpreter lock within the context."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(seconds)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def settings_of(workers: list[int], usual: int) -> list[tuple[int, float]]:

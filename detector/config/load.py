@@ -58,7 +58,7 @@ def parse_stored(
 ) -> Config:
     """Check the config that the checkpoint ``source`` holds, with the user's ``overrides`` applied.
 
-    It may name only functions that ``allow_code`` lists: a checkpoint is data. Its number of loader processes
+    It may name only functions that ``allow_code`` lists: a checkpoint is data. Its number of loader threads
     is ignored, since it says nothing about this machine.
 
     Raises:

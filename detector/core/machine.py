@@ -1,4 +1,4 @@
-"""The processor cores that this process may use, and how a run divides them between threads and workers."""
+"""The processor cores that this process may use, and how many threads compute and load images on them."""
 
 from __future__ import annotations
 
@@ -68,17 +68,18 @@ def _read_quota(folder: Path, quota: str, period: str | None) -> float | None:
 def loader_workers(cores: int, *, gpu: bool) -> int:
     """Return how many threads load images if the config does not say.
 
-    A GPU waits only for images: all cores but the one that drives it load them. On the CPU the network takes
-    far more time than the images: one thread per eight cores is enough, and none on a single core.
+    A GPU waits only for images: all cores but the one that drives it load them, up to eight. On the CPU the
+    network takes far more time than the images: one thread per eight cores is enough, at least one and at
+    most four, and none on a single core.
     """
     if gpu:
         return min(_GPU_WORKERS, max(cores - 1, 1))
     return min(_CPU_WORKERS, max(cores // 8, int(cores > 1)))
 
 
-def threads_are_chosen(environment: Mapping[str, str] = os.environ) -> bool:
-    """Say whether the user has set the number of threads, which then stays as it is."""
-    return "OMP_NUM_THREADS" in environment or "MKL_NUM_THREADS" in environment
+def threads_set_by(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the variable with which the user has set the number of threads, which then stays; or None."""
+    return next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in environment), None)
 
 
 def wait_without_spinning() -> None:
@@ -94,7 +95,7 @@ def wait_without_spinning() -> None:
 def use_huge_pages() -> None:
     """Let torch ask the system for pages of 2 MiB for large tensors. Must be called before torch makes one.
 
-    Torch returns the memory of every large tensor at once, so each step gets its memory anew, page by page of
+    Torch returns the memory of every large tensor at once, so each step gets its memory again, in pages of
     4 KiB. Where the system grants huge pages (Linux, ``transparent_hugepage`` "madvise" or "always"), that
     takes a fraction of the time. The results are the same. ``THP_MEM_ALLOC_ENABLE=0`` switches it off.
     """

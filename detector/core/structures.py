@@ -250,6 +250,10 @@ class SampledRoIs:
             box_targets=self.box_targets.to(device, non_blocking=True),
         )
 
+    def device_tensors(self) -> list[Tensor]:
+        """Return the tensors that `to` moves."""
+        return [self.rois, self.labels, self.box_targets]
+
     def pin_memory(self) -> SampledRoIs:
         """Return a copy in page-locked memory, from which a GPU copies without waiting."""
         return replace(
@@ -325,11 +329,9 @@ class Batch:
         sampled = None if self.sampled is None else self.sampled.to(device)
         return replace(self, images=self.images.to(device, non_blocking=True), sampled=sampled)
 
-    def on_device(self) -> list[Tensor]:
+    def device_tensors(self) -> list[Tensor]:
         """Return the tensors that `to` moves."""
-        sampled = self.sampled
-        rows = [] if sampled is None else [sampled.rois, sampled.labels, sampled.box_targets]
-        return [self.images, *rows]
+        return [self.images, *([] if self.sampled is None else self.sampled.device_tensors())]
 
 
 def stack_rois(boxes_per_image: Sequence[Tensor]) -> Tensor:

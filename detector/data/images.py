@@ -52,6 +52,8 @@ _REDUCED = {
 }
 # ITU T.81, table B.1: frame headers, which give the size; C4, C8 and CC begin other segments.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# After these bytes no length follows: a stuffed zero, TEM, and RST0 to RST7. Headers have no use for them.
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 
 MAX_PIXELS = 2**27
 """Larger images (134 million pixels, 0.4 GB decoded) are refused: a small file can claim to hold them."""
@@ -323,18 +325,21 @@ def _jpeg_headers(data: bytes) -> tuple[int, tuple[int, int] | None]:
     """Return where a JPEG's pixels begin, after the headers, and its (height, width) (ITU T.81, annex B).
 
     A header may contain a whole thumbnail with an end marker of its own. The size is None where no frame
-    header gives it.
+    header gives it, and where the headers have markers that no encoder writes there.
     """
-    at, frame = len(_JPEG_START), None
+    at, frame, usual = len(_JPEG_START), None, True
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] == 0xFF:  # any number of FF may precede a marker
+        marker = data[at + 1]
+        if marker == 0xFF:  # any number of FF may precede a marker
             at += 1
-            continue
-        if data[at + 1] in _FRAMES and at + 9 <= len(data):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            frame = (height, width) if height and width else None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at, frame
+        elif marker in _WITHOUT_LENGTH:
+            at, usual = at + 2, False
+        else:
+            if marker in _FRAMES and at + 9 <= len(data):
+                height, width = struct.unpack_from(">HH", data, at + 5)
+                frame = (height, width) if height and width else None
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at, frame if usual else None
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

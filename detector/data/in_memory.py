@@ -48,7 +48,7 @@ def load_image(image: object, name: str) -> LoadedImage:
             fault = _fault_of(image)
             if fault is not None:
                 raise InputError(f"{name}: {fault}")
-            return LoadedImage.of(np.ascontiguousarray(image))
+            return LoadedImage.of(np.require(image, requirements=("C", "W")))  # torch needs a writable one
         case _:
             raise InputError(f"{name}: a {type(image).__name__} is not an image; {_EXPECTED}")
 

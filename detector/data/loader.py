@@ -128,7 +128,7 @@ class Movable(Protocol):
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with those tensors on ``device`` that the device computes with."""
 
-    def on_device(self) -> list[torch.Tensor]:
+    def device_tensors(self) -> list[torch.Tensor]:
         """Return these tensors."""
 
 
@@ -152,6 +152,6 @@ def on_device(batches: Iterable[AnyBatch], device: torch.device | str) -> Genera
             moved = batch.to(place)
         computing = gpu.current_stream(place)
         computing.wait_stream(copies)  # the GPU waits, not the host
-        for tensor in moved.on_device():
+        for tensor in moved.device_tensors():
             tensor.record_stream(computing)
         yield moved

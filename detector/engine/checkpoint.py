@@ -241,7 +241,7 @@ class _Optimizer(BaseModel):
     param_groups: Annotated[list[_ParameterGroup], Strict()]
 
 
-class _Sampler(BaseModel):
+class _Sampler(BaseModel):  # in checkpoints of earlier versions
     generator: GeneratorState
 
 

@@ -81,7 +81,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a run's ``folder``, which must exist, inside the block.
 
     The lock belongs to this process and not to its children, so the system releases it when the process
-    ends for any reason, even if a DataLoader worker lives a few seconds longer.
+    ends for any reason, even if a child process lives longer.
 
     Raises:
         InputError: another process holds the lock, which is named; or the folder cannot be written.

@@ -94,11 +94,11 @@ def inference_transforms(config: Config) -> list[ImageTransform]:
 
 def inference_views(
     config: Config, records: Sequence[ImageRecord], source: ProposalSource, device: str = "cpu"
-) -> Iterator[list[Batch]]:
-    """Return an iterator over the lists of views of ``records``; each view is a batch of one sample.
+) -> Generator[list[Batch], None, None]:
+    """Yield the list of views of each of ``records``; each view is a batch of one sample.
 
-    The views are in the memory of the CPU, page-locked where ``device`` is a GPU. Raises InputError as
-    `training_batches`.
+    The views are in the memory of the CPU, page-locked where ``device`` is a GPU. Closing the generator ends
+    its threads. Raises InputError as `training_batches`.
     """
     samples = InferenceViews(records, source, inference_transforms(config))
     pin = pins(device)

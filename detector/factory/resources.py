@@ -7,7 +7,7 @@ import torch
 
 from detector.config import Config
 from detector.core.errors import InputError
-from detector.core.machine import available_cores, loader_workers, threads_are_chosen
+from detector.core.machine import available_cores, loader_workers, threads_set_by
 from detector.core.progress import note
 
 
@@ -39,27 +39,26 @@ def choose_device(name: str) -> str:
 
 
 def use_cores(config: Config, device: str, *, loaders: bool = True) -> None:
-    """Set the number of threads of torch and OpenCV for this process, and print the numbers.
+    """Set the number of threads of torch and OpenCV for this process, and print the numbers in one line.
 
     ``loaders`` says whether threads will load images; their number is then printed too.
-    ``OMP_NUM_THREADS`` and ``data.workers`` take precedence. Torch never gets more threads than its own
-    default, which is the number of physical cores.
+    ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS`` and ``data.workers`` take precedence. Torch never gets more
+    threads than its own default, which is the number of physical cores.
     """
-    cores = available_cores()
-    if not threads_are_chosen():
+    cores, set_by = available_cores(), threads_set_by()
+    if set_by is None:
         torch.set_num_threads(min(torch.get_num_threads(), cores))
-    # The threads that load images resize several at once; OpenCV's own threads would be in their way.
-    cv2.setNumThreads(1 if loaders and worker_count(config, device) > 1 else torch.get_num_threads())
     threads, workers = torch.get_num_threads(), worker_count(config, device)
-    loading = (
-        f", {workers} loader thread{'s' * (workers != 1)} "
-        f"({'chosen; data.workers sets it' if config.data.workers is None else 'data.workers'})"
-    )
-    note(
-        f"{cores} CPU core{'s' * (cores != 1)}: {threads} compute thread{'s' * (threads != 1)} "
-        f"({'OMP_NUM_THREADS' if threads_are_chosen() else 'chosen; OMP_NUM_THREADS sets it'})"
-        f"{loading if loaders else ''}"
-    )
+    # The threads that load images resize several at once; OpenCV's own threads would be in their way.
+    cv2.setNumThreads(1 if loaders and workers > 1 else threads)
+    computing = f"set by {set_by}" if set_by else "chosen; OMP_NUM_THREADS sets it"
+    loading = "chosen; data.workers sets it" if config.data.workers is None else "set by data.workers"
+    line = f"{_counted(cores, 'CPU core')}: {_counted(threads, 'compute thread')} ({computing})"
+    note(f"{line}, {_counted(workers, 'loader thread')} ({loading})" if loaders else line)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def worker_count(config: Config, device: str) -> int:

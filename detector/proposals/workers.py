@@ -16,7 +16,7 @@ import cv2
 import torch
 
 from detector.core.errors import InputError
-from detector.core.machine import available_cores, threads_are_chosen
+from detector.core.machine import available_cores, threads_set_by
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -146,7 +146,7 @@ def _serve(
     connection: Connection,
 ) -> None:
     """What a worker does: answer until the other end is closed."""
-    if not threads_are_chosen():
+    if threads_set_by() is None:
         torch.set_num_threads(threads)
     cv2.setNumThreads(min(threads, torch.get_num_threads()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides

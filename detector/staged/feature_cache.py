@@ -17,7 +17,8 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -155,10 +156,11 @@ def open_cache(
     plan = plan_cache(config, model, records)
     model.eval()
 
-    def load(numbers: Sequence[int]) -> Iterable[Sequence[Tensor]]:
+    def load(numbers: Sequence[int]) -> Generator[Sequence[Tensor], None, None]:
         missing = [records[number] for number in numbers]
-        views = inference_views(_unflipped(config), missing, no_proposals, device) if missing else iter(())
-        return ([model.inputs(view.to(device).images, view.sizes) for view in image] for image in views)
+        with closing(inference_views(_unflipped(config), missing, no_proposals, device)) as images:
+            for views in images:
+                yield [model.inputs(view.to(device).images, view.sizes) for view in views]
 
     @torch.inference_mode()
     def features(image: Tensor) -> Tensor:
@@ -239,7 +241,7 @@ def fill_cache(
     folder: Path,
     plan: CachePlan,
     features: Callable[[Tensor], Tensor],
-    load: Callable[[Sequence[int]], Iterable[Sequence[Tensor]]],
+    load: Callable[[Sequence[int]], Generator[Sequence[Tensor], None, None]],
     progress: ReportProgress = lambda _done, _total: None,
 ) -> FeatureCache:
     """Compute what ``folder`` lacks of the cache that ``plan`` describes, and open it.
@@ -256,9 +258,13 @@ def fill_cache(
     missing = np.flatnonzero(_checksums(folder, plan) == 0).tolist()
     done = len(plan.images) - len(missing)
     try:
-        with (folder / "maps.bin").open("r+b") as maps, (folder / "done.bin").open("r+b") as flags:
+        with (
+            (folder / "maps.bin").open("r+b") as maps,
+            (folder / "done.bin").open("r+b") as flags,
+            closing(load(missing)) as images,  # closing ends the threads that load them
+        ):
             unflagged: dict[int, int] = {}
-            for number, views in zip(missing, load(missing), strict=True):
+            for number, views in zip(missing, images, strict=True):
                 checksum = 0
                 for place, view in enumerate(views):
                     checksum = _write_map(maps, plan, number, place, features(view), checksum)

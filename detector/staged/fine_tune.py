@@ -35,9 +35,9 @@ class CachedBatch:
         levels = [level.to(device, non_blocking=True) for level in self.levels]
         return replace(self, levels=levels, sampled=self.sampled.to(device))
 
-    def on_device(self) -> list[Tensor]:
+    def device_tensors(self) -> list[Tensor]:
         """Return the tensors that `to` moves."""
-        return [*self.levels, self.sampled.rois, self.sampled.labels, self.sampled.box_targets]
+        return [*self.levels, *self.sampled.device_tensors()]
 
     def pin_memory(self) -> CachedBatch:
         """Return the batch in page-locked memory, from which a GPU copies without waiting."""

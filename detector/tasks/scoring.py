@@ -11,7 +11,7 @@ import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -188,9 +188,10 @@ class Scorer(ABC, Generic[Result]):
         predict: Callable[[Any], Result] = build_predictor(self.config, model, self.device)
         started = time.perf_counter()
         views = inference_views(self.config, test_set.records, test_set.proposals, self.device)
-        for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
-            with naming(image[0].metas):
-                results[image[0].metas[0].image_id] = predict(image)
+        with closing(views):  # ends the threads that load images, also after an error
+            for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
+                with naming(image[0].metas):
+                    results[image[0].metas[0].image_id] = predict(image)
         evaluator = self._compare(test_set, results)
         seconds = time.perf_counter() - started
         metrics = {

@@ -136,13 +136,13 @@ def test_what_a_device_needs_goes_there_and_the_rest_stays(make_boxes: MakeBoxes
         sampled = dataclasses.replace(sampled, roi_levels=torch.tensor([0, 1, 0]))
     batch = batch_of(boxes, sampled)
     moved = batch.to("meta")
-    assert [tensor.shape for tensor in moved.on_device()] == [(2, 8, 6, 3), (3, 5), (3,), (3, 4)]
-    assert {tensor.device.type for tensor in moved.on_device()} == {"meta"}
+    assert [tensor.shape for tensor in moved.device_tensors()] == [(2, 8, 6, 3), (3, 5), (3,), (3, 4)]
+    assert {tensor.device.type for tensor in moved.device_tensors()} == {"meta"}
     assert moved.sampled is not None
     if moved.sampled.roi_levels is not None:
         assert moved.sampled.roi_levels.device.type == "cpu"
     for kept in (*moved.rois_per_image, moved.proposals[0].boxes, moved.targets[0].boxes):
         assert kept.device.type == "cpu"
     assert moved.metas == batch.metas
-    assert {tensor.device.type for tensor in batch.on_device()} == {"cpu"}
-    assert len(batch_of(boxes).to("meta").on_device()) == 1
+    assert {tensor.device.type for tensor in batch.device_tensors()} == {"cpu"}
+    assert len(batch_of(boxes).to("meta").device_tensors()) == 1

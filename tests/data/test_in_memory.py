@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from detector.core.errors import InputError
+from detector.core.structures import ImageMeta
 from detector.data.images import check_image, read_image, stored_view
 from detector.data.in_memory import load_image
+from detector.data.transforms import transformed
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -107,6 +110,16 @@ def test_arrays_may_be_views_and_read_only() -> None:
     reversed_view.flags.writeable = False
     assert np.array_equal(load_image(reversed_view, "a").pixels(), reversed_view)
     assert load_image(reversed_view, "a").pixels().flags.c_contiguous
+
+
+def test_a_read_only_array_may_have_the_size_of_the_input() -> None:
+    """Such as the array of a Pillow image; torch warns when it wraps memory that may not be written."""
+    fixed = np.asarray(Image.fromarray(NOISE))
+    assert not fixed.flags.writeable
+    meta = ImageMeta(image_id="a", original_size=(20, 30), input_size=(20, 30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(transformed(load_image(fixed, "a").pixels(), meta), NOISE)
 
 
 def test_a_damaged_pillow_image_is_one_clear_error(tmp_path: Path) -> None:

@@ -55,13 +55,13 @@ class CopiedLate:
         torch.cuda._sleep(BUSY)
         return CopiedLate(self.batch.to(device))
 
-    def on_device(self) -> list[torch.Tensor]:
-        return self.batch.on_device()
+    def device_tensors(self) -> list[torch.Tensor]:
+        return self.batch.device_tensors()
 
 
 def places() -> list[list[torch.Tensor]]:
     """Return the GPU's memory for the numbers of all batches; to allocate it later might wait for the GPU."""
-    shapes = [(tensor.shape, tensor.dtype) for tensor in pinned(0).on_device()]
+    shapes = [(tensor.shape, tensor.dtype) for tensor in pinned(0).device_tensors()]
     return [
         [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in shapes] for _ in range(BATCHES)
     ]
@@ -69,7 +69,7 @@ def places() -> list[list[torch.Tensor]]:
 
 def assert_as_on_the_cpu(found: list[list[torch.Tensor]]) -> None:
     for number, tensors in enumerate(found):
-        for tensor, expected in zip(tensors, collate(samples(number)).on_device(), strict=True):
+        for tensor, expected in zip(tensors, collate(samples(number)).device_tensors(), strict=True):
             assert torch.equal(tensor.cpu(), expected), f"batch {number}"
 
 
@@ -79,7 +79,7 @@ def test_the_memory_of_a_batch_is_kept_until_a_late_step_has_read_it() -> None:
     with closing(load(range(BATCHES), pinned, 3)) as batches:
         for place, batch in zip(found, on_device(batches, "cuda"), strict=True):
             torch.cuda._sleep(BUSY)
-            for copy, tensor in zip(place, batch.on_device(), strict=True):
+            for copy, tensor in zip(place, batch.device_tensors(), strict=True):
                 copy.copy_(tensor)
     assert_as_on_the_cpu(found)
 
@@ -89,13 +89,13 @@ def test_page_locked_memory_is_kept_until_it_has_been_copied() -> None:
     found = places()
     with closing(load(range(BATCHES), lambda number: CopiedLate(pinned(number)), 3)) as batches:
         for place, batch in zip(found, on_device(batches, "cuda"), strict=True):
-            for copy, tensor in zip(place, batch.on_device(), strict=True):
+            for copy, tensor in zip(place, batch.device_tensors(), strict=True):
                 copy.copy_(tensor)
     assert_as_on_the_cpu(found)
 
 
 def test_a_batch_is_in_page_locked_memory() -> None:
-    assert all(tensor.is_pinned() for tensor in pinned(0).on_device())
+    assert all(tensor.is_pinned() for tensor in pinned(0).device_tensors())
 
 
 def test_moving_batches_does_not_wait_for_the_gpu() -> None:

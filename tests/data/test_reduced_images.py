@@ -453,3 +453,25 @@ def test_boxes_stay_on_their_pixels(
     ys, xs = np.nonzero(view.image[..., 0].numpy() > 127)
     painted = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
     assert np.abs(view.rois[0].numpy() - painted).max() <= 1.5
+
+
+@pytest.mark.parametrize("odd", [b"\xff\x00", b"\xff\x01", b"\xff\xd0"])
+def test_a_false_size_in_the_headers_does_not_get_a_large_image_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: bytes
+) -> None:
+    """Decoders skip these markers; who takes the bytes behind them for a length finds a size in a comment."""
+    path, content = tmp_path / "false.jpg", encoded(photograph(300, 400))
+    scan = content.index(b"\xff\xda")
+    headers = content[:2] + odd + content[2:scan]
+    place = 4 + int.from_bytes(headers[4:6], "big")  # where the false length leads
+    false = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 8, 8, 3) + bytes(9) + b"\xff\xda"
+    comment = bytes(place - len(headers) - 4) + false
+    headers += b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
+    path.write_bytes(headers + content[scan:])
+    decoded = cv2.imread(str(path))
+    assert decoded is not None
+    assert decoded.shape == (300, 400, 3)
+    monkeypatch.setattr("detector.data.images.MAX_PIXELS", 300 * 400 - 1)
+    for size, at_least in ((None, None), ((300, 400), (30, 40)), ((8, 8), (8, 8))):
+        with pytest.raises(InputError, match=r"false\.jpg: (more than 119999 pixels|not a readable image)"):
+            open_image(path, size, at_least)

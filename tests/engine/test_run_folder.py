@@ -172,7 +172,7 @@ import os, sys, time
 from pathlib import Path
 from detector.engine.run_folder import run_lock
 with run_lock(Path(sys.argv[1])):
-    if os.fork() == 0:  # as a DataLoader worker, which outlives its parent for some seconds
+    if os.fork() == 0:  # a child process that outlives its parent
         time.sleep(60)
     print("held", flush=True)
     time.sleep(60)

@@ -48,7 +48,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_threads_and_workers_are_chosen_and_said(
     tiny: Load, sixteen_cores: None, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "threads_are_chosen", lambda: False)
+    monkeypatch.setattr(resources, "threads_set_by", lambda: None)
     torch.set_num_threads(2)
     resources.use_cores(tiny("data.workers=null"), "cpu")
     assert said == [
@@ -59,11 +59,12 @@ def test_threads_and_workers_are_chosen_and_said(
     resources.use_cores(tiny("data.workers=3"), "cpu")
     assert torch.get_num_threads() == 1
     assert said[1] == (
-        "1 CPU core: 1 compute thread (chosen; OMP_NUM_THREADS sets it), 3 loader threads (data.workers)"
+        "1 CPU core: 1 compute thread (chosen; OMP_NUM_THREADS sets it), "
+        "3 loader threads (set by data.workers)"
     )
     assert resources.worker_count(tiny("data.workers=null"), "cpu") == 0
     resources.use_cores(tiny("data.workers=1"), "cpu")
-    assert said[2].endswith("1 loader thread (data.workers)")
+    assert said[2].endswith("1 loader thread (set by data.workers)")
     resources.use_cores(tiny("data.workers=1"), "cpu", loaders=False)
     assert said[3] == "1 CPU core: 1 compute thread (chosen; OMP_NUM_THREADS sets it)"
 
@@ -72,7 +73,9 @@ def test_what_the_user_sets_stays(tiny: Load, sixteen_cores: None, said: list[st
     torch.set_num_threads(3)
     resources.use_cores(tiny("data.workers=0"), "cuda")
     assert torch.get_num_threads() == 3
-    assert said == ["16 CPU cores: 3 compute threads (OMP_NUM_THREADS), 0 loader threads (data.workers)"]
+    assert said == [
+        "16 CPU cores: 3 compute threads (set by OMP_NUM_THREADS), 0 loader threads (set by data.workers)"
+    ]
     assert resources.worker_count(tiny("data.workers=null"), "cuda:1") == 8
 
 
@@ -173,6 +176,20 @@ def test_memory_that_runs_out_in_a_thread_ends_training_as_such(
     with pytest.raises(MemoryError, match="no room for an image"):
         run.run()
     assert not loader_threads()
+
+
+def test_an_error_of_the_network_ends_the_threads_of_scoring(
+    tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = build_scorer(tiny("data.workers=2"), split="test")
+
+    def fail(_: object) -> None:
+        raise InputError("no detections")
+
+    monkeypatch.setattr("detector.tasks.scoring.build_predictor", lambda *_: fail)
+    with pytest.raises(InputError, match="no detections") as held:
+        scorer.evaluate(build_model(scorer.config, len(scorer.classes)))
+    assert not loader_threads(), held  # although the error, which is still held, keeps the frames
 
 
 def test_a_drive_that_does_not_answer_ends_training_and_scoring_with_one_clear_error(

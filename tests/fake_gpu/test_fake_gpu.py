@@ -132,7 +132,7 @@ class Numbers:
     def to(self, place):
         return Numbers(self.numbers.to(place, non_blocking=True))
 
-    def on_device(self):
+    def device_tensors(self):
         return [self.numbers]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def pixels(number: int) -> list[Tensor]:
     return [torch.full((1, 3, *view.input_size), float(10 * number + at)) for at, view in enumerate(views)]
 
 
-def load(numbers: Sequence[int]) -> Iterator[list[Tensor]]:
+def load(numbers: Sequence[int]) -> Generator[list[Tensor], None, None]:
     return (pixels(number) for number in numbers)
 
 
@@ -205,6 +205,23 @@ def test_only_an_image_marked_as_not_done_is_computed_again(tmp_path: Path) -> N
     cache = fill_cache(tmp_path / "cache", plan(), features, load)
     assert features.calls == len(SCALES)
     assert cache.levels("i2")
+
+
+def test_what_loads_the_images_is_closed_after_an_error(tmp_path: Path) -> None:
+    ended = []
+
+    def watched(numbers: Sequence[int]) -> Generator[list[Tensor], None, None]:
+        try:
+            yield from load(numbers)
+        finally:
+            ended.append(True)
+
+    def fail(_: Tensor) -> Tensor:
+        raise InputError("no such map")
+
+    with pytest.raises(InputError, match="no such map") as held:
+        fill_cache(tmp_path / "cache", plan(), fail, watched)
+    assert ended, held  # although the error, which is still held, keeps the frames
 
 
 def test_too_little_disk_is_found_out_before_any_convolution(
