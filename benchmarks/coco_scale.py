@@ -211,7 +211,7 @@ def config_of(folder: Path) -> dict[str, Any]:
             "images": "{split}",
             "train_split": "train",
             "test_split": "test",
-            "workers": 0,  # worker processes would stay when this one ends
+            "workers": 0,  # the worker processes of earlier versions would stay when this one ends
         },
         "proposals": {"file": str(folder / "store"), "format": "store"},
         "model": {
