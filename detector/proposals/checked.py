@@ -28,6 +28,7 @@ from pathlib import Path
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, require_regular
 from detector.core.listing import asked
+from detector.core.progress import note
 
 NAME = "checked.bin"
 _MAGIC = b"region-detector checked files, format 1\n"
@@ -45,19 +46,23 @@ class Checked:
 
     @classmethod
     def load(cls, folder: Path) -> Checked:
-        """Return what ``folder`` keeps; nothing where the file is missing or not as it was written."""
+        """Return what ``folder`` keeps; nothing where there is no file, or, with a note, a damaged one."""
         path = folder / NAME
+        if not os.path.lexists(path):
+            return cls()
         try:
             require_regular(path)
             if path.stat().st_size > _LARGEST:
-                return cls()
+                raise InputError(f"{path}: over {_LARGEST} bytes")
             content = path.read_bytes()
-        except (InputError, OSError):
+        except (InputError, OSError) as error:
+            note(f"{path} cannot be read ({error}): all images are compared again")
             return cls()
         body = content[:-_MARK_BYTES]
         marks = body[len(_MAGIC) :]
         sound = body.startswith(_MAGIC) and content[len(body) :] == _hash(body)
         if not sound or not marks or len(marks) % _MARK_BYTES:
+            note(f"{path} is damaged or of another version: all images are compared again")
             return cls()
         every = [marks[at : at + _MARK_BYTES] for at in range(0, len(marks), _MARK_BYTES)]
         return cls(every[0], frozenset(every[1:]))

@@ -186,7 +186,9 @@ def test_damage_that_a_reader_finds_is_looked_for_at_the_next_start(tmp_path: Pa
 
 
 @pytest.mark.parametrize("change", [b"", b"x" * 200, None])
-def test_a_damaged_file_of_marks_is_not_used(tmp_path: Path, reads: Reads, change: bytes | None) -> None:
+def test_a_damaged_file_of_marks_is_not_used(
+    tmp_path: Path, reads: Reads, change: bytes | None, capfd: pytest.CaptureFixture[str]
+) -> None:
     records, path = write_images(tmp_path / "images", 3), tmp_path / "store"
     generate(records, path, method=CORNERS)
     file = path / checked.NAME
@@ -198,6 +200,7 @@ def test_a_damaged_file_of_marks_is_not_used(tmp_path: Path, reads: Reads, chang
     assert reads() == (3, 1)
     generate(records, path, method=CORNERS)
     assert reads() == (0, 0)
+    assert " ".join(capfd.readouterr().err.split()).count("all images are compared again") == 1
 
 
 def test_where_nothing_can_be_kept_a_note_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
