@@ -241,6 +241,15 @@ def change_manifest(content: bytes, rng: random.Random) -> bytes:
     return json.dumps(changed).encode()
 
 
+def change_kept(content: bytes, rng: random.Random) -> bytes:
+    """Change the values of a result that is kept with a store; its checksum fits again."""
+    whole = json.loads(content)
+    whole["result"] = change_value(whole["result"], rng)
+    text = json.dumps([whole["facts"], whole["result"]], sort_keys=True)
+    whole["crc32"] = zlib.crc32(text.encode())
+    return json.dumps(whole).replace("Infinity", "1e999").encode()
+
+
 def change_index(content: bytes, rng: random.Random) -> bytes:
     """Change values, fields or the shape of a store's index; its checksum fits again, or is missing."""
     table = np.load(io.BytesIO(content)).copy()

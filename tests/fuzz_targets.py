@@ -19,7 +19,7 @@ import torch
 
 from detector.config import load_config
 from detector.core.errors import InputError
-from detector.core.structures import ImageMeta, Proposals
+from detector.core.structures import ImageMeta, ImageRecord, Proposals, Targets
 from detector.data.annotation_cache import AnnotationCache
 from detector.data.coco.columns import CocoColumns, columns_of, decode, read_columns
 from detector.data.coco.file import CocoData, read_coco
@@ -28,10 +28,14 @@ from detector.data.generated.dataset import generate_voc
 from detector.data.images import check_image, low_bit_depth, open_image, read_image
 from detector.data.voc.annotation import read_annotation
 from detector.evaluation.coco_results import read_coco_results
+from detector.factory.proposals import StoredProposals, target_sums
+from detector.proposals.checked import NAME as MARKS
+from detector.proposals.checked import Checked, store_mark
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.journal import NAME as JOURNAL
 from detector.proposals.journal import Journal, encode_entry
 from detector.proposals.readers import read_images
+from detector.proposals.recall import recall
 from detector.proposals.store import Entry, ProposalStore
 from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache
 from detector.staged.runner import read_record
@@ -221,6 +225,46 @@ def read_store(path: Path) -> object:
     return describe(inspect(path.parent))
 
 
+def store_and_record(folder: Path) -> tuple[ProposalStore, ImageRecord]:
+    """Return the store of `make_store`, and an image with two objects for which it has proposals."""
+    boxes = torch.arange(20.0).reshape(5, 4)[1:3]
+    targets = Targets.make(boxes, torch.tensor([1, 2]))
+    record = ImageRecord(image_id="i0", path=Path("none"), height=40, width=40, targets=targets)
+    return ProposalStore.open(folder), record
+
+
+def make_kept(folder: Path, kind: str) -> Path:
+    store, record = store_and_record(make_store(folder, ".").resolve())
+    recall([record], store)
+    target_sums([record], StoredProposals(store, 9, 1.0), 2, 0.5, use_difficult=True)
+    return next(store.path.glob(f"kept_{kind}_*.json"))
+
+
+def read_kept(path: Path) -> object:
+    """Whatever the file holds, the results have their keys, and numbers that can be used."""
+    store, record = store_and_record(path.parent)
+    metrics = recall([record], store)
+    assert metrics.keys() >= {"recall_0.5", "recall_0.7", "objects", "images", "proposals_per_image"}
+    assert all(0 <= value < float("inf") for value in metrics.values()), metrics
+    sums = target_sums([record], StoredProposals(store, 9, 1.0), 2, 0.5, use_difficult=True)
+    for one in (sums.count, sums.total, sums.squares):
+        assert torch.isfinite(one).all()
+    assert sums.count.shape == (3,)
+    assert sums.total.shape == sums.squares.shape == (3, 4)
+    return metrics, sums
+
+
+def read_marks(path: Path) -> object:
+    """A file of marks that is not as it was written counts as none."""
+    return Checked.load(path.parent)
+
+
+def make_marks(folder: Path) -> Path:
+    store = ProposalStore.open(make_store(folder, ".").resolve())
+    Checked(store_mark(store.path), frozenset({bytes(range(16))})).save(store.path)
+    return store.path / MARKS
+
+
 def read_journal(path: Path) -> object:
     """Read a journal and put what it holds into a store, as the next job does."""
     with Journal(path.parent) as journal:
@@ -311,6 +355,17 @@ TARGETS = [
         names_folder=True,
         repaired=True,
     ),
+    *(
+        Target(
+            f"store, kept {kind}",
+            partial(make_kept, kind=kind),
+            read_kept,
+            any_of(damage, changes.change_json, changes.change_kept),
+            repaired=True,
+        )
+        for kind in ("recall", "box_targets")
+    ),
+    Target("store, marks", make_marks, read_marks, repaired=True),
     Target(
         "feature cache, record",
         partial(make_cache, name="cache.json"),

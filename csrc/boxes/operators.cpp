@@ -105,7 +105,8 @@ std::tuple<Tensor, Tensor> best_overlaps(const Tensor& places, const Tensor& siz
                                          const Tensor& offsets, std::vector<int64_t> counts, double min_size,
                                          int64_t top_k, bool filtered) {
   const Images images(places, sizes, objects, offsets);
-  STD_TORCH_CHECK(std::is_sorted(counts.begin(), counts.end()), "counts must rise");
+  const bool rising = std::is_sorted(counts.begin(), counts.end()) && (counts.empty() || counts[0] >= 0);
+  STD_TORCH_CHECK(rising, "counts must rise from 0 or more");
   const int64_t columns = static_cast<int64_t>(counts.size());
   Tensor best = torch::stable::empty({objects.size(0), columns}, ScalarType::Float);
   Tensor held = torch::stable::empty({images.count}, ScalarType::Long);

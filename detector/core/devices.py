@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 def pins(device: torch.device | str) -> bool:
-    """Say whether what goes to ``device`` should be in page-locked memory: it is not the CPU."""
-    return torch.device(device).type != "cpu"
+    """Say whether what goes to ``device`` should be in page-locked memory: it has a memory of its own."""
+    return torch.device(device).type not in ("cpu", "meta")
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -29,6 +29,7 @@ from detector.core.errors import InputError
 from detector.core.files import atomic_write, file_name_of, require_regular
 from detector.core.progress import note
 from detector.core.records import Texts
+from detector.data.targets import MAX_COORDINATE
 
 Columns = Mapping[str, NDArray[Any]]
 Layout = Mapping[str, tuple[str, int | None]]
@@ -63,7 +64,7 @@ class CachedColumns:
 
     @classmethod
     def of_arrays(cls, arrays: Columns) -> Self:
-        """Undo `arrays`."""
+        """Undo `arrays`. Raises ValueError for columns that do not fit, which no entry of ours has."""
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         return cls(**{name: arrays[name] if name in arrays else _texts(arrays, name) for name in names})
 
@@ -79,15 +80,27 @@ def texts(*names: str) -> dict[str, tuple[str, int | None]]:
 
 def _texts(arrays: Columns, name: str) -> Texts:
     content, ends = arrays[f"{name}.content"], arrays[f"{name}.ends"]
-    if len(content) != (int(ends[-1]) if len(ends) else 0):
+    if len(content) != (int(ends[-1]) if len(ends) else 0) or (np.diff(ends, prepend=0) < 0).any():
         raise ValueError(f"the lengths of its {name} do not fit")
     return Texts(content, ends)
+
+
+def require_below(numbers: NDArray[np.int32], count: int) -> None:
+    """Raise ValueError unless all of ``numbers`` are from 0 to ``count`` - 1."""
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < count:
+        raise ValueError("it has a number of a class that it does not name")
 
 
 def require_parts(offsets: NDArray[np.int64], groups: int, count: int) -> None:
     """Raise ValueError unless ``offsets`` divide ``count`` rows into that many ``groups``."""
     if len(offsets) != groups + 1 or offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 0).any():
         raise ValueError("its offsets do not fit")
+
+
+def require_pixels(*columns: NDArray[Any]) -> None:
+    """Raise ValueError for a coordinate or a side that no annotation may have."""
+    if not all((np.abs(column) <= MAX_COORDINATE).all() for column in columns):
+        raise ValueError("it has a number that is no number of pixels")
 
 
 Kept = TypeVar("Kept", bound=CachedColumns)
@@ -123,7 +136,7 @@ class AnnotationCache:
             if not path.exists():
                 return None
             return _checked(_mapped(path), kind)
-        except (InputError, OSError, ValueError) as error:
+        except (InputError, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             reason = str(error).removeprefix(f"{path}: ")
             note(f"{path}: not a usable cache of {source} ({reason}); the annotations are read again")
             return None

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from detector.core.listing import file_sizes
 from detector.core.records import Records, Texts
 from detector.core.structures import ImageRecord
-from detector.data.listing import file_sizes
 
 VERSION = "2-"
 """The beginning of every fingerprint; those of version 1 have none and are computed from other bytes."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from detector.core.errors import InputError
-from detector.data.listing import Listing
+from detector.core.listing import Listing
 
 OUTSIDE = "@parent"
 """Replaces ``..`` in the key of an image outside the data root: stores refuse names that lead upwards."""

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from detector.config import Config
 from detector.core.errors import InputError
+from detector.core.listing import real_paths
 from detector.core.progress import note
 from detector.core.records import Records
 from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.annotation_cache import CACHE_FOLDER, AnnotationCache
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
-from detector.data.listing import real_paths
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary

@@ -202,7 +202,8 @@ def generate(
     if source.method is None:
         raise InputError("proposals.method is not set; name one to make proposals with")
     if workers is None:
-        pixels = sum(record.height * record.width or UNKNOWN_PIXELS for record in records)
+        areas = Records.of(records).sizes.astype(np.int64).prod(axis=1)
+        pixels = int(np.where(areas > 0, areas, UNKNOWN_PIXELS).sum())
         in_process = source.method == "dense" or pixels < IN_PROCESS_PIXELS
         workers = 0 if in_process else available_cores()
     failures: dict[str, str] = {}
@@ -340,22 +341,29 @@ def target_sums(
             sums.add(found.boxes, boxes[found.rows], labels[found.rows])
         return {name: getattr(sums, name).tolist() for name in ("count", "total", "squares")}
 
-    def read(content: Any) -> TargetSums:
-        shapes = {"count": (num_classes + 1,), "total": (num_classes + 1, 4), "squares": (num_classes + 1, 4)}
-        values = {name: torch.tensor(content[name], dtype=torch.float64) for name in shapes}
-        if any(values[name].shape != shape for name, shape in shapes.items()):
-            raise ValueError(f"not the sums of {num_classes} classes")
-        return TargetSums(**values)
+    def depends_on() -> dict[str, Any]:
+        return {
+            "content": content_digest(source.store, columns),
+            "limits": list(source.limits),
+            "full_image": source.full_image,
+            "num_classes": num_classes,
+            "iou_threshold": iou_threshold,
+            "use_difficult": use_difficult,
+        }
 
-    facts = {
-        "content": content_digest(source.store, columns),
-        "limits": list(source.limits),
-        "full_image": source.full_image,
-        "num_classes": num_classes,
-        "iou_threshold": iou_threshold,
-        "use_difficult": use_difficult,
-    }
-    return kept(source.store.path, "box_targets", facts, compute, read)
+    read = partial(read_target_sums, num_classes=num_classes)
+    return kept(source.store.path, "box_targets", depends_on, compute, read)
+
+
+def read_target_sums(content: Any, num_classes: int) -> TargetSums:
+    """Return the sums that JSON holds; ValueError, TypeError or KeyError for anything else."""
+    shapes = {"count": (num_classes + 1,), "total": (num_classes + 1, 4), "squares": (num_classes + 1, 4)}
+    values = {name: np.array(content[name], np.float64) for name in shapes}
+    if any(one.shape != shapes[name] or not np.isfinite(one).all() for name, one in values.items()):
+        raise ValueError(f"not the sums of {num_classes} classes")
+    if min(values["count"].min(), values["squares"].min()) < 0:
+        raise ValueError("a count or a sum of squares is negative")
+    return TargetSums(**{name: torch.from_numpy(one) for name, one in values.items()})
 
 
 def _file_of(config: Config, split: str | None) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 
 from detector.core.errors import InputError
 from detector.core.files import file_hash
-from detector.core.progress import ReportProgress
+from detector.core.listing import asked
+from detector.core.progress import ReportProgress, note
+from detector.core.records import Records
 from detector.core.structures import ImageRecord
+from detector.proposals.checked import Checked, file_states, image_mark, store_mark
 from detector.proposals.filtering import filter_proposals
 from detector.proposals.index import check_image_id
 from detector.proposals.journal import Journal, decode_entry, encode_entry
 from detector.proposals.methods import ImageReader, full_parameters, prepare, propose
-from detector.proposals.store import Entry, ProposalStore
+from detector.proposals.store import Damage, Entry, ProposalStore
 from detector.proposals.workers import Lost, run_tasks
 
 _SEGMENT_IMAGES = 256
@@ -49,8 +52,9 @@ def generate_store(
 
     Images are stored by their keys. A store of an older version has them by ``image_id``; its entries for
     unchanged files are used as they are (see `detector.proposals.image_names.match_store`). An image is
-    processed again only if the content of its file has changed. Finished images are kept, even if this
-    process is killed. A record of height and width 0 gets the size of its file.
+    processed again only if the content of its file has changed; its content is compared unless its size and
+    times say that it is as in the last comparison (`detector.proposals.checked`). Finished images are kept,
+    even if this process is killed. A record of height and width 0 gets the size of its file.
 
     Args:
         method: ``"dense"``, ``"selective_search"`` or ``"module:function"``, a function of yours from an
@@ -74,11 +78,13 @@ def generate_store(
     it; and, without ``on_failure`` and after all other images are done, for images that failed.
     """
     parameters = full_parameters(method, parameters or {})
-    records = list({record.key: record for record in records}.values())
-    for record in records:
-        check_image_id(record.key, repr(str(record.path)))
+    columns = _distinct(Records.of(records))
+    for key, path in zip(columns.keys, columns.paths(), strict=True):
+        check_image_id(key, repr(path))
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
-    if not store.damaged() and not stale_records(records, store):
+    comparison = _Comparison(columns, store)
+    if not comparison.damaged() and not comparison.stale():
+        comparison.save()
         return store
     prepare(method)
     make = partial(_make, method, parameters, read_image)
@@ -86,10 +92,10 @@ def generate_store(
         store.append(journal.entries())
         journal.clear()
         store.reload()
-        for damage in store.damaged():
+        for damage in comparison.damaged():
             store.discard(damage.image_ids)
             on_damage(f"{damage.reason}; their proposals are made again")
-        todo = stale_records(records, store)  # again: another process may have done some until now
+        todo = comparison.stale()  # again: another process may have done some until now
         if check_image is not None:
             _check_images(todo, check_image)
         processes = max(workers, 1) if time_limit else workers
@@ -97,10 +103,11 @@ def generate_store(
         failures = _store_results(store, journal, results, lambda done: progress(done, len(todo)))
         # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
         failed = [record for record in todo if record.key in failures and record.key in store]
-        if outdated := [record.key for record in failed if _differs(record, record.key, store)]:
+        if outdated := [record.key for record in failed if _differs(record, store)]:
             store.discard(outdated)
         if store.segment_count() > _MANY_SEGMENTS:
             store.compact()
+        comparison.save(written=True, failed=failures)
     if on_failure is not None:
         for key, reason in failures.items():
             on_failure(key, reason)
@@ -132,29 +139,86 @@ def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> No
         )
 
 
-def stale_records(records: Iterable[ImageRecord], store: ProposalStore) -> list[ImageRecord]:
-    """Return the records whose image the store does not hold, or holds with another content of the file.
+def _distinct(records: Records) -> Records:
+    """Return ``records`` with each key once; the last record of a key counts."""
+    row_of = {key: row for row, key in enumerate(records.keys)}
+    return records if len(row_of) == len(records) else records.take(list(row_of.values()))
 
-    An image that cannot be read counts as changed.
-    """
 
-    def is_stale(record: ImageRecord) -> bool:
-        name = record.key if record.key in store else record.image_id
-        return name not in store or _differs(record, name, store) is not False
+class _Comparison:
+    """Compares ``records`` with what ``store`` holds; reads only what may have changed since last time."""
 
-    records = list(records)
-    with ThreadPoolExecutor() as threads:  # reading and hashing leave the interpreter free
+    def __init__(self, records: Records, store: ProposalStore) -> None:
+        self._records, self._store = records, store
+        self._paths = records.paths()
+        self._states = file_states(self._paths)  # before any image is read
+        self._before = Checked.load(store.path)
+        self._sound = self._before.store
+        self._same = set(self._before.images)
+
+    def damaged(self) -> list[Damage]:
+        """Return what each damaged segment has lost."""
+        mark = store_mark(self._store.path)
+        if mark == self._sound:
+            return []
+        found = self._store.damaged()
+        if not found:
+            self._sound = mark
+        return found
+
+    def stale(self) -> list[ImageRecord]:
+        """Return the records whose image the store does not hold, or holds with another content of the file.
+
+        An image that cannot be read counts as changed.
+        """
+        known = self._store.content_hashes(self._records.keys, self._records.image_ids)
+        marks = self._marks(known)
+        unsure = [row for row, mark in enumerate(marks) if mark not in self._same]
+        present = [row for row in unsure if known[row] is not None]
+        contents = asked([self._paths[row] for row in present], _content)
+        same = {row for row, content in zip(present, contents, strict=True) if content == known[row]}
+        self._same.update(mark for row in same if (mark := marks[row]) is not None)
+        return [self._records[row] for row in unsure if row not in same]
+
+    def save(self, *, written: bool = False, failed: Collection[str] = ()) -> None:
+        """Keep what is as it should be: all images but those ``failed``.
+
+        If the store was ``written``, its lock must be held.
+        """
+        known = self._store.content_hashes(self._records.keys, self._records.image_ids)
+        marks = zip(self._records.keys, self._marks(known), strict=True)
+        images = {mark for key, mark in marks if mark is not None and key not in failed}
+        others = self._before.images | images  # the store may hold the images of other splits
+        sound = store_mark(self._store.path) if written else self._sound
+        now = Checked(sound, others if len(others) <= 2 * len(self._store) else frozenset(images))
+        if now == self._before:
+            return
+        try:
+            now.save(self._store.path)
+        except InputError as error:
+            note(f"each start compares all images of {self._store.path} again: {error}")
+
+    def _marks(self, known: Sequence[str | None]) -> list[bytes | None]:
+        """Return the mark of each image whose file has the content ``known``; None where it can have none."""
+        every = zip(self._records.keys, self._paths, known, self._states, strict=True)
         return [
-            record for record, stale in zip(records, threads.map(is_stale, records), strict=True) if stale
+            None if content is None or state is None else image_mark(key, path, content, state)
+            for key, path, content, state in every
         ]
 
 
-def _differs(record: ImageRecord, name: str, store: ProposalStore) -> bool | None:
-    """Whether the boxes of ``name`` are for another content of the file; None if it cannot be read."""
+def _content(path: str) -> str | None:
+    """Return the hash of a file's content, None if it cannot be read."""
     try:
-        return store.content_hash(name) != file_hash(record.path)
+        return file_hash(Path(path))
     except InputError:
         return None
+
+
+def _differs(record: ImageRecord, store: ProposalStore) -> bool:
+    """Whether the boxes of an image are for another content of its file, which can be read."""
+    content = _content(str(record.path))
+    return content is not None and store.content_hash(record.key) != content
 
 
 class _Task(NamedTuple):

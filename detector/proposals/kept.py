@@ -33,27 +33,29 @@ _noted: set[Path] = set()
 def kept(
     folder: Path,
     kind: str,
-    facts: Mapping[str, Any],
+    depends_on: Callable[[], Mapping[str, Any]],
     compute: Callable[[], Any],
     read: Callable[[Any], Result],
 ) -> Result:
-    """Return the result for ``facts`` that ``folder`` keeps, or what ``compute`` returns, which is then kept.
+    """Return the result that ``folder`` keeps, or what ``compute`` returns, which is then kept.
 
-    ``facts``, which JSON can hold, are everything that the result depends on. ``compute`` returns what JSON
-    can hold, and ``read`` turns that into the result; it raises ValueError, TypeError or KeyError for
-    anything else. A damaged file is reported by one note and replaced. Where ``folder`` cannot be written,
-    one note says so.
+    ``depends_on`` returns the facts that the result depends on, all of them, as JSON can hold them; a result
+    is not kept if they change while it is computed. ``compute`` returns what JSON can hold, and ``read``
+    turns that into the result; it raises ValueError, TypeError or KeyError for anything else. A damaged file
+    is reported by one note and replaced. Where ``folder`` cannot be written, one note says so.
     """
-    facts = {"kind": kind, "version": _VERSION, **facts}
+    given = depends_on()
+    facts = {"kind": kind, "version": _VERSION, **given}
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
     path = folder / f"kept_{kind}_{digest}.json"
     if path.exists():
         try:
             return read(_load(path, facts))
-        except (InputError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (InputError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             note(f"{path} is damaged ({error}): its content is computed again")
     content = compute()
-    _save(path, facts, content)
+    if depends_on() == given:
+        _save(path, facts, content)
     return read(content)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,26 +51,41 @@ def recall(
     """
     columns = Records.of(records)
     store.require(columns.keys)
-    facts = {
-        "content": content_digest(store, columns),
-        "limit": limit,
-        "iou_thresholds": list(iou_thresholds),
-        "include_difficult": include_difficult,
-    }
+    names = [
+        *map(_recall_at, iou_thresholds),
+        "mean_best_overlap",
+        "objects",
+        "images",
+        "proposals_per_image",
+    ]
+
+    def depends_on() -> dict[str, Any]:
+        return {
+            "content": content_digest(store, columns),
+            "limit": limit,
+            "iou_thresholds": list(iou_thresholds),
+            "include_difficult": include_difficult,
+        }
+
     return kept(
         store.path,
         "recall",
-        facts,
+        depends_on,
         lambda: _measured_recall(columns, store, iou_thresholds, limit, include_difficult),
-        read_recall,
+        partial(read_recall, names=names),
     )
 
 
-def read_recall(content: Any) -> dict[str, float]:
-    """Return the metrics of `recall` from what JSON has made of them; ValueError for anything else."""
-    if not isinstance(content, dict) or not all(type(value) is float for value in content.values()):
+def read_recall(content: Any, names: Collection[str]) -> dict[str, float]:
+    """Return the metrics ``names`` of `recall` that JSON holds; ValueError for anything else."""
+    known = isinstance(content, dict) and content.keys() == set(names)
+    if not known or not all(type(value) is float and 0 <= value < math.inf for value in content.values()):
         raise ValueError("not the metrics of a recall")
     return dict(content)
+
+
+def _recall_at(threshold: float) -> str:
+    return f"recall_{threshold:g}"
 
 
 def _measured_recall(
@@ -83,7 +100,7 @@ def _measured_recall(
     found = best_overlaps_of_all(store, records, objects, [ALL_PROPOSALS], limits)
     best, count, images = torch.from_numpy(found.best[:, 0]), len(found.best), len(records)
     shares = {
-        f"recall_{threshold:g}": float((best >= threshold).sum()) / max(count, 1)
+        _recall_at(threshold): float((best >= threshold).sum()) / max(count, 1)
         for threshold in iou_thresholds
     }
     return shares | {

@@ -27,7 +27,7 @@ FloatArray = NDArray[np.float32]
 BoxesAndScores = tuple[FloatArray, FloatArray | None]
 Offset = TypeVar("Offset", int, NDArray[np.int64])
 _NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
-_TEMPORARY = re.compile(rf"\.?({_NAME.pattern}|index\.npy|manifest\.json)(\.\d+)?\.tmp")
+_TEMPORARY = re.compile(rf"\.?({_NAME.pattern}|index\.npy|manifest\.json|checked\.bin)(\.\d+)?\.tmp")
 _COLUMNS: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": ()}
 _OPEN_FILES = 128  # most systems allow a process 1024 of them
 
@@ -178,8 +178,8 @@ class _SegmentFile:
                 self._start = file.tell()
         except FileNotFoundError:
             raise DamagedStore(f"{path} is missing") from None
-        except InputError:
-            raise
+        except InputError as error:  # also where the file has been removed since `exists`
+            raise DamagedStore(str(error)) from None
         except (OSError, ValueError) as error:
             raise self._damaged(str(error)) from error
         if header.dtype != np.float32 or header.fortran_order or header.shape[1:] != columns:

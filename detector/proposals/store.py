@@ -7,10 +7,12 @@ A store is a folder:
                                   after the array its own checksum
     segment_000001.boxes.npy      (M, 4) float32: x1, y1, x2, y2, half-open pixels of the original image
     segment_000001.scores.npy     (M,) float32; absent where no image of the segment has scores
+    checked.bin                   what a start found unchanged (detector.proposals.checked); may be deleted
     writer.lock                   held (flock) by the one process that writes
 
 Segments never change. A writer adds a whole segment and then replaces the index in one step, so a process
-killed in between leaves the store as it was. Readers need no lock and write nothing.
+killed in between leaves the store as it was. Readers need no lock and write nothing; one that finds damage
+deletes ``checked.bin``.
 
 Damage is reported before it is used: the checksums of manifest and index are compared when the store is
 opened, that of an image's boxes and scores when a process first reads them.
@@ -40,6 +42,7 @@ from detector.core.errors import InputError
 from detector.core.files import atomic_write, is_hidden, make_folder, read_short_text, require_regular
 from detector.core.records import Texts
 from detector.core.structures import Proposals
+from detector.proposals.checked import forget
 from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.index import Index, Row, check_image_id, is_content_hash
 from detector.proposals.segments import (
@@ -163,7 +166,7 @@ class ProposalStore:
         try:
             return self._read(image_id)
         except DamagedStore as error:
-            raise DamagedStore(f"{error}; {self._remedy()}") from error
+            raise self._lost(error) from error
 
     def filtered(self, image_id: str, size: tuple[int, int], limits: Limits) -> Proposals | None:
         """Return the proposals of ``image_id``, filtered by `filter_proposals`; None if the store has none.
@@ -195,17 +198,19 @@ class ProposalStore:
 
         Raises `DamagedStore` as ``store[image_id]`` does.
         """
-        index, places = self._index, self.find_all(image_ids)
+        index = self._index
+        places = self._find_all(index, image_ids)
         for part in _parts(index.rows(places), places >= 0):
             try:
                 result = self._visit(index, places[part], part, visit)
             except DamagedStore:  # unless another process has compacted the store
                 self.reload()
-                index, places = self._index, self.find_all(image_ids)
+                index = self._index
+                places = self._find_all(index, image_ids)
                 try:
                     result = self._visit(index, places[part], part, visit)
                 except DamagedStore as error:
-                    raise DamagedStore(f"{error}; {self._remedy()}") from error
+                    raise self._lost(error) from error
             yield result
             progress(part.stop)
 
@@ -217,14 +222,12 @@ class ProposalStore:
 
     def find_all(self, image_ids: Texts) -> NDArray[np.int64]:
         """Return (N,) a number for each of N ids, -1 for those that the store does not have."""
-        names = self._names
-        if names:
-            image_ids = Texts.of(names.get(image_id, image_id) for image_id in image_ids)
-        return self._index.find_all(image_ids)
+        return self._find_all(self._index, image_ids)
 
     def counts(self, image_ids: Texts) -> NDArray[np.int64]:
         """Return (N,) how many proposals each of N images has, -1 for those that the store does not have."""
-        index, places = self._index, self.find_all(image_ids)
+        index = self._index
+        places = self._find_all(index, image_ids)
         return np.where(places < 0, -1, index.rows(places)["boxes"].astype(np.int64))
 
     def digest(self, image_ids: Texts) -> str:
@@ -232,7 +235,8 @@ class ProposalStore:
 
         It depends on what the store has under these ids, by the checksums of its index, and on nothing else.
         """
-        index, places = self._index, self.find_all(image_ids)
+        index = self._index
+        places = self._find_all(index, image_ids)
         digest = hashlib.blake2b((places < 0).tobytes(), digest_size=16)
         rows = index.rows(places[places >= 0])
         for name in ("boxes", "scored", "checksum"):
@@ -257,6 +261,21 @@ class ProposalStore:
     def content_hash(self, image_id: str) -> str | None:
         """Return the hash of the image file that the boxes were made for, or None where it is unknown."""
         return self._row(image_id).content_hash or None
+
+    def content_hashes(self, image_ids: Texts, others: Texts) -> list[str | None]:
+        """Return the `content_hash` of each of N ``image_ids``; None where it, or the entry, is unknown.
+
+        An image without an entry is looked up by its id in ``others`` (N).
+        """
+        index = self._index
+        places = self._find_all(index, image_ids)
+        if (places < 0).any():
+            places = np.where(places < 0, self._find_all(index, others), places)
+        hashes = index.rows(places)["hash"].tolist()
+        return [
+            content.decode(errors="replace") or None if place >= 0 else None
+            for content, place in zip(hashes, places.tolist(), strict=True)
+        ]
 
     def count(self, image_id: str) -> int:
         """Return how many proposals the image has."""
@@ -389,6 +408,12 @@ class ProposalStore:
     def _find(self, index: Index, image_id: str) -> int | None:
         return index.find(self._names.get(image_id, image_id))
 
+    def _find_all(self, index: Index, image_ids: Texts) -> NDArray[np.int64]:
+        names = self._names
+        if names:
+            image_ids = Texts.of(names.get(image_id, image_id) for image_id in image_ids)
+        return index.find_all(image_ids)
+
     def _place(self, index: Index, image_id: str) -> int:
         place = self._find(index, image_id)
         if place is None:
@@ -452,6 +477,11 @@ class ProposalStore:
         if number > _MAX_SEGMENT:
             raise InputError(f"{self.path / 'index.npy'}: no segment number is free; make the store again")
         return number
+
+    def _lost(self, error: DamagedStore) -> DamagedStore:
+        """Return ``error`` with the remedy; whoever makes the proposals again shall look for the damage."""
+        forget(self.path)
+        return DamagedStore(f"{error}; {self._remedy()}")
 
     def _remedy(self) -> str:
         if self.generator == "converted":

@@ -136,6 +136,7 @@ def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRec
         "weights": weights_digest(backbone),
         "backbone": json.dumps(config.model.backbone.model_dump(mode="json", exclude={"weights", "freeze"})),
         "normalization": repr(build_normalization(config)),
+        "decoding": "JPEG files in a smaller size where that suffices",
         "scales": json.dumps([list(config.test.scales), config.test.max_size]),
     }
     return CachePlan(

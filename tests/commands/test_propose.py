@@ -47,10 +47,16 @@ def test_a_configs_proposals_lie_where_training_looks(tool: Tool, config: Path, 
     assert "proposals for test" in result.stderr
     path = tmp_path / result.stdout.strip()
     assert len(ProposalStore.open(path)) == 8
-    before = {part.name: part.stat().st_mtime_ns for part in path.iterdir()}
+    before = boxes_written(path)
     trained = tool("train", "--config", config, "--output", "run", "--device", "cpu")
     assert trained.returncode == 0, trained.stderr
-    assert {part.name: part.stat().st_mtime_ns for part in path.iterdir()} == before
+    assert boxes_written(path) == before
+
+
+def boxes_written(store: Path) -> dict[str, int]:
+    """Return when each file of a store was written, but for what is computed from its boxes."""
+    parts = (part for part in store.iterdir() if not part.name.startswith("kept_"))
+    return {part.name: part.stat().st_mtime_ns for part in parts}
 
 
 def test_parts_merged_are_the_whole(tool: Tool, config: Path, tmp_path: Path) -> None:

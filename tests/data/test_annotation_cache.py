@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
+from detector.core.files import file_hash
 from detector.core.records import Texts
-from detector.data.annotation_cache import AnnotationCache, CachedColumns, Entry, Layout, texts
+from detector.data.annotation_cache import AnnotationCache, CachedColumns, Columns, Entry, Layout, texts
 from detector.data.coco import columns as coco_columns
+from detector.data.coco.columns import CocoColumns, read_columns
 from detector.data.coco.source import CocoSource
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
@@ -222,6 +226,83 @@ def test_a_coco_data_set_is_the_same_from_the_cache(
     assert_same(cached.load("trainval", classes, training=training), expected[0])
     assert_same(chosen(cached), expected[1])
     assert cached.class_names("trainval") == names
+
+
+def first_of(column: NDArray[Any], value: float) -> NDArray[Any]:
+    changed = np.array(column)
+    changed.flat[0] = value
+    return changed
+
+
+HOSTILE: dict[str, Callable[[CocoColumns], dict[str, Any]]] = {
+    "a file outside": lambda one: {"files": Texts.of(["../../etc/passwd", *list(one.files)[1:]])},
+    "an absolute file": lambda one: {"files": Texts.of(["/etc/passwd", *list(one.files)[1:]])},
+    "an id outside": lambda one: {"record_ids": Texts.of(["../a", *list(one.record_ids)[1:]])},
+    "a category": lambda one: {"categories": first_of(one.categories, 99)},
+    "a negative category": lambda one: {"categories": first_of(one.categories, -1)},
+    "a box": lambda one: {"boxes": first_of(one.boxes, np.nan)},
+    "a size": lambda one: {"sizes": first_of(one.sizes, 2**31 - 1)},
+    "an offset": lambda one: {"offsets": first_of(one.offsets, -1)},
+    "texts backwards": lambda one: {"files": Texts(one.files.content, first_of(one.files.ends, 2**40))},
+    "negative texts": lambda one: {"files": Texts(one.files.content, first_of(one.files.ends, -5))},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_entry_with_a_right_hash_is_not_used(
+    voc: Path,
+    tmp_path: Path,
+    cache: AnnotationCache,
+    change: Callable[[CocoColumns], dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "trainval.json"
+    voc_to_coco(voc, "trainval", path)
+    wanted = read_columns(path, None)
+
+    class Changed(CachedColumns):
+        def arrays(self) -> Columns:
+            parts = {field.name: getattr(wanted, field.name) for field in fields(wanted)} | change(wanted)
+            found: dict[str, Any] = {}
+            for name, value in parts.items():
+                whole = {name: value}
+                if isinstance(value, Texts):
+                    whole = {f"{name}.content": value.content, f"{name}.ends": value.ends}
+                found |= whole
+            return found
+
+    cache.write(path, Entry(file_hash(path), Changed()))
+    found = read_columns(path, cache)
+    assert "not a usable cache" in capsys.readouterr().err.replace("\n", " ")
+    for name, column in wanted.arrays().items():
+        assert np.array_equal(found.arrays()[name], column, equal_nan=name == "area")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"1",
+        b"{}",
+        b"[" * 9999,
+        b'{"columns": 3}',
+        b'{"columns": [1]}',
+        b'{"columns": [["names", "<i8", 4, 0]]}',
+        b'{"columns": [["numbers", "<i8", [-1], 0]]}',
+        b'{"columns": [["numbers", "<i8", [9], "x"]]}',
+        b'{"columns": [["numbers", "<i8", [4611686018427387904], 0]]}',
+        b'{"columns": [[["a"], 1, [], 0]]}',
+    ],
+)
+def test_a_hostile_header_is_not_used(
+    cache: AnnotationCache, tmp_path: Path, header: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "a.json"
+    cache.write(source, Entry("x", example()))
+    magic = cache.place(source).read_bytes().split(b"\n")[0] + b"\n"
+    body = (magic + len(header).to_bytes(8, "little") + header).ljust(1000 + 2 * len(header), b"\0")
+    cache.place(source).write_bytes(body + hashlib.blake2b(body, digest_size=16).digest())
+    assert cache.read(source, Example) is None
+    assert "not a usable cache" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_changed_coco_file_is_decoded_again(voc: Path, tmp_path: Path, cache: AnnotationCache) -> None:

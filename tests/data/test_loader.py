@@ -237,17 +237,25 @@ for item in loader.load(range(9), lambda key: threading.Event().wait() if key ==
 
 
 def test_an_interrupt_while_it_waits_ends_the_threads() -> None:
-    waiting = threading.Event()
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
 
     def make(key: int) -> int:
         if key == 3:
             threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
-            waiting.wait(0.15)
+            interrupted.wait(10)
         return key
 
     items = load(range(100), make, 2)
-    with pytest.raises(KeyboardInterrupt):
-        list(items)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(items)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not loader_threads()
     assert list(items) == []
 

@@ -19,6 +19,7 @@ sanitized() {
   ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=. \
     "$python" "$@"
 }
-sanitized -m pytest -q tests/ops -p no:cacheprovider -k "not compiles and not exports"
+sanitized -m pytest -q tests/ops tests/proposals/test_bulk.py tests/proposals/test_filtering.py \
+  tests/models/test_roi_sampler.py -p no:cacheprovider -k "not compiles and not exports"
 sanitized tests/ops/fuzz_pooling.py --calls 5000
 sanitized tests/ops/fuzz_selective_search.py --images 60

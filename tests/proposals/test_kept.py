@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,23 @@ class Counted:
         return {"third": 1 / 3, "calls": float(self.calls)}
 
 
+read = partial(read_recall, names=("third", "calls"))
+
+
+def given(facts: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    return lambda: facts
+
+
 def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("kept_*"))
 
 
 def test_a_result_is_computed_once_for_the_same_facts(tmp_path: Path) -> None:
     work = Counted()
-    first = kept(tmp_path, "recall", {"limit": 3}, work, read_recall)
-    assert first == kept(tmp_path, "recall", {"limit": 3}, work, read_recall) == {"third": 1 / 3, "calls": 1}
-    kept(tmp_path, "recall", {"limit": 4}, work, read_recall)
-    kept(tmp_path, "other", {"limit": 3}, work, read_recall)
+    first = kept(tmp_path, "recall", given({"limit": 3}), work, read)
+    assert first == kept(tmp_path, "recall", given({"limit": 3}), work, read) == {"third": 1 / 3, "calls": 1}
+    kept(tmp_path, "recall", given({"limit": 4}), work, read)
+    kept(tmp_path, "other", given({"limit": 3}), work, read)
     assert work.calls == 3
     assert len(files(tmp_path)) == 3
 
@@ -51,10 +60,10 @@ def test_a_damaged_file_is_said_and_replaced(
     tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     work = Counted()
-    kept(tmp_path, "recall", {}, work, read_recall)
+    kept(tmp_path, "recall", given({}), work, read)
     files(tmp_path)[0].write_bytes(content)
-    assert kept(tmp_path, "recall", {}, work, read_recall)["calls"] == 2
-    assert kept(tmp_path, "recall", {}, work, read_recall)["calls"] == 2
+    assert kept(tmp_path, "recall", given({}), work, read)["calls"] == 2
+    assert kept(tmp_path, "recall", given({}), work, read)["calls"] == 2
     said = capfd.readouterr().err
     assert said.count("is damaged") == 1
     assert "computed again" in said
@@ -62,27 +71,39 @@ def test_a_damaged_file_is_said_and_replaced(
 
 def test_every_changed_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
     work = Counted()
-    wanted = kept(tmp_path, "recall", {}, work, read_recall)
+    wanted = kept(tmp_path, "recall", given({}), work, read)
     path = files(tmp_path)[0]
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
-        assert kept(tmp_path, "recall", {}, Counted(), read_recall) == wanted
+        assert kept(tmp_path, "recall", given({}), Counted(), read) == wanted
 
 
 def test_a_file_of_other_facts_or_values_is_not_used(tmp_path: Path) -> None:
     work = Counted()
-    kept(tmp_path, "recall", {"limit": 1}, work, read_recall)
+    kept(tmp_path, "recall", given({"limit": 1}), work, read)
     first = files(tmp_path)[0]
-    kept(tmp_path, "recall", {"limit": 2}, work, read_recall)
+    kept(tmp_path, "recall", given({"limit": 2}), work, read)
     second = next(path for path in files(tmp_path) if path != first)
     shutil.copy(second, first)
-    assert kept(tmp_path, "recall", {"limit": 1}, work, read_recall)["calls"] == 3
+    assert kept(tmp_path, "recall", given({"limit": 1}), work, read)["calls"] == 3
     whole = json.loads(first.read_text())
-    whole["result"] = {"third": "x"}
-    whole["crc32"] = kept_module._checksum(whole["facts"], whole["result"])
-    first.write_text(json.dumps(whole))
-    assert kept(tmp_path, "recall", {"limit": 1}, work, read_recall)["calls"] == 4
+    for calls, third in enumerate(("x", 1e999, -1.0, None), 4):
+        whole["result"] = {"calls": 1.0} if third is None else {"third": third, "calls": 1.0}
+        whole["crc32"] = kept_module._checksum(whole["facts"], whole["result"])
+        first.write_text(json.dumps(whole).replace("Infinity", "1e999"))
+        assert kept(tmp_path, "recall", given({"limit": 1}), work, read)["calls"] == calls
+
+
+def test_a_result_is_not_kept_if_what_it_depends_on_changes_meanwhile(tmp_path: Path) -> None:
+    facts = {"content": "old"}
+
+    def compute() -> dict[str, float]:
+        facts["content"] = "new"
+        return {"third": 1 / 3, "calls": 1.0}
+
+    assert kept(tmp_path, "recall", facts.copy, compute, read)["calls"] == 1
+    assert not files(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(
@@ -96,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(
     monkeypatch.setattr(Path, "replace", refuse)  # the tests may run as root, which every folder lets write
     work = Counted()
     for limit in (1, 1, 2):
-        kept(tmp_path, "recall", {"limit": limit}, work, read_recall)
+        kept(tmp_path, "recall", given({"limit": limit}), work, read)
     assert work.calls == 3
     assert not list(tmp_path.iterdir())
     assert " ".join(capfd.readouterr().err.split()).count("Read-only file system") == 1
@@ -107,13 +128,13 @@ def test_old_files_and_those_of_killed_writers_are_removed(tmp_path: Path) -> No
     (tmp_path / f".kept_recall_{'1' * 32}.json.78.tmp").touch()
     os.utime(tmp_path / f".kept_recall_{'0' * 32}.json.77.tmp", (0, 0))
     for limit in range(40):
-        kept(tmp_path, "recall", {"limit": limit}, Counted(), read_recall)
+        kept(tmp_path, "recall", given({"limit": limit}), Counted(), read)
         newest = max(files(tmp_path), key=lambda path: path.stat().st_mtime_ns)
         os.utime(newest, (1000 + limit, 1000 + limit))
     assert len(files(tmp_path)) == kept_module._MOST
     assert [path.name[-6:] for path in tmp_path.glob(".kept*")] == ["78.tmp"]
     work = Counted()
-    kept(tmp_path, "recall", {"limit": 39}, work, read_recall)
+    kept(tmp_path, "recall", given({"limit": 39}), work, read)
     assert work.calls == 0
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.core.errors import InputError
+from detector.core.records import Texts
 from detector.core.structures import Proposals
 from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.segments import FloatArray, checksum_of, segment_path
@@ -604,3 +606,36 @@ def test_two_versions_of_an_image_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"/b and .*/all hold different proposals for image 'image_1'"):
         merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
     assert ProposalStore.open(tmp_path / "all").ids() == ["image_0", "image_1"]
+
+
+def test_a_segment_that_is_removed_while_it_is_opened_is_read_from_the_new_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ProposalStore.create(tmp_path / "store", generator="g", parameters={})
+    for number in range(3):
+        store.append({f"image_{number}": Entry(make_proposals(number + 1, number))})
+    reader = ProposalStore.open(store.path)
+    store.compact()
+    monkeypatch.setattr(Path, "exists", lambda _: True)  # what a look just before the removal says
+    assert_equal(reader["image_1"], make_proposals(2, 1))
+
+
+def test_what_is_asked_of_many_images_is_of_one_index_while_another_thread_reloads(tmp_path: Path) -> None:
+    """The order of the ids, and with it every place, changes when the store is reloaded."""
+    store = ProposalStore.create(tmp_path / "store", generator="g", parameters={})
+    store.append({"m": Entry(make_proposals(7))})
+    reader = ProposalStore.open(store.path)
+    before = reader.digest(Texts.of(["m"]))
+    store.append({"a": Entry(make_proposals(1)), "b": Entry(make_proposals(2))})
+    ids = Texts.of(["m"])
+
+    class ReloadFirst(dict[str, str]):
+        def get(self, name: str, other: Any = None) -> Any:
+            reader.reload()
+            return super().get(name, other)
+
+    stale = reader._index
+    reader._names = ReloadFirst({"x": "y"})
+    for ask, wanted in ((lambda: reader.counts(ids).tolist(), [7]), (lambda: reader.digest(ids), before)):
+        reader._index = stale
+        assert ask() == wanted

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import msgspec
 import numpy as np
@@ -26,9 +26,12 @@ from detector.core.records import Texts
 from detector.data.annotation_cache import (
     AnnotationCache,
     CachedColumns,
+    Columns,
     Entry,
     Layout,
+    require_below,
     require_parts,
+    require_pixels,
     texts,
 )
 from detector.data.coco.file import (
@@ -96,12 +99,22 @@ class CocoColumns(CachedColumns):
     }
 
     def __post_init__(self) -> None:
-        """Raise ValueError for columns whose lengths do not fit, which only a file from elsewhere has."""
+        """Raise ValueError for columns that do not fit, which only a file from elsewhere has."""
         require_parts(self.offsets, len(self), len(self.numbers))
         images = {len(self), len(self.record_ids), len(self.files), len(self.sizes)}
         columns = (self.numbers, self.categories, self.boxes, self.area, *map(self.__getattribute__, _FLAGS))
         if len(images) > 1 or len({len(one) for one in columns}) > 1:
             raise ValueError("the lengths of its columns do not fit")
+        require_below(self.categories, len(self.category_names))
+        require_pixels(self.boxes, self.sizes)
+
+    @classmethod
+    def of_arrays(cls, arrays: Columns) -> Self:
+        """Undo `arrays`. Raises ValueError also where a name would lead out of the folder of the images."""
+        columns = super(CocoColumns, cls).of_arrays(arrays)
+        if not all(map(_stays_inside, (*columns.files, *columns.record_ids))):
+            raise ValueError("a name in it leads out of its folder")
+        return columns
 
     def __len__(self) -> int:
         """Return the number of images N."""
@@ -322,11 +335,8 @@ def _checked_images(images: list[_Image]) -> list[_ImageRow]:
     for one in images:
         record = str(one.id) if one.voc_id is msgspec.UNSET else one.voc_id
         for name in (one.file_name,) if one.voc_id is msgspec.UNSET else (one.file_name, one.voc_id):
-            if ".." in name or not _PLAIN.fullmatch(name):
-                try:
-                    require_inside(name, "", "")
-                except InputError:
-                    raise _UnexpectedError from None
+            if not _stays_inside(name):
+                raise _UnexpectedError
         height, width = one.height, one.width
         if not (0 <= height <= MAX_COORDINATE and 0 <= width <= MAX_COORDINATE):
             raise _UnexpectedError
@@ -336,6 +346,17 @@ def _checked_images(images: list[_Image]) -> list[_ImageRow]:
     if len({row[0] for row in rows}) < len(rows):
         raise _UnexpectedError
     return rows
+
+
+def _stays_inside(name: str) -> bool:
+    """Say whether `require_inside` accepts ``name``."""
+    if ".." not in name and _PLAIN.fullmatch(name):
+        return True
+    try:
+        require_inside(name, "", "")
+    except InputError:
+        return False
+    return True
 
 
 def _checked_categories(categories: list[_Category]) -> list[tuple[int, str]]:

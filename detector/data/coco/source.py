@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
+from detector.core.listing import existing
 from detector.core.records import Records, Texts
 from detector.core.structures import ImageName
 from detector.data.annotation_cache import AnnotationCache
@@ -31,7 +32,6 @@ from detector.data.coco.file import (
     read_coco,
     record_id,
 )
-from detector.data.listing import existing
 from detector.data.paths import image_keys
 from detector.data.problems import FaultHandler, Problem, Reporter, nothing_to_score, whole_file
 from detector.data.selection import Selection

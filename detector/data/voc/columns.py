@@ -21,16 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
+from detector.core.listing import asked, existing
 from detector.core.records import Texts, ranges
 from detector.data.annotation_cache import (
     AnnotationCache,
     CachedColumns,
     Entry,
     Layout,
+    require_below,
     require_parts,
+    require_pixels,
     texts,
 )
-from detector.data.listing import asked, existing
 from detector.data.problems import Problem
 from detector.data.suspicions import other_image, several_boxes
 from detector.data.targets import AnnotatedObject, ObjectColumns
@@ -77,12 +79,14 @@ class VocColumns(CachedColumns):
     }
 
     def __post_init__(self) -> None:
-        """Raise ValueError for columns whose lengths do not fit, which only a file from elsewhere has."""
+        """Raise ValueError for columns that do not fit, which only a file from elsewhere has."""
         require_parts(self.offsets, len(self), len(self.classes))
         columns = (self.classes, self.corners, self.difficult, self.ignore, self.places)
         files = {len(self), len(self.hashes), len(self.sizes), len(self.filenames)}
         if len(files) > 1 or len({len(one) for one in columns}) > 1:
             raise ValueError("the lengths of its columns do not fit")
+        require_below(self.classes, len(self.class_names))
+        require_pixels(self.corners, self.sizes)
 
     def __len__(self) -> int:
         """Return the number of files N."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from detector.core import listing
 from detector.core.errors import InputError
-from detector.data import listing
-from detector.data.listing import Listing, asked, existing, file_sizes, real_paths
+from detector.core.listing import Listing, asked, existing, file_sizes, real_paths
 
 
 @pytest.fixture
