@@ -53,12 +53,12 @@ def score_checkpoint(
     Raises:
         InputError: a checkpoint of another network, task or classes than the config's, or missing data.
     """
+    from detector.engine.determinism import cuda_algorithms
     from detector.engine.memory import peak_memory
     from detector.factory.model import restore_model
-    from detector.tasks.scoring import computing
     from detector.tasks.start import build_scorer
 
-    with computing(config, device):
+    with cuda_algorithms(device, deterministic=config.train.deterministic):
         model = restore_model(config, checkpoint, source).to(device)
         scorer = build_scorer(config, device, classes=checkpoint["classes"], split=split)
         evaluation = scorer.evaluate(model)

@@ -96,7 +96,7 @@ class Objects:
 
     def image_numbers(self) -> NDArray[np.int64]:
         """Return (G,) the number of each object's image."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        return image_numbers(self.offsets)
 
     def targets(self, number: int) -> Targets:
         """Return the objects of one image, as tensors of their own."""
@@ -111,10 +111,9 @@ class Objects:
 
     def take(self, rows: NDArray[np.int64]) -> Objects:
         """Return the objects of the images ``rows`` (n,), in that order."""
-        counts = np.diff(self.offsets)[rows]
-        at = ranges(self.offsets[:-1][rows], counts)
+        offsets, at = rows_of_images(self.offsets, rows)
         return Objects(
-            offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64))),
+            offsets=offsets,
             boxes=self.boxes[at],
             labels=self.labels[at],
             difficult=self.difficult[at],
@@ -191,6 +190,25 @@ class Records(Sequence[ImageRecord]):
             sizes=self.sizes[chosen],
             objects=self.objects.take(chosen),
         )
+
+
+def image_numbers(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (G,) the number of the image that each row belongs to; ``offsets`` (N + 1,) as in `Objects`."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def rows_of_images(
+    offsets: NDArray[np.int64], images: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the offsets (n + 1,) of the rows of ``images`` (n,) only, and the numbers of these rows (g,)."""
+    counts = np.diff(offsets)[images]
+    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64))), ranges(offsets[:-1][images], counts)
+
+
+def kept_offsets(offsets: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the offsets (N + 1,) of those rows only that the mask ``keep`` (G,) selects."""
+    kept: NDArray[np.int64] = np.concatenate(([0], np.cumsum(keep, dtype=np.int64)))[offsets]
+    return kept
 
 
 def ranges(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from detector.core import boxes as box_ops
 from detector.core.errors import InputError, nearest
-from detector.core.records import Objects, ranges
+from detector.core.records import Objects, image_numbers, kept_offsets, rows_of_images
 from detector.core.structures import Targets
 
 OTHER_CLASS_ADVICE = (
@@ -85,14 +85,12 @@ class ObjectColumns:
 
     def image_numbers(self) -> NDArray[np.int64]:
         """Return (G,) the number of each object's image."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        return image_numbers(self.offsets)
 
     def take(self, images: NDArray[np.int64]) -> ObjectColumns:
         """Return the objects of ``images`` (n,), in that order."""
-        counts = np.diff(self.offsets)[images]
-        at = ranges(self.offsets[:-1][images], counts)
+        offsets, at = rows_of_images(self.offsets, images)
         columns = ("classes", "boxes", "difficult", "crowd", "ignore", "area", "numbers")
-        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
         return replace(self, offsets=offsets, **{name: getattr(self, name)[at] for name in columns})
 
 
@@ -232,9 +230,8 @@ class TargetBuilder:
             self._count(fault, len(rows))
         area = box_ops.area(torch.from_numpy(boxes)).numpy()
         area = np.where(np.isnan(things.area), area, things.area.astype(np.float32))
-        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)))
         return Objects(
-            offsets=ends[things.offsets],
+            offsets=kept_offsets(things.offsets, keep),
             boxes=boxes[keep],
             labels=labels[keep],
             difficult=(things.difficult | things.ignore)[keep],

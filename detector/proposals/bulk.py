@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.core.records import Objects, Records
+from detector.core.records import Objects, Records, kept_offsets
 from detector.proposals.filtering import Limits
 from detector.proposals.store import ProposalStore
 
@@ -29,9 +29,8 @@ class BulkObjects(NamedTuple):
     @classmethod
     def select(cls, objects: Objects, keep: NDArray[np.bool_]) -> BulkObjects:
         """Return the objects that the mask ``keep`` selects, image after image."""
-        before = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)))
         rows = np.flatnonzero(keep)
-        return cls(np.asarray(objects.boxes)[rows], before[objects.offsets], rows)
+        return cls(np.asarray(objects.boxes)[rows], kept_offsets(objects.offsets, keep), rows)
 
     def part(self, images: slice) -> tuple[Tensor, Tensor]:
         """Return the boxes (g, 4) and the offsets (n + 1,) of some images."""

@@ -24,6 +24,7 @@ from detector.core.machine import process_seconds
 from detector.core.progress import note
 from detector.core.structures import Detections
 from detector.engine import checkpoint as checkpoints
+from detector.engine.determinism import cuda_algorithms
 from detector.engine.run_log import RunLog, read_log
 from detector.factory.model import initial_model, restore_model
 from detector.factory.weights import check_weights
@@ -33,7 +34,7 @@ from detector.staged.fine_tune import FineTuningTask
 from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
 from detector.staged.svm import SVMFit
 from detector.tasks.resume import ACCEPTED, changed_settings, check_fingerprint
-from detector.tasks.scoring import Evaluation, computing, known_classes
+from detector.tasks.scoring import Evaluation, known_classes
 from detector.tasks.start import build_scorer, build_task, start_run
 
 CACHE = "cache"
@@ -115,7 +116,7 @@ class StagedTraining:
             )
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text(self.folder / "config.yaml", text)
-        with computing(self.config, self.device):
+        with cuda_algorithms(self.device, deterministic=self.config.train.deterministic):
             return self._run_stages(only)
 
     def check_start(self, *, overwrite: bool = False) -> None:

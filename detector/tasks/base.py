@@ -13,13 +13,14 @@ from torch import Tensor
 from detector.config import Config
 from detector.core.structures import ImageRecord
 from detector.data.source import Dataset
+from detector.engine.determinism import cuda_algorithms
 from detector.engine.inference import autocast
 from detector.factory import data as data_parts
 from detector.factory import model as model_parts
 from detector.factory.data import check_apart, load_training
 from detector.models.box_coder import BoxCoder
 from detector.tasks.resume import checked_fingerprint, evaluation_fingerprint
-from detector.tasks.scoring import Scorer, computing, known_classes
+from detector.tasks.scoring import Scorer, known_classes
 
 AnyBatch = TypeVar("AnyBatch")
 
@@ -85,7 +86,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
         return {"images": len(self.records)}
 
     def computing(self) -> AbstractContextManager[None]:
-        return computing(self.config, self.device)
+        return cuda_algorithms(self.device, deterministic=self.config.train.deterministic)
 
     @abstractmethod
     def batches(self, start: int) -> Generator[AnyBatch, None, None]:

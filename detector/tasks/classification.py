@@ -12,7 +12,7 @@ from torch import Tensor
 from detector.core.devices import sent
 from detector.core.errors import listed
 from detector.core.progress import note
-from detector.core.records import Objects, Records
+from detector.core.records import Objects
 from detector.core.structures import Batch, ImageRecord, ProposalSource
 from detector.data.images import read_image
 from detector.data.source import Dataset
@@ -86,9 +86,8 @@ class ClassificationTask(BaseTask[Batch]):
     def _describe(self, dataset: Dataset) -> None:
         split, records = self.config.data.train_split, dataset.records
         data_parts.report_suspicions(dataset)
-        objects = Records.of(records).objects
         data_parts.require_objects((record.targets for record in records), self.config)
-        counts = dict(zip(self.classes, _images_by_class(objects, len(self.classes)), strict=True))
+        counts = dict(zip(self.classes, _images_by_class(records.objects, len(self.classes)), strict=True))
         shown = listed(f"{name} on {count}" for name, count in counts.items())
         note(f"{split}: {len(records)} images; {shown}")
         for name, count in counts.items():

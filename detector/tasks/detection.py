@@ -162,7 +162,7 @@ class RegionTask(BaseTask[AnyBatch]):
         config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
         if validation is not None and not any(len(record.targets) for record in validation.records):
             note("warning: no validation image has an object: best.pt will be the last checkpoint")
-        every = Records.of(dataset.records)
+        every = dataset.records
         store = proposal_parts.open_proposals(config, every, split)
         records = proposal_parts.with_proposals(config, every, store)
         data_parts.require_objects(

@@ -10,8 +10,8 @@ import math
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -26,7 +26,6 @@ from detector.core.progress import note, show, track
 from detector.core.structures import ImageRecord, ProposalSource
 from detector.data.source import Dataset
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.determinism import cuda_algorithms
 from detector.engine.memory import peak_memory
 from detector.engine.run import UNSCORED, Assessment
 from detector.engine.run_folder import note_pictures
@@ -115,13 +114,6 @@ class Evaluation(Generic[Result]):
         metrics |= asdict(point) if point else {}
         chosen = replace(self, metrics={**self.metrics, "validation": metrics})
         return chosen.at_threshold(point.score_threshold if point else None)
-
-
-@contextmanager
-def computing(config: Config, device: str) -> Iterator[None]:
-    """Compute with the config's algorithms."""
-    with cuda_algorithms(device, deterministic=config.train.deterministic):
-        yield
 
 
 def known_classes(config: Config, classes: Sequence[str] | None = None) -> tuple[str, ...]:

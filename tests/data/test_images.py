@@ -82,12 +82,9 @@ def test_grey_transparent_and_sixteen_bit_files_become_rgb(tmp_path: Path) -> No
         assert read_image(path).shape == (10, 12, 3)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_camera_orientation_is_applied_unless_the_annotation_disagrees(
-    tmp_path: Path, orientation: int
-) -> None:
-    stored = picture(64, 96)
-    upright = {
+def turned_upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a stored image as its EXIF orientation says that it is to be seen."""
+    return {
         1: stored,
         2: stored[:, ::-1],
         3: stored[::-1, ::-1],
@@ -97,6 +94,14 @@ def test_the_camera_orientation_is_applied_unless_the_annotation_disagrees(
         7: stored[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(stored),
     }[orientation]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_orientation_is_applied_unless_the_annotation_disagrees(
+    tmp_path: Path, orientation: int
+) -> None:
+    stored = picture(64, 96)
+    upright = turned_upright(stored, orientation)
     path = tmp_path / "camera.jpg"
     path.write_bytes(with_orientation(encode(stored), orientation))
     assert close(read_image(path), upright)

@@ -20,6 +20,7 @@ from detector.data.images import LoadedImage, _read_whole, open_image, read_imag
 from detector.data.in_memory import load_image
 from detector.data.samples import InferenceViews, TrainingSamples
 from detector.data.transforms import ImageTransform
+from tests.data.test_images import turned_upright
 from tests.typed import present
 
 Array = np.ndarray
@@ -53,15 +54,7 @@ def turned(orientation: int | None) -> dict[str, Image.Exif]:
 
 
 def upright(stored: Array, orientation: int | None) -> Array:
-    return {
-        2: stored[:, ::-1],
-        3: stored[::-1, ::-1],
-        4: stored[::-1],
-        5: stored.transpose(1, 0, 2),
-        6: np.rot90(stored, -1),
-        7: stored[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(stored),
-    }.get(orientation or 1, stored)
+    return turned_upright(stored, orientation or 1)
 
 
 def divided(size: tuple[int, int], factor: int) -> tuple[int, int]:

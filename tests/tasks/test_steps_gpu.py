@@ -15,27 +15,12 @@ from detector.config import Config
 from detector.core.structures import Batch
 from detector.factory import loaders
 from detector.tasks.start import build_task, start_run
-from tests.tasks.test_start import assert_identical, final_state, train
+from tests.tasks.test_start import NETWORKS, assert_identical, final_state, train
 
 pytestmark = pytest.mark.gpu
 
 STEPS, WARM_UP = 10, 3
-NETWORKS = {
-    "vgg16": ["model.backbone.name=vgg16", "model.backbone.freeze=2"],
-    "bfloat16": ["train.precision=bfloat16"],
-    "pyramid": ["model.pool={kind: spp, levels: [3, 2, 1]}"],
-    "crops": ["model.pool={kind: warp, output_size: 3, crop_size: 44, context: 4}"],
-    "agnostic": ["model.head.class_agnostic=true"],
-    "classes": ["task=classification", "model.pool={kind: spp, levels: [1, 2, 4]}"],
-    "sliding": [
-        "task=classification",
-        "model.pool={kind: spp, levels: [1, 2, 4], rule: sliding}",
-        "train.scales=[96]",
-        "train.resize=square",
-        "train.scale_jitter=null",
-        "test.resize=square",
-    ],
-}
+CHOSEN = ("vgg16", "bfloat16", "pyramid", "crops", "agnostic", "classes", "sliding")
 
 
 class OnlyPinned(TorchDispatchMode):
@@ -90,7 +75,7 @@ def checked_waits() -> Generator[None, None, None]:
 
 
 @pytest.mark.usefixtures("checked_waits")
-@pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS.keys())
+@pytest.mark.parametrize("settings", [NETWORKS[name] for name in CHOSEN], ids=CHOSEN)
 def test_a_step_does_not_wait_for_the_gpu(
     tiny: Callable[..., Config], tmp_path: Path, settings: list[str]
 ) -> None:

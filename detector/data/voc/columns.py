@@ -4,8 +4,8 @@ The cache has one entry per folder, and in it the hash of every file that was pa
 when its content has changed, and the others are not. So every split and every selection of images is served
 by the same entry.
 
-Files are told apart by their contents. Their sizes and times of change would cost as many questions to the
-disk, and may be the same although the content is not.
+Whether a file has changed is decided by its content. To ask for its size and times would cost the disk as
+much, and both may be the same although the content is not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from detector.data.voc.xml import read_xml_bytes
 
 _HASH_BYTES = 16
 _UNKNOWN = bytes(_HASH_BYTES)
-_CONTENT = "VOC annotations, told apart by their hashes"
+_CONTENT = "VOC annotations by file and hash"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
