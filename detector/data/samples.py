@@ -62,13 +62,18 @@ class TrainingSamples:
     draws_per_scale: int | None = None
     draw_regions: DrawRegions | None = None
 
-    def __call__(self, index: int, draw: int) -> Sample:
-        """Return the sample. Raises InputError where the image or its proposals cannot be read."""
+    def plan(self, index: int, draw: int) -> ImageMeta:
+        """Return how the sample will be made, without reading the image."""
         record = self.records[index]
         rng = np.random.default_rng((self.seed, draw))
-        size = (record.height, record.width)
-        meta = self.transform.plan(size, record.image_id, rng, self._scale_rng(draw))
-        image = open_image(record.path, size, meta.input_size)
+        return self.transform.plan(
+            (record.height, record.width), record.image_id, rng, self._scale_rng(draw)
+        )
+
+    def __call__(self, index: int, draw: int) -> Sample:
+        """Return the sample. Raises InputError where the image or its proposals cannot be read."""
+        record, meta = self.records[index], self.plan(index, draw)
+        image = open_image(record.path, meta.original_size, meta.input_size)
         sample = make_sample(record, image, self.proposals(record), meta)
         if self.draw_regions is None:
             return sample
