@@ -8,6 +8,7 @@ may wait for another one for hours.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -224,6 +225,17 @@ def interleaved(parts: Sequence[Sequence[Item]]) -> list[Item]:
     """Return the items of all processes in their common order, from what each had of `share`, by rank."""
     count = sum(map(len, parts))
     return [parts[number % len(parts)][number // len(parts)] for number in range(count)]
+
+
+def draw_apart(seed: int, step: int) -> None:
+    """Let torch's generator draw other numbers in this step than in another process, such as for dropout.
+
+    Rank 0 goes on with its generator, whose state the checkpoints keep, so that one process draws what it
+    always did. The others start from ``seed``, ``step`` and rank, so that they have no state to keep.
+    """
+    if rank():
+        digest = hashlib.blake2b(f"{seed} {step} {rank()}".encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 class _Computed(nn.Module):

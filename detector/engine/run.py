@@ -234,6 +234,7 @@ class Run(Generic[AnyEvaluation]):
             with self._waited.for_data():
                 parts = [next(batches) for _ in range(settings.accumulate)]
             count = self._agree(parts)
+            distributed.draw_apart(self.config["seed"], self.step)
             losses = self._backward(parts, count)
             self._update()
             self.step += 1
