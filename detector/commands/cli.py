@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from detector.core.command_line import as_called
 from detector.core.errors import InputError
 from detector.core.machine import use_huge_pages, wait_without_spinning
-from detector.core.progress import note, speaker
+from detector.core.progress import note, speak_as, speaker
 
 # The tools import this module before torch.
 wait_without_spinning()
@@ -126,6 +126,7 @@ def run(main: Callable[[], int | None], *, together: bool = False) -> None:
     try:
         if not together:
             require_one_process("this tool")
+        speak_as(int(os.environ.get("RANK", "0")))  # errors before the processes join say whose they are
         status = main() or 0
     except InputError as error:
         print(as_called(f"{speaker()}error: {error}"), file=sys.stderr)
