@@ -25,6 +25,8 @@ from detector.core.progress import note, speaker
 wait_without_spinning()
 use_huge_pages()
 
+_BEFORE_END = 3.0
+"""Seconds after which a process ends that has lost another one. ``torchrun`` then knows which ended first."""
 _OUT_OF_MEMORY = (
     "out of memory; lower the scales, max_size, train.images_per_batch or model.roi_chunk, or cut very large "
     "images into tiles"
@@ -158,6 +160,7 @@ def _report_to_torchrun(message: str) -> None:
 def _end_at_once(message: str) -> NoReturn:
     """End the process without waiting for GPUs or threads, which may wait for a process that is gone."""
     print(message, file=sys.stderr, flush=True)
+    time.sleep(_BEFORE_END)
     os._exit(1)
 
 
