@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from detector.commands import cli
 from detector.commands.evaluate import score_checkpoint
 from detector.config import Config, load_config
 from detector.core import distributed
-from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run import Assessment, Run
 from detector.factory.data import split_records
-from detector.factory.proposals import make_proposals
+from detector.factory.proposals import generate
 from detector.staged.runner import StagedTraining
 from detector.tasks.start import build_task, start_run
 
@@ -47,8 +47,6 @@ CLASSIFIER = (
     *SIX,
 )
 WITHOUT_BATCH_NORM = ("model.backbone.name=alexnet", "train.steps=4", "train.checkpoint_every=4", *SIX)
-BROKEN = "000003"
-"""The image that `boxes_of` cannot take."""
 
 
 def config_of(*overrides: str, file: str = "tiny.yaml") -> Config:
@@ -146,11 +144,14 @@ def evaluate(folder: Path) -> None:
 
 
 def boxes_of(image: NDArray[np.uint8], calls: str, slow: float = 0.0) -> NDArray[np.float64]:
-    """Propose boxes and note the call in a file of this process's own; one image cannot be taken."""
+    """Propose boxes and note the call in a file of this process's own; a square image cannot be taken."""
     digest = f"{image.shape} {int(image.astype(np.int64).sum())}"
     with Path(f"{calls}_{distributed.rank()}.txt").open("a") as file:
         file.write(f"{digest}\n")
     height, width = image.shape[:2]
+    if height == width:
+        raise ValueError("a square")
+    time.sleep(slow)
     return np.array([[0, 0, width, height], [1, 1, width / 2, height / 2]])
 
 
@@ -164,15 +165,14 @@ def proposals(folder: Path) -> None:
         "data.generate={train_images: 7, test_images: 4}",
         f"proposals={json.dumps(method)}",
     )
-    records = split_records(config)["trainval"]
-    lost = replace(records[2], path=folder / "no such file.png", key="lost.png")
-    for given in ([*records, lost], records):  # the second time nothing is left to do
-        try:
-            store = make_proposals(config, given, folder / "store")
-        except InputError as error:
-            (folder / f"error_{distributed.rank()}.txt").write_text(str(error))
-        else:
-            assert len(store) == len(records)
+    records = list(split_records(config)["trainval"])
+    if distributed.is_main():
+        Image.new("RGB", (40, 40)).save(folder / "square.png")
+    square = replace(records[2], path=folder / "square.png", key="square.png", height=40, width=40)
+    for given in ([*records[:5], square, *records[5:]], records):  # the second time nothing is left to do
+        store, failures = generate(config.proposals, given, folder / "store")
+        assert len(store) == len(records)
+        assert list(failures) == (["square.png"] if square in given and distributed.is_main() else [])
 
 
 def staged(folder: Path) -> None:
