@@ -251,7 +251,7 @@ class _Computed(nn.Module):
 
 
 def data_parallel(model: nn.Module, compute: Callable[..., Result]) -> Callable[..., Result]:
-    """Return ``compute``, which uses ``model``, so that its result's gradient is that of all processes.
+    """Return ``compute``, which uses all of ``model``, so that gradients are those of all processes.
 
     The gradients of every parameter are averaged over the processes during the backward pass.
     """

@@ -94,6 +94,9 @@ class Task(Protocol[AnyEvaluation]):
     @property
     def model(self) -> nn.Module: ...
     @property
+    def trained(self) -> nn.Module:
+        """The part of the network that `step` uses: all of its parameters get gradients."""
+    @property
     def scorer(self) -> Scorer[AnyEvaluation]: ...
 
     def facts(self) -> dict[str, Any]:
@@ -224,7 +227,7 @@ class Run(Generic[AnyEvaluation]):
     def _train(self, batches: Generator[Any, None, None]) -> None:
         settings = self.settings
         self.task.model.train()
-        self._losses_of = distributed.data_parallel(self.task.model, self.task.step)
+        self._losses_of = distributed.data_parallel(self.task.trained, self.task.step)
         self._losses.restart_clock()
         if self.step and self._due(settings.evaluate_every) and self.evaluated != self.step:
             self._evaluate()  # the run was stopped before it could

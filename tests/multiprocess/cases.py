@@ -27,7 +27,7 @@ from detector.config import Config, load_config
 from detector.core import distributed
 from detector.core.progress import note
 from detector.core.structures import Batch
-from detector.engine.checkpoint import load_checkpoint, save_checkpoint
+from detector.engine.checkpoint import load_checkpoint
 from detector.engine.run import Assessment, Run
 from detector.factory.data import split_records
 from detector.factory.proposals import generate
@@ -206,7 +206,7 @@ def dropped(folder: Path) -> None:
         torch.manual_seed(7)
         distributed.draw_apart(3, step)
         drawn.append(torch.rand(4))
-    save_checkpoint(folder / f"drawn_{distributed.rank()}.pt", {"drawn": torch.stack(drawn)})
+    torch.save(torch.stack(drawn), folder / f"drawn_{distributed.rank()}.pt")
 
 
 CASES: tuple[Callable[[Path], None], ...] = (
