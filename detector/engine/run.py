@@ -96,6 +96,7 @@ class Task(Protocol[AnyEvaluation]):
     @property
     def trained(self) -> nn.Module:
         """The part of the network that `step` uses: all of its parameters get gradients."""
+
     @property
     def scorer(self) -> Scorer[AnyEvaluation]: ...
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,8 +26,8 @@ def place(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {**TINY["data"], "root": str(tiny_root)}
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": data}))
     train = {**TINY["train"], "steps": 6, "checkpoint_every": 6, "draw_images": 0, "learning_rate": 0.0005}
-    model = {**STAGED["model"], "head": {**STAGED["model"]["head"], "dropout": 0}}
-    staged = {**TINY, "data": data, "train": train, **STAGED, "model": model}
+    staged: dict[str, Any] = deepcopy({**TINY, "data": data, "train": train, **STAGED})
+    staged["model"]["head"]["dropout"] = 0
     (folder / "staged.yaml").write_text(json.dumps(staged))
     return folder
 

@@ -60,7 +60,7 @@ def below(number: int) -> list[int]:
 
 def ranks(job: subprocess.Popen[str]) -> dict[int, int]:
     """Return the processes of a job by their rank; only those that ``torchrun`` itself has started."""
-    found = {}
+    found: dict[int, int] = {}
     for number in below(job.pid):
         with suppress(OSError):
             variables = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
