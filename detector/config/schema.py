@@ -682,6 +682,101 @@ class ScheduleConfig(Section):
 Jitter = Annotated[float, Field(gt=0.0, le=16.0)]
 
 
+class ColorJitterConfig(Section):
+    """Random changes of the colours of every image, as ``ColorJitter`` of torchvision; 0 changes nothing."""
+
+    brightness: Fraction = 0.0
+    """b: the brightness is multiplied by a factor from [1 - b, 1 + b]."""
+    contrast: Fraction = 0.0
+    """c: the differences from the image's mean grey are multiplied by a factor from [1 - c, 1 + c]."""
+    saturation: Fraction = 0.0
+    """s: the differences from grey are multiplied by a factor from [1 - s, 1 + s]."""
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """h: the hue is shifted by a part from [-h, h] of the colour circle."""
+
+    @property
+    def active(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+
+class _RandomConfig(Section):
+    """Base of what is done to some of the images."""
+
+    probability: Fraction = 0.0
+    """Share of the images that it is done to."""
+
+    @property
+    def active(self) -> bool:
+        return self.probability > 0
+
+
+class ExpandConfig(_RandomConfig):
+    """Puts the image on a larger canvas of the mean colour, so that its objects become smaller (zoom-out)."""
+
+    max_ratio: Annotated[float, Field(ge=1.0, le=8.0)] = 4.0
+    """Sides of the canvas divided by those of the image: drawn from [1, ``max_ratio``] (SSD: 4)."""
+
+
+class CropConfig(_RandomConfig):
+    """Cuts a random rectangle out of the image, which still shows at least one of its objects.
+
+    Objects and proposals whose centre lies outside are left out; all others are clipped (SSD). After
+    ``expand`` the rectangle is cut out of the canvas.
+    """
+
+    min_scale: Annotated[float, Field(ge=0.05, le=1.0)] = 0.3
+    """Shortest sides of the crop as fractions of the image's; both are drawn from [``min_scale``, 1]."""
+    aspect_ratio: tuple[Jitter, Jitter] = (0.5, 2.0)
+    """Limits [low, high] of the crop's width divided by its height (SSD: 0.5 and 2)."""
+    min_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the area of at least one object that the crop must show."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CropConfig:
+        if self.aspect_ratio[0] > self.aspect_ratio[1]:
+            raise ValueError("train.augment.crop.aspect_ratio must be [low, high] with low <= high")
+        return self
+
+
+HoleSide = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class CutoutConfig(_RandomConfig):
+    """Paints squares of the mean colour over the image (cut-out, DeVries and Taylor, 2017).
+
+    Objects and proposals that a square hides by more than 60 % are left out.
+    """
+
+    count: int = Field(default=1, ge=1, le=64)
+    """Number of squares."""
+    size: tuple[HoleSide, HoleSide] = (0.1, 0.3)
+    """Side of a square as a fraction of the image's shorter side, drawn from [low, high]."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CutoutConfig:
+        if self.size[0] > self.size[1]:
+            raise ValueError("train.augment.cutout.size must be [low, high] with low <= high")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of training images, which help most with a few hundred images; all are off by default.
+
+    Boxes and proposals change together with the image. ``tools/draw_samples.py`` shows the result. The order
+    is expand, crop, resize and flip, colours, cut-out. Stages that work on cached features allow none.
+    """
+
+    color_jitter: ColorJitterConfig = ColorJitterConfig()
+    expand: ExpandConfig = ExpandConfig()
+    crop: CropConfig = CropConfig()
+    cutout: CutoutConfig = CutoutConfig()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is done."""
+        return any(part.active for part in (self.color_jitter, self.expand, self.crop, self.cutout))
+
+
 class TrainConfig(Section):
     """How the network is trained."""
 
@@ -710,6 +805,7 @@ class TrainConfig(Section):
     vertical_flip: Fraction = 0.0
     """Probability of a top-bottom flip, for images without a fixed top, such as microscopy or aerial
     photographs."""
+    augment: AugmentConfig = AugmentConfig()
     group_by_aspect: bool = True
     """Put landscape images into batches with landscape images and portrait with portrait, which saves
     padding."""

@@ -27,6 +27,7 @@ APPLIED = frozenset(
     for section, keys in {
         "train": (
             "steps epochs images_per_batch scales scale_per resize max_size scale_jitter flip vertical_flip "
+            "augment.color_jitter augment.expand augment.crop augment.cutout "
             "group_by_aspect sampling.rois_per_image sampling.foreground_fraction sampling.foreground_iou "
             "sampling.background_iou sampling.far_background_fraction sampling.add_targets "
             "learning_rate bias_lr_factor momentum weight_decay "
