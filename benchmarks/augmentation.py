@@ -3,11 +3,11 @@
 
     python benchmarks/augmentation.py --config bccd_squeezenet --config cards_squeezenet --seeds 0 1 2
 
-Trains each config with no augmentation, with colour jitter, crops, expanding and cut-out, and with all of them,
-once per seed, by ``tools/train.py``. Only VALIDATION images are scored; no test split is read. Proposals are
-made once, before the runs, of which ``--jobs`` go on at the same time with one compute thread each. A run that
-the folder has already is not trained again; its checkpoints are deleted when it is done. Prints a table and writes
-all metrics to ``--output``.
+Trains each config with no augmentation, with each of colour jitter, crops, expanding and cut-out, and with
+all of them, once per seed, by ``tools/train.py``. Only VALIDATION images are scored; no test split is read.
+Proposals are made once, before the runs, of which ``--jobs`` go on at the same time with one compute thread
+each. A run that the folder has already is not trained again; its checkpoints are deleted when it is done.
+Prints a table and writes all metrics to ``--output``.
 """
 
 from __future__ import annotations

@@ -94,7 +94,5 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_intermixed_args()
     for name in ("images", "samples"):
         if not 1 <= getattr(arguments, name) <= MOST:
-            raise InputError(
-                f"--{name} {getattr(arguments, name)}: expected a whole number from 1 to {MOST}"
-            )
+            raise InputError(f"--{name} {getattr(arguments, name)}: expected a whole number from 1 to {MOST}")
     return arguments

@@ -14,7 +14,7 @@ from detector.visualize.grid import MARGIN, fitted, picture_row
 
 
 def sample_grid(rows: Sequence[Sequence[Sample]], classes: Sequence[str], width: int) -> np.ndarray:
-    """Return a white picture (h, ``width``, 3) uint8 RGB: a row per image, all with the same number of samples.
+    """Return a white picture (h, ``width``, 3) uint8 RGB; all ``rows`` have the same number of samples.
 
     Each object has the colour of its class. The proposal with the highest IoU with it is dashed. The first
     sample of a row also has the names of the classes.
