@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,9 +28,11 @@ HIDDEN = 0.6
 class ColorJitter:
     """Random brightness, contrast and saturation, by factors from [1 - s, 1 + s], and hue, from [-s, s].
 
-    The meaning is that of ``torchvision.transforms.v2.ColorJitter``, whose functional forms do the work: the
-    four changes are applied in a random order. That class itself draws from torch's global generator, which
-    several threads cannot share.
+    The meaning of the strengths and the random order of the changes are those of torchvision's class. Each
+    change gives the values of the function of the same name in ``torchvision.transforms.v2.functional`` up to
+    rounding, by at most 2 of 255. Those functions would take 4 to 25 times as long. They would also start
+    torch's own threads within every thread that loads images, and the last digits of their mean grey depend
+    on the number of these threads.
     """
 
     brightness: float = 0.0
@@ -37,36 +40,50 @@ class ColorJitter:
     saturation: float = 0.0
     hue: float = 0.0
 
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return ``image`` (h, w, 3) uint8 RGB with other colours; the argument is not changed."""
-        from torchvision.transforms.v2 import functional  # takes a second, which most runs need not wait
-
         changes = (
-            (functional.adjust_brightness, self.brightness, 1.0),
+            (adjust_brightness, self.brightness, 1.0),
             (adjust_contrast, self.contrast, 1.0),
-            (functional.adjust_saturation, self.saturation, 1.0),
-            (functional.adjust_hue, self.hue, 0.0),
+            (adjust_saturation, self.saturation, 1.0),
+            (adjust_hue, self.hue, 0.0),
         )
         amounts = [unchanged + rng.uniform(-strength, strength) for _, strength, unchanged in changes]
-        pixels = image.permute(2, 0, 1)
         for number in rng.permutation(len(changes)):
             change, strength, _ = changes[number]
             if strength:
-                pixels = change(pixels, amounts[number])
-        return pixels.permute(1, 2, 0).contiguous()
+                image = change(image, amounts[number])
+        return image
 
 
-def adjust_contrast(image: Tensor, factor: float) -> Tensor:
-    """Return ``image`` (3, h, w) uint8 RGB blended with its mean grey, as torchvision's v2 function does.
+def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Return ``image`` (h, w, 3) uint8 RGB times ``factor``."""
+    return cv2.LUT(image, _limited(np.arange(256) * factor))
 
-    That function sums the greys in float32, and the last digits of its mean depend on the number of threads.
-    """
-    from torchvision.transforms.v2 import functional
 
-    grey = functional.rgb_to_grayscale(image)
-    mean = int(grey.sum(dtype=torch.int64)) / grey.numel()
-    blended = image.to(torch.float32).mul_(factor).add_((1.0 - factor) * mean)
-    return blended.clamp_(0, 255).to(torch.uint8)
+def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Return ``image`` (h, w, 3) uint8 RGB with its differences from its mean grey times ``factor``."""
+    mean = float(np.dot(cv2.mean(image)[:3], _GREY))
+    return cv2.LUT(image, _limited(np.arange(256) * factor + mean * (1 - factor)))
+
+
+def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """Return ``image`` (h, w, 3) uint8 RGB with each pixel's differences from its grey times ``factor``."""
+    return cv2.transform(image, factor * np.eye(3) + (1 - factor) * np.array(_GREY))
+
+
+def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
+    """Return ``image`` (h, w, 3) uint8 RGB with hues moved by ``shift`` of the colour circle."""
+    colours = cv2.cvtColor(np.multiply(image, np.float32(1 / 255)), cv2.COLOR_RGB2HSV)
+    colours[..., 0] += np.float32(360 * (shift % 1))  # OpenCV takes angles over 360 degrees, but none below 0
+    return cv2.convertScaleAbs(cv2.cvtColor(colours, cv2.COLOR_HSV2RGB), alpha=255)
+
+
+_GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with the digits of torchvision
+
+
+def _limited(values: np.ndarray) -> np.ndarray:
+    return values.clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +230,8 @@ class Augmentation:
         if self.color_jitter is not None:
             x1, y1, x2, y2 = _place_in_input(sample.meta)
             image = sample.image.clone()
-            image[y1:y2, x1:x2] = self.color_jitter(image[y1:y2, x1:x2], jittering)
+            part = image.numpy()[y1:y2, x1:x2]
+            part[:] = self.color_jitter(part, jittering)
             sample = replace(sample, image=image)
         return sample if self.cutout is None else self.cutout(sample, self.fill, cutting)
 
