@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 import torch
 
 from detector.config import Config
+from detector.core import distributed
 from detector.core.devices import pins
 from detector.core.errors import InputError
 from detector.core.structures import (
@@ -20,7 +21,7 @@ from detector.core.structures import (
 )
 from detector.data.augmentation import Augmentation, ColorJitter, Crop, Cutout, Expand
 from detector.data.loader import load, on_device
-from detector.data.samplers import TrainingBatches, aspect_groups
+from detector.data.samplers import Part, TrainingBatches, aspect_groups, parts
 from detector.data.samples import DrawRegions, InferenceViews, TrainingSamples, collate
 from detector.data.transforms import Colour, ImageTransform
 from detector.factory.model import build_normalization
@@ -37,6 +38,9 @@ def training_batches(
     draw_regions: DrawRegions | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the endless training batches from ``start_step`` on, on ``device``, where the training runs.
+
+    Each step has ``train.accumulate`` of them; they hold this process's share of the step's images, padded to
+    the largest of all.
 
     ``source`` returns the proposals of an image; ``draw_regions`` draws those of a step from them, and None
     draws none. Both are called by several threads at once.
@@ -63,11 +67,18 @@ def training_batches(
     )
     pin = pins(device)
 
-    def make(keys: Sequence[tuple[int, int]]) -> Batch:
-        return collate([sample(*key) for key in keys], pin=pin)
+    def make(part: Part) -> Batch:
+        others = [key for key in part.whole if key not in part.keys]
+        sizes = [sample.plan(*key).input_size for key in others]
+        return collate([sample(*key) for key in part.keys], pin=pin, sizes=sizes)
 
-    with closing(load(order, make, worker_count(config, device))) as batches:
+    with closing(load(own_parts(config, order), make, worker_count(config, device))) as batches:
         yield from on_device(batches, device)
+
+
+def own_parts(config: Config, order: TrainingBatches) -> Iterator[Part]:
+    """Return what this process computes of the batches, ``train.accumulate`` parts per step."""
+    return parts(order, distributed.rank(), distributed.world_size(), config.train.accumulate)
 
 
 def training_transform(config: Config) -> ImageTransform:
