@@ -10,10 +10,18 @@ import pytest
 import torch
 
 from detector.config import Config, load_config, stage_config
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.structures import Batch
 from detector.data.augmentation import Augmentation, ColorJitter, Crop, Cutout, Expand
-from detector.factory.loaders import build_augmentation, inference_transforms, mean_colour
+from detector.factory.data import class_names, load_training
+from detector.factory.loaders import (
+    build_augmentation,
+    inference_transforms,
+    mean_colour,
+    no_proposals,
+    training_batches,
+)
 from detector.factory.model import build_normalization
 from detector.models.weights import normalization
 from detector.ops.normalize import normalization_table
@@ -120,3 +128,27 @@ def test_a_stage_on_images_may_be_augmented_and_one_on_features_not() -> None:
     config = parse_config(changed, "test")
     active = [stage_config(config, stage).train.augment.active for stage in config.stages]
     assert active == [True, False, False, False]
+
+
+def test_augmented_parts_of_two_processes_are_the_batch_of_one(
+    tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also their padding, for which each process plans the images of the other without reading them."""
+    config = tiny(*AUGMENTED, "data.workers=0", "train.images_per_batch=4")
+    whole = batches(config, 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        own = slice(2 * rank, 2 * rank + 2)
+        for part, batch in zip(parts_of(config, 4), whole, strict=True):
+            assert torch.equal(part.images, batch.images[own])
+            assert part.metas == batch.metas[own]
+    assert len({batch.images.shape for batch in whole}) > 2
+
+
+def parts_of(config: Config, count: int) -> list[Batch]:
+    """The first batches of a process, without a task, which would compute with all processes."""
+    classes = class_names(config)
+    records = load_training(config, classes, training=True).records
+    with closing(training_batches(config, records, no_proposals, 0)) as made:
+        return list(islice(made, count))
