@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from detector.config import Config
-from detector.config.schema import CropPoolConfig, RoIPoolConfig, SPPPoolConfig
+from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolConfig, SPPPoolConfig
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch, Normalization
 from detector.engine.checkpoint import check_model_state
 from detector.engine.inference import ImagePredictor, RegionPredictor, with_weights_in
-from detector.engine.optim import build_sgd
+from detector.engine.optim import build_adamw, build_sgd
 from detector.factory.weights import differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
@@ -24,6 +24,7 @@ from detector.models.backbones import build_backbone as make_backbone
 from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
+from detector.models.hard_examples import EveryRegion, HardExamples
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
 from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
@@ -168,10 +169,24 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
             )
 
 
-def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
-    """Return the sampler of the RoIs of a training step and their targets (Fast R-CNN, section 2.3)."""
-    use_difficult = config.data.difficult == "train"
-    return RoISampler(coder, **dict(config.train.sampling), use_difficult=use_difficult)
+def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegion:
+    """Return what draws the RoIs of a training step and their targets, or gives all where the hardest count.
+
+    Random RoIs are those of Fast R-CNN, section 2.3; for the hardest see `build_hard_examples`.
+    """
+    settings = config.train.sampling.model_dump(exclude={"kind"})
+    settings["use_difficult"] = config.data.difficult == "train"
+    if isinstance(config.train.sampling, OhemSamplingConfig):
+        del settings["rois_per_image"]  # they are chosen once the network has seen all
+        return EveryRegion(coder, **settings)
+    return RoISampler(coder, **settings)
+
+
+def build_hard_examples(config: Config) -> HardExamples | None:
+    """Return what chooses the RoIs that a step trains on by their losses; None where they are drawn before."""
+    if not isinstance(config.train.sampling, OhemSamplingConfig):
+        return None
+    return HardExamples(config.train.sampling.rois_per_image, build_loss(config))
 
 
 def build_loss(config: Config) -> DetectionLoss:
@@ -179,10 +194,11 @@ def build_loss(config: Config) -> DetectionLoss:
     return DetectionLoss(config.train.box_loss_weight, config.train.smooth_l1_beta)
 
 
-def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
-    """Return SGD for the parameters of ``model`` that train."""
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD | torch.optim.AdamW:
+    """Return the config's optimizer for the parameters of ``model`` that train."""
     settings = config.train
-    return build_sgd(
+    build = {"sgd": build_sgd, "adamw": build_adamw}[settings.optimizer]
+    return build(
         model,
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,

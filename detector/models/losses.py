@@ -32,21 +32,36 @@ class DetectionLoss:
             losses["loss_box"] = self._box_loss(output.box_deltas.float(), sampled) / count
         return losses
 
-    def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
-        """Return the sum over the foreground, by masks: an index by a mask would wait for the device.
+    def per_region(self, output: HeadOutput, sampled: SampledRoIs) -> Tensor:
+        """Return the loss (R,) of each region, class and box together, without a division."""
+        losses = functional.cross_entropy(output.class_logits.float(), sampled.labels, reduction="none")
+        if output.box_deltas is None:
+            return losses
+        chosen, targets = _compared(output.box_deltas.float(), sampled)
+        box_losses = functional.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="none")
+        return losses + self.box_weight * box_losses.sum(dim=1)
 
-        Values that are masked out may be infinite or NaN; they add neither to the sum nor to the gradient.
-        """
-        labels = sampled.labels[:, None]
-        foreground = labels > 0
-        if deltas.shape[1] > 1:
-            own = (labels == torch.arange(deltas.shape[1], device=labels.device)) & foreground
-            chosen = torch.where(own[..., None], deltas, 0.0).sum(dim=1)  # exact: all but one are zero
-        else:
-            chosen = torch.where(foreground, deltas[:, 0], 0.0)
-        targets = torch.where(foreground, sampled.box_targets, 0.0)
+    def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
+        """Return the sum over the foreground."""
+        chosen, targets = _compared(deltas, sampled)
         loss = functional.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="sum")
         return self.box_weight * loss
+
+
+def _compared(deltas: Tensor, sampled: SampledRoIs) -> tuple[Tensor, Tensor]:
+    """Return the deltas of each region's own class and its targets, (R, 4) each, both zero for background.
+
+    They are chosen by masks: an index by a mask would wait for the device. Values that are masked out may be
+    infinite or NaN; they add neither to the loss nor to the gradient.
+    """
+    labels = sampled.labels[:, None]
+    foreground = labels > 0
+    if deltas.shape[1] > 1:
+        own = (labels == torch.arange(deltas.shape[1], device=labels.device)) & foreground
+        chosen = torch.where(own[..., None], deltas, 0.0).sum(dim=1)  # exact: all but one are zero
+    else:
+        chosen = torch.where(foreground, deltas[:, 0], 0.0)
+    return chosen, torch.where(foreground, sampled.box_targets, 0.0)
 
 
 def multi_label_loss(output: HeadOutput, presence: Tensor) -> dict[str, Tensor]:

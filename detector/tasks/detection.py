@@ -136,6 +136,7 @@ class RegionTask(BaseTask[AnyBatch]):
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
+        self.hard_examples = model_parts.build_hard_examples(config)
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
