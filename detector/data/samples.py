@@ -66,7 +66,9 @@ class TrainingSamples:
         """Return how the sample will be made, without reading the image."""
         record = self.records[index]
         rng = np.random.default_rng((self.seed, draw))
-        return self.transform.plan((record.height, record.width), record.image_id, rng, self._scale_rng(draw))
+        return self.transform.plan(
+            (record.height, record.width), record.image_id, rng, self._scale_rng(draw)
+        )
 
     def __call__(self, index: int, draw: int) -> Sample:
         """Return the sample. Raises InputError where the image or its proposals cannot be read."""

@@ -141,8 +141,8 @@ def _check_kind(optimizer: torch.optim.Optimizer, saved: dict[str, Any], source:
     before = "adamw" if of_adam or kept & _STATE["adamw"] else "sgd"
     if before != own:
         raise InputError(
-            f"{source}: the checkpoint has the state of train.optimizer: {before}, from which {own} cannot go "
-            f"on; a resumed run keeps train.optimizer. Set it to {before}, or name the checkpoint in "
+            f"{source}: the checkpoint has the state of train.optimizer: {before}, with which {own} cannot "
+            f"continue; a resumed run keeps train.optimizer. Set it to {before}, or name the checkpoint in "
             "train.initial_weights of a new run"
         )
 

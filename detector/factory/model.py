@@ -14,8 +14,8 @@ from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolCo
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch, Normalization
-from detector.engine.checkpoint import check_model_state
-from detector.engine.inference import ImagePredictor, RegionPredictor, with_weights_in
+from detector.engine.checkpoint import check_model_state, weights_to_use
+from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
 from detector.engine.optim import build_adamw, build_sgd
 from detector.factory.weights import differences, load_initial, load_published
 from detector.models import weights
@@ -85,8 +85,12 @@ def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None
     return model
 
 
-def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:
+def restore_model(
+    config: Config, checkpoint: dict[str, Any], source: str, *, raw: bool = False
+) -> RegionDetector:
     """Return the network with a checkpoint's weights, in evaluation mode; no weights file is read.
+
+    These are the averaged weights where there are any; ``raw`` takes those that were trained, for resuming.
 
     Raises:
         InputError: the weights do not fit the config's network, or its settings fit no network; ``source`` is
@@ -100,7 +104,7 @@ def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> Re
         raise InputError(f"{source}: {error}") from None
     check_model_state(shapes, checkpoint, source, differences(config, checkpoint.get("config")))
     model = _random_model(config, classes, None)
-    model.load_state_dict(checkpoint["model"])
+    model.load_state_dict(checkpoint["model"] if raw else weights_to_use(checkpoint))
     return model.eval()
 
 
@@ -183,7 +187,7 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegi
 
 
 def build_hard_examples(config: Config) -> HardExamples | None:
-    """Return what chooses the RoIs that a step trains on by their losses; None where they are drawn before."""
+    """Return what chooses the RoIs that a step trains on by their losses; None for random ones."""
     if not isinstance(config.train.sampling, OhemSamplingConfig):
         return None
     return HardExamples(config.train.sampling.rois_per_image, build_loss(config))
@@ -197,7 +201,7 @@ def build_loss(config: Config) -> DetectionLoss:
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD | torch.optim.AdamW:
     """Return the config's optimizer for the parameters of ``model`` that train."""
     settings = config.train
-    build = {"sgd": build_sgd, "adamw": build_adamw}[settings.optimizer]
+    build = build_sgd if settings.optimizer == "sgd" else build_adamw
     return build(
         model,
         learning_rate=settings.learning_rate,
@@ -232,7 +236,7 @@ def build_predictor(config: Config, model: RegionDetector, device: str) -> Predi
     ``model`` has to be in evaluation mode. The predictor may copy its weights: build another one after they
     change.
     """
-    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    precision = number_type(config.test.precision, device, "test.precision")
     model = with_weights_in(model, precision)
     if config.task == "classification":
         rois = partial(whole_image_rois, model.backbone)

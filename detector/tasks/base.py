@@ -14,7 +14,7 @@ from detector.config import Config
 from detector.core.structures import ImageRecord
 from detector.data.source import Dataset
 from detector.engine.determinism import cuda_algorithms
-from detector.engine.inference import autocast
+from detector.engine.inference import autocast, number_type
 from detector.factory import data as data_parts
 from detector.factory import model as model_parts
 from detector.factory.data import check_apart, load_training
@@ -42,6 +42,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
         """
         self.config = config
         self.device = device
+        self.number_type = number_type(config.train.precision, device, "train.precision")
         data_parts.ensure_data(config)
         self.classes = known_classes(config, state["classes"] if state else None)
         dataset = self._read_training(state)  # its faults end the run before any proposals are made
@@ -58,7 +59,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
         self.model = (
             model_parts.initial_model(config, self.classes, coder)
             if state is None
-            else model_parts.restore_model(config, state, state["file"])
+            else model_parts.restore_model(config, state, state["file"], raw=True)
         ).to(device)
 
     def _read_training(self, state: dict[str, Any] | None) -> Dataset:
@@ -98,5 +99,4 @@ class BaseTask(ABC, Generic[AnyBatch]):
 
     def autocast(self) -> torch.autocast:
         """Return the context that computes in ``train.precision``."""
-        half = self.config.train.precision == "bfloat16"
-        return autocast(self.device, torch.bfloat16 if half else torch.float32)
+        return autocast(self.device, self.number_type)

@@ -26,6 +26,7 @@ from detector.core.progress import note, show, track
 from detector.core.structures import ImageRecord, ProposalSource
 from detector.data.source import Dataset
 from detector.engine.checkpoint import load_checkpoint
+from detector.engine.inference import number_type
 from detector.engine.memory import peak_memory
 from detector.engine.run import UNSCORED, Assessment
 from detector.engine.run_folder import note_pictures
@@ -149,6 +150,7 @@ class Scorer(ABC, Generic[Result]):
         """
         self.config = config
         self.device = device
+        number_type(config.test.precision, device, "test.precision")  # its error should come before hours
         self.classes = classes
         scored = split or config.train.evaluate_split or config.data.test_split
         self.test_set = self._open(scored, load_split(config, scored, classes, training=False))

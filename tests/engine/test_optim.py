@@ -224,7 +224,7 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
 
 
 def test_adamw_takes_the_step_of_its_paper() -> None:
-    """m, v: means of g and g^2; w <- w - rate * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay * w)."""
+    """w <- w - rate * (m / (sqrt(v) + eps) + decay * w), m and v: the corrected means of g and g^2."""
     model = network()
     optimizer = adamw(model)
     assert optimizer.param_groups[0]["fused"]
@@ -280,7 +280,7 @@ def test_the_state_of_the_other_optimizer_is_refused(
     if steps:
         two_steps(optimizer)
     wanted = (
-        rf"a\.pt: .* of train\.optimizer: {names[0]}, from which {names[1]} cannot .*train\.initial_weights"
+        rf"a\.pt: .* of train\.optimizer: {names[0]}, with which {names[1]} cannot .*train\.initial_weights"
     )
     with pytest.raises(InputError, match=wanted):
         load_optimizer_state(after(network()), optimizer.state_dict(), "a.pt")
