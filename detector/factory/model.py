@@ -11,6 +11,7 @@ from torch import nn
 
 from detector.config import Config
 from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolConfig, SPPPoolConfig
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch, Normalization
@@ -21,7 +22,9 @@ from detector.factory.weights import differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
 from detector.models.backbones import build_backbone as make_backbone
+from detector.models.batch_norm import SharedBatchNorm2d
 from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.compiled import CompiledDetector
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
 from detector.models.hard_examples import EveryRegion, HardExamples
@@ -184,6 +187,23 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegi
         del settings["rois_per_image"]  # they are chosen once the network has seen all
         return EveryRegion(coder, **settings)
     return RoISampler(coder, **settings)
+
+
+def compiled(model: RegionDetector) -> CompiledDetector:
+    """Return ``model`` as training calls it, with its convolutions and head compiled.
+
+    Raises:
+        InputError: several processes share its batch statistics, for which compiled code cannot wait.
+    """
+    shared = any(
+        isinstance(module, SharedBatchNorm2d) and module.weight.requires_grad for module in model.modules()
+    )
+    if shared and distributed.world_size() > 1:
+        raise InputError(
+            "train.compile: several processes compute the batch statistics of this network together, which "
+            "compiled code cannot do; set train.compile to false, or train in one process"
+        )
+    return CompiledDetector(model)
 
 
 def build_hard_examples(config: Config) -> HardExamples | None:

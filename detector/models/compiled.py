@@ -44,7 +44,9 @@ class CompiledDetector:
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the feature levels of inputs (N, 3, H, W), as ``RegionDetector.features``."""
-        if self._convolutions is not None:  # they run on crops, and the levels are the images
+        size = images.shape[-2], images.shape[-1]
+        if self._convolutions is not None or min(self.model.backbone.map_size(size)) < 1:
+            # The convolutions run on crops, and the levels are the images; or the network refuses them.
             return self.model.features(images)
         return [self._features(images)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detector.config import Config
 from detector.core.devices import pins
-from detector.core.structures import HeadOutput, ImageMeta, SampledRoIs
+from detector.core.structures import ImageMeta, SampledRoIs
 from detector.data.loader import load, on_device
 from detector.data.samplers import Part, TrainingBatches
 from detector.data.samples import region_stream
@@ -71,9 +71,8 @@ class FineTuningTask(RegionTask[CachedBatch]):
     def _sampled(self, batch: CachedBatch) -> SampledRoIs:
         return batch.sampled
 
-    def _output(self, batch: CachedBatch) -> HeadOutput:
-        with self.autocast():
-            return self.model.predict(batch.levels, batch.sampled.rois, batch.sampled.roi_levels)
+    def _levels(self, batch: CachedBatch) -> Sequence[Tensor]:
+        return batch.levels
 
     def _batch(self, part: Part) -> CachedBatch:
         levels: list[Tensor] = []

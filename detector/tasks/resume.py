@@ -29,8 +29,9 @@ APPLIED = frozenset(
         "train": (
             "steps epochs images_per_batch accumulate scales scale_per resize max_size scale_jitter flip "
             "vertical_flip group_by_aspect sampling.kind sampling.rois_per_image "
-            "sampling.foreground_fraction sampling.foreground_iou sampling.background_iou sampling.far_background_fraction "
-            "sampling.add_targets learning_rate bias_lr_factor momentum weight_decay bias_decay "
+            "sampling.foreground_fraction sampling.foreground_iou sampling.background_iou "
+            "sampling.far_background_fraction sampling.add_targets learning_rate "
+            "bias_lr_factor momentum weight_decay bias_decay "
             "schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
             "schedule.warmup_start clip_gradient_norm box_loss_weight smooth_l1_beta ema precision compile "
             "deterministic log_every checkpoint_every keep_checkpoints evaluate_every early_stopping "

@@ -89,7 +89,7 @@ class ToyTask:
         self.finished: list[Any] = []
         self.scorer = self  # it evaluates the toy too
 
-    def assess(self, model: Any, *, last: bool) -> Assessment[Scored]:
+    def assess(self, model: Any, *, last: bool, raw: Any = None) -> Assessment[Scored]:
         model.eval()
         scored = Scored()
         return Assessment(chosen_by=scored, test=scored, headline=0.5, score_threshold=None)
@@ -99,6 +99,9 @@ class ToyTask:
 
     def facts(self) -> dict[str, Any]:
         return {"images": 0}
+
+    def validation_losses(self, model: Any) -> dict[str, float]:
+        return {}
 
     def pictures(self, evaluation: Any) -> list[np.ndarray]:
         return []

@@ -136,7 +136,10 @@ except InputError as error:
 
 def test_without_a_compiler_there_is_one_error(tmp_path: Any) -> None:
     """The cache is a new folder, in which nothing is compiled yet."""
-    settings = {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    settings = {
+        **{"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # starts no processes
+    }
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_COMPILER],
         env={**os.environ, **settings},
