@@ -175,15 +175,16 @@ class Run(Generic[AnyEvaluation]):
             InputError: a loss is no longer finite; names the step and the images. Or the folder cannot be
                 written.
         """
+        # First of all, since it makes the folder a run's: a process that is killed right after it can resume.
+        write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         with (
             self.task.computing(),
             closing(self.task.batches(self.step)) as batches,  # closing ends its threads
-            closing(RunLog(self.folder, self.step)) as self.log,
+            closing(RunLog(self.folder, self.step, self.evaluated)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
             if self.step == 0:
                 self.log.write("data", {"step": 0, **self.task.facts(), "steps": self.settings.steps})
-            write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
             with self._stop:
                 self._train(batches)
             if self._waited.steps:
@@ -341,6 +342,8 @@ class Run(Generic[AnyEvaluation]):
         self.best = self._best_of(state) if same_evaluations else self._forget_best(state)
         self._note_threads(state.get("threads"))
         checkpoints.set_random_states(state["random"])
+        if self.step:  # a finished run is saved again without a step that would set it
+            set_learning_rate(self.optimizer, self.schedule(self.step - 1))
 
     def _best_of(self, state: Mapping[str, Any]) -> dict[str, float]:
         """Return the best step so far if ``best.pt`` holds it or can be restored, otherwise nothing."""

@@ -66,6 +66,7 @@ def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
                     f"{folder}: holds a run already; go on with --resume, start over with --overwrite, or "
                     "give another --output"
                 )
+            remove_unfinished(folder)
             before = snapshot(folder)
             try:
                 yield
@@ -208,6 +209,11 @@ def remove_start(folder: Path, before: set[Path]) -> None:
     _remove_empty(snapshot(folder) - before)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files of a process that was killed in ``folder``, whose lock must be held."""
+    remove_files(folder, [path for path in _own_files(folder) if path.suffix == ".tmp"])
+
+
 def remove_files(folder: Path, files: Iterable[Path]) -> None:
     """Delete ``files`` and then each folder below ``folder`` that is empty without them."""
     parents: set[Path] = set()
@@ -258,6 +264,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield the files at and below the names that a run uses; links are not followed below them."""
     for name in _ROOTS:
         place = folder / name
+        yield from folder.glob(f".{name}.*.tmp")  # of a process that was killed
         if place.is_dir():
             yield from (path for path in sorted(place.rglob("*")) if path.is_symlink() or not path.is_dir())
         elif place.exists():
