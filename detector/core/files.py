@@ -105,7 +105,8 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool =
     A reader of ``path`` sees either the whole old content or the whole new content, even after a crash. With
     ``durable`` the content and then the new name are forced to the disk. If the block raises, ``path`` stays
     as it was and the temporary file is removed. A killed process leaves its temporary file behind,
-    ``.NAME.PID.tmp``, which `remove_abandoned` removes. Text ("w") is written as UTF-8, with a lone surrogate as ``\\udcXX``.
+    ``.NAME.PID.tmp``, which `remove_abandoned` removes. Text ("w") is written as UTF-8, with a lone surrogate
+    as ``\\udcXX``.
 
     Raises:
         InputError: the folder cannot be made or written, or the disk is full; gives the system's reason.

@@ -44,7 +44,9 @@ class RunLog:
         try:
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = Board(folder / "tensorboard", lambda tag, at: stays(tag.partition("/")[0], at))
+            self._board = Board(
+                folder / "tensorboard", step, lambda tag, at: stays(tag.partition("/")[0], at)
+            )
         except OSError as error:
             raise InputError(f"{folder}: cannot write the run's log: {error.strerror}") from None
 
@@ -71,7 +73,7 @@ class RunLog:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn an error of the disk, which TensorBoard's thread may raise late, into one clear error."""
+        """Turn an error of the disk into one clear error."""
         try:
             yield
         except OSError as error:

@@ -2,8 +2,8 @@
 
 Each round starts a run in an empty folder, kills it with SIGKILL once per phase, resumes it every time and
 lets it end. Checkpoints, metrics, logs, TensorBoard's values, result files, pictures and proposals must be
-those of the run that was never killed, bit for bit apart from times, and no other file may be left. Exit status
-1 if anything differs.
+those of the run that was never killed, bit for bit apart from times, and no other file may be left. Exit
+status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Summary:
     differences: list[str] = field(default_factory=list)
 
     def table(self, seconds: float) -> Table:
-        table = Table("phase", "kills", title=f"{self.kills.total()} kills in {self.rounds} rounds, {seconds:.0f} s")
+        table = Table(
+            "phase", "kills", title=f"{self.kills.total()} kills in {self.rounds} rounds, {seconds:.0f} s"
+        )
         for phase, count in sorted(self.kills.items()):
             table.add_row(phase, str(count))
         return table
@@ -106,7 +108,9 @@ class Soak:
         kind = self.draw.choice(TORN if phase == "checkpoint" else (TORN[0], TORN[2]))
         of_whole = self.reports[scenario.name]
         count = of_whole.begun[phase] if kind == TORN[1] else of_whole.changes[phase]
-        plan = Plan(phase, self.draw.randint(1, max(count // 2, 1)), self.draw.random() if kind == TORN[1] else None)
+        plan = Plan(
+            phase, self.draw.randint(1, max(count // 2, 1)), self.draw.random() if kind == TORN[1] else None
+        )
         life = self._start(scenario, folder, plan if kind != TORN[2] else Plan())
         if kind == TORN[2] or not count:
             life.kill_in(phase, self.draw.uniform(0, of_whole.seconds[phase] / max(of_whole.begun[phase], 1)))
@@ -128,8 +132,12 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=50, help="how many times a run is killed (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default 0)")
-    parser.add_argument("--out", type=Path, required=True, help="an empty or new folder, for all runs and soak.json")
-    parser.add_argument("--processes", type=int, default=1, help="processes per run, started by torchrun (default 1)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="an empty or new folder, for all runs and soak.json"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes per run, started by torchrun (default 1)"
+    )
     arguments = parser.parse_args()
     if arguments.out.exists() and any(arguments.out.iterdir()):
         parser.error(f"{arguments.out} is not empty")

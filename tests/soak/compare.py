@@ -101,5 +101,7 @@ def _events(folder: Path) -> dict[str, list[tuple[int, float | bytes]]]:
     every = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
     tags = every.Tags()
     scalars = {tag: [(one.step, one.value) for one in every.Scalars(tag)] for tag in tags["scalars"]}
-    images = {tag: [(one.step, one.encoded_image_string) for one in every.Images(tag)] for tag in tags["images"]}
+    images = {
+        tag: [(one.step, one.encoded_image_string) for one in every.Images(tag)] for tag in tags["images"]
+    }
     return {tag: values for tag, values in (scalars | images).items() if not _TIMES.fullmatch(tag)}

@@ -47,7 +47,9 @@ class Life:
             self._single = context.Process(target=run_victim, args=given)
             self._single.start()
             return
-        text = json.dumps({"arguments": arguments, "folder": str(folder), "report": str(report), "plan": plan})
+        text = json.dumps(
+            {"arguments": arguments, "folder": str(folder), "report": str(report), "plan": plan}
+        )
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         command += ["--master-port", "0", "-m", "tests.soak.victim", text]
         with self.output.open("ab") as output:
