@@ -182,9 +182,9 @@ def measure(folder: Path, target: str, work: Path, *, resume: bool) -> None:
     run = start_run(load_config(path, []), work / target, "cpu", resume=resume)
     step, done = run.task.step, 0
 
-    def timed_step(batch: Any) -> Any:
+    def timed_step(batch: Any, count: float) -> Any:
         nonlocal done
-        losses = step(batch)
+        losses = step(batch, count)
         done += 1
         if done == 1:
             clock.stop()

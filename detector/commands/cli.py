@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from detector.core.command_line import as_called
 from detector.core.errors import InputError
 from detector.core.machine import use_huge_pages, wait_without_spinning
-from detector.core.progress import note
+from detector.core.progress import note, speaker
 
 # The tools import this module before torch.
 wait_without_spinning()
@@ -121,17 +123,40 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except InputError as error:
-        print(as_called(f"error: {error}"), file=sys.stderr)
+        print(as_called(f"{speaker()}error: {error}"), file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "ProcessLost":  # its module would import torch
+            _end_at_once(f"{speaker()}error: {error}")
         if not _is_out_of_memory(error):
             raise
-        print(f"error: {_OUT_OF_MEMORY}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
+        first = str(error).splitlines()[0] if str(error) else ""
+        print(f"{speaker()}error: {_OUT_OF_MEMORY}: {first}", file=sys.stderr)
         status = 2
     sys.exit(status)
+
+
+def _end_at_once(message: str) -> NoReturn:
+    """End the process without waiting for GPUs or threads, which may wait for a process that is gone."""
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+@contextmanager
+def processes(device: str) -> Iterator[str]:
+    """Join the processes of ``torchrun``, if it started this one, and give the device of this process.
+
+    ``device`` is the value of ``--device``.
+    """
+    from detector.core.distributed import joined
+    from detector.factory.resources import choose_device
+
+    chosen = choose_device(device)
+    with joined(chosen):
+        yield chosen
 
 
 class _Warnings(logging.Handler):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,8 @@ from detector.config import Config
 from detector.core.errors import InputError, listed
 from detector.core.progress import note, show
 
-EXAMPLE = "python tools/replay.py runs/mine/faults/step_120.pt"
+EXAMPLE = """python tools/replay.py runs/mine/faults/step_120.pt
+  python tools/replay.py runs/mine/faults/step_120.pt train.clip_gradient_norm=10"""
 
 
 def main() -> int:
@@ -33,14 +33,14 @@ def main() -> int:
 
     path = Path(arguments.fault)
     fault = read_fault(path)
-    config = parse_stored(fault.config, str(path))
+    config = parse_stored(fault.config, arguments.overrides, str(path))
     device = choose_device(arguments.device)
     use_cores(config, device)
     if device != fault.device:
         note(f"warning: the run computed on {fault.device}, the replay computes on {device}; bits may differ")
 
-    def compare(step: int, batch: Any) -> None:
-        if step == fault.step and not is_same(batch, fault.batch):
+    def compare(step: int, parts: list[Any]) -> None:
+        if step == fault.step and not is_same(parts, fault.batches):
             note(
                 f"warning: the batch of step {step} is not the one in {path}: images or settings have changed"
             )
@@ -64,19 +64,21 @@ def main() -> int:
 
 def start(config: Config, path: Path, step: int, place: Path, device: str) -> Any:
     """Return the run as of its last sound checkpoint before ``step``, in the empty folder ``place``."""
-    from detector.engine.checkpoint import DamagedCheckpoint, load_resumable
+    from detector.engine.checkpoint import DamagedCheckpoint, load_resumable, save_checkpoint
     from detector.engine.faults import checkpoints_before
     from detector.tasks.start import build_task, start_run
 
     folder = path.resolve().parent.parent
     for checkpoint in reversed(checkpoints_before(folder, step)):
         try:
-            load_resumable(checkpoint)
+            state = load_resumable(checkpoint)
         except DamagedCheckpoint as error:
             note(f"warning: {error}")
             continue
-        (place / "checkpoints").mkdir()
-        shutil.copyfile(checkpoint, place / "checkpoints" / checkpoint.name)
+        known = {key: value for key, value in state.items() if key != "file"}
+        save_checkpoint(
+            place / "checkpoints" / checkpoint.name, {**known, "best": {}}
+        )  # no best.pt is needed
         note(f"replaying from {checkpoint}")
         break
     else:
@@ -126,6 +128,9 @@ def describe(result: dict[str, Any], finding: Any) -> list[str]:
 def parse() -> argparse.Namespace:
     parser = cli.make_parser(__doc__ or "", EXAMPLE)
     parser.add_argument("fault", metavar="FILE", help="faults/step_N.pt in a run's folder, or in a stage's")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="config values to try instead of the run's"
+    )
     cli.add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()

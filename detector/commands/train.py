@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
 from detector.commands import cli
@@ -20,14 +21,16 @@ def main() -> int:
         require_stage(config, arguments.stage)
     folder = Path(arguments.output or f"runs/{Path(arguments.config).stem}")
 
+    from detector.core.distributed import is_main, main_first
     from detector.engine.run import StopRequested
-    from detector.factory.resources import choose_device, use_cores
+    from detector.factory.resources import use_cores
 
     try:
-        with run_folder(
-            folder, go_on=arguments.resume or bool(arguments.stage), overwrite=arguments.overwrite
-        ):
-            device = choose_device(arguments.device)
+        with cli.processes(arguments.device) as device, ExitStack() as held:
+            with main_first():  # it holds the folder before the others look into it
+                if is_main():
+                    go_on = arguments.resume or bool(arguments.stage)
+                    held.enter_context(run_folder(folder, go_on=go_on, overwrite=arguments.overwrite))
             use_cores(config, device)
             (train_stages if config.stages else train)(config, folder, device, arguments)
     except StopRequested as stop:
@@ -38,6 +41,7 @@ def main() -> int:
 
 def train(config: Config, folder: Path, device: str, arguments: argparse.Namespace) -> None:
     """Do a run, from the start or from its last checkpoint, and report its last evaluation."""
+    from detector.core.distributed import is_main
     from detector.tasks.start import start_run
 
     run = start_run(
@@ -48,7 +52,7 @@ def train(config: Config, folder: Path, device: str, arguments: argparse.Namespa
         accept_changed_data=arguments.accept_changed_data,
         loading=process_seconds(),
     )
-    if arguments.overwrite:
+    if arguments.overwrite and is_main():
         start_over(folder)  # only after the data and the network have been checked
     run.run()
     run.finish()

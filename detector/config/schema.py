@@ -691,7 +691,12 @@ class TrainConfig(Section):
     """Passes over the training images: the run has ceil(epochs * images / ``images_per_batch``) steps, which
     its log records. In a config that inherits the other of the two, the one that is given replaces it."""
     images_per_batch: int = Field(default=2, ge=1, le=4096)
-    """Images per step."""
+    """Images per step, those of all processes and of all ``accumulate`` parts together. It is divided evenly
+    among them."""
+    accumulate: int = Field(default=1, ge=1, le=4096)
+    """Into how many parts each process divides its images of a step, computing one after the other: N parts
+    take about 1/N of the memory. The gradient is that of the whole step, so no other setting changes with it;
+    only batch normalisation that is being trained averages over each part."""
     scales: Scales = (600,)
     """Sides of the input in pixels; which side is set by ``resize``. One is drawn at random per image, or as
     ``scale_per`` says."""
@@ -773,6 +778,11 @@ class TrainConfig(Section):
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
             raise ValueError(f"train needs exactly one of train.steps and train.epochs; {given} is given")
+        if self.images_per_batch % self.accumulate:
+            raise ValueError(
+                f"train.accumulate: {self.images_per_batch} images per step (train.images_per_batch) cannot "
+                f"be divided evenly into {self.accumulate} parts"
+            )
         if self.scale_jitter is not None and self.scale_jitter[0] > self.scale_jitter[1]:
             raise ValueError("train.scale_jitter must be [low, high] with low <= high")
         return self

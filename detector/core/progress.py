@@ -37,8 +37,40 @@ console = Console(stderr=True)
 """Progress and notes go to standard error; standard output is only for results."""
 
 
+_rank = 0
+_muted = False
+
+
+def speak_as(rank: int) -> None:
+    """Let this process, of a training with several, print as ``rank``: only rank 0 prints all.
+
+    Another process prints only warnings, and names its rank in them.
+    """
+    global _rank
+    _rank = rank
+
+
+def speaker() -> str:
+    """Return what a warning or an error of this process begins with: nothing in rank 0."""
+    return f"rank {_rank}: " if _rank else ""
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let only rank 0 print inside the block, in which every process does the same."""
+    global _muted
+    before, _muted = _muted, True
+    try:
+        yield
+    finally:
+        _muted = before
+
+
 def note(text: str) -> None:
     """Print one line about what is happening."""
+    if _rank and (_muted or not text.startswith("warning")):
+        return
+    text = f"{speaker()}{text}"
     console.print(
         printable_lines(as_called(text)), markup=False, highlight=False, soft_wrap=True, emoji=False
     )
@@ -46,15 +78,21 @@ def note(text: str) -> None:
 
 def show(result: str | Table) -> None:
     """Print a result to standard output: lines of text, or a table whose names are `Text`, not markup."""
+    if _rank:
+        return
     if isinstance(result, str):
         print(printable_lines(result), flush=True)
     else:
         Console().print(result)
 
 
+def _draws_bars() -> bool:
+    return console.is_terminal and not _rank
+
+
 def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
     """Yield ``items`` and show a bar with counts, elapsed time and ETA if there is a terminal."""
-    if not console.is_terminal:
+    if not _draws_bars():
         yield from items
         return
     with _bar() as bar:
@@ -67,7 +105,7 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 @contextmanager
 def progress_bar(description: str) -> Iterator[ReportProgress]:
     """Provide a function that shows progress: by a bar on a terminal, otherwise a line every 30 seconds."""
-    if not console.is_terminal:
+    if not _draws_bars():
         yield _lines(description)
         return
     with _bar() as bar:
@@ -143,5 +181,5 @@ def _bar() -> Progress:
         TextColumn("ETA"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not _draws_bars(),
     )

@@ -66,9 +66,7 @@ class TrainingSamples:
         """Return how the sample will be made, without reading the image."""
         record = self.records[index]
         rng = np.random.default_rng((self.seed, draw))
-        return self.transform.plan(
-            (record.height, record.width), record.image_id, rng, self._scale_rng(draw)
-        )
+        return self.transform.plan((record.height, record.width), record.image_id, rng, self._scale_rng(draw))
 
     def __call__(self, index: int, draw: int) -> Sample:
         """Return the sample. Raises InputError where the image or its proposals cannot be read."""
@@ -103,13 +101,14 @@ class InferenceViews:
         return [make_sample(record, image, proposals, meta) for meta in metas]
 
 
-def collate(samples: Sequence[Sample], *, pin: bool = False) -> Batch:
+def collate(samples: Sequence[Sample], *, pin: bool = False, sizes: Sequence[tuple[int, int]] = ()) -> Batch:
     """Put N samples into one batch; ``pin`` puts what goes to a GPU into page-locked memory.
 
-    Images are padded with zeros at the right and bottom. `RegionDetector.inputs` replaces the padding.
+    Images are padded with zeros at the right and bottom, to the largest of them and of ``sizes``, (height,
+    width) each, those of images in other parts of the batch. `RegionDetector.inputs` replaces the padding.
     """
-    height = max(sample.image.shape[0] for sample in samples)
-    width = max(sample.image.shape[1] for sample in samples)
+    every = [*sizes, *(sample.meta.input_size for sample in samples)]
+    height, width = (max(sides) for sides in zip(*every, strict=True))
     images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8, pin_memory=pin)
     places = images.numpy()
     for place, sample in zip(places, samples, strict=True):

@@ -1,24 +1,27 @@
 """``faults/step_N.pt`` in a run's folder: the batch of step N, whose loss was not finite, for a replay.
 
 The file is a dict of plain values and tensors: ``format``, ``step``, ``losses`` by name, ``image_ids``,
-``batch`` (every field of the batch: images, sizes, regions, labels, targets, ...), ``config`` (the resolved
-config, with the seed), ``classes``, ``device``, and ``checkpoint``, the name of the last checkpoint before
-the step, or None. The losses of a run are read only when a line of its log is due, so the weights before step
-N are no longer there; a replay computes them again from that checkpoint.
+``batches`` (one per part of the step, with every field: images, sizes, regions, labels, targets, ...),
+``config`` (the resolved config, with the seed), ``classes``, ``device``, and ``checkpoint``, the name of the
+last checkpoint before the step, or None. The losses of a run are read only when a line of its log is due, so
+the weights before step N are no longer there; a replay computes them again from that checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from torch import Tensor
 
-from detector.core.errors import InputError
+from detector.core import distributed
+from detector.core.errors import InputError, listed, printable
 from detector.core.files import atomic_write
 from detector.core.tensor_files import walk
 from detector.engine.checkpoint import MAX_CLASSES, ClassName, is_plain, numbered_checkpoints, read_saved
@@ -30,13 +33,22 @@ FORMAT = 1
 class LossNotFinite(InputError):
     """A loss is NaN or infinite; ``step`` is the first step with one, and ``losses`` are its losses."""
 
-    def __init__(
-        self, message: str, step: int, losses: Mapping[str, float], image_ids: Sequence[str]
-    ) -> None:
-        super().__init__(message)
+    in_every_process = True
+
+    def __init__(self, step: int, losses: Mapping[str, float], image_ids: Sequence[str]) -> None:
         self.step = step
         self.losses = dict(losses)
         self.image_ids = list(image_ids)
+        self.outcome = ""
+        """What became of the batch, as a sentence."""
+        super().__init__(step)
+
+    def __str__(self) -> str:
+        return printable(
+            f"the loss is no longer finite at step {self.step}: {self.losses}; the images were "
+            f"{listed(self.image_ids)}. Lower train.learning_rate, lengthen the warm-up, or set "
+            f"train.clip_gradient_norm{self.outcome}"
+        )
 
 
 class Fault(BaseModel):
@@ -47,40 +59,61 @@ class Fault(BaseModel):
     step: Annotated[int, Field(strict=True, ge=1, le=2**53)]
     losses: dict[InstanceOf[str], Annotated[float, Field(strict=True)]]
     image_ids: list[InstanceOf[str]]
-    batch: Any
+    batches: list[Any]
     config: dict[Any, Any]
     classes: Annotated[list[ClassName], Field(max_length=MAX_CLASSES)]
     device: InstanceOf[str]
     checkpoint: Annotated[str, Field(pattern=r"^step_[0-9]{1,15}\.pt$")] | None
 
 
-def save_fault(
-    folder: Path,
-    error: LossNotFinite,
-    *,
-    batch: Any,
-    config: Mapping[str, Any],
-    classes: Sequence[str],
-    device: str,
-) -> Path:
-    """Write the fault file of a run in ``folder`` and return its path; ``batch`` is that of the error's step.
+class FaultyRun(Protocol):
+    """What is kept of a run (`detector.engine.run.Run`) whose loss is not finite."""
+
+    folder: Path
+    config: dict[str, Any]
+    task: Any
+    settings: Any
+
+
+@contextmanager
+def kept(run: FaultyRun) -> Iterator[None]:
+    """Write the fault file of a `LossNotFinite` that is raised inside the block, and name it in the error."""
+    try:
+        yield
+    except LossNotFinite as error:
+        if distributed.is_main():
+            try:
+                path = save_fault(run, error)
+            except InputError as failure:
+                error.outcome = f". Its batch could not be kept: {failure}"
+            else:
+                command = shlex.join(["python", "tools/replay.py", str(path)])
+                error.outcome = f". `{command}` finds the first value that is not finite"
+        raise
+
+
+def save_fault(run: FaultyRun, error: LossNotFinite) -> Path:
+    """Make the batches of the error's step again, write the fault file of ``run``, and return its path.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or an image can no longer be read.
     """
-    before = checkpoints_before(folder, error.step)
+    # The whole step, not only the share of this process.
+    with distributed.alone(), closing(run.task.batches(error.step - 1)) as batches:
+        parts = [as_plain(next(batches)) for _ in range(run.settings.accumulate)]
+    before = checkpoints_before(run.folder, error.step)
     content = {
         "format": FORMAT,
         "step": error.step,
         "losses": error.losses,
         "image_ids": error.image_ids,
-        "batch": as_plain(batch),
-        "config": dict(config),
-        "classes": list(classes),
-        "device": device,
+        "batches": parts,
+        "config": run.config,
+        "classes": list(run.task.classes),
+        "device": str(run.task.device),
         "checkpoint": before[-1].name if before else None,
     }
-    path = folder / FOLDER / f"step_{error.step}.pt"
+    path = run.folder / FOLDER / f"step_{error.step}.pt"
     with atomic_write(path) as file:
         torch.save(content, file)
     return path
@@ -100,7 +133,7 @@ def read_fault(path: Path) -> Fault:
         InputError: missing, or not a fault file; names the key.
     """
     state = read_saved(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "batch" not in state:
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(
             f"{path}: not the file of a step whose loss was not finite (faults/step_N.pt of a run)"
         )

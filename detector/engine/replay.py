@@ -8,9 +8,11 @@ operation), the gradients of the parameters, and the parameters after the step.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -70,10 +72,11 @@ class Replayable(Protocol):
 
     step: int
     task: Any
+    settings: Any
     optimizer: torch.optim.Optimizer
 
-    def advance(self, batch: Any) -> dict[str, Tensor]:
-        """Do one step of the optimizer and return its losses."""
+    def advance(self, parts: Sequence[Any]) -> object:
+        """Do one step of the optimizer with its batches."""
 
 
 class _Found(Exception):
@@ -92,21 +95,26 @@ class Outcome:
 
 
 def replay(
-    run: Replayable, until: int, on_batch: Callable[[int, Any], None] = lambda _step, _batch: None
+    run: Replayable, until: int, on_batches: Callable[[int, Any], None] = lambda _step, _parts: None
 ) -> Outcome:
     """Compute the steps of ``run`` up to step ``until``, or up to the first value that is not finite.
 
-    ``on_batch`` gets each step's number and its batch as plain values.
+    ``on_batches`` gets each step's number and its batches as plain values.
     """
     image_ids: list[str] = []
-    with run.task.computing(), closing(run.task.batches(run.step)) as batches, _inspected(run):
+    with (
+        run.task.computing(),
+        closing(run.task.batches(run.step)) as batches,
+        _inspected(run),
+        warnings.catch_warnings(record=True, category=UserWarning) as traces,  # of anomaly detection
+    ):
         run.task.model.train()
         while run.step < until:
-            step, batch = run.step + 1, next(batches)
-            image_ids = [meta.image_id for meta in batch.metas]
-            on_batch(step, as_plain(batch))
+            step, parts = run.step + 1, [next(batches) for _ in range(run.settings.accumulate)]
+            image_ids = [meta.image_id for batch in parts for meta in batch.metas]
+            on_batches(step, as_plain(parts))
             try:
-                run.advance(batch)
+                run.advance(parts)
                 _check_parameters(run.task.model)
             except _Found as found:
                 return Outcome(step, found.finding, image_ids)
@@ -114,7 +122,7 @@ def replay(
                 operation = re.search(r"Function '(\w+)' returned nan values", str(error))
                 if operation is None:
                     raise
-                return Outcome(step, Finding("operation", operation[1], "backpropagation"), image_ids)
+                return Outcome(step, Finding("operation", operation[1], _caller(traces)), image_ids)
     return Outcome(run.step, None, image_ids)
 
 
@@ -123,10 +131,10 @@ def _inspected(run: Replayable) -> Iterator[None]:
     """Raise `_Found` inside the block as soon as a value of a step is not finite."""
     model, step = run.task.model, run.task.step
 
-    def checked(batch: Any) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = step(batch)
+    def checked(*given: Any) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = step(*given)
         for name, loss in losses.items():
-            _check(loss, lambda values, name=name: Finding("loss", name, values=values))
+            _check(loss, partial(_finding, "loss", name))
         return losses
 
     with ExitStack() as stack:
@@ -142,6 +150,18 @@ def _inspected(run: Replayable) -> Iterator[None]:
         yield
 
 
+def _caller(traces: Sequence[warnings.WarningMessage]) -> str:
+    """Return where this project called the operation that anomaly detection has found, as it reports."""
+    for trace in reversed(traces):
+        places = re.findall(
+            r'File "([^"]+)", line (\d+), in ', str(trace.message).partition("forward call")[2]
+        )
+        own = [place for place in places if "site-packages" not in place[0]] or places
+        if own:
+            return f"called in {own[-1][0]}, line {own[-1][1]}"
+    return ""
+
+
 class _Hook:
     """Inspects what a layer returns, and later the gradient with respect to that."""
 
@@ -150,24 +170,19 @@ class _Hook:
 
     def __call__(self, module: nn.Module, given: Any, output: Any) -> None:
         kind = type(module).__name__
+
+        def finding(values: Values) -> Finding:
+            inputs = [Values.of(one) for one in _tensors(given)]
+            parameters = {name: Values.of(one) for name, one in module.named_parameters()}
+            return Finding("layer", self.name, kind, values, inputs, parameters)
+
+        def gradient(values: Values) -> Finding:
+            return Finding("gradient of a layer", self.name, kind, values)
+
         for tensor in _tensors(output):
-            _check(
-                tensor,
-                lambda values: Finding(
-                    "layer",
-                    self.name,
-                    kind,
-                    values,
-                    [Values.of(one) for one in _tensors(given)],
-                    {name: Values.of(one) for name, one in module.named_parameters()},
-                ),
-            )
+            _check(tensor, finding)
             if tensor.requires_grad:
-                tensor.register_hook(
-                    lambda grad: _check(
-                        grad, lambda values: Finding("gradient of a layer", self.name, kind, values)
-                    )
-                )
+                tensor.register_hook(lambda grad: _check(grad, gradient))
 
 
 def _check(tensor: Tensor, finding: Callable[[Values], Finding]) -> None:
@@ -179,18 +194,16 @@ def _check_gradients(model: nn.Module) -> None:
     """Look at the parameters from the last layer to the first, as backpropagation does."""
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None:
-            shown = {name: Values.of(parameter)}
-            _check(
-                parameter.grad,
-                lambda values, name=name, shown=shown: Finding(
-                    "gradient of a parameter", name, values=values, parameters=shown
-                ),
-            )
+            _check(parameter.grad, partial(_finding, "gradient of a parameter", name, of=parameter))
 
 
 def _check_parameters(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        _check(parameter.detach(), lambda values, name=name: Finding("parameter", name, values=values))
+        _check(parameter.detach(), partial(_finding, "parameter", name))
+
+
+def _finding(part: str, name: str, values: Values, of: Tensor | None = None) -> Finding:
+    return Finding(part, name, values=values, parameters={} if of is None else {name: Values.of(of)})
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -5,11 +5,13 @@ A `Run` owns its folder, log, checkpoints and the loop. What is trained, and how
 
 from __future__ import annotations
 
+import json
 import signal
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
@@ -19,14 +21,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.files import link_or_copy, write_text
 from detector.core.progress import TrainingProgress, note
 from detector.core.structures import ImageRecord
 from detector.engine import checkpoint as checkpoints
+from detector.engine import faults
+from detector.engine.faults import LossNotFinite
 from detector.engine.memory import peak_gpu_memory
 from detector.engine.optim import Schedule, clip_gradients, load_optimizer_state, set_learning_rate
-from detector.engine.run_log import RunLog
+from detector.engine.run_log import open_log
 
 UNSCORED = -1.0
 """The headline of an evaluation without a metric; of such checkpoints the newest is kept as the best."""
@@ -102,10 +107,19 @@ class Task(Protocol[AnyEvaluation]):
         """Return the context in which everything is computed."""
 
     def batches(self, start: int) -> Generator[Any, None, None]:
-        """Return the endless training batches from step ``start`` on; they have ``metas``, one per image."""
+        """Return the endless training batches from step ``start`` on; they have ``metas``, one per image.
 
-    def step(self, batch: Any) -> dict[str, Tensor]:
-        """Return the named scalar losses of one batch, whose sum is minimised."""
+        Each step has ``accumulate`` of them.
+        """
+
+    def count(self, batch: Any) -> int:
+        """Return over how many losses, of RoIs or images, a batch is to be averaged."""
+
+    def step(self, batch: Any, count: float) -> dict[str, Tensor]:
+        """Return the named scalar losses of one batch, whose sum is minimised.
+
+        They are sums divided by ``count``, that of all batches that the step consists of.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +127,8 @@ class RunSettings:
     """How long a run trains and when it logs, saves and evaluates; a step is a completed optimizer step.
 
     All three also happen after the last step. ``evaluate_every`` None evaluates only then;
-    ``keep_checkpoints`` None keeps every ``step_N.pt``; ``clip_gradient_norm`` None clips nothing.
+    ``keep_checkpoints`` None keeps every ``step_N.pt``; ``clip_gradient_norm`` None clips nothing;
+    ``accumulate`` is the number of batches per step whose gradients are added.
     """
 
     steps: int
@@ -122,10 +137,13 @@ class RunSettings:
     evaluate_every: int | None
     keep_checkpoints: int | None
     clip_gradient_norm: float | None
+    accumulate: int = 1
 
 
 class StopRequested(Exception):
     """SIGINT or SIGTERM came; the run is saved and can be resumed."""
+
+    in_every_process = True
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
@@ -172,20 +190,21 @@ class Run(Generic[AnyEvaluation]):
 
         Raises:
             StopRequested: after SIGINT or SIGTERM, once the current step is done and saved.
-            InputError: a loss is no longer finite; names the step and the images. Or the folder cannot be
-                written.
+            LossNotFinite: names the step, the images, and the file for a replay; no checkpoint has this loss.
+            InputError: the folder cannot be written.
         """
         # First of all, since it makes the folder a run's: a process that is killed right after it can resume.
-        write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+        if distributed.is_main():
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         with (
             self.task.computing(),
             closing(self.task.batches(self.step)) as batches,  # closing ends its threads
-            closing(RunLog(self.folder, self.step, self.evaluated)) as self.log,
+            closing(open_log(self.folder, self.step, self.evaluated)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
             if self.step == 0:
                 self.log.write("data", {"step": 0, **self.task.facts(), "steps": self.settings.steps})
-            with self._stop:
+            with self._stop, faults.kept(self):
                 self._train(batches)
             if self._waited.steps:
                 note(self._waited.summary())
@@ -197,6 +216,8 @@ class Run(Generic[AnyEvaluation]):
     def finish(self) -> None:
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
         assert self.evaluation is not None  # there is one after `run`
+        if not distributed.is_main():
+            return
         best = self._path("best")
         costs = {"seconds": round(self.seconds(), 1), **self._waited.metrics()}
         self.task.scorer.finish(self.folder, best, self.evaluation, costs)
@@ -213,13 +234,10 @@ class Run(Generic[AnyEvaluation]):
             self._evaluate()  # the run was stopped before it could
             self._save()
         while self.step < settings.steps:
-            rate = set_learning_rate(self.optimizer, self.schedule(self.step))
             with self._waited.for_data():
-                batch = next(batches)
-            losses = self.task.step(batch)
-            self._update(losses)
-            self.step += 1
-            self._losses.add(losses, [meta.image_id for meta in batch.metas])
+                parts = [next(batches) for _ in range(settings.accumulate)]
+            rate, losses = self.advance(parts)
+            self._losses.add(losses, [meta.image_id for batch in parts for meta in batch.metas])
             self._waited.end_step()
             self.progress.step(self.step)
             if self._due(settings.log_every):
@@ -230,18 +248,54 @@ class Run(Generic[AnyEvaluation]):
                 self._evaluate()
                 if self._due(settings.checkpoint_every) and self.evaluated == self.step:
                     self._save()
-            if self._stop.number is not None:
+            if self._stop.agreed:
                 break
-        if self._stop.number is not None:
+        if self._stop.agreed:
             self._save()
-            raise StopRequested(self._stop.number, self.step)
+            raise StopRequested(self._stop.agreed, self.step)
+
+    def advance(self, parts: Sequence[Any]) -> tuple[float, dict[str, Tensor]]:
+        """Do a step of the optimizer with its batches; return the learning rate and this process's losses."""
+        rate = set_learning_rate(self.optimizer, self.schedule(self.step))
+        count = self._agree(parts)
+        losses = self._backward(parts, count)
+        self._update()
+        self.step += 1
+        return rate, losses
+
+    @cached_property
+    def _losses_of(self) -> Callable[[Any, float], dict[str, Tensor]]:
+        return distributed.data_parallel(self.task.model, self.task.step)
+
+    def _agree(self, parts: Sequence[Any]) -> float:
+        """Return the number of losses of the step in all processes, and agree on whether it is the last one.
+
+        Every process stops after the same step, that in which the last of them has noticed the signal.
+        """
+        count, signals = distributed.total(sum(map(self.task.count, parts)), self._stop.number > 0)
+        if signals and distributed.world_size() > 1:
+            self._stop.agreed = self._stop.number or signal.SIGTERM
+        return count
+
+    def _backward(self, parts: Sequence[Any], count: float) -> dict[str, Tensor]:
+        """Compute the gradient of the step's losses, and return those of this process."""
+        self.optimizer.zero_grad()
+        summed: dict[str, Tensor] = {}
+        for number, batch in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else distributed.without_averaging(self._losses_of):
+                losses = self._losses_of(batch, count)
+                # The processes' gradients are averaged, and they are to be added.
+                loss = torch.stack(list(losses.values())).sum() * distributed.world_size()
+                loss.backward()
+            for name, value in losses.items():
+                summed[name] = summed[name] + value.detach() if name in summed else value.detach()
+        return summed
 
     def _due(self, every: int | None) -> bool:
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
-    def _update(self, losses: dict[str, Tensor]) -> None:
-        self.optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+    def _update(self) -> None:
         if self.settings.clip_gradient_norm is not None:
             clip_gradients(self.optimizer, self.settings.clip_gradient_norm)
         self.optimizer.step()
@@ -281,6 +335,8 @@ class Run(Generic[AnyEvaluation]):
     def _log_evaluation(self, assessment: Assessment[AnyEvaluation]) -> None:
         evaluation = assessment.chosen_by
         split = evaluation.metrics["split"]
+        if not distributed.is_main():
+            return
         self.log.write("evaluate", {"step": self.step, **evaluation.history(), "split": split})
         if assessment.test is not None and assessment.test is not evaluation:
             self.log.write("test", {"step": self.step, **assessment.test.history()})
@@ -290,12 +346,15 @@ class Run(Generic[AnyEvaluation]):
     def _keep_if_best(self, headline: float) -> None:
         if headline == UNSCORED or headline > self.best.get("metric", UNSCORED):  # nothing scored: the last
             self.best = {"metric": headline, "step": float(self.step)}
-            if not self._due(self.settings.checkpoint_every):  # else the step's own becomes the best one
+            # Where a checkpoint is due, it becomes the best one.
+            if distributed.is_main() and not self._due(self.settings.checkpoint_every):
                 checkpoints.save_checkpoint(self._path("best"), self.state_dict())
 
     def _save(self) -> None:
         """Write ``step_N.pt``, link ``best.pt`` to it if it is the best, and remove the oldest ones."""
         self._losses.finite(self.step)
+        if not distributed.is_main():
+            return
         saved = self._path(f"step_{self.step}")
         checkpoints.save_checkpoint(saved, self.state_dict())
         if self.best.get("step") == self.step:
@@ -360,7 +419,8 @@ class Run(Generic[AnyEvaluation]):
         except InputError:
             note(f"{path.name} is chosen again among the evaluations to come")
             return {}
-        link_or_copy(source, path)
+        if distributed.is_main():
+            link_or_copy(source, path)
         note(f"{path.name} is restored from {source.name}")
         return best
 
@@ -412,28 +472,28 @@ class _RecentLosses:
         """Return the losses up to ``step`` by name, (n,) on the CPU, after waiting once for the GPU.
 
         Raises:
-            InputError: one of them is not finite; so nothing is evaluated or saved after it.
+            LossNotFinite: one of them is not finite; so nothing is evaluated or saved after it.
         """
         if not self._losses:
             return {}
         names = list(self._losses[0])
         table = torch.stack([torch.stack([losses[name] for losses in self._losses]) for name in names]).cpu()
+        table = distributed.summed(table)  # each process has the losses of its own images
         good = table.isfinite().all(dim=0).tolist()
         if all(good):
             return dict(zip(names, table, strict=True))
         first = good.index(False)
+        of_all = distributed.gather_texts(json.dumps(self._image_ids[first]))
+        image_ids = [image_id for text in of_all for image_id in json.loads(text)]
         values = dict(zip(names, table[:, first].tolist(), strict=True))
-        raise InputError(
-            f"the loss is no longer finite at step {step - len(good) + first + 1}: {values}; the images "
-            f"were {', '.join(self._image_ids[first])}. Lower train.learning_rate, lengthen the warm-up, or "
-            "set train.clip_gradient_norm"
-        )
+        raise LossNotFinite(step - len(good) + first + 1, values, image_ids)
 
     def record(self, step: int, rate: float) -> dict[str, float]:
         """Return the means up to ``step`` with the learning rate and the speed, and start again."""
         means = {name: float(losses.mean()) for name, losses in self.finite(step).items()}
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        images, steps = sum(map(len, self._image_ids)), len(self._losses)
+        images = sum(map(len, self._image_ids)) * distributed.world_size()
+        steps = len(self._losses)
         self._losses, self._image_ids = [], []
         self.restart_clock()
         return {
@@ -485,9 +545,24 @@ class _Waiting:
 
 
 class _StopSignal:
-    """Notes the first SIGINT or SIGTERM inside its context; a second one interrupts at once."""
+    """Notes the first SIGINT or SIGTERM inside its context.
 
-    number: int | None = None
+    A second one interrupts at once; but not one of several processes, which ``torchrun`` sends the signal
+    that a terminal or a job scheduler has sent them already.
+    """
+
+    number = 0
+    """The signal that came; 0 for none."""
+    _agreed = 0
+
+    @property
+    def agreed(self) -> int:
+        """The signal after which every process stops; 0 for none."""
+        return self.number if distributed.world_size() == 1 else self._agreed
+
+    @agreed.setter
+    def agreed(self, number: int) -> None:
+        self._agreed = number
 
     def __enter__(self) -> None:
         self._previous = {
@@ -499,7 +574,9 @@ class _StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.number is not None:
+        if not self.number:
+            self.number = number
+            again = "; interrupt again to stop at once" if distributed.world_size() == 1 else ""
+            note(f"stopping after this step{again}")
+        elif distributed.world_size() == 1:
             raise KeyboardInterrupt  # asked twice: stop here, the last checkpoint is there
-        self.number = number
-        note("stopping after this step; interrupt again to stop at once")

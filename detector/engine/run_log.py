@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.core.distributed import is_main
 from detector.core.errors import InputError
 from detector.core.files import write_text
 from detector.core.progress import note
@@ -78,6 +79,24 @@ class RunLog:
             yield
         except OSError as error:
             raise InputError(f"{self.path.parent}: cannot write the run's log: {error.strerror}") from None
+
+
+class NoLog:
+    """The log of a process that writes none."""
+
+    def write(self, kind: str, values: Mapping[str, Any]) -> None:
+        pass
+
+    def images(self, name: str, images: list[np.ndarray], step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_log(folder: Path, step: int = 0, evaluated: int | None = None) -> RunLog | NoLog:
+    """Return the log of a run, which only rank 0 writes; the arguments are those of `RunLog`."""
+    return RunLog(folder, step, evaluated) if is_main() else NoLog()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from detector.config import Config
+from detector.core.distributed import check_shares
 from detector.core.errors import InputError
 from detector.core.listing import real_paths
 from detector.core.progress import note
@@ -295,8 +296,12 @@ def require_objects(targets: Iterable[Targets], config: Config, more: str = "") 
 
 
 def check_batch_size(config: Config, images: int, kind: str = "") -> None:
-    """Raise InputError if a batch would contain one of ``images`` training images, of a ``kind``, twice."""
+    """Raise InputError if a batch would contain one of ``images`` training images, of a ``kind``, twice.
+
+    Or if it cannot be divided among the processes.
+    """
     wanted = config.train.images_per_batch
+    check_shares(wanted, config.train.accumulate)
     if wanted > images:
         raise InputError(
             f"train.images_per_batch: {wanted} images per step are wanted, and {config.data.train_split} has "

@@ -8,11 +8,12 @@ from contextlib import closing, contextmanager
 import torch
 
 from detector.config import Config
+from detector.core import distributed
 from detector.core.devices import pins
 from detector.core.errors import InputError
 from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals, ProposalSource
 from detector.data.loader import load, on_device
-from detector.data.samplers import TrainingBatches, aspect_groups
+from detector.data.samplers import Part, TrainingBatches, aspect_groups, parts
 from detector.data.samples import DrawRegions, InferenceViews, TrainingSamples, collate
 from detector.data.transforms import ImageTransform
 from detector.factory.resources import worker_count
@@ -28,6 +29,9 @@ def training_batches(
     draw_regions: DrawRegions | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the endless training batches from ``start_step`` on, on ``device``, where the training runs.
+
+    Each step has ``train.accumulate`` of them; they hold this process's share of the step's images, padded to
+    the largest of all.
 
     ``source`` returns the proposals of an image; ``draw_regions`` draws those of a step from them, and None
     draws none. Both are called by several threads at once.
@@ -55,11 +59,18 @@ def training_batches(
     sample = TrainingSamples(records, source, transform, config.seed, scale, draw_regions)
     pin = pins(device)
 
-    def make(keys: Sequence[tuple[int, int]]) -> Batch:
-        return collate([sample(*key) for key in keys], pin=pin)
+    def make(part: Part) -> Batch:
+        others = [key for key in part.whole if key not in part.keys]
+        sizes = [sample.plan(*key).input_size for key in others]
+        return collate([sample(*key) for key in part.keys], pin=pin, sizes=sizes)
 
-    with closing(load(order, make, worker_count(config, device))) as batches:
+    with closing(load(own_parts(config, order), make, worker_count(config, device))) as batches:
         yield from on_device(batches, device)
+
+
+def own_parts(config: Config, order: TrainingBatches) -> Iterator[Part]:
+    """Return what this process computes of the batches, ``train.accumulate`` parts per step."""
+    return parts(order, distributed.rank(), distributed.world_size(), config.train.accumulate)
 
 
 def no_proposals(_record: ImageRecord) -> Proposals:

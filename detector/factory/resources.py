@@ -6,6 +6,7 @@ import cv2
 import torch
 
 from detector.config import Config
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.machine import available_cores, loader_workers, threads_set_by
 from detector.core.progress import note
@@ -14,21 +15,24 @@ from detector.core.progress import note
 def choose_device(name: str) -> str:
     """Return the device for ``name``: "gpu" is "cuda", and a number N is "cuda:N".
 
-    "auto" is "cuda" if there is a GPU and the CUDA kernels were built, otherwise "cpu".
+    "auto" is "cuda" if there is a GPU and the CUDA kernels were built, otherwise "cpu". Where ``torchrun``
+    has started several processes, "cuda" is a GPU of this process; they share them where there are fewer.
 
     Raises:
-        InputError: this machine has no such device, or there are no kernels for it.
+        InputError: this machine has no such device, or there are no kernels for it; or all processes of this
+            machine would use one GPU.
     """
     from detector.ops import cuda_kernels_missing
 
     missing = cuda_kernels_missing()
     name = "cuda" if name == "gpu" else f"cuda:{name}" if name.isdecimal() else name
     if name == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        if missing is not None:
+        if torch.cuda.is_available() and missing is not None:
             note(f"note: the GPU is not used: {missing}")
-        return "cuda" if missing is None else "cpu"
+        if not torch.cuda.is_available() or missing is not None:
+            return "cpu"
+        name = "cuda"
+    name = _own_gpu(name)
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -38,6 +42,20 @@ def choose_device(name: str) -> str:
     return name
 
 
+def _own_gpu(name: str) -> str:
+    """Return the GPU of this process for "cuda", where ``torchrun`` has started several."""
+    here, count = distributed.local_place()
+    if count == 1 or not name.startswith("cuda"):
+        return name
+    if name != "cuda":
+        raise InputError(f"--device {name}: torchrun gives each process its own GPU; leave the number out")
+    gpus = torch.cuda.device_count()
+    if count > gpus and here == 0:
+        shared = f"{count} processes share {_counted(gpus, 'GPU')}"
+        note(f"note: {shared}, so they communicate by gloo, not by nccl")
+    return f"cuda:{here % gpus}" if gpus else name
+
+
 def use_cores(config: Config, device: str, *, loaders: bool = True) -> None:
     """Set the number of threads of torch and OpenCV for this process, and print the numbers in one line.
 
@@ -45,7 +63,7 @@ def use_cores(config: Config, device: str, *, loaders: bool = True) -> None:
     ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS`` and ``data.workers`` take precedence. Torch never gets more
     threads than its own default, which is the number of physical cores.
     """
-    cores, set_by = available_cores(), threads_set_by()
+    cores, set_by = _cores(), threads_set_by()
     if set_by is None:
         torch.set_num_threads(min(torch.get_num_threads(), cores))
     threads, workers = torch.get_num_threads(), worker_count(config, device)
@@ -57,6 +75,11 @@ def use_cores(config: Config, device: str, *, loaders: bool = True) -> None:
     note(f"{line}, {_counted(workers, 'loader thread')} ({loading})" if loaders else line)
 
 
+def _cores() -> int:
+    """Return the cores that this process may use; the processes of one machine divide them among them."""
+    return max(available_cores() // distributed.local_place()[1], 1)
+
+
 def _counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
@@ -65,4 +88,4 @@ def worker_count(config: Config, device: str) -> int:
     """Return ``data.workers``, or a number chosen by the available cores if it is None."""
     if config.data.workers is not None:
         return config.data.workers
-    return loader_workers(available_cores(), gpu=torch.device(device).type == "cuda")
+    return loader_workers(_cores(), gpu=torch.device(device).type == "cuda")

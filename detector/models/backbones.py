@@ -18,6 +18,7 @@ from torchvision.models import alexnet, resnet, squeezenet1_0, vgg
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.core.errors import InputError, nearest
+from detector.models.batch_norm import SharedBatchNorm2d
 from detector.models.receptive_field import geometry, out_channels
 
 
@@ -221,6 +222,6 @@ def _small() -> OrderedDict[str, nn.Module]:
             layers.append(nn.MaxPool2d(2))
         convolution = nn.Conv2d(before, width, 3, stride=2 if number == 0 else 1, padding=1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [convolution, SharedBatchNorm2d(width), nn.ReLU(inplace=True)]
         before = width
     return OrderedDict((str(number), layer) for number, layer in enumerate(layers))

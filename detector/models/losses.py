@@ -15,21 +15,27 @@ from detector.core.structures import HeadOutput, SampledRoIs
 class DetectionLoss:
     """Softmax loss over classes and smooth L1 loss on the box of the true class (Fast R-CNN, section 2.3).
 
-    Each is a mean over ALL RoIs: the box loss, a sum over the four coordinates of the foreground RoIs, is
-    divided by the number of RoIs, background included, as in the release. ``box_weight`` is the paper's
-    lambda, ``beta`` the point where smooth L1 turns from squared to linear.
+    Each is a mean over ALL RoIs of a step: the box loss, a sum over the four coordinates of the foreground
+    RoIs, is divided by the number of RoIs, background included, as in the release. ``box_weight`` is the
+    paper's lambda, ``beta`` the point where smooth L1 turns from squared to linear.
     """
 
     box_weight: float = 1.0
     beta: float = 1.0
 
-    def __call__(self, output: HeadOutput, sampled: SampledRoIs) -> dict[str, Tensor]:
-        """Return the scalars ``loss_cls`` and, where the network has box deltas, ``loss_box``."""
-        logits = output.class_logits.float()
-        count = max(len(logits), 1)  # the loss of a batch without RoIs is zero, not NaN
+    def __call__(
+        self, output: HeadOutput, sampled: SampledRoIs, count: float | None = None
+    ) -> dict[str, Tensor]:
+        """Return the scalars ``loss_cls`` and, where the network has box deltas, ``loss_box``.
+
+        ``count`` is the number of RoIs of the whole step, if ``sampled`` are a part of them.
+        """
+        logits = output.class_logits
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        count = max(len(logits) if count is None else count, 1)  # without RoIs the loss is zero, not NaN
         losses = {"loss_cls": functional.cross_entropy(logits, sampled.labels, reduction="sum") / count}
         if output.box_deltas is not None:
-            losses["loss_box"] = self._box_loss(output.box_deltas.float(), sampled) / count
+            losses["loss_box"] = self._box_loss(output.box_deltas.to(logits.dtype), sampled) / count
         return losses
 
     def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
@@ -49,9 +55,10 @@ class DetectionLoss:
         return self.box_weight * loss
 
 
-def multi_label_loss(output: HeadOutput, presence: Tensor) -> dict[str, Tensor]:
-    """Return ``loss_cls``, the binary cross entropy over the columns 1..K, a mean over N whole images.
+def multi_label_loss(output: HeadOutput, presence: Tensor, count: float | None = None) -> dict[str, Tensor]:
+    """Return ``loss_cls``, the binary cross entropy over the columns 1..K, a mean over whole images.
 
+    ``count`` is the number of images of the whole step, if these N are a part of them.
     ``presence`` (N, K) is that of ``Targets.presence``: 1 for present, -1 for absent, and 0 for classes that
     are left out of the loss. The loss of an image is the sum over its classes, as for K classifiers that are
     trained at the same time, so that the learning rate does not depend on K. Column 0, background, has no
@@ -61,4 +68,4 @@ def multi_label_loss(output: HeadOutput, presence: Tensor) -> dict[str, Tensor]:
     wanted = (presence > 0).to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     counted = torch.where(presence != 0, losses, 0.0)
-    return {"loss_cls": counted.sum() / max(len(logits), 1)}
+    return {"loss_cls": counted.sum() / max(len(logits) if count is None else count, 1)}

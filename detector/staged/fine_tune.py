@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from detector.config import Config
 from detector.core.devices import pins
 from detector.core.structures import HeadOutput, ImageMeta, SampledRoIs
 from detector.data.loader import load, on_device
-from detector.data.samplers import TrainingBatches
+from detector.data.samplers import Part, TrainingBatches
 from detector.data.samples import region_stream
+from detector.factory.loaders import own_parts
 from detector.factory.resources import worker_count
 from detector.staged.feature_cache import open_cache
 from detector.tasks.detection import RegionTask
@@ -63,19 +64,22 @@ class FineTuningTask(RegionTask[CachedBatch]):
         order = TrainingBatches(
             len(self.records), self.config.train.images_per_batch, self.config.seed, start_step=start
         )
-        with closing(load(order, self._batch, worker_count(self.config, self.device))) as batches:
+        own, workers = own_parts(self.config, order), worker_count(self.config, self.device)
+        with closing(load(own, self._batch, workers)) as batches:
             yield from on_device(batches, self.device)
 
-    def _output(self, batch: CachedBatch) -> tuple[HeadOutput, SampledRoIs]:
-        sampled = batch.sampled
-        with self.autocast():
-            return self.model.predict(batch.levels, sampled.rois, sampled.roi_levels), sampled
+    def _sampled(self, batch: CachedBatch) -> SampledRoIs:
+        return batch.sampled
 
-    def _batch(self, keys: Sequence[tuple[int, int]]) -> CachedBatch:
+    def _output(self, batch: CachedBatch) -> HeadOutput:
+        with self.autocast():
+            return self.model.predict(batch.levels, batch.sampled.rois, batch.sampled.roi_levels)
+
+    def _batch(self, part: Part) -> CachedBatch:
         levels: list[Tensor] = []
         metas: list[ImageMeta] = []
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for index, draw in keys:
+        for index, draw in part.keys:
             record, rng = self.records[index], region_stream(self.config.seed, draw)
             proposals = self.proposals(record).boxes
             boxes, labels, box_targets = self.draw_regions(proposals, record.targets, rng)

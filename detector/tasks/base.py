@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.distributed import main_first
 from detector.core.structures import ImageRecord
 from detector.data.source import Dataset
 from detector.engine.determinism import cuda_algorithms
@@ -42,9 +43,10 @@ class BaseTask(ABC, Generic[AnyBatch]):
         """
         self.config = config
         self.device = device
-        data_parts.ensure_data(config)
-        self.classes = known_classes(config, state["classes"] if state else None)
-        dataset = self._read_training(state)  # its faults end the run before any proposals are made
+        with main_first():
+            data_parts.ensure_data(config)
+            self.classes = known_classes(config, state["classes"] if state else None)
+            dataset = self._read_training(state)  # its faults end the run before any proposals are made
         self.scorer = self.scorer_class(config, device, self.classes)
         test, validation = self.scorer.test_set, self.scorer.validation
         self.data_fingerprint |= evaluation_fingerprint(config, test.split, test.records, state)
@@ -93,8 +95,15 @@ class BaseTask(ABC, Generic[AnyBatch]):
         """Yield training batches endlessly, beginning with that of step ``start``."""
 
     @abstractmethod
-    def step(self, batch: AnyBatch) -> dict[str, Tensor]:
-        """Return the losses of one batch, whose sum is minimised."""
+    def count(self, batch: AnyBatch) -> int:
+        """Return over how many losses a batch is to be averaged: its RoIs, or its images."""
+
+    @abstractmethod
+    def step(self, batch: AnyBatch, count: float | None = None) -> dict[str, Tensor]:
+        """Return the losses of one batch, whose sum is minimised.
+
+        ``count`` is that of the whole step, if the batch is a part of it.
+        """
 
     def autocast(self) -> torch.autocast:
         """Return the context that computes in ``train.precision``."""

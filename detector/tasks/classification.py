@@ -41,6 +41,13 @@ class ClassificationScorer(Scorer[Tensor]):
     def _proposals(self, split: str, records: Sequence[ImageRecord], *, annotated: bool) -> ProposalSource:
         return loaders.no_proposals
 
+    def _packed(self, results: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        rows = torch.stack([*results]) if results else torch.zeros(0, len(self.classes))
+        return torch.ones(len(rows), dtype=torch.int64), rows
+
+    def _unpacked(self, counts: Tensor, rows: Tensor) -> list[Tensor]:
+        return list(rows)
+
     def _compare(self, test_set: TestSet, results: dict[str, Tensor]) -> ClassificationEvaluator:
         evaluator = ClassificationEvaluator(test_set.records, test_set.classes)
         evaluator.update(list(results), torch.stack(list(results.values())))
@@ -75,13 +82,16 @@ class ClassificationTask(BaseTask[Batch]):
         proposals = loaders.no_proposals
         return loaders.training_batches(self.config, self.records, proposals, start, self.device)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def count(self, batch: Batch) -> int:
+        return len(batch)
+
+    def step(self, batch: Batch, count: float | None = None) -> dict[str, Tensor]:
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
         rois = whole_image_rois(self.model.backbone, batch.metas)
         images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast():
             output = self.model(images, rois)
-        return multi_label_loss(output, sent(presence, self.device))
+        return multi_label_loss(output, sent(presence, self.device), count)
 
     def _describe(self, dataset: Dataset) -> None:
         split, records = self.config.data.train_split, dataset.records

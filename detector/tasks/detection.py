@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detector.config import Config
@@ -81,6 +82,20 @@ class DetectionScorer(Scorer[Detections]):
     def _coco_evaluator(self, split: str, dataset: Dataset) -> CocoEvaluator | None:
         return coco_evaluator(self.config, split, dataset) if self.config.test.metric == "coco" else None
 
+    def _packed(self, results: Sequence[Detections]) -> tuple[Tensor, Tensor]:
+        counts = torch.tensor([len(result) for result in results], dtype=torch.int64)
+        every = [Detections.empty(), *results]
+        # Labels are small enough to be exact in float32.
+        columns = [torch.cat([one.boxes for one in every]), torch.cat([one.scores for one in every])[:, None]]
+        columns.append(torch.cat([one.labels for one in every])[:, None].float())
+        return counts, torch.cat(columns, dim=1)
+
+    def _unpacked(self, counts: Tensor, rows: Tensor) -> list[Detections]:
+        return [
+            Detections(boxes=part[:, :4].clone(), scores=part[:, 4].clone(), labels=part[:, 5].long())
+            for part in rows.split(counts.tolist())
+        ]
+
     def _compare(self, test_set: TestSet, results: dict[str, Detections]) -> VocEvaluator:
         evaluator = VocEvaluator(test_set.records, test_set.classes)
         evaluator.update(list(results), list(results.values()))
@@ -140,12 +155,19 @@ class RegionTask(BaseTask[AnyBatch]):
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
 
-    def step(self, batch: AnyBatch) -> dict[str, Tensor]:
-        return self.loss(*self._output(batch))
+    def count(self, batch: AnyBatch) -> int:
+        return len(self._sampled(batch).labels)
+
+    def step(self, batch: AnyBatch, count: float | None = None) -> dict[str, Tensor]:
+        return self.loss(self._output(batch), self._sampled(batch), count)
 
     @abstractmethod
-    def _output(self, batch: AnyBatch) -> tuple[HeadOutput, SampledRoIs]:
-        """Return the network's output for the sampled regions of a batch, and these regions."""
+    def _sampled(self, batch: AnyBatch) -> SampledRoIs:
+        """Return the sampled regions of a batch."""
+
+    @abstractmethod
+    def _output(self, batch: AnyBatch) -> HeadOutput:
+        """Return the network's output for the sampled regions of a batch."""
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
@@ -196,12 +218,15 @@ class DetectionTask(RegionTask[Batch]):
             self.config, self.records, self.proposals, start, self.device, draw_regions=self.draw_regions
         )
 
-    def _output(self, batch: Batch) -> tuple[HeadOutput, SampledRoIs]:
-        sampled = batch.sampled
-        assert sampled is not None  # `batches` draws the regions
+    def _sampled(self, batch: Batch) -> SampledRoIs:
+        assert batch.sampled is not None  # `batches` draws the regions
+        return batch.sampled
+
+    def _output(self, batch: Batch) -> HeadOutput:
+        sampled = self._sampled(batch)
         images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast(), loaders.naming(batch.metas):
-            return self.model(images, sampled.rois, sampled.roi_levels), sampled
+            return self.model(images, sampled.rois, sampled.roi_levels)
 
 
 def coco_evaluator(config: Config, split: str, dataset: Dataset) -> CocoEvaluator:

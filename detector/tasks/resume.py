@@ -12,6 +12,7 @@ from typing import Any
 
 from detector.config import Config
 from detector.config.load import parse_config
+from detector.core.distributed import is_main
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import ImageRecord
@@ -26,8 +27,9 @@ APPLIED = frozenset(
     f"{section}.{key}"
     for section, keys in {
         "train": (
-            "steps epochs images_per_batch scales scale_per resize max_size scale_jitter flip vertical_flip "
-            "group_by_aspect sampling.rois_per_image sampling.foreground_fraction sampling.foreground_iou "
+            "steps epochs images_per_batch accumulate scales scale_per resize max_size scale_jitter flip "
+            "vertical_flip group_by_aspect "
+            "sampling.rois_per_image sampling.foreground_fraction sampling.foreground_iou "
             "sampling.background_iou sampling.far_background_fraction sampling.add_targets "
             "learning_rate bias_lr_factor momentum weight_decay "
             "bias_decay schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
@@ -101,8 +103,9 @@ def find_state(
         raise InputError(
             f"{path}: the run has done {state['step']} steps, train.steps is {config.train.steps}"
         )
-    for unfinished in (folder / "checkpoints").glob(".*.tmp"):
-        unfinished.unlink()  # a run killed while it saved leaves one
+    if is_main():
+        for unfinished in (folder / "checkpoints").glob(".*.tmp"):
+            unfinished.unlink()  # a run killed while it saved leaves one
     note(f"resuming after step {state['step']} from {path}")
     return {**state, ACCEPTED: accept_changed_data}
 

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detector.config import Config
+from detector.core import distributed
 from detector.core.errors import InputError, listed
 from detector.core.files import file_name_of
 from detector.core.progress import note, show, track
@@ -175,15 +177,8 @@ class Scorer(ABC, Generic[Result]):
         For a split without annotations, the metrics hold ``annotated: False`` instead of scores.
         """
         test_set = test_set or self.test_set
-        results: dict[str, Result] = {}
-        model.eval()
-        predict: Callable[[Any], Result] = build_predictor(self.config, model, self.device)
         started = time.perf_counter()
-        views = inference_views(self.config, test_set.records, test_set.proposals, self.device)
-        with closing(views):  # ends the threads that load images, also after an error
-            for image in track(views, len(test_set.records), f"testing on {test_set.split}"):
-                with naming(image[0].metas):
-                    results[image[0].metas[0].image_id] = predict(image)
+        results = self._results(model, test_set)
         evaluator = self._compare(test_set, results)
         seconds = time.perf_counter() - started
         metrics = {
@@ -193,6 +188,22 @@ class Scorer(ABC, Generic[Result]):
             "seconds_per_image": seconds / len(test_set.records),
         }
         return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
+
+    def _results(self, model: RegionDetector, test_set: TestSet) -> dict[str, Result]:
+        """Return the network's result for each image, by its id; every process predicts its share of them."""
+        model.eval()
+        predict: Callable[[Any], Result] = build_predictor(self.config, model, self.device)
+        records = distributed.share(test_set.records)
+        own: list[Result] = []
+        views = inference_views(self.config, records, test_set.proposals, self.device)
+        with closing(views):  # ends the threads that load images, also after an error
+            for image in track(views, len(records), f"testing on {test_set.split}"):
+                with naming(image[0].metas):
+                    own.append(predict(image))
+        counts, rows = self._packed(own)
+        gathered = zip(distributed.gather_rows(counts), distributed.gather_rows(rows), strict=True)
+        every = distributed.interleaved([self._unpacked(*part) for part in gathered])
+        return {record.image_id: result for record, result in zip(test_set.records, every, strict=True)}
 
     def assess(self, model: RegionDetector, *, last: bool) -> Assessment[Evaluation[Result]]:
         """Score the network on the validation images and, if ``last`` or without any, on the test images.
@@ -295,6 +306,14 @@ class Scorer(ABC, Generic[Result]):
     @abstractmethod
     def _proposals(self, split: str, records: Sequence[ImageRecord], *, annotated: bool) -> ProposalSource:
         """Return where the proposals of a split's images come from."""
+
+    @abstractmethod
+    def _packed(self, results: Sequence[Result]) -> tuple[Tensor, Tensor]:
+        """Return the results of n images as rows of one tensor, and how many rows (n,) each has."""
+
+    @abstractmethod
+    def _unpacked(self, counts: Tensor, rows: Tensor) -> list[Result]:
+        """Return the results of which `_packed` made ``counts`` and ``rows``."""
 
     @abstractmethod
     def _compare(self, test_set: TestSet, results: dict[str, Result]) -> Evaluator:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import Config
+from detector.core import distributed
 from detector.core.errors import InputError
-from detector.core.progress import note
+from detector.core.progress import note, said_once
 from detector.core.structures import Batch
 from detector.engine.optim import build_schedule
 from detector.engine.run import Run, RunSettings, Task
@@ -79,12 +80,14 @@ def start_run(
     """
     began = time.perf_counter()
     state = None
-    if resume:
-        state = find_state(config, folder, accept_changed_data=accept_changed_data, ignored=ignored)
-    if state is None:
-        check_weights(config)
-    task = make_task(config, device, state)
-    settings = run_settings(config, len(task.records))
+    with said_once():
+        if resume:
+            state = find_state(config, folder, accept_changed_data=accept_changed_data, ignored=ignored)
+        _same_start(folder, state)
+        if state is None:
+            check_weights(config)
+        task = make_task(config, device, state)
+        settings = run_settings(config, len(task.records))
     run = Run(
         task,
         folder,
@@ -95,8 +98,20 @@ def start_run(
         loading=loading + time.perf_counter() - began,
     )
     if state is not None:
-        _restore(run, state, config)
+        with said_once():
+            _restore(run, state, config)
     return run
+
+
+def _same_start(folder: Path, state: dict[str, Any] | None) -> None:
+    """Raise InputError unless every process has found the same checkpoint in the run's folder."""
+    steps = distributed.gather_texts(str(state["step"]) if state else "no checkpoint")
+    if len(set(steps)) > 1:
+        found = ", ".join(f"rank {number}: {step}" for number, step in enumerate(steps))
+        raise InputError(
+            f"{folder}: the processes would resume from different steps ({found}); --output has to be a "
+            "folder that all machines share"
+        )
 
 
 def run_settings(config: Config, images: int) -> RunSettings:
@@ -116,6 +131,7 @@ def run_settings(config: Config, images: int) -> RunSettings:
         evaluate_every=train.evaluate_every,
         keep_checkpoints=train.keep_checkpoints,
         clip_gradient_norm=train.clip_gradient_norm,
+        accumulate=train.accumulate,
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.core.structures import ImageRecord, Targets
-from detector.data.samplers import TrainingBatches, aspect_groups
+from detector.data.samplers import TrainingBatches, aspect_groups, parts
 
 groups = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
@@ -47,21 +47,27 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 23])
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_starting_later_equals_skipping(start: int, world_size: int) -> None:
-    whole = TrainingBatches(9, 2, 3, groups=[0, 1] * 4 + [0], world_size=world_size)
-    later = TrainingBatches(9, 2, 3, groups=[0, 1] * 4 + [0], world_size=world_size, start_step=start)
+def test_starting_later_equals_skipping(start: int) -> None:
+    whole = TrainingBatches(9, 2, 3, groups=[0, 1] * 4 + [0])
+    later = TrainingBatches(9, 2, 3, groups=[0, 1] * 4 + [0], start_step=start)
     assert list(islice(later, 12)) == list(islice(whole, start, start + 12))
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_partition_the_stream(world_size: int) -> None:
-    alone = list(islice(TrainingBatches(11, 2, 0), 12 * world_size))
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 7))
+def test_processes_and_parts_divide_each_batch_in_its_order(
+    world_size: int, per_process: int, size: int, start: int
+) -> None:
+    batches = TrainingBatches(40, world_size * per_process * size, seed=1, start_step=start)
     streams = [
-        list(islice(TrainingBatches(11, 2, 0, rank=rank, world_size=world_size), 12))
+        list(islice(parts(batches, rank, world_size, per_process), 5 * per_process))
         for rank in range(world_size)
     ]
-    assert [streams[number % world_size][number // world_size] for number in range(12 * world_size)] == alone
+    for step, whole in enumerate(islice(batches, 5)):
+        at = slice(step * per_process, (step + 1) * per_process)
+        own = [part for stream in streams for part in stream[at]]
+        assert [key for part in own for key in part.keys] == whole
+        assert all(part.whole == whole and len(part.keys) == size for part in own)
 
 
 def test_draws_number_the_samples_of_the_run() -> None:

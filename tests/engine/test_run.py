@@ -53,7 +53,7 @@ class Toy(nn.Module):
         self.before: Callable[[int], None] = lambda _: None
         self.nan_at: int | None = None
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, count: float) -> dict[str, Tensor]:
         number = int(batch.images[0, 0, 0, 0])
         self.before(number)
         self.modes.append(self.training)
@@ -94,6 +94,9 @@ class ToyTask:
         scored = Scored()
         return Assessment(chosen_by=scored, test=scored, headline=0.5, score_threshold=None)
 
+    def count(self, batch: Batch) -> int:
+        return 1
+
     def facts(self) -> dict[str, Any]:
         return {"images": 0}
 
@@ -110,8 +113,8 @@ class ToyRun(Run[Scored]):
     task: ToyTask
     events: Events
 
-    def _update(self, losses: dict[str, Tensor]) -> None:
-        super()._update(losses)
+    def _update(self) -> None:
+        super()._update()
         self.events.append(("step", self.step + 1))
 
     def _record(self, rate: float) -> None:

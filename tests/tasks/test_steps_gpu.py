@@ -60,9 +60,9 @@ def without_waiting(*given: Any) -> Any:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-    def stepped(batch: Any) -> Any:
+    def stepped(batch: Any, count: float) -> Any:
         with OnlyPinned():
-            return step(batch)
+            return step(batch, count)
 
     task.batches, task.step = watched, stepped
     return task

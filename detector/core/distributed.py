@@ -1,0 +1,340 @@
+"""The processes of a training on several cores, GPUs or machines, as ``torchrun`` starts them.
+
+A program that was started without ``torchrun`` is one process, of rank 0, and nothing here communicates.
+Everything that several processes send each other goes through this module: tensors through
+``torch.distributed``, and signs of life and barriers through the store of ``torchrun``, in which a process
+may wait for another one for hours.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detector.core.errors import InputError
+from detector.core.progress import speak_as
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+REPLY_SECONDS = 600.0
+"""A process that takes longer than this to join the others in a step has failed."""
+SILENT_SECONDS = 60.0
+"""A process without a sign of life for this long is taken for lost: it is stopped, or its machine is gone."""
+_BEAT_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the training has ended or does not answer."""
+
+
+class _Group:
+    """The processes that this one has joined."""
+
+    def __init__(self, backend: str) -> None:
+        timeout = timedelta(seconds=REPLY_SECONDS)
+        with _communicating():
+            store, self.rank, self.world_size = next(iter(distributed.rendezvous("env://", timeout=timeout)))
+            distributed.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timeout
+            )
+        self.local_rank, self.local_world_size = local_place()
+        self.store = distributed.PrefixStore("detector", store)
+        self.barriers = 0
+        self._left = threading.Event()
+        watched = distributed.PrefixStore("detector", store.clone())  # a client of its own, which never waits
+        self._watch = threading.Thread(target=self._beat, args=(watched,), name="watch", daemon=True)
+        self._watch.start()
+
+    def leave(self) -> None:
+        self._left.set()
+        self._watch.join()
+
+    def _beat(self, store: Any) -> None:
+        """Give a sign of life every few seconds, and end this process if another one gives none."""
+        others = [number for number in range(self.world_size) if number != self.rank]
+        last = {number: (b"", time.monotonic()) for number in others}
+        beats = 0
+        try:
+            while not self._left.wait(_BEAT_SECONDS):
+                beats += 1
+                store.set(f"alive/{self.rank}", str(beats))
+                now = time.monotonic()
+                for number in others:
+                    sign = store.get(f"alive/{number}") if store.check([f"alive/{number}"]) else b""
+                    if sign != last[number][0]:
+                        last[number] = sign, now
+                    elif sign != b"left" and now - last[number][1] > SILENT_SECONDS:
+                        _give_up(number)
+            store.set(f"alive/{self.rank}", "left")
+        except RuntimeError:  # the store is gone, and with it torchrun, which ends this process
+            return
+
+
+_group: _Group | None = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process be the only one inside the block, in which it does without the others."""
+    global _group
+    group, _group = _group, None
+    try:
+        yield
+    finally:
+        _group = group
+
+
+def launched() -> bool:
+    """Whether ``torchrun``, or something that sets the same variables, started this process."""
+    return all(name in os.environ for name in _VARIABLES)
+
+
+def local_place() -> tuple[int, int]:
+    """Return this process's number on its machine and how many processes were started there."""
+    if not launched():
+        return 0, 1
+    return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+
+
+def rank() -> int:
+    """Return this process's number among all processes."""
+    return 0 if _group is None else _group.rank
+
+
+def world_size() -> int:
+    """Return the number of processes on all machines."""
+    return 1 if _group is None else _group.world_size
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files, logs and draws: rank 0."""
+    return rank() == 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Join the other processes that ``torchrun`` has started, inside the block; without it do nothing.
+
+    ``device`` is where this process computes. GPUs communicate by nccl; processes on a CPU, or several that
+    share a GPU, by gloo. At the end every process waits for all others, unless an error ends it. An exception
+    with ``in_every_process`` is one that all processes raise.
+
+    Raises:
+        ProcessLost: the others cannot be reached.
+    """
+    global _group
+    if not launched():
+        yield
+        return
+    place = torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    shared = place.type == "cuda" and local_place()[1] > torch.cuda.device_count()
+    _group = _Group("cpu:gloo,cuda:nccl" if place.type == "cuda" and not shared else "gloo")
+    speak_as(_group.rank)
+    try:
+        yield
+        barrier()
+    except BaseException as error:
+        if getattr(error, "in_every_process", False):
+            barrier()
+        if lost_another(error) and not isinstance(error, ProcessLost):
+            raise ProcessLost(_in_a_sentence(error)) from error
+        raise
+    finally:
+        _group.leave()
+        _group = None
+    distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here, for as long as all of them give signs of life."""
+    if _group is None:
+        return
+    _group.barriers += 1
+    key = f"barrier/{_group.barriers}"
+    with _communicating():
+        if _group.store.add(key, 1) == _group.world_size:
+            _group.store.set(f"{key}/all", "")
+        while not _group.store.check([f"{key}/all"]):
+            time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Run the block in rank 0, then in the first process of each machine, then in all others.
+
+    So what the block makes, such as a cached file, is made once per machine or, on a shared drive, once.
+    """
+    turn = 0 if is_main() else 1 if local_place()[0] == 0 else 2
+    for _ in range(turn):
+        barrier()
+    yield
+    for _ in range(turn, 2):
+        barrier()
+
+
+def total(*values: float) -> list[float]:
+    """Return the sums of ``values`` over all processes, the same in each of them."""
+    if _group is None:
+        return list(values)
+    return summed(torch.tensor(values, dtype=torch.float64)).tolist()
+
+
+def summed(values: Tensor) -> Tensor:
+    """Return the sum of ``values``, of equal shapes on the CPU, over all processes."""
+    if _group is None:
+        return values
+    result = values.clone()
+    with _communicating():
+        distributed.all_reduce(result)
+    return result
+
+
+def gather_rows(rows: Tensor) -> list[Tensor]:
+    """Return the ``rows`` (n, ...) of every process, by rank; n may differ. They are on the CPU."""
+    if _group is None:
+        return [rows]
+    rows = rows.contiguous()
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(_group.world_size)]
+    with _communicating():
+        distributed.all_gather(counts, torch.tensor([len(rows)]))
+        most = max(int(count) for count in counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(gathered, padded)
+    return [part[: int(count)].clone() for part, count in zip(gathered, counts, strict=True)]
+
+
+def gather_texts(text: str) -> list[str]:
+    """Return the ``text`` of every process, by rank."""
+    content = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+    return [bytes(part[:-1].tolist()).decode() for part in gather_rows(content)]
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """Return this process's share of ``items``: every ``world_size``-th one, from its own rank on."""
+    return items if _group is None else items[_group.rank :: _group.world_size]
+
+
+def interleaved(parts: Sequence[Sequence[Item]]) -> list[Item]:
+    """Return the items of all processes in their common order, from what each had of `share`, by rank."""
+    count = sum(map(len, parts))
+    return [parts[number % len(parts)][number // len(parts)] for number in range(count)]
+
+
+class _Computed(nn.Module):
+    """A function that uses a network, as a module, so that ``DistributedDataParallel`` can call it."""
+
+    def __init__(self, model: nn.Module, compute: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.compute = compute
+
+    def forward(self, *given: Any) -> Any:
+        return self.compute(*given)
+
+
+def data_parallel(model: nn.Module, compute: Callable[..., Result]) -> Callable[..., Result]:
+    """Return ``compute``, which uses ``model``, so that its result's gradient is that of all processes.
+
+    The gradients of every parameter are averaged over the processes during the backward pass.
+    """
+    if _group is None or not any(parameter.requires_grad for parameter in model.parameters()):
+        return compute
+    with _communicating(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 gives the argument another name
+        # Buffers are the same in every process: `SharedBatchNorm2d` sees to that.
+        return DistributedDataParallel(_Computed(model, compute), broadcast_buffers=False)
+
+
+@contextmanager
+def without_averaging(computed: Callable[..., Any]) -> Iterator[None]:
+    """Keep the gradients of ``computed``, what `data_parallel` returned, of this process inside the block.
+
+    The next backward pass outside averages the sums.
+    """
+    if isinstance(computed, DistributedDataParallel):
+        with computed.no_sync():
+            yield
+    else:
+        yield
+
+
+class _Mean(torch.autograd.Function):
+    """The mean of a tensor over all processes, with the gradient of the sum of their losses."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _averaged(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _averaged(gradients[0])
+
+
+def _averaged(values: Tensor) -> Tensor:
+    summed = values.contiguous().clone()
+    with _communicating():
+        distributed.all_reduce(summed)
+    return summed / world_size()
+
+
+def mean(values: Tensor) -> Tensor:
+    """Return the mean of ``values``, of equal shapes, over all processes; gradients go to each of them."""
+    return values if _group is None else _Mean.apply(values)
+
+
+@contextmanager
+def _communicating() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLost(_in_a_sentence(error)) from error
+
+
+def _in_a_sentence(error: BaseException) -> str:
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        "another process of this training has ended or does not answer; the reason is in its own message "
+        f"({first})"
+    )
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error, which a backward pass may have raised, comes from the loss of another process."""
+    if isinstance(error, ProcessLost | distributed.DistError):
+        return True
+    words = ("gloo", "NCCL", "Connection closed by peer")
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _give_up(number: int) -> None:
+    """End this process at once; its main thread may be waiting where nothing can interrupt it."""
+    text = f"error: rank {number} has given no sign of life for {SILENT_SECONDS:.0f} seconds"
+    os.write(2, f"rank {rank()}: {text}: it is stopped, or its machine is gone\n".encode())
+    os._exit(1)
+
+
+def check_shares(images: int, parts: int) -> None:
+    """Raise InputError unless the images of a step can be divided among the processes and their parts."""
+    if images % (world_size() * parts):
+        per_process = f" in {parts} parts each (train.accumulate)" if parts > 1 else ""
+        raise InputError(
+            f"train.images_per_batch: {images} images per step cannot be divided evenly among "
+            f"{world_size()} processes{per_process}; give a multiple of {world_size() * parts}"
+        )
