@@ -22,7 +22,6 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("train", "train", "train a detector or a classifier as a config says, and score it"),
     Command("evaluate", "evaluate", "score a checkpoint on a split, or result files that exist already"),
-    Command("replay", "replay", "find the first value that was not finite in a training that failed"),
     Command("demo", "demo", "detect objects in your own images, or classify the images"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals"),
     Command("check", "check_data", "look for faults in a data set before training"),
@@ -30,6 +29,7 @@ COMMANDS = (
     Command("recall", "recall", "measure how many objects the proposals can reach"),
     Command("draw", "draw_pooling", "draw how a region is pooled by each rule"),
     Command("ablate", "ablate", "run the ablations of the papers and print their table"),
+    Command("replay", "replay", "find the first value that was not finite in a training that failed"),
 )
 """All commands, in the order in which people need them."""
 

@@ -73,7 +73,9 @@ class Replayable(Protocol):
     step: int
     task: Any
     settings: Any
-    optimizer: torch.optim.Optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def advance(self, parts: Sequence[Any]) -> object:
         """Do one step of the optimizer with its batches."""

@@ -47,7 +47,18 @@ def test_help_lists_the_commands_in_the_order_of_need() -> None:
     result = call("-h")
     assert result.returncode == 0
     listed = re.findall(r"^    (\w+)  ", result.stdout, re.MULTILINE)
-    assert listed == ["train", "evaluate", "demo", "propose", "check", "convert", "recall", "draw", "ablate"]
+    assert listed == [
+        "train",
+        "evaluate",
+        "demo",
+        "propose",
+        "check",
+        "convert",
+        "recall",
+        "draw",
+        "ablate",
+        "replay",
+    ]
     assert "example" in result.stdout
 
 

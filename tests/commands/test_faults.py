@@ -157,7 +157,7 @@ def image_of(root: Path, place: int = 0) -> Path:
     return root / "JPEGImages" / f"{name}.jpg"
 
 
-def after_images(monkeypatch: pytest.MonkeyPatch, count: int, then: Callable[[], None]) -> None:
+def after_images(monkeypatch: pytest.MonkeyPatch, count: int, then: Callable[[], object]) -> None:
     """Call ``then`` before the ``count``-th image is opened for training or evaluation."""
     opened, calls = samples.open_image, itertools.count(1)
 
@@ -174,7 +174,7 @@ def test_an_image_that_disappears_in_the_middle(
 ) -> None:
     image = image_of(root)
     with monkeypatch.context() as patch:
-        after_images(patch, 9, lambda: image.rename(tmp_path / "aside.jpg") and None)
+        after_images(patch, 9, lambda: image.rename(tmp_path / "aside.jpg"))
         refused(train("data.workers=0"), f"{image.name}: ", "no such file")
     assert steps_saved(tmp_path / "run") in (["step_4.pt"], ["step_2.pt", "step_4.pt"])
     refused(train("--resume"), image.stem)
@@ -197,7 +197,7 @@ def test_an_image_that_changes_in_the_middle(
     generate_voc(larger, train_images=1, test_images=1, image_size=(128, 160), seed=1)
     after = before[:900] if change == "truncated" else image_of(larger).read_bytes()
     with monkeypatch.context() as patch:
-        after_images(patch, 9, lambda: image.write_bytes(after) and None)
+        after_images(patch, 9, lambda: image.write_bytes(after))
         refused(train("data.workers=0"), image.name)
     assert "step_4.pt" in steps_saved(tmp_path / "run")
     resumed = train("--resume")
@@ -226,7 +226,7 @@ def test_a_clock_that_is_set_back_between_and_during_runs(
     now = time.time()
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now - 10 * next(back))
-        after_images(patch, 9, lambda: image_of(tmp_path / "voc").rename(tmp_path / "aside.jpg") and None)
+        after_images(patch, 9, lambda: image_of(tmp_path / "voc").rename(tmp_path / "aside.jpg"))
         assert train("data.workers=0").returncode == 2
     (tmp_path / "aside.jpg").rename(image_of(tmp_path / "voc"))
     saved = numbered_checkpoints(tmp_path / "run/checkpoints")

@@ -118,7 +118,8 @@ def test_changed_images_and_damaged_checkpoints_are_said(
 def test_a_stage_is_replayed_too(
     train: Callable[..., Result], tool: Tool, tmp_path: Path, stage: str
 ) -> None:
-    stages = [dict(one) for one in STAGED["stages"]]
+    every: Any = STAGED["stages"]
+    stages: list[dict[str, Any]] = [dict(one) for one in every]
     at = int(stage[:2]) - 1
     stages[at] = {**stages[at], "settings": {**stages[at]["settings"], "train": {"learning_rate": 1e25}}}
     settings = {**TINY["train"], "steps": 6, "checkpoint_every": 2, "log_every": 2}
