@@ -41,7 +41,7 @@ class Board:
 
     def __init__(self, folder: Path, step: int = 0, keep: Keep = lambda _tag, _step: False) -> None:
         earlier = sorted(folder.glob(FILES))
-        events = _events(earlier, keep)
+        events = events_to_keep(earlier, keep)
         path = folder / f"events.out.tfevents.{step:010d}"
         with atomic_write(path, durable=False) as file:
             records = RecordWriter(file)
@@ -74,7 +74,7 @@ class Board:
         self._file.flush()
 
 
-def _events(paths: Iterable[Path], keep: Keep) -> list[Any]:
+def events_to_keep(paths: Iterable[Path], keep: Keep) -> list[Any]:
     """Return the events of ``paths`` with a value to ``keep``, one per tag and step, in that order."""
     found: dict[tuple[int, str], Any] = {}
     for path in paths:

@@ -169,6 +169,7 @@ def is_same(first: Any, second: Any) -> bool:
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict | list | tuple | Tensor) or isinstance(other, dict | list | tuple | Tensor):
-        return isinstance(one, dict) == isinstance(other, dict) and not isinstance(one, Tensor)
-    return bool(one == other)
+    for kind in (dict, list | tuple):  # their content is compared by itself
+        if isinstance(one, kind) or isinstance(other, kind):
+            return isinstance(one, kind) and isinstance(other, kind)
+    return type(one) is type(other) and bool(one == other)
