@@ -87,7 +87,7 @@ def start(config: Config, path: Path, step: int, place: Path, device: str) -> An
         config,
         place,
         device,
-        resume=True,
+        resume=(place / "checkpoints").is_dir(),
         accept_changed_data=True,
         make_task=fine_tuning(folder) or build_task,
         ignored=["train.initial_weights"],

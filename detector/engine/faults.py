@@ -133,7 +133,8 @@ def read_fault(path: Path) -> Fault:
         InputError: missing, or not a fault file; names the key.
     """
     state = read_saved(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if type(found) is not int or found != FORMAT:
         raise InputError(
             f"{path}: not the file of a step whose loss was not finite (faults/step_N.pt of a run)"
         )

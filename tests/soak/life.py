@@ -51,7 +51,7 @@ class Life:
             {"arguments": arguments, "folder": str(folder), "report": str(report), "plan": plan}
         )
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += ["--master-port", "0", "-m", "tests.soak.victim", text]
+        command += ["--standalone", "-m", "tests.soak.victim", text]
         with self.output.open("ab") as output:
             self._several = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
 
