@@ -5,11 +5,13 @@ A `Run` owns its folder, log, checkpoints and the loop. What is trained, and how
 
 from __future__ import annotations
 
+import json
 import signal
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,8 +27,10 @@ from detector.core.files import link_or_copy, write_text
 from detector.core.progress import TrainingProgress, note
 from detector.core.structures import ImageRecord
 from detector.engine import checkpoint as checkpoints
+from detector.engine import faults
 from detector.engine.early_stopping import EarlyStopping
 from detector.engine.ema import AveragedWeights
+from detector.engine.faults import LossNotFinite
 from detector.engine.loss_scaling import LossScaler
 from detector.engine.memory import peak_gpu_memory
 from detector.engine.optim import Schedule, clip_gradients, load_optimizer_state, set_learning_rate
@@ -208,20 +212,21 @@ class Run(Generic[AnyEvaluation]):
 
         Raises:
             StopRequested: after SIGINT or SIGTERM, once the current step is done and saved.
-            InputError: a loss is no longer finite; names the step and the images. Or the folder cannot be
-                written.
+            LossNotFinite: names the step, the images, and the file for a replay; no checkpoint has this loss.
+            InputError: the folder cannot be written.
         """
+        # First of all, since it makes the folder a run's: a process that is killed right after it can resume.
+        if distributed.is_main():
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         with (
             self.task.computing(),
             closing(self.task.batches(self.step)) as batches,  # closing ends its threads
-            closing(open_log(self.folder, self.step)) as self.log,
+            closing(open_log(self.folder, self.step, self.evaluated)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
             if self.step == 0:
                 self.log.write("data", {"step": 0, **self.task.facts(), "steps": self.settings.steps})
-            if distributed.is_main():
-                write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
-            with self._stop:
+            with self._stop, faults.kept(self):
                 self._train(batches)
             if self._waited.steps:
                 note(self._waited.summary())
@@ -250,19 +255,14 @@ class Run(Generic[AnyEvaluation]):
         if self.patience.reached:
             return  # the run had ended before it was resumed
         self.task.model.train()
-        self._losses_of = distributed.data_parallel(self.task.model, self.task.step)
         self._losses.restart_clock()
         if self.step and self._due(settings.evaluate_every) and self.evaluated != self.step:
             self._evaluate()  # the run was stopped before it could
             self._save()
         while self.step < settings.steps and not self.patience.reached:
-            rate = set_learning_rate(self.optimizer, self.schedule(self.step))
             with self._waited.for_data():
                 parts = [next(batches) for _ in range(settings.accumulate)]
-            count = self._agree(parts)
-            losses = self._backward(parts, count)
-            self._update()
-            self.step += 1
+            rate, losses = self.advance(parts)
             self._losses.add(losses, [meta.image_id for batch in parts for meta in batch.metas])
             self._waited.end_step()
             self.progress.step(self.step)
@@ -289,6 +289,19 @@ class Run(Generic[AnyEvaluation]):
             assert evaluation is not None  # last=True scores it
             self.log.write("test", {"step": self.step, **evaluation.history()})
         self._save()
+
+    def advance(self, parts: Sequence[Any]) -> tuple[float, dict[str, Tensor]]:
+        """Do a step of the optimizer with its batches; return the learning rate and this process's losses."""
+        rate = set_learning_rate(self.optimizer, self.schedule(self.step))
+        count = self._agree(parts)
+        losses = self._backward(parts, count)
+        self._update()
+        self.step += 1
+        return rate, losses
+
+    @cached_property
+    def _losses_of(self) -> Callable[[Any, float], dict[str, Tensor]]:
+        return distributed.data_parallel(self.task.model, self.task.step)
 
     def _agree(self, parts: Sequence[Any]) -> float:
         """Return the number of losses of the step in all processes, and agree on whether it is the last one.
@@ -465,6 +478,8 @@ class Run(Generic[AnyEvaluation]):
         self.best = self._best_of(state) if same_evaluations else self._forget_best(state)
         self._note_threads(state.get("threads"))
         checkpoints.set_random_states(state["random"])
+        if self.step:  # a finished run is saved again without a step that would set it
+            set_learning_rate(self.optimizer, self.schedule(self.step - 1))
 
     def _best_of(self, state: Mapping[str, Any]) -> dict[str, float]:
         """Return the best step so far if ``best.pt`` holds it or can be restored, otherwise nothing."""
@@ -534,7 +549,7 @@ class _RecentLosses:
         """Return the losses up to ``step`` by name, (n,) on the CPU, after waiting once for the GPU.
 
         Raises:
-            InputError: one of them is not finite; so nothing is evaluated or saved after it.
+            LossNotFinite: one of them is not finite; so nothing is evaluated or saved after it.
         """
         if not self._losses:
             return {}
@@ -545,13 +560,10 @@ class _RecentLosses:
         if all(good):
             return dict(zip(names, table, strict=True))
         first = good.index(False)
-        image_ids = distributed.gather_texts(", ".join(self._image_ids[first]))
+        of_all = distributed.gather_texts(json.dumps(self._image_ids[first]))
+        image_ids = [image_id for text in of_all for image_id in json.loads(text)]
         values = dict(zip(names, table[:, first].tolist(), strict=True))
-        raise InputError(
-            f"the loss is no longer finite at step {step - len(good) + first + 1}: {values}; the images "
-            f"were {', '.join(image_ids)}. Lower train.learning_rate, lengthen the warm-up, or "
-            "set train.clip_gradient_norm"
-        )
+        raise LossNotFinite(step - len(good) + first + 1, values, image_ids)
 
     def record(self, step: int, rate: float) -> dict[str, float]:
         """Return the means up to ``step`` with the learning rate and the speed, and start again."""
