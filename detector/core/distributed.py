@@ -75,7 +75,7 @@ class _Group:
                 now = time.monotonic()
                 for number in others:
                     sign = store.get(f"alive/{number}") if store.check([f"alive/{number}"]) else b""
-                    if sign != last[number][0]:
+                    if sign != last[number][0] or store.check([f"busy/{number}"]):
                         last[number] = sign, now
                     elif sign != b"left" and now - last[number][1] > SILENT_SECONDS:
                         _give_up(number)
@@ -85,6 +85,35 @@ class _Group:
 
 
 _group: _Group | None = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process be the only one inside the block, in which it does without the others."""
+    global _group
+    group, _group = _group, None
+    try:
+        yield
+    finally:
+        _group = group
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Do without signs of life of this process inside the block, while the others wait for it.
+
+    For functions that hold Python's global lock for minutes, as SciPy's LAPACK does, so that no thread of
+    this process can give any. That the process ends is noticed by ``torchrun`` all the same.
+    """
+    if _group is None:
+        yield
+        return
+    key = f"busy/{_group.rank}"
+    with _communicating():
+        _group.store.set(key, "")
+    yield
+    with _communicating():
+        _group.store.delete_key(key)
 
 
 def launched() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,7 @@ def generate_store(
         distributed.barrier()  # until rank 0 has finished the store
         return ProposalStore.open(store_path)
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
+    _finish_killed_job(store)
     comparison = _Comparison(columns, store)
     failures: dict[str, str] = {}
     rows: list[int] = []
@@ -113,9 +115,7 @@ def generate_store(
     else:
         prepare(method)
         with store.lock(wait, on_wait):
-            for journal in journals(store.path):
-                _take_in(store, journal)
-            store.reload()
+            _take_over(store)
             for damage in comparison.damaged():
                 store.discard(damage.image_ids)
                 on_damage(f"{damage.reason}; their proposals are made again")
@@ -130,6 +130,7 @@ def generate_store(
                 store.discard(outdated)
             if store.segment_count() > _MANY_SEGMENTS:
                 store.compact()
+            store.tidy()
             comparison.save(written=True, failed=failures)
     distributed.barrier()
     if on_failure is not None:
@@ -200,18 +201,37 @@ def _make_together(
 
 
 def _take_in(store: ProposalStore, path: Path) -> int:
-    """Move the records of a journal into the store, and return how many there are."""
+    """Move the records of a journal into the store, without those that it has; return how many there are."""
     count = 0
 
     def counted() -> Iterator[tuple[str, Entry]]:
         nonlocal count
         for found in entries(path):
             count += 1
-            yield found
+            key, entry = found
+            if key not in store or store.content_hash(key) != entry.content_hash:
+                yield found
 
     store.append_all(counted())
     path.unlink()
     return count
+
+
+def _finish_killed_job(store: ProposalStore) -> None:
+    """Put into the store what a killed job has finished, and remove what it has left unfinished.
+
+    Nothing is done while another job is writing, which does it, or in a folder that cannot be written.
+    """
+    with suppress(InputError), store.lock():
+        _take_over(store)
+        store.tidy()
+
+
+def _take_over(store: ProposalStore) -> None:
+    """Move the records of all journals into the store, whichever process has left them."""
+    store.reload()
+    for path in journals(store.path):
+        _take_in(store, path)
 
 
 def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:

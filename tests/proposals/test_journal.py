@@ -136,3 +136,16 @@ def test_each_process_has_a_journal_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "unfinished_mine.journal").write_text("of somebody else")
     assert journals(tmp_path) == [tmp_path / NAME, tmp_path / "unfinished_12.journal"]
     assert [list(dict(entries(path))) for path in journals(tmp_path)] == [["a"], ["none"]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_is_named_and_what_was_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(tmp_path) as journal:
+        journal.add(encode_entry("a", ENTRIES["a"]))
+        with Path("/dev/full").open("ab", buffering=0) as full, monkeypatch.context() as patch:
+            patch.setattr(journal, "_file", full)
+            with pytest.raises(InputError, match=r"unfinished\.journal: No space left on device; free"):
+                journal.add(encode_entry("none", ENTRIES["none"]))
+        assert list(dict(entries(tmp_path / NAME))) == ["a"]
