@@ -52,3 +52,22 @@ def test_lines_wait_until_something_is_done(
         "proposals: 2 of 8, 0.04 per second, 2.5 min left",
         "proposals: 6 of 8, 0.0667 per second, 0.5 min left",
     ]
+
+
+def test_other_ranks_print_warnings_only_and_say_which_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_rank", 0)
+    progress.note("a step")
+    progress.speak_as(3)
+    progress.note("a step of another")
+    progress.note("warning: a slow disk")
+    with progress.said_once():
+        progress.note("warning: what every process has seen")
+    progress.show("a result of another")
+    progress.speak_as(0)
+    progress.show("a result")
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == ["a step", "rank 3: warning: a slow disk"]
+    assert printed.out.splitlines() == ["a result"]
+    assert progress.speaker() == ""

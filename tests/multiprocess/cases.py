@@ -84,7 +84,7 @@ def in_float64(folder: Path) -> None:
         return compute(batch, count)
 
     class NoScorer:
-        def assess(self, model: Any, *, last: bool) -> Assessment[Any]:
+        def assess(self, model: Any, **_options: Any) -> Assessment[Any]:
             raise StopIteration  # the detections of a network in float64 are of no use
 
     run.task.step = recorded  # type: ignore[method-assign]
@@ -209,9 +209,28 @@ def dropped(folder: Path) -> None:
     torch.save(torch.stack(drawn), folder / f"drawn_{distributed.rank()}.pt")
 
 
+def talk(folder: Path) -> None:
+    """Leave what the functions of `detector.core.distributed` return in each process."""
+    rank, order = distributed.rank(), folder / "order.txt"
+    rows = torch.full((rank, 2), float(rank))
+    with distributed.main_first(), order.open("a") as file:
+        file.write(f"{rank} enters\n")
+        time.sleep(0.05)
+        file.write(f"{rank} leaves\n")
+    if rank == 0:
+        with distributed.busy():
+            time.sleep(0.2)
+    found = {
+        "rows": [part.tolist() for part in distributed.gather_rows(rows)],
+        "texts": distributed.gather_texts("grün" * rank),
+        "total": distributed.total(rank, 1),
+    }
+    (folder / f"talk_{rank}.json").write_text(json.dumps(found))
+
+
 CASES: tuple[Callable[[Path], None], ...] = (
     *(in_float64, in_float32, with_dropout, classify, in_one_part, in_parts, resumed, evaluate),
-    *(proposals, staged, fits, dropped),
+    *(proposals, staged, fits, dropped, talk),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -13,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from detector.config import load_config
-from detector.core.distributed import check_shares
-from detector.core.errors import InputError
 from detector.data.samplers import TrainingBatches
 from detector.factory.data import load_training
 from tests.multiprocess.conftest import Start
@@ -97,13 +96,6 @@ def test_images_that_cannot_be_divided_give_one_error(place: Path) -> None:
     assert not (place / "odd").exists()
 
 
-def test_the_error_names_the_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detector.core.distributed.world_size", lambda: 4)
-    check_shares(24, 3)
-    with pytest.raises(InputError, match=r"train.images_per_batch: 12 .* 4 processes in 2 parts .* of 8$"):
-        check_shares(12, 2)
-
-
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -158,3 +150,15 @@ def test_two_network_namespaces_equal_two_processes_of_one(
 ) -> None:
     prefixes = [["ip", "netns", "exec", name] for name in networks[:2]]
     assert_two_machines_equal_one(place, start, "networks", "10.97.0.1", prefixes, networks[2:])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_processes_tell_each_other(start: Start, count: int) -> None:
+    for rank in range(count):
+        found = json.loads((start(count) / "talk" / f"talk_{rank}.json").read_text())
+        assert found["rows"] == [[[float(other)] * 2] * other for other in range(count)]
+        assert found["texts"] == ["grün" * other for other in range(count)]
+        assert found["total"] == [sum(range(count)), count]
+    lines = (start(count) / "talk" / "order.txt").read_text().splitlines()
+    assert lines[:2] == ["0 enters", "0 leaves"]  # the others follow when it has left
+    assert len(lines) == 2 * count
