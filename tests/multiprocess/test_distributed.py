@@ -15,7 +15,7 @@ import pytest
 
 from detector.config import load_config
 from detector.data.samplers import TrainingBatches
-from detector.factory.data import load_training
+from detector.factory.data import class_names, load_training
 from tests.multiprocess.conftest import Start
 from tests.multiprocess.launch import run, started, tool, torchrun
 from tests.multiprocess.test_run import DROPOUT, FAULTY, identical, weights
@@ -42,10 +42,13 @@ def test_a_rank_that_dies_ends_the_job(place: Path) -> None:
     assert not (place / "dies" / ".run.lock").exists()
 
 
-def test_an_error_of_another_rank_names_it(place: Path, start: Start) -> None:
+def test_an_error_of_another_rank_names_it(
+    place: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(1)  # the proposals are there
-    config = load_config(place / "tiny.yaml", [*DROPOUT])
-    records = load_training(config, config.data.classes or (), training=False).records
+    monkeypatch.chdir(place)
+    config = load_config("tiny.yaml", DROPOUT)
+    records = load_training(config, class_names(config), training=False).records
     last = next(iter(TrainingBatches(len(records), 6, config.seed)))[5][0]
     path = records[last].path
     content = path.read_bytes()
