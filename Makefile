@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test headers sanitize emulate emulate-mutants fuzz-readers gpu-check lint typecheck clean
+.PHONY: help install quickstart test headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,6 +51,10 @@ emulate-mutants: install  ## break the CUDA kernels on purpose and check that `m
 
 fuzz-readers: install  ## read 10,000 randomly changed files of every kind; only clear errors are allowed
 	$(BIN)/python -m tests.fuzz_readers --cases 10000 --seed 0
+
+# Twenty minutes on two cores. SOAK has other options: SOAK="--kills 50 --processes 2"
+soak: install  ## kill runs 800 times at random moments, resume them, and compare them with whole runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --out "$(or $(OUT),build/soak)" $(or $(SOAK),--kills 800)
 
 # Works offline and installs nothing. GPU_CHECK has further options for the program.
 gpu-check:  ## check and time everything that needs a GPU, in 7 minutes, offline: make gpu-check OUT=dir

@@ -375,10 +375,14 @@ TARGETS = [
     ),
     Target("feature cache, maps", partial(make_cache, name="maps.bin"), read_cache, names_folder=True),
     Target("feature cache, done", partial(make_cache, name="done.bin"), read_cache, names_folder=True),
-    # Damaged parts of the first and the last are left out; no reader refuses one of them.
+    # Damaged parts of the repaired ones are left out; no reader refuses one of them.
     Target("run log", run_records.make_run_log, run_records.read_run_log, repaired=True),
     Target("stage record", run_records.make_stage_record, read_record),
     Target("list of pictures", run_records.make_list_of_pictures, run_records.read_pictures, repaired=True),
+    Target("TensorBoard", run_records.make_board, run_records.read_board, repaired=True),
+    Target("fault", run_records.make_fault, run_records.read_replayed),
+    Target("fault values", run_records.make_fault, run_records.read_replayed, change_checkpoint),
+    Target("fault pickle", run_records.make_fault, run_records.read_replayed, change_checkpoint_pickle),
     Target("checkpoint", write_checkpoint, read_checkpoint),
     Target("checkpoint values", write_checkpoint, read_checkpoint, change_checkpoint),
     Target("checkpoint pickle", write_checkpoint, read_checkpoint, change_checkpoint_pickle),

@@ -86,6 +86,17 @@ class _Group:
 _group: _Group | None = None
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process be the only one inside the block, in which it does without the others."""
+    global _group
+    group, _group = _group, None
+    try:
+        yield
+    finally:
+        _group = group
+
+
 def launched() -> bool:
     """Whether ``torchrun``, or something that sets the same variables, started this process."""
     return all(name in os.environ for name in _VARIABLES)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -25,6 +26,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """The suffixes of image files, in lower case; a file's own suffix may be in any case."""
 LONGEST_NAME = 150  # bytes; file systems allow 255, and prefixes and suffixes are added
 
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # of `atomic_write`: NAME and the process's number
 _DEVICE = r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\.|\Z)"  # Windows's, whatever the suffix
 _RESERVED = re.compile(
     rf"""{UNPRINTABLE.pattern}|[%/\\:*?"<>|]|\A[. ]|[. ]\Z|\A(?={_DEVICE})[a-z]""", re.IGNORECASE
@@ -102,8 +104,9 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool =
 
     A reader of ``path`` sees either the whole old content or the whole new content, even after a crash. With
     ``durable`` the content and then the new name are forced to the disk. If the block raises, ``path`` stays
-    as it was and the temporary file is removed. A killed process leaves its temporary file behind:
-    ``.NAME.PID.tmp``. Text ("w") is written as UTF-8, with a lone surrogate as ``\\udcXX``.
+    as it was and the temporary file is removed. A killed process leaves its temporary file behind,
+    ``.NAME.PID.tmp``, which `remove_abandoned` removes. Text ("w") is written as UTF-8, with a lone surrogate
+    as ``\\udcXX``.
 
     Raises:
         InputError: the folder cannot be made or written, or the disk is full; gives the system's reason.
@@ -111,6 +114,8 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool =
     encoding, errors = (None, None) if mode == "wb" else ("utf-8", "backslashreplace")
     with _replacing(path) as temporary:
         with temporary.open(mode, encoding=encoding, errors=errors) as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until the file is closed
             yield file
             if durable:
                 file.flush()
@@ -118,6 +123,33 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool =
         temporary.replace(path)
         if durable:
             _sync_folder(path.parent)
+
+
+def remove_abandoned(folder: Path, named: Callable[[str], object]) -> None:
+    """Remove the temporary files of `atomic_write` in ``folder`` whose writers have ended.
+
+    ``named`` says by the name of the file that was to be written whether it belongs to the caller. A writer
+    holds a lock on its file for as long as it lives, on whatever machine; no clock is asked.
+    """
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and named(match[1]) and _is_abandoned(path):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return stat.S_ISREG(os.fstat(handle).st_mode)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

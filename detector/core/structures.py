@@ -239,13 +239,15 @@ class SampledRoIs:
 
     ``rois`` (R, 5) are in network-input pixels; ``labels`` (R,) int64 in 0..K; ``box_targets`` (R, 4) are
     standardised by the box coder and zero for background; ``roi_levels`` (R,) int64, always on the CPU, is
-    None where there is only one level.
+    None where there is only one level. The RoIs of an image follow each other; ``counts`` has their number
+    for each of the N images, and is empty where it is not known.
     """
 
     rois: Tensor
     labels: Tensor
     box_targets: Tensor
     roi_levels: Tensor | None = None
+    counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.rois)
@@ -254,6 +256,8 @@ class SampledRoIs:
         _check("SampledRoIs.box_targets", self.box_targets, (count, 4), torch.float32)
         if self.roi_levels is not None:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
+        if self.counts and sum(self.counts) != count:
+            raise ValueError(f"SampledRoIs.counts must add up to {count}, not {sum(self.counts)}")
 
     @classmethod
     def stack(
@@ -267,6 +271,7 @@ class SampledRoIs:
             rois=stack_rois(boxes_per_image),
             labels=torch.cat(list(labels_per_image)),
             box_targets=torch.cat(list(box_targets_per_image)),
+            counts=tuple(map(len, boxes_per_image)),
         )
 
     def to(self, device: torch.device | str) -> SampledRoIs:

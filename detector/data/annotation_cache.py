@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.core.errors import InputError
-from detector.core.files import atomic_write, file_name_of, require_regular
+from detector.core.files import atomic_write, file_name_of, remove_abandoned, require_regular
 from detector.core.progress import note
 from detector.core.records import Texts
 from detector.data.targets import MAX_COORDINATE
@@ -143,8 +143,10 @@ class AnnotationCache:
 
     def write(self, source: Path, entry: Entry[Any]) -> None:
         """Write the entry for ``source`` in place of an earlier one; a note says if that is impossible."""
+        place = self.place(source)
+        remove_abandoned(self.folder, lambda name: name == place.name)
         try:
-            with atomic_write(self.place(source), durable=False) as file:
+            with atomic_write(place, durable=False) as file:
                 digest = hashlib.blake2b(digest_size=_HASH_BYTES)
                 for block in _blocks(entry):
                     digest.update(block)

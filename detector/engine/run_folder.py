@@ -31,12 +31,13 @@ _PATTERNS = [
         r"results/(comp4_det|comp2_cls)_[^/]+\.txt",
         r"results/coco_[^/]+\.json",
         r"cache/[0-9a-f]{16}/(maps\.bin|done\.bin|cache\.json)",
-        rf"({_STAGE}/)?(results/|detections/|classified/|cache/[0-9a-f]{{16}}/)?\.[^/]+\.\d+\.tmp",
+        rf"({_STAGE}/)?faults/(step_\d+\.pt|{_TEMPORARY})",
+        rf"({_STAGE}/)?((results|detections|classified|tensorboard|cache/[0-9a-f]{{16}})/)?\.[^/]+\.\d+\.tmp",
         rf"({'|'.join(PICTURE_FOLDERS)})/{re.escape(PICTURES)}",
     )
 ]
 _ROOTS = (
-    *("checkpoints", "tensorboard", "results", *PICTURE_FOLDERS, "stages", "cache"),
+    *("checkpoints", "tensorboard", "results", *PICTURE_FOLDERS, "stages", "cache", "faults"),
     *("log.jsonl", "config.yaml", "metrics.json", "run.png"),
 )
 _CONFIG_KEYS = (b"data:", b"model:", b"train:")
@@ -66,6 +67,7 @@ def run_folder(folder: Path, *, go_on: bool, overwrite: bool) -> Iterator[None]:
                     f"{folder}: holds a run already; go on with --resume, start over with --overwrite, or "
                     "give another --output"
                 )
+            remove_unfinished(folder)
             before = snapshot(folder)
             try:
                 yield
@@ -198,14 +200,25 @@ def snapshot(folder: Path) -> set[Path]:
 def remove_start(folder: Path, before: set[Path]) -> None:
     """Delete the files that a failed start has added to ``before``, the snapshot taken at its beginning.
 
-    Nothing is deleted if there are checkpoints, records of stages, cached features or a log with losses.
+    Nothing is deleted if there are checkpoints, records of stages, cached features, a log with losses, or the
+    batch of a loss that was not finite.
     """
     log = folder / "log.jsonl"
     trained = log.is_file() and log not in before and b'"kind": "train"' in _start_of(log, 2**16)
-    if trained or holds_work(folder) or any(folder.glob("cache/*/done.bin")):
+    kept = (
+        *folder.glob("cache/*/done.bin"),
+        *folder.glob("faults/*.pt"),
+        *folder.glob("stages/*/faults/*.pt"),
+    )
+    if trained or holds_work(folder) or kept:
         return
     remove_files(folder, [path for path in _own_files(folder) if path not in before])
     _remove_empty(snapshot(folder) - before)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files of a process that was killed in ``folder``, whose lock must be held."""
+    remove_files(folder, [path for path in _own_files(folder) if path.suffix == ".tmp"])
 
 
 def remove_files(folder: Path, files: Iterable[Path]) -> None:
@@ -258,6 +271,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield the files at and below the names that a run uses; links are not followed below them."""
     for name in _ROOTS:
         place = folder / name
+        yield from folder.glob(f".{name}.*.tmp")  # of a process that was killed
         if place.is_dir():
             yield from (path for path in sorted(place.rglob("*")) if path.is_symlink() or not path.is_dir())
         elif place.exists():

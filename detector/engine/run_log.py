@@ -9,34 +9,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from detector.core.distributed import is_main
 from detector.core.errors import InputError
 from detector.core.files import write_text
 from detector.core.progress import note
+from detector.engine.board import Board
 
 _LONGEST_LINE = 2**20
 _LARGEST_STEP = 2**53  # as a float it is still exact
+_NO_EVALUATIONS = ("data", "train")
+"""The kinds of records, and the beginnings of TensorBoard's tags, that come with steps."""
 
 
 class RunLog:
     """Writes ``log.jsonl`` and ``tensorboard/`` in a run's folder.
 
-    A resumed run starts at a ``step`` that may come before the last lines; these are removed, since they
-    will be written again.
+    A resumed run starts at a ``step`` that may come before the last lines, and its last evaluation, at the
+    step ``evaluated``, may be an earlier one; later lines and values are removed, since they will be written
+    again. None stands for ``step``.
 
     Raises:
         InputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, evaluated: int | None = None) -> None:
         self.path = folder / "log.jsonl"
-        kept = [record for record in read_log(self.path) if record["step"] <= step] if step else []
+        last = step if evaluated is None else min(evaluated, step)
+
+        def stays(kind: str, at: float) -> bool:
+            return bool(step) and at <= (step if kind in _NO_EVALUATIONS else last)
+
+        before = read_log(self.path) if step else []
+        kept = [record for record in before if stays(record["kind"], record["step"])]
         try:
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._board = Board(
+                folder / "tensorboard", step, lambda tag, at: stays(tag.partition("/")[0], at)
+            )
         except OSError as error:
             raise InputError(f"{folder}: cannot write the run's log: {error.strerror}") from None
 
@@ -45,15 +56,16 @@ class RunLog:
         with self._errors():
             self._file.write(json.dumps({"kind": kind, **values}) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(f"{kind}/{name}", value, int(values["step"]))
+            numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+            numbers.pop("step", None)
+            self._board.scalars(
+                {f"{kind}/{name}": value for name, value in numbers.items()}, int(values["step"])
+            )
 
     def images(self, name: str, images: list[np.ndarray], step: int) -> None:
         """Add drawn images, each (H, W, 3) uint8 RGB, to TensorBoard."""
         with self._errors():
-            for number, image in enumerate(images):
-                self._board.add_image(f"{name}/{number}", image, step, dataformats="HWC")
+            self._board.images(name, images, step)
 
     def close(self) -> None:
         with self._errors():
@@ -62,7 +74,7 @@ class RunLog:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn an error of the disk, which TensorBoard's thread may raise late, into one clear error."""
+        """Turn an error of the disk into one clear error."""
         try:
             yield
         except OSError as error:
@@ -82,9 +94,9 @@ class NoLog:
         pass
 
 
-def open_log(folder: Path, step: int = 0) -> RunLog | NoLog:
+def open_log(folder: Path, step: int = 0, evaluated: int | None = None) -> RunLog | NoLog:
     """Return the log of a run, which only rank 0 writes; the arguments are those of `RunLog`."""
-    return RunLog(folder, step) if is_main() else NoLog()
+    return RunLog(folder, step, evaluated) if is_main() else NoLog()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

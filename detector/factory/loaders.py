@@ -76,6 +76,30 @@ def training_batches(
         yield from on_device(batches, device)
 
 
+def loss_batches(
+    config: Config,
+    records: Sequence[ImageRecord],
+    source: ProposalSource,
+    numbers: Sequence[int],
+    device: str,
+    draw_regions: DrawRegions | None,
+) -> Generator[Batch, None, None]:
+    """Yield those of ``records`` that ``numbers`` give, each as a batch of one, for its losses.
+
+    An image is seen as in the first view of an evaluation. Its regions are those of a training step, but
+    drawn by its number, so that they are always the same. Raises InputError as `training_batches`.
+    """
+    view = inference_transforms(config)[0]
+    sample = TrainingSamples(records, source, view, config.seed, draw_regions=draw_regions)
+    pin = pins(device)
+
+    def make(number: int) -> Batch:
+        return collate([sample(number, number)], pin=pin)
+
+    with closing(load(numbers, make, min(worker_count(config, device), len(numbers)))) as batches:
+        yield from on_device(batches, device)
+
+
 def own_parts(config: Config, order: TrainingBatches) -> Iterator[Part]:
     """Return what this process computes of the batches, ``train.accumulate`` parts per step."""
     return parts(order, distributed.rank(), distributed.world_size(), config.train.accumulate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from detector.core.structures import ImageRecord
 from detector.proposals.checked import Checked, file_states, image_mark, store_mark
 from detector.proposals.filtering import filter_proposals
 from detector.proposals.index import check_image_id
+from detector.proposals.journal import NAME as JOURNAL
 from detector.proposals.journal import Journal, decode_entry, encode_entry
 from detector.proposals.methods import ImageReader, full_parameters, prepare, propose
 from detector.proposals.store import Damage, Entry, ProposalStore
@@ -82,6 +84,7 @@ def generate_store(
     for key, path in zip(columns.keys, columns.paths(), strict=True):
         check_image_id(key, repr(path))
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
+    _finish_killed_job(store)
     comparison = _Comparison(columns, store)
     if not comparison.damaged() and not comparison.stale():
         comparison.save()
@@ -89,9 +92,7 @@ def generate_store(
     prepare(method)
     make = partial(_make, method, parameters, read_image)
     with store.lock(wait, on_wait), Journal(store.path) as journal:
-        store.append(journal.entries())
-        journal.clear()
-        store.reload()
+        _take_over(store, journal)
         for damage in comparison.damaged():
             store.discard(damage.image_ids)
             on_damage(f"{damage.reason}; their proposals are made again")
@@ -107,6 +108,7 @@ def generate_store(
             store.discard(outdated)
         if store.segment_count() > _MANY_SEGMENTS:
             store.compact()
+        store.tidy()
         comparison.save(written=True, failed=failures)
     if on_failure is not None:
         for key, reason in failures.items():
@@ -117,6 +119,32 @@ def generate_store(
             f"{next(iter(failures.values()))}. All others are done and kept. {HOW_TO_LEAVE_OUT}"
         )
     return store
+
+
+def _finish_killed_job(store: ProposalStore) -> None:
+    """Put into the store what a killed job has finished, and remove what it has left unfinished.
+
+    Nothing is done while another job is writing, which does it, or in a folder that cannot be written.
+    """
+    with suppress(InputError), store.lock():
+        if (store.path / JOURNAL).exists():
+            with Journal(store.path) as journal:
+                _take_over(store, journal)
+        store.tidy()
+
+
+def _take_over(store: ProposalStore, journal: Journal) -> None:
+    """Move the entries of the journal into the store, without those that it has already."""
+    store.reload()
+    entries = journal.entries().items()
+    store.append(
+        {
+            key: entry
+            for key, entry in entries
+            if key not in store or store.content_hash(key) != entry.content_hash
+        }
+    )
+    journal.clear()
 
 
 def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:

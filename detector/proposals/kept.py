@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from detector.core.errors import InputError
-from detector.core.files import atomic_write, read_json
+from detector.core.files import atomic_write, read_json, remove_abandoned
 from detector.core.progress import note
 
 Result = TypeVar("Result")
 _VERSION = 1
 _MOST = 32  # files in one folder; each training config with its own limits needs three
-_NAME = re.compile(r"\.?kept_\w+_[0-9a-f]{32}\.json(\.\d+\.tmp)?")
-_KILLED_SECONDS = 3600.0  # after this a temporary file belongs to no writer
+_NAME = re.compile(r"kept_\w+_[0-9a-f]{32}\.json")
 _noted: set[Path] = set()
 
 
@@ -48,6 +46,7 @@ def kept(
     facts = {"kind": kind, "version": _VERSION, **given}
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
     path = folder / f"kept_{kind}_{digest}.json"
+    remove_abandoned(folder, _NAME.fullmatch)
     if path.exists():
         try:
             return read(_load(path, facts))
@@ -80,17 +79,15 @@ def _save(path: Path, facts: Mapping[str, Any], result: Any) -> None:
             _noted.add(path.parent)
             note(f"recall and target statistics are computed again at each start: {error}")
         return
-    _remove_old(path.parent)
+    _remove_old(path)
 
 
-def _remove_old(folder: Path) -> None:
-    """Remove all but the newest files, and temporary files of processes that were killed."""
+def _remove_old(written: Path) -> None:
+    """Remove the oldest files beside the one just ``written``, which stays whatever the clock says."""
     with suppress(OSError):
-        files = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-        ages = sorted((time.time() - path.stat().st_mtime, path) for path in files)
-        whole = [path for _, path in ages if path.suffix == ".json"]
-        killed = [path for age, path in ages if path.suffix == ".tmp" and age > _KILLED_SECONDS]
-        for path in (*whole[_MOST:], *killed):
+        others = [path for path in written.parent.iterdir() if _NAME.fullmatch(path.name) and path != written]
+        by_age = sorted(others, key=lambda path: path.stat().st_mtime_ns)
+        for path in by_age[: max(len(by_age) + 1 - _MOST, 0)]:
             path.unlink(missing_ok=True)
 
 

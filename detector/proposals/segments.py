@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.core.errors import InputError
-from detector.core.files import atomic_write, require_regular
+from detector.core.files import atomic_write, remove_abandoned, require_regular
 from detector.core.structures import Proposals
 from detector.proposals.filtering import Limits
 from detector.proposals.index import Row
@@ -27,7 +27,8 @@ FloatArray = NDArray[np.float32]
 BoxesAndScores = tuple[FloatArray, FloatArray | None]
 Offset = TypeVar("Offset", int, NDArray[np.int64])
 _NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
-_TEMPORARY = re.compile(rf"\.?({_NAME.pattern}|index\.npy|manifest\.json|checked\.bin)(\.\d+)?\.tmp")
+_OTHERS = re.compile(r"index\.npy|manifest\.json|checked\.bin")
+_OLD_TEMPORARY = re.compile(rf"({_NAME.pattern}|index\.npy|manifest\.json)\.tmp")  # of earlier versions
 _COLUMNS: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": ()}
 _OPEN_FILES = 128  # most systems allow a process 1024 of them
 
@@ -66,8 +67,9 @@ def remove_segments(folder: Path, keep: set[int]) -> None:
     """Remove every segment whose number is not in ``keep``, and temporary files of interrupted writers."""
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
-        if (match and int(match[1]) not in keep) or _TEMPORARY.fullmatch(path.name):
+        if (match and int(match[1]) not in keep) or _OLD_TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
+    remove_abandoned(folder, lambda name: _NAME.fullmatch(name) or _OTHERS.fullmatch(name))
 
 
 def greatest_number(folder: Path) -> int:

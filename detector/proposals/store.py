@@ -365,6 +365,11 @@ class ProposalStore:
                 moved += self._write_segment(number, group, images)
                 number += 1
             self._save(self._index.merged(moved))
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what killed writers have left: temporary files and segments that the index does not name."""
+        with self.lock(_WAIT_SECONDS):
             self.reload()
             remove_segments(self.path, keep=self._index.segments())
 

@@ -35,7 +35,7 @@ from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
 from detector.staged.svm import SVMFit
 from detector.tasks.resume import ACCEPTED, changed_settings, check_fingerprint
 from detector.tasks.scoring import Evaluation, known_classes
-from detector.tasks.start import build_scorer, build_task, start_run
+from detector.tasks.start import MakeTask, build_scorer, build_task, start_run
 
 CACHE = "cache"
 """The folder of a run's cached features, which may be deleted when the run is done."""
@@ -255,17 +255,13 @@ class StagedTraining:
 
     def _train(self, config: Config, number: int) -> _Outcome:
         stage = self.config.stages[number]
-
-        def fine_tuning(config: Config, device: str, state: dict[str, Any] | None) -> FineTuningTask:
-            return FineTuningTask(config, device, self.folder / CACHE, state)
-
         run = start_run(
             config,
             self._place(number),
             self.device,
             resume=True,
             accept_changed_data=self.accept_changed_data,
-            make_task=fine_tuning if stage.kind == "fine_tune" else build_task,
+            make_task=fine_tuning_in(self.folder) if stage.kind == "fine_tune" else build_task,
             # `_run_stage` sets it, and the run's folder may have moved.
             ignored=["train.initial_weights"] if number else [],
         )
@@ -367,6 +363,15 @@ class StagedTraining:
                         log.write("train", {**values, **shifted})
                 steps = self._done[number].steps
             log.write("evaluate", {"step": steps, **evaluation.history()})
+
+
+def fine_tuning_in(folder: Path) -> MakeTask:
+    """Return what builds the task of a fine-tuning stage of the staged training in ``folder``."""
+
+    def fine_tuning(config: Config, device: str, state: dict[str, Any] | None) -> FineTuningTask:
+        return FineTuningTask(config, device, folder / CACHE, state)
+
+    return fine_tuning
 
 
 def _state(config: Config, model: RegionDetector, classes: tuple[str, ...], step: int) -> dict[str, Any]:

@@ -98,6 +98,8 @@ MISTAKES = [
     ("train.augment.colour_jitter.hue=0.1", r"colour_jitter: unknown key \(did you mean 'color_jitter'\?\)"),
     # What two keys say together
     ("train.sampling.background_iou=[0.5,0.1]", r"background_iou must be \[low, high\) with low < high"),
+    ("train.early_stopping=3", r"train\.early_stopping counts evaluations, .*set train\.evaluate_every"),
+    ("train.ema=1.0", r"train\.ema = 1\.0"),
     ("train.sampling.foreground_iou=0.3", r"background_iou must end at or below foreground_iou"),
     ("train.schedule.milestones=[0.9,0.5]", r"train\.schedule\.milestones must rise"),
     ("train.scale_jitter=[2,0.5]", r"train\.scale_jitter must be \[low, high\]"),

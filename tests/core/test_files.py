@@ -17,6 +17,7 @@ from detector.core.files import (
     link_or_copy,
     read_json,
     read_short_text,
+    remove_abandoned,
     require_regular,
     write_text,
 )
@@ -151,3 +152,19 @@ def test_what_fails_leaves_the_older_file(tmp_path: Path) -> None:
         link_or_copy(tmp_path / "step_4.pt", tmp_path / "best.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
     assert (tmp_path / "best.pt").read_bytes() == b"older"
+
+
+def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    dead = (".index.npy.7.tmp", ".index.npy.123456.tmp")
+    others = ("index.npy.7.tmp", ".other.npy.7.tmp", ".index.npy.x.tmp", "index.npy", ".index.npy.tmp")
+    for name in (*dead, *others):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / ".index.npy.8.tmp")
+    (tmp_path / ".index.npy.9.tmp").symlink_to("index.npy")
+    with atomic_write(tmp_path / "index.npy") as file:
+        file.write(b"new")
+        remove_abandoned(tmp_path, "index.npy".__eq__)
+    assert (tmp_path / "index.npy").read_bytes() == b"new"
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {*others, ".index.npy.8.tmp", ".index.npy.9.tmp"}
+    remove_abandoned(tmp_path / "missing", "index.npy".__eq__)

@@ -256,3 +256,62 @@ def test_checkpoints_are_listed_by_number(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in numbered_checkpoints(tmp_path)] == ["step_9.pt", "step_10.pt"]
     assert numbered_checkpoints(tmp_path / "missing") == []
+
+
+KILLED = """
+import io, os, random, signal, sys
+from pathlib import Path
+import torch
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
+
+path, moments = Path(sys.argv[1]), int(sys.argv[2])
+kept = {"config": {}, "classes": [], "model": {"weight": torch.ones(3000)}}
+save_checkpoint(path, {"step": 1, **kept})
+draw, save, changes = random.Random(0), torch.save, {"open", "os.rename", "os.remove"}
+
+def child(moment):
+    seen = 0
+
+    def notice(event, given):
+        nonlocal seen
+        if event in changes and str(path.parent) in str(given[0]):
+            seen += 1
+            if moment % 2 and seen == 1 + moment // 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def part_of(content, file):
+        whole = io.BytesIO()
+        save(content, whole)
+        file.write(whole.getvalue()[: draw.randrange(whole.tell())])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment % 2 == 0:
+        torch.save = part_of
+    sys.addaudithook(notice)
+    save_checkpoint(path, {"step": 2, **kept})
+    os._exit(0)
+
+for moment in range(moments):
+    draw.random()
+    if (number := os.fork()) == 0:
+        child(moment)
+    killed = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == -signal.SIGKILL
+    print(killed, load_checkpoint(path)["step"], flush=True)
+    save_checkpoint(path, {"step": 1, **kept})
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    """Killed in the middle of the bytes, and before every operation on a file."""
+    path = tmp_path / "checkpoints" / "step_3.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), "14"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[::2] == ["True 1"] * 7  # in the middle of the bytes
+    assert set(lines[1::2]) <= {"True 1", "True 2", "False 2"}
+    assert lines[1] == "True 1"
+    assert {"True 2", "False 2"} & set(lines)  # the last moments come after the new file is there

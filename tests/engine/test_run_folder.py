@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from detector.engine.run_folder import (
     note_pictures,
     remove_run,
     remove_start,
+    run_folder,
     run_lock,
     snapshot,
 )
@@ -42,11 +44,21 @@ OURS = (
         "cache/0123456789abcdef/cache.json",
     ),
     *("detections/000001.jpg", "classified/000001.jpg"),
+    *("faults/step_7.pt", "faults/.step_8.pt.77.tmp", "stages/01_a/faults/step_7.pt"),
 )
+UNFINISHED = (
+    *("checkpoints/.step_5.pt.77.tmp", "checkpoints/.best.pt.77.tmp", ".log.jsonl.77.tmp"),
+    *(".config.yaml.77.tmp", ".metrics.json.77.tmp", ".run.png.77.tmp", "faults/.step_5.pt.77.tmp"),
+    *("results/.comp4_det_test_car.txt.77.tmp", "detections/.000001.jpg.77.tmp"),
+    *("tensorboard/.events.out.tfevents.0000000005.77.tmp", "stages/01_a/.done.json.77.tmp"),
+    *("stages/01_a/.fit.pt.77.tmp", "stages/01_a/checkpoints/.step_5.pt.77.tmp"),
+    *("stages/01_a/.log.jsonl.77.tmp", "cache/0123456789abcdef/.cache.json.77.tmp"),
+)
+"""What processes leave that are killed while they write."""
 THEIRS = (
     *("notes.txt", "results/thesis.txt", "results/sub/comp4_det_test_car.txt", "cache/pip/wheel.whl"),
     *("detections/holiday.jpg", "checkpoints/other.pt", "checkpoints/step_x.pt", "tensorboard/mine.txt"),
-    *("stages/plan.txt", "classified/ads.jpg", "cache/maps.bin"),
+    *("stages/plan.txt", "classified/ads.jpg", "cache/maps.bin", "faults/report.txt", ".notes.txt.77.tmp"),
 )
 
 
@@ -73,7 +85,7 @@ def test_only_what_runs_write_is_removed(run: Path) -> None:
     fill(run, THEIRS)
     kept = remove_run(run)
     assert names_in(run) == set(THEIRS)
-    assert kept == sorted(set(THEIRS) - {"notes.txt"})
+    assert kept == sorted(set(THEIRS) - {"notes.txt", ".notes.txt.77.tmp"})
 
 
 def test_of_a_whole_run_nothing_stays(run: Path) -> None:
@@ -157,7 +169,13 @@ def test_a_start_that_failed_takes_its_files_with_it_and_no_others(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "results"}
 
 
-@pytest.mark.parametrize("worth", ["checkpoints/step_2.pt", "cache/0123456789abcdef/done.bin", "log.jsonl"])
+@pytest.mark.parametrize(
+    "worth",
+    [
+        *("checkpoints/step_2.pt", "cache/0123456789abcdef/done.bin", "log.jsonl"),
+        *("faults/step_3.pt", "stages/01_a/faults/step_3.pt"),
+    ],
+)
 def test_work_outlives_an_error(tmp_path: Path, worth: str) -> None:
     before = snapshot(tmp_path)
     fill(tmp_path, ("metrics.json", worth))
@@ -215,6 +233,42 @@ def test_the_lock_leaves_nothing_behind_also_after_an_error(tmp_path: Path) -> N
     with pytest.raises(ZeroDivisionError), run_lock(tmp_path):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_unfinished_goes_at_the_next_start(run: Path) -> None:
+    fill(run, (*THEIRS, *UNFINISHED))
+    before = names_in(run)
+    with run_folder(run, go_on=True, overwrite=False):
+        found = names_in(run)
+    unfinished = {name for name in before if name.endswith(".77.tmp")} - {".notes.txt.77.tmp"}
+    assert unfinished >= set(UNFINISHED)
+    assert found == (before - unfinished) | {LOCK}
+    assert names_in(run) == before - unfinished
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("go_on", [True, False])
+def test_an_output_that_may_only_be_read_is_refused_and_stays(go_on: bool) -> None:
+    """As another user, since root may write everywhere."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "out", "run")
+        fill(folder, ("checkpoints/step_4.pt",))
+        (folder / "config.yaml").write_text(CONFIG)
+        before = names_in(folder)
+        for path in (folder / "checkpoints", folder, folder.parent, Path(place)):
+            path.chmod(0o555)
+        os.seteuid(65534)
+        try:
+            for wanted in (folder, folder.parent / "new"):
+                with (
+                    pytest.raises(InputError, match="cannot write the run's folder: Permission denied"),
+                    run_folder(wanted, go_on=go_on, overwrite=not go_on),
+                ):
+                    pass
+        finally:
+            os.seteuid(0)
+        assert names_in(folder) == before
+        assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -129,3 +129,16 @@ def test_an_emptied_one_leaves_no_file(tmp_path: Path) -> None:
         journal.clear()
         assert journal.entries() == {}
     assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_is_named_and_what_was_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(tmp_path) as journal:
+        journal.add(encode_entry("a", ENTRIES["a"]))
+        with Path("/dev/full").open("ab", buffering=0) as full, monkeypatch.context() as patch:
+            patch.setattr(journal, "_file", full)
+            with pytest.raises(InputError, match=r"unfinished\.journal: No space left on device; free"):
+                journal.add(encode_entry("none", ENTRIES["none"]))
+        assert list(journal.entries()) == ["a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -125,17 +126,27 @@ def test_a_folder_that_cannot_be_written_is_said_once(
 
 def test_old_files_and_those_of_killed_writers_are_removed(tmp_path: Path) -> None:
     (tmp_path / f".kept_recall_{'0' * 32}.json.77.tmp").touch()
-    (tmp_path / f".kept_recall_{'1' * 32}.json.78.tmp").touch()
-    os.utime(tmp_path / f".kept_recall_{'0' * 32}.json.77.tmp", (0, 0))
-    for limit in range(40):
-        kept(tmp_path, "recall", given({"limit": limit}), Counted(), read)
-        newest = max(files(tmp_path), key=lambda path: path.stat().st_mtime_ns)
-        os.utime(newest, (1000 + limit, 1000 + limit))
+    with (tmp_path / f".kept_recall_{'1' * 32}.json.78.tmp").open("wb") as living:
+        fcntl.flock(living, fcntl.LOCK_SH)
+        for limit in range(40):
+            kept(tmp_path, "recall", given({"limit": limit}), Counted(), read)
+            newest = max(files(tmp_path), key=lambda path: path.stat().st_mtime_ns)
+            os.utime(newest, (1000 + limit, 1000 + limit))
     assert len(files(tmp_path)) == kept_module._MOST
     assert [path.name[-6:] for path in tmp_path.glob(".kept*")] == ["78.tmp"]
     work = Counted()
     kept(tmp_path, "recall", given({"limit": 39}), work, read)
     assert work.calls == 0
+
+
+def test_what_was_just_kept_stays_although_the_clock_was_set_back(tmp_path: Path) -> None:
+    for limit in range(40):
+        kept(tmp_path, "recall", given({"limit": limit}), Counted(), read)
+        for path in files(tmp_path):
+            os.utime(path, (2**31, 2**31))  # all others are from the future
+        work = Counted()
+        kept(tmp_path, "recall", given({"limit": limit}), work, read)
+        assert work.calls == 0
 
 
 def test_a_store_lives_with_them(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import time
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
 
 from detector.api import Detector
 from detector.commands.evaluate import score_checkpoint
 from detector.config import Config
-from detector.config.schema import DataConfig, TestConfig, TrainConfig
+from detector.config.schema import DataConfig, Section, TestConfig, TrainConfig, sections_of
 from detector.core.errors import InputError
 from detector.data.fingerprint import VERSION
 from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
@@ -42,22 +41,20 @@ from detector.tasks.start import start_run
 from tests.typed import float32, save_arrays
 
 Load = Callable[..., Config]
-SECTIONS: dict[str, type[BaseModel]] = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
+SECTIONS: dict[str, type[Section]] = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
 
 
-def keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Yield every key of a section, ``prefix.a.b`` for those of a section inside it."""
+def keys(section: type[Section], prefix: str) -> Iterator[str]:
+    """Yield every key of a section, ``prefix.a.b`` for those of a section inside it, of every kind."""
     for name, field in section.model_fields.items():
-        kinds = [field.annotation, *typing.get_args(field.annotation)]
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        assert len(inner) < 2
-        if inner:
-            yield from keys(inner[0], f"{prefix}.{name}")
-        else:
+        inner = sections_of(field.annotation)
+        for below in inner.values():
+            yield from keys(below, f"{prefix}.{name}")
+        if not inner:
             yield f"{prefix}.{name}"
 
 
-ALL = sorted(key for name, section in SECTIONS.items() for key in keys(section, name))
+ALL = sorted({key for name, section in SECTIONS.items() for key in keys(section, name)})
 
 
 @pytest.mark.parametrize("key", ALL)
@@ -350,6 +347,59 @@ def test_a_resumed_run_goes_back_to_the_newest_sound_checkpoint(
     damage(best)
     with pytest.raises(InputError, match=r"none of the 3 checkpoints there can be read"):
         find_state(tiny(*few), tmp_path / "run")
+
+
+def test_a_changed_byte_anywhere_is_noticed_or_changes_nothing(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """60 random bytes of the last checkpoint, one at a time; damage is said with the name of the file."""
+    few = ("train.steps=4", "train.checkpoint_every=2", "data.workers=0")
+    run(tiny(*few), tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    last = folder / "step_4.pt"
+    whole, sound = last.read_bytes(), load_checkpoint(last)
+    draw, noticed = random.Random(0), 0
+    for _ in range(60):
+        content = bytearray(whole)
+        content[draw.randrange(len(content))] ^= draw.randrange(1, 256)
+        last.unlink()  # best.pt may be the same file
+        last.write_bytes(content)
+        capsys.readouterr()
+        state = find_state(tiny(*few), tmp_path / "run")
+        assert state is not None
+        said = capsys.readouterr().err
+        if state["step"] == 2:
+            noticed += 1
+            assert f"warning: {last}: not readable as a checkpoint" in said
+            assert f"resuming after step 2 from {folder / 'step_2.pt'}" in said
+        else:
+            assert "warning" not in said
+            assert all(torch.equal(value, state["model"][name]) for name, value in sound["model"].items())
+            assert torch.equal(state["random"]["torch"], sound["random"]["torch"])
+            assert state["config"] == sound["config"]
+    assert noticed > 50
+
+
+def test_only_the_best_checkpoint_is_damaged(
+    tiny: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ends with the same weights, and the best one is restored or chosen among those to come."""
+    few = ("train.steps=6", "train.checkpoint_every=2", "train.evaluate_every=1", "data.workers=0")
+    run(tiny(*few), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run/checkpoints/step_6.pt").unlink()
+    best = tmp_path / "run/checkpoints/best.pt"
+    damage(best)
+    capsys.readouterr()
+    state = load_checkpoint(tmp_path / "run/checkpoints/step_4.pt")
+    run(tiny(*few), tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert f"warning: {best}: not readable as a checkpoint" in said
+    kept = (tmp_path / "run/checkpoints" / f"step_{state['best']['step']:.0f}.pt").is_file()
+    assert ("best.pt is restored from" if kept else "best.pt is chosen again among") in said
+    first, second = (load_checkpoint(tmp_path / name / "checkpoints/step_6.pt") for name in ("whole", "run"))
+    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    load_checkpoint(best)
 
 
 def test_the_best_checkpoint_is_a_link_that_outlives_its_source(tiny: Load, tmp_path: Path) -> None:

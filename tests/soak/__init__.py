@@ -1,0 +1,1 @@
+"""Kills small runs again and again, and compares what is left with runs that nobody killed: ``make soak``."""
