@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,13 +67,15 @@ class Life:
     def wait(self, seconds: float) -> int:
         """Wait for the end and return the exit status."""
         if self._single is None:
-            return self._several.wait(seconds)
-        self._single.join(seconds)
-        status = self._single.exitcode
-        if status is None:
+            with suppress(subprocess.TimeoutExpired):
+                return self._several.wait(seconds)
+            self._several.terminate()  # torchrun ends its processes
+        else:
+            self._single.join(seconds)
+            if self._single.exitcode is not None:
+                return self._single.exitcode
             self._single.kill()
-            raise SystemExit(f"a victim was still running after {seconds:.0f} seconds: {self.output}")
-        return status
+        raise SystemExit(f"a victim was still running after {seconds:.0f} seconds: {self.output}")
 
     def killed(self, status: int) -> bool:
         """Return whether this exit status is that of a victim that was killed."""
