@@ -9,6 +9,7 @@ later ones win and the file itself wins over all. Mappings are merged key by key
 - a ``proposals`` mapping that names a ``file`` or a ``method`` replaces the inherited source (another
   ``file`` keeps the ``format``);
 - another ``model.pool.kind`` does not inherit the keys of the pool;
+- another ``train.sampling.kind`` inherits only the keys that both kinds have;
 - another ``model.backbone.name`` does not inherit ``stage`` and ``feature_scale``;
 - of ``train.steps`` and ``train.epochs``, the one that is named replaces the other.
 
@@ -221,6 +222,8 @@ def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[s
             dropped = set(base) - kept
         case "pool" if "kind" in top and top["kind"] != base.get("kind", "roi"):
             dropped = set(base)
+        case "sampling" if "kind" in top and top["kind"] != base.get("kind", "random"):
+            dropped = set(base) - {"rois_per_image", "foreground_iou", "add_targets"}
         case "backbone" if top.get("name", base.get("name")) != base.get("name"):
             dropped = {"stage", "feature_scale"}
         case "train":

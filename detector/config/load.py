@@ -175,12 +175,18 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
     """Return the config that one stage of a staged training runs with: its settings over the rest.
 
     Raises:
-        InputError: settings that no config may have; ``source`` is named.
+        InputError: settings that no config or no stage of this kind may have; ``source`` is named.
     """
     if "stages" in stage.settings:
         raise InputError(f"{source}: stages: {stage.name}: a stage has no stages of its own; remove them")
     whole = config.model_dump(mode="json", exclude={"stages"})
-    return parse_config(merge(whole, stage.settings), source)
+    chosen = parse_config(merge(whole, stage.settings), source)
+    if stage.kind != "train" and chosen.train.augment.active:
+        raise InputError(
+            f"{source}: stages: {stage.name}: a stage of kind {stage.kind} works on cached features, which "
+            "train.augment cannot change; set it in the settings of the stages of kind train instead"
+        )
+    return chosen
 
 
 def require_stage(config: Config, name: str) -> None:

@@ -40,7 +40,7 @@ _SEVERAL = Field(min_length=1, max_length=64)
 Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Resize = Literal["shorter", "square", "none"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
@@ -627,15 +627,26 @@ class ModelConfig(Section):
         return self
 
 
-class SamplingConfig(Section):
-    """Which RoIs a step trains on (paper, section 2.3)."""
+class SamplingConfig(Kind):
+    """Which RoIs a step trains on."""
 
+    kind: Literal["random", "ohem"]
+    """"random": drawn at random with a fixed share of foreground (paper, section 2.3). "ohem": those with the
+    highest losses (online hard example mining). A config without this key means "random"."""
     rois_per_image: int = Field(default=64, ge=1, le=100_000)
-    """RoIs drawn per image."""
-    foreground_fraction: Fraction = 0.25
-    """Largest share of foreground RoIs."""
+    """RoIs per image that are trained on."""
     foreground_iou: Fraction = 0.5
     """A RoI is foreground if its IoU with an object is at least this."""
+    add_targets: bool = True
+    """Whether the ground-truth boxes are added to the proposals."""
+
+
+class RandomSamplingConfig(SamplingConfig, choice="train.sampling.kind random"):
+    """RoIs drawn at random (paper, section 2.3)."""
+
+    kind: Literal["random"] = "random"
+    foreground_fraction: Fraction = 0.25
+    """Largest share of foreground RoIs."""
     background_iou: tuple[Fraction, Fraction] = (0.1, 0.5)
     """Background RoIs have their best IoU in [low, high)."""
     far_background_fraction: Fraction = 0.0
@@ -643,17 +654,30 @@ class SamplingConfig(Section):
     ``background_iou``, far from all objects. The paper draws none, and a detector that never saw such places
     reports objects there. With ``background_iou: [0.0, 0.5]`` they would be nearly all of the background, and
     the harder regions near objects would be rare."""
-    add_targets: bool = True
-    """Whether the ground-truth boxes are added to the proposals."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> SamplingConfig:
+    def _ordered(self) -> RandomSamplingConfig:
         low, high = self.background_iou
         if low >= high:
             raise ValueError("train.sampling.background_iou must be [low, high) with low < high")
         if high > self.foreground_iou:
             raise ValueError("train.sampling.background_iou must end at or below foreground_iou")
         return self
+
+
+class OhemSamplingConfig(SamplingConfig, choice="train.sampling.kind ohem"):
+    """Online hard example mining (Shrivastava et al., 2016): all RoIs of an image pass through the head
+    without a gradient, and those with the highest losses are trained on. Of RoIs that overlap by more than
+    0.7 IoU, the one with the highest loss comes first. Every RoI below ``foreground_iou`` is background, and
+    there is no fixed share of foreground."""
+
+    kind: Literal["ohem"]
+
+
+Sampling = Annotated[
+    Annotated[RandomSamplingConfig, Tag("random")] | Annotated[OhemSamplingConfig, Tag("ohem")],
+    _kind_of("random"),
+]
 
 
 class ScheduleConfig(Section):
@@ -680,6 +704,101 @@ class ScheduleConfig(Section):
 
 
 Jitter = Annotated[float, Field(gt=0.0, le=16.0)]
+
+
+class ColorJitterConfig(Section):
+    """Random changes of the colours of every image, as ``ColorJitter`` of torchvision; 0 changes nothing."""
+
+    brightness: Fraction = 0.0
+    """b: the brightness is multiplied by a factor from [1 - b, 1 + b]."""
+    contrast: Fraction = 0.0
+    """c: the differences from the image's mean grey are multiplied by a factor from [1 - c, 1 + c]."""
+    saturation: Fraction = 0.0
+    """s: the differences from grey are multiplied by a factor from [1 - s, 1 + s]."""
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """h: the hue is shifted by a part from [-h, h] of the colour circle."""
+
+    @property
+    def active(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+
+class _RandomConfig(Section):
+    """Base of what is done to some of the images."""
+
+    probability: Fraction = 0.0
+    """Share of the images that it is done to."""
+
+    @property
+    def active(self) -> bool:
+        return self.probability > 0
+
+
+class ExpandConfig(_RandomConfig):
+    """Puts the image on a larger canvas of the mean colour, so that its objects become smaller (zoom-out)."""
+
+    max_ratio: Annotated[float, Field(ge=1.0, le=8.0)] = 4.0
+    """Sides of the canvas divided by those of the image: drawn from [1, ``max_ratio``] (SSD: 4)."""
+
+
+class CropConfig(_RandomConfig):
+    """Cuts a random rectangle out of the image, which still shows at least one of its objects.
+
+    Objects and proposals whose centre lies outside are left out; all others are clipped (SSD). After
+    ``expand`` the rectangle is cut out of the canvas.
+    """
+
+    min_scale: Annotated[float, Field(ge=0.05, le=1.0)] = 0.3
+    """Shortest sides of the crop as fractions of the image's; both are drawn from [``min_scale``, 1]."""
+    aspect_ratio: tuple[Jitter, Jitter] = (0.5, 2.0)
+    """Limits [low, high] of the crop's width divided by its height (SSD: 0.5 and 2)."""
+    min_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the area of at least one object that the crop must show."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CropConfig:
+        if self.aspect_ratio[0] > self.aspect_ratio[1]:
+            raise ValueError("train.augment.crop.aspect_ratio must be [low, high] with low <= high")
+        return self
+
+
+HoleSide = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class CutoutConfig(_RandomConfig):
+    """Paints squares of the mean colour over the image (cut-out, DeVries and Taylor, 2017).
+
+    Objects and proposals that a square hides by more than 60 % are left out.
+    """
+
+    count: int = Field(default=1, ge=1, le=64)
+    """Number of squares."""
+    size: tuple[HoleSide, HoleSide] = (0.1, 0.3)
+    """Side of a square as a fraction of the image's shorter side, drawn from [low, high]."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CutoutConfig:
+        if self.size[0] > self.size[1]:
+            raise ValueError("train.augment.cutout.size must be [low, high] with low <= high")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of training images, which help most with a few hundred images; all are off by default.
+
+    Boxes and proposals change together with the image. ``tools/draw_samples.py`` shows the result. The order
+    is expand, crop, resize and flip, colours, cut-out. Stages that work on cached features allow none.
+    """
+
+    color_jitter: ColorJitterConfig = ColorJitterConfig()
+    expand: ExpandConfig = ExpandConfig()
+    crop: CropConfig = CropConfig()
+    cutout: CutoutConfig = CutoutConfig()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is done."""
+        return any(part.active for part in (self.color_jitter, self.expand, self.crop, self.cutout))
 
 
 class TrainConfig(Section):
@@ -715,29 +834,44 @@ class TrainConfig(Section):
     vertical_flip: Fraction = 0.0
     """Probability of a top-bottom flip, for images without a fixed top, such as microscopy or aerial
     photographs."""
+    augment: AugmentConfig = AugmentConfig()
     group_by_aspect: bool = True
     """Put landscape images into batches with landscape images and portrait with portrait, which saves
     padding."""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Sampling = RandomSamplingConfig()
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """"sgd" is SGD with momentum, as published. "adamw" is AdamW (Loshchilov and Hutter, 2019), which needs a
+    much lower ``learning_rate``, for instance 1e-4. A resumed run keeps its optimizer."""
     learning_rate: Positive = 1e-3
     """Learning rate at the start, after the warm-up."""
     bias_lr_factor: Positive = 2.0
     """Learning rate of biases divided by that of weights (release: 2; the paper's text: 1)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Momentum of SGD."""
+    """sgd: momentum. adamw: beta1, the decay of the mean of the gradients; beta2, that of their squares, is
+    0.999."""
     weight_decay: float = Field(default=5e-4, ge=0.0)
-    """L2 penalty on the weights."""
+    """sgd: L2 penalty on the weights. adamw: the part of the weights that is subtracted per step, divided by
+    the learning rate; 0.01 to 0.05 are usual."""
     bias_decay: bool = False
     """Whether biases decay too (release: no; the paper's text: yes)."""
     schedule: ScheduleConfig = ScheduleConfig()
     clip_gradient_norm: Positive | None = None
     """Gradients with a larger L2 norm over all parameters are scaled down to it; null clips none."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Keep an exponential average of the weights with this decay per step, for instance 0.999: evaluations
+    and everything that uses a checkpoint take the averaged weights, and the raw ones are trained on. It looks
+    back over about 1 / (1 - ``ema``) steps. null keeps none."""
     box_loss_weight: float = Field(default=1.0, ge=0.0)
     """Weight of the box loss relative to the class loss (paper: 1)."""
     smooth_l1_beta: Positive = 1.0
     """Where smooth L1 changes from quadratic to linear (paper: 1)."""
     precision: Precision = "float32"
-    """"bfloat16" runs the network under autocast; RoIs and losses stay float32."""
+    """"bfloat16" and, on a GPU, "float16" run the network under autocast; RoIs and losses stay float32. With
+    "float16" the loss is scaled so that small gradients do not become zero; a step whose gradients overflow
+    because of the scale is skipped, and the scale is lowered."""
+    compile: bool = False
+    """Compile the convolutions and the head for training with torch.compile, which needs a C++ compiler, on a
+    GPU also Triton. The first steps take some minutes. Evaluations run the network as it is."""
     deterministic: bool = True
     """On a GPU, use only algorithms that give the same bits on every run: two runs of one config are equal,
     and a run that was interrupted continues exactly. false lets cuDNN measure its algorithms for each new
@@ -751,6 +885,12 @@ class TrainConfig(Section):
     evaluate_every: Count | None = None
     """Steps between evaluations, the best of which chooses ``best.pt``; null evaluates only at the end. They
     use validation images: those of ``data.val_split``, or of ``validation_fraction``."""
+    early_stopping: Count | None = None
+    """End the run after this many evaluations in a row without a gain of the headline metric
+    (``test.metric``); null trains all steps. It needs ``evaluate_every``."""
+    validation_loss: bool = False
+    """Compute the losses of training on the validation images, too, at each evaluation. Their network runs a
+    second time for that, so an evaluation takes up to twice as long."""
     evaluate_split: str | None = None
     """The split that is scored at the end; null is ``data.test_split``. If it is given and there are no
     validation images, ``evaluate_every`` uses it too, and ``best.pt`` is then chosen on it."""
@@ -778,6 +918,11 @@ class TrainConfig(Section):
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
             raise ValueError(f"train needs exactly one of train.steps and train.epochs; {given} is given")
+        if self.early_stopping is not None and self.evaluate_every is None:
+            raise ValueError(
+                "train.early_stopping counts evaluations, and without train.evaluate_every there is only one "
+                "at the end; set train.evaluate_every"
+            )
         if self.images_per_batch % self.accumulate:
             raise ValueError(
                 f"train.accumulate: {self.images_per_batch} images per step (train.images_per_batch) cannot "
@@ -831,7 +976,7 @@ class TestConfig(Section):
     """How many times detections are pooled and classified again from their own boxes (iterative
     localisation). It costs little, since the features are computed once. The paper does not do it."""
     precision: Precision = "float32"
-    """"bfloat16" runs the network under autocast."""
+    """"bfloat16" and, on a GPU, "float16" run the network under autocast."""
 
     @model_validator(mode="after")
     def _views_fit_into_memory(self) -> TestConfig:

@@ -28,6 +28,7 @@ COMMANDS = (
     Command("convert", "convert_data", "convert annotations between VOC's layout and COCO's format"),
     Command("recall", "recall", "measure how many objects the proposals can reach"),
     Command("draw", "draw_pooling", "draw how a region is pooled by each rule"),
+    Command("samples", "draw_samples", "draw training samples as the network will see them"),
     Command("ablate", "ablate", "run the ablations of the papers and print their table"),
     Command("replay", "replay", "find the first value that was not finite in a training that failed"),
 )

@@ -24,6 +24,7 @@ ValueError for another shape. An image without objects, proposals or detections 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -154,6 +155,10 @@ class Proposals:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def select(self, keep: Tensor) -> Proposals:
+        """Return the proposals that ``keep`` selects, a mask (P,) or indices (n,)."""
+        return Proposals(boxes=self.boxes[keep], scores=None if self.scores is None else self.scores[keep])
+
 
 ProposalSource = Callable[[ImageRecord], Proposals]
 """A function that gives the proposals of an image: from a store, computed, or the user's own."""
@@ -173,11 +178,17 @@ class Normalization:
     bgr: bool
 
 
+Window = tuple[int, int, int, int]
+"""A rectangle (x1, y1, x2, y2), half-open, in whole pixels of the original image. It may leave the image."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageMeta:
-    """How a view of an image was made: its sizes (height, width) before and after, and its flips.
+    """How an input was made of an image: its sizes (height, width) before and after, and its flips.
 
-    ``flipped`` is left to right, ``flipped_vertically`` top to bottom.
+    ``flipped`` is left to right, ``flipped_vertically`` top to bottom. A training sample may show another
+    ``window`` than the image's own rectangle: a smaller one is a crop, and what a larger one has outside the
+    image is filled with a colour. None is the whole image, as in every view of a test image.
     """
 
     image_id: str
@@ -185,14 +196,26 @@ class ImageMeta:
     input_size: tuple[int, int]
     flipped: bool = False
     flipped_vertically: bool = False
+    window: Window | None = None
 
     @property
     def scale(self) -> tuple[float, float]:
         """Input pixels per original pixel, (vertical, horizontal), from the rounded sizes."""
-        return self.input_size[0] / self.original_size[0], self.input_size[1] / self.original_size[1]
+        height, width = window_size(self.original_size, self.window)
+        return self.input_size[0] / height, self.input_size[1] / width
+
+    @property
+    def full_size(self) -> tuple[int, int]:
+        """The (height, width) of the whole image at this `scale`, in input pixels, rounded up."""
+        if self.window is None:
+            return self.input_size
+        (height, width), (vertical, horizontal) = self.original_size, self.scale
+        return math.ceil(height * vertical), math.ceil(width * horizontal)
 
     def to_input(self, boxes: Tensor) -> Tensor:
         """Return ``boxes`` (P, 4), in original-image pixels, in network-input pixels."""
+        if self.window is not None:
+            boxes = boxes - boxes.new_tensor(self.window[:2] * 2)
         return self.mirror(box_ops.scale(boxes, self.scale), self.input_size)
 
     def mirror(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -205,19 +228,26 @@ class ImageMeta:
         return box_ops.flip_vertical(boxes, size[0]) if self.flipped_vertically else boxes
 
 
+def window_size(size: tuple[int, int], window: Window | None) -> tuple[int, int]:
+    """Return the (height, width) of ``window``; None stands for a whole image of ``size``."""
+    return size if window is None else (window[3] - window[1], window[2] - window[0])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledRoIs:
     """The RoIs of one training step and what the network should predict for each.
 
     ``rois`` (R, 5) are in network-input pixels; ``labels`` (R,) int64 in 0..K; ``box_targets`` (R, 4) are
     standardised by the box coder and zero for background; ``roi_levels`` (R,) int64, always on the CPU, is
-    None where there is only one level.
+    None where there is only one level. The RoIs of an image follow each other; ``counts`` has their number
+    for each of the N images, and is empty where it is not known.
     """
 
     rois: Tensor
     labels: Tensor
     box_targets: Tensor
     roi_levels: Tensor | None = None
+    counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.rois)
@@ -226,6 +256,8 @@ class SampledRoIs:
         _check("SampledRoIs.box_targets", self.box_targets, (count, 4), torch.float32)
         if self.roi_levels is not None:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
+        if self.counts and sum(self.counts) != count:
+            raise ValueError(f"SampledRoIs.counts must add up to {count}, not {sum(self.counts)}")
 
     @classmethod
     def stack(
@@ -239,6 +271,7 @@ class SampledRoIs:
             rois=stack_rois(boxes_per_image),
             labels=torch.cat(list(labels_per_image)),
             box_targets=torch.cat(list(box_targets_per_image)),
+            counts=tuple(map(len, boxes_per_image)),
         )
 
     def to(self, device: torch.device | str) -> SampledRoIs:
@@ -282,7 +315,8 @@ class Sample:
 
     ``image`` (h, w, 3) uint8 is RGB, in the size of the network's input. ``proposals`` are in original-image
     pixels; ``rois`` (P, 4) are the same boxes in network-input pixels. ``targets`` are in network-input
-    pixels. ``drawn`` are the regions of a training step, in network-input pixels; None where none are drawn.
+    pixels. In a crop, all three hold only what the crop shows, clipped to it. ``drawn`` are the regions of a
+    training step, in network-input pixels; None where none are drawn.
     """
 
     image: Tensor

@@ -19,23 +19,36 @@ from detector.core.structures import (
     SampledRoIs,
     Targets,
 )
+from detector.data.augmentation import Augmentation, shown_in_window
 from detector.data.images import LoadedImage, open_image
-from detector.data.transforms import ImageTransform, transformed
+from detector.data.transforms import BLACK, Colour, ImageTransform, transformed
 
 DrawRegions = Callable[[torch.Tensor, Targets, np.random.Generator], DrawnRegions]
 """Draws the regions of a training step from the proposals (P, 4) of an image and its objects."""
 
 _SCALE_STREAM = 1  # separates the random stream of shared scales from the samples' own streams
 _REGION_STREAM = 2  # and that of the drawn regions
+_WINDOW_STREAM = 3  # and that of the windows that samples show
+_PAINT_STREAM = 4  # and that of changed colours and holes
 
 
-def make_sample(record: ImageRecord, image: LoadedImage, proposals: Proposals, meta: ImageMeta) -> Sample:
-    """Bring one image and its boxes into network-input pixels, for training, evaluation and demo alike."""
+def make_sample(
+    record: ImageRecord,
+    image: LoadedImage,
+    proposals: Proposals,
+    meta: ImageMeta,
+    fill: Colour = BLACK,
+) -> Sample:
+    """Bring one image and its boxes into network-input pixels, for training, evaluation and demo alike.
+
+    ``fill`` is the colour of what a window has outside the image.
+    """
+    proposals, targets = shown_in_window(proposals, record.targets, meta.window)
     return Sample(
-        image=transformed(image.pixels(meta.input_size), meta),
+        image=transformed(image.pixels(meta.full_size), meta, fill),
         proposals=proposals,
         rois=meta.to_input(proposals.boxes),
-        targets=record.targets.with_boxes(meta.to_input(record.targets.boxes)),
+        targets=targets.with_boxes(meta.to_input(targets.boxes)),
         meta=meta,
     )
 
@@ -52,7 +65,7 @@ class TrainingSamples:
     A sample therefore depends on the seed, the step and the image only, not on the thread that makes it or on
     other samples, and a resumed run draws the same ones. With ``draws_per_scale``, that many consecutive
     samples, those of a batch or an epoch, share a scale. ``draw_regions`` draws the regions of a step; None
-    draws none.
+    draws none. ``augmentation`` changes the images before that; None changes none.
     """
 
     records: Sequence[ImageRecord]
@@ -61,18 +74,26 @@ class TrainingSamples:
     seed: int
     draws_per_scale: int | None = None
     draw_regions: DrawRegions | None = None
+    augmentation: Augmentation | None = None
 
     def plan(self, index: int, draw: int) -> ImageMeta:
         """Return how the sample will be made, without reading the image."""
-        record = self.records[index]
+        record, window = self.records[index], None
+        size = record.height, record.width
         rng = np.random.default_rng((self.seed, draw))
-        return self.transform.plan((record.height, record.width), record.image_id, rng, self._scale_rng(draw))
+        if self.augmentation is not None:
+            window_rng = np.random.default_rng((self.seed, draw, _WINDOW_STREAM))
+            window = self.augmentation.window(size, record.targets, window_rng)
+        return self.transform.plan(size, record.image_id, rng, self._scale_rng(draw), window)
 
     def __call__(self, index: int, draw: int) -> Sample:
         """Return the sample. Raises InputError where the image or its proposals cannot be read."""
-        record, meta = self.records[index], self.plan(index, draw)
-        image = open_image(record.path, meta.original_size, meta.input_size)
-        sample = make_sample(record, image, self.proposals(record), meta)
+        record, meta, augmentation = self.records[index], self.plan(index, draw), self.augmentation
+        image = open_image(record.path, meta.original_size, meta.full_size)
+        fill = BLACK if augmentation is None else augmentation.fill
+        sample = make_sample(record, image, self.proposals(record), meta, fill)
+        if augmentation is not None:
+            sample = augmentation.paint(sample, np.random.default_rng((self.seed, draw, _PAINT_STREAM)))
         if self.draw_regions is None:
             return sample
         drawn = self.draw_regions(sample.rois, sample.targets, region_stream(self.seed, draw))

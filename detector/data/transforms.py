@@ -1,4 +1,4 @@
-"""The only step from a decoded image to a view of it: resize, then flip; the device normalises it later."""
+"""The only step from a decoded image to an input: window, resize, flip; the device normalises it later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.core.structures import ImageMeta
+from detector.core.structures import ImageMeta, Window, window_size
+
+Colour = tuple[int, int, int]
+"""RGB, each from 0 to 255."""
+BLACK: Colour = (0, 0, 0)
 
 
 def input_size(size: tuple[int, int], shorter_side: float, max_size: float) -> tuple[int, int]:
@@ -50,10 +54,12 @@ class ImageTransform:
         image_id: str,
         rng: np.random.Generator | None = None,
         scale_rng: np.random.Generator | None = None,
+        window: Window | None = None,
     ) -> ImageMeta:
         """Return what is to be done to an image of ``size`` (height, width).
 
-        ``scale_rng`` draws the scale instead of ``rng``, for images that share their scale.
+        ``scale_rng`` draws the scale instead of ``rng``, for images that share their scale. ``window`` is
+        what the input shows, and its size takes the place of the image's; None is the whole image.
         """
         scale, flipped, upside_down = float(self.scales[0]), self.mirrored, False
         if rng is not None:
@@ -63,9 +69,10 @@ class ImageTransform:
         return ImageMeta(
             image_id=image_id,
             original_size=size,
-            input_size=self.size_of(size, scale),
+            input_size=self.size_of(window_size(size, window), scale),
             flipped=flipped,
             flipped_vertically=upside_down,
+            window=window,
         )
 
     def _draw_scale(self, rng: np.random.Generator) -> float:
@@ -83,14 +90,17 @@ class ImageTransform:
         return input_size(size, min(size) if self.resize == "none" else scale, self.max_size)
 
 
-def transformed(pixels: np.ndarray, meta: ImageMeta) -> Tensor:
-    """Return ``pixels`` (H, W, 3) uint8 as (h, w, 3) uint8, resized and flipped as ``meta`` says.
+def transformed(pixels: np.ndarray, meta: ImageMeta, fill: Colour = BLACK) -> Tensor:
+    """Return ``pixels`` (H, W, 3) uint8 as (h, w, 3) uint8, cut, resized and flipped as ``meta`` says.
 
     ``pixels`` may be smaller than the original image, as `detector.data.images.LoadedImage` decodes large
-    photographs. The result may share their memory.
+    photographs; the edges of a window then lie within half such a pixel. ``fill`` is the colour of what a
+    window has outside the image. The result may share the memory of ``pixels``.
     """
     height, width = meta.input_size
-    if pixels.shape[:2] != (height, width):
+    if meta.window is not None:
+        pixels = _windowed(pixels, meta, fill)
+    elif pixels.shape[:2] != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     if meta.flipped or meta.flipped_vertically:
         pixels = cv2.flip(pixels, _FLIPS[meta.flipped, meta.flipped_vertically])
@@ -98,3 +108,49 @@ def transformed(pixels: np.ndarray, meta: ImageMeta) -> Tensor:
 
 
 _FLIPS = {(True, False): 1, (False, True): 0, (True, True): -1}  # OpenCV's codes, by ImageMeta's two flags
+
+
+def place_of_image(meta: ImageMeta) -> tuple[int, int, int, int]:
+    """Return where the image's own pixels lie in the input before it is flipped: x1, y1, x2, y2.
+
+    Whole input pixels, half-open, at least one on each side.
+    """
+    height, width = meta.input_size
+    if meta.window is None:
+        return 0, 0, width, height
+    (vertical, horizontal), (left, top, _, _) = meta.scale, meta.window
+    x1, y1, x2, y2 = _visible(meta)
+    first, end = _span((x1 - left) * horizontal, (x2 - left) * horizontal, width)
+    upper, lower = _span((y1 - top) * vertical, (y2 - top) * vertical, height)
+    return first, upper, end, lower
+
+
+def _visible(meta: ImageMeta) -> Window:
+    """Return the part of the image that the window shows."""
+    (height, width), window = meta.original_size, meta.window
+    assert window is not None  # the callers treat the whole image apart
+    return max(window[0], 0), max(window[1], 0), min(window[2], width), min(window[3], height)
+
+
+def _span(start: float, end: float, length: int) -> tuple[int, int]:
+    """Return ``start`` and ``end`` as whole pixels below ``length``, at least one pixel apart."""
+    first = min(round(start), length - 1)
+    return first, min(max(round(end), first + 1), length)
+
+
+def _windowed(pixels: np.ndarray, meta: ImageMeta, fill: Colour) -> np.ndarray:
+    """Return the window of ``meta``, in the size of the input and before it is flipped."""
+    (rows, columns), (height, width) = pixels.shape[:2], meta.original_size
+    x1, y1, x2, y2 = _visible(meta)
+    first, end = _span(x1 * columns / width, x2 * columns / width, columns)
+    upper, lower = _span(y1 * rows / height, y2 * rows / height, rows)
+    shown = pixels[upper:lower, first:end]
+    left, top, right, bottom = place_of_image(meta)
+    if shown.shape[:2] != (bottom - top, right - left):
+        shown = cv2.resize(shown, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    if shown.shape[:2] == meta.input_size:
+        return np.ascontiguousarray(shown)
+    canvas = np.empty((*meta.input_size, 3), np.uint8)
+    canvas[:] = fill
+    canvas[top:bottom, left:right] = shown
+    return canvas

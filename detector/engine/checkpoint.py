@@ -1,11 +1,13 @@
 """Checkpoints: written completely or not at all, and read without running code from them.
 
-A checkpoint is a dict of plain values and tensors: ``format``, ``step``, ``config`` (the resolved config
-as nested dicts), ``classes`` and ``model`` (state dict). A detector's has ``score_threshold`` too (chosen on
-validation images, or None). For resuming it has ``optimizer``, ``random`` (states of torch's
-generators), ``best`` (the best headline metric so far and its step), ``evaluated`` (the last step that was
-evaluated), ``seconds`` (that the run has taken), ``threads`` (of torch on the CPU) and ``data_fingerprint``
-(digests of the images and annotations by role and split).
+A checkpoint is a dict of plain values and tensors: ``format``, ``step``, ``config`` (the resolved config as
+nested dicts), ``classes`` and ``model`` (state dict). A run that averages its weights has ``ema`` too, the
+averages as a state dict like ``model``, and these are the ones to use (`weights_to_use`). A detector's has
+``score_threshold`` too (chosen on validation images, or None). For resuming it has ``optimizer``, ``random``
+(states of torch's generators), ``best`` (the best headline metric so far and its step), ``evaluated`` (the
+last step that was evaluated), ``without_gain`` (the evaluations since the best one), ``scaler`` (the loss
+scale of float16), ``seconds`` (that the run has taken), ``threads`` (of torch on the CPU) and
+``data_fingerprint`` (digests of the images and annotations by role and split).
 """
 
 from __future__ import annotations
@@ -107,6 +109,12 @@ def read_saved(path: Path) -> Any:
         raise InputError(f"{path}: cannot read the checkpoint: {error.strerror}") from None
 
 
+def weights_to_use(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint for all uses but resuming: the averaged ones, if there are any."""
+    weights: dict[str, Tensor] = state["model"] if state.get("ema") is None else state["ema"]
+    return weights
+
+
 def check_model_state(model: nn.Module, state: dict[str, Any], source: str, differences: str = "") -> None:
     """Check that a checkpoint's weights fit ``model``, which may be on the ``meta`` device, without values.
 
@@ -114,7 +122,14 @@ def check_model_state(model: nn.Module, state: dict[str, Any], source: str, diff
         InputError: the checkpoint has another architecture or other classes; the message gives the
             ``differences`` of the two configs, or names the first tensors that differ.
     """
-    wanted, stored = model.state_dict(), state["model"]
+    for weights in (state["model"], state.get("ema")):
+        if weights is not None:
+            _check_weights(model.state_dict(), weights, source, differences)
+
+
+def _check_weights(
+    wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], source: str, differences: str
+) -> None:
     problems = [f"missing {name}" for name in wanted if name not in stored]
     problems += [f"unknown {name}" for name in stored if name not in wanted]
     problems += [
@@ -181,7 +196,7 @@ def check_content(state: Mapping[str, Any], source: str) -> None:
         raise InputError(
             f"{source}: the checkpoint's {key!r} is not {wanted}; use another checkpoint"
         ) from None
-    for name, tensor in state["model"].items():
+    for name, tensor in [*state["model"].items(), *(state.get("ema") or {}).items()]:
         if not tensor.isfinite().all():
             raise InputError(f"{source}: {name} has NaN or infinite values; use an earlier checkpoint")
 
@@ -250,6 +265,11 @@ class _Random(BaseModel):
     cuda: Annotated[list[Bytes], Strict()]
 
 
+class _Scaler(BaseModel):
+    scale: Annotated[Number, Field(gt=0)]
+    steps: Whole
+
+
 class _Best(BaseModel):
     metric: Number
     step: Number
@@ -267,6 +287,11 @@ class _Content(BaseModel):
         list[ClassName], Field(max_length=MAX_CLASSES), _if(lambda names: len(set(names)) == len(names))
     ] = Field(_ABSENT, description="a list of different class names")
     model: dict[TensorName, Weight] = Field(_ABSENT, description="a mapping of names to dense tensors")
+    ema: dict[TensorName, Weight] | None = Field(
+        _ABSENT, description="a mapping of names to dense tensors, or None"
+    )
+    scaler: _Scaler | None = Field(_ABSENT, description="a loss scale above 0 and a number of steps, or None")
+    without_gain: Whole = Field(_ABSENT, description="a whole number of evaluations")
     optimizer: _Optimizer = Field(_ABSENT, description="the state of an optimizer")
     sampler: _Sampler = Field(_ABSENT, description="the state of the sampler's random generator")
     random: _Random = Field(_ABSENT, description="the states of torch's random generators")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.core.devices import sent
+from detector.core.errors import InputError
 from detector.core.structures import Batch, Detections, Embedded, HeadOutput, ImageMeta, View
 
 REFERENCE_AREA = 224.0**2
@@ -196,10 +197,29 @@ class ImagePredictor:
         return torch.stack(rows).mean(dim=0).cpu()
 
 
+NUMBER_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def number_type(precision: str, device: torch.device | str, key: str) -> torch.dtype:
+    """Return the type of numbers in which ``device`` computes with ``precision``, the value of ``key``.
+
+    Raises:
+        InputError: float16 on a CPU.
+    """
+    if precision == "float16" and torch.device(device).type == "cpu":
+        raise InputError(
+            f"{key}: float16 is for GPUs, and this run computes on the CPU; set {key} to bfloat16, or to "
+            "float32"
+        )
+    return NUMBER_TYPES[precision]
+
+
 def autocast(device: torch.device | str, precision: torch.dtype) -> torch.autocast:
-    """Return the context that computes in bfloat16 if that is the ``precision``, otherwise does nothing."""
-    half = precision == torch.bfloat16
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half)
+    """Return the context that computes in ``precision``, bfloat16 or float16; for float32 it does nothing."""
+    half = precision != torch.float32
+    return torch.autocast(
+        torch.device(device).type, dtype=precision if half else torch.bfloat16, enabled=half
+    )
 
 
 def with_weights_in(model: Model, precision: torch.dtype) -> Model:

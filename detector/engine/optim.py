@@ -1,4 +1,4 @@
-"""The solver of Fast R-CNN: SGD with a separate rate and decay for biases, and a learning rate per step."""
+"""The solver: SGD or AdamW with a separate rate and decay for biases, and a learning rate per step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ Schedule = Callable[[int], float]
 """From a step (0-based) to the factor on every group's initial learning rate."""
 
 
+ADAMW_BETA2 = 0.999
+"""AdamW's decay of the squared gradients: the value that its paper and torch use."""
+NAMES: dict[type[torch.optim.Optimizer], str] = {torch.optim.SGD: "sgd", torch.optim.AdamW: "adamw"}
+"""The optimizers by their names in the config."""
+_STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+"""What each optimizer keeps of every parameter."""
+
+
 def build_sgd(
     model: nn.Module,
     *,
@@ -24,10 +32,51 @@ def build_sgd(
     bias_lr_factor: float,
     bias_decay: bool,
 ) -> torch.optim.SGD:
-    """Return SGD over the parameters that train, in two groups: weights, and biases.
+    """Return SGD over the parameters that train, in the groups of `parameter_groups`.
 
-    Parameters of batch normalisation count as biases: neither should decay towards zero. The update reads and
-    writes every number once (``fused``), where torch's default takes a pass over memory for each term.
+    The update reads and writes every number once (``fused``), where torch's default takes a pass over memory
+    for each term.
+    """
+    groups = parameter_groups(model, learning_rate, weight_decay, bias_lr_factor, bias_decay=bias_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        fused=True if any(group["params"] for group in groups) else None,
+    )
+
+
+def build_adamw(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    bias_lr_factor: float,
+    bias_decay: bool,
+) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter, 2019) over the parameters that train, grouped and fused as SGD.
+
+    ``momentum`` is its beta1. Weights decay by ``learning_rate * weight_decay`` of their value per step,
+    independently of the gradient.
+    """
+    groups = parameter_groups(model, learning_rate, weight_decay, bias_lr_factor, bias_decay=bias_decay)
+    return torch.optim.AdamW(
+        groups,
+        lr=learning_rate,
+        betas=(momentum, ADAMW_BETA2),
+        weight_decay=weight_decay,
+        fused=True if any(group["params"] for group in groups) else None,
+    )
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, bias_lr_factor: float, *, bias_decay: bool
+) -> list[dict[str, Any]]:
+    """Return the parameters that train in two groups: weights, and biases with a rate and decay of their own.
+
+    Parameters of batch normalisation count as biases: neither should decay towards zero.
     """
     biases = {
         id(parameter)
@@ -36,7 +85,7 @@ def build_sgd(
         if name == "bias" or isinstance(module, nn.BatchNorm2d)
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if id(p) not in biases], "lr": learning_rate},
         {
             "params": [p for p in trained if id(p) in biases],
@@ -46,13 +95,7 @@ def build_sgd(
     ]
     for group in groups:
         group["initial_lr"] = group["lr"]
-    return torch.optim.SGD(
-        groups,
-        lr=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        fused=True if trained else None,
-    )
+    return groups
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> None:
@@ -68,14 +111,16 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], source: str) -> None:
-    """Load the momenta of ``saved``, a state dict; learning rates and all other settings stay as they are.
+    """Load the moments of ``saved``, a state dict; learning rates and all other settings stay as they are.
 
     So a resumed run uses the config's settings, and a checkpoint can move between a GPU and the CPU, whose
     optimizers are implemented differently.
 
     Raises:
-        InputError: the state belongs to other parameters; names ``source``, the checkpoint's file.
+        InputError: the state is that of the other kind of optimizer, or belongs to other parameters; names
+            ``source``, the checkpoint's file.
     """
+    _check_kind(optimizer, saved, source)
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in own] != [group["params"] for group in saved["param_groups"]]:
         before, now = (
@@ -85,15 +130,37 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
             f"{source}: the checkpoint's optimizer trained {before} parameters and this run trains {now}; a "
             "resumed run keeps train.trainable"
         )
-    _check_momenta(optimizer, saved["state"], source)
+    _check_moments(optimizer, saved["state"], source)
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
 
 
-def _check_momenta(optimizer: torch.optim.Optimizer, state: dict[int, Any], source: str) -> None:
+def _check_kind(optimizer: torch.optim.Optimizer, saved: dict[str, Any], source: str) -> None:
+    own = NAMES[type(optimizer)]
+    of_adam = any("betas" in group for group in saved["param_groups"])
+    kept = {name for entry in saved["state"].values() for name in entry}
+    before = "adamw" if of_adam or kept & _STATE["adamw"] else "sgd"
+    if before != own:
+        raise InputError(
+            f"{source}: the checkpoint has the state of train.optimizer: {before}, with which {own} cannot "
+            f"continue; a resumed run keeps train.optimizer. Set it to {before}, or name the checkpoint in "
+            "train.initial_weights of a new run"
+        )
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, state: dict[int, Any], source: str) -> None:
+    """Check that every kept tensor has the shape of its parameter; AdamW's count of steps is one number."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = _STATE[NAMES[type(optimizer)]]
     for number, entry in state.items():
-        momentum = entry.get("momentum_buffer")
-        if number >= len(parameters) or (momentum is not None and momentum.shape != parameters[number].shape):
+        fits = number < len(parameters) and all(
+            value.numel() == 1 if name == "step" else value.shape == parameters[number].shape
+            for name, value in entry.items()
+            if name in names and value is not None
+        )
+        complete = not isinstance(optimizer, torch.optim.AdamW) or all(
+            entry.get(name) is not None for name in names
+        )
+        if not (fits and complete):
             raise InputError(
                 f"{source}: the checkpoint's optimizer has a momentum that fits no parameter of this run; "
                 "use another checkpoint"

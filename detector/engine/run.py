@@ -28,7 +28,10 @@ from detector.core.progress import TrainingProgress, note
 from detector.core.structures import ImageRecord
 from detector.engine import checkpoint as checkpoints
 from detector.engine import faults
+from detector.engine.early_stopping import EarlyStopping
+from detector.engine.ema import AveragedWeights
 from detector.engine.faults import LossNotFinite
+from detector.engine.loss_scaling import LossScaler
 from detector.engine.memory import peak_gpu_memory
 from detector.engine.optim import Schedule, clip_gradients, load_optimizer_state, set_learning_rate
 from detector.engine.run_log import open_log
@@ -65,13 +68,18 @@ class Assessment(Generic[AnyEvaluation]):
     """The metric that chooses best.pt, higher is better; `UNSCORED` where nothing could be scored."""
     score_threshold: float | None
     """The threshold at which the network is used, where one could be chosen."""
+    raw: AnyEvaluation | None = None
+    """The raw weights on the images of ``chosen_by``, where the averaged ones were evaluated."""
 
 
 class Scorer(Protocol[AnyEvaluation]):
     """What evaluates the network of a run."""
 
-    def assess(self, model: Any, *, last: bool) -> Assessment[AnyEvaluation]:
-        """Evaluate on the validation images and, if ``last`` or without any, on the test images."""
+    def assess(self, model: Any, *, last: bool, raw: Any = None) -> Assessment[AnyEvaluation]:
+        """Evaluate on the validation images and, if ``last`` or without any, on the test images.
+
+        ``raw`` is the network with the raw weights where ``model`` has averaged ones.
+        """
 
     def pictures(self, evaluation: AnyEvaluation) -> list[np.ndarray]:
         """Return a few of the images that chose best.pt with the network's results, (H, W, 3) uint8 RGB."""
@@ -121,6 +129,12 @@ class Task(Protocol[AnyEvaluation]):
         They are sums divided by ``count``, that of all batches that the step consists of.
         """
 
+    def validation_losses(self, model: Any) -> dict[str, float]:
+        """Return what the log records of the losses on the validation images; nothing where they are not due.
+
+        ``model`` is the network that is evaluated.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -128,7 +142,9 @@ class RunSettings:
 
     All three also happen after the last step. ``evaluate_every`` None evaluates only then;
     ``keep_checkpoints`` None keeps every ``step_N.pt``; ``clip_gradient_norm`` None clips nothing;
-    ``accumulate`` is the number of batches per step whose gradients are added.
+    ``accumulate`` is the number of batches per step whose gradients are added. ``ema`` is the decay of the
+    averaged weights, None for none; ``early_stopping`` the number of evaluations without a gain that end the
+    run, None for no end. ``scale_loss`` is for training in float16.
     """
 
     steps: int
@@ -138,6 +154,9 @@ class RunSettings:
     keep_checkpoints: int | None
     clip_gradient_norm: float | None
     accumulate: int = 1
+    ema: float | None = None
+    early_stopping: int | None = None
+    scale_loss: bool = False
 
 
 class StopRequested(Exception):
@@ -181,6 +200,9 @@ class Run(Generic[AnyEvaluation]):
         self.best: dict[str, float] = {}  # the best headline so far as "metric", and its "step"
         self.score_threshold: float | None = None
         self.evaluation: AnyEvaluation | None = None  # the last one on the test images
+        self.averaged = None if settings.ema is None else AveragedWeights(task.model, settings.ema)
+        self.scaler = LossScaler(optimizer, task.device) if settings.scale_loss else None
+        self.patience = EarlyStopping(settings.early_stopping)
         self._losses = _RecentLosses()
         self._waited = _Waiting()
         self._stop = _StopSignal()
@@ -220,6 +242,8 @@ class Run(Generic[AnyEvaluation]):
             return
         best = self._path("best")
         costs = {"seconds": round(self.seconds(), 1), **self._waited.metrics()}
+        if self.patience.reached:
+            costs["stopped_at_step"] = self.step
         self.task.scorer.finish(self.folder, best, self.evaluation, costs)
 
     def seconds(self) -> float:
@@ -228,12 +252,14 @@ class Run(Generic[AnyEvaluation]):
 
     def _train(self, batches: Generator[Any, None, None]) -> None:
         settings = self.settings
+        if self.patience.reached:
+            return  # the run had ended before it was resumed
         self.task.model.train()
         self._losses.restart_clock()
         if self.step and self._due(settings.evaluate_every) and self.evaluated != self.step:
             self._evaluate()  # the run was stopped before it could
             self._save()
-        while self.step < settings.steps:
+        while self.step < settings.steps and not self.patience.reached:
             with self._waited.for_data():
                 parts = [next(batches) for _ in range(settings.accumulate)]
             rate, losses = self.advance(parts)
@@ -253,6 +279,16 @@ class Run(Generic[AnyEvaluation]):
         if self._stop.agreed:
             self._save()
             raise StopRequested(self._stop.agreed, self.step)
+        if self.patience.reached and self.step < settings.steps:
+            self._end_early()
+
+    def _end_early(self) -> None:
+        """Evaluate the test images, where only validation images were evaluated so far, and save the run."""
+        if self.evaluation is None:
+            evaluation = self._assess(last=True).test
+            assert evaluation is not None  # last=True scores it
+            self.log.write("test", {"step": self.step, **evaluation.history()})
+        self._save()
 
     def advance(self, parts: Sequence[Any]) -> tuple[float, dict[str, Tensor]]:
         """Do a step of the optimizer with its batches; return the learning rate and this process's losses."""
@@ -287,7 +323,10 @@ class Run(Generic[AnyEvaluation]):
                 losses = self._losses_of(batch, count)
                 # The processes' gradients are averaged, and they are to be added.
                 loss = torch.stack(list(losses.values())).sum() * distributed.world_size()
-                loss.backward()
+                if self.scaler is None:
+                    loss.backward()
+                else:
+                    self.scaler.backward(loss)
             for name, value in losses.items():
                 summed[name] = summed[name] + value.detach() if name in summed else value.detach()
         return summed
@@ -296,22 +335,32 @@ class Run(Generic[AnyEvaluation]):
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
     def _update(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale()
         if self.settings.clip_gradient_norm is not None:
             clip_gradients(self.optimizer, self.settings.clip_gradient_norm)
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.apply()
+        if self.averaged is not None:
+            self.averaged.update()
 
     def _record(self, rate: float) -> None:
         record = self._losses.record(self.step, rate) | self._waited.record()
-        record |= peak_gpu_memory(self.task.device)
+        record |= peak_gpu_memory(self.task.device) | (self.scaler.record() if self.scaler else {})
         self.log.write("train", record)
         self.progress.record(record)
 
     def _evaluate(self) -> None:
         self._losses.finite(self.step)
         assessment = self._assess(last=self.step == self.settings.steps)
-        self._log_evaluation(assessment)
-        self._keep_if_best(assessment.headline)
+        self._log_evaluation(assessment, self.task.validation_losses(self._used()))
+        gained = self._keep_if_best(assessment.headline)
         self.evaluated = self.step
+        self.patience.count(gained=gained)
+        if self.patience.reached and self.step < self.settings.steps:
+            self._note_early_end()
         self.task.model.train()
         self._losses.restart_clock()
 
@@ -325,30 +374,50 @@ class Run(Generic[AnyEvaluation]):
             self._keep_if_best(assessment.headline)
         self._save()
 
+    def _note_early_end(self) -> None:
+        count = self.patience.without_gain
+        note(
+            f"early stopping: step {self.step} is the last one, after {count} evaluations without a gain; "
+            f"the best one was at step {self.best['step']:.0f}"
+        )
+        self.log.write("early_stopping", {"step": self.step, "evaluations_without_gain": count})
+
+    def _used(self) -> Any:
+        """Return the network that is evaluated: with the averaged weights where there are any."""
+        return self.task.model if self.averaged is None else self.averaged.network
+
     def _assess(self, *, last: bool) -> Assessment[AnyEvaluation]:
-        assessment = self.task.scorer.assess(self.task.model, last=last)
+        raw = None if self.averaged is None else self.task.model
+        assessment = self.task.scorer.assess(self._used(), last=last, raw=raw)
         self.score_threshold = assessment.score_threshold
         if assessment.test is not None:
             self.evaluation = assessment.test
         return assessment
 
-    def _log_evaluation(self, assessment: Assessment[AnyEvaluation]) -> None:
-        evaluation = assessment.chosen_by
+    def _log_evaluation(
+        self, assessment: Assessment[AnyEvaluation], validation_losses: Mapping[str, float]
+    ) -> None:
+        evaluation, raw = assessment.chosen_by, assessment.raw
         split = evaluation.metrics["split"]
         if not distributed.is_main():
             return
-        self.log.write("evaluate", {"step": self.step, **evaluation.history(), "split": split})
+        values = evaluation.history() | dict(validation_losses)
+        if raw is not None:
+            values |= {f"raw_{name}": value for name, value in raw.history().items()}
+        self.log.write("evaluate", {"step": self.step, **values, "split": split})
         if assessment.test is not None and assessment.test is not evaluation:
             self.log.write("test", {"step": self.step, **assessment.test.history()})
         self.log.images(f"{split} images", self.task.scorer.pictures(evaluation), self.step)
         note(f"step {self.step}: {evaluation.summary()}")
 
-    def _keep_if_best(self, headline: float) -> None:
+    def _keep_if_best(self, headline: float) -> bool:
+        """Keep the step as the best one if it is; return whether it is."""
         if headline == UNSCORED or headline > self.best.get("metric", UNSCORED):  # nothing scored: the last
             self.best = {"metric": headline, "step": float(self.step)}
             # Where a checkpoint is due, it becomes the best one.
             if distributed.is_main() and not self._due(self.settings.checkpoint_every):
                 checkpoints.save_checkpoint(self._path("best"), self.state_dict())
+        return self.best.get("step") == self.step
 
     def _save(self) -> None:
         """Write ``step_N.pt``, link ``best.pt`` to it if it is the best, and remove the oldest ones."""
@@ -375,12 +444,15 @@ class Run(Generic[AnyEvaluation]):
             "step": self.step,
             "evaluated": self.evaluated,
             "model": self.task.model.state_dict(),
+            "ema": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state(),
             "config": self.config,
             "classes": list(self.task.classes),
             "random": checkpoints.random_states(),
             "threads": torch.get_num_threads(),
             "best": self.best,
+            "without_gain": self.patience.without_gain,
             "seconds": self.seconds(),
             "data_fingerprint": self.task.data_fingerprint,
             "score_threshold": self.score_threshold,
@@ -398,6 +470,11 @@ class Run(Generic[AnyEvaluation]):
         self.step, self.evaluated = state["step"], state["evaluated"]
         self.seconds_before = float(state.get("seconds", 0.0))
         load_optimizer_state(self.optimizer, state["optimizer"], state["file"])
+        if self.averaged is not None and state.get("ema") is not None:  # else it starts from here
+            self.averaged.load_state_dict(state["ema"])
+        if self.scaler is not None and state.get("scaler") is not None:
+            self.scaler.load_state(state["scaler"])
+        self.patience.without_gain = state.get("without_gain", 0) if same_evaluations else 0
         self.best = self._best_of(state) if same_evaluations else self._forget_best(state)
         self._note_threads(state.get("threads"))
         checkpoints.set_random_states(state["random"])

@@ -11,11 +11,20 @@ from detector.config import Config
 from detector.core import distributed
 from detector.core.devices import pins
 from detector.core.errors import InputError
-from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals, ProposalSource
+from detector.core.structures import (
+    Batch,
+    ImageMeta,
+    ImageRecord,
+    Normalization,
+    Proposals,
+    ProposalSource,
+)
+from detector.data.augmentation import Augmentation, ColorJitter, Crop, Cutout, Expand
 from detector.data.loader import load, on_device
 from detector.data.samplers import Part, TrainingBatches, aspect_groups, parts
 from detector.data.samples import DrawRegions, InferenceViews, TrainingSamples, collate
-from detector.data.transforms import ImageTransform
+from detector.data.transforms import Colour, ImageTransform
+from detector.factory.model import build_normalization
 from detector.factory.resources import worker_count
 
 
@@ -40,14 +49,6 @@ def training_batches(
         InputError: an image or its proposals cannot be read.
     """
     settings = config.train
-    transform = ImageTransform(
-        scales=settings.scales,
-        max_size=settings.max_size,
-        resize=settings.resize,
-        flip=settings.flip,
-        vertical_flip=settings.vertical_flip,
-        scale_jitter=settings.scale_jitter,
-    )
     order = TrainingBatches(
         len(records),
         settings.images_per_batch,
@@ -55,8 +56,15 @@ def training_batches(
         groups=aspect_groups(records) if settings.group_by_aspect else None,
         start_step=start_step,
     )
-    scale = _draws_per_scale(config, order)
-    sample = TrainingSamples(records, source, transform, config.seed, scale, draw_regions)
+    sample = TrainingSamples(
+        records,
+        source,
+        training_transform(config),
+        config.seed,
+        _draws_per_scale(config, order),
+        draw_regions,
+        build_augmentation(config),
+    )
     pin = pins(device)
 
     def make(part: Part) -> Batch:
@@ -68,9 +76,68 @@ def training_batches(
         yield from on_device(batches, device)
 
 
+def loss_batches(
+    config: Config,
+    records: Sequence[ImageRecord],
+    source: ProposalSource,
+    numbers: Sequence[int],
+    device: str,
+    draw_regions: DrawRegions | None,
+) -> Generator[Batch, None, None]:
+    """Yield those of ``records`` that ``numbers`` give, each as a batch of one, for its losses.
+
+    An image is seen as in the first view of an evaluation. Its regions are those of a training step, but
+    drawn by its number, so that they are always the same. Raises InputError as `training_batches`.
+    """
+    view = inference_transforms(config)[0]
+    sample = TrainingSamples(records, source, view, config.seed, draw_regions=draw_regions)
+    pin = pins(device)
+
+    def make(number: int) -> Batch:
+        return collate([sample(number, number)], pin=pin)
+
+    with closing(load(numbers, make, min(worker_count(config, device), len(numbers)))) as batches:
+        yield from on_device(batches, device)
+
+
 def own_parts(config: Config, order: TrainingBatches) -> Iterator[Part]:
     """Return what this process computes of the batches, ``train.accumulate`` parts per step."""
     return parts(order, distributed.rank(), distributed.world_size(), config.train.accumulate)
+
+
+def training_transform(config: Config) -> ImageTransform:
+    """Return the transform of training images."""
+    settings = config.train
+    return ImageTransform(
+        scales=settings.scales,
+        max_size=settings.max_size,
+        resize=settings.resize,
+        flip=settings.flip,
+        vertical_flip=settings.vertical_flip,
+        scale_jitter=settings.scale_jitter,
+    )
+
+
+def build_augmentation(config: Config) -> Augmentation | None:
+    """Return what ``train.augment`` asks for, None for nothing; it fills with the network's mean colour."""
+    chosen = config.train.augment
+    jitter, expand, crop, cutout = chosen.color_jitter, chosen.expand, chosen.crop, chosen.cutout
+    if not chosen.active:
+        return None
+    return Augmentation(
+        color_jitter=ColorJitter(**dict(jitter)) if jitter.active else None,
+        expand=Expand(**dict(expand)) if expand.active else None,
+        crop=Crop(**dict(crop)) if crop.active else None,
+        cutout=Cutout(**dict(cutout)) if cutout.active else None,
+        fill=mean_colour(build_normalization(config)),
+    )
+
+
+def mean_colour(normalization: Normalization) -> Colour:
+    """Return the colour, RGB, that the normalisation turns into about 0."""
+    mean = [min(max(round(value * normalization.maximum), 0), 255) for value in normalization.mean]
+    red, green, blue = reversed(mean) if normalization.bgr else mean
+    return red, green, blue
 
 
 def no_proposals(_record: ImageRecord) -> Proposals:

@@ -10,20 +10,24 @@ import torch
 from torch import nn
 
 from detector.config import Config
-from detector.config.schema import CropPoolConfig, RoIPoolConfig, SPPPoolConfig
+from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolConfig, SPPPoolConfig
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch, Normalization
-from detector.engine.checkpoint import check_model_state
-from detector.engine.inference import ImagePredictor, RegionPredictor, with_weights_in
-from detector.engine.optim import build_sgd
+from detector.engine.checkpoint import check_model_state, weights_to_use
+from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
+from detector.engine.optim import build_adamw, build_sgd
 from detector.factory.weights import differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
 from detector.models.backbones import build_backbone as make_backbone
+from detector.models.batch_norm import SharedBatchNorm2d
 from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.compiled import CompiledDetector
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
+from detector.models.hard_examples import EveryRegion, HardExamples
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
 from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
@@ -84,8 +88,12 @@ def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None
     return model
 
 
-def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> RegionDetector:
+def restore_model(
+    config: Config, checkpoint: dict[str, Any], source: str, *, raw: bool = False
+) -> RegionDetector:
     """Return the network with a checkpoint's weights, in evaluation mode; no weights file is read.
+
+    These are the averaged weights where there are any; ``raw`` takes those that were trained, for resuming.
 
     Raises:
         InputError: the weights do not fit the config's network, or its settings fit no network; ``source`` is
@@ -99,7 +107,7 @@ def restore_model(config: Config, checkpoint: dict[str, Any], source: str) -> Re
         raise InputError(f"{source}: {error}") from None
     check_model_state(shapes, checkpoint, source, differences(config, checkpoint.get("config")))
     model = _random_model(config, classes, None)
-    model.load_state_dict(checkpoint["model"])
+    model.load_state_dict(checkpoint["model"] if raw else weights_to_use(checkpoint))
     return model.eval()
 
 
@@ -168,10 +176,41 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
             )
 
 
-def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler:
-    """Return the sampler of the RoIs of a training step and their targets (Fast R-CNN, section 2.3)."""
-    use_difficult = config.data.difficult == "train"
-    return RoISampler(coder, **dict(config.train.sampling), use_difficult=use_difficult)
+def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegion:
+    """Return what draws the RoIs of a training step and their targets, or gives all where the hardest count.
+
+    Random RoIs are those of Fast R-CNN, section 2.3; for the hardest see `build_hard_examples`.
+    """
+    settings = config.train.sampling.model_dump(exclude={"kind"})
+    settings["use_difficult"] = config.data.difficult == "train"
+    if isinstance(config.train.sampling, OhemSamplingConfig):
+        del settings["rois_per_image"]  # they are chosen once the network has seen all
+        return EveryRegion(coder, **settings)
+    return RoISampler(coder, **settings)
+
+
+def compiled(model: RegionDetector) -> CompiledDetector:
+    """Return ``model`` as training calls it, with its convolutions and head compiled.
+
+    Raises:
+        InputError: several processes share its batch statistics, for which compiled code cannot wait.
+    """
+    shared = any(
+        isinstance(module, SharedBatchNorm2d) and module.weight.requires_grad for module in model.modules()
+    )
+    if shared and distributed.world_size() > 1:
+        raise InputError(
+            "train.compile: several processes compute the batch statistics of this network together, which "
+            "compiled code cannot do; set train.compile to false, or train in one process"
+        )
+    return CompiledDetector(model)
+
+
+def build_hard_examples(config: Config) -> HardExamples | None:
+    """Return what chooses the RoIs that a step trains on by their losses; None for random ones."""
+    if not isinstance(config.train.sampling, OhemSamplingConfig):
+        return None
+    return HardExamples(config.train.sampling.rois_per_image, build_loss(config))
 
 
 def build_loss(config: Config) -> DetectionLoss:
@@ -179,10 +218,11 @@ def build_loss(config: Config) -> DetectionLoss:
     return DetectionLoss(config.train.box_loss_weight, config.train.smooth_l1_beta)
 
 
-def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
-    """Return SGD for the parameters of ``model`` that train."""
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD | torch.optim.AdamW:
+    """Return the config's optimizer for the parameters of ``model`` that train."""
     settings = config.train
-    return build_sgd(
+    build = build_sgd if settings.optimizer == "sgd" else build_adamw
+    return build(
         model,
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
@@ -216,7 +256,7 @@ def build_predictor(config: Config, model: RegionDetector, device: str) -> Predi
     ``model`` has to be in evaluation mode. The predictor may copy its weights: build another one after they
     change.
     """
-    precision = torch.bfloat16 if config.test.precision == "bfloat16" else torch.float32
+    precision = number_type(config.test.precision, device, "test.precision")
     model = with_weights_in(model, precision)
     if config.task == "classification":
         rois = partial(whole_image_rois, model.backbone)

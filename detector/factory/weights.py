@@ -14,7 +14,7 @@ from detector.config import Config
 from detector.config.files import value_at
 from detector.core.errors import InputError, listed
 from detector.core.progress import console, note
-from detector.engine.checkpoint import load_checkpoint
+from detector.engine.checkpoint import load_checkpoint, weights_to_use
 from detector.evaluation.report import plain
 from detector.models.backbones import Backbone
 from detector.models.published import FEATURES, FULLY_CONNECTED, HEAD, our_names
@@ -63,6 +63,8 @@ def load_published(config: Config, backbone: Backbone, head: nn.Module | None = 
 def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> None:
     """Copy the weights of the checkpoint ``train.initial_weights`` into ``model``, which was just built.
 
+    These are the averaged weights if its run kept an average (``train.ema``).
+
     Backbone and box head have to fit by name and shape, whatever the checkpoint was trained for. The
     predictor and the constants of the box targets are copied if task, classes and shapes are the same;
     otherwise they stay as they are in ``model``, with the constants of the new data.
@@ -82,7 +84,7 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
     wanted = {_common_name(name): tensor for name, tensor in model.state_dict().items()}
     transfer = plan_transfer(
         wanted,
-        {_common_name(name): tensor for name, tensor in checkpoint["model"].items()},
+        {_common_name(name): tensor for name, tensor in weights_to_use(checkpoint).items()},
         remake=HEADS if reason is not None else (),
     )
     made_with = differences(config, checkpoint["config"], predictor=False)

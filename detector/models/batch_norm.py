@@ -16,7 +16,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return (N, C, h, w) ``values`` normalised per channel, in their type, by sums in float32 or more."""
+        """Return (N, C, h, w) ``values`` normalised per channel, in their type; sums are float32 or more."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(values)
         given = values.dtype

@@ -10,6 +10,8 @@ the release. The release also rounds the window to whole pixels; this module doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -95,11 +97,14 @@ class CropPooling(LevelPool):
         windows = region_windows(rois[:, 1:], self.crop_size, self.context, self.square)
         return cut_windows(images.to(rois.dtype), windows, rois[:, 0], self.crop_size)
 
-    def pool(self, features: Tensor, rois: Tensor) -> Tensor:
+    def pool(
+        self, features: Tensor, rois: Tensor, convolutions: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return (R, D) as every pool; ``convolutions`` may be a compiled version of the pool's own."""
         if not len(rois):  # batch statistics of no crop would be NaN
             return features.new_zeros(0, self.out_features)
-        maps = self.convolutions(self.cut(features, rois))
+        maps: Tensor = (convolutions or self.convolutions)(self.cut(features, rois))
         # Equal to adaptive_max_pool2d, whose gradient on CUDA adds in another order each time, except that
         # here NaN is never a maximum.
-        whole = sent(whole_map_rois([maps.shape[2:]] * len(maps)), maps.device)
+        whole = sent(whole_map_rois([(maps.shape[2], maps.shape[3])] * len(maps)), maps.device)
         return spp_pool(maps, whole, (self.output_size,), window="cells").to(features.dtype)

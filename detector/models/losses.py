@@ -30,29 +30,49 @@ class DetectionLoss:
 
         ``count`` is the number of RoIs of the whole step, if ``sampled`` are a part of them.
         """
-        logits = output.class_logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = _precise(output.class_logits)
         count = max(len(logits) if count is None else count, 1)  # without RoIs the loss is zero, not NaN
         losses = {"loss_cls": functional.cross_entropy(logits, sampled.labels, reduction="sum") / count}
         if output.box_deltas is not None:
             losses["loss_box"] = self._box_loss(output.box_deltas.to(logits.dtype), sampled) / count
         return losses
 
-    def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
-        """Return the sum over the foreground, by masks: an index by a mask would wait for the device.
+    def per_region(self, output: HeadOutput, sampled: SampledRoIs) -> Tensor:
+        """Return the loss (R,) of each region, class and box together, without a division."""
+        logits = _precise(output.class_logits)
+        losses = functional.cross_entropy(logits, sampled.labels, reduction="none")
+        if output.box_deltas is None:
+            return losses
+        chosen, targets = _compared(output.box_deltas.to(logits.dtype), sampled)
+        box_losses = functional.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="none")
+        return losses + self.box_weight * box_losses.sum(dim=1)
 
-        Values that are masked out may be infinite or NaN; they add neither to the sum nor to the gradient.
-        """
-        labels = sampled.labels[:, None]
-        foreground = labels > 0
-        if deltas.shape[1] > 1:
-            own = (labels == torch.arange(deltas.shape[1], device=labels.device)) & foreground
-            chosen = torch.where(own[..., None], deltas, 0.0).sum(dim=1)  # exact: all but one are zero
-        else:
-            chosen = torch.where(foreground, deltas[:, 0], 0.0)
-        targets = torch.where(foreground, sampled.box_targets, 0.0)
+    def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
+        """Return the sum over the foreground."""
+        chosen, targets = _compared(deltas, sampled)
         loss = functional.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="sum")
         return self.box_weight * loss
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Return values of a half type as float32, and others as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _compared(deltas: Tensor, sampled: SampledRoIs) -> tuple[Tensor, Tensor]:
+    """Return the deltas of each region's own class and its targets, (R, 4) each, both zero for background.
+
+    They are chosen by masks: an index by a mask would wait for the device. Values that are masked out may be
+    infinite or NaN; they add neither to the loss nor to the gradient.
+    """
+    labels = sampled.labels[:, None]
+    foreground = labels > 0
+    if deltas.shape[1] > 1:
+        own = (labels == torch.arange(deltas.shape[1], device=labels.device)) & foreground
+        chosen = torch.where(own[..., None], deltas, 0.0).sum(dim=1)  # exact: all but one are zero
+    else:
+        chosen = torch.where(foreground, deltas[:, 0], 0.0)
+    return chosen, torch.where(foreground, sampled.box_targets, 0.0)
 
 
 def multi_label_loss(output: HeadOutput, presence: Tensor, count: float | None = None) -> dict[str, Tensor]:

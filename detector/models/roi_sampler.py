@@ -62,8 +62,7 @@ class RoISampler:
         add_targets: bool = True,
         use_difficult: bool = True,
     ) -> None:
-        # RoIs are drawn on the CPU; if the constants were on a GPU like the network, it would be waited for.
-        self.coder = BoxCoder(coder.means.cpu(), coder.deviations.cpu())
+        self.coder = on_cpu(coder)
         self.rois_per_image = rois_per_image
         self.foreground_count = round(rois_per_image * foreground_fraction)
         self.foreground_iou = foreground_iou
@@ -90,12 +89,8 @@ class RoISampler:
             rng,
         )
         chosen = torch.cat((foreground, background))
-        labels = torch.zeros(len(chosen), dtype=torch.int64)
-        if len(foreground):
-            labels[: len(foreground)] = objects.labels[match[foreground]]
-        matched = objects.boxes[match[chosen]] if len(objects) else torch.zeros(len(chosen), 4)
-        boxes = rois[chosen]
-        return DrawnRegions(boxes, labels, self.coder.encode(boxes, matched, labels))
+        is_foreground = torch.arange(len(chosen)) < len(foreground)
+        return drawn_regions(rois[chosen], is_foreground, match[chosen], objects, self.coder)
 
     def _draw_background(
         self, background: Tensor, is_far: Tensor, count: int, rng: np.random.Generator
@@ -110,11 +105,32 @@ class RoISampler:
         return torch.cat((near[: count - far_count], far[:far_count]))
 
     def _is_background(self, rois: Tensor, overlap: Tensor, crowds: Tensor) -> Tensor:
-        background = overlap < self.background_iou[1]
-        if len(crowds):
-            share = box_ops.intersection(rois, crowds) / box_ops.area(rois)[:, None].clamp(min=1e-6)
-            background &= share.amax(dim=1) <= CROWD_OVERLAP
-        return background
+        return (overlap < self.background_iou[1]) & ~in_crowds(rois, crowds)
+
+
+def on_cpu(coder: BoxCoder) -> BoxCoder:
+    """Return a copy of ``coder`` for RoIs, which are drawn on the CPU: a GPU would be waited for."""
+    return BoxCoder(coder.means.cpu(), coder.deviations.cpu())
+
+
+def in_crowds(rois: Tensor, crowds: Tensor) -> Tensor:
+    """Return whether each of ``rois`` (P, 4) lies in one of ``crowds`` (G, 4) by over `CROWD_OVERLAP`."""
+    if not len(crowds):
+        return torch.zeros(len(rois), dtype=torch.bool)
+    share = box_ops.intersection(rois, crowds) / box_ops.area(rois)[:, None].clamp(min=1e-6)
+    return share.amax(dim=1) > CROWD_OVERLAP
+
+
+def drawn_regions(
+    rois: Tensor, foreground: Tensor, match: Tensor, objects: Targets, coder: BoxCoder
+) -> DrawnRegions:
+    """Return ``rois`` (r, 4) with labels and box targets; where ``foreground`` (r,), those of the object
+    that ``match`` (r,) gives, elsewhere the background's.
+    """
+    labels = torch.zeros(len(rois), dtype=torch.int64)
+    labels[foreground] = objects.labels[match[foreground]]
+    matched = objects.boxes[match] if len(objects) else torch.zeros(len(rois), 4)
+    return DrawnRegions(rois, labels, coder.encode(rois, matched, labels))
 
 
 def _draw(wanted: Tensor, count: int, rng: np.random.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detector.config import Config
 from detector.core.devices import pins
-from detector.core.structures import HeadOutput, ImageMeta, SampledRoIs
+from detector.core.structures import ImageMeta, SampledRoIs
 from detector.data.loader import load, on_device
 from detector.data.samplers import Part, TrainingBatches
 from detector.data.samples import region_stream
@@ -49,8 +49,8 @@ class CachedBatch:
 class FineTuningTask(RegionTask[CachedBatch]):
     """Detection with fixed convolutions: batches are cached features and sampled regions.
 
-    In training each region is pooled at a scale drawn at random, as in SPP-net's release; in evaluation, at
-    the scale that ``test.scale_rule`` chooses.
+    In training each region is pooled at a scale drawn at random, as in SPP-net's release, or with OHEM all
+    regions of an image at one scale; in evaluation, at the scale that ``test.scale_rule`` chooses.
     """
 
     def __init__(
@@ -71,9 +71,8 @@ class FineTuningTask(RegionTask[CachedBatch]):
     def _sampled(self, batch: CachedBatch) -> SampledRoIs:
         return batch.sampled
 
-    def _output(self, batch: CachedBatch) -> HeadOutput:
-        with self.autocast():
-            return self.model.predict(batch.levels, batch.sampled.rois, batch.sampled.roi_levels)
+    def _levels(self, batch: CachedBatch) -> Sequence[Tensor]:
+        return batch.levels
 
     def _batch(self, part: Part) -> CachedBatch:
         levels: list[Tensor] = []
@@ -85,6 +84,8 @@ class FineTuningTask(RegionTask[CachedBatch]):
             boxes, labels, box_targets = self.draw_regions(proposals, record.targets, rng)
             views = self.cache.views(record.key)
             drawn = torch.from_numpy(rng.integers(len(views), size=len(boxes)))
+            if self.hard_examples is not None:  # it compares the boxes of an image, so they share a scale
+                drawn = drawn[:1].expand(len(boxes))
             by_view = torch.stack([view.to_input(boxes) for view in views])
             chosen = by_view[drawn, torch.arange(len(boxes))]
             parts.append((chosen, labels, box_targets, drawn + len(levels)))
@@ -92,6 +93,12 @@ class FineTuningTask(RegionTask[CachedBatch]):
             metas.append(views[0])
         rois, labels, box_targets, roi_levels = (torch.cat(rows) for rows in zip(*parts, strict=True))
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)  # every level is a batch of one
-        sampled = SampledRoIs(rois=rows, labels=labels, box_targets=box_targets, roi_levels=roi_levels)
+        sampled = SampledRoIs(
+            rois=rows,
+            labels=labels,
+            box_targets=box_targets,
+            roi_levels=roi_levels,
+            counts=tuple(len(part[0]) for part in parts),
+        )
         batch = CachedBatch(levels, sampled, metas)
         return batch.pin_memory() if pins(self.device) else batch

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core import distributed
 from detector.core.distributed import main_first
-from detector.core.structures import ImageRecord
+from detector.core.structures import Batch, ImageRecord
+from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
 from detector.engine.determinism import cuda_algorithms
-from detector.engine.inference import autocast
+from detector.engine.inference import autocast, number_type
 from detector.factory import data as data_parts
+from detector.factory import loaders
 from detector.factory import model as model_parts
 from detector.factory.data import check_apart, load_training
 from detector.models.box_coder import BoxCoder
+from detector.models.compiled import CompiledDetector, check_compiler
+from detector.models.detector import RegionDetector
 from detector.tasks.resume import checked_fingerprint, evaluation_fingerprint
 from detector.tasks.scoring import Scorer, known_classes
 
@@ -32,6 +38,8 @@ class BaseTask(ABC, Generic[AnyBatch]):
     scorer_class: ClassVar[type[Scorer[Any]]]
     role: ClassVar[str]
     """The name of the training images in the fingerprints."""
+    draw_regions: DrawRegions | None = None
+    """What draws the regions of a training step; None where whole images are trained on."""
     uses_boxes: ClassVar[bool]
     """Whether training needs valid boxes; otherwise objects with faulty boxes count too."""
 
@@ -43,6 +51,9 @@ class BaseTask(ABC, Generic[AnyBatch]):
         """
         self.config = config
         self.device = device
+        self.number_type = number_type(config.train.precision, device, "train.precision")
+        if config.train.compile:
+            check_compiler(device)
         with main_first():
             data_parts.ensure_data(config)
             self.classes = known_classes(config, state["classes"] if state else None)
@@ -60,8 +71,11 @@ class BaseTask(ABC, Generic[AnyBatch]):
         self.model = (
             model_parts.initial_model(config, self.classes, coder)
             if state is None
-            else model_parts.restore_model(config, state, state["file"])
+            else model_parts.restore_model(config, state, state["file"], raw=True)
         ).to(device)
+        self.network: RegionDetector | CompiledDetector = (
+            model_parts.compiled(self.model) if config.train.compile else self.model
+        )
 
     def _read_training(self, state: dict[str, Any] | None) -> Dataset:
         config, split = self.config, self.config.data.train_split
@@ -105,7 +119,40 @@ class BaseTask(ABC, Generic[AnyBatch]):
         ``count`` is that of the whole step, if the batch is a part of it.
         """
 
+    @abstractmethod
+    def image_losses(self, model: RegionDetector, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the losses of one image as sums, and how many losses, of RoIs or images, were added."""
+
+    @torch.no_grad()
+    def validation_losses(self, model: RegionDetector) -> dict[str, float]:
+        """Return ``val_loss_cls`` and so on, for the images that choose best.pt, and their sum ``val_loss``.
+
+        ``model`` is in evaluation mode. Each image is seen as in the first view of an evaluation, with the
+        regions that a step would draw from it by a seed of its own. So the result does not change with the
+        step, and every process computes its share of the images. Nothing is returned unless
+        ``train.validation_loss`` asks for it, or if the images have no annotations.
+        """
+        images = self.scorer.validation or self.scorer.test_set
+        if not self.config.train.validation_loss or not images.annotated:
+            return {}
+        model.eval()
+        numbers = distributed.share(range(len(images.records)))
+        batches = loaders.loss_batches(
+            self.config, images.records, images.proposals, numbers, self.device, self.draw_regions
+        )
+        rows, names = torch.zeros(len(numbers), 3, dtype=torch.float64), ("loss_cls", "loss_box")
+        with closing(batches):
+            for row, batch in zip(rows, batches, strict=True):
+                losses, count = self.image_losses(model, batch)
+                row[0] = count
+                for place, name in enumerate(names, start=1):
+                    row[place] = losses.get(name, torch.tensor(torch.nan))
+        parts = [list(part) for part in distributed.gather_rows(rows)]
+        total = torch.stack(distributed.interleaved(parts)).sum(dim=0)
+        means = dict(zip(names, (total[1:] / total[0].clamp(min=1)).tolist(), strict=True))
+        known = {f"val_{name}": value for name, value in means.items() if not math.isnan(value)}
+        return {"val_loss": sum(known.values()), **known}
+
     def autocast(self) -> torch.autocast:
         """Return the context that computes in ``train.precision``."""
-        half = self.config.train.precision == "bfloat16"
-        return autocast(self.device, torch.bfloat16 if half else torch.float32)
+        return autocast(self.device, self.number_type)

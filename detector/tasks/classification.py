@@ -20,6 +20,8 @@ from detector.evaluation.classification import ClassificationEvaluator
 from detector.evaluation.result_files import write_class_scores
 from detector.factory import data as data_parts
 from detector.factory import loaders
+from detector.models.compiled import CompiledDetector
+from detector.models.detector import RegionDetector
 from detector.models.losses import multi_label_loss
 from detector.models.whole_map import whole_image_rois
 from detector.tasks.base import BaseTask
@@ -86,11 +88,19 @@ class ClassificationTask(BaseTask[Batch]):
         return len(batch)
 
     def step(self, batch: Batch, count: float | None = None) -> dict[str, Tensor]:
+        return self._losses(self.network, batch, count)
+
+    def image_losses(self, model: RegionDetector, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        return self._losses(model, batch, 1.0), len(batch)
+
+    def _losses(
+        self, network: RegionDetector | CompiledDetector, batch: Batch, count: float | None
+    ) -> dict[str, Tensor]:
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
         rois = whole_image_rois(self.model.backbone, batch.metas)
         images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast():
-            output = self.model(images, rois)
+            output = network(images, rois)
         return multi_label_loss(output, sent(presence, self.device), count)
 
     def _describe(self, dataset: Dataset) -> None:

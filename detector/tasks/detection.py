@@ -17,6 +17,7 @@ from detector.core.progress import note
 from detector.core.records import Records
 from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord, ProposalSource, SampledRoIs
 from detector.data.images import read_image
+from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
 from detector.evaluation.operating_point import OperatingPoint, best_f1
 from detector.evaluation.result_files import write_result_files
@@ -26,6 +27,8 @@ from detector.factory import loaders
 from detector.factory import model as model_parts
 from detector.factory import proposals as proposal_parts
 from detector.models.box_coder import BoxCoder, measured_coder
+from detector.models.compiled import CompiledDetector
+from detector.models.detector import RegionDetector
 from detector.tasks.base import AnyBatch, BaseTask
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
 from detector.visualize import draw_detections, example_grid
@@ -146,28 +149,59 @@ class RegionTask(BaseTask[AnyBatch]):
     scorer_class = DetectionScorer
     role = "training"
     uses_boxes = True
+    draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
+        self.hard_examples = model_parts.build_hard_examples(config)
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
 
     def count(self, batch: AnyBatch) -> int:
-        return len(self._sampled(batch).labels)
+        return self._count(self._sampled(batch))
 
     def step(self, batch: AnyBatch, count: float | None = None) -> dict[str, Tensor]:
-        return self.loss(self._output(batch), self._sampled(batch), count)
+        with self.autocast():
+            output, sampled = self._output(
+                self.model, self.network, self._levels(batch), self._sampled(batch)
+            )
+        return self.loss(output, sampled, count)
+
+    def image_losses(self, model: RegionDetector, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        sampled = sampled_of(batch)
+        images = model.inputs(batch.images, batch.sizes)
+        with self.autocast(), loaders.naming(batch.metas):
+            output, sampled = self._output(model, model, model.features(images), sampled)
+        return self.loss(output, sampled, 1.0), len(sampled.labels)
 
     @abstractmethod
     def _sampled(self, batch: AnyBatch) -> SampledRoIs:
         """Return the sampled regions of a batch."""
 
     @abstractmethod
-    def _output(self, batch: AnyBatch) -> HeadOutput:
-        """Return the network's output for the sampled regions of a batch."""
+    def _levels(self, batch: AnyBatch) -> Sequence[Tensor]:
+        """Return the feature levels of a batch; called under autocast."""
+
+    def _count(self, sampled: SampledRoIs) -> int:
+        """Return how many of the regions are trained on."""
+        if self.hard_examples is None:
+            return len(sampled.labels)
+        return sum(self.hard_examples.counts(sampled))
+
+    def _output(
+        self,
+        model: RegionDetector,
+        network: RegionDetector | CompiledDetector,
+        levels: Sequence[Tensor],
+        sampled: SampledRoIs,
+    ) -> tuple[HeadOutput, SampledRoIs]:
+        """Return the output of ``network``, perhaps ``model`` compiled, and the regions that it is for."""
+        if self.hard_examples is not None:
+            sampled = self.hard_examples(model, levels, sampled)
+        return network.predict(levels, sampled.rois, sampled.roi_levels), sampled
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
@@ -219,14 +253,18 @@ class DetectionTask(RegionTask[Batch]):
         )
 
     def _sampled(self, batch: Batch) -> SampledRoIs:
-        assert batch.sampled is not None  # `batches` draws the regions
-        return batch.sampled
+        return sampled_of(batch)
 
-    def _output(self, batch: Batch) -> HeadOutput:
-        sampled = self._sampled(batch)
+    def _levels(self, batch: Batch) -> Sequence[Tensor]:
         images = self.model.inputs(batch.images, batch.sizes)
-        with self.autocast(), loaders.naming(batch.metas):
-            return self.model(images, sampled.rois, sampled.roi_levels)
+        with loaders.naming(batch.metas):
+            return self.network.features(images)
+
+
+def sampled_of(batch: Batch) -> SampledRoIs:
+    """Return the regions of a batch for training."""
+    assert batch.sampled is not None  # the loader draws the regions
+    return batch.sampled
 
 
 def coco_evaluator(config: Config, split: str, dataset: Dataset) -> CocoEvaluator:

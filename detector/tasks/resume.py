@@ -28,14 +28,15 @@ APPLIED = frozenset(
     for section, keys in {
         "train": (
             "steps epochs images_per_batch accumulate scales scale_per resize max_size scale_jitter flip "
-            "vertical_flip group_by_aspect "
-            "sampling.rois_per_image sampling.foreground_fraction sampling.foreground_iou "
-            "sampling.background_iou sampling.far_background_fraction sampling.add_targets "
-            "learning_rate bias_lr_factor momentum weight_decay "
-            "bias_decay schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
-            "schedule.warmup_start clip_gradient_norm box_loss_weight smooth_l1_beta precision deterministic "
-            "log_every checkpoint_every keep_checkpoints evaluate_every evaluate_split cache_dtype "
-            "draw_images"
+            "vertical_flip augment.color_jitter augment.expand augment.crop augment.cutout group_by_aspect "
+            "sampling.kind sampling.rois_per_image "
+            "sampling.foreground_fraction sampling.foreground_iou sampling.background_iou "
+            "sampling.far_background_fraction sampling.add_targets learning_rate "
+            "bias_lr_factor momentum weight_decay bias_decay "
+            "schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
+            "schedule.warmup_start clip_gradient_norm box_loss_weight smooth_l1_beta ema precision compile "
+            "deterministic log_every checkpoint_every keep_checkpoints evaluate_every early_stopping "
+            "validation_loss evaluate_split cache_dtype draw_images"
         ),
         "test": (
             "metric scales scale_rule flip box_regression resize max_size score_threshold nms_threshold "
@@ -53,6 +54,7 @@ SAME_DATA = frozenset(
 """Where the data are: a change is applied, and the fingerprint shows whether they are the same data."""
 
 REFUSED = {
+    "train.optimizer": "the other optimizer keeps another state of every parameter",
     "train.trainable": "the optimizer's state belongs to the parameters that have been trained so far",
     "train.initial_weights": "the run has its own weights by now",
     "train.allow_partial": "the run has its own weights by now",

@@ -28,6 +28,7 @@ from detector.core.progress import note, show, track
 from detector.core.structures import ImageRecord, ProposalSource
 from detector.data.source import Dataset
 from detector.engine.checkpoint import load_checkpoint
+from detector.engine.inference import number_type
 from detector.engine.memory import peak_memory
 from detector.engine.run import UNSCORED, Assessment
 from detector.engine.run_folder import note_pictures
@@ -103,6 +104,17 @@ class Evaluation(Generic[Result]):
             metrics["at_score_threshold"] = asdict(point)
         return replace(self, metrics=metrics)
 
+    def with_raw(self, raw: Evaluation[Result] | None) -> Evaluation[Result]:
+        """Return this evaluation, of averaged weights, with an entry ``raw_weights`` for the raw ones."""
+        if raw is None:
+            return self
+        return replace(self, metrics={**self.metrics, "raw_weights": raw.brief()})
+
+    def brief(self) -> dict[str, Any]:
+        """Return the metrics that an evaluation of other images, or of other weights, records of this one."""
+        kept = ("split", "annotated", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
+        return {name: self.metrics[name] for name in kept if name in self.metrics}
+
     def with_validation(
         self, validation: Evaluation[Result], point: OperatingPoint | None
     ) -> Evaluation[Result]:
@@ -111,9 +123,7 @@ class Evaluation(Generic[Result]):
         The metrics get an entry ``validation``: the metrics on those images, and ``point``, which was chosen
         on them. Its threshold is then applied to the test images.
         """
-        kept = ("split", "annotated", "voc07_mAP", "voc_mAP", "AP", "AP50", "images")
-        metrics = {name: validation.metrics[name] for name in kept if name in validation.metrics}
-        metrics |= asdict(point) if point else {}
+        metrics = validation.brief() | (asdict(point) if point else {})
         chosen = replace(self, metrics={**self.metrics, "validation": metrics})
         return chosen.at_threshold(point.score_threshold if point else None)
 
@@ -151,6 +161,7 @@ class Scorer(ABC, Generic[Result]):
         """
         self.config = config
         self.device = device
+        number_type(config.test.precision, device, "test.precision")  # its error should come before hours
         self.classes = classes
         scored = split or config.train.evaluate_split or config.data.test_split
         self.test_set = self._open(scored, load_split(config, scored, classes, training=False))
@@ -205,17 +216,23 @@ class Scorer(ABC, Generic[Result]):
         every = distributed.interleaved([self._unpacked(*part) for part in gathered])
         return {record.image_id: result for record, result in zip(test_set.records, every, strict=True)}
 
-    def assess(self, model: RegionDetector, *, last: bool) -> Assessment[Evaluation[Result]]:
+    def assess(
+        self, model: RegionDetector, *, last: bool, raw: RegionDetector | None = None
+    ) -> Assessment[Evaluation[Result]]:
         """Score the network on the validation images and, if ``last`` or without any, on the test images.
 
-        The score threshold is chosen on the validation images, and applied to the test images.
+        The score threshold is chosen on the validation images, and applied to the test images. ``raw``, the
+        network with the raw weights where ``model`` has averaged ones, is scored on the first of the two.
         """
+        # First: the evaluator of COCO's metrics keeps the results of the last evaluation for their files.
+        of_raw = None if raw is None else self.evaluate(raw, self.validation)
         validation = None if self.validation is None else self.evaluate(model, self.validation)
         point = self.choose_point(validation)
         test = None
         if last or validation is None:
             test = self.evaluate(model)
             test = test if validation is None else test.with_validation(validation, point)
+            test = test.with_raw(of_raw)
         if last:
             self.note_point(point, validation)
         chosen_by = test if validation is None else validation
@@ -225,6 +242,7 @@ class Scorer(ABC, Generic[Result]):
             test=test,
             headline=headline(self.config, chosen_by.metrics),
             score_threshold=point.score_threshold if point else None,
+            raw=of_raw,
         )
 
     def pictures(self, evaluation: Evaluation[Result]) -> list[np.ndarray]:
@@ -345,9 +363,10 @@ def headline(config: Config, metrics: dict[str, Any]) -> float:
 def run_history(folder: Path) -> tuple[dict[str, Series], dict[str, Series]]:
     """Return the history of a run's losses, and of its metrics where it was evaluated more than once."""
     records = read_log(folder / "log.jsonl")
-    evaluations = _series(records, "evaluate", HISTORY)
+    evaluations = _series(records, "evaluate", (*HISTORY, *(f"raw_{name}" for name in HISTORY)))
     several = {name: series for name, series in evaluations.items() if len(series) > 1}
-    return _series(records, "train", ("loss",)), several
+    losses = _series(records, "train", ("loss",)) | _series(records, "evaluate", ("val_loss",))
+    return losses, several
 
 
 def _series(records: list[dict[str, Any]], kind: str, starts: tuple[str, ...]) -> dict[str, Series]:

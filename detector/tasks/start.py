@@ -132,6 +132,9 @@ def run_settings(config: Config, images: int) -> RunSettings:
         keep_checkpoints=train.keep_checkpoints,
         clip_gradient_norm=train.clip_gradient_norm,
         accumulate=train.accumulate,
+        ema=train.ema,
+        early_stopping=train.early_stopping,
+        scale_loss=train.precision == "float16",
     )
 
 

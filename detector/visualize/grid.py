@@ -37,7 +37,7 @@ def example_grid(
     half = ((width - MARGIN) // COLUMNS - MARGIN - _GAP) // 2
     pictures = []
     for image, detections, targets in examples[:_MOST]:
-        resized, factors = _fitted(image, half)
+        resized, factors = fitted(image, half)
         shown = replace(detections, boxes=box_ops.scale(detections.boxes, factors))
         labels = len(targets) <= _MOST_LABELLED
         pictures.append(draw_detections(resized, shown, classes, score_threshold, labels))
@@ -76,7 +76,7 @@ def photograph_row(
     column = (width - MARGIN) // COLUMNS
     drawn = []
     for image, targets in examples[:COLUMNS]:
-        resized, factors = _fitted(image, column - MARGIN)
+        resized, factors = fitted(image, column - MARGIN)
         truth = targets.with_boxes(box_ops.scale(targets.boxes, factors))
         drawn.append(draw_targets(resized, truth, classes, labels=len(targets) <= _MOST_LABELLED))
     if not drawn:
@@ -84,7 +84,7 @@ def photograph_row(
     return np.array(picture_row(drawn, range(MARGIN, width, column), width))
 
 
-def _fitted(image: np.ndarray, most_width: int) -> tuple[np.ndarray, tuple[float, float]]:
+def fitted(image: np.ndarray, most_width: int) -> tuple[np.ndarray, tuple[float, float]]:
     """Return the image resized for the page, and the factors of its height and width."""
     height, width = image.shape[:2]
     factor = min(most_width / width, _HIGHEST / height)

@@ -122,8 +122,8 @@ def line_colour(label: int) -> tuple[float, float, float]:
 def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
     style_axes(axes, "loss", "step")
     highest = 0.0
-    for place, (name, series) in enumerate(losses.items()):
-        steps, values = _finite(series)
+    for place, name in enumerate(name for name in losses if not name.startswith("val_")):
+        steps, values = _finite(losses[name])
         if len(steps):
             # The sum is a broad line below its parts: it stays visible where one part is nearly all of it.
             is_sum = name == "loss"
@@ -132,6 +132,11 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9, zorder=1 if is_sum else 2)
             axes.plot(steps, smooth, color=colour, linewidth=width, label=name, zorder=2 if is_sum else 3)
             highest = max(highest, float(smooth.max()))
+            checked, values = _finite(losses.get(f"val_{name}", []))
+            if len(checked):  # of the evaluations, which are few, so nothing is smoothed
+                dark = "0.4" if is_sum else colour
+                axes.plot(checked, values, "o--", color=dark, markersize=3, label=f"val_{name}", zorder=4)
+                highest = max(highest, float(values.max()))
     if highest:
         axes.set(xlim=(0, None), ylim=(0, 1.1 * highest))
         axes.legend(frameon=False, fontsize=9)
@@ -143,7 +148,10 @@ def _plot_evaluations(axes: Axes, evaluations: Mapping[str, Series]) -> None:
     style_axes(axes, "evaluation", "step")
     for place, (name, series) in enumerate(evaluations.items()):
         steps, values = _finite(series)
-        axes.plot(steps, values, color=line_colour(7 - place % 7), marker="o", markersize=4, label=name)
+        dashed = name.startswith("raw_")  # the raw weights, beside the averaged ones
+        style = "--" if dashed else "-"
+        colour = line_colour(7 - place % 7)
+        axes.plot(steps, values, style, color=colour, marker="o", markersize=4, label=name)
     axes.set(xlim=(0, None), ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=9, loc="lower right")
 

@@ -79,11 +79,32 @@ MISTAKES = [
     ("model.pool=roi", r"model\.pool = 'roi': expected keys below it; write model\.pool\.KEY=VALUE"),
     ("stages=[svm]", r"stages\.0 = 'svm': expected keys below it"),
     ("train=null", r"train = None"),
+    # Strengths of augmentation
+    (
+        "train.augment.color_jitter.brightness=1.5",
+        r"color_jitter\.brightness = 1\.5: .*less than or equal to 1",
+    ),
+    ("train.augment.color_jitter.contrast=-0.1", r"color_jitter\.contrast = -0\.1"),
+    ("train.augment.color_jitter.hue=0.6", r"color_jitter\.hue = 0\.6"),
+    ("train.augment.color_jitter=0.3", r"augment\.color_jitter = 0\.3: expected keys below it"),
+    ("train.augment.crop.probability=2", r"crop\.probability = 2"),
+    ("train.augment.crop.min_scale=0", r"crop\.min_scale = 0"),
+    ("train.augment.crop.min_coverage=0", r"crop\.min_coverage = 0"),
+    ("train.augment.crop.aspect_ratio=[0,1]", r"crop\.aspect_ratio\.0 = 0"),
+    ("train.augment.expand.max_ratio=0.5", r"expand\.max_ratio = 0\.5"),
+    ("train.augment.expand.max_ratio=9", r"expand\.max_ratio = 9"),
+    ("train.augment.cutout.count=0", r"cutout\.count = 0"),
+    ("train.augment.cutout.size=0.2", r"cutout\.size = 0\.2"),
+    ("train.augment.colour_jitter.hue=0.1", r"colour_jitter: unknown key \(did you mean 'color_jitter'\?\)"),
     # What two keys say together
     ("train.sampling.background_iou=[0.5,0.1]", r"background_iou must be \[low, high\) with low < high"),
+    ("train.early_stopping=3", r"train\.early_stopping counts evaluations, .*set train\.evaluate_every"),
+    ("train.ema=1.0", r"train\.ema = 1\.0"),
     ("train.sampling.foreground_iou=0.3", r"background_iou must end at or below foreground_iou"),
     ("train.schedule.milestones=[0.9,0.5]", r"train\.schedule\.milestones must rise"),
     ("train.scale_jitter=[2,0.5]", r"train\.scale_jitter must be \[low, high\]"),
+    ("train.augment.crop.aspect_ratio=[2,0.5]", r"crop\.aspect_ratio must be \[low, high\] with low <= high"),
+    ("train.augment.cutout.size=[0.3,0.1]", r"cutout\.size must be \[low, high\] with low <= high"),
     ("data.classes=[cat,cat]", r"data\.classes must name at least one class, and none twice"),
     ("proposals.file=x.npz", r"proposals\.file and proposals\.format go together"),
     ("proposals.method=null", r"proposals needs either 'file' with 'format', or 'method'"),
@@ -132,6 +153,11 @@ MISTAKES = [
     (
         "stages=[{name: a, kind: svm, svm: {d: 1.0}}]",
         r"stages\.0\.svm\.d: unknown key; valid here: bias_mult",
+    ),
+    (
+        "stages=[{name: a, kind: train}, {name: b, kind: fine_tune, settings: {train: {augment: {crop: "
+        "{probability: 0.5}}}}}]",
+        r"stages: b: a stage of kind fine_tune works on cached features, which train\.augment cannot change",
     ),
     # Options of the methods
     (

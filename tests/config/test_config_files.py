@@ -10,7 +10,7 @@ import pytest
 
 from detector.config import Config, load_config
 from detector.config.files import MAX_BYTES, MAX_FILES
-from detector.config.schema import CropPoolConfig
+from detector.config.schema import CropPoolConfig, RandomSamplingConfig
 from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
@@ -117,6 +117,11 @@ def test_settings_for_own_data_that_cannot_be(given: str, said: str) -> None:
         load(given)
 
 
+def far_fraction(config: Config) -> float:
+    assert isinstance(config.train.sampling, RandomSamplingConfig)
+    return config.train.sampling.far_background_fraction
+
+
 def test_the_base_for_own_data_generates_nothing_and_fits_its_length() -> None:
     config = load_config(PROJECT / "configs/own_data.yaml", ["data.root=anywhere"])
     assert config.data.generate is None
@@ -124,11 +129,11 @@ def test_the_base_for_own_data_generates_nothing_and_fits_its_length() -> None:
     assert config.model.backbone.weights == "default"
     assert config.proposals.method == "selective_search"
     assert config.train.validation_fraction
-    assert config.train.sampling.far_background_fraction > 0
+    assert far_fraction(config) > 0
     assert config.test.nested_threshold is not None
     for other in ("quickstart", "bccd_squeezenet", "fast_rcnn_vgg16_voc07"):  # these stay the paper's
         papers = load_config(PROJECT / f"configs/{other}.yaml")
-        assert (papers.train.sampling.far_background_fraction, papers.test.nested_threshold) == (0.0, None)
+        assert (far_fraction(papers), papers.test.nested_threshold) == (0.0, None)
         assert papers.train.validation_fraction is None
 
 

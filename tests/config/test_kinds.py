@@ -14,6 +14,8 @@ from detector.config.schema import (
     FileProposals,
     FunctionProposals,
     NoProposals,
+    OhemSamplingConfig,
+    RandomSamplingConfig,
     RidgeStageConfig,
     RoIPoolConfig,
     SelectiveSearchProposals,
@@ -124,3 +126,14 @@ def test_a_child_changes_the_kind_in_a_file_or_on_the_command_line() -> None:
     assert at_default.model.pool == SPPPoolConfig(kind="spp")
     dense = load_config("quickstart", ["proposals.width=300", "proposals.method=dense"]).proposals
     assert dense == DenseProposals(method="dense")
+
+
+def test_mining_has_the_keys_that_apply_to_it() -> None:
+    mined = load_config("quickstart", ["train.sampling.kind=ohem"]).train.sampling
+    assert mined == OhemSamplingConfig(kind="ohem")  # without the shipped background_iou
+    wanted = r"train\.sampling\.foreground_fraction: train\.sampling\.kind ohem has no key"
+    with pytest.raises(InputError, match=wanted):
+        load_config("quickstart", ["train.sampling.kind=ohem", "train.sampling.foreground_fraction=0.3"])
+    back = load_config("quickstart", ["train.sampling.kind=ohem", "train.sampling.kind=random"])
+    assert back.train.sampling == RandomSamplingConfig()
+    assert load_config("quickstart", []).train.sampling.kind == "random"

@@ -18,7 +18,7 @@ from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.data.images import LoadedImage, _read_whole, open_image, read_image, reduction
 from detector.data.in_memory import load_image
-from detector.data.samples import InferenceViews, TrainingSamples
+from detector.data.samples import InferenceViews, TrainingSamples, make_sample
 from detector.data.transforms import ImageTransform
 from tests.data.test_images import turned_upright
 from tests.typed import present
@@ -404,6 +404,31 @@ def test_training_decodes_for_the_size_that_was_drawn(tmp_path: Path, decoded: l
         whole = whole[:, ::-1] if one.meta.flipped else whole
         assert difference(one.image.numpy(), whole) < 6
     assert seen == {1, 2, 8}
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_window_is_decoded_for_the_size_of_what_it_shows(
+    tmp_path: Path, decoded: list[int], flip: float
+) -> None:
+    """A crop at twice the scale needs twice the pixels, and an expanded image half of them."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(photograph(640, 960)))
+    transform = ImageTransform(scales=(160,), max_size=2000, flip=flip)
+    windows = {(240, 100, 720, 420): 2, (246, 105, 723, 423): 1, (-480, -320, 1440, 960): 8}
+    whole = photograph(640, 960)
+    for window, factor in windows.items():
+        meta = transform.plan((640, 960), "a", np.random.default_rng(0), window=window)
+        image = open_image(path, (640, 960), meta.full_size)
+        sample = make_sample(record_of(path, (640, 960)), image, boxes(record_of(path, (640, 960))), meta)
+        assert decoded == [factor]
+        decoded.clear()
+        x1, y1, x2, y2 = window
+        canvas = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
+        left, top = max(x1, 0), max(y1, 0)
+        part = whole[top : min(y2, 640), left : min(x2, 960)]
+        canvas[top - y1 : top - y1 + len(part), left - x1 : left - x1 + part.shape[1]] = part
+        expected = by_area(canvas, meta.input_size)
+        assert difference(sample.image.numpy(), expected[:, ::-1] if flip else expected) < 6
 
 
 @pytest.mark.parametrize("scale", [64, 75, 100, 150, 210, 300])

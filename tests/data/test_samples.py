@@ -24,9 +24,11 @@ from detector.core.structures import (
     Sample,
     Targets,
 )
+from detector.data.augmentation import Augmentation, ColorJitter, Crop, Cutout, Expand
+from detector.data.images import open_image
 from detector.data.loader import load
 from detector.data.samples import InferenceViews, TrainingSamples, collate, region_stream
-from detector.data.transforms import ImageTransform
+from detector.data.transforms import ImageTransform, transformed
 from tests.conftest import MakeBoxes
 from tests.typed import present
 
@@ -36,6 +38,13 @@ RANDOM = ImageTransform(
     flip=0.5,
     vertical_flip=0.5,
     scale_jitter=(0.8, 1.2),
+)
+EVERYTHING = Augmentation(
+    color_jitter=ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    expand=Expand(probability=0.5, max_ratio=2.0),
+    crop=Crop(probability=0.7, min_scale=0.3, aspect_ratio=(0.5, 2.0), min_coverage=0.5),
+    cutout=Cutout(probability=0.5, count=2, size=(0.1, 0.3)),
+    fill=(124, 116, 104),
 )
 Keys = Sequence[tuple[int, int]]
 
@@ -68,9 +77,12 @@ def draw(rois: torch.Tensor, targets: Targets, rng: np.random.Generator) -> Draw
 
 
 def samples(
-    records: list[ImageRecord], seed: int = 11, draws_per_scale: int | None = None
+    records: list[ImageRecord],
+    seed: int = 11,
+    draws_per_scale: int | None = None,
+    augmentation: Augmentation | None = None,
 ) -> TrainingSamples:
-    return TrainingSamples(records, proposals, RANDOM, seed, draws_per_scale, draw)
+    return TrainingSamples(records, proposals, RANDOM, seed, draws_per_scale, draw, augmentation)
 
 
 KEYS: list[Keys] = [
@@ -132,8 +144,11 @@ def test_the_order_of_the_calls_does_not_matter(records: list[ImageRecord]) -> N
         same_draw(sample(*key), expected[key])
 
 
-def test_eight_threads_at_once_draw_what_one_does(records: list[ImageRecord]) -> None:
-    sample, keys = samples(records), [(number % 5, number) for number in range(80)]
+@pytest.mark.parametrize("augmentation", [None, EVERYTHING], ids=["plain", "augmented"])
+def test_eight_threads_at_once_draw_what_one_does(
+    records: list[ImageRecord], augmentation: Augmentation | None
+) -> None:
+    sample, keys = samples(records, augmentation=augmentation), [(number % 5, number) for number in range(80)]
     expected = [sample(*key) for key in keys]
     together = threading.Barrier(8, timeout=20)
 
@@ -253,6 +268,105 @@ def test_consecutive_samples_share_a_scale_as_configured(records: list[ImageReco
     assert scales[7::-1] == [shared(0, number).meta.input_size for number in range(7, -1, -1)]
     flips = {shared(0, number).meta.flipped for number in range(4)}
     assert flips == {True, False}
+
+
+def test_without_augmentation_a_sample_has_the_bits_of_its_own_steps(records: list[ImageRecord]) -> None:
+    """The same draws in the same order: scale, flips, and regions; nothing in between."""
+    for number in range(20):
+        record = records[number % 5]
+        rng = np.random.default_rng((11, number))
+        side = (32, 40, 48)[rng.integers(3)] * float(np.exp(rng.uniform(*np.log((0.8, 1.2)))))
+        flips = rng.random() < 0.5, rng.random() < 0.5
+        size = record.height, record.width
+        meta = replace(
+            ImageTransform(scales=(1,), max_size=90).plan(size, record.image_id),
+            input_size=RANDOM.size_of(size, side),
+            flipped=bool(flips[0]),
+            flipped_vertically=bool(flips[1]),
+        )
+        rois = meta.to_input(proposals(record).boxes)
+        regions = draw(rois, record.targets, region_stream(11, number))
+        for augmentation in (None, Augmentation()):
+            found = samples(records, augmentation=augmentation)(number % 5, number)
+            assert found.meta == meta
+            pixels = open_image(record.path, size, meta.input_size).pixels(meta.input_size)
+            assert torch.equal(found.image, transformed(pixels, meta))
+            assert torch.equal(found.rois, rois)
+            assert torch.equal(found.targets.boxes, meta.to_input(record.targets.boxes))
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(drawn(found), regions, strict=True))
+
+
+def test_augmentation_changes_neither_flips_nor_shared_scales(records: list[ImageRecord]) -> None:
+    for number in range(30):
+        plain = samples(records, draws_per_scale=4).plan(1, number)
+        changed = samples(records, draws_per_scale=4, augmentation=EVERYTHING).plan(1, number)
+        assert (plain.flipped, plain.flipped_vertically) == (changed.flipped, changed.flipped_vertically)
+        if changed.window is None:
+            assert changed == plain
+        elif max(changed.input_size) < 90:
+            assert abs(min(changed.input_size) - min(plain.input_size)) <= 1
+
+
+def test_a_plan_needs_no_image_and_is_what_is_made(records: list[ImageRecord]) -> None:
+    sample = samples(records, augmentation=EVERYTHING)
+    made = [sample(number % 5, number).meta for number in range(30)]
+    for record in records:
+        record.path.unlink()
+    assert [sample.plan(number % 5, number) for number in range(30)] == made
+    assert len({meta.window for meta in made}) > 15
+
+
+def test_augmented_boxes_are_in_the_image_and_objects_stay(records: list[ImageRecord]) -> None:
+    sample = samples(records, augmentation=EVERYTHING)
+    fewer = 0
+    for number in range(120):
+        found = sample(number % 5, number)
+        height, width = found.meta.input_size
+        assert len(found.targets) == 1
+        assert len(found.proposals) == len(found.rois)
+        assert torch.equal(found.meta.to_input(found.proposals.boxes), found.rois)
+        for boxes in (found.rois, found.targets.boxes):
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+            assert (boxes >= -1e-3).all()
+            assert (boxes <= torch.tensor([width, height] * 2) + 1e-3).all()
+        fewer += len(found.rois) < 32
+    assert 30 < fewer < 120
+
+
+def test_each_kind_of_augmentation_has_draws_of_its_own(records: list[ImageRecord]) -> None:
+    """Another one that is added, or another strength, changes only what it is about."""
+    crops = Augmentation(crop=EVERYTHING.crop)
+    jittered = replace(crops, color_jitter=EVERYTHING.color_jitter)
+    painted = replace(jittered, cutout=EVERYTHING.cutout)
+    for number in range(20):
+        alone, colours, both = (
+            samples(records, augmentation=one)(2, number) for one in (crops, jittered, painted)
+        )
+        assert alone.meta == colours.meta == both.meta
+        same_draw(replace(alone, image=colours.image), colours)
+        same = (both.image == colours.image).all(dim=2)
+        assert (both.image[~same] == 0).all()  # only the holes differ
+
+
+def test_a_class_that_a_crop_does_not_show_is_no_label(records: list[ImageRecord]) -> None:
+    boxes = torch.tensor([[2.0, 2, 12, 12], [40, 25, 55, 38]])
+    record = replace(records[0], targets=Targets.make(boxes, torch.tensor([1, 2])))
+    crops = Augmentation(crop=replace(present(EVERYTHING.crop), probability=1.0))
+    sample = TrainingSamples([record], no_proposals, RANDOM, 11, augmentation=crops)
+    seen = set()
+    for number in range(40):
+        found = sample(0, number)
+        x1, y1, x2, y2 = present(found.meta.window)
+        shown = [
+            x1 <= (box[0] + box[2]) / 2 < x2 and y1 <= (box[1] + box[3]) / 2 < y2 for box in boxes.tolist()
+        ]
+        assert found.targets.presence(2).tolist() == [1 if there else -1 for there in shown]
+        seen.add(tuple(shown))
+    assert {(True, False), (False, True)} <= seen
+
+
+def no_proposals(_record: ImageRecord) -> Proposals:
+    return Proposals(boxes=torch.zeros(0, 4))
 
 
 def sample(height: int, width: int, boxes: torch.Tensor) -> Sample:

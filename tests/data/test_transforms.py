@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from detector.core.structures import ImageMeta, ImageRecord, Proposals, Targets
 from detector.data.images import LoadedImage
 from detector.data.samples import make_sample
-from detector.data.transforms import ImageTransform, input_size, transformed
+from detector.data.transforms import ImageTransform, input_size, place_of_image, transformed
 
 side = st.integers(48, 3000)
 
@@ -161,3 +161,118 @@ def test_an_input_of_one_pixel_can_be_flipped(size: tuple[int, int]) -> None:
     assert meta.input_size == size
     assert pixels.shape == (*size, 3)
     assert (pixels == 255).all()
+
+
+# Windows
+
+FILL = (3, 200, 90)
+corner = st.integers(-60, 60)
+window_sides = st.integers(20, 160)
+
+
+def windowed(
+    window: tuple[int, int, int, int], scale: int, flips: tuple[bool, bool], size: tuple[int, int] = (90, 120)
+) -> ImageMeta:
+    transform = ImageTransform(scales=(scale,), max_size=400, flip=flips[0], vertical_flip=flips[1])
+    return transform.plan(size, "a", np.random.default_rng(0), window=window)
+
+
+@settings(max_examples=150, deadline=None)
+@given(corner, corner, window_sides, window_sides, st.integers(16, 200), st.booleans(), st.booleans())
+def test_boxes_of_a_window_are_moved_scaled_and_flipped(
+    left: int, top: int, width: int, height: int, scale: int, flipped: bool, upside_down: bool
+) -> None:
+    meta = windowed((left, top, left + width, top + height), scale, (flipped, upside_down))
+    assert meta.input_size == input_size((height, width), scale, 400)
+    boxes = torch.from_numpy(np.random.default_rng(0).uniform(-20, 140, (9, 4))).float()
+    tall, wide = meta.input_size
+    for box, found in zip(boxes.double().tolist(), meta.to_input(boxes).tolist(), strict=True):
+        x1, x2 = ((x - left) / width * wide for x in (box[0], box[2]))
+        y1, y2 = ((y - top) / height * tall for y in (box[1], box[3]))
+        x1, x2 = (wide - x2, wide - x1) if flipped else (x1, x2)
+        y1, y2 = (tall - y2, tall - y1) if upside_down else (y1, y2)
+        np.testing.assert_allclose(found, [x1, y1, x2, y2], atol=2e-3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    *(st.integers(-50, 30), st.integers(-40, 20), st.integers(40, 150), st.integers(40, 150)),
+    *(st.integers(30, 200), st.sampled_from([1, 2, 3]), st.booleans(), st.booleans()),
+)
+def test_a_block_stays_in_its_box_in_every_window(
+    left: int,
+    top: int,
+    width: int,
+    height: int,
+    scale: int,
+    reduced: int,
+    flipped: bool,
+    upside_down: bool,
+) -> None:
+    """Also where the pixels were decoded with shorter sides, here by a factor of 2 or 3."""
+    image = np.full((90, 120, 3), (10, 10, 10), np.uint8)
+    x1, y1, x2, y2 = max(left, 0) + 6, max(top, 0) + 6, max(left, 0) + 30, max(top, 0) + 24
+    image[y1:y2, x1:x2] = (250, 10, 10)
+    window = left, top, max(left + width, x2 + 6), max(top + height, y2 + 6)
+    meta = windowed(window, scale, (flipped, upside_down))
+    small = cv2.resize(image, (120 // reduced, 90 // reduced), interpolation=cv2.INTER_AREA)
+    found = transformed(small, meta, FILL).numpy()
+    assert found.shape == (*meta.input_size, 3)
+    ys, xs = np.nonzero(found[..., 0] > 130)
+    painted = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    (expected,) = meta.to_input(torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32)).numpy()
+    pixel = np.array(meta.scale[::-1] * 2) * reduced  # of the decoded image, in input pixels
+    assert (np.abs(painted - expected) <= 1 + pixel).all()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_crop_is_cut_out_and_resized_by_opencv(flipped: bool) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    meta = windowed((11, 7, 101, 67), 45, (flipped, False))
+    expected = cv2.resize(image[7:67, 11:101], (68, 45), interpolation=cv2.INTER_LINEAR)
+    found = transformed(image, meta, FILL)
+    assert found.is_contiguous()
+    assert np.array_equal(found.numpy(), expected[:, ::-1] if flipped else expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(corner, corner, window_sides, window_sides, st.integers(1, 200))
+def test_what_lies_outside_the_image_is_filled(
+    left: int, top: int, width: int, height: int, scale: int
+) -> None:
+    window = left, top, left + width, top + height
+    if left + width <= 0 or top + height <= 0:
+        return
+    meta = windowed(window, scale, (False, False))
+    found = transformed(np.full((90, 120, 3), 77, np.uint8), meta, FILL).numpy()
+    x1, y1, x2, y2 = place_of_image(meta)
+    tall, wide = meta.input_size
+    assert 0 <= x1 < x2 <= wide
+    assert 0 <= y1 < y2 <= tall
+    assert (found[y1:y2, x1:x2] == 77).all()
+    outside = np.ones((tall, wide), bool)
+    outside[y1:y2, x1:x2] = False
+    assert (found[outside] == FILL).all()
+    exact = meta.to_input(
+        torch.tensor([[max(left, 0), max(top, 0), min(left + width, 120), min(top + height, 90)]]).float()
+    )
+    assert np.abs(exact[0].numpy() - (x1, y1, x2, y2)).max() <= 1  # half a pixel, but at least one is shown
+
+
+def test_a_window_of_the_whole_image_is_the_whole_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    meta = windowed((0, 0, 120, 90), 45, (True, True))
+    whole = ImageTransform(scales=(45,), max_size=400, flip=1.0, vertical_flip=1.0).plan(
+        (90, 120), "a", np.random.default_rng(0)
+    )
+    boxes = torch.tensor([[3.0, 4.0, 50.0, 60.0]])
+    assert (meta.input_size, meta.scale, meta.full_size) == (whole.input_size, whole.scale, whole.full_size)
+    assert torch.equal(transformed(image, meta), transformed(image, whole))
+    assert torch.equal(meta.to_input(boxes), whole.to_input(boxes))
+
+
+def test_the_full_size_is_that_of_the_image_at_the_scale_of_the_window() -> None:
+    crop = windowed((30, 20, 90, 65), 90, (False, False))
+    assert (crop.scale, crop.full_size) == ((2.0, 2.0), (180, 240))
+    canvas = windowed((-60, -45, 180, 135), 45, (False, False))
+    assert (canvas.scale, canvas.full_size) == ((0.25, 0.25), (23, 30))

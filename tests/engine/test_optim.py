@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from detector.core.errors import InputError
+from detector.engine.checkpoint import check_content
 from detector.engine.optim import (
+    build_adamw,
     build_schedule,
     build_sgd,
     clip_gradients,
@@ -213,6 +215,87 @@ def test_momenta_of_other_shapes_are_refused() -> None:
         changed = {**saved, "state": {**saved["state"], number: {"momentum_buffer": momentum}}}
         with pytest.raises(InputError, match=r"a\.pt: .* a momentum that fits no parameter of this run"):
             load_optimizer_state(sgd(network()), changed, "a.pt")
+
+
+def adamw(model: nn.Module) -> torch.optim.AdamW:
+    return build_adamw(
+        model, learning_rate=0.01, momentum=0.9, weight_decay=0.05, bias_lr_factor=2.0, bias_decay=False
+    )
+
+
+def test_adamw_takes_the_step_of_its_paper() -> None:
+    """w <- w - rate * (m / (sqrt(v) + eps) + decay * w), m and v: the corrected means of g and g^2."""
+    model = network()
+    optimizer = adamw(model)
+    assert optimizer.param_groups[0]["fused"]
+    groups = [(group["lr"], group["weight_decay"], group["params"]) for group in optimizer.param_groups]
+    assert [(rate, decay) for rate, decay, _ in groups] == [(0.01, 0.05), (0.02, 0.0)]
+    expected = {id(p): p.detach().double() for _, _, parameters in groups for p in parameters}
+    first, second = ({key: torch.zeros_like(w) for key, w in expected.items()} for _ in range(2))
+    for step in range(1, 5):
+        for _, _, parameters in groups:
+            for parameter in parameters:
+                grad = torch.sin(torch.arange(float(parameter.numel())) * step).view_as(parameter)
+                parameter.grad = grad
+        for rate, decay, parameters in groups:
+            for parameter in parameters:
+                key, g = id(parameter), gradient(parameter).double()
+                first[key] = 0.9 * first[key] + 0.1 * g
+                second[key] = 0.999 * second[key] + 0.001 * g**2
+                mean, square = first[key] / (1 - 0.9**step), second[key] / (1 - 0.999**step)
+                change = mean / (square.sqrt() + 1e-8) + decay * expected[key]
+                expected[key] = expected[key] - rate * change
+        optimizer.step()
+    for _, _, parameters in groups:
+        for parameter in parameters:
+            torch.testing.assert_close(
+                parameter.detach(), expected[id(parameter)].float(), rtol=1e-5, atol=1e-7
+            )
+
+
+def test_adamw_goes_on_exactly_from_its_state() -> None:
+    source, target = network(), network()
+    whole, resumed = adamw(source), adamw(target)
+    two_steps(whole)
+    target.load_state_dict(source.state_dict())
+    saved = deepcopy(whole.state_dict())
+    check_content({"optimizer": saved, "model": {}}, "a.pt")
+    load_optimizer_state(resumed, saved, "a.pt")
+    two_steps(whole)
+    two_steps(resumed)
+    assert all(map(torch.equal, source.parameters(), target.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "names"), [(sgd, adamw, ("sgd", "adamw")), (adamw, sgd, ("adamw", "sgd"))]
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_state_of_the_other_optimizer_is_refused(
+    before: Callable[[nn.Module], torch.optim.Optimizer],
+    after: Callable[[nn.Module], torch.optim.Optimizer],
+    names: tuple[str, str],
+    steps: int,
+) -> None:
+    optimizer = before(network())
+    if steps:
+        two_steps(optimizer)
+    wanted = (
+        rf"a\.pt: .* of train\.optimizer: {names[0]}, with which {names[1]} cannot .*train\.initial_weights"
+    )
+    with pytest.raises(InputError, match=wanted):
+        load_optimizer_state(after(network()), optimizer.state_dict(), "a.pt")
+
+
+def test_moments_of_adamw_that_do_not_fit_are_refused() -> None:
+    optimizer = adamw(network())
+    two_steps(optimizer)
+    saved = deepcopy(optimizer.state_dict())
+    entry = saved["state"][0]
+    wrong = ({**entry, "exp_avg": torch.zeros(7)}, {**entry, "step": torch.zeros(2)}, {"step": entry["step"]})
+    for values in wrong:
+        changed = {**saved, "state": {**saved["state"], 0: values}}
+        with pytest.raises(InputError, match=r"a\.pt: .* a momentum that fits no parameter of this run"):
+            load_optimizer_state(adamw(network()), changed, "a.pt")
 
 
 @on_cuda

@@ -24,7 +24,7 @@ from detector.core.structures import Batch, ImageMeta, ImageRecord, Proposals, T
 from detector.data.loader import load
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.optim import build_schedule
-from detector.engine.run import Assessment, Run, RunSettings, StopRequested
+from detector.engine.run import UNSCORED, Assessment, Run, RunSettings, StopRequested
 from detector.engine.run_log import read_log
 
 Events = list[tuple[str, int]]
@@ -89,7 +89,7 @@ class ToyTask:
         self.finished: list[Any] = []
         self.scorer = self  # it evaluates the toy too
 
-    def assess(self, model: Any, *, last: bool) -> Assessment[Scored]:
+    def assess(self, model: Any, *, last: bool, raw: Any = None) -> Assessment[Scored]:
         model.eval()
         scored = Scored()
         return Assessment(chosen_by=scored, test=scored, headline=0.5, score_threshold=None)
@@ -99,6 +99,9 @@ class ToyTask:
 
     def facts(self) -> dict[str, Any]:
         return {"images": 0}
+
+    def validation_losses(self, model: Any) -> dict[str, float]:
+        return {}
 
     def pictures(self, evaluation: Any) -> list[np.ndarray]:
         return []
@@ -514,3 +517,127 @@ def test_a_signal_does_not_save_what_is_not_finite(make_run: MakeRun) -> None:
     with pytest.raises(InputError, match="no longer finite at step 5"):
         run.run()
     assert run.happened("save") == []
+
+
+Headlines = Callable[[int], float]
+
+
+def with_headlines(run: ToyRun, headline: Headlines) -> list[tuple[int, bool]]:
+    """Let the evaluation of each step have its headline; the test images are scored only at the end.
+
+    Returns the list of (step, whether it was the last evaluation), which grows.
+    """
+    assessed: list[tuple[int, bool]] = []
+
+    def assess(model: Any, *, last: bool, raw: Any = None) -> Assessment[Scored]:
+        model.eval()
+        assessed.append((run.step, last))
+        test = Scored() if last else None
+        return Assessment(chosen_by=Scored(), test=test, headline=headline(run.step), score_threshold=None)
+
+    run.task.assess = assess  # type: ignore[method-assign]
+    return assessed
+
+
+RISES_UNTIL_3 = (0.0, 0.1, 0.2, 0.4, 0.3, 0.4, 0.2, 0.3, 0.4, 0.4, 0.4)
+PATIENT = {"evaluate_every": 1, "early_stopping": 3}
+
+
+def test_a_run_without_gain_ends_early_and_as_usual(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(**PATIENT)
+    assessed = with_headlines(run, RISES_UNTIL_3.__getitem__)
+    run.run()
+    run.finish()
+    assert run.happened("step") == [1, 2, 3, 4, 5, 6]
+    assert assessed == [*((step, False) for step in range(1, 7)), (6, True)]
+    assert run.happened("save") == [6]
+    records = read_log(run.folder / "log.jsonl")
+    assert [one for one in records if one["kind"] == "early_stopping"] == [
+        {"kind": "early_stopping", "step": 6, "evaluations_without_gain": 3}
+    ]
+    assert [one["step"] for one in records if one["kind"] == "test"] == [6]
+    assert "early stopping: step 6 is the last one, after 3 evaluations" in capsys.readouterr().err
+    assert run.task.finished[0][3]["stopped_at_step"] == 6
+    assert load_checkpoint(run.folder / "checkpoints/best.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])
+def test_an_early_end_does_not_depend_on_a_stop_before_it(make_run: MakeRun, stop: int) -> None:
+    first = make_run(**PATIENT, checkpoint_every=1)
+    with_headlines(first, RISES_UNTIL_3.__getitem__)
+    first.task.model.before = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == stop - 1 else None
+    with pytest.raises(StopRequested):
+        first.run()
+    run = make_run(**PATIENT, checkpoint_every=1)
+    run.folder = first.folder
+    run.load_state_dict(load_checkpoint(first.folder / f"checkpoints/step_{stop}.pt"))
+    with_headlines(run, RISES_UNTIL_3.__getitem__)
+    run.run()
+    assert (run.step, run.best["step"]) == (6, 3)
+
+
+def test_a_run_that_ended_early_is_evaluated_again_or_goes_on(make_run: MakeRun) -> None:
+    ended = make_run(**PATIENT)
+    with_headlines(ended, RISES_UNTIL_3.__getitem__)
+    ended.run()
+    state = load_checkpoint(ended.folder / "checkpoints/step_6.pt")
+    again, on = make_run(**PATIENT), make_run(**{**PATIENT, "early_stopping": 5})
+    for run in (again, on):
+        run.folder = ended.folder
+        run.load_state_dict(state)
+    assessed = with_headlines(again, RISES_UNTIL_3.__getitem__)
+    again.run()
+    assert (again.happened("step"), assessed) == ([], [(6, True)])
+    with_headlines(on, RISES_UNTIL_3.__getitem__)
+    on.run()
+    assert on.happened("step") == [7, 8]
+
+
+def test_evaluations_that_score_nothing_end_no_run(make_run: MakeRun) -> None:
+    run = make_run(**PATIENT)
+    with_headlines(run, lambda _: UNSCORED)
+    run.run()
+    assert run.step == 10
+
+
+def test_the_loss_scale_and_skipped_steps_are_logged(make_run: MakeRun) -> None:
+    """Float32 is the same with a scale, and a gradient that is too large for it skips its step."""
+    plain, scaled = Toy(), Toy()
+    make_run(plain).run()
+    run = make_run(scaled, log_every=5, scale_loss=True)
+    run.run()
+    assert torch.equal(plain.weight, scaled.weight)
+    assert [(one["loss_scale"], one["skipped_steps"]) for one in train_records(run)] == [(65536.0, 0.0)] * 2
+    assert load_checkpoint(run.folder / "checkpoints/step_10.pt")["scaler"] == {"scale": 65536.0, "steps": 10}
+
+    toy = Toy()
+    losses = toy.losses
+
+    def steep(batch: Batch, count: float) -> dict[str, Tensor]:
+        found = losses(batch, count)
+        large = int(batch.images[0, 0, 0, 0]) == 2
+        return {**found, "loss_cls": found["loss_cls"] * 1e38 if large else found["loss_cls"]}
+
+    run = make_run(toy, log_every=5, scale_loss=True)
+    run.task.step = steep
+    run.run()
+    assert [(one["loss_scale"], one["skipped_steps"]) for one in train_records(run)] == [
+        (32768.0, 1.0),
+        (32768.0, 0.0),
+    ]
+
+
+def test_the_averaged_weights_follow_every_step(make_run: MakeRun) -> None:
+    toy = Toy()
+    run = make_run(toy, ema=0.75)
+    weights: list[float] = []
+    toy.before = lambda _: weights.append(toy.weight.item())
+    run.run()
+    average = weights[0]
+    for weight in [*weights[1:], toy.weight.item()]:
+        average = 0.75 * average + 0.25 * weight
+    saved = load_checkpoint(run.folder / "checkpoints/step_10.pt")
+    assert saved["ema"]["weight"].item() == pytest.approx(average, rel=1e-6)
+    assert saved["model"]["weight"].item() == toy.weight.item()

@@ -99,10 +99,15 @@ class _Module(backend_registration._DummyBackendModule):
         streams.pop()
 
 
+_autocast = torch.library.Library("_", "IMPL")
+
+
 def install() -> None:
     """Register the device; once per process, and it stays registered."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     torch.autograd.set_multithreading_enabled(False)  # the mode must see the backward pass
+    # Autocast changes nothing on the device: what is tested is what the host does.
+    _autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     patched: Any = torch
     patched.inference_mode = torch.no_grad  # a wrapped tensor cannot be an inference tensor
     save = torch.save
@@ -142,6 +147,12 @@ class OnDevice(torch.Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         return call(func, args, kwargs or {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
+        copy = OnDevice(self.held.detach().clone(), self.requires_grad)
+        copy._is_param = isinstance(self, torch.nn.Parameter)
+        memo[id(self)] = copy
+        return copy
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"OnDevice({self.held})"

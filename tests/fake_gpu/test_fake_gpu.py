@@ -61,6 +61,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "train": {"resize": "square", "scale_jitter": None},
         "test": {"resize": "square"},
     },
+    "float16": {"train": {"precision": "float16"}},
+    "settings": {
+        "train": {
+            **{"precision": "float16", "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9},
+            **{"sampling": {"kind": "ohem", "rois_per_image": 16}},
+        },
+    },
 }
 
 

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,20 @@ from typing import Any
 import pytest
 import torch
 
-from detector.config import Config, load_config
+from detector.config import Config, load_config, parse_config
 from detector.config.schema import RidgeConfig, RidgeStageConfig, SVMStageConfig
 from detector.core.boxes import iou
 from detector.core.errors import InputError
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.run import Run, StopRequested
+from detector.engine.run_log import read_log
 from detector.factory.data import class_names, load_split
 from detector.factory.model import build_model, restore_model
 from detector.staged import runner as stages_module
 from detector.staged.box_ridge import RidgeFit
 from detector.staged.feature_cache import open_cache
+from detector.staged.fine_tune import FineTuningTask
 from detector.staged.runner import StagedTraining, StageRecord, read_record
 from detector.staged.svm import SVMFit
 from detector.tasks.start import build_scorer
@@ -553,3 +556,44 @@ def test_files_that_are_no_records_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "done.json").write_text(text)
     with pytest.raises(InputError, match=r"done\.json: not"):
         read_record(tmp_path / "done.json")
+
+
+def test_stages_start_from_averaged_weights_and_mine(staged: Staged, tmp_path: Path) -> None:
+    mined = {"sampling": {"kind": "ohem", "rois_per_image": 7}, "validation_loss": True}
+    stages = STAGED["stages"][:2]  # type: ignore[index]
+    stages = [{**stage, "settings": {**stage["settings"], "train": mined}} for stage in stages]
+    config = staged("train.ema=0.5", "train.evaluate_every=3", "train.validation_fraction=0.25")
+    config = config.model_copy(
+        update={"stages": parse_config({**config.model_dump(), "stages": stages}, "here").stages}
+    )
+    training = StagedTraining(config, tmp_path / "run", "cpu")
+    for stage in ("classify", "fine_tune"):
+        training.run(only=stage)
+    first, second = (tmp_path / "run" / "stages" / name for name in ("01_classify", "02_fine_tune"))
+    state, later = (load_checkpoint(one / "checkpoints" / "step_6.pt") for one in (first, second))
+    frozen = [name for name in state["model"] if name.startswith("backbone.") and "weight" in name]
+    assert frozen
+    for name in frozen:  # the convolutions stay as the first stage's average left them
+        assert torch.equal(later["model"][name], state["ema"][name])
+    assert any(not torch.equal(state["model"][name], state["ema"][name]) for name in frozen)
+    evaluations = [one for one in read_log(second / "log.jsonl") if one["kind"] == "evaluate"]
+    assert all({"val_loss_cls", "raw_voc07_mAP"} <= set(one) for one in evaluations)
+
+
+def test_regions_to_mine_from_are_of_one_scale_per_image(staged: Staged, tmp_path: Path) -> None:
+    config = staged(
+        "train.sampling={kind: ohem, rois_per_image: 7}",
+        "model.head.scores=softmax",
+        "model.box.regression=none",
+    )
+    task = FineTuningTask(config, "cpu", tmp_path / "cache")
+    with closing(task.batches(0)) as batches:
+        drawn = [next(batches).sampled for _ in range(4)]
+    per_image = [
+        part.unique().tolist()
+        for one in drawn
+        if one.roi_levels is not None
+        for part in one.roi_levels.split(list(one.counts))
+    ]
+    assert all(len(levels) == 1 for levels in per_image)
+    assert {levels[0] % 2 for levels in per_image} == {0, 1}  # of two scales per image

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import time
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
 
 from detector.api import Detector
 from detector.commands.evaluate import score_checkpoint
 from detector.config import Config
-from detector.config.schema import DataConfig, TestConfig, TrainConfig
+from detector.config.schema import DataConfig, Section, TestConfig, TrainConfig, sections_of
 from detector.core.errors import InputError
 from detector.data.fingerprint import VERSION
 from detector.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
@@ -43,22 +41,20 @@ from detector.tasks.start import start_run
 from tests.typed import float32, save_arrays
 
 Load = Callable[..., Config]
-SECTIONS: dict[str, type[BaseModel]] = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
+SECTIONS: dict[str, type[Section]] = {"train": TrainConfig, "test": TestConfig, "data": DataConfig}
 
 
-def keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Yield every key of a section, ``prefix.a.b`` for those of a section inside it."""
+def keys(section: type[Section], prefix: str) -> Iterator[str]:
+    """Yield every key of a section, ``prefix.a.b`` for those of a section inside it, of every kind."""
     for name, field in section.model_fields.items():
-        kinds = [field.annotation, *typing.get_args(field.annotation)]
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        assert len(inner) < 2
-        if inner:
-            yield from keys(inner[0], f"{prefix}.{name}")
-        else:
+        inner = sections_of(field.annotation)
+        for below in inner.values():
+            yield from keys(below, f"{prefix}.{name}")
+        if not inner:
             yield f"{prefix}.{name}"
 
 
-ALL = sorted(key for name, section in SECTIONS.items() for key in keys(section, name))
+ALL = sorted({key for name, section in SECTIONS.items() for key in keys(section, name)})
 
 
 @pytest.mark.parametrize("key", ALL)

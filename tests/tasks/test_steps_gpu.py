@@ -20,7 +20,10 @@ from tests.tasks.test_start import NETWORKS, assert_identical, final_state, trai
 pytestmark = pytest.mark.gpu
 
 STEPS, WARM_UP = 10, 3
-CHOSEN = ("vgg16", "bfloat16", "pyramid", "crops", "agnostic", "classes", "sliding")
+CHOSEN = (
+    *("vgg16", "bfloat16", "float16", "averaged", "mined"),
+    *("pyramid", "crops", "agnostic", "classes", "sliding"),
+)
 
 
 class OnlyPinned(TorchDispatchMode):
