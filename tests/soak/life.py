@@ -23,11 +23,11 @@ _POLL_SECONDS = 0.0005
 
 @dataclass
 class Report:
-    """What a victim said: its last ``phase``, and by phase its beginnings, changes of files and seconds."""
+    """What a victim said: its last ``phase``, and by phase its beginnings, operations on files and seconds."""
 
     phase: str = START
     begun: Counter[str] = field(default_factory=Counter)
-    changes: Counter[str] = field(default_factory=Counter)
+    operations: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -86,7 +86,7 @@ class Life:
         report, began = Report(), 0.0
         for line in self._lines()[1:]:
             if line.startswith("+"):
-                report.changes[line[1:]] += 1
+                report.operations[line[1:]] += 1
                 continue
             name, _, moment = line.partition(" ")
             report.seconds[report.phase] += float(moment) - began if began else 0.0
