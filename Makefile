@@ -54,6 +54,7 @@ fuzz-readers: install  ## read 10,000 randomly changed files of every kind; only
 
 # Twenty minutes on two cores. SOAK has other options: SOAK="--kills 50 --processes 2"
 soak: install  ## kill runs 800 times at random moments, resume them, and compare them with whole runs
+	@test -n "$(OUT)" || rm -rf build/soak
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --out "$(or $(OUT),build/soak)" $(or $(SOAK),--kills 800)
 
 # Works offline and installs nothing. GPU_CHECK has further options for the program.

@@ -33,7 +33,8 @@ def main() -> int:
 
     path = Path(arguments.fault)
     fault = read_fault(path)
-    config = parse_stored(fault.config, arguments.overrides, str(path))
+    # The layers of a compiled network cannot be inspected one by one.
+    config = parse_stored(fault.config, ["train.compile=false", *arguments.overrides], str(path))
     device = choose_device(arguments.device)
     use_cores(config, device)
     if device != fault.device:
