@@ -64,13 +64,16 @@ class TrainingSamples:
 
     def plan(self, index: int, draw: int) -> ImageMeta:
         """Return how the sample will be made, without reading the image."""
-        record = self.records[index]
+        return self._plan(self.records[index], draw)
+
+    def _plan(self, record: ImageRecord, draw: int) -> ImageMeta:
         rng = np.random.default_rng((self.seed, draw))
         return self.transform.plan((record.height, record.width), record.image_id, rng, self._scale_rng(draw))
 
     def __call__(self, index: int, draw: int) -> Sample:
         """Return the sample. Raises InputError where the image or its proposals cannot be read."""
-        record, meta = self.records[index], self.plan(index, draw)
+        record = self.records[index]
+        meta = self._plan(record, draw)
         image = open_image(record.path, meta.original_size, meta.input_size)
         sample = make_sample(record, image, self.proposals(record), meta)
         if self.draw_regions is None:
