@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, NoReturn
 
 from detector.core.command_line import as_called
 from detector.core.errors import InputError
+from detector.core.files import write_text
 from detector.core.machine import use_huge_pages, wait_without_spinning
 from detector.core.progress import note, speaker
 
@@ -22,6 +25,8 @@ from detector.core.progress import note, speaker
 wait_without_spinning()
 use_huge_pages()
 
+_BEFORE_END = 3.0
+"""Seconds after which a process ends that has lost another one. ``torchrun`` then knows which ended first."""
 _OUT_OF_MEMORY = (
     "out of memory; lower the scales, max_size, train.images_per_batch or model.roi_chunk, or cut very large "
     "images into tiles"
@@ -123,7 +128,9 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except InputError as error:
-        print(as_called(f"{speaker()}error: {error}"), file=sys.stderr)
+        message = as_called(f"{speaker()}error: {error}")
+        print(message, file=sys.stderr)
+        _report_to_torchrun(message)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -139,9 +146,21 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+def _report_to_torchrun(message: str) -> None:
+    """Let the summary of ``torchrun``, if it started this process, show the message of an error.
+
+    The file has the form that torch's own ``ErrorHandler`` writes, with the message for the traceback.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        write_text(Path(path), json.dumps({"message": {"message": message, "extraInfo": extra}}))
+
+
 def _end_at_once(message: str) -> NoReturn:
     """End the process without waiting for GPUs or threads, which may wait for a process that is gone."""
     print(message, file=sys.stderr, flush=True)
+    time.sleep(_BEFORE_END)
     os._exit(1)
 
 

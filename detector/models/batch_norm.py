@@ -16,15 +16,17 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return (N, C, h, w) ``values`` normalised per channel."""
+        """Return (N, C, h, w) ``values`` normalised per channel, in their type, by sums in float32 or more."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(values)
+        given = values.dtype
+        values = values.to(torch.promote_types(given, torch.float32))
         mean = distributed.mean(values.mean(dim=(0, 2, 3)))
         centred = values - mean[:, None, None]
         variance = distributed.mean(centred.square().mean(dim=(0, 2, 3)))
         self._follow(mean.detach(), variance.detach(), values.numel() // values.shape[1])
         factor = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * factor[:, None, None] + self.bias[:, None, None]
+        return (centred * factor[:, None, None] + self.bias[:, None, None]).to(given)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
