@@ -19,7 +19,9 @@ LEAST_SECONDS = 10.0
 GRACE_SECONDS = 6.0
 """How long a part may take to end after it was interrupted at its limit."""
 RESERVED_SECONDS = 130.0
-"""The time that the ``alone`` parts leave for the parts that run together after them."""
+"""The most time that the ``alone`` parts leave for the parts that run together after them."""
+RESERVED_SHARE = 0.5
+"""With little time left, they leave this part of it."""
 
 Reader = Callable[[str, Result], None]
 
@@ -30,7 +32,8 @@ class Part:
 
     ``alone`` parts run one at a time and in order, before the others, which run at the same time. ``skip``
     says why a part cannot run on this machine, ``needed`` whether this counts as a fault. A part that takes
-    ``least`` seconds is not started if less time is left; for an ``optional`` one that is no fault.
+    ``least`` seconds is not started if less time is left; for an ``optional`` one that is no fault. A
+    ``first`` part leaves no time for others, because they need what it makes.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Part:
     needed: bool = True
     least: float = LEAST_SECONDS
     optional: bool = False
+    first: bool = False
 
 
 class Process:
@@ -124,7 +128,7 @@ class Runner:
         together = [part for part, _ in parts if not part.alone and not part.skip]
         for part, outcome in parts:
             if part.alone:
-                self._start(part, outcome, RESERVED_SECONDS if together else 0.0)
+                self._start(part, outcome, reserve=bool(together) and not part.first)
                 self._wait()
         for part, outcome in parts:
             if not part.alone:
@@ -140,8 +144,10 @@ class Runner:
             process.finish("interrupted")
             self.on_end(process.outcome)
 
-    def _start(self, part: Part, outcome: Outcome, reserved: float = 0.0) -> None:
-        left = self.deadline - time.monotonic() - GRACE_SECONDS - reserved
+    def _start(self, part: Part, outcome: Outcome, *, reserve: bool = False) -> None:
+        left = self.deadline - time.monotonic() - GRACE_SECONDS
+        if reserve:
+            left -= min(RESERVED_SECONDS, RESERVED_SHARE * left)
         if part.skip:
             outcome.status, outcome.why = ("failed" if part.needed else "skipped"), part.skip
             return
