@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.gpu_check.machine import ROOT, Machine, base_environment
-from benchmarks.gpu_check.plan import Plan
+from benchmarks.gpu_check.plan import ALL_TESTS, Plan
 from benchmarks.gpu_check.report import Outcome, Report
 from benchmarks.gpu_check.runner import Part, Runner
 
@@ -115,7 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", help="folder for report.json, report.md and logs.tar.gz")
     parser.add_argument("--parts", help="run only these parts, separated by commas (--list names them)")
     parser.add_argument(
-        "--tests", nargs="+", default=["tests"], help="files and folders for the part tests (default: tests)"
+        "--tests", nargs="+", default=ALL_TESTS, help="files and folders for the part tests (default: tests)"
     )
     parser.add_argument("--list", action="store_true", help="list the parts and end")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="seconds for everything")

@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.gpu_check.loop import (
     MOST_SLOWER,
@@ -31,28 +32,44 @@ PRECISIONS = {"bfloat16": 0.0, "float32": 45.0}
 """The precisions in order of importance, and the seconds that must be left for each."""
 
 
-def time_compiled(
-    photographs: Path, folder: Path, precision: str, device: str, rehearsal: bool, result: Result
-) -> None:
-    """Write a row per way to run a step, first not compiled and then compiled, and the targets."""
-    timed: dict[tuple[str, str], Timed] = {}
-    for kind in ("eager", "compiled"):
-        changes = [f"train.precision={precision}", "data.workers=null"]
-        changes += ["train.compile=true"] if kind == "compiled" else []
-        config = photograph_config(photographs, changes, rehearsal=rehearsal)
-        use_cores(config, device)
-        workers = worker_count(config, device)
-        loop = Loop(config, device, folder / f"{kind}_{precision}", REHEARSED if rehearsal else Length(), result)
-        seconds = first_steps(loop) if kind == "compiled" else None
-        ways = {"alone": loop.alone, f"loader, {workers} threads": lambda loop=loop: loop.with_loader(workers)}
-        for way, measure in ways.items():
-            timed[kind, way] = one = measure()
-            base = timed["eager", way].step
-            row = {"what": f"{kind}, {way}", "precision": precision, "ms per step": 1e3 * one.step}
-            row |= {"against eager": one.step / base, "against alone": one.step / timed[kind, "alone"].step}
-            row |= {"data_wait_share": one.wait_share, f"{STEPS} steps, minutes": one.step * STEPS / 60}
-            result.row(TABLE, {**row, "compiling, seconds": seconds if way == "alone" else None})
-        write_targets(kind, precision, *(timed[kind, way] for way in ways), result)
+class Setting(NamedTuple):
+    """Where the photographs and the runs lie, and where everything is computed."""
+
+    photographs: Path
+    folder: Path
+    device: str
+    rehearsal: bool
+
+
+def time_compiled(setting: Setting, precision: str, result: Result) -> None:
+    """Write how long steps take, first not compiled and then compiled, and whether the targets are met."""
+    eager = time_kind(setting, "eager", precision, None, result)
+    time_kind(setting, "compiled", precision, eager, result)
+
+
+def time_kind(
+    setting: Setting, kind: str, precision: str, eager: tuple[Timed, Timed] | None, result: Result
+) -> tuple[Timed, Timed]:
+    """Return the times of a step alone and with the loader, after writing their rows.
+
+    ``eager`` are those of the network that is not compiled, None where this is that network.
+    """
+    changes = [f"train.precision={precision}", "data.workers=null"]
+    changes += ["train.compile=true"] if kind == "compiled" else []
+    config = photograph_config(setting.photographs, changes, rehearsal=setting.rehearsal)
+    use_cores(config, setting.device)
+    workers = worker_count(config, setting.device)
+    length = REHEARSED if setting.rehearsal else Length()
+    loop = Loop(config, setting.device, setting.folder / f"{kind}_{precision}", length, result)
+    seconds = first_steps(loop) if kind == "compiled" else None
+    timed = loop.alone(), loop.with_loader(workers)
+    for what, one, base in zip(("alone", f"loader, {workers} threads"), timed, eager or timed, strict=True):
+        row = {"what": f"{kind}, {what}", "precision": precision, "ms per step": 1e3 * one.step}
+        row |= {"against eager": one.step / base.step, "against alone": one.step / timed[0].step}
+        row |= {"data_wait_share": one.wait_share, f"{STEPS} steps, minutes": one.step * STEPS / 60}
+        result.row(TABLE, {**row, "compiling, seconds": seconds if one is timed[0] else None})
+    write_targets(kind, precision, *timed, result)
+    return timed
 
 
 def first_steps(loop: Loop) -> float:
@@ -88,8 +105,8 @@ def main() -> int:
             if seconds_left() < needed:
                 result.note(f"{precision} is skipped: {seconds_left():.0f} s were left")
                 continue
-            given = (arguments.photographs, Path(folder), precision, device, arguments.dry_run, result)
-            result.attempt(time_compiled, *given)
+            setting = Setting(arguments.photographs, Path(folder), device, arguments.dry_run)
+            result.attempt(time_compiled, setting, precision, result)
     return 1 if result.faults else 0
 
 

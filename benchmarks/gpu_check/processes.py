@@ -31,8 +31,8 @@ OVERRIDES = [
 TOLERANCE = 1e-3
 """The largest difference of the weights of one and of two processes after the first steps, as L2 norms.
 
-It comes from the order of sums: on a CPU it is 1e-7 after one step. It grows with every step, to 0.04 after 40,
-so the weights are compared after `SAVED_EVERY`. TF32, which has only 10 bits, is switched off."""
+It comes from the order of sums: on a CPU it is 1e-7 after one step. It grows with every step, to 0.04 after
+40, so the weights are compared after `SAVED_EVERY`. TF32, which has only 10 bits, is switched off."""
 STOPPED_STATUS = 1
 """What ``torchrun`` exits with after SIGTERM."""
 COSTS = ("seconds", "data_wait", "peak_")

@@ -85,9 +85,7 @@ def launcher(ranks: int | None) -> list[str]:
     ]
 
 
-def stop(
-    runs: Runs, process: subprocess.Popen[bytes], stopped_status: int = 128 + signal.SIGTERM
-) -> str:
+def stop(runs: Runs, process: subprocess.Popen[bytes], stopped_status: int = 128 + signal.SIGTERM) -> str:
     """Stop the run "stopped" after its first checkpoint and return a description of what happened.
 
     If the run finishes before it can be stopped, its later checkpoints are deleted, as if it had been killed.

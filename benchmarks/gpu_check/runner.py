@@ -20,8 +20,6 @@ GRACE_SECONDS = 6.0
 """How long a part may take to end after it was interrupted at its limit."""
 RESERVED_SECONDS = 130.0
 """The most time that the ``alone`` parts leave for the parts that run together after them."""
-RESERVED_SHARE = 0.5
-"""With little time left, they leave this part of it."""
 
 Reader = Callable[[str, Result], None]
 
@@ -33,7 +31,8 @@ class Part:
     ``alone`` parts run one at a time and in order, before the others, which run at the same time. ``skip``
     says why a part cannot run on this machine, ``needed`` whether this counts as a fault. A part that takes
     ``least`` seconds is not started if less time is left; for an ``optional`` one that is no fault. A
-    ``first`` part leaves no time for others, because they need what it makes.
+    ``first`` part leaves no time for others, because they need what it makes. The ``alone`` parts leave the
+    ``usual`` seconds of those after them.
     """
 
     name: str
@@ -49,6 +48,7 @@ class Part:
     least: float = LEAST_SECONDS
     optional: bool = False
     first: bool = False
+    usual: float = RESERVED_SECONDS
 
 
 class Process:
@@ -125,10 +125,10 @@ class Runner:
 
     def run(self, parts: list[tuple[Part, Outcome]]) -> None:
         """Run the ``alone`` parts in order, then all other parts at the same time."""
-        together = [part for part, _ in parts if not part.alone and not part.skip]
+        reserved = max((part.usual for part, _ in parts if not part.alone and not part.skip), default=0.0)
         for part, outcome in parts:
             if part.alone:
-                self._start(part, outcome, reserve=bool(together) and not part.first)
+                self._start(part, outcome, 0.0 if part.first else reserved)
                 self._wait()
         for part, outcome in parts:
             if not part.alone:
@@ -144,10 +144,8 @@ class Runner:
             process.finish("interrupted")
             self.on_end(process.outcome)
 
-    def _start(self, part: Part, outcome: Outcome, *, reserve: bool = False) -> None:
-        left = self.deadline - time.monotonic() - GRACE_SECONDS
-        if reserve:
-            left -= min(RESERVED_SECONDS, RESERVED_SHARE * left)
+    def _start(self, part: Part, outcome: Outcome, reserved: float = 0.0) -> None:
+        left = self.deadline - time.monotonic() - GRACE_SECONDS - reserved
         if part.skip:
             outcome.status, outcome.why = ("failed" if part.needed else "skipped"), part.skip
             return
