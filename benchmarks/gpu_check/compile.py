@@ -11,7 +11,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.gpu_check.loop import (
     MOST_SLOWER,
@@ -61,13 +61,21 @@ def time_kind(
     workers = worker_count(config, setting.device)
     length = REHEARSED if setting.rehearsal else Length()
     loop = Loop(config, setting.device, setting.folder / f"{kind}_{precision}", length, result)
-    seconds = first_steps(loop) if kind == "compiled" else None
+    seconds, graphs = (first_steps(loop), compiled_graphs()) if kind == "compiled" else (None, None)
+    if seconds is not None:
+        result.note(f"{precision}: the first steps, which compile {graphs} graphs, took {seconds:.0f} s")
     timed = loop.alone(), loop.with_loader(workers)
+    again = None if graphs is None else compiled_graphs() - graphs
     for what, one, base in zip(("alone", f"loader, {workers} threads"), timed, eager or timed, strict=True):
-        row = {"what": f"{kind}, {what}", "precision": precision, "ms per step": 1e3 * one.step}
+        row: dict[str, Any] = {
+            "what": f"{kind}, {what}",
+            "precision": precision,
+            "ms per step": 1e3 * one.step,
+        }
         row |= {"against eager": one.step / base.step, "against alone": one.step / timed[0].step}
         row |= {"data_wait_share": one.wait_share, f"{STEPS} steps, minutes": one.step * STEPS / 60}
-        result.row(TABLE, {**row, "compiling, seconds": seconds if one is timed[0] else None})
+        row |= {"compiling, seconds": seconds, "graphs": graphs, "compiled again later": again}
+        result.row(TABLE, row)
     write_targets(kind, precision, *timed, result)
     return timed
 
@@ -79,6 +87,13 @@ def first_steps(loop: Loop) -> float:
     loop.alone()
     loop.length = usual
     return time.perf_counter() - began
+
+
+def compiled_graphs() -> int:
+    """Return how many graphs this process has compiled so far."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def write_targets(kind: str, precision: str, alone: Timed, loaded: Timed, result: Result) -> None:
