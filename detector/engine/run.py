@@ -108,6 +108,10 @@ class Task(Protocol[AnyEvaluation]):
     @property
     def model(self) -> nn.Module: ...
     @property
+    def trained(self) -> nn.Module:
+        """The part of the network that `step` uses: all of its parameters get gradients."""
+
+    @property
     def scorer(self) -> Scorer[AnyEvaluation]: ...
 
     def facts(self) -> dict[str, Any]:
@@ -320,6 +324,7 @@ class Run(Generic[AnyEvaluation]):
         """Do a step of the optimizer with its batches; return the learning rate and this process's losses."""
         rate = set_learning_rate(self.optimizer, self.schedule(self.step))
         count = self._agree(parts)
+        distributed.draw_apart(self.config["seed"], self.step)
         losses = self._backward(parts, count)
         self._update()
         self.step += 1
@@ -327,7 +332,7 @@ class Run(Generic[AnyEvaluation]):
 
     @cached_property
     def _losses_of(self) -> Callable[[Any, float], dict[str, Tensor]]:
-        return distributed.data_parallel(self.task.model, self.task.step)
+        return distributed.data_parallel(self.task.trained, self.task.step)
 
     def _agree(self, parts: Sequence[Any]) -> float:
         """Return the number of losses of the step in all processes, and agree on whether it is the last one.

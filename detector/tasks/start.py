@@ -58,8 +58,10 @@ def build_scorer(
     Raises:
         InputError: data are missing, or ``classes``, those of a checkpoint, are not the data set's.
     """
-    ensure_data(config)
-    return task_class(config).scorer_class(config, device, known_classes(config, classes), split)
+    with distributed.main_first():
+        ensure_data(config)
+        names = known_classes(config, classes)
+    return task_class(config).scorer_class(config, device, names, split)
 
 
 def start_run(

@@ -36,8 +36,7 @@ _CHANGES = {"os.rename", "os.remove", "os.link", "os.truncate", "os.mkdir", "os.
 
 
 class Plan(NamedTuple):
-    """When the process kills itself: in ``phase``, before its ``operation``-th operation on a file, counted from
-    1.
+    """When the process kills itself: in ``phase``, before its ``operation``-th operation on a file, from 1.
 
     With ``share`` it is in the middle of writing the ``operation``-th checkpoint instead, when that part of
     the bytes has been written. ``operation`` 0 is never.
