@@ -29,6 +29,8 @@ from detector.core.progress import note, said_once
 from detector.core.structures import Detections
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
+from detector.engine.environment import record_environment
+from detector.engine.run_folder import holds_work
 from detector.engine.run_log import RunLog, read_log
 from detector.factory.model import initial_model, restore_model
 from detector.factory.weights import check_weights
@@ -39,7 +41,7 @@ from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
 from detector.staged.svm import SVMFit
 from detector.tasks.resume import ACCEPTED, changed_settings, check_fingerprint
 from detector.tasks.scoring import Evaluation, known_classes
-from detector.tasks.start import MakeTask, build_scorer, build_task, start_run
+from detector.tasks.start import MakeTask, build_scorer, build_task, present_environment, start_run
 
 CACHE = "cache"
 """The folder of a run's cached features, which may be deleted when the run is done."""
@@ -123,8 +125,15 @@ class StagedTraining:
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         if distributed.is_main():
             write_text(self.folder / "config.yaml", text)
+            self._record_environment()
         with cuda_algorithms(self.device, deterministic=self.config.train.deterministic):
             return self._run_stages(only)
+
+    def _record_environment(self) -> None:
+        step = self._done[-1].steps if self._done else 0
+        known = self._done[-1].data_fingerprint if self._done else {}
+        entry = present_environment(self.config, self.device, step, known)
+        record_environment(self.folder, entry, resumed=holds_work(self.folder))
 
     def _same_start(self) -> None:
         """Raise InputError unless every process has found the same finished stages."""
@@ -186,7 +195,7 @@ class StagedTraining:
             "stages": True,
             "test": True,
             "data": {"workers"},
-            "train": {"deterministic"},
+            "train": {"deterministic", "callbacks"},
         }
         whole = config.model_dump(mode="json", exclude=left_out)
         stages = [stage.model_dump(mode="json") for stage in config.stages[: number + 1]]
@@ -289,6 +298,7 @@ class StagedTraining:
         )
         self._check_data(run.task.data_fingerprint)
         run.run()
+        run.callbacks.close()
         return _Outcome(run.step, run.task.data_fingerprint, run.seconds_before)
 
     def _check_data(self, fingerprint: dict[str, str]) -> None:
