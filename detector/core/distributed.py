@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import Tensor, distributed, nn
@@ -47,7 +48,8 @@ class _Group:
     def __init__(self, backend: str) -> None:
         timeout = timedelta(seconds=REPLY_SECONDS)
         with _communicating():
-            store, self.rank, self.world_size = next(iter(distributed.rendezvous("env://", timeout=timeout)))
+            whole, self.rank, self.world_size = next(iter(distributed.rendezvous("env://", timeout=timeout)))
+            store = _fresh_part(whole, self.rank, self.world_size)
             distributed.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timeout
             )
@@ -82,6 +84,41 @@ class _Group:
             store.set(f"alive/{self.rank}", "left")
         except RuntimeError:  # the store is gone, and with it torchrun, which ends this process
             return
+
+
+def _fresh_part(store: Any, rank: int, world_size: int) -> Any:
+    """Return a part of the store of ``torchrun`` that only the processes of this start use.
+
+    The store lives on when ``torchrun`` restarts the processes, with the addresses and barriers of those that
+    have ended; and the agents of several machines may count their restarts differently. So rank 0 names a
+    new part, and tells the name to each process in answer to a number that this one has just drawn.
+    """
+    own, limit = uuid4().hex, time.monotonic() + REPLY_SECONDS
+
+    def read(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    def wait() -> None:
+        if time.monotonic() > limit:
+            raise RuntimeError(f"not all of {world_size} processes have joined within {REPLY_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
+
+    if rank:
+        store.set(f"hello/{rank}", own)
+        while not (answer := read(f"answer/{rank}")).startswith(own):
+            wait()
+        name = answer.removeprefix(own)
+        store.add(f"joined/{name}", 1)
+        return distributed.PrefixStore(name, store)
+    answered: dict[int, str] = {}
+    while store.add(f"joined/{own}", 0) < world_size - 1:
+        for other in range(1, world_size):
+            hello = read(f"hello/{other}")
+            if hello and answered.get(other) != hello:  # the first one may be that of an earlier start
+                store.set(f"answer/{other}", hello + own)
+                answered[other] = hello
+        wait()
+    return distributed.PrefixStore(own, store)
 
 
 _group: _Group | None = None
