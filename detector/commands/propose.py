@@ -15,7 +15,7 @@ from pathlib import Path
 from detector.commands import cli
 from detector.config import load_config
 from detector.core.errors import InputError
-from detector.core.progress import show
+from detector.core.progress import said_once, show
 from detector.proposals.convert import FAULT_POLICIES
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.readers import FORMATS
@@ -49,7 +49,8 @@ def do_job(arguments: argparse.Namespace) -> int:
 
     shard = jobs.parse_shard(arguments.shard)
     config = load_config(arguments.config, arguments.overrides) if arguments.config else None
-    splits = split_records(config, arguments.split) if config else {}
+    with said_once():
+        splits = split_records(config, arguments.split) if config else {}
     target = Path(arguments.output) if arguments.output else None
     if arguments.merge:
         reports = [jobs.merge(arguments.merge, target, config, splits)]
@@ -66,9 +67,10 @@ def do_job(arguments: argparse.Namespace) -> int:
     else:
         reports = [jobs.generate_for_config(config, splits, target, shard, arguments.workers)]
     for report in reports:
-        if config is not None:
-            jobs.report_splits(report, config)
-        jobs.print_report(report)
+        with said_once():
+            if config is not None:
+                jobs.report_splits(report, config)
+            jobs.print_report(report)
     stores = [report.as_json() for report in reports]
     show(json.dumps({"stores": stores}, indent=2) if arguments.json else str(reports[0].store.path))
     return 1 if any(report.failed for report in reports) else 0

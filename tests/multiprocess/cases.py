@@ -16,9 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from detector.commands import cli
@@ -36,7 +34,7 @@ from detector.tasks.start import build_task, start_run
 
 ONE = Path("one")
 """The folder of the start with one process."""
-SIX = ("train.images_per_batch=6", "model.head.dropout=0")
+SIX = ("train.images_per_batch=6", "model.head.dropout=0", "train.scales=[64]", "train.max_size=100")
 FIFTY = (*SIX, "train.steps=50", "train.checkpoint_every=25", "train.learning_rate=0.0005")
 CLASSIFIER = (
     "task=classification",
@@ -143,23 +141,11 @@ def evaluate(folder: Path) -> None:
         (folder / f"{name}_{distributed.rank()}.json").write_text(json.dumps(metrics))
 
 
-def boxes_of(image: NDArray[np.uint8], calls: str, slow: float = 0.0) -> NDArray[np.float64]:
-    """Propose boxes and note the call in a file of this process's own; a square image cannot be taken."""
-    digest = f"{image.shape} {int(image.astype(np.int64).sum())}"
-    with Path(f"{calls}_{distributed.rank()}.txt").open("a") as file:
-        file.write(f"{digest}\n")
-    height, width = image.shape[:2]
-    if height == width:
-        raise ValueError("a square")
-    time.sleep(slow)
-    return np.array([[0, 0, width, height], [1, 1, width / 2, height / 2]])
-
-
 def proposals(folder: Path) -> None:
     """Generate data, and make their proposals, in a folder of the case's own."""
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    method = {"method": "tests.multiprocess.cases:boxes_of", "options": {"calls": str(folder / "calls")}}
+    method = {"method": "tests.multiprocess.boxes:boxes_of", "options": {"calls": str(folder / "calls")}}
     config = config_of(
         f"data.root={data}",
         "data.generate={train_images: 7, test_images: 4}",

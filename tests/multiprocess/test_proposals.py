@@ -44,9 +44,8 @@ def test_each_image_is_done_once_and_the_store_is_that_of_one_process(start: Sta
     assert not journals(stores[1].path)
 
 
-def test_a_killed_job_has_lost_only_unfinished_images(start: Start) -> None:
-    place = start(1).parent
-    method = {"method": "tests.multiprocess.cases:boxes_of", "top_k_train": 300, "top_k_test": 300}
+def test_a_killed_job_has_lost_only_unfinished_images(place: Path) -> None:
+    method = {"method": "tests.multiprocess.boxes:boxes_of", "top_k_train": 300, "top_k_test": 300}
     options = {"calls": str(place / "killed"), "slow": 0.5}
     given = ["--config", "tiny.yaml", "--output", "store", "--workers", "0"]
     proposals = f"proposals={json.dumps({**method, 'options': options})}"
