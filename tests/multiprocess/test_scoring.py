@@ -11,7 +11,7 @@ from tests.multiprocess.conftest import Start
 from tests.multiprocess.launch import run, tool, torchrun
 from tests.multiprocess.test_run import files_of
 
-COSTS = ("seconds_per_image", "peak_memory_mib", "seconds", "data_wait_share")
+COSTS = ("seconds_per_image", "peak_rss_mib", "seconds", "data_wait_share")
 
 
 def without_costs(metrics: dict[str, Any]) -> dict[str, Any]:
