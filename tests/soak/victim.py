@@ -1,5 +1,4 @@
-"""The process that is killed: a training command that reports its phases, and can kill itself at a given
-moment.
+"""The process that is killed: a training command that reports its phases, and can kill itself.
 
 The current phase is the last line of the report file. A kill at a random time comes from outside. The moments
 that are too short to be met from outside, between two operations on files and in the middle of writing a
@@ -36,8 +35,7 @@ _CHANGES = {"os.rename", "os.remove", "os.link", "os.truncate", "os.mkdir", "os.
 
 
 class Plan(NamedTuple):
-    """When the process kills itself: in ``phase``, before its ``operation``-th operation on a file, counted from
-    1.
+    """When the process kills itself: in ``phase``, before the ``operation``-th change or image, from 1 on.
 
     With ``share`` it is in the middle of writing the ``operation``-th checkpoint instead, when that part of
     the bytes has been written. ``operation`` 0 is never.
