@@ -56,7 +56,7 @@ def main(arguments: list[str], folder: str, report: str, plan: Plan) -> NoReturn
     watch = _Watch(Path(folder), report, plan)
     watch.install()
     sys.argv = ["tools/train.py", *arguments]
-    cli.run(train.main)
+    cli.run(train.main, together=True)
     raise AssertionError("cli.run exits")
 
 
