@@ -176,6 +176,7 @@ def test_a_resumed_run_says_how_many_steps_are_done(tiny: Load, tmp_path: Path) 
 
 def test_only_rank_0_calls_callbacks(tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, recorder = tiny("train.steps=2"), Recorder()
+    begin(config, tmp_path / "first", Recorder())  # only rank 0 makes proposals
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     run = begin(config, tmp_path / "run", recorder)
     run.run()
