@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
 from detector.factory import model as model_parts
 from detector.factory.loaders import inference_transforms
-from detector.factory.model import restore_model
+from detector.factory.model import build_model, restore_model
 from detector.models.compiled import CompiledDetector
 from detector.tasks import base
 from detector.tasks.start import build_scorer, build_task, start_run
@@ -212,3 +213,25 @@ def test_a_compiled_run_keeps_its_names_and_its_losses(
     assert list(usual["model"]) == list(compiled["model"])
     for name, value in usual["model"].items():
         torch.testing.assert_close(compiled["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_classifier_has_the_same_losses(tiny: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "check_compiler", lambda device: None)
+    monkeypatch.setattr(model_parts, "compiled", lambda model: CompiledDetector(model, backend="eager"))
+    settings = ("task=classification", "model.pool={kind: spp, levels: [1, 2]}", "model.head.dropout=0.0")
+    usual, compiled = (
+        build_task(tiny(*FEW, *settings, f"train.compile={choice}"), "cpu") for choice in ("false", "true")
+    )
+    with closing(usual.batches(0)) as batches:
+        for batch in (next(batches), next(batches)):
+            losses = [task.step(batch)["loss_cls"].item() for task in (usual, compiled)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_compiled_code_does_not_share_batch_statistics(tiny: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(tiny(), 3)
+    assert isinstance(model_parts.compiled(model), CompiledDetector)
+    monkeypatch.setattr(model_parts.distributed, "world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"^train\.compile: several processes compute the batch statistics"):
+        model_parts.compiled(model)
+    model_parts.compiled(build_model(tiny("model.backbone.name=alexnet"), 3))
