@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck clean
+.PHONY: help install quickstart test golden headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ quickstart: install  ## generate data, train, evaluate, draw: five minutes, resu
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
+golden: install  ## compare the first losses with the stored ones; GOLDEN="--renew quickstart" stores them again
+	$(BIN)/python -m tests.golden $(GOLDEN)
+
 headers: install  ## compile csrc/ against the headers of the oldest and the newest torch, CUDA included
 	$(BIN)/python tools/check_headers.py
 
@@ -54,6 +57,7 @@ fuzz-readers: install  ## read 10,000 randomly changed files of every kind; only
 
 # Twenty minutes on two cores. SOAK has other options: SOAK="--kills 50 --processes 2"
 soak: install  ## kill runs 800 times at random moments, resume them, and compare them with whole runs
+	@test -n "$(OUT)" || rm -rf build/soak
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --out "$(or $(OUT),build/soak)" $(or $(SOAK),--kills 800)
 
 # Works offline and installs nothing. GPU_CHECK has further options for the program.

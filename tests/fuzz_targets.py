@@ -33,7 +33,7 @@ from detector.proposals.checked import NAME as MARKS
 from detector.proposals.checked import Checked, store_mark
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.journal import NAME as JOURNAL
-from detector.proposals.journal import Journal, encode_entry
+from detector.proposals.journal import encode_entry, entries
 from detector.proposals.readers import read_images
 from detector.proposals.recall import recall
 from detector.proposals.store import Entry, ProposalStore
@@ -267,8 +267,7 @@ def make_marks(folder: Path) -> Path:
 
 def read_journal(path: Path) -> object:
     """Read a journal and put what it holds into a store, as the next job does."""
-    with Journal(path.parent) as journal:
-        found = journal.entries()
+    found = dict(entries(path))
     store = ProposalStore.create(path.parent / "other", generator="test", parameters={})
     store.append(found)
     store.discard(found)

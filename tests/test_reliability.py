@@ -27,6 +27,26 @@ FAULTS = (
 """Words of the faults that the table must have."""
 
 
+CLOCKS = re.compile(r"\btime\.time\(|\bst_[mc]time|\bgetmtime\(|\butime\(")
+WITH_CLOCKS = {
+    "commands/cli.py",  # the time of an error in torchrun's summary
+    "engine/board.py",  # the times that TensorBoard shows
+    "proposals/checked.py",  # whether a file has changed: another time counts as a change
+    "proposals/kept.py",  # which of over 32 results is removed, to be computed again when it is needed
+}
+
+
+def test_no_other_file_asks_for_the_time_of_day() -> None:
+    """A clock may be set back, and machines' clocks differ: `perf_counter` measures, steps give an order."""
+    package = PROJECT / "detector"
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if CLOCKS.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == WITH_CLOCKS
+
+
 def rows() -> list[str]:
     text = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.startswith("|")][2:]

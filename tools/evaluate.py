@@ -6,4 +6,4 @@ import setup_check  # isort: skip  # noqa: F401
 from detector.commands import cli, evaluate
 
 if __name__ == "__main__":
-    cli.run(evaluate.main)
+    cli.run(evaluate.main, together=True)

@@ -6,4 +6,4 @@ import setup_check  # isort: skip  # noqa: F401
 from detector.commands import cli, propose
 
 if __name__ == "__main__":
-    cli.run(propose.main)
+    cli.run(propose.main, together=True)

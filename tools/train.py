@@ -6,4 +6,4 @@ import setup_check  # isort: skip  # noqa: F401
 from detector.commands import cli, train
 
 if __name__ == "__main__":
-    cli.run(train.main)
+    cli.run(train.main, together=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.gpu_check.machine import ROOT, Machine, base_environment
-from benchmarks.gpu_check.plan import Plan
+from benchmarks.gpu_check.plan import ALL_TESTS, Plan
 from benchmarks.gpu_check.report import Outcome, Report
 from benchmarks.gpu_check.runner import Part, Runner
 
@@ -46,7 +46,8 @@ def main() -> int:
 def check(arguments: argparse.Namespace, work: Path, started: float) -> int:
     """Run the chosen parts and write the report; return the exit status."""
     machine = Machine(base_environment())
-    chosen = choose(Plan(machine, work, ROOT / "data", rehearsal=arguments.dry_run).parts(), arguments.parts)
+    plan = Plan(machine, work, ROOT / "data", rehearsal=arguments.dry_run, tests=arguments.tests)
+    chosen = choose(plan.parts(), arguments.parts)
     if arguments.list:
         for part in chosen:
             print(f"{part.name:<22} {part.limit:>4.0f} s at most  {part.title}")
@@ -113,6 +114,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", help="folder for report.json, report.md and logs.tar.gz")
     parser.add_argument("--parts", help="run only these parts, separated by commas (--list names them)")
+    parser.add_argument(
+        "--tests", nargs="+", default=ALL_TESTS, help="files and folders for the part tests (default: tests)"
+    )
     parser.add_argument("--list", action="store_true", help="list the parts and end")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="seconds for everything")
     parser.add_argument("--wheels", type=Path, help="folder of wheels for missing modules (default: .whl)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ NCU_OPTIONS = [
     *("--launch-count", "60", "--section", "SpeedOfLight", "--section", "Occupancy"),
     *("--section", "LaunchStats", "--csv", "--page", "details"),
 ]
+ALL_TESTS = ("tests",)
+CHOSEN_SECONDS = 55.0
+"""What the timings leave for the runs in several processes, and for tests that were chosen."""
 PRECISIONS = ("float32", "bfloat16")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 SMALL_QUICK_START = [
@@ -37,8 +40,12 @@ SMALL_QUICK_START = [
 class Plan:
     """Creates the parts for one machine; ``data`` is the project's folder of data sets."""
 
-    def __init__(self, machine: Machine, work: Path, data: Path, *, rehearsal: bool) -> None:
+    def __init__(
+        self, machine: Machine, work: Path, data: Path, *, rehearsal: bool, tests: Sequence[str] = ALL_TESTS
+    ) -> None:
+        """``tests`` are the files and folders, below the project's, whose tests marked ``gpu`` are run."""
         self.machine, self.work, self.data, self.rehearsal = machine, work, data, rehearsal
+        self.tests = tests
         self.device = "cpu" if rehearsal else "cuda"
 
     def parts(self) -> list[Part]:
@@ -55,7 +62,7 @@ class Plan:
         return Part(name, title, command, limit, **options)
 
     def _timings(self) -> Iterator[Part]:
-        yield self._part("build", "Build", self._own("build"), 150, alone=True)
+        yield self._part("build", "Build", self._own("build"), 150, alone=True, first=True)
         proposals = str(self.data / "bccd_opencv_fast_proposals.npz")
         yield self._part(
             "pooling",
@@ -68,7 +75,10 @@ class Plan:
             command = self._own("steps", "--data", str(self.data), "--precision", precision)
             title = f"Training step and test image, {precision}"
             yield self._part(f"steps_{precision}", title, command, 75, alone=True)
+        yield self._float16()
+        yield self._ranks()
         yield from self._loading()
+        yield self._compile()
         yield self._profile()
         for precision in PRECISIONS:
             command = self._own(
@@ -87,6 +97,27 @@ class Plan:
         title = "The loader without a network"
         yield self._part("loading", title, self._own("loading", *photographs), 50, least=30.0, **options)
 
+    def _float16(self) -> Part:
+        command = self._own("float16", "--data", str(self.data))
+        return self._part("float16", "Training in float16", command, 60, alone=True)
+
+    def _ranks(self) -> Part:
+        command = self._own("ranks", "--data", str(self.data))
+        title = "Time per step in several processes"
+        return self._part("ranks", title, command, 90, alone=True)
+
+    def _compile(self) -> Part:
+        """Return the part that compiles a network, which may take a minute for each precision."""
+        command = self._own("compile", "--photographs", str(self.work / "photographs"))
+        options: dict[str, Any] = {"alone": True, "least": 45.0, "optional": True}
+        limit = 400 if self.rehearsal else 110
+        return self._part("compile", "Compiled networks", command, limit, **options)
+
+    def _processes(self) -> Part:
+        title, limit = "One training in several processes", 240 if self.rehearsal else 120
+        options: dict[str, Any] = {"environment": ONE_THREAD, "usual": CHOSEN_SECONDS}
+        return self._part("processes", title, self._own("processes"), limit, **options)
+
     def _profile(self) -> Part:
         command, log = self._own("pooling_profile"), self.work / "ncu.csv"
         ncu = self.machine.tool("ncu")
@@ -100,6 +131,7 @@ class Plan:
 
     def _checks(self) -> Iterator[Part]:
         yield self._tests()
+        yield self._processes()
         for tool in SANITIZERS:
             yield self._sanitizer(tool)
         yield self._plain_fuzz()
@@ -111,14 +143,15 @@ class Plan:
 
     def _tests(self) -> Part:
         """Return the tests that need a GPU, whole runs included; a rehearsal runs some others instead."""
-        chosen = ["-k", "test_roi_pool or gpu", "tests/ops"] if self.rehearsal else ["-m", "gpu", "tests"]
+        chosen = ["-k", "test_roi_pool or gpu", "tests/ops"] if self.rehearsal else ["-m", "gpu", *self.tests]
         processes = "1" if self.rehearsal else str(TEST_PROCESSES)
         # worksteal: the whole runs, which take longest, are in few files.
         command = [sys.executable, "-m", "pytest", "-v", "-n", processes, "--dist", "worksteal"]
         command += ["-p", "no:cacheprovider", "-rfE", "--tb=short", "--durations=12", *chosen]
-        return self._part(
-            "tests", "Tests that need a GPU", command, 150, folder=ROOT, read=readers.read_pytest
-        )
+        options: dict[str, Any] = {"folder": ROOT, "read": readers.read_pytest}
+        if list(self.tests) != [*ALL_TESTS]:
+            options["usual"] = CHOSEN_SECONDS
+        return self._part("tests", "Tests that need a GPU", command, 150, **options)
 
     def _sanitizer(self, tool: str) -> Part:
         sanitizer = self.machine.tool("compute-sanitizer")

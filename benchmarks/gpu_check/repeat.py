@@ -52,19 +52,22 @@ class Runs:
         values = {**CONFIG, "data": {**CONFIG["data"], "root": str(folder / "voc")}}
         (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
 
-    def start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
-        """Start the run ``name``, with its own working directory and output folder."""
+    def start(self, name: str, *options: str, ranks: int | None = None) -> subprocess.Popen[bytes]:
+        """Start the run ``name``, with its own working directory and output folder.
+
+        With ``ranks``, ``torchrun`` starts it in so many processes.
+        """
         (self.folder / name).mkdir(exist_ok=True)
-        command = [sys.executable, str(ROOT / "tools/train.py"), "--config", str(self.folder / "tiny.yaml")]
+        command = [*launcher(ranks), str(ROOT / "tools/train.py"), "--config", str(self.folder / "tiny.yaml")]
         command += ["--output", str(self.folder / name / "run"), "--device", self.device]
         return subprocess.Popen([*command, *options, *self.overrides], cwd=self.folder / name)
 
     def checkpoints(self, name: str) -> list[Path]:
         return numbered_checkpoints(self.folder / name / "run/checkpoints")
 
-    def weights(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the weights and the optimizer's momentum after the last step."""
-        state = load_checkpoint(self.folder / name / f"run/checkpoints/step_{STEPS}.pt")
+    def weights(self, name: str, step: int = STEPS) -> dict[str, torch.Tensor]:
+        """Return the weights and the optimizer's momentum after the last step, or an earlier one."""
+        state = load_checkpoint(self.folder / name / f"run/checkpoints/step_{step}.pt")
         momentum = {
             f"momentum.{number}": entry["momentum_buffer"]
             for number, entry in state["optimizer"]["state"].items()
@@ -72,17 +75,28 @@ class Runs:
         return {**state["model"], **momentum}
 
 
-def stop(runs: Runs, process: subprocess.Popen[bytes]) -> str:
+def launcher(ranks: int | None) -> list[str]:
+    """Return the command before the name of a program; with ``ranks``, ``torchrun`` starts the processes."""
+    if ranks is None:
+        return [sys.executable]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(ranks)),
+    ]
+
+
+def stop(runs: Runs, process: subprocess.Popen[bytes], stopped_status: int = 128 + signal.SIGTERM) -> str:
     """Stop the run "stopped" after its first checkpoint and return a description of what happened.
 
     If the run finishes before it can be stopped, its later checkpoints are deleted, as if it had been killed.
+    ``stopped_status`` is the exit status of a run that was stopped; ``torchrun`` has another one.
     """
     while process.poll() is None and not runs.checkpoints("stopped"):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)  # does nothing to a process that has ended
     status = process.wait()
     saved = [path for path in runs.checkpoints("stopped") if path.name != f"step_{STEPS}.pt"]
-    if status == 128 + signal.SIGTERM and len(saved) == len(runs.checkpoints("stopped")):
+    if status == stopped_status and len(saved) == len(runs.checkpoints("stopped")):
         return f"stopped by SIGTERM after {saved[-1].stem}"
     if len(saved) < 2:
         raise RuntimeError(f"the run to be stopped ended with status {status} after {len(saved)} checkpoints")

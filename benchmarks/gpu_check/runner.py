@@ -19,7 +19,7 @@ LEAST_SECONDS = 10.0
 GRACE_SECONDS = 6.0
 """How long a part may take to end after it was interrupted at its limit."""
 RESERVED_SECONDS = 130.0
-"""The time that the ``alone`` parts leave for the parts that run together after them."""
+"""The most time that the ``alone`` parts leave for the parts that run together after them."""
 
 Reader = Callable[[str, Result], None]
 
@@ -30,7 +30,9 @@ class Part:
 
     ``alone`` parts run one at a time and in order, before the others, which run at the same time. ``skip``
     says why a part cannot run on this machine, ``needed`` whether this counts as a fault. A part that takes
-    ``least`` seconds is not started if less time is left; for an ``optional`` one that is no fault.
+    ``least`` seconds is not started if less time is left; for an ``optional`` one that is no fault. A
+    ``first`` part leaves no time for others, because they need what it makes. The ``alone`` parts leave the
+    ``usual`` seconds of those after them.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Part:
     needed: bool = True
     least: float = LEAST_SECONDS
     optional: bool = False
+    first: bool = False
+    usual: float = RESERVED_SECONDS
 
 
 class Process:
@@ -121,10 +125,10 @@ class Runner:
 
     def run(self, parts: list[tuple[Part, Outcome]]) -> None:
         """Run the ``alone`` parts in order, then all other parts at the same time."""
-        together = [part for part, _ in parts if not part.alone and not part.skip]
+        reserved = max((part.usual for part, _ in parts if not part.alone and not part.skip), default=0.0)
         for part, outcome in parts:
             if part.alone:
-                self._start(part, outcome, RESERVED_SECONDS if together else 0.0)
+                self._start(part, outcome, 0.0 if part.first else reserved)
                 self._wait()
         for part, outcome in parts:
             if not part.alone:

@@ -123,7 +123,7 @@ class Clock:
         self.steps += 1
         if self.steps == self.warm_up:
             synchronize(self.device)
-            if self.device == "cuda":
+            if is_gpu(self.device):
                 torch.cuda.reset_peak_memory_stats()
             self.started = time.perf_counter()
         if self.steps == self.warm_up + self.count:
@@ -132,13 +132,17 @@ class Clock:
             raise TimeIsUp
 
 
+def is_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
 def synchronize(device: str) -> None:
-    if device == "cuda":
+    if is_gpu(device):
         torch.cuda.synchronize()
 
 
 def peak_memory(device: str, apart: int) -> float | None:
-    return (torch.cuda.max_memory_allocated() - apart) / 2**20 if device == "cuda" else None
+    return (torch.cuda.max_memory_allocated() - apart) / 2**20 if is_gpu(device) else None
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -19,7 +19,7 @@ from detector.core.command_line import as_called
 from detector.core.errors import InputError
 from detector.core.files import write_text
 from detector.core.machine import use_huge_pages, wait_without_spinning
-from detector.core.progress import note, speaker
+from detector.core.progress import note, speak_as, speaker
 
 # The tools import this module before torch.
 wait_without_spinning()
@@ -120,12 +120,18 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(message in str(error) for message in messages)
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Run a tool's ``main`` and exit: 0, what it returns, 2 for bad input, 130 for Ctrl-C."""
+def run(main: Callable[[], int | None], *, together: bool = False) -> None:
+    """Run a tool's ``main`` and exit: 0, what it returns, 2 for bad input, 130 for Ctrl-C.
+
+    ``together`` says whether the tool can share its work among the processes of ``torchrun``.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or file without Unicode shows escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(handlers=[_Warnings()])
     try:
+        if not together:
+            require_one_process("this tool")
+        speak_as(int(os.environ.get("RANK", "0")))  # errors before the processes join say whose they are
         status = main() or 0
     except InputError as error:
         message = as_called(f"{speaker()}error: {error}")
@@ -144,6 +150,18 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"{speaker()}error: {_OUT_OF_MEMORY}: {first}", file=sys.stderr)
         status = 2
     sys.exit(status)
+
+
+def require_one_process(what: str) -> None:
+    """Raise InputError, in rank 0, where ``torchrun`` has started several processes; the others just end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(0)  # another status would make torchrun end rank 0 before it has said anything
+    raise InputError(
+        f"{what} works in one process: start it with python instead of torchrun; training, evaluating a "
+        "checkpoint and making proposals can use several"
+    )
 
 
 def _report_to_torchrun(message: str) -> None:

@@ -11,37 +11,54 @@ from detector.config import Config, load_config
 from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.machine import process_seconds
-from detector.core.progress import show
+from detector.core.progress import said_once, show
 from detector.evaluation.report import metrics_shown, write_json
 
 
 def main() -> int:
     arguments = parse()
-    metrics = score_files(arguments) if arguments.detections else score_given(arguments)
+    if arguments.detections:
+        cli.require_one_process("--detections")
+        report(arguments, score_files(arguments))
+        return 0
+    with cli.processes(arguments.device) as device:
+        report(arguments, score_given(arguments, device))
+    return 0
+
+
+def report(arguments: argparse.Namespace, metrics: dict[str, Any]) -> None:
+    """Print the metrics, and write them where the user wants them; rank 0 does both."""
+    from detector.core.distributed import is_main
+
+    if not is_main():
+        return
     show(metrics_shown(metrics))
     if arguments.detections:
         name = "AP" if arguments.metric == "coco" else f"{arguments.metric}_mAP"
         show(f"{name} {metrics[name]:.6f}")
     if arguments.output:
         write_json(arguments.output, metrics)
-    return 0
 
 
-def score_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Score the checkpoint; results go into a folder for this checkpoint and split."""
+def score_given(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Score the checkpoint; results go into a folder for this checkpoint and split.
+
+    Several processes share the images, and only rank 0 writes.
+    """
+    from detector.core.distributed import is_main
     from detector.engine.checkpoint import load_checkpoint
-    from detector.factory.resources import choose_device, use_cores
+    from detector.factory.resources import use_cores
 
     metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
     config = load_config(arguments.config, [*arguments.overrides, *metric])
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
-    device = choose_device(arguments.device)
     use_cores(config, device)
     folder = results_folder(arguments, split, checkpoint["step"])
     metrics = score_checkpoint(config, checkpoint, arguments.checkpoint, split, folder, device)
     metrics = {**metrics, "seconds": round(process_seconds(), 1), "step": checkpoint["step"]}
-    write_json(folder / "metrics.json", metrics)
+    if is_main():
+        write_json(folder / "metrics.json", metrics)
     return metrics
 
 
@@ -53,6 +70,7 @@ def score_checkpoint(
     Raises:
         InputError: a checkpoint of another network, task or classes than the config's, or missing data.
     """
+    from detector.core.distributed import is_main
     from detector.engine.determinism import cuda_algorithms
     from detector.engine.memory import peak_memory
     from detector.factory.model import restore_model
@@ -60,9 +78,11 @@ def score_checkpoint(
 
     with cuda_algorithms(device, deterministic=config.train.deterministic):
         model = restore_model(config, checkpoint, source).to(device)
-        scorer = build_scorer(config, device, classes=checkpoint["classes"], split=split)
+        with said_once():
+            scorer = build_scorer(config, device, classes=checkpoint["classes"], split=split)
         evaluation = scorer.evaluate(model)
-    scorer.write_results(folder, evaluation)
+    if is_main():
+        scorer.write_results(folder, evaluation)
     return {**evaluation.at_threshold(checkpoint.get("score_threshold")).metrics, **peak_memory(device)}
 
 

@@ -4,7 +4,7 @@ The proposals are written to a ProposalStore, which a config can name as proposa
 the proposals of the config's own method are written where training looks for them. A job that was stopped
 continues where it stopped. An image that fails or takes longer than --time-limit is reported, gets no
 proposals, and is tried again in the next run; the exit status is then 1. proposals.missing in the config sets
-what training does with such images."""
+what training does with such images. Started by torchrun, the processes share the images."""
 
 from __future__ import annotations
 
@@ -31,11 +31,19 @@ EXAMPLE = """python tools/propose.py --config quickstart
 
 def main() -> int:
     arguments = parse()
+    for option in ("inspect", "merge", "source"):
+        if getattr(arguments, option):
+            cli.require_one_process(f"--{option.replace('source', 'from')}")
     if arguments.inspect:
         summary = inspect(arguments.inspect, arguments.format)
         show(json.dumps(summary, indent=2) if arguments.json else "\n".join(describe(summary)))
         return 0
+    with cli.processes("cpu"):
+        return do_job(arguments)
 
+
+def do_job(arguments: argparse.Namespace) -> int:
+    """Make, convert or merge proposals, report on them, and return the exit status."""
     from detector.commands import proposal_jobs as jobs  # slow to import, and the workers import this module
     from detector.factory.data import split_records
 

@@ -33,7 +33,8 @@ def main() -> int:
 
     path = Path(arguments.fault)
     fault = read_fault(path)
-    config = parse_stored(fault.config, arguments.overrides, str(path))
+    # The layers of a compiled network cannot be inspected one by one.
+    config = parse_stored(fault.config, ["train.compile=false", *arguments.overrides], str(path))
     device = choose_device(arguments.device)
     use_cores(config, device)
     if device != fault.device:
@@ -69,6 +70,8 @@ def start(config: Config, path: Path, step: int, place: Path, device: str) -> An
     from detector.tasks.start import build_task, start_run
 
     folder = path.resolve().parent.parent
+    train = config.train.model_copy(update={"callbacks": ()})  # a replay is no run to report
+    config = config.model_copy(update={"train": train})
     for checkpoint in reversed(checkpoints_before(folder, step)):
         try:
             state = load_resumable(checkpoint)
@@ -90,7 +93,7 @@ def start(config: Config, path: Path, step: int, place: Path, device: str) -> An
         resume=(place / "checkpoints").is_dir(),
         accept_changed_data=True,
         make_task=fine_tuning(folder) or build_task,
-        ignored=["train.initial_weights"],
+        ignored=["train.initial_weights", "train.callbacks"],
     )
 
 

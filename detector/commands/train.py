@@ -10,7 +10,7 @@ from detector.commands import cli
 from detector.config import Config, load_config, require_stage
 from detector.core.errors import InputError
 from detector.core.machine import process_seconds
-from detector.core.progress import note
+from detector.core.progress import note, said_once
 from detector.engine.run_folder import remove_run, run_folder
 
 
@@ -60,14 +60,18 @@ def train(config: Config, folder: Path, device: str, arguments: argparse.Namespa
 
 def train_stages(config: Config, folder: Path, device: str, arguments: argparse.Namespace) -> None:
     """Do the config's stages, or one of them, and report the evaluation of the finished detector."""
+    from detector.core.distributed import barrier, is_main
     from detector.factory.data import split_records
     from detector.staged.runner import StagedTraining
 
     training = StagedTraining(config, folder, device, accept_changed_data=arguments.accept_changed_data)
     if arguments.overwrite:
-        training.check_start(overwrite=True)
-        split_records(config)  # faulty data end here, while the old run is still there
-        start_over(folder)
+        with said_once():
+            training.check_start(overwrite=True)
+            split_records(config)  # faulty data end here, while the old run is still there
+        if is_main():
+            start_over(folder)
+        barrier()
     evaluation = training.run(arguments.stage)
     if evaluation is not None:
         training.finish(evaluation)

@@ -801,6 +801,55 @@ class AugmentConfig(Section):
         return any(part.active for part in (self.color_jitter, self.expand, self.crop, self.cutout))
 
 
+class CallbackConfig(Kind):
+    """An experiment tracker that a run reports to; docs/trackers.md says what it gets."""
+
+    kind: Literal["wandb", "mlflow"]
+    """"wandb": Weights & Biases. "mlflow": MLflow. Each needs its package: ``pip install ".[wandb]"`` or
+    ``".[mlflow]"``."""
+    name: str | None = None
+    """The run's name in the tracker; null is the name of the run's folder."""
+
+
+class WandbConfig(CallbackConfig, choice="a callback of kind wandb"):
+    """Weights & Biases. Its key comes from ``wandb login`` or ``WANDB_API_KEY``."""
+
+    kind: Literal["wandb"]
+    project: Annotated[str, Field(min_length=1)]
+    """Name of the project."""
+    entity: str | None = None
+    """The user or team that the project belongs to; null is the default of the account."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+    """"offline" only writes into ``wandb/`` in the run's folder, for ``wandb sync`` later; "disabled" does
+    nothing."""
+
+
+class MlflowConfig(CallbackConfig, choice="a callback of kind mlflow"):
+    """MLflow: a server, a database or a folder."""
+
+    kind: Literal["mlflow"]
+    tracking_uri: str | None = None
+    """The server's address, a database such as ``sqlite:///mlflow.db`` (which needs ``pip install mlflow``),
+    or a folder; null is MLflow's own choice, such as ``MLFLOW_TRACKING_URI``."""
+    experiment: Annotated[str, Field(min_length=1)]
+    """Name of the experiment, which is made if it is missing."""
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _holds_no_password(cls, uri: str | None) -> str | None:
+        if uri is not None and re.search(r"://[^/]*@", uri):
+            raise ValueError(
+                "train.callbacks: tracking_uri holds a user name or a password, which would be stored with "
+                "the run; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+            )
+        return uri
+
+
+Tracker = Annotated[
+    Annotated[WandbConfig, Tag("wandb")] | Annotated[MlflowConfig, Tag("mlflow")], _kind_of(None)
+]
+
+
 class TrainConfig(Section):
     """How the network is trained."""
 
@@ -905,6 +954,8 @@ class TrainConfig(Section):
     """Type in which stages that work on cached features store them on disk."""
     draw_images: int = Field(default=4, ge=0, le=1000)
     """Images drawn into TensorBoard at each evaluation."""
+    callbacks: Annotated[tuple[Tracker, ...], Field(max_length=16)] = ()
+    """Experiment trackers that the run reports to."""
     initial_weights: str | None = None
     """A checkpoint from which only the weights are taken. cls_score, bbox_pred and the constants of the box
     targets start from scratch if the classes or the task differ. null starts from

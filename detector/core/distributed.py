@@ -8,6 +8,7 @@ may wait for another one for hours.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -74,7 +75,7 @@ class _Group:
                 now = time.monotonic()
                 for number in others:
                     sign = store.get(f"alive/{number}") if store.check([f"alive/{number}"]) else b""
-                    if sign != last[number][0]:
+                    if sign != last[number][0] or store.check([f"busy/{number}"]):
                         last[number] = sign, now
                     elif sign != b"left" and now - last[number][1] > SILENT_SECONDS:
                         _give_up(number)
@@ -95,6 +96,24 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _group = group
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Do without signs of life of this process inside the block, while the others wait for it.
+
+    For functions that hold Python's global lock for minutes, as SciPy's LAPACK does, so that no thread of
+    this process can give any. That the process ends is noticed by ``torchrun`` all the same.
+    """
+    if _group is None:
+        yield
+        return
+    key = f"busy/{_group.rank}"
+    with _communicating():
+        _group.store.set(key, "")
+    yield
+    with _communicating():
+        _group.store.delete_key(key)
 
 
 def launched() -> bool:
@@ -237,6 +256,17 @@ def interleaved(parts: Sequence[Sequence[Item]]) -> list[Item]:
     return [parts[number % len(parts)][number // len(parts)] for number in range(count)]
 
 
+def draw_apart(seed: int, step: int) -> None:
+    """Let torch's generator draw other numbers in this step than in another process, such as for dropout.
+
+    Rank 0 goes on with its generator, whose state the checkpoints keep, so that one process draws what it
+    always did. The others start from ``seed``, ``step`` and rank, so that they have no state to keep.
+    """
+    if rank():
+        digest = hashlib.blake2b(f"{seed} {step} {rank()}".encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest, "little"))
+
+
 class _Computed(nn.Module):
     """A function that uses a network, as a module, so that ``DistributedDataParallel`` can call it."""
 
@@ -250,7 +280,7 @@ class _Computed(nn.Module):
 
 
 def data_parallel(model: nn.Module, compute: Callable[..., Result]) -> Callable[..., Result]:
-    """Return ``compute``, which uses ``model``, so that its result's gradient is that of all processes.
+    """Return ``compute``, which uses all of ``model``, so that gradients are those of all processes.
 
     The gradients of every parameter are averaged over the processes during the backward pass.
     """

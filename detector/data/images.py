@@ -285,19 +285,19 @@ def _read_whole(path: Path) -> tuple[np.ndarray, tuple[int, int] | None]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
-        data = np.fromfile(path, dtype=np.uint8)
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
-    content = data.tobytes()
-    # A decoder fills missing pixels with grey and only warns, so this looks for the end of the file.
+    # A decoder fills missing pixels with grey and only warns, so this looks for the end of the file. It
+    # searches backwards: a search through the whole file would hold Python's interpreter lock all the time.
     if content.startswith(_JPEG_START):
         scan, frame = _jpeg_headers(content)
-        cut = content.find(_JPEG_END, scan) < 0
+        cut = content.rfind(_JPEG_END, scan) < 0
     else:
-        frame, cut = None, content.startswith(_PNG_START) and _PNG_END not in content
+        frame, cut = None, content.startswith(_PNG_START) and content.rfind(_PNG_END) < 0
     if cut:
         raise TruncatedImage(f"{path}: the image is truncated; {_REPLACE}")
-    return data, frame
+    return np.frombuffer(content, np.uint8), frame
 
 
 def _decode(path: Path, data: np.ndarray, flags: int, depth: _Depth) -> np.ndarray:

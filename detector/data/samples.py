@@ -78,8 +78,10 @@ class TrainingSamples:
 
     def plan(self, index: int, draw: int) -> ImageMeta:
         """Return how the sample will be made, without reading the image."""
-        record, window = self.records[index], None
-        size = record.height, record.width
+        return self._plan(self.records[index], draw)
+
+    def _plan(self, record: ImageRecord, draw: int) -> ImageMeta:
+        window, size = None, (record.height, record.width)
         rng = np.random.default_rng((self.seed, draw))
         if self.augmentation is not None:
             window_rng = np.random.default_rng((self.seed, draw, _WINDOW_STREAM))
@@ -88,7 +90,8 @@ class TrainingSamples:
 
     def __call__(self, index: int, draw: int) -> Sample:
         """Return the sample. Raises InputError where the image or its proposals cannot be read."""
-        record, meta, augmentation = self.records[index], self.plan(index, draw), self.augmentation
+        record, augmentation = self.records[index], self.augmentation
+        meta = self._plan(record, draw)
         image = open_image(record.path, meta.original_size, meta.full_size)
         fill = BLACK if augmentation is None else augmentation.fill
         sample = make_sample(record, image, self.proposals(record), meta, fill)

@@ -2,7 +2,8 @@
 
 Every step is inspected while it is computed: the outputs of the layers in the order of their computation, the
 losses, the gradients in the order of backpropagation (also with torch's anomaly detection, which names the
-operation), the gradients of the parameters, and the parameters after the step.
+operation), the gradients of the parameters, and the parameters after the step. In float16, gradients are not
+inspected: they are scaled, and where the scale is too large, they become infinite and the step is left out.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Replayable(Protocol):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def scaler(self) -> object | None: ...
 
     def advance(self, parts: Sequence[Any]) -> object:
         """Do one step of the optimizer with its batches."""
@@ -142,13 +145,14 @@ def _inspected(run: Replayable) -> Iterator[None]:
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if not any(True for _ in module.children()):
-                handle = module.register_forward_hook(_Hook(name))
+                handle = module.register_forward_hook(_Hook(name, gradients=run.scaler is None))
                 stack.callback(handle.remove)
-        before = run.optimizer.register_step_pre_hook(lambda *_: _check_gradients(model))
-        stack.callback(before.remove)
         run.task.step = checked
         stack.callback(setattr, run.task, "step", step)
-        stack.enter_context(torch.autograd.set_detect_anomaly(True))
+        if run.scaler is None:
+            before = run.optimizer.register_step_pre_hook(lambda *_: _check_gradients(model))
+            stack.callback(before.remove)
+            stack.enter_context(torch.autograd.set_detect_anomaly(True))
         yield
 
 
@@ -167,8 +171,9 @@ def _caller(traces: Sequence[warnings.WarningMessage]) -> str:
 class _Hook:
     """Inspects what a layer returns, and later the gradient with respect to that."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, gradients: bool) -> None:
         self.name = name
+        self.gradients = gradients
 
     def __call__(self, module: nn.Module, given: Any, output: Any) -> None:
         kind = type(module).__name__
@@ -183,7 +188,7 @@ class _Hook:
 
         for tensor in _tensors(output):
             _check(tensor, finding)
-            if tensor.requires_grad:
+            if self.gradients and tensor.requires_grad:
                 tensor.register_hook(lambda grad: _check(grad, gradient))
 
 

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 from detector.core import distributed
 from detector.core.errors import InputError
-from detector.core.files import link_or_copy, write_text
+from detector.core.files import link_or_copy, read_json, write_text
 from detector.core.progress import TrainingProgress, note
 from detector.core.structures import ImageRecord
 from detector.engine import checkpoint as checkpoints
 from detector.engine import faults
+from detector.engine.callbacks import Callback, Callbacks, RunFacts
 from detector.engine.early_stopping import EarlyStopping
 from detector.engine.ema import AveragedWeights
+from detector.engine.environment import record_environment
 from detector.engine.faults import LossNotFinite
 from detector.engine.loss_scaling import LossScaler
 from detector.engine.memory import peak_gpu_memory
@@ -105,6 +107,10 @@ class Task(Protocol[AnyEvaluation]):
 
     @property
     def model(self) -> nn.Module: ...
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the network that `step` uses: all of its parameters get gradients."""
+
     @property
     def scorer(self) -> Scorer[AnyEvaluation]: ...
 
@@ -182,10 +188,12 @@ class Run(Generic[AnyEvaluation]):
         schedule: Schedule,
         config: dict[str, Any],
         loading: float = 0.0,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """``config`` is the resolved config as plain values, which config.yaml and the checkpoints keep.
 
         ``loading`` is the time in seconds already spent on reading the data and building the network.
+        ``callbacks`` are called by rank 0 only.
         """
         self.started = time.perf_counter() - loading
         self.seconds_before = 0.0  # those of the processes before this one
@@ -195,6 +203,8 @@ class Run(Generic[AnyEvaluation]):
         self.optimizer = optimizer
         self.schedule = schedule
         self.config = config
+        self.callbacks = Callbacks(callbacks if distributed.is_main() else ())
+        self.environment: dict[str, Any] = {}  # what `run` adds to environment.json, if anything
         self.step = 0
         self.evaluated = 0  # the last step that was evaluated
         self.best: dict[str, float] = {}  # the best headline so far as "metric", and its "step"
@@ -219,13 +229,15 @@ class Run(Generic[AnyEvaluation]):
         if distributed.is_main():
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         with (
+            self.callbacks.told_of_errors(),
             self.task.computing(),
             closing(self.task.batches(self.step)) as batches,  # closing ends its threads
             closing(open_log(self.folder, self.step, self.evaluated)) as self.log,
             TrainingProgress(self.settings.steps, self.step) as self.progress,
         ):
+            self._describe()
             if self.step == 0:
-                self.log.write("data", {"step": 0, **self.task.facts(), "steps": self.settings.steps})
+                self._log("data", {"step": 0, **self.task.facts(), "steps": self.settings.steps})
             with self._stop, faults.kept(self):
                 self._train(batches)
             if self._waited.steps:
@@ -244,11 +256,29 @@ class Run(Generic[AnyEvaluation]):
         costs = {"seconds": round(self.seconds(), 1), **self._waited.metrics()}
         if self.patience.reached:
             costs["stopped_at_step"] = self.step
-        self.task.scorer.finish(self.folder, best, self.evaluation, costs)
+        with self.callbacks.told_of_errors():
+            self.task.scorer.finish(self.folder, best, self.evaluation, costs)
+            if self.callbacks:
+                self.callbacks.on_finish(read_json(self.folder / "metrics.json"), self.folder)
+        self.callbacks.close()
 
     def seconds(self) -> float:
         """Return the seconds that the run has taken, those of the processes before this one included."""
         return self.seconds_before + time.perf_counter() - self.started
+
+    def _describe(self) -> None:
+        """Write the environment into the folder, and tell the callbacks that the run starts."""
+        if not distributed.is_main():
+            return
+        if self.environment:
+            record_environment(self.folder, self.environment, resumed=self.step > 0)
+        self.callbacks.on_start(
+            RunFacts(folder=self.folder, config=self.config, environment=self.environment, step=self.step)
+        )
+
+    def _log(self, kind: str, values: Mapping[str, Any]) -> None:
+        self.log.write(kind, values)
+        self.callbacks.on_log(kind, dict(values))
 
     def _train(self, batches: Generator[Any, None, None]) -> None:
         settings = self.settings
@@ -287,13 +317,14 @@ class Run(Generic[AnyEvaluation]):
         if self.evaluation is None:
             evaluation = self._assess(last=True).test
             assert evaluation is not None  # last=True scores it
-            self.log.write("test", {"step": self.step, **evaluation.history()})
+            self._log("test", {"step": self.step, **evaluation.history()})
         self._save()
 
     def advance(self, parts: Sequence[Any]) -> tuple[float, dict[str, Tensor]]:
         """Do a step of the optimizer with its batches; return the learning rate and this process's losses."""
         rate = set_learning_rate(self.optimizer, self.schedule(self.step))
         count = self._agree(parts)
+        distributed.draw_apart(self.config["seed"], self.step)
         losses = self._backward(parts, count)
         self._update()
         self.step += 1
@@ -301,7 +332,7 @@ class Run(Generic[AnyEvaluation]):
 
     @cached_property
     def _losses_of(self) -> Callable[[Any, float], dict[str, Tensor]]:
-        return distributed.data_parallel(self.task.model, self.task.step)
+        return distributed.data_parallel(self.task.trained, self.task.step)
 
     def _agree(self, parts: Sequence[Any]) -> float:
         """Return the number of losses of the step in all processes, and agree on whether it is the last one.
@@ -349,7 +380,7 @@ class Run(Generic[AnyEvaluation]):
     def _record(self, rate: float) -> None:
         record = self._losses.record(self.step, rate) | self._waited.record()
         record |= peak_gpu_memory(self.task.device) | (self.scaler.record() if self.scaler else {})
-        self.log.write("train", record)
+        self._log("train", record)
         self.progress.record(record)
 
     def _evaluate(self) -> None:
@@ -380,7 +411,7 @@ class Run(Generic[AnyEvaluation]):
             f"early stopping: step {self.step} is the last one, after {count} evaluations without a gain; "
             f"the best one was at step {self.best['step']:.0f}"
         )
-        self.log.write("early_stopping", {"step": self.step, "evaluations_without_gain": count})
+        self._log("early_stopping", {"step": self.step, "evaluations_without_gain": count})
 
     def _used(self) -> Any:
         """Return the network that is evaluated: with the averaged weights where there are any."""
@@ -404,10 +435,12 @@ class Run(Generic[AnyEvaluation]):
         values = evaluation.history() | dict(validation_losses)
         if raw is not None:
             values |= {f"raw_{name}": value for name, value in raw.history().items()}
-        self.log.write("evaluate", {"step": self.step, **values, "split": split})
+        self._log("evaluate", {"step": self.step, **values, "split": split})
         if assessment.test is not None and assessment.test is not evaluation:
-            self.log.write("test", {"step": self.step, **assessment.test.history()})
-        self.log.images(f"{split} images", self.task.scorer.pictures(evaluation), self.step)
+            self._log("test", {"step": self.step, **assessment.test.history()})
+        name, pictures = f"{split} images", self.task.scorer.pictures(evaluation)
+        self.log.images(name, pictures, self.step)
+        self.callbacks.on_images(name, pictures, self.step)
         note(f"step {self.step}: {evaluation.summary()}")
 
     def _keep_if_best(self, headline: float) -> bool:
@@ -417,6 +450,7 @@ class Run(Generic[AnyEvaluation]):
             # Where a checkpoint is due, it becomes the best one.
             if distributed.is_main() and not self._due(self.settings.checkpoint_every):
                 checkpoints.save_checkpoint(self._path("best"), self.state_dict())
+                self.callbacks.on_checkpoint(self._path("best"), self.step)
         return self.best.get("step") == self.step
 
     def _save(self) -> None:
@@ -434,6 +468,7 @@ class Run(Generic[AnyEvaluation]):
             # A later one is damaged, or the run would have resumed from it; it is written again.
             for old in known[: known.index(saved) + 1][:-keep]:
                 old.unlink()
+        self.callbacks.on_checkpoint(saved, self.step)
 
     def _path(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.pt"

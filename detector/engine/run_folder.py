@@ -25,6 +25,8 @@ _PATTERNS = [
     re.compile(pattern)
     for pattern in (
         rf"({_STAGE}/)?(log\.jsonl|log\.tmp|config\.yaml|metrics\.json|run\.png)",
+        rf"({_STAGE}/)?(environment|trackers)\.json",
+        rf"({_STAGE}/)?wandb/((offline-)?run-\d{{8}}_\d{{6}}-[^/]+/.+|latest-run|debug(-internal)?\.log)",
         rf"({_STAGE}/)?checkpoints/((step_\d+|best)\.pt|{_TEMPORARY})",
         rf"({_STAGE}/)?tensorboard/events\.out\.tfevents\.[^/]+",
         rf"{_STAGE}/(done\.json|fit\.pt|{_TEMPORARY})",
@@ -37,8 +39,8 @@ _PATTERNS = [
     )
 ]
 _ROOTS = (
-    *("checkpoints", "tensorboard", "results", *PICTURE_FOLDERS, "stages", "cache", "faults"),
-    *("log.jsonl", "config.yaml", "metrics.json", "run.png"),
+    *("checkpoints", "tensorboard", "results", *PICTURE_FOLDERS, "stages", "cache", "faults", "wandb"),
+    *("log.jsonl", "config.yaml", "metrics.json", "run.png", "environment.json", "trackers.json"),
 )
 _CONFIG_KEYS = (b"data:", b"model:", b"train:")
 
@@ -189,6 +191,7 @@ def remove_run(folder: Path) -> list[str]:
     if not is_run(folder):
         return []
     remove_files(folder, _own_files(folder))
+    _remove_empty(place for place in snapshot(folder) if "wandb" in place.relative_to(folder).parts)
     return sorted(str(path.relative_to(folder)) for path in _files(folder))
 
 

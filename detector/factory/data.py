@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from detector.config import Config
-from detector.core.distributed import check_shares
+from detector.core.distributed import check_shares, main_first
 from detector.core.errors import InputError
 from detector.core.listing import real_paths
 from detector.core.progress import note
@@ -310,8 +310,12 @@ def check_batch_size(config: Config, images: int, kind: str = "") -> None:
 
 
 def split_records(config: Config, splits: Sequence[str] | None = None) -> dict[str, Records]:
-    """Read the images of ``splits``, by default of all splits that training reads, as evaluation does."""
-    ensure_data(config)
-    classes = class_names(config)
-    names = splits or read_splits(config)
-    return {name: load_split(config, name, classes, training=False).records for name in names}
+    """Read the images of ``splits``, by default of all splits that training reads, as evaluation does.
+
+    Where there are several processes, all of them call this alike.
+    """
+    with main_first():
+        ensure_data(config)
+        classes = class_names(config)
+        names = splits or read_splits(config)
+        return {name: load_split(config, name, classes, training=False).records for name in names}

@@ -17,6 +17,7 @@ import torch
 
 from detector.config import Config
 from detector.config.schema import ProposalsConfig, ProposalsWithOptions
+from detector.core.distributed import local_place, main_first, world_size
 from detector.core.errors import InputError
 from detector.core.machine import available_cores
 from detector.core.progress import note, progress_bar
@@ -130,12 +131,21 @@ def open_proposals(
     """Open the proposals of ``records``; those that are missing are made, or converted from the file, first.
 
     ``split`` chooses the file where ``proposals.file`` names one per split. ``target`` is the folder of the
-    store; None is the usual one. A file is converted and checked against ``records`` only once. Raises
-    InputError for a file that cannot be read or does not fit ``records``.
+    store; None is the usual one. A file is converted and checked against ``records`` only once. Where there
+    are several processes, all of them call this alike. Raises InputError for a file that cannot be read or
+    does not fit ``records``.
     """
-    source = config.proposals
-    if source.method is not None:
+    if config.proposals.method is not None:
         return make_proposals(config, records, target)
+    with main_first():
+        return _open_file(config, records, split, target)
+
+
+def _open_file(
+    config: Config, records: Sequence[ImageRecord], split: str | None, target: Path | None
+) -> ProposalStore:
+    """Open the proposals that the config's file holds, which is converted first where it is no store."""
+    source = config.proposals
     path = _file_of(config, split)
     if not path.exists():
         raise InputError(
@@ -197,15 +207,16 @@ def generate(
     """Bring the store ``folder`` up to date with ``records``; return it and why images failed, by key.
 
     With ``check_first``, images that cannot be read raise InputError before any work. ``workers`` None uses
-    every core if the work is worth starting processes.
+    every core if the work is worth starting worker processes; where ``torchrun`` has started several
+    processes, all of them call this alike, and those of one machine divide its cores among them.
     """
     if source.method is None:
         raise InputError("proposals.method is not set; name one to make proposals with")
     if workers is None:
         areas = Records.of(records).sizes.astype(np.int64).prod(axis=1)
         pixels = int(np.where(areas > 0, areas, UNKNOWN_PIXELS).sum())
-        in_process = source.method == "dense" or pixels < IN_PROCESS_PIXELS
-        workers = 0 if in_process else available_cores()
+        in_process = source.method == "dense" or pixels < IN_PROCESS_PIXELS * world_size()
+        workers = 0 if in_process else max(available_cores() // local_place()[1], 1)
     failures: dict[str, str] = {}
     with progress_bar(f"{source.method} proposals") as advance:
         store = generate_store(

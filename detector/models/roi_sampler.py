@@ -28,7 +28,7 @@ def match_proposals(proposals: Tensor, targets: Targets) -> tuple[Tensor, Tensor
 def trained_objects(targets: Targets, *, use_difficult: bool) -> Targets:
     """Return the objects that are used in training: no crowd regions, ``difficult`` objects if wanted."""
     left_out = targets.crowd if use_difficult else targets.crowd | targets.difficult
-    return targets.select(~left_out)
+    return targets.select(~left_out) if left_out.numpy().any() else targets
 
 
 class RoISampler:

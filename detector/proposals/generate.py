@@ -1,7 +1,12 @@
-"""Makes the proposals of a data set, only for images that are new or whose file has changed."""
+"""Makes the proposals of a data set, only for images that are new or whose file has changed.
+
+Several processes (`detector.core.distributed`) make one store together, in a folder that all of them share:
+rank 0 decides what is to be made, and every process makes its share.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,6 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.files import file_hash
 from detector.core.listing import asked
@@ -18,13 +26,13 @@ from detector.core.structures import ImageRecord
 from detector.proposals.checked import Checked, file_states, image_mark, store_mark
 from detector.proposals.filtering import filter_proposals
 from detector.proposals.index import check_image_id
-from detector.proposals.journal import NAME as JOURNAL
-from detector.proposals.journal import Journal, decode_entry, encode_entry
+from detector.proposals.journal import Journal, decode_entry, encode_entry, entries, journals
 from detector.proposals.methods import ImageReader, full_parameters, prepare, propose
 from detector.proposals.store import Damage, Entry, ProposalStore
 from detector.proposals.workers import Lost, run_tasks
 
 _SEGMENT_IMAGES = 256
+_SHARE = "proposals have to be in a folder that all machines share"
 _MANY_SEGMENTS = 32  # from here on opening them costs more than reading
 
 ImageCheck = Callable[[Path, tuple[int, int] | None], None]
@@ -56,7 +64,8 @@ def generate_store(
     unchanged files are used as they are (see `detector.proposals.image_names.match_store`). An image is
     processed again only if the content of its file has changed; its content is compared unless its size and
     times say that it is as in the last comparison (`detector.proposals.checked`). Finished images are kept,
-    even if this process is killed. A record of height and width 0 gets the size of its file.
+    even if this process is killed. A record of height and width 0 gets the size of its file. Where there are
+    several processes, all of them call this alike; rank 0 reports failures and damage.
 
     Args:
         method: ``"dense"``, ``"selective_search"`` or ``"module:function"``, a function of yours from an
@@ -66,10 +75,11 @@ def generate_store(
         check_image: a cheap check of a file of the given (height, width), or of any size for None, which
             raises InputError where ``read_image`` would. If it is given, nothing is made unless every image
             that is to be made passes.
-        workers: the number of processes that share the work; with 0 this process does it.
+        workers: the number of worker processes that do the work of this process; with 0 it does it itself.
         time_limit: seconds per image. An image that takes longer, or ends its process, fails; this needs a
             process, so that 0 workers count as 1.
-        progress: called with images done and images to do.
+        progress: called with images done and images to do; of several processes, rank 0 takes the others
+            to be as fast as itself.
         on_failure: called with an image's key and what is wrong with it, at most once per image. Such an
             image has no entry and is tried again the next time.
         on_damage: called with a sentence for each damaged segment of the store; its images are made again.
@@ -83,42 +93,128 @@ def generate_store(
     columns = _distinct(Records.of(records))
     for key, path in zip(columns.keys, columns.paths(), strict=True):
         check_image_id(key, repr(path))
+    processes = max(workers, 1) if time_limit else workers
+    make = partial(_make, method, parameters, read_image)
+
+    def results_of(records: list[ImageRecord]) -> Iterator[tuple[str, bytes | str]]:
+        return _run(make, partial(prepare, method), records, processes, time_limit)
+
+    if not distributed.is_main():
+        _make_share(Path(store_path), columns, results_of)
+        distributed.barrier()  # until rank 0 has finished the store
+        return ProposalStore.open(store_path)
     store = ProposalStore.create(store_path, generator=method, parameters=parameters)
     _finish_killed_job(store)
     comparison = _Comparison(columns, store)
+    failures: dict[str, str] = {}
+    rows: list[int] = []
     if not comparison.damaged() and not comparison.stale():
+        _hand_out([])
+        _gather_reports(0, {})
         comparison.save()
-        return store
-    prepare(method)
-    make = partial(_make, method, parameters, read_image)
-    with store.lock(wait, on_wait), Journal(store.path) as journal:
-        _take_over(store, journal)
-        for damage in comparison.damaged():
-            store.discard(damage.image_ids)
-            on_damage(f"{damage.reason}; their proposals are made again")
-        todo = comparison.stale()  # again: another process may have done some until now
-        if check_image is not None:
-            _check_images(todo, check_image)
-        processes = max(workers, 1) if time_limit else workers
-        results = _run(make, partial(prepare, method), todo, processes, time_limit)
-        failures = _store_results(store, journal, results, lambda done: progress(done, len(todo)))
-        # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
-        failed = [record for record in todo if record.key in failures and record.key in store]
-        if outdated := [record.key for record in failed if _differs(record, store)]:
-            store.discard(outdated)
-        if store.segment_count() > _MANY_SEGMENTS:
-            store.compact()
-        store.tidy()
-        comparison.save(written=True, failed=failures)
+    else:
+        prepare(method)
+        with store.lock(wait, on_wait):
+            _take_over(store)
+            for damage in comparison.damaged():
+                store.discard(damage.image_ids)
+                on_damage(f"{damage.reason}; their proposals are made again")
+            rows = comparison.stale()  # again: another process may have done some until now
+            if check_image is not None:
+                _check_images([columns[row] for row in rows], check_image)
+            failures = _make_together(store, columns, rows, results_of, progress)
+            # Boxes of another image are worse than none; a file that is only out of reach keeps its own.
+            todo = (columns[row] for row in rows)
+            failed = [record for record in todo if record.key in failures and record.key in store]
+            if outdated := [record.key for record in failed if _differs(record, store)]:
+                store.discard(outdated)
+            if store.segment_count() > _MANY_SEGMENTS:
+                store.compact()
+            store.tidy()
+            comparison.save(written=True, failed=failures)
+    distributed.barrier()
     if on_failure is not None:
         for key, reason in failures.items():
             on_failure(key, reason)
     elif failures:
         raise InputError(
-            f"{len(failures)} of {len(todo)} images got no proposals; the first: "
+            f"{len(failures)} of {len(rows)} images got no proposals; the first: "
             f"{next(iter(failures.values()))}. All others are done and kept. {HOW_TO_LEAVE_OUT}"
         )
     return store
+
+
+def _hand_out(rows: list[int]) -> list[int]:
+    """Return which rows this process is to make of those that rank 0 gives; the others give none."""
+    distributed.barrier()  # rank 0 may have waited for another job for hours
+    return list(distributed.share(distributed.gather_rows(torch.tensor(rows, dtype=torch.int64))[0].tolist()))
+
+
+def _gather_reports(made: int, failures: Mapping[str, str]) -> list[tuple[int, dict[str, str]]]:
+    """Return how many images each process has made, and why others failed, by rank."""
+    distributed.barrier()  # one process may take hours longer than another
+    return [
+        (count, why) for count, why in map(json.loads, distributed.gather_texts(json.dumps([made, failures])))
+    ]
+
+
+Results = Callable[[list[ImageRecord]], Iterator[tuple[str, bytes | str]]]
+"""Yields the keys of images and what `_make` returns for them."""
+
+
+def _make_share(folder: Path, columns: Records, results_of: Results) -> None:
+    """Make what rank 0 gives to this process, and leave it in a journal."""
+    own = [columns[row] for row in _hand_out([])]
+    made, failures = 0, {}
+    if own:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: rank 0 has made this folder, and it is not here; {_SHARE}")
+        with Journal(folder, distributed.rank()) as journal:
+            for key, result in results_of(own):
+                if isinstance(result, str):
+                    failures[key] = result
+                else:
+                    journal.add(result)
+                    made += 1
+    _gather_reports(made, failures)
+
+
+def _make_together(
+    store: ProposalStore, columns: Records, rows: list[int], results_of: Results, progress: ReportProgress
+) -> dict[str, str]:
+    """Make ``rows`` with all processes, and put the results into the store; return why images failed, by key.
+
+    Only rank 0 calls this, and only it writes segments and index.
+    """
+    own = [columns[row] for row in _hand_out(rows)]
+
+    def report(done: int) -> None:
+        progress(min(done * distributed.world_size(), len(rows)), len(rows))
+
+    with Journal(store.path) as journal:
+        failures = _store_results(store, journal, results_of(own), report)
+    for rank, (made, others) in enumerate(_gather_reports(0, {})):
+        failures |= others
+        if made and _take_in(store, Journal.path_of(store.path, rank)) != made:
+            raise InputError(f"{store.path}: what rank {rank} has made is not here; {_SHARE}")
+    return failures
+
+
+def _take_in(store: ProposalStore, path: Path) -> int:
+    """Move the records of a journal into the store, without those that it has; return how many there are."""
+    count = 0
+
+    def counted() -> Iterator[tuple[str, Entry]]:
+        nonlocal count
+        for found in entries(path):
+            count += 1
+            key, entry = found
+            if key not in store or store.content_hash(key) != entry.content_hash:
+                yield found
+
+    store.append_all(counted())
+    path.unlink()
+    return count
 
 
 def _finish_killed_job(store: ProposalStore) -> None:
@@ -127,24 +223,15 @@ def _finish_killed_job(store: ProposalStore) -> None:
     Nothing is done while another job is writing, which does it, or in a folder that cannot be written.
     """
     with suppress(InputError), store.lock():
-        if (store.path / JOURNAL).exists():
-            with Journal(store.path) as journal:
-                _take_over(store, journal)
+        _take_over(store)
         store.tidy()
 
 
-def _take_over(store: ProposalStore, journal: Journal) -> None:
-    """Move the entries of the journal into the store, without those that it has already."""
+def _take_over(store: ProposalStore) -> None:
+    """Move the records of all journals into the store, whichever process has left them."""
     store.reload()
-    entries = journal.entries().items()
-    store.append(
-        {
-            key: entry
-            for key, entry in entries
-            if key not in store or store.content_hash(key) != entry.content_hash
-        }
-    )
-    journal.clear()
+    for path in journals(store.path):
+        _take_in(store, path)
 
 
 def _check_images(records: Sequence[ImageRecord], check_image: ImageCheck) -> None:
@@ -194,8 +281,8 @@ class _Comparison:
             self._sound = mark
         return found
 
-    def stale(self) -> list[ImageRecord]:
-        """Return the records whose image the store does not hold, or holds with another content of the file.
+    def stale(self) -> list[int]:
+        """Return the rows of the records whose image the store lacks, or holds with another content.
 
         An image that cannot be read counts as changed.
         """
@@ -206,7 +293,7 @@ class _Comparison:
         contents = asked([self._paths[row] for row in present], _content)
         same = {row for row, content in zip(present, contents, strict=True) if content == known[row]}
         self._same.update(mark for row in same if (mark := marks[row]) is not None)
-        return [self._records[row] for row in unsure if row not in same]
+        return [row for row in unsure if row not in same]
 
     def save(self, *, written: bool = False, failed: Collection[str] = ()) -> None:
         """Keep what is as it should be: all images but those ``failed``.

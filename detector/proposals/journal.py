@@ -3,12 +3,18 @@
 One segment per image would be too many files, and with a segment per some hundred images, a killed process
 would lose all images since the last segment. So each finished image is first appended here, in one write: at
 any moment the file is a sequence of complete records, perhaps with an incomplete one at its end.
+
+Where several processes make one store together, each has a journal of its own, ``unfinished_RANK.journal``,
+and rank 0 moves their records into segments. So nobody but rank 0 writes index and segments, no lock is
+handed around, and no boxes are sent; and whenever a process is killed, the next start, with any number of
+processes, finds the images that each of them has finished.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -27,22 +33,32 @@ from detector.proposals.readers.raw_images import MAX_BOXES
 from detector.proposals.store import Entry, check_entry
 
 NAME = "unfinished.journal"
+_NAMES = re.compile(r"unfinished(_\d+)?\.journal")
 _HEAD = struct.Struct("<II")  # length and CRC-32 of what follows
 _MAX_RECORD = MAX_BOXES * 5 * 4 + (1 << 16)
 _MAX_SIDE = 1 << 32  # the index has 32 bits for a side
 
 
 class Journal:
-    """The records beside a store's segments; only the holder of the store's lock may use it."""
+    """The records beside a store's segments that the process of a ``rank`` adds.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
+    The journal of rank 0 may be used only by the holder of the store's lock, that of another rank only while
+    rank 0 holds the lock.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self._path = self.path_of(folder, rank)
         if self._path.exists():
             require_regular(self._path)
         try:
             self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+
+    @staticmethod
+    def path_of(folder: Path, rank: int) -> Path:
+        """Return the file of the process of a ``rank`` in the store ``folder``."""
+        return folder / (f"unfinished_{rank}.journal" if rank else NAME)
 
     def __enter__(self) -> Journal:
         return self
@@ -51,20 +67,6 @@ class Journal:
         self._file.close()
         if self._path.stat().st_size == 0:
             self._path.unlink()
-
-    def entries(self) -> dict[str, Entry]:
-        """Return what a killed job has finished; a later record of an image replaces an earlier one.
-
-        A record that is damaged, or that no store can hold, is left out: its image is made again.
-        """
-        entries: dict[str, Entry] = {}
-        with self._path.open("rb") as file:
-            for payload in _sound_records(file):
-                with suppress(InputError):
-                    image_id, entry = _decode(payload)
-                    check_entry(self._path, image_id, entry)
-                    entries[image_id] = entry
-        return entries
 
     def add(self, record: bytes) -> None:
         """Append a record of `encode_entry`; from now on a killed process does not lose it."""
@@ -78,6 +80,25 @@ class Journal:
     def clear(self) -> None:
         """Remove all records: they are in the store."""
         os.ftruncate(self._file.fileno(), 0)
+
+
+def journals(folder: Path) -> list[Path]:
+    """Return the journals of all processes that are in the store ``folder``."""
+    return sorted(path for path in folder.iterdir() if _NAMES.fullmatch(path.name))
+
+
+def entries(path: Path) -> Iterator[tuple[str, Entry]]:
+    """Yield the records of a journal; a later record of an image replaces an earlier one.
+
+    A record that is damaged, or that no store can hold, is left out: its image is made again.
+    """
+    require_regular(path)
+    with path.open("rb") as file:
+        for payload in _sound_records(file):
+            with suppress(InputError):
+                image_id, entry = _decode(payload)
+                check_entry(path, image_id, entry)
+                yield image_id, entry
 
 
 def encode_entry(image_id: str, entry: Entry) -> bytes:

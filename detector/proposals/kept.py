@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from detector.core.distributed import main_first
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, read_json, remove_abandoned
 from detector.core.progress import note
@@ -41,7 +42,20 @@ def kept(
     is not kept if they change while it is computed. ``compute`` returns what JSON can hold, and ``read``
     turns that into the result; it raises ValueError, TypeError or KeyError for anything else. A damaged file
     is reported by one note and replaced. Where ``folder`` cannot be written, one note says so.
+
+    Where there are several processes, all of them call this alike: rank 0 computes, and the others read.
     """
+    with main_first():
+        return _kept(folder, kind, depends_on, compute, read)
+
+
+def _kept(
+    folder: Path,
+    kind: str,
+    depends_on: Callable[[], Mapping[str, Any]],
+    compute: Callable[[], Any],
+    read: Callable[[Any], Result],
+) -> Result:
     given = depends_on()
     facts = {"kind": kind, "version": _VERSION, **given}
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -7,6 +7,8 @@ A cache is a folder of three files: ``maps.bin``, all maps one after another; ``
 image's maps (four bytes, little-endian; 0 until the maps are on the disk, and 1 where the CRC-32 is 0);
 ``cache.json``, which says what the features were made with. A process that is killed loses only the images
 whose checksum is not written yet. Each process compares an image's checksum when it first reads the image.
+
+Several processes (`detector.core.distributed`) fill one cache together, in a folder that all of them share.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detector.config import Config
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.files import file_hash, read_json, require_regular, write_text
 from detector.core.progress import ReportProgress, note, progress_bar
@@ -116,6 +119,7 @@ class CachePlan:
 def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRecord]) -> CachePlan:
     """Return the plan for the features of ``records`` at every test scale, not mirrored."""
     transforms = inference_transforms(_unflipped(config))
+    contents = _contents(records)
     images = [
         CachedImage(
             key=record.key,
@@ -127,9 +131,9 @@ def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRec
                 )
                 for transform in transforms
             ),
-            content=file_hash(record.path),
+            content=content,
         )
-        for record in records
+        for record, content in zip(records, contents, strict=True)
     ]
     backbone = model.backbone
     source = {
@@ -144,12 +148,20 @@ def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRec
     )
 
 
+def _contents(records: Sequence[ImageRecord]) -> list[str]:
+    """Return a digest of each image's file; every process reads its share of the files."""
+    own = [file_hash(record.path) for record in distributed.share(records)]
+    distributed.barrier()  # a process may take long, on another machine with a slow disk
+    return distributed.interleaved([text.split() for text in distributed.gather_texts(" ".join(own))])
+
+
 def open_cache(
     config: Config, model: RegionDetector, records: Sequence[ImageRecord], folder: Path, device: str
 ) -> FeatureCache:
     """Return the features of ``records`` at every test scale, and compute those that ``folder`` lacks.
 
-    Each cache lies in a subfolder named by its key, so other weights or scales make another cache.
+    Each cache lies in a subfolder named by its key, so other weights or scales make another cache. Where
+    there are several processes, all of them call this alike, and each computes a share.
 
     Raises:
         InputError: an image that cannot be read, or too little free disk.
@@ -249,19 +261,22 @@ def fill_cache(
 
     ``features`` turns a normalised image (1, 3, h, w) into its map (1, C, h, w); ``load`` takes numbers of
     images in the plan and yields, in that order, the views of each one as such images. ``progress`` is called
-    with the number of images done and the number of all images.
+    with the number of images done and the number of all images; of several processes, each counts its share.
 
     Raises:
         InputError: too little free disk (checked before any work), a folder that holds a cache of
             other features, or a map that float16 cannot hold.
     """
-    _prepare(folder, plan)
-    missing = np.flatnonzero(_checksums(folder, plan) == 0).tolist()
-    done = len(plan.images) - len(missing)
+    with distributed.main_first():
+        _prepare(folder, plan)
+    # The share does not depend on what is done, which another process may be changing already.
+    own, checksums = distributed.share(range(len(plan.images))), _checksums(folder, plan)
+    missing = [number for number in own if not checksums[number]]
+    done = len(own) - len(missing)
     try:
         with (
-            (folder / "maps.bin").open("r+b") as maps,
-            (folder / "done.bin").open("r+b") as flags,
+            _Output(folder / "maps.bin") as maps,
+            _Output(folder / "done.bin") as flags,
             closing(load(missing)) as images,  # closing ends the threads that load them
         ):
             unflagged: dict[int, int] = {}
@@ -274,14 +289,42 @@ def fill_cache(
                     _flag(maps, flags, unflagged)
                     unflagged = {}
                 done += 1
-                progress(done, len(plan.images))
+                progress(done, len(own))
     except OSError as error:
         raise InputError(f"{folder}: cannot write the feature cache: {error.strerror or error}") from None
+    distributed.barrier()
     return FeatureCache(folder, plan)
 
 
+class _Output:
+    """A file in which several processes write different parts at the same time.
+
+    It is opened for writing only, and nothing is buffered: a network file system would read, and later write
+    back, whole pages, with what another machine has changed in them since.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY)
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._handle)
+
+    def write_at(self, offset: int, content: bytes) -> None:
+        left = memoryview(content)
+        while left:
+            written = os.pwrite(self._handle, left, offset)
+            left, offset = left[written:], offset + written
+
+    def sync(self) -> None:
+        """Wait until all is on the disk."""
+        os.fsync(self._handle)
+
+
 def _write_map(
-    maps: BinaryIO, plan: CachePlan, number: int, place: int, features: Tensor, checksum: int
+    maps: _Output, plan: CachePlan, number: int, place: int, features: Tensor, checksum: int
 ) -> int:
     """Write one map; return ``checksum``, the CRC-32 of the image's maps before it, continued over it."""
     stored = plan.maps[number][place]
@@ -294,21 +337,17 @@ def _write_map(
             f"image {plan.images[number].key}: its features reach {np.abs(values).max():g}, which "
             f"{plan.dtype.name} cannot hold; cache in float32, or lower model.backbone.feature_scale"
         )
-    maps.seek(stored.offset)
     content = values.astype(plan.dtype).tobytes()
-    maps.write(content)
+    maps.write_at(stored.offset, content)
     return zlib.crc32(content, checksum)
 
 
-def _flag(maps: BinaryIO, flags: BinaryIO, checksums: Mapping[int, int]) -> None:
+def _flag(maps: _Output, flags: _Output, checksums: Mapping[int, int]) -> None:
     """Mark images as done: their maps reach the disk before the checksums that say so."""
-    maps.flush()
-    os.fsync(maps.fileno())
+    maps.sync()
     for number, checksum in checksums.items():
-        flags.seek(number * _CHECKSUM.size)
-        flags.write(_CHECKSUM.pack(checksum))
-    flags.flush()
-    os.fsync(flags.fileno())
+        flags.write_at(number * _CHECKSUM.size, _CHECKSUM.pack(checksum))
+    flags.sync()
 
 
 def _prepare(folder: Path, plan: CachePlan) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detector.config import Config
 from detector.core.devices import pins
@@ -59,6 +59,11 @@ class FineTuningTask(RegionTask[CachedBatch]):
         """Read the data, build the network, and compute the features that the cache lacks."""
         super().__init__(config, device, state)
         self.cache = open_cache(config, self.model, self.records, cache_folder, device)
+
+    @property
+    def trained(self) -> nn.Module:
+        """All but the convolutions, whose output is in the cache."""
+        return nn.ModuleList([part for name, part in self.model.named_children() if name != "backbone"])
 
     def batches(self, start: int) -> Generator[CachedBatch, None, None]:
         order = TrainingBatches(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.distributed import main_first
 from detector.core.errors import InputError
 from detector.core.structures import Embedded, ImageRecord, Targets
 from detector.engine.inference import choose_scales
@@ -32,6 +33,8 @@ class LayerFit(ABC, Generic[Settings]):
     """Fits a layer of ``model`` on the cached features of regions of the training images.
 
     ``save`` stores the state of an unfinished fit; ``state`` is what was stored last, or None at the start.
+    Where there are several processes, all of them build this alike, and share the convolutions; only rank 0
+    calls `fit`.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class LayerFit(ABC, Generic[Settings]):
         self.device = device
         self.save = save
         self.state = state
-        dataset = load_training(config, classes, training=True)
         split = config.data.train_split
-        self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
+        with main_first():
+            dataset = load_training(config, classes, training=True)
+            self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
         store = open_proposals(config, dataset.records, split)
         self.records = with_proposals(config, dataset.records, store)
         require_objects((record.targets for record in self.records), config)

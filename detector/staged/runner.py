@@ -2,6 +2,9 @@
 
 Each stage has a folder ``stages/NN_NAME`` in the folder of the run. Once the stage is finished, it holds a
 checkpoint and ``done.json``. The finished detector is the run's own ``checkpoints/step_N.pt``.
+
+Where ``torchrun`` has started several processes, they share the steps of the stages that train, the
+convolutions of all images, and the final evaluation. A layer is fitted by rank 0 while the others wait.
 """
 
 from __future__ import annotations
@@ -18,13 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detector.config import Config, require_stage, stage_config
 from detector.config.schema import StageConfig
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.files import read_json, write_text
 from detector.core.machine import process_seconds
-from detector.core.progress import note
+from detector.core.progress import note, said_once
 from detector.core.structures import Detections
 from detector.engine import checkpoint as checkpoints
 from detector.engine.determinism import cuda_algorithms
+from detector.engine.environment import record_environment
+from detector.engine.run_folder import holds_work
 from detector.engine.run_log import RunLog, read_log
 from detector.factory.model import initial_model, restore_model
 from detector.factory.weights import check_weights
@@ -35,7 +41,7 @@ from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
 from detector.staged.svm import SVMFit
 from detector.tasks.resume import ACCEPTED, changed_settings, check_fingerprint
 from detector.tasks.scoring import Evaluation, known_classes
-from detector.tasks.start import MakeTask, build_scorer, build_task, start_run
+from detector.tasks.start import MakeTask, build_scorer, build_task, present_environment, start_run
 
 CACHE = "cache"
 """The folder of a run's cached features, which may be deleted when the run is done."""
@@ -107,17 +113,37 @@ class StagedTraining:
         names = [stage.name for stage in self.config.stages]
         if only is not None:
             require_stage(self.config, only)
-        self._done = self._finished_stages()
-        if not self._done:
-            self.check_start()
+        with said_once():
+            self._done = self._finished_stages()
+            self._same_start()
+            if not self._done:
+                self.check_start()
         if only is not None and names.index(only) > len(self._done):
             raise InputError(
                 f"--stage {only}: needs the stage {names[len(self._done)]}, which is not done yet"
             )
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        write_text(self.folder / "config.yaml", text)
+        if distributed.is_main():
+            write_text(self.folder / "config.yaml", text)
+            self._record_environment()
         with cuda_algorithms(self.device, deterministic=self.config.train.deterministic):
             return self._run_stages(only)
+
+    def _record_environment(self) -> None:
+        step = self._done[-1].steps if self._done else 0
+        known = self._done[-1].data_fingerprint if self._done else {}
+        entry = present_environment(self.config, self.device, step, known)
+        record_environment(self.folder, entry, resumed=holds_work(self.folder))
+
+    def _same_start(self) -> None:
+        """Raise InputError unless every process has found the same finished stages."""
+        counts = distributed.gather_texts(str(len(self._done)))
+        if len(set(counts)) > 1:
+            found = ", ".join(f"rank {number}: {count}" for number, count in enumerate(counts))
+            raise InputError(
+                f"{self.folder}: the processes have found different numbers of finished stages ({found}); "
+                "--output has to be a folder that all machines share"
+            )
 
     def check_start(self, *, overwrite: bool = False) -> None:
         """Refuse weights that the first stage cannot read; each later stage starts from the one before it.
@@ -145,6 +171,8 @@ class StagedTraining:
 
     def finish(self, evaluation: Evaluation[Detections]) -> None:
         """Write result files, pictures, ``metrics.json`` and ``run.png``, and print the metrics."""
+        if not distributed.is_main():
+            return
         self.scorer.finish(self.folder, self.detector, evaluation, {"seconds": round(self.seconds(), 1)})
 
     def seconds(self) -> float:
@@ -167,7 +195,7 @@ class StagedTraining:
             "stages": True,
             "test": True,
             "data": {"workers"},
-            "train": {"deterministic"},
+            "train": {"deterministic", "callbacks"},
         }
         whole = config.model_dump(mode="json", exclude=left_out)
         stages = [stage.model_dump(mode="json") for stage in config.stages[: number + 1]]
@@ -233,7 +261,8 @@ class StagedTraining:
 
     def _run_stage(self, number: int, stage: StageConfig) -> StageRecord:
         place = self._place(number)
-        place.mkdir(parents=True, exist_ok=True)
+        if distributed.is_main():
+            place.mkdir(parents=True, exist_ok=True)
         config = stage_config(self.config, stage)
         if number:
             start = {"initial_weights": str(self._checkpoint(number - 1))}
@@ -250,7 +279,9 @@ class StagedTraining:
             seconds=round(outcome.earlier + took, 1),
             data_fingerprint=outcome.data_fingerprint,
         )
-        record.write(place / "done.json")
+        if distributed.is_main():
+            record.write(place / "done.json")
+        distributed.barrier()  # until the stage's checkpoint is there, from which the next stage starts
         return record
 
     def _train(self, config: Config, number: int) -> _Outcome:
@@ -267,6 +298,7 @@ class StagedTraining:
         )
         self._check_data(run.task.data_fingerprint)
         run.run()
+        run.callbacks.close()
         return _Outcome(run.step, run.task.data_fingerprint, run.seconds_before)
 
     def _check_data(self, fingerprint: dict[str, str]) -> None:
@@ -282,7 +314,8 @@ class StagedTraining:
         classes = known_classes(config)
         model = initial_model(config, classes)
         kept = self._place(number) / "fit.pt"
-        state = self._unfinished_fit(kept, number, model, len(classes))
+        with said_once():
+            state = self._unfinished_fit(kept, number, model, len(classes))
         earlier = float(state.get("seconds", 0.0)) if state else 0.0
         started = time.perf_counter()
 
@@ -296,12 +329,15 @@ class StagedTraining:
 
         cache = self.folder / CACHE
         kind, settings = self._layer(number)
-        layer = kind(config, model, classes, cache, self.device, save, state)
-        self._check_data(layer.data_fingerprint)
-        layer.fit(settings)
-        target = self._place(number) / "checkpoints" / "step_1.pt"
-        checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
-        kept.unlink(missing_ok=True)
+        with said_once():
+            layer = kind(config, model, classes, cache, self.device, save, state)
+            self._check_data(layer.data_fingerprint)
+        if distributed.is_main():
+            with distributed.busy(), distributed.alone():
+                layer.fit(settings)
+            target = self._place(number) / "checkpoints" / "step_1.pt"
+            checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
+            kept.unlink(missing_ok=True)
         return _Outcome(1, layer.data_fingerprint, earlier)
 
     def _layer(self, number: int) -> tuple[type[LayerFit[Any]], Any]:
@@ -341,14 +377,17 @@ class StagedTraining:
         model = restore_model(self.config, state, str(path))
         self.detector = self.folder / "checkpoints" / f"step_{steps}.pt"
         finished = _state(self.config, model, tuple(state["classes"]), steps)
-        checkpoints.save_checkpoint(self.detector, finished)
-        self.scorer = build_scorer(self.config, self.device, classes=state["classes"])
+        if distributed.is_main():
+            checkpoints.save_checkpoint(self.detector, finished)
+        with said_once():
+            self.scorer = build_scorer(self.config, self.device, classes=state["classes"])
         assessment = self.scorer.assess(model.to(self.device), last=True)
-        if assessment.score_threshold is not None:
-            stored = {**finished, "score_threshold": assessment.score_threshold}
-            checkpoints.save_checkpoint(self.detector, stored)
         assert assessment.test is not None  # last=True scores it
-        self._write_log(assessment.test)
+        if distributed.is_main():
+            if assessment.score_threshold is not None:
+                stored = {**finished, "score_threshold": assessment.score_threshold}
+                checkpoints.save_checkpoint(self.detector, stored)
+            self._write_log(assessment.test)
         return assessment.test
 
     def _write_log(self, evaluation: Evaluation[Detections]) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, closing
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detector.config import Config
 from detector.core import distributed
@@ -97,6 +97,11 @@ class BaseTask(ABC, Generic[AnyBatch]):
     def _measured_coder(self) -> BoxCoder | None:
         """Return the coder of box targets whose constants are measured on the data, where the config asks."""
         return None
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the network whose parameters `step` uses."""
+        return self.model
 
     def facts(self) -> dict[str, Any]:
         return {"images": len(self.records)}

@@ -36,7 +36,7 @@ APPLIED = frozenset(
             "schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
             "schedule.warmup_start clip_gradient_norm box_loss_weight smooth_l1_beta ema precision compile "
             "deterministic log_every checkpoint_every keep_checkpoints evaluate_every early_stopping "
-            "validation_loss evaluate_split cache_dtype draw_images"
+            "validation_loss evaluate_split cache_dtype draw_images callbacks"
         ),
         "test": (
             "metric scales scale_rule flip box_regression resize max_size score_threshold nms_threshold "

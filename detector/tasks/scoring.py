@@ -164,8 +164,10 @@ class Scorer(ABC, Generic[Result]):
         number_type(config.test.precision, device, "test.precision")  # its error should come before hours
         self.classes = classes
         scored = split or config.train.evaluate_split or config.data.test_split
-        self.test_set = self._open(scored, load_split(config, scored, classes, training=False))
-        loaded = load_validation(config, classes) if split is None else None
+        with distributed.main_first():
+            dataset = load_split(config, scored, classes, training=False)
+            loaded = load_validation(config, classes) if split is None else None
+        self.test_set = self._open(scored, dataset)
         self.validation = None if loaded is None else self._open(*loaded)
 
     def _open(self, split: str, dataset: Dataset) -> TestSet:

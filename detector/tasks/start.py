@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note, said_once
 from detector.core.structures import Batch
+from detector.engine.callbacks import Callback
+from detector.engine.environment import environment
 from detector.engine.optim import build_schedule
 from detector.engine.run import Run, RunSettings, Task
+from detector.factory.callbacks import build_callbacks
 from detector.factory.data import ensure_data
 from detector.factory.model import build_optimizer
+from detector.factory.resources import worker_count
 from detector.factory.weights import check_weights
 from detector.tasks.base import BaseTask
 from detector.tasks.classification import ClassificationTask
@@ -54,8 +58,10 @@ def build_scorer(
     Raises:
         InputError: data are missing, or ``classes``, those of a checkpoint, are not the data set's.
     """
-    ensure_data(config)
-    return task_class(config).scorer_class(config, device, known_classes(config, classes), split)
+    with distributed.main_first():
+        ensure_data(config)
+        names = known_classes(config, classes)
+    return task_class(config).scorer_class(config, device, names, split)
 
 
 def start_run(
@@ -68,18 +74,22 @@ def start_run(
     make_task: MakeTask = build_task,
     ignored: Sequence[str] = (),
     loading: float = 0.0,
+    callbacks: Sequence[Callback] = (),
 ) -> Run[Any]:
     """Return the run of a config in ``folder``, from its first step or, with ``resume``, its last checkpoint.
 
     A new run writes nothing into the folder before `Run.run`. ``ignored`` names settings that a resumed run
-    may change; ``loading`` is the time in seconds that the process has already taken.
+    may change; ``loading`` is the time in seconds that the process has already taken. ``callbacks`` are
+    called beside those of ``train.callbacks``.
 
     Raises:
-        InputError: weights cannot be read, which is checked before hours are spent on proposals; data are
-            missing or faulty; or the run in ``folder`` was made with other data or settings.
+        InputError: a package that ``train.callbacks`` needs is missing, or weights cannot be read, which is
+            checked before hours are spent on proposals; data are missing or faulty; or the run in ``folder``
+            was made with other data or settings.
     """
     began = time.perf_counter()
     state = None
+    callbacks = [*build_callbacks(config), *callbacks]
     with said_once():
         if resume:
             state = find_state(config, folder, accept_changed_data=accept_changed_data, ignored=ignored)
@@ -96,11 +106,28 @@ def start_run(
         schedule=build_schedule(settings.steps, **config.train.schedule.model_dump()),
         config=config.model_dump(mode="json"),
         loading=loading + time.perf_counter() - began,
+        callbacks=callbacks,
     )
     if state is not None:
         with said_once():
             _restore(run, state, config)
+    if distributed.is_main():
+        run.environment = present_environment(config, device, run.step, task.data_fingerprint)
     return run
+
+
+def present_environment(
+    config: Config, device: str, step: int, data_fingerprint: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what ``environment.json`` records of this process after ``step`` steps of a run."""
+    return environment(
+        step=step,
+        seed=config.seed,
+        data_fingerprint=data_fingerprint,
+        device=device,
+        loader_threads=worker_count(config, device),
+        processes={"world_size": distributed.world_size()},
+    )
 
 
 def _same_start(folder: Path, state: dict[str, Any] | None) -> None:

@@ -15,11 +15,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.gpu_check import readers
+from benchmarks.gpu_check import compile, processes, ranks, readers
 from benchmarks.gpu_check.loading import compare, target
 from benchmarks.gpu_check.loop import REHEARSED, Loop, Timed, targets, time_test_images, time_training
+from benchmarks.gpu_check.machine import Machine
 from benchmarks.gpu_check.photographs import Photographs, photograph_config, write_photographs
+from benchmarks.gpu_check.plan import ALL_TESTS, Plan
 from benchmarks.gpu_check.report import Outcome
 from benchmarks.gpu_check.result import Result
 from benchmarks.gpu_check.runner import Part, Runner
@@ -290,3 +293,73 @@ def test_threads_and_processes_are_compared(monkeypatch: pytest.MonkeyPatch) -> 
 
 def size_of(images: int) -> SimpleNamespace:
     return SimpleNamespace(images_per_batch=images)
+
+
+def test_a_short_limit_leaves_time_for_the_build(tmp_path: Path) -> None:
+    """Timings leave time for what runs together after them, as much as that takes; the build does not."""
+    told = [sys.executable, "-c", "import os; print(os.environ['GPU_CHECK_DEADLINE'])"]
+    parts = [
+        Part("build", "", told, 60, alone=True, first=True),
+        Part("timing", "", told, 60, alone=True),
+        Part("check", "", told, 60, usual=20.0),
+    ]
+    outcomes = [Outcome(part.name, part.title) for part in parts]
+    began = time.monotonic()
+    Runner(tmp_path, dict(os.environ), began + 50, lambda _: None).run(
+        list(zip(parts, outcomes, strict=True))
+    )
+    build, timing, check = (float(outcome.log_text()) - began for outcome in outcomes)
+    assert 40 < build < 50  # a few seconds stay for ending a part
+    assert 20 < timing < 30
+    assert 40 < check < 50
+
+
+def test_the_tests_of_a_check_can_be_chosen(tmp_path: Path) -> None:
+    def part(*chosen: str) -> Part:
+        tests = chosen or ALL_TESTS
+        plan = Plan(Machine({"PATH": ""}), tmp_path, tmp_path, rehearsal=False, tests=tests)
+        return next(one for one in plan.parts() if one.name == "tests")
+
+    assert part().command[-3:] == ["-m", "gpu", "tests"]
+    assert part("tests/a.py", "tests/b").command[-4:] == ["-m", "gpu", "tests/a.py", "tests/b"]
+    assert part("tests/a.py").usual < part().usual
+
+
+class Weights(SimpleNamespace):
+    """Runs whose weights are given by the name of the run."""
+
+    def weights(self, name: str, _step: int = 0) -> dict[str, torch.Tensor]:
+        return {"weight": getattr(self, name), "momentum.0": torch.zeros(1)}
+
+
+def test_runs_of_several_processes_are_compared() -> None:
+    result, usual = Result(), torch.tensor([3.0, 4.0])
+    runs: Any = Weights(plain=usual, same=usual.clone(), near=usual + 1e-4, far=usual + 1e-2)
+    processes.bits_row(runs, "plain", "same", "equal", "gloo", result)
+    processes.close_row(runs, "plain", "near", "near", "gloo", result)
+    assert not result.faults
+    processes.bits_row(runs, "plain", "near", "unequal", "gloo", result)
+    processes.close_row(runs, "plain", "far", "far", "gloo", result)
+    assert [fault.split(":")[0] for fault in result.faults] == ["unequal", "far"]
+    rows = result.tables["Runs in several processes"]
+    assert [row["different tensors"] for row in rows] == [0, 1, 1, 1]
+    assert rows[-1]["relative difference"] == pytest.approx(2**0.5 * 1e-2 / 5, rel=1e-4)
+
+
+def test_times_per_step_are_compared_with_a_process_of_its_own() -> None:
+    result = Result()
+    measured = [("none", 1, 10.0), ("none", 1, 8.0), ("nccl", 1, 9.0), ("nccl", 1, 8.8), ("gloo", 2, 12.0)]
+    rows = [
+        {"network": "VGG16", "what": what, "processes": count, "ms per step": time, "rank": 0}
+        for what, count, time in measured
+    ]
+    ranks.report(rows, result)
+    table = result.tables[ranks.TABLE]
+    assert [row["group"] for row in table] == ["none", "nccl", "gloo"]
+    assert [row["against none"] for row in table] == pytest.approx([1.0, 1.1, 1.5])
+
+
+def test_a_compiled_network_has_to_train_in_six_minutes() -> None:
+    result = Result()
+    compile.write_targets("compiled", "bfloat16", Timed(0.0070, 0.0), Timed(0.0080, 0.1), result)
+    assert [row["outcome"] for row in result.tables[compile.TARGETS]] == ["met", "missed"]  # 5.3 min, 1.14

@@ -348,6 +348,25 @@ def test_each_kind_of_augmentation_has_draws_of_its_own(records: list[ImageRecor
         assert (both.image[~same] == 0).all()  # only the holes differ
 
 
+def test_colours_and_holes_are_drawn_for_each_sample(records: list[ImageRecord]) -> None:
+    plain = ImageTransform(scales=(40,), max_size=90)
+    for kind in ("color_jitter", "cutout"):
+        augmentation = Augmentation(**{kind: getattr(EVERYTHING, kind)})
+        sample = TrainingSamples(records, proposals, plain, 11, augmentation=augmentation)
+        images = [sample(0, number).image for number in range(20)]
+        assert len({image.numpy().tobytes() for image in images}) > 7
+        other = TrainingSamples(records, proposals, plain, 12, augmentation=augmentation)
+        assert any(not torch.equal(other(0, number).image, images[number]) for number in range(20))
+
+
+def test_expanded_images_and_holes_have_the_same_colour(records: list[ImageRecord]) -> None:
+    for kind in ("expand", "cutout"):
+        part = replace(getattr(EVERYTHING, kind), probability=1.0)
+        augmentation = replace(Augmentation(**{kind: part}), fill=(1, 2, 3))
+        image = samples(records, augmentation=augmentation)(0, 3).image
+        assert (image == torch.tensor([1, 2, 3], dtype=torch.uint8)).all(dim=2).float().mean() > 0.02
+
+
 def test_a_class_that_a_crop_does_not_show_is_no_label(records: list[ImageRecord]) -> None:
     boxes = torch.tensor([[2.0, 2, 12, 12], [40, 25, 55, 38]])
     record = replace(records[0], targets=Targets.make(boxes, torch.tensor([1, 2])))

@@ -259,6 +259,19 @@ def test_what_lies_outside_the_image_is_filled(
     assert np.abs(exact[0].numpy() - (x1, y1, x2, y2)).max() <= 1  # half a pixel, but at least one is shown
 
 
+@pytest.mark.parametrize(
+    ("window", "x", "y"), [((-400, -300, 1, 1), 26, 19), ((119, 89, 520, 390), 0, 0)], ids=["end", "start"]
+)
+def test_of_a_strip_that_is_too_narrow_for_the_scale_one_pixel_is_shown(
+    window: tuple[int, int, int, int], x: int, y: int
+) -> None:
+    meta = windowed(window, 20, (False, False))
+    found = transformed(np.full((90, 120, 3), 77, np.uint8), meta, FILL).numpy()
+    assert place_of_image(meta) == (x, y, x + 1, y + 1)
+    assert (found[y, x] == 77).all()
+    assert (found != 77).any(axis=2).sum() == 20 * 27 - 1
+
+
 def test_a_window_of_the_whole_image_is_the_whole_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     meta = windowed((0, 0, 120, 90), 45, (True, True))

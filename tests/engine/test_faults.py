@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from detector.core import distributed
 from detector.core.errors import InputError
 from detector.engine.checkpoint import DamagedCheckpoint
 from detector.engine.faults import (
@@ -58,6 +59,28 @@ def test_a_batch_is_read_as_it_was_written(tmp_path: Path, accumulate: int) -> N
     assert (fault.step, fault.config, fault.classes) == (5, CONFIG, ["cat", "dog"])
     assert (fault.image_ids, fault.device, fault.checkpoint) == (["image_8", "image_9"], "cpu", "step_4.pt")
     assert str(fault.losses) == "{'loss_cls': nan, 'loss_box': 0.5}"
+
+
+def test_of_several_processes_the_first_keeps_the_whole_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches are made as for one process, and the others write nothing."""
+    asked: list[int] = []
+
+    def parts(start: int) -> Any:
+        asked.append(distributed.world_size())
+        return batches(start)
+
+    for rank in (1, 0):
+        monkeypatch.setattr(distributed, "_group", SimpleNamespace(rank=rank, world_size=2))
+        run = run_in(tmp_path)
+        run.task.batches = parts
+        with pytest.raises(LossNotFinite) as caught, kept(run):
+            raise error()
+        assert distributed.world_size() == 2
+        assert (tmp_path / "faults").exists() is (rank == 0)
+        assert caught.value.in_every_process
+    assert asked == [1]
 
 
 def test_every_difference_between_batches_is_noticed() -> None:

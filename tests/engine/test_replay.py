@@ -50,6 +50,7 @@ class TinyRun:
         self.step = 0
         self.model = Net()
         self.settings = SimpleNamespace(accumulate=1)
+        self.scaler: object | None = None
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self.spoil = spoil
         self.task: Any = SimpleNamespace(
@@ -159,6 +160,14 @@ def test_a_parameter_that_a_step_makes_infinite_is_named() -> None:
     finding = found(run)
     assert finding.part == "parameter"
     assert finding.name.startswith(("first", "second"))
+
+
+def test_scaled_gradients_may_be_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in float16, where the step is then left out."""
+    run = at_step_4(lambda net, loss: loss + Exploding.apply(net.first.bias).sum())
+    run.scaler = object()
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)
+    assert replay(run, 6).finding is None
 
 
 def test_values_describe_a_tensor() -> None:

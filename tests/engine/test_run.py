@@ -80,7 +80,7 @@ class ToyTask:
     classes: tuple[str, ...] = ("toy",)
 
     def __init__(self, model: Toy) -> None:
-        self.model = model
+        self.model = self.trained = model
         self.data_fingerprint: dict[str, str] = {}
         self.records: Sequence[ImageRecord] = []
         self.step = model.losses

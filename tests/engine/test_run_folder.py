@@ -45,6 +45,9 @@ OURS = (
     ),
     *("detections/000001.jpg", "classified/000001.jpg"),
     *("faults/step_7.pt", "faults/.step_8.pt.77.tmp", "stages/01_a/faults/step_7.pt"),
+    *("environment.json", "trackers.json", "stages/01_a/environment.json", "stages/01_a/trackers.json"),
+    *("wandb/offline-run-20261126_205416-a96c/files/media/a.png", "wandb/debug-internal.log"),
+    *("wandb/run-20261126_205416-a96c/run-a96c.wandb", "stages/01_a/wandb/latest-run"),
 )
 UNFINISHED = (
     *("checkpoints/.step_5.pt.77.tmp", "checkpoints/.best.pt.77.tmp", ".log.jsonl.77.tmp"),
@@ -52,10 +55,12 @@ UNFINISHED = (
     *("results/.comp4_det_test_car.txt.77.tmp", "detections/.000001.jpg.77.tmp"),
     *("tensorboard/.events.out.tfevents.0000000005.77.tmp", "stages/01_a/.done.json.77.tmp"),
     *("stages/01_a/.fit.pt.77.tmp", "stages/01_a/checkpoints/.step_5.pt.77.tmp"),
+    *(".environment.json.77.tmp", "stages/01_a/.trackers.json.77.tmp"),
     *("stages/01_a/.log.jsonl.77.tmp", "cache/0123456789abcdef/.cache.json.77.tmp"),
 )
 """What processes leave that are killed while they write."""
 THEIRS = (
+    *("wandb/notes.txt", "wandb/settings/mine.txt"),
     *("notes.txt", "results/thesis.txt", "results/sub/comp4_det_test_car.txt", "cache/pip/wheel.whl"),
     *("detections/holiday.jpg", "checkpoints/other.pt", "checkpoints/step_x.pt", "tensorboard/mine.txt"),
     *("stages/plan.txt", "classified/ads.jpg", "cache/maps.bin", "faults/report.txt", ".notes.txt.77.tmp"),

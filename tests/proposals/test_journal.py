@@ -13,7 +13,7 @@ import torch
 
 from detector.core.errors import InputError
 from detector.core.structures import Proposals
-from detector.proposals.journal import NAME, Journal, decode_entry, encode_entry
+from detector.proposals.journal import NAME, Journal, decode_entry, encode_entry, entries, journals
 from detector.proposals.store import Entry
 
 ENTRIES = {
@@ -49,8 +49,7 @@ def test_wherever_it_is_torn_the_whole_records_are_there(tmp_path: Path) -> None
     ends = [sum(map(len, records[:count])) for count in range(len(records) + 1)]
     for length in range(len(data) + 1):
         (tmp_path / NAME).write_bytes(data[:length])
-        with Journal(tmp_path) as journal:
-            found = journal.entries()
+        found = dict(entries(tmp_path / NAME))
         assert list(found) == list(ENTRIES)[: sum(end <= length for end in ends) - 1]
     for image_id, entry in found.items():
         assert_same(entry, ENTRIES[image_id])
@@ -60,8 +59,7 @@ def test_a_changed_byte_costs_its_own_record_alone(tmp_path: Path) -> None:
     first, second = (encode_entry(key, ENTRIES[key]) for key in ("a", "none"))
     for place in range(4, len(first)):
         (tmp_path / NAME).write_bytes(first[:place] + bytes([first[place] ^ 1]) + first[place + 1 :] + second)
-        with Journal(tmp_path) as journal:
-            assert list(journal.entries()) == ["none"]
+        assert list(dict(entries(tmp_path / NAME))) == ["none"]
 
 
 def raw_record(payload: bytes) -> bytes:
@@ -106,29 +104,38 @@ GOOD = {"id": "x", "hash": None, "size": [4, 5], "boxes": 1, "scored": False}
 def test_a_record_that_no_store_can_hold_is_dropped(tmp_path: Path, record: bytes) -> None:
     first, last = encode_entry("a", ENTRIES["a"]), encode_entry("none", ENTRIES["none"])
     (tmp_path / NAME).write_bytes(first + record + last)
-    with Journal(tmp_path) as journal:
-        assert list(journal.entries()) == ["a", "none"]
+    assert list(dict(entries(tmp_path / NAME))) == ["a", "none"]
 
 
 def test_blank_pages_at_the_end_are_no_records(tmp_path: Path) -> None:
     """As a crash of the machine leaves them."""
     (tmp_path / NAME).write_bytes(encode_entry("a", ENTRIES["a"]) + bytes(10_000))
-    with Journal(tmp_path) as journal:
-        assert list(journal.entries()) == ["a"]
+    assert list(dict(entries(tmp_path / NAME))) == ["a"]
 
 
 def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / NAME)
     with pytest.raises(InputError, match=NAME):
         Journal(tmp_path)
+    with pytest.raises(InputError, match=NAME):
+        list(entries(tmp_path / NAME))
 
 
 def test_an_emptied_one_leaves_no_file(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.add(encode_entry("a", ENTRIES["a"]))
         journal.clear()
-        assert journal.entries() == {}
+        assert not list(entries(tmp_path / NAME))
     assert not (tmp_path / NAME).exists()
+
+
+def test_each_process_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    with Journal(tmp_path) as first, Journal(tmp_path, 12) as other:
+        first.add(encode_entry("a", ENTRIES["a"]))
+        other.add(encode_entry("none", ENTRIES["none"]))
+    (tmp_path / "unfinished_mine.journal").write_text("of somebody else")
+    assert journals(tmp_path) == [tmp_path / NAME, tmp_path / "unfinished_12.journal"]
+    assert [list(dict(entries(path))) for path in journals(tmp_path)] == [["a"], ["none"]]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
@@ -141,4 +148,4 @@ def test_a_full_disk_is_named_and_what_was_written_stays(
             patch.setattr(journal, "_file", full)
             with pytest.raises(InputError, match=r"unfinished\.journal: No space left on device; free"):
                 journal.add(encode_entry("none", ENTRIES["none"]))
-        assert list(journal.entries()) == ["a"]
+        assert list(dict(entries(tmp_path / NAME))) == ["a"]

@@ -26,7 +26,7 @@ from tests.soak.life import LONGEST_SECONDS, Life, Report
 from tests.soak.scenarios import Scenario, scenarios
 from tests.soak.victim import Plan
 
-TORN = ("before a change of a file", "while writing a checkpoint", "at a random time")
+TORN = ("before an operation on a file", "while writing a checkpoint", "at a random time")
 """The kinds of kills."""
 
 
@@ -107,7 +107,7 @@ class Soak:
         """Start or resume a run and kill it in ``phase``; return whether it was killed before its end."""
         kind = self.draw.choice(TORN if phase == "checkpoint" else (TORN[0], TORN[2]))
         of_whole = self.reports[scenario.name]
-        count = of_whole.begun[phase] if kind == TORN[1] else of_whole.changes[phase]
+        count = of_whole.begun[phase] if kind == TORN[1] else of_whole.operations[phase]
         plan = Plan(
             phase, self.draw.randint(1, max(count // 2, 1)), self.draw.random() if kind == TORN[1] else None
         )

@@ -50,6 +50,8 @@ def _plain(name: str) -> str:
 
 def _content(path: Path) -> object:
     """Return what two runs must have in common in a file; nothing for one that is compared elsewhere."""
+    if path.name == "environment.json":
+        return None  # one entry per start
     if path.suffix == ".pt":
         return _comparable(read_saved(path))
     if path.suffix == ".json" and path.parent.name not in ("results", "detections"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +23,11 @@ _POLL_SECONDS = 0.0005
 
 @dataclass
 class Report:
-    """What a victim said: its last ``phase``, and by phase its beginnings, changes of files and seconds."""
+    """What a victim said: its last ``phase``; by phase its beginnings, operations on files and seconds."""
 
     phase: str = START
     begun: Counter[str] = field(default_factory=Counter)
-    changes: Counter[str] = field(default_factory=Counter)
+    operations: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -66,13 +67,15 @@ class Life:
     def wait(self, seconds: float) -> int:
         """Wait for the end and return the exit status."""
         if self._single is None:
-            return self._several.wait(seconds)
-        self._single.join(seconds)
-        status = self._single.exitcode
-        if status is None:
+            with suppress(subprocess.TimeoutExpired):
+                return self._several.wait(seconds)
+            self._several.terminate()  # torchrun ends its processes
+        else:
+            self._single.join(seconds)
+            if self._single.exitcode is not None:
+                return self._single.exitcode
             self._single.kill()
-            raise SystemExit(f"a victim was still running after {seconds:.0f} seconds: {self.output}")
-        return status
+        raise SystemExit(f"a victim was still running after {seconds:.0f} seconds: {self.output}")
 
     def killed(self, status: int) -> bool:
         """Return whether this exit status is that of a victim that was killed."""
@@ -83,7 +86,7 @@ class Life:
         report, began = Report(), 0.0
         for line in self._lines()[1:]:
             if line.startswith("+"):
-                report.changes[line[1:]] += 1
+                report.operations[line[1:]] += 1
                 continue
             name, _, moment = line.partition(" ")
             report.seconds[report.phase] += float(moment) - began if began else 0.0

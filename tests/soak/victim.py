@@ -36,8 +36,7 @@ _CHANGES = {"os.rename", "os.remove", "os.link", "os.truncate", "os.mkdir", "os.
 
 
 class Plan(NamedTuple):
-    """When the process kills itself: in ``phase``, before its ``operation``-th change of a file, counted from
-    1.
+    """When the process kills itself: in ``phase``, before its ``operation``-th operation on a file, from 1.
 
     With ``share`` it is in the middle of writing the ``operation``-th checkpoint instead, when that part of
     the bytes has been written. ``operation`` 0 is never.
@@ -68,7 +67,7 @@ def kill() -> NoReturn:
 
 
 class _Watch:
-    """Follows the phases of this process and the files that it changes below ``folder``."""
+    """Follows the phases of this process, its changes of files below ``folder``, and the images it opens."""
 
     def __init__(self, folder: Path, report: str, plan: Plan) -> None:
         self.folder = str(folder)
@@ -83,7 +82,7 @@ class _Watch:
         self._enter(START)
 
     def install(self) -> None:
-        """Report the beginnings and ends of the phases, and watch the changes of files."""
+        """Report the beginnings and ends of the phases, and watch the operations on files."""
         for owner, name, phase in (
             (proposals, "generate", "proposals"),
             (checkpoint, "save_checkpoint", "checkpoint"),
@@ -125,8 +124,10 @@ class _Watch:
 
     def _notice(self, event: str, given: tuple[Any, ...]) -> None:
         if event == "open":
+            name = str(given[0])
             writes = isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR)
-            if not writes or not str(given[0]).startswith((self.folder, "run", "data")):
+            own = name.startswith((self.folder, "run", "data"))
+            if not (writes and own) and not name.endswith(".jpg"):
                 return
         elif event not in _CHANGES:
             return

@@ -23,8 +23,10 @@ from detector.config import Config, load_config, parse_config
 from detector.config.schema import RidgeConfig, RidgeStageConfig, SVMStageConfig
 from detector.core.boxes import iou
 from detector.core.errors import InputError
+from detector.engine.callbacks import Callback, RunFacts
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.engine.determinism import cuda_algorithms
+from detector.engine.environment import read_environments
 from detector.engine.run import Run, StopRequested
 from detector.engine.run_log import read_log
 from detector.factory.data import class_names, load_split
@@ -203,6 +205,33 @@ def test_a_single_stage_can_be_run_and_needs_those_before_it(staged: Staged, tmp
     assert not (folder / "checkpoints").exists()
     with pytest.raises(InputError, match="made with another config"):
         StagedTraining(staged("seed=8"), folder, "cpu").run()
+
+
+def test_each_start_is_recorded_and_each_training_reports_to_its_callbacks(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+
+    class Listener(Callback):
+        def on_start(self, facts: RunFacts) -> None:
+            told.append(("start", facts.folder.name))
+
+        def close(self) -> None:
+            told.append(("close", ""))
+
+    monkeypatch.setattr("detector.tasks.start.build_callbacks", lambda _: [Listener()])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("classify", "fine_tune", "svm"):
+        StagedTraining(staged(), folder, "cpu").run(name)
+    assert told == [("start", "01_classify"), ("close", ""), ("start", "02_fine_tune"), ("close", "")]
+    steps = [entry["step"] for entry in read_environments(folder)]
+    assert steps == [0, 6, 12]
+    for stage in ("01_classify", "02_fine_tune"):
+        assert [entry["step"] for entry in read_environments(folder / "stages" / stage)] == [0]
+    # Trackers decide on no result, so finished stages stay done.
+    other = StagedTraining(staged("train.callbacks=[{kind: wandb, project: p}]"), folder, "cpu")
+    assert len(other._finished_stages()) == 3
 
 
 def test_each_image_goes_through_the_convolutions_once_per_scale(staged: Staged, tmp_path: Path) -> None:
