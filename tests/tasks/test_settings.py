@@ -22,6 +22,7 @@ from detector.factory.loaders import inference_transforms
 from detector.factory.model import build_model, restore_model
 from detector.models.compiled import CompiledDetector
 from detector.tasks import base
+from detector.tasks.scoring import run_history
 from detector.tasks.start import build_scorer, build_task, start_run
 from tests.tasks.test_start import assert_identical
 
@@ -102,6 +103,8 @@ def test_averaged_weights_are_evaluated_saved_and_used(tiny: Load, tmp_path: Pat
     evaluations = [one for one in read_log(tmp_path / "run" / "log.jsonl") if one["kind"] == "evaluate"]
     assert [one["step"] for one in evaluations] == [3, 6]
     assert all({"voc07_mAP", "raw_voc07_mAP"} <= set(one) for one in evaluations)
+    _, drawn = run_history(tmp_path / "run")
+    assert {"voc07_mAP", "raw_voc07_mAP"} <= set(drawn)
 
 
 def test_an_average_may_begin_and_end_when_a_run_is_resumed(tiny: Load, tmp_path: Path) -> None:
@@ -163,6 +166,9 @@ def test_the_validation_loss_is_that_of_the_images_whatever_the_step(tiny: Load,
     train(config, tmp_path / "run")
     evaluations = [one for one in read_log(tmp_path / "run" / "log.jsonl") if one["kind"] == "evaluate"]
     assert all(set(found) <= set(one) for one in evaluations)
+    losses, _ = run_history(tmp_path / "run")  # run.png draws them dashed, beside those of training
+    assert set(found) <= set(losses)
+    assert len(losses["val_loss"]) == len(evaluations)
 
 
 def test_classification_has_a_validation_loss(tiny: Load) -> None:
