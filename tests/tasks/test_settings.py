@@ -166,9 +166,9 @@ def test_the_validation_loss_is_that_of_the_images_whatever_the_step(tiny: Load,
     train(config, tmp_path / "run")
     evaluations = [one for one in read_log(tmp_path / "run" / "log.jsonl") if one["kind"] == "evaluate"]
     assert all(set(found) <= set(one) for one in evaluations)
-    losses, _ = run_history(tmp_path / "run")  # run.png draws them dashed, beside those of training
-    assert set(found) <= set(losses)
-    assert len(losses["val_loss"]) == len(evaluations)
+    curves, _ = run_history(tmp_path / "run")  # run.png draws them dashed, beside those of training
+    assert set(found) <= set(curves)
+    assert len(curves["val_loss"]) == len(evaluations)
 
 
 def test_classification_has_a_validation_loss(tiny: Load) -> None:
