@@ -83,9 +83,11 @@ def main() -> None:
     jobs = [job for config in arguments.config for job in jobs_of(config, arguments)]
     for config in arguments.config:
         make_proposals(next(job for job in jobs if job.config == config).loaded)
+    results = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(partial(run, device=arguments.device), jobs))
-    write_json(arguments.output, {"steps": arguments.steps, "runs": results})
+        for result in pool.map(partial(run, device=arguments.device), jobs):
+            results.append(result)
+            write_json(arguments.output, {"steps": arguments.steps, "runs": results})
     for config in arguments.config:
         Console(width=120).print(table(config, [one for one in results if one["config"] == config]))
 

@@ -149,3 +149,17 @@ def test_the_files_that_contributing_names_exist() -> None:
     )
     assert len(names) > 10
     assert not [name for name in names if not (PROJECT / name).exists()]
+
+
+def test_every_example_of_the_settings_of_training_is_a_config() -> None:
+    """The commands of docs/training.md, with the settings that their sections are about."""
+    text = (PROJECT / "docs" / "training.md").read_text().replace("\\\n", " ")
+    commands = [
+        shlex.split(line) for line in text.splitlines() if line.startswith("    python tools/train.py")
+    ]
+    assert len(commands) == text.count("\n## ")
+    for command in commands:
+        config = load_config(
+            command[command.index("--config") + 1], [word for word in command if "=" in word]
+        )
+        assert config.train != load_config("quickstart").train

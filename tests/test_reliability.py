@@ -22,6 +22,7 @@ FAULTS = (
     "deleted or changed",
     "two runs in one folder",
     "NaN",
+    "one of several processes",
     "clock",
 )
 """Words of the faults that the table must have."""
@@ -31,6 +32,7 @@ CLOCKS = re.compile(r"\btime\.time\(|\bst_[mc]time|\bgetmtime\(|\butime\(")
 WITH_CLOCKS = {
     "commands/cli.py",  # the time of an error in torchrun's summary
     "engine/board.py",  # the times that TensorBoard shows
+    "engine/trackers.py",  # the times that a tracker shows
     "proposals/checked.py",  # whether a file has changed: another time counts as a change
     "proposals/kept.py",  # which of over 32 results is removed, to be computed again when it is needed
 }

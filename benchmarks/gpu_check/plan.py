@@ -103,8 +103,8 @@ class Plan:
 
     def _ranks(self) -> Part:
         command = self._own("ranks", "--data", str(self.data))
-        title = "Time per step in several processes"
-        return self._part("ranks", title, command, 90, alone=True)
+        title, limit = "Time per step in several processes", 240 if self.rehearsal else 90
+        return self._part("ranks", title, command, limit, alone=True)
 
     def _compile(self) -> Part:
         """Return the part that compiles a network, which may take a minute for each precision."""

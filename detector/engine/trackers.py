@@ -76,7 +76,7 @@ class WandbTracker(Callback):
             ),
         )
         keep_id(facts.folder, key, str(self._run.id))
-        if self._run.url:
+        if self.mode == "online" and self._run.url:
             note(f"Weights & Biases shows the run at {self._run.url}")
         # Their own count of steps only grows, and a resumed run may repeat some.
         self._run.define_metric("*", step_metric="step")

@@ -11,7 +11,9 @@ import pytest
 import torch
 import yaml
 
+from detector.config import Config
 from detector.data.generated.dataset import generate_voc
+from detector.engine.callbacks import Callback
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.faults import read_fault
 from tests.commands.conftest import Result, Tool
@@ -145,3 +147,21 @@ def test_what_is_no_fault_file_is_one_error(tool: Tool, tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert refused.stderr.startswith(f"error: {tmp_path / name}: ")
         assert words in refused.stderr
+
+
+def test_a_replay_reports_to_no_tracker(
+    train: Callable[..., Result], tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def build(config: Config) -> list[Callback]:
+        seen.append(len(config.train.callbacks))
+        return []
+
+    monkeypatch.setattr("detector.tasks.start.build_callbacks", build)
+    tracker = "train.callbacks=[{kind: wandb, project: p}]"
+    assert train("train.steps=12", tracker, *DIVERGING).returncode == 2
+    (fault,) = (tmp_path / "run/faults").glob("step_*.pt")
+    replayed = tool("replay", fault)
+    assert replayed.returncode == 0, replayed.stderr
+    assert seen == [1, 0]

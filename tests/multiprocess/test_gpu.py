@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from detector.config import Config
-from tests.tasks.test_start import PROJECT, assert_identical, final_state, train
+from tests.conftest import PROJECT
+from tests.multiprocess.launch import TIMEOUT, started, torchrun
+from tests.tasks.test_start import assert_identical, final_state, train
 
 pytestmark = pytest.mark.gpu
 
@@ -23,23 +25,21 @@ SETTINGS = [
 ]
 
 
-def launch(config: Config, folder: Path, processes: int) -> subprocess.Popen[str]:
+def launched(
+    config: Config, folder: Path, processes: int, **variables: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """Let ``torchrun`` start the training of ``config`` in so many processes."""
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), str(PROJECT / "tools/train.py"), "--device", "cuda"]
+    command = torchrun(processes, str(PROJECT / "tools/train.py"), "--device", "cuda")
     command += ["--config", str(folder / "config.yaml"), "--output", str(folder / "run")]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return started(command, folder, **variables)
 
 
-def printed(process: subprocess.Popen[str]) -> str:
+def printed(job: subprocess.Popen[str]) -> str:
     """Return what a training printed, and check that it ended well."""
-    try:
-        text, _ = process.communicate(timeout=120)
-    finally:
-        process.terminate()
-    assert process.returncode == 0, text
+    text, _ = job.communicate(timeout=TIMEOUT)
+    assert job.returncode == 0, text
     return text
 
 
@@ -47,38 +47,43 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return final_state(folder / "run", STEPS)
 
 
-@pytest.fixture
-def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute float32 with all its bits, here and in the processes that are started."""
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def trained(config: Config, folder: Path) -> dict[str, torch.Tensor]:
+    """Return the state after training in this process."""
+    folder.mkdir()
+    train(config, folder / "run", "cuda")
+    return state(folder)
 
 
-@pytest.mark.usefixtures("without_tf32")
 def test_one_process_over_nccl_trains_as_without_torchrun(
     tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = tiny(*SETTINGS)
-    process = launch(config, tmp_path / "launched", 1)
-    (tmp_path / "plain").mkdir()
-    train(config, tmp_path / "plain/run", "cuda")
-    assert "by gloo" not in printed(process)
-    assert_identical(state(tmp_path / "plain"), state(tmp_path / "launched"))
+    with launched(config, tmp_path / "launched", 1) as job:
+        plain = trained(config, tmp_path / "plain")
+        assert "by gloo" not in printed(job)
+    assert_identical(plain, state(tmp_path / "launched"))
 
 
-@pytest.mark.usefixtures("without_tf32")
-def test_two_processes_can_share_a_gpu(tiny: Callable[..., Config], tmp_path: Path) -> None:
-    """Two runs are equal bit for bit, and near to that of one process; sums have another order there."""
-    config = tiny(*SETTINGS)
-    processes = [launch(config, tmp_path / name, 2) for name in ("first", "second")]
-    (tmp_path / "plain").mkdir()
-    train(config, tmp_path / "plain/run", "cuda")
-    texts = [printed(process) for process in processes]
+def test_two_processes_can_share_a_gpu(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs are equal bit for bit, and near to that of one process, whose sums have another order.
+
+    TF32, which rounds more, is switched off.
+    """
+    config, exact = tiny(*SETTINGS), {"NVIDIA_TF32_OVERRIDE": "0"}
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with (
+        launched(config, tmp_path / "first", 2, **exact) as job,
+        launched(config, tmp_path / "second", 2, **exact) as other,
+    ):
+        plain = trained(config, tmp_path / "plain")
+        texts = [printed(job), printed(other)]
     if torch.cuda.device_count() == 1:
         assert all("2 processes share 1 GPU, so they communicate by gloo" in text for text in texts)
-    one, first = state(tmp_path / "plain"), state(tmp_path / "first")
+    first = state(tmp_path / "first")
     assert_identical(first, state(tmp_path / "second"))
-    weights = [name for name in one if one[name].is_floating_point() and not name.startswith("momentum")]
-    apart = sum(float((one[name] - first[name]).double().square().sum()) for name in weights)
-    whole = sum(float(one[name].double().square().sum()) for name in weights)
+    weights = [name for name in plain if plain[name].is_floating_point() and "momentum" not in name]
+    apart = sum(float((plain[name] - first[name]).double().square().sum()) for name in weights)
+    whole = sum(float(plain[name].double().square().sum()) for name in weights)
     assert apart**0.5 < 1e-3 * whole**0.5

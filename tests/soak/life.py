@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.0005
 
 @dataclass
 class Report:
-    """What a victim said: its last ``phase``; by phase its beginnings, operations on files and seconds."""
+    """What a victim said: its last ``phase``; by phase the beginnings, operations on files and seconds."""
 
     phase: str = START
     begun: Counter[str] = field(default_factory=Counter)

@@ -1,5 +1,4 @@
-"""The process that is killed: a training command that reports its phases, and can kill itself at a given
-moment.
+"""The process that is killed: a training command that reports its phases, and can kill itself.
 
 The current phase is the last line of the report file. A kill at a random time comes from outside. The moments
 that are too short to be met from outside, between two operations on files and in the middle of writing a
@@ -36,7 +35,7 @@ _CHANGES = {"os.rename", "os.remove", "os.link", "os.truncate", "os.mkdir", "os.
 
 
 class Plan(NamedTuple):
-    """When the process kills itself: in ``phase``, before its ``operation``-th operation on a file, from 1.
+    """When the process kills itself: in ``phase``, before the ``operation``-th change or image, from 1 on.
 
     With ``share`` it is in the middle of writing the ``operation``-th checkpoint instead, when that part of
     the bytes has been written. ``operation`` 0 is never.
@@ -57,7 +56,7 @@ def main(arguments: list[str], folder: str, report: str, plan: Plan) -> NoReturn
     watch = _Watch(Path(folder), report, plan)
     watch.install()
     sys.argv = ["tools/train.py", *arguments]
-    cli.run(train.main)
+    cli.run(train.main, together=True)
     raise AssertionError("cli.run exits")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
 from detector.factory import model as model_parts
 from detector.factory.loaders import inference_transforms
-from detector.factory.model import restore_model
+from detector.factory.model import build_model, restore_model
 from detector.models.compiled import CompiledDetector
 from detector.tasks import base
+from detector.tasks.scoring import run_history
 from detector.tasks.start import build_scorer, build_task, start_run
 from tests.tasks.test_start import assert_identical
 
@@ -101,6 +103,8 @@ def test_averaged_weights_are_evaluated_saved_and_used(tiny: Load, tmp_path: Pat
     evaluations = [one for one in read_log(tmp_path / "run" / "log.jsonl") if one["kind"] == "evaluate"]
     assert [one["step"] for one in evaluations] == [3, 6]
     assert all({"voc07_mAP", "raw_voc07_mAP"} <= set(one) for one in evaluations)
+    _, drawn = run_history(tmp_path / "run")
+    assert {"voc07_mAP", "raw_voc07_mAP"} <= set(drawn)
 
 
 def test_an_average_may_begin_and_end_when_a_run_is_resumed(tiny: Load, tmp_path: Path) -> None:
@@ -162,6 +166,9 @@ def test_the_validation_loss_is_that_of_the_images_whatever_the_step(tiny: Load,
     train(config, tmp_path / "run")
     evaluations = [one for one in read_log(tmp_path / "run" / "log.jsonl") if one["kind"] == "evaluate"]
     assert all(set(found) <= set(one) for one in evaluations)
+    curves, _ = run_history(tmp_path / "run")  # run.png draws them dashed, beside those of training
+    assert set(found) <= set(curves)
+    assert len(curves["val_loss"]) == len(evaluations)
 
 
 def test_classification_has_a_validation_loss(tiny: Load) -> None:
@@ -212,3 +219,25 @@ def test_a_compiled_run_keeps_its_names_and_its_losses(
     assert list(usual["model"]) == list(compiled["model"])
     for name, value in usual["model"].items():
         torch.testing.assert_close(compiled["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_classifier_has_the_same_losses(tiny: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "check_compiler", lambda device: None)
+    monkeypatch.setattr(model_parts, "compiled", lambda model: CompiledDetector(model, backend="eager"))
+    settings = ("task=classification", "model.pool={kind: spp, levels: [1, 2]}", "model.head.dropout=0.0")
+    usual, compiled = (
+        build_task(tiny(*FEW, *settings, f"train.compile={choice}"), "cpu") for choice in ("false", "true")
+    )
+    with closing(usual.batches(0)) as batches:
+        for batch in (next(batches), next(batches)):
+            losses = [task.step(batch)["loss_cls"].item() for task in (usual, compiled)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_compiled_code_does_not_share_batch_statistics(tiny: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(tiny(), 3)
+    assert isinstance(model_parts.compiled(model), CompiledDetector)
+    monkeypatch.setattr(model_parts.distributed, "world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"^train\.compile: several processes compute the batch statistics"):
+        model_parts.compiled(model)
+    model_parts.compiled(build_model(tiny("model.backbone.name=alexnet"), 3))
