@@ -184,9 +184,9 @@ def is_main() -> bool:
 def joined(device: str) -> Iterator[None]:
     """Join the other processes that ``torchrun`` has started, inside the block; without it do nothing.
 
-    ``device`` is where this process computes. GPUs communicate by nccl; processes on a CPU, or several that
-    share a GPU, by gloo. At the end every process waits for all others, unless an error ends it. An exception
-    with ``in_every_process`` is one that all processes raise.
+    ``device`` is where this process computes, a GPU with its number. GPUs communicate by nccl; processes on a
+    CPU, or several that share a GPU, by gloo. At the end every process waits for all others, unless an error
+    ends it. An exception with ``in_every_process`` is one that all processes raise.
 
     Raises:
         ProcessLost: the others cannot be reached.

@@ -43,11 +43,13 @@ def choose_device(name: str) -> str:
 
 
 def _own_gpu(name: str) -> str:
-    """Return the GPU of this process for "cuda", where ``torchrun`` has started several."""
+    """Return the GPU of this process for "cuda" where ``torchrun`` has started it, with its number."""
     here, count = distributed.local_place()
-    if count == 1 or not name.startswith("cuda"):
+    if not distributed.launched() or not name.startswith("cuda"):
         return name
     if name != "cuda":
+        if count == 1:
+            return name
         raise InputError(f"--device {name}: torchrun gives each process its own GPU; leave the number out")
     gpus = torch.cuda.device_count()
     if count > gpus and here == 0:

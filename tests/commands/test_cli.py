@@ -91,3 +91,35 @@ def test_faults_of_ours_keep_their_traceback() -> None:
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.run(main)
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "gpus", "name"),
+    [
+        ("cuda", (0, 1), 1, "cuda:0"),
+        ("gpu", (1, 2), 2, "cuda:1"),
+        ("auto", (3, 4), 2, "cuda:1"),  # two processes per GPU
+        ("cuda:1", (0, 1), 2, "cuda:1"),
+    ],
+)
+def test_a_process_of_torchrun_has_a_gpu_with_a_number(
+    monkeypatch: pytest.MonkeyPatch, given: str, place: tuple[int, int], gpus: int, name: str
+) -> None:
+    """nccl needs the number, also where there is one process."""
+    for variable in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("LOCAL_RANK", str(place[0]))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(place[1]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.zeros", lambda *_, **__: None)
+    monkeypatch.setattr("detector.ops.cuda_kernels_missing", lambda: None)
+    assert choose_device(given) == name
+
+
+def test_processes_of_torchrun_do_not_share_a_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.setenv(variable, "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="gives each process its own GPU"):
+        choose_device("cuda:1")
