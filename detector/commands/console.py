@@ -11,11 +11,11 @@ from detector.core.command_line import COMMANDS, PROGRAM
 
 def main() -> None:
     """Run the command that the first argument names, with the rest of the arguments."""
-    names = [command.name for command in COMMANDS]
-    if len(sys.argv) > 1 and sys.argv[1] in names:
+    commands = {command.name: command for command in COMMANDS}
+    if len(sys.argv) > 1 and sys.argv[1] in commands:
         name = sys.argv.pop(1)
         sys.argv[0] = f"{PROGRAM} {name}"
-        cli.run(import_module(f"detector.commands.{name}").main)
+        cli.run(import_module(f"detector.commands.{name}").main, together=commands[name].together)
     _parser().parse_args()  # ends with the help, the version or an error that lists the commands
 
 

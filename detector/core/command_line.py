@@ -12,18 +12,29 @@ PROGRAM = "region-detector"
 
 
 class Command(NamedTuple):
-    """A command: ``region-detector NAME`` and ``tools/SCRIPT.py`` run the same code."""
+    """A command: ``region-detector NAME`` and ``tools/SCRIPT.py`` run the same code.
+
+    ``together`` says whether it can share its work among the processes of ``torchrun``.
+    """
 
     name: str
     script: str
     summary: str
+    together: bool = False
 
 
 COMMANDS = (
-    Command("train", "train", "train a detector or a classifier as a config says, and score it"),
-    Command("evaluate", "evaluate", "score a checkpoint on a split, or result files that exist already"),
+    Command(
+        "train", "train", "train a detector or a classifier as a config says, and score it", together=True
+    ),
+    Command(
+        "evaluate",
+        "evaluate",
+        "score a checkpoint on a split, or result files that exist already",
+        together=True,
+    ),
     Command("demo", "demo", "detect objects in your own images, or classify the images"),
-    Command("propose", "propose", "make, convert, merge or inspect region proposals"),
+    Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command("check", "check_data", "look for faults in a data set before training"),
     Command("convert", "convert_data", "convert annotations between VOC's layout and COCO's format"),
     Command("recall", "recall", "measure how many objects the proposals can reach"),

@@ -35,7 +35,8 @@ def test_every_tool_is_a_subcommand_and_runs_the_same_code() -> None:
     for command in COMMANDS:
         tree = ast.parse((PROJECT / "tools" / f"{command.script}.py").read_text())
         calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        assert calls == [f"cli.run({command.name}.main)"]
+        together = ", together=True" if command.together else ""
+        assert calls == [f"cli.run({command.name}.main{together})"]
 
 
 def test_the_installation_brings_the_command() -> None:
