@@ -207,9 +207,7 @@ def test_mining_under_autocast_trains_every_weight(tiny: Load) -> None:
     task: Any = build_task(tiny("train.sampling.kind=ohem", "train.precision=bfloat16"), "cpu")
     task.model.train()
     sum(task.step(next(task.batches(0))).values()).backward()
-    without = [
-        name for name, one in task.model.named_parameters() if one.grad is None or not one.grad.any()
-    ]
+    without = [name for name, one in task.model.named_parameters() if one.grad is None or not one.grad.any()]
     assert not without
 
 
