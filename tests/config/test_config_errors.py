@@ -157,7 +157,7 @@ MISTAKES = [
     (
         "stages=[{name: a, kind: train}, {name: b, kind: fine_tune, settings: {train: {augment: {crop: "
         "{probability: 0.5}}}}}]",
-        r"quickstart\.yaml: stages: b: a stage of kind fine_tune works on cached features, which train\.augment",
+        r"stages: b: a stage of kind fine_tune works on cached features, which train\.augment cannot change",
     ),
     # Options of the methods
     (
