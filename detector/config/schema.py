@@ -920,7 +920,7 @@ class TrainConfig(Section):
     because of the scale is skipped, and the scale is lowered."""
     compile: bool = False
     """Compile the convolutions and the head for training with torch.compile, which needs a C++ compiler, on a
-    GPU also Triton. The first steps take some minutes. Evaluations run the network as it is."""
+    GPU also Triton. The first steps take up to a few minutes. Evaluations run the network as it is."""
     deterministic: bool = True
     """On a GPU, use only algorithms that give the same bits on every run: two runs of one config are equal,
     and a run that was interrupted continues exactly. false lets cuDNN measure its algorithms for each new
