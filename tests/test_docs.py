@@ -163,3 +163,13 @@ def test_every_example_of_the_settings_of_training_is_a_config() -> None:
             command[command.index("--config") + 1], [word for word in command if "=" in word]
         )
         assert config.train != load_config("quickstart").train
+
+
+def test_the_settings_of_the_page_about_training_are_valid() -> None:
+    page = (PROJECT / "docs" / "training.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^    python tools/(?:train|draw_samples)\.py (.*)$", page, re.MULTILINE)
+    for words in map(shlex.split, commands):
+        load_config(words[words.index("--config") + 1], [word for word in words if "=" in word])
+    headings = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.*)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", page)) == headings
+    assert len(commands) == len(headings) + 1  # a command for each, and the one that draws samples

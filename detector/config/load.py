@@ -49,7 +49,7 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
     """Check a config given as a mapping; errors name ``source``. For a checkpoint's, see `parse_stored`."""
     config = _checked(Config, values, source)
     for stage in config.stages:
-        stage_config(config, stage, f"{source}: stages: {stage.name}")
+        stage_config(config, stage, source)
     return config
 
 
@@ -177,13 +177,14 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
     Raises:
         InputError: settings that no config or no stage of this kind may have; ``source`` is named.
     """
+    source = f"{source}: stages: {stage.name}"
     if "stages" in stage.settings:
-        raise InputError(f"{source}: stages: {stage.name}: a stage has no stages of its own; remove them")
+        raise InputError(f"{source}: a stage has no stages of its own; remove them")
     whole = config.model_dump(mode="json", exclude={"stages"})
     chosen = parse_config(merge(whole, stage.settings), source)
     if stage.kind != "train" and chosen.train.augment.active:
         raise InputError(
-            f"{source}: stages: {stage.name}: a stage of kind {stage.kind} works on cached features, which "
+            f"{source}: a stage of kind {stage.kind} works on cached features, which "
             "train.augment cannot change; set it in the settings of the stages of kind train instead"
         )
     return chosen

@@ -710,13 +710,13 @@ class ColorJitterConfig(Section):
     """Random changes of the colours of every image, as ``ColorJitter`` of torchvision; 0 changes nothing."""
 
     brightness: Fraction = 0.0
-    """b: the brightness is multiplied by a factor from [1 - b, 1 + b]."""
+    """b: the brightness is multiplied by a factor within 1 ± b."""
     contrast: Fraction = 0.0
-    """c: the differences from the image's mean grey are multiplied by a factor from [1 - c, 1 + c]."""
+    """c: the differences from the image's mean grey are multiplied by a factor within 1 ± c."""
     saturation: Fraction = 0.0
-    """s: the differences from grey are multiplied by a factor from [1 - s, 1 + s]."""
+    """s: the differences from grey are multiplied by a factor within 1 ± s."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-    """h: the hue is shifted by a part from [-h, h] of the colour circle."""
+    """h: the hue is shifted by up to ± h of the colour circle."""
 
     @property
     def active(self) -> bool:
@@ -724,10 +724,10 @@ class ColorJitterConfig(Section):
 
 
 class _RandomConfig(Section):
-    """Base of what is done to some of the images."""
+    """Base of changes that are made to some of the images."""
 
     probability: Fraction = 0.0
-    """Share of the images that it is done to."""
+    """Probability with which an image is changed like this."""
 
     @property
     def active(self) -> bool:
@@ -920,7 +920,7 @@ class TrainConfig(Section):
     because of the scale is skipped, and the scale is lowered."""
     compile: bool = False
     """Compile the convolutions and the head for training with torch.compile, which needs a C++ compiler, on a
-    GPU also Triton. The first steps take some minutes. Evaluations run the network as it is."""
+    GPU also Triton. The first steps take up to a few minutes. Evaluations run the network as it is."""
     deterministic: bool = True
     """On a GPU, use only algorithms that give the same bits on every run: two runs of one config are equal,
     and a run that was interrupted continues exactly. false lets cuDNN measure its algorithms for each new
@@ -938,8 +938,8 @@ class TrainConfig(Section):
     """End the run after this many evaluations in a row without a gain of the headline metric
     (``test.metric``); null trains all steps. It needs ``evaluate_every``."""
     validation_loss: bool = False
-    """Compute the losses of training on the validation images, too, at each evaluation. Their network runs a
-    second time for that, so an evaluation takes up to twice as long."""
+    """Also compute the losses of training on the validation images at each evaluation. The network runs over
+    them a second time for this, so an evaluation takes up to twice as long."""
     evaluate_split: str | None = None
     """The split that is scored at the end; null is ``data.test_split``. If it is given and there are no
     validation images, ``evaluate_every`` uses it too, and ``best.pt`` is then chosen on it."""

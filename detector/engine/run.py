@@ -254,7 +254,7 @@ class Run(Generic[AnyEvaluation]):
             return
         best = self._path("best")
         costs = {"seconds": round(self.seconds(), 1), **self._waited.metrics()}
-        if self.patience.reached:
+        if self._ended_early:
             costs["stopped_at_step"] = self.step
         with self.callbacks.told_of_errors():
             self.task.scorer.finish(self.folder, best, self.evaluation, costs)
@@ -309,16 +309,12 @@ class Run(Generic[AnyEvaluation]):
         if self._stop.agreed:
             self._save()
             raise StopRequested(self._stop.agreed, self.step)
-        if self.patience.reached and self.step < settings.steps:
-            self._end_early()
+        if self._ended_early:
+            self._save()
 
-    def _end_early(self) -> None:
-        """Evaluate the test images, where only validation images were evaluated so far, and save the run."""
-        if self.evaluation is None:
-            evaluation = self._assess(last=True).test
-            assert evaluation is not None  # last=True scores it
-            self._log("test", {"step": self.step, **evaluation.history()})
-        self._save()
+    @property
+    def _ended_early(self) -> bool:
+        return self.patience.reached and self.step < self.settings.steps
 
     def advance(self, parts: Sequence[Any]) -> tuple[float, dict[str, Tensor]]:
         """Do a step of the optimizer with its batches; return the learning rate and this process's losses."""
@@ -390,8 +386,8 @@ class Run(Generic[AnyEvaluation]):
         gained = self._keep_if_best(assessment.headline)
         self.evaluated = self.step
         self.patience.count(gained=gained)
-        if self.patience.reached and self.step < self.settings.steps:
-            self._note_early_end()
+        if self._ended_early:
+            self._end_early()
         self.task.model.train()
         self._losses.restart_clock()
 
@@ -405,13 +401,21 @@ class Run(Generic[AnyEvaluation]):
             self._keep_if_best(assessment.headline)
         self._save()
 
-    def _note_early_end(self) -> None:
+    def _end_early(self) -> None:
+        """Say why the run ends, and evaluate the test images where only validation images were so far.
+
+        This comes before the checkpoint, so a run whose checkpoint says that it has ended has logged it all.
+        """
         count = self.patience.without_gain
         note(
             f"early stopping: step {self.step} is the last one, after {count} evaluations without a gain; "
             f"the best one was at step {self.best['step']:.0f}"
         )
         self._log("early_stopping", {"step": self.step, "evaluations_without_gain": count})
+        if self.evaluation is None:
+            evaluation = self._assess(last=True).test
+            assert evaluation is not None  # last=True scores it
+            self._log("test", {"step": self.step, **evaluation.history()})
 
     def _used(self) -> Any:
         """Return the network that is evaluated: with the averaged weights where there are any."""

@@ -87,8 +87,10 @@ class WandbTracker(Callback):
     def on_images(self, name: str, images: Sequence[np.ndarray], step: int) -> None:
         import wandb
 
-        if images:
-            self._run.log({name: [wandb.Image(image) for image in images], "step": step})
+        # Not as one list, in which W&B wants all images to have the same size.
+        shown = {f"{name}/{number}": wandb.Image(image) for number, image in enumerate(images)}
+        if shown:
+            self._run.log({**shown, "step": step})
 
     def on_finish(self, metrics: Mapping[str, Any], folder: Path) -> None:
         self._run.summary.update(numbers("final", metrics))

@@ -153,7 +153,7 @@ def _plot_evaluations(axes: Axes, evaluations: Mapping[str, Series]) -> None:
         colour = line_colour(7 - place % 7)
         axes.plot(steps, values, style, color=colour, marker="o", markersize=4, label=name)
     axes.set(xlim=(0, None), ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="best")
 
 
 def _plot_precision_recall(

@@ -563,7 +563,7 @@ def test_a_run_without_gain_ends_early_and_as_usual(
     assert load_checkpoint(run.folder / "checkpoints/best.pt")["step"] == 3
 
 
-@pytest.mark.parametrize("stop", [2, 4, 5])
+@pytest.mark.parametrize("stop", [2, 4, 5, 6])
 def test_an_early_end_does_not_depend_on_a_stop_before_it(make_run: MakeRun, stop: int) -> None:
     first = make_run(**PATIENT, checkpoint_every=1)
     with_headlines(first, RISES_UNTIL_3.__getitem__)
@@ -576,6 +576,18 @@ def test_an_early_end_does_not_depend_on_a_stop_before_it(make_run: MakeRun, sto
     with_headlines(run, RISES_UNTIL_3.__getitem__)
     run.run()
     assert (run.step, run.best["step"]) == (6, 3)
+    ends = [one for one in read_log(run.folder / "log.jsonl") if one["kind"] in ("early_stopping", "test")]
+    assert [(one["kind"], one["step"]) for one in ends] == [("early_stopping", 6), ("test", 6)]
+
+
+def test_a_run_that_would_end_at_its_last_step_anyway_has_not_ended_early(make_run: MakeRun) -> None:
+    run = make_run(**PATIENT, steps=6)
+    with_headlines(run, RISES_UNTIL_3.__getitem__)
+    run.run()
+    run.finish()
+    assert (run.step, run.patience.reached) == (6, True)
+    assert "stopped_at_step" not in run.task.finished[0][3]
+    assert not [one for one in read_log(run.folder / "log.jsonl") if one["kind"] == "early_stopping"]
 
 
 def test_a_run_that_ended_early_is_evaluated_again_or_goes_on(make_run: MakeRun) -> None:

@@ -99,7 +99,7 @@ def test_wandb_has_what_the_log_has_and_a_resumed_run_goes_on(tiny: Load, tmp_pa
     assert first.config["train"]["steps"] == 6
     assert second.config["train"]["steps"] == 8
     assert second.config["environment"] == read_json(folder / "environment.json")[1]
-    pictures = [row for row in first.rows + second.rows if "trainval images/count" in row]
+    pictures = [row for row in first.rows + second.rows if "trainval images/0/path" in row]
     assert [row["step"] for row in pictures] == [4, 6, 8]
     metrics = read_json(folder / "metrics.json")
     assert {name: second.summary[name] for name in numbers("final", metrics)} == numbers("final", metrics)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import fresh_cache
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.structures import SampledRoIs
 from detector.factory.model import build_model
-from detector.models.compiled import CompiledDetector
+from detector.models.compiled import CompiledDetector, check_compiler
 from detector.models.losses import DetectionLoss
 from detector.ops import roi_pool, spp_pool
 from tests.typed import gradient
@@ -77,7 +77,7 @@ SIZES = [
 NETWORKS = {
     "roi": [],
     "pyramid": ["model.pool={kind: spp, levels: [3, 1]}"],
-    "resnet": ["model.backbone.name=resnet18", "model.backbone.freeze=1"],
+    "resnet": ["model.backbone={name: resnet18, stage: layer2, freeze: 1}"],
     "crops": ["model.pool={kind: warp, output_size: 3, crop_size: 44, context: 4}"],
 }
 
@@ -123,30 +123,15 @@ def test_several_levels(tiny: Load) -> None:
     torch.testing.assert_close(mine.class_logits, theirs.class_logits)
 
 
-WITHOUT_COMPILER = """
-from detector.core.errors import InputError
-from detector.models.compiled import check_compiler
-
-try:
-    check_compiler("cpu")
-except InputError as error:
-    print(error)
-"""
-
-
-def test_without_a_compiler_there_is_one_error(tmp_path: Any) -> None:
-    """The cache is a new folder, in which nothing is compiled yet."""
-    settings = {
-        **{"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # starts no processes
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_COMPILER],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.startswith("train.compile: torch.compile does not work on this machine: "), done.stderr
-    assert "set train.compile to false" in done.stdout
-    assert len(done.stdout.splitlines()) == 1
+def test_without_a_compiler_there_is_one_error() -> None:
+    with (
+        inductor_config.patch({"cpp.cxx": ("/no/such/compiler",), "compile_threads": 1}),  # no processes
+        fresh_cache(),  # in which nothing is compiled yet
+        pytest.raises(InputError) as caught,
+    ):
+        check_compiler("cpu")
+    message = str(caught.value)
+    assert message.startswith("train.compile: torch.compile does not work on this machine: ")
+    assert "/no/such/compiler" in message
+    assert "set train.compile to false" in message
+    assert len(message.splitlines()) == 1

@@ -46,6 +46,16 @@ CLASSIFIER = (
 )
 WITHOUT_BATCH_NORM = ("model.backbone.name=alexnet", "train.steps=4", "train.checkpoint_every=4", *SIX)
 
+OPTIONS = (
+    *("train.optimizer=adamw", "train.learning_rate=1e-4", "train.ema=0.8", "train.steps=12"),
+    *("train.sampling={kind: ohem, rois_per_image: 8}", "train.validation_loss=true"),
+    *("train.evaluate_every=2", "train.early_stopping=1", "train.evaluate_split=test"),
+    "train.augment.color_jitter={brightness: 0.3, contrast: 0.3, saturation: 0.3, hue: 0.1}",
+    *("train.augment.expand={probability: 0.7, max_ratio: 2}", "train.augment.crop={probability: 0.7}"),
+    *("train.augment.cutout={probability: 0.7, count: 2}", "train.checkpoint_every=2", *SIX),
+)
+"""Settings that change what a step sees, computes and keeps, all together; the run ends early."""
+
 
 def config_of(*overrides: str, file: str = "tiny.yaml") -> Config:
     return load_config(file, overrides)
@@ -103,6 +113,10 @@ def with_dropout(folder: Path) -> None:
 
 def classify(folder: Path) -> None:
     train(folder, *CLASSIFIER)
+
+
+def with_options(folder: Path) -> None:
+    train(folder, *OPTIONS)
 
 
 def in_parts(folder: Path) -> None:
@@ -216,7 +230,7 @@ def talk(folder: Path) -> None:
 
 CASES: tuple[Callable[[Path], None], ...] = (
     *(in_float64, in_float32, with_dropout, classify, in_one_part, in_parts, resumed, evaluate),
-    *(proposals, staged, fits, dropped, talk),
+    *(with_options, proposals, staged, fits, dropped, talk),
 )
 
 

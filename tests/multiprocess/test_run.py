@@ -87,6 +87,24 @@ def test_parts_of_a_step_add_up_to_it(start: Start, count: int) -> None:
 
 
 @several
+def test_mining_averages_augmentation_and_an_early_end_are_those_of_one_process(
+    start: Start, count: int
+) -> None:
+    """AdamW divides by the size of a gradient, so the last digit of a small one makes a larger difference."""
+    folders = [start(number) / "with_options" for number in (1, count)]
+    alone, shared = (load_checkpoint(folder / "checkpoints" / "step_6.pt") for folder in folders)
+    for name in ("model", "ema"):
+        assert distance(alone[name], shared[name]) < 1e-3
+    assert (alone["best"], alone["without_gain"]) == (shared["best"], shared["without_gain"])
+    logs = [read_log(folder / "log.jsonl") for folder in folders]
+    assert logs[0][-1]["kind"] == "early_stopping"
+    assert [(one["kind"], one["step"]) for one in logs[0]] == [(one["kind"], one["step"]) for one in logs[1]]
+    for one, other in zip(*logs, strict=True):
+        for key in (key for key in one if key.startswith(("loss", "val_loss"))):
+            assert other[key] == pytest.approx(one[key], rel=1e-3)
+
+
+@several
 def test_only_rank_0_writes(start: Start, count: int) -> None:
     assert files_of(start(count) / "in_float32") == files_of(start(1) / "in_float32")
     lines = [

@@ -202,6 +202,15 @@ def test_mining_trains_on_as_many_regions_as_asked_for(tiny: Load) -> None:
     assert sum(losses.values()).item() == pytest.approx(own.mean().item(), rel=1e-3)
 
 
+def test_mining_under_autocast_trains_every_weight(tiny: Load) -> None:
+    """Weights that are converted for the ranking, without a gradient, must not be used again after it."""
+    task: Any = build_task(tiny("train.sampling.kind=ohem", "train.precision=bfloat16"), "cpu")
+    task.model.train()
+    sum(task.step(next(task.batches(0))).values()).backward()
+    without = [name for name, one in task.model.named_parameters() if one.grad is None or not one.grad.any()]
+    assert not without
+
+
 def test_float16_needs_a_gpu(tiny: Load, tmp_path: Path) -> None:
     for key in ("train.precision", "test.precision"):
         with pytest.raises(InputError, match=rf"^{key}: float16 is for GPUs, .* set {key} to bfloat16"):
