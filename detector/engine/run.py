@@ -392,6 +392,7 @@ class Run(Generic[AnyEvaluation]):
         self.patience.count(gained=gained)
         if self.patience.reached and self.step < self.settings.steps:
             self._note_early_end()
+        distributed.barrier()  # until rank 0 has logged and drawn
         self.task.model.train()
         self._losses.restart_clock()
 
@@ -456,8 +457,11 @@ class Run(Generic[AnyEvaluation]):
     def _save(self) -> None:
         """Write ``step_N.pt``, link ``best.pt`` to it if it is the best, and remove the oldest ones."""
         self._losses.finite(self.step)
-        if not distributed.is_main():
-            return
+        if distributed.is_main():
+            self._write_checkpoint()
+        distributed.barrier()  # a disk may be slow
+
+    def _write_checkpoint(self) -> None:
         saved = self._path(f"step_{self.step}")
         checkpoints.save_checkpoint(saved, self.state_dict())
         if self.best.get("step") == self.step:
