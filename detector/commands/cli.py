@@ -24,7 +24,7 @@ from detector.core.progress import note, speak_as, speaker
 # The tools import this module before torch.
 wait_without_spinning()
 use_huge_pages()
-if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+if "WORLD_SIZE" in os.environ:  # started by torchrun
     # Each process would advise against an option that `detector.core.distributed.data_parallel` needs.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

@@ -24,6 +24,7 @@ from detector.commands import evaluate as evaluate_command
 from detector.commands.evaluate import score_checkpoint
 from detector.config import Config, load_config
 from detector.core import distributed
+from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch
 from detector.engine.checkpoint import load_checkpoint
@@ -231,11 +232,15 @@ def talk(folder: Path) -> None:
     if rank == 0:
         with distributed.busy():
             time.sleep(0.2)
-    found = {
+    found: dict[str, Any] = {
         "rows": [part.tolist() for part in distributed.gather_rows(rows)],
         "texts": distributed.gather_texts("grün" * rank),
         "total": distributed.total(rank, 1),
     }
+    try:
+        distributed._check_devices(f"kind {rank}")
+    except InputError as error:
+        found["devices"] = str(error)
     (folder / f"talk_{rank}.json").write_text(json.dumps(found))
 
 

@@ -159,6 +159,8 @@ def test_what_processes_tell_each_other(start: Start, count: int) -> None:
         assert found["rows"] == [[[float(other)] * 2] * other for other in range(count)]
         assert found["texts"] == ["grün" * other for other in range(count)]
         assert found["total"] == [sum(range(count)), count]
+        devices = "; ".join(f"rank {other}: kind {other}" for other in range(count))
+        assert (f"({devices})" in found.get("devices", "")) == (count > 1)
     lines = (start(count) / "talk" / "order.txt").read_text().splitlines()
     assert lines[:2] == ["0 enters", "0 leaves"]  # the others follow when it has left
     assert len(lines) == 2 * count
