@@ -47,7 +47,7 @@ CLASSIFIER = (
     "train.checkpoint_every=8",
     *SIX,
 )
-WITHOUT_BATCH_NORM = ("model.backbone.name=alexnet", "train.steps=4", "train.checkpoint_every=4", *SIX)
+WITHOUT_BATCH_NORM = ("model.backbone.name=alexnet", "train.steps=4", "train.checkpoint_every=2", *SIX)
 
 
 def config_of(*overrides: str, file: str = "tiny.yaml") -> Config:
@@ -111,8 +111,7 @@ def classify(folder: Path) -> None:
 
 def in_parts(folder: Path) -> None:
     """Train with ``train.accumulate``: two parts in one process and in three, three parts in two."""
-    parts = 3 if distributed.world_size() == 2 else 2
-    train(folder, *WITHOUT_BATCH_NORM, f"train.accumulate={parts}")
+    train(folder, *WITHOUT_BATCH_NORM, _parts())
 
 
 def in_one_part(folder: Path) -> None:
@@ -129,9 +128,12 @@ def resumed(folder: Path) -> None:
 def again(folder: Path) -> None:
     """In three processes, whose gradients can be added up in several orders, do two of four steps again."""
     if distributed.world_size() == 3:
-        steps = (*WITHOUT_BATCH_NORM, "train.checkpoint_every=2")
-        train(folder / "whole", *steps)
-        _go_on(folder / "whole" / "checkpoints" / "step_2.pt", folder / "resumed", *steps)
+        before = folder.parent / "in_parts" / "checkpoints" / "step_2.pt"
+        _go_on(before, folder, *WITHOUT_BATCH_NORM, _parts())
+
+
+def _parts() -> str:
+    return f"train.accumulate={3 if distributed.world_size() == 2 else 2}"
 
 
 def _go_on(checkpoint: Path, folder: Path, *overrides: str) -> None:
