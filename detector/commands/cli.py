@@ -24,6 +24,9 @@ from detector.core.progress import note, speak_as, speaker
 # The tools import this module before torch.
 wait_without_spinning()
 use_huge_pages()
+if "WORLD_SIZE" in os.environ:  # started by torchrun
+    # Each process would advise against an option that `detector.core.distributed.data_parallel` needs.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 _BEFORE_END = 3.0
 """Seconds after which a process ends that has lost another one. ``torchrun`` then knows which ended first."""
@@ -135,11 +138,13 @@ def run(main: Callable[[], int | None], *, together: bool = False) -> None:
         status = main() or 0
     except InputError as error:
         message = as_called(f"{speaker()}error: {error}")
-        print(message, file=sys.stderr)
+        if not (speaker() and getattr(error, "in_every_process", False)):  # rank 0 says it for all
+            print(message, file=sys.stderr)
         _report_to_torchrun(message)
         status = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if not speaker():
+            print("interrupted", file=sys.stderr)
         status = 130
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "ProcessLost":  # its module would import torch

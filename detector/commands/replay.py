@@ -37,7 +37,7 @@ def main() -> int:
     config = parse_stored(fault.config, ["train.compile=false", *arguments.overrides], str(path))
     device = choose_device(arguments.device)
     use_cores(config, device)
-    if device != fault.device:
+    if device.partition(":")[0] != fault.device.partition(":")[0]:  # "cuda:0" is a GPU like "cuda"
         note(f"warning: the run computed on {fault.device}, the replay computes on {device}; bits may differ")
 
     def compare(step: int, parts: list[Any]) -> None:

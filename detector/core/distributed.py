@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
 import torch
@@ -33,6 +33,8 @@ REPLY_SECONDS = 600.0
 """A process that takes longer than this to join the others in a step has failed."""
 SILENT_SECONDS = 60.0
 """A process without a sign of life for this long is taken for lost: it is stopped, or its machine is gone."""
+_ENDED_SECONDS = 5.0
+"""The main thread has this long to notice by itself that another process has ended, and to say so."""
 _BEAT_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -56,34 +58,78 @@ class _Group:
         self.local_rank, self.local_world_size = local_place()
         self.store = distributed.PrefixStore("detector", store)
         self.barriers = 0
+        self.lost = ""  # which other process has ended, in words
         self._left = threading.Event()
+        self._last_sign = b"failed"
         watched = distributed.PrefixStore("detector", store.clone())  # a client of its own, which never waits
         self._watch = threading.Thread(target=self._beat, args=(watched,), name="watch", daemon=True)
         self._watch.start()
 
-    def leave(self) -> None:
+    def leave(self, *, together: bool) -> None:
+        """Give a last sign of life; without ``together`` the others end too."""
+        self._last_sign = b"left" if together else b"failed"
         self._left.set()
         self._watch.join()
 
     def _beat(self, store: Any) -> None:
-        """Give a sign of life every few seconds, and end this process if another one gives none."""
+        """Give a sign of life every few seconds, and end this process if another one has ended or gives none.
+
+        The main thread may be where it notices neither that nor a signal, such as in a wait for a GPU.
+        """
         others = [number for number in range(self.world_size) if number != self.rank]
         last = {number: (b"", time.monotonic()) for number in others}
+        ended: dict[int, float] = {}
         beats = 0
         try:
+            store.set(f"process/{self.rank}", _process_here())
             while not self._left.wait(_BEAT_SECONDS):
                 beats += 1
                 store.set(f"alive/{self.rank}", str(beats))
                 now = time.monotonic()
                 for number in others:
-                    sign = store.get(f"alive/{number}") if store.check([f"alive/{number}"]) else b""
-                    if sign != last[number][0] or store.check([f"busy/{number}"]):
+                    sign = _read(store, f"alive/{number}")
+                    if sign == b"left":
+                        continue
+                    if sign == b"failed" or _has_ended(_read(store, f"process/{number}")):
+                        self.lost = f"rank {number} has ended"
+                        if now - ended.setdefault(number, now) > _ENDED_SECONDS:
+                            self._give_up(number, "has ended")
+                    elif sign != last[number][0] or store.check([f"busy/{number}"]):
                         last[number] = sign, now
-                    elif sign != b"left" and now - last[number][1] > SILENT_SECONDS:
-                        _give_up(number)
-            store.set(f"alive/{self.rank}", "left")
+                    elif now - last[number][1] > SILENT_SECONDS:
+                        silent = f"has given no sign of life for {SILENT_SECONDS:.0f} seconds"
+                        self._give_up(number, f"{silent}: it is stopped, or its machine is gone")
+            store.set(f"alive/{self.rank}", self._last_sign)
         except RuntimeError:  # the store is gone, and with it torchrun, which ends this process
             return
+
+    def _give_up(self, number: int, reason: str) -> NoReturn:
+        """End this process at once; its main thread may be waiting where nothing can interrupt it."""
+        os.write(2, f"rank {self.rank}: error: rank {number} {reason}\n".encode())
+        os._exit(1)
+
+
+def _read(store: Any, key: str) -> bytes:
+    return store.get(key) if store.check([key]) else b""
+
+
+def _process_here() -> str:
+    """Return the machine, as the number of its ``torchrun`` if that is known, and this process's number."""
+    return f"{os.environ.get('GROUP_RANK', '')} {os.getpid()}"
+
+
+def _has_ended(process: bytes) -> bool:
+    """Whether another process's `_process_here` is that of a process of this machine that has ended."""
+    machine, _, number = process.decode().partition(" ")
+    if not machine or machine != os.environ.get("GROUP_RANK"):
+        return False
+    try:
+        os.kill(int(number), 0)  # sends nothing
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _fresh_part(store: Any, rank: int, world_size: int) -> Any:
@@ -201,19 +247,35 @@ def joined(device: str) -> Iterator[None]:
     shared = place.type == "cuda" and local_place()[1] > torch.cuda.device_count()
     _group = _Group("cpu:gloo,cuda:nccl" if place.type == "cuda" and not shared else "gloo")
     speak_as(_group.rank)
+    together = False  # whether every process ends here
     try:
+        _check_devices(f"{place.type}, by {'nccl' if place.type == 'cuda' and not shared else 'gloo'}")
         yield
         barrier()
+        together = True
     except BaseException as error:
         if getattr(error, "in_every_process", False):
             barrier()
+            together = True
         if lost_another(error) and not isinstance(error, ProcessLost):
             raise ProcessLost(_in_a_sentence(error)) from error
         raise
     finally:
-        _group.leave()
+        _group.leave(together=together)
         _group = None
-    distributed.destroy_process_group()
+        if together:
+            distributed.destroy_process_group()
+
+
+def _check_devices(device: str) -> None:
+    """Raise InputError unless all processes compute on the same kind of ``device``, and communicate alike."""
+    devices = gather_texts(device)
+    if len(set(devices)) > 1:
+        found = "; ".join(f"rank {number}: {one}" for number, one in enumerate(devices))
+        raise InputError(
+            f"the processes would compute on different kinds of devices ({found}); give --device cpu, or "
+            "start as many processes on each machine as it has GPUs"
+        )
 
 
 def barrier() -> None:
@@ -226,6 +288,8 @@ def barrier() -> None:
         if _group.store.add(key, 1) == _group.world_size:
             _group.store.set(f"{key}/all", "")
         while not _group.store.check([f"{key}/all"]):
+            if _group.lost:
+                raise RuntimeError(_group.lost)
             time.sleep(_POLL_SECONDS)
 
 
@@ -251,7 +315,7 @@ def total(*values: float) -> list[float]:
 
 
 def summed(values: Tensor) -> Tensor:
-    """Return the sum of ``values``, of equal shapes on the CPU, over all processes."""
+    """Return the sum of ``values``, of equal shapes, over all processes."""
     if _group is None:
         return values
     result = values.clone()
@@ -325,8 +389,12 @@ def data_parallel(model: nn.Module, compute: Callable[..., Result]) -> Callable[
         return compute
     with _communicating(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 gives the argument another name
-        # Buffers are the same in every process: `SharedBatchNorm2d` sees to that.
-        return DistributedDataParallel(_Computed(model, compute), broadcast_buffers=False)
+        # Buffers are the same in every process: `SharedBatchNorm2d` sees to that. DDP would rearrange the
+        # gradients after the first step, and so add them up in another order in a run than after a resumption
+        # of it, unless it looks for unused parameters.
+        return DistributedDataParallel(
+            _Computed(model, compute), broadcast_buffers=False, find_unused_parameters=True
+        )
 
 
 @contextmanager
@@ -355,10 +423,7 @@ class _Mean(torch.autograd.Function):
 
 
 def _averaged(values: Tensor) -> Tensor:
-    summed = values.contiguous().clone()
-    with _communicating():
-        distributed.all_reduce(summed)
-    return summed / world_size()
+    return summed(values.contiguous()) / world_size()
 
 
 def mean(values: Tensor) -> Tensor:
@@ -388,13 +453,6 @@ def lost_another(error: BaseException) -> bool:
         return True
     words = ("gloo", "NCCL", "Connection closed by peer")
     return world_size() > 1 and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def _give_up(number: int) -> None:
-    """End this process at once; its main thread may be waiting where nothing can interrupt it."""
-    text = f"error: rank {number} has given no sign of life for {SILENT_SECONDS:.0f} seconds"
-    os.write(2, f"rank {rank()}: {text}: it is stopped, or its machine is gone\n".encode())
-    os._exit(1)
 
 
 def check_shares(images: int, parts: int) -> None:

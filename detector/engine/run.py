@@ -388,6 +388,7 @@ class Run(Generic[AnyEvaluation]):
         self.patience.count(gained=gained)
         if self._ended_early:
             self._end_early()
+        distributed.barrier()  # until rank 0 has logged and drawn
         self.task.model.train()
         self._losses.restart_clock()
 
@@ -460,8 +461,11 @@ class Run(Generic[AnyEvaluation]):
     def _save(self) -> None:
         """Write ``step_N.pt``, link ``best.pt`` to it if it is the best, and remove the oldest ones."""
         self._losses.finite(self.step)
-        if not distributed.is_main():
-            return
+        if distributed.is_main():
+            self._write_checkpoint()
+        distributed.barrier()  # a disk may be slow
+
+    def _write_checkpoint(self) -> None:
         saved = self._path(f"step_{self.step}")
         checkpoints.save_checkpoint(saved, self.state_dict())
         if self.best.get("step") == self.step:

@@ -152,6 +152,7 @@ class BaseTask(ABC, Generic[AnyBatch]):
                 row[0] = count
                 for place, name in enumerate(names, start=1):
                     row[place] = losses.get(name, torch.tensor(torch.nan))
+        distributed.barrier()  # one process may take much longer than another
         parts = [list(part) for part in distributed.gather_rows(rows)]
         total = torch.stack(distributed.interleaved(parts)).sum(dim=0)
         means = dict(zip(names, (total[1:] / total[0].clamp(min=1)).tolist(), strict=True))

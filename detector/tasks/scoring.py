@@ -214,6 +214,7 @@ class Scorer(ABC, Generic[Result]):
                 with naming(image[0].metas):
                     own.append(predict(image))
         counts, rows = self._packed(own)
+        distributed.barrier()  # one process may take much longer than another
         gathered = zip(distributed.gather_rows(counts), distributed.gather_rows(rows), strict=True)
         every = distributed.interleaved([self._unpacked(*part) for part in gathered])
         return {record.image_id: result for record, result in zip(test_set.records, every, strict=True)}

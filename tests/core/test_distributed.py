@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -24,6 +27,18 @@ def test_one_process_goes_on_with_its_random_numbers() -> None:
     state = torch.get_rng_state()
     distributed.draw_apart(seed=1, step=2)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_ended_process_is_known_on_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROUP_RANK", "0")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    running = f"0 {ended.pid}".encode()
+    assert not distributed._has_ended(running)
+    ended.wait()
+    assert distributed._has_ended(running)
+    assert not distributed._has_ended(f"1 {ended.pid}".encode())  # another machine's
+    assert not distributed._has_ended(distributed._process_here().encode())
+    assert not distributed._has_ended(b"")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 7])

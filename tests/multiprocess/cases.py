@@ -1,6 +1,6 @@
 """What the tests of several processes compare, in one start: ``python -m tests.multiprocess.cases FOLDER``.
 
-It is started by ``torchrun``, or by Python as one process, in the working directory of the tests, which holds
+It is started by ``torchrun``, or done by the process of the tests, in a working directory that holds
 ``tiny.yaml``. Every case has a folder of its own below FOLDER. Some read what the start with one process has
 left in ``one``.
 """
@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ import torch
 from PIL import Image
 
 from detector.commands import cli
+from detector.commands import evaluate as evaluate_command
 from detector.commands.evaluate import score_checkpoint
 from detector.config import Config, load_config
 from detector.core import distributed
+from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.run import Assessment, Run
+from detector.engine.run import Assessment
 from detector.factory.data import split_records
 from detector.factory.proposals import generate
 from detector.staged.runner import StagedTraining
@@ -36,6 +38,7 @@ ONE = Path("one")
 """The folder of the start with one process."""
 SIX = ("train.images_per_batch=6", "model.head.dropout=0", "train.scales=[64]", "train.max_size=100")
 FIFTY = (*SIX, "train.steps=50", "train.checkpoint_every=25", "train.learning_rate=0.0005")
+COCO = (*FIFTY, "test.metric=coco")
 CLASSIFIER = (
     "task=classification",
     "model.pool={kind: spp, levels: [1, 2]}",
@@ -44,7 +47,7 @@ CLASSIFIER = (
     "train.checkpoint_every=8",
     *SIX,
 )
-WITHOUT_BATCH_NORM = ("model.backbone.name=alexnet", "train.steps=4", "train.checkpoint_every=4", *SIX)
+WITHOUT_BATCH_NORM = ("model.backbone.name=alexnet", "train.steps=4", "train.checkpoint_every=2", *SIX)
 
 OPTIONS = (
     *("train.optimizer=adamw", "train.learning_rate=1e-4", "train.ema=0.8", "train.steps=12"),
@@ -71,12 +74,12 @@ def double_task(config: Config, device: str, state: dict[str, Any] | None) -> An
     return task
 
 
-def train(folder: Path, *overrides: str, resume: bool = False) -> Run[Any]:
-    """Do a whole run, evaluation and result files included."""
+def train(folder: Path, *overrides: str, resume: bool = False, finish: bool = False) -> None:
+    """Do a run with its evaluation and, with ``finish``, its result files."""
     run = start_run(config_of(*overrides), folder, "cpu", resume=resume)
     run.run()
-    run.finish()
-    return run
+    if finish:
+        run.finish()
 
 
 def in_float64(folder: Path) -> None:
@@ -104,11 +107,12 @@ def in_float64(folder: Path) -> None:
 
 
 def in_float32(folder: Path) -> None:
-    train(folder, *FIFTY, "test.metric=coco")
+    train(folder, *COCO, finish=True)
 
 
 def with_dropout(folder: Path) -> None:
-    train(folder, "train.images_per_batch=6")
+    if distributed.world_size() == 2:
+        train(folder, "train.images_per_batch=6")
 
 
 def classify(folder: Path) -> None:
@@ -121,8 +125,7 @@ def with_options(folder: Path) -> None:
 
 def in_parts(folder: Path) -> None:
     """Train with ``train.accumulate``: two parts in one process and in three, three parts in two."""
-    parts = 3 if distributed.world_size() == 2 else 2
-    train(folder, *WITHOUT_BATCH_NORM, f"train.accumulate={parts}")
+    train(folder, *WITHOUT_BATCH_NORM, _parts())
 
 
 def in_one_part(folder: Path) -> None:
@@ -131,14 +134,29 @@ def in_one_part(folder: Path) -> None:
 
 
 def resumed(folder: Path) -> None:
-    """Go on with the first 25 of the 50 steps, as one process has done them."""
-    if distributed.world_size() == 1:
-        return
+    """In three processes, go on after the first 25 of the 50 steps, as one process has done them."""
+    if distributed.world_size() == 3:
+        _go_on(ONE / "in_float32" / "checkpoints" / "step_25.pt", folder, *COCO)
+
+
+def again(folder: Path) -> None:
+    """In three processes, whose gradients can be added up in several orders, do two of four steps again."""
+    if distributed.world_size() == 3:
+        before = folder.parent / "in_parts" / "checkpoints" / "step_2.pt"
+        _go_on(before, folder, *WITHOUT_BATCH_NORM, _parts())
+
+
+def _parts() -> str:
+    return f"train.accumulate={3 if distributed.world_size() == 2 else 2}"
+
+
+def _go_on(checkpoint: Path, folder: Path, *overrides: str) -> None:
+    """Resume a run from a checkpoint, in a folder of its own."""
     if distributed.is_main():
-        (folder / "checkpoints").mkdir()
-        shutil.copy(ONE / "in_float32" / "checkpoints" / "step_25.pt", folder / "checkpoints")
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(checkpoint, folder / "checkpoints")
     distributed.barrier()
-    train(folder, *FIFTY, "test.metric=coco", resume=True)
+    train(folder, *overrides, resume=True)
 
 
 def evaluate(folder: Path) -> None:
@@ -153,6 +171,16 @@ def evaluate(folder: Path) -> None:
         config = config_of(*overrides)
         metrics = score_checkpoint(config, load_checkpoint(path), str(path), "test", folder / name, "cpu")
         (folder / f"{name}_{distributed.rank()}.json").write_text(json.dumps(metrics))
+
+
+def evaluate_tool(folder: Path) -> None:
+    """In several processes, do what ``tools/evaluate.py`` does once they have joined."""
+    if distributed.world_size() == 1:
+        return
+    given = ["--config", "tiny.yaml", "--checkpoint", str(ONE / "in_float32" / "checkpoints" / "step_50.pt")]
+    sys.argv[1:] = [*given, "--device", "cpu", "--output", str(folder / "m.json"), "test.metric=coco"]
+    arguments = evaluate_command.parse()
+    evaluate_command.report(arguments, evaluate_command.score_given(arguments, "cpu"))
 
 
 def proposals(folder: Path) -> None:
@@ -220,34 +248,43 @@ def talk(folder: Path) -> None:
     if rank == 0:
         with distributed.busy():
             time.sleep(0.2)
-    found = {
+    found: dict[str, Any] = {
         "rows": [part.tolist() for part in distributed.gather_rows(rows)],
         "texts": distributed.gather_texts("grün" * rank),
         "total": distributed.total(rank, 1),
     }
+    try:
+        distributed._check_devices(f"kind {rank}")
+    except InputError as error:
+        found["devices"] = str(error)
     (folder / f"talk_{rank}.json").write_text(json.dumps(found))
 
 
 CASES: tuple[Callable[[Path], None], ...] = (
-    *(in_float64, in_float32, with_dropout, classify, in_one_part, in_parts, resumed, evaluate),
-    *(with_options, proposals, staged, fits, dropped, talk),
+    *(in_float64, in_float32, with_dropout, classify, in_one_part, in_parts, resumed, again, evaluate),
+    *(evaluate_tool, with_options, proposals, staged, fits, dropped, talk),
 )
+
+
+def do(root: Path, wanted: Sequence[str] = ()) -> None:
+    """Do the ``wanted`` cases, or all, each in its folder below ``root``."""
+    for case in CASES:
+        if wanted and case.__name__ not in wanted:
+            continue
+        folder = root / case.__name__
+        if distributed.is_main():
+            folder.mkdir(parents=True)
+        distributed.barrier()
+        began = time.monotonic()
+        case(folder)
+        distributed.barrier()
+        note(f"{case.__name__} took {time.monotonic() - began:.1f} seconds")
 
 
 def main() -> None:
     root, wanted = Path(sys.argv[1]), sys.argv[2:]
     with cli.processes("cpu"):
-        for case in CASES:
-            if wanted and case.__name__ not in wanted:
-                continue
-            folder = root / case.__name__
-            if distributed.is_main():
-                folder.mkdir(parents=True)
-            distributed.barrier()
-            began = time.monotonic()
-            case(folder)
-            distributed.barrier()
-            note(f"{case.__name__} took {time.monotonic() - began:.1f} seconds")
+        do(root, wanted)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import chdir
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.multiprocess import cases
 from tests.multiprocess.launch import run, torchrun
 from tests.staged.test_runner import STAGED
 from tests.tiny import TINY
@@ -35,19 +35,28 @@ def place(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(place: Path) -> Start:
-    """Return the folder of the start with some number of processes; each happens once."""
+    """Return the folder of the start with some number of processes; each happens once.
+
+    What several processes have printed is in its ``output.txt``.
+    """
     names = {1: "one", 2: "two", 3: "three"}
-    ended: dict[int, subprocess.CompletedProcess[str]] = {}
+    failed: dict[int, bool] = {}
 
     def folder_of(count: int) -> Path:
         folder = place / names[count]
         if count > 1:
             folder_of(1)  # which some cases read
-        if count not in ended:
-            program = ["-m", "tests.multiprocess.cases", names[count]]
-            command = [sys.executable, *program] if count == 1 else torchrun(count, *program)
-            ended[count] = run(command, place)
-        assert ended[count].returncode == 0, ended[count].stdout
+        if count not in failed:
+            failed[count] = True
+            if count == 1:
+                with chdir(place):
+                    cases.do(Path(names[1]))
+            else:
+                done = run(torchrun(count, "-m", "tests.multiprocess.cases", names[count]), place)
+                assert done.returncode == 0, done.stdout
+                (folder / "output.txt").write_text(done.stdout)
+            failed[count] = False
+        assert not failed[count], f"the start with {count} processes has failed"
         return folder
 
     return folder_of

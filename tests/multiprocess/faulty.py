@@ -1,7 +1,7 @@
 """``tools/train.py`` with a fault: ``python tests/multiprocess/faulty.py FAULT RANK STEP TARGET ...``.
 
-The fault comes in the process of that rank, when it has done that many steps; TARGET is the file that the
-fault needs, or "-". The remaining arguments are those of the tool.
+The fault comes in the process of that rank, when it has done that many steps, or with STEP -1 when it begins
+an evaluation; TARGET is the file that the fault needs, or "-". The remaining arguments are those of the tool.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ def main() -> int:
     fault, rank, step, target = FAULTS[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     sys.argv[1:5] = []
     distributed.SILENT_SECONDS = 6.0
-    original = Run.__dict__["_agree" if step else "run"]
+    original = Run.__dict__["_assess" if step < 0 else "_agree" if step else "run"]
 
-    def agree(run: Run[Any], *given: Any) -> Any:
-        if distributed.rank() == rank and (run.step == step or (fault is is_slow and run.step >= step)):
+    def faulty(run: Run[Any], *given: Any, **named: Any) -> Any:
+        now = step < 0 or run.step == step or (fault is is_slow and run.step >= step)
+        if distributed.rank() == rank and now:
             fault(target)
-        return original(run, *given)
+        return original(run, *given, **named)
 
-    setattr(Run, original.__name__, agree)
+    setattr(Run, original.__name__, faulty)
     return train.main()
 
 

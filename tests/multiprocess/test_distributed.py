@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -33,8 +34,9 @@ def own_words(text: str) -> str:
 
 
 def test_a_rank_that_dies_ends_the_job(place: Path) -> None:
+    """In an evaluation, where the other process waits for it as long as it lives, whatever signal comes."""
     began = time.monotonic()
-    done = run(torchrun(2, "-m", FAULTY, "exits", "1", "3", "-", *training("dies")), place)
+    done = run(torchrun(2, "-m", FAULTY, "exits", "1", "-1", "-", *training("dies")), place)
     assert done.returncode != 0
     assert "exitcode  : 7" in done.stdout
     assert own_words(done.stdout).count(PROCESS_ENDS) <= 1
@@ -62,16 +64,6 @@ def test_an_error_of_another_rank_names_it(
     assert "rank 1: error: " in text
     assert path.name in text.partition("rank 1: error: ")[2].splitlines()[0]
     assert text.count("error: another process") <= 1
-
-
-def test_torchrun_goes_on_by_itself_after_a_kill(place: Path, start: Start) -> None:
-    whole = weights(start(2) / "with_dropout")
-    options = ("--standalone", "--max-restarts=3")
-    given = ["dies_once", "1", "6", str(place / "killed.once"), *training("restarted", "--resume")]
-    done = run(torchrun(2, "-m", FAULTY, *given, options=options), place)
-    assert done.returncode == 0, done.stdout
-    assert (place / "killed.once").exists()
-    assert identical(whole, weights(place / "restarted"))
 
 
 def test_a_rank_that_hangs_ends_the_job(place: Path) -> None:
@@ -105,31 +97,20 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def assert_two_machines_equal_one(
-    place: Path, start: Start, output: str, address: str, prefixes: list[list[str]], interfaces: list[str]
-) -> None:
-    """Train with two torchruns of one process each, and compare with two processes of one torchrun."""
-    whole = weights(start(2) / "with_dropout")
-    port = str(free_port())
+class Machines(NamedTuple):
+    """How two torchruns are started that cannot tell that they are on one machine."""
 
-    def agent(rank: int) -> list[str]:
-        options = ("--nnodes=2", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}")
-        return [*prefixes[rank], *torchrun(1, tool("train"), *training(output), options=options)]
-
-    first, second = ({"GLOO_SOCKET_IFNAME": name} for name in interfaces)
-    with started(agent(0), place, **first) as one, started(agent(1), place, **second) as other:
-        outputs = [job.communicate(timeout=240)[0] for job in (one, other)]
-        assert [one.returncode, other.returncode] == [0, 0], "\n".join(outputs)
-    assert identical(whole, weights(place / output))
+    address: str
+    prefixes: tuple[list[str], list[str]]
+    interfaces: tuple[str, str]
 
 
-def test_two_agents_on_loopback_equal_two_processes_of_one(place: Path, start: Start) -> None:
-    assert_two_machines_equal_one(place, start, "agents", "127.0.0.1", [[], []], ["lo", "lo"])
+LOOPBACK = Machines("127.0.0.1", ([], []), ("lo", "lo"))
 
 
 @pytest.fixture
-def networks() -> Iterator[list[str]]:
-    """Two network namespaces, connected by an Ethernet pair with the addresses 10.97.0.1 and 10.97.0.2."""
+def machines() -> Iterator[Machines]:
+    """Two network namespaces, connected by an Ethernet pair; the loopback where they cannot be made."""
     names = [f"detector{os.getpid()}{end}" for end in "ab"]
     first, second = (f"eth{name[-6:]}" for name in names)
     commands = [f"netns add {name}" for name in names]
@@ -137,22 +118,38 @@ def networks() -> Iterator[list[str]]:
     for number, (name, interface) in enumerate(zip(names, (first, second), strict=True), start=1):
         commands += [f"-n {name} addr add 10.97.0.{number}/24 dev {interface}"]
         commands += [f"-n {name} link set {one} up" for one in (interface, "lo")]
+    if shutil.which("ip") is None:
+        yield LOOPBACK
+        return
     try:
-        for command in commands:
-            if subprocess.run(["ip", *command.split()], capture_output=True, check=False).returncode:
-                pytest.skip(f"ip {command} is not possible here")
-        yield [*names, first, second]
+        made = all(
+            subprocess.run(["ip", *one.split()], capture_output=True).returncode == 0 for one in commands
+        )
+        inside = [["ip", "netns", "exec", name] for name in names]
+        yield Machines("10.97.0.1", (inside[0], inside[1]), (first, second)) if made else LOOPBACK
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-@pytest.mark.skipif(shutil.which("ip") is None, reason="there is no command ip")
-def test_two_network_namespaces_equal_two_processes_of_one(
-    place: Path, start: Start, networks: list[str]
-) -> None:
-    prefixes = [["ip", "netns", "exec", name] for name in networks[:2]]
-    assert_two_machines_equal_one(place, start, "networks", "10.97.0.1", prefixes, networks[2:])
+def test_two_machines_equal_two_processes_of_one(place: Path, start: Start, machines: Machines) -> None:
+    """Train with two torchruns of one process each, and compare with two processes of one torchrun."""
+    whole = weights(start(2) / "with_dropout")
+    port = str(free_port())
+
+    def agent(rank: int) -> list[str]:
+        options = ("--nnodes=2", f"--node-rank={rank}", f"--master-addr={machines.address}")
+        program = (tool("train"), *training("machines"))
+        return [
+            *machines.prefixes[rank],
+            *torchrun(1, *program, options=(*options, f"--master-port={port}")),
+        ]
+
+    first, second = ({"GLOO_SOCKET_IFNAME": name} for name in machines.interfaces)
+    with started(agent(0), place, **first) as one, started(agent(1), place, **second) as other:
+        outputs = [job.communicate(timeout=240)[0] for job in (one, other)]
+        assert [one.returncode, other.returncode] == [0, 0], "\n".join(outputs)
+    assert identical(whole, weights(place / "machines"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -162,6 +159,8 @@ def test_what_processes_tell_each_other(start: Start, count: int) -> None:
         assert found["rows"] == [[[float(other)] * 2] * other for other in range(count)]
         assert found["texts"] == ["grün" * other for other in range(count)]
         assert found["total"] == [sum(range(count)), count]
+        devices = "; ".join(f"rank {other}: kind {other}" for other in range(count))
+        assert (f"({devices})" in found.get("devices", "")) == (count > 1)
     lines = (start(count) / "talk" / "order.txt").read_text().splitlines()
     assert lines[:2] == ["0 enters", "0 leaves"]  # the others follow when it has left
     assert len(lines) == 2 * count

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from detector.commands import propose
 from detector.proposals.journal import journals
 from detector.proposals.store import ProposalStore
 from tests.multiprocess.conftest import Start
-from tests.multiprocess.launch import below, run, started, tool, torchrun, wait_until
+from tests.multiprocess.launch import below, started, tool, torchrun, wait_until
 
 
 def calls(folder: Path, name: str = "calls") -> list[Counter[str]]:
@@ -44,9 +46,12 @@ def test_each_image_is_done_once_and_the_store_is_that_of_one_process(start: Sta
     assert not journals(stores[1].path)
 
 
-def test_a_killed_job_has_lost_only_unfinished_images(place: Path) -> None:
+def test_a_killed_job_has_lost_only_unfinished_images(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on in one process, which takes over what both have finished."""
     method = {"method": "tests.multiprocess.boxes:boxes_of", "top_k_train": 300, "top_k_test": 300}
-    options = {"calls": str(place / "killed"), "slow": 0.5}
+    options = {"calls": str(place / "killed"), "slow": 0.3}
     given = ["--config", "tiny.yaml", "--output", "store", "--workers", "0"]
     proposals = f"proposals={json.dumps({**method, 'options': options})}"
     store = place / "store"
@@ -61,9 +66,10 @@ def test_a_killed_job_has_lost_only_unfinished_images(place: Path) -> None:
     finished = len(journals(store))
     assert finished == 2
     before = sum(calls(place, "killed"), Counter())
-    done_again = run(torchrun(2, tool("propose"), *given, proposals), place)
-    assert done_again.returncode == 0, done_again.stdout
-    assert done_again.stdout.count(str(store.name) + "\n") >= 1
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["propose", *given, proposals])
+    assert propose.main() == 0
+    assert store.name in capsys.readouterr().out.splitlines()
     after = sum(calls(place, "killed"), Counter())
     again = sum(after.values()) - len(after)
     assert len(after) == 12

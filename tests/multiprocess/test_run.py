@@ -16,8 +16,9 @@ from torch import Tensor
 from detector.engine.checkpoint import load_checkpoint, numbered_checkpoints
 from detector.engine.run_folder import LOCK
 from detector.engine.run_log import read_log
+from tests.multiprocess.cases import COCO, train
 from tests.multiprocess.conftest import Start
-from tests.multiprocess.launch import ranks, run, started, tool, torchrun, wait_until
+from tests.multiprocess.launch import ranks, run, started, torchrun, wait_until
 
 DROPOUT = ("train.images_per_batch=6",)
 FAULTY = "tests.multiprocess.faulty"
@@ -113,10 +114,22 @@ def test_only_rank_0_writes(start: Start, count: int) -> None:
     assert lines[0] == lines[1]
 
 
-@several
-def test_stopped_in_one_process_and_resumed_in_several(start: Start, count: int) -> None:
-    whole = weights(start(1) / "in_float32")
-    assert distance(whole, weights(start(count) / "resumed")) < 1e-4
+def test_stopped_in_one_process_and_resumed_in_three(start: Start) -> None:
+    assert distance(weights(start(1) / "in_float32"), weights(start(3) / "resumed")) < 1e-4
+
+
+def test_stopped_in_two_processes_and_resumed_in_one(
+    start: Start, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(start(2) / "in_float32" / "checkpoints" / "step_25.pt", tmp_path / "checkpoints")
+    monkeypatch.chdir(place)
+    train(tmp_path, *COCO, resume=True)
+    assert distance(weights(start(1) / "in_float32"), weights(tmp_path)) < 1e-4
+
+
+def test_a_resumed_run_adds_gradients_up_in_the_same_order(start: Start) -> None:
+    assert identical(weights(start(3) / "in_parts"), weights(start(3) / "again"))
 
 
 def test_processes_draw_different_dropout_again_at_each_step(start: Start) -> None:
@@ -149,13 +162,18 @@ def stop(place: Path, output: str, *options: str, agent: bool) -> None:
     assert not (place / output / LOCK).exists()
 
 
-def test_stopped_and_resumed_runs_equal_uninterrupted_ones(start: Start, place: Path) -> None:
-    """By a signal to torchrun, then by one to every process; resumed in two processes and in one."""
+def test_stopped_killed_and_resumed_runs_equal_uninterrupted_ones(start: Start, place: Path) -> None:
+    """By a signal to torchrun, by one to every process, and by a kill, after which torchrun starts again.
+
+    The first start has no checkpoint to go on from.
+    """
     whole = weights(start(2) / "with_dropout")
-    stop(place, "stopped", agent=True)
-    shutil.copytree(place / "stopped", place / "copy")
+    stop(place, "stopped", "--resume", agent=True)
     stop(place, "stopped", "--resume", agent=False)
+    killed = place / "killed.once"
     given = ["--config", "tiny.yaml", "--output", "stopped", "--device", "cpu", "--resume", *DROPOUT]
-    done = run(torchrun(2, tool("train"), *given), place)
+    program = ["-m", FAULTY, "dies_once", "1", "11", str(killed), *given]
+    done = run(torchrun(2, *program, options=("--standalone", "--max-restarts=3")), place)
     assert done.returncode == 0, done.stdout
+    assert killed.exists()
     assert identical(whole, weights(place / "stopped"))

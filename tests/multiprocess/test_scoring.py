@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.multiprocess.conftest import Start
-from tests.multiprocess.launch import run, tool, torchrun
 from tests.multiprocess.test_run import files_of
 
 COSTS = ("seconds_per_image", "peak_rss_mib", "seconds", "data_wait_share")
@@ -36,22 +35,11 @@ def test_metrics_are_the_same_to_the_last_digit(start: Start, count: int, name: 
         assert (folders[1] / "results" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_evaluate_writes_once(start: Start) -> None:
-    place = start(1).parent
-    checkpoint = start(1) / "in_float32" / "checkpoints" / "step_50.pt"
-    given = [
-        "--config",
-        "tiny.yaml",
-        "--checkpoint",
-        str(checkpoint),
-        "--device",
-        "cpu",
-        "--output",
-        "m.json",
-    ]
-    done = run(torchrun(2, tool("evaluate"), *given, "test.metric=coco"), place)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("wrote result files") == 1
+@pytest.mark.parametrize("count", [2, 3])
+def test_evaluate_writes_once(start: Start, count: int) -> None:
+    folder = start(count) / "evaluate_tool"
     alone = json.loads((start(1) / "evaluate" / "coco_0.json").read_text())
-    found = json.loads((place / "m.json").read_text())
+    found = json.loads((folder / "m.json").read_text())
     assert without_costs(found) == {**without_costs(alone), "step": 50}
+    lines = (start(count) / "output.txt").read_text().splitlines()
+    assert sum(line.startswith("wrote result files") and "/evaluate_tool/m/" in line for line in lines) == 1
