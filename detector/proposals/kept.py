@@ -29,6 +29,7 @@ _NAME = re.compile(r"kept_\w+_[0-9a-f]{32}\.json")
 _noted: set[Path] = set()
 
 
+@main_first()
 def kept(
     folder: Path,
     kind: str,
@@ -45,17 +46,6 @@ def kept(
 
     Where there are several processes, all of them call this alike: rank 0 computes, and the others read.
     """
-    with main_first():
-        return _kept(folder, kind, depends_on, compute, read)
-
-
-def _kept(
-    folder: Path,
-    kind: str,
-    depends_on: Callable[[], Mapping[str, Any]],
-    compute: Callable[[], Any],
-    read: Callable[[Any], Result],
-) -> Result:
     given = depends_on()
     facts = {"kind": kind, "version": _VERSION, **given}
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,25 +12,11 @@ import torch
 import yaml
 
 from detector.config import load_config
-from detector.data.generated.dataset import generate_voc
 from detector.tasks.start import start_run
 from tests.commands.conftest import PROJECT, Result, Tool
 from tests.tiny import TINY
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("original") / "voc"
-    generate_voc(root, train_images=4, test_images=2, image_size=(96, 112), seed=2)
-    return root
-
-
-@pytest.fixture
-def root(original: Path, tmp_path: Path) -> Path:
-    """A copy of the data set that a test may damage."""
-    return Path(shutil.copytree(original, tmp_path / "voc"))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,18 +25,6 @@ from tests.tiny import TINY
 Train = Callable[..., Result]
 SETTINGS = ("train.steps=6", "train.checkpoint_every=2", "data.workers=2")
 FULL = Path("/dev/full")
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("original") / "voc"
-    generate_voc(root, train_images=4, test_images=2, image_size=(96, 112), seed=2)
-    return root
-
-
-@pytest.fixture
-def root(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "voc"))
 
 
 @pytest.fixture
