@@ -324,6 +324,16 @@ def summed(values: Tensor) -> Tensor:
     return result
 
 
+def gathered(values: Tensor) -> Tensor:
+    """Return the ``values``, of equal shapes, of all processes, by rank in a new first dimension."""
+    if _group is None:
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(_group.world_size)]
+    with _communicating():
+        distributed.all_gather(parts, values.contiguous())
+    return torch.stack(parts)
+
+
 def gather_rows(rows: Tensor) -> list[Tensor]:
     """Return the ``rows`` (n, ...) of every process, by rank; n may differ. They are on the CPU."""
     if _group is None:
@@ -408,27 +418,6 @@ def without_averaging(computed: Callable[..., Any]) -> Iterator[None]:
             yield
     else:
         yield
-
-
-class _Mean(torch.autograd.Function):
-    """The mean of a tensor over all processes, with the gradient of the sum of their losses."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _averaged(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _averaged(gradients[0])
-
-
-def _averaged(values: Tensor) -> Tensor:
-    return summed(values.contiguous()) / world_size()
-
-
-def mean(values: Tensor) -> Tensor:
-    """Return the mean of ``values``, of equal shapes, over all processes; gradients go to each of them."""
-    return values if _group is None else _Mean.apply(values)
 
 
 @contextmanager
