@@ -126,7 +126,7 @@ class MlflowTracker(Callback):
         self._step = 0
 
     def on_start(self, facts: RunFacts) -> None:
-        # MLflow reports its use to its makers, and refuses folders, unless it is told otherwise.
+        # By default MLflow reports its use to its makers and refuses folders; these variables change that.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         if self.tracking_uri is not None and _is_folder(self.tracking_uri):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -297,11 +297,11 @@ def size_of(images: int) -> SimpleNamespace:
 
 def test_a_short_limit_leaves_time_for_the_build(tmp_path: Path) -> None:
     """Timings leave time for what runs together after them, as much as that takes; the build does not."""
-    told = [sys.executable, "-c", "import os; print(os.environ['GPU_CHECK_DEADLINE'])"]
+    deadline = [sys.executable, "-c", "import os; print(os.environ['GPU_CHECK_DEADLINE'])"]
     parts = [
-        Part("build", "", told, 60, alone=True, first=True),
-        Part("timing", "", told, 60, alone=True),
-        Part("check", "", told, 60, usual=20.0),
+        Part("build", "", deadline, 60, alone=True, first=True),
+        Part("timing", "", deadline, 60, alone=True),
+        Part("check", "", deadline, 60, usual=20.0),
     ]
     outcomes = [Outcome(part.name, part.title) for part in parts]
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What callbacks are told of a run, in which order, and that a failing one does not end it."""
+"""Which calls callbacks get, in which order, and that a failing one does not end the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVALUATED = ("train.evaluate_every=6", "train.validation_fraction=0.3")
 
 
 class Recorder(Callback):
-    """Keeps everything that it is told."""
+    """Keeps every call with its arguments."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
@@ -52,7 +52,7 @@ class Recorder(Callback):
     def close(self) -> None:
         self.events.append(("close", None))
 
-    def told(self, kind: str) -> list[Any]:
+    def calls(self, kind: str) -> list[Any]:
         return [what for event, what in self.events if event == kind]
 
     def names(self) -> list[str]:
@@ -83,19 +83,19 @@ def test_a_callback_is_told_what_the_folder_holds(tiny: Load, tmp_path: Path) ->
     assert not recorder.events  # nothing before the run
     run.run()
     run.finish()
-    assert recorder.told("log") == read_log(folder / "log.jsonl")
-    facts = recorder.told("start")[0]
+    assert recorder.calls("log") == read_log(folder / "log.jsonl")
+    facts = recorder.calls("start")[0]
     assert (facts.folder, facts.step) == (folder, 0)
     assert facts.config == config.model_dump(mode="json")
     assert facts.environment == read_json(folder / "environment.json")[0]
-    assert [(name, step) for name, _, step in recorder.told("images")] == [
+    assert [(name, step) for name, _, step in recorder.calls("images")] == [
         ("trainval images", 6),
         ("trainval images", 12),
     ]
-    assert all(image.dtype == np.uint8 for _, images, _ in recorder.told("images") for image in images)
+    assert all(image.dtype == np.uint8 for _, images, _ in recorder.calls("images") for image in images)
     names = {f"step_{step}.pt" for step in (4, 8, 12)}
-    assert names <= {name for name, _ in recorder.told("checkpoint")} <= names | {"best.pt"}
-    assert recorder.told("finish") == [(read_json(folder / "metrics.json"), folder)]
+    assert names <= {name for name, _ in recorder.calls("checkpoint")} <= names | {"best.pt"}
+    assert recorder.calls("finish") == [(read_json(folder / "metrics.json"), folder)]
     assert recorder.names()[:2] == ["start", "log"]
     assert recorder.names()[-2:] == ["finish", "close"]
     assert recorder.names().count("close") == recorder.names().count("start") == 1
@@ -114,7 +114,7 @@ def test_a_failing_callback_is_switched_off_and_the_run_goes_on(
     assert f"{method}: ConnectionError: the server (test_callbacks.py, line " in said
     assert failing.names().count("failed") == 1  # nothing but close is called after it
     assert failing.names()[failing.names().index("failed") + 1 :] in ([], ["close"])
-    assert recorder.told("log") == read_log(tmp_path / "run" / "log.jsonl")
+    assert recorder.calls("log") == read_log(tmp_path / "run" / "log.jsonl")
     assert recorder.names()[-2:] == ["finish", "close"]
 
 
@@ -162,15 +162,15 @@ def test_a_run_that_ends_early_says_why(
     with pytest.raises(error) as ended:
         callback.run.run()
     assert callback.names()[-2:] == ["error", "close"]
-    assert callback.told("error") == [ended.value]
+    assert callback.calls("error") == [ended.value]
 
 
 def test_a_resumed_run_says_how_many_steps_are_done(tiny: Load, tmp_path: Path) -> None:
     begin(tiny("train.steps=4", "train.schedule.kind=cosine"), tmp_path / "run").run()
     recorder = Recorder()
     begin(tiny("train.schedule.kind=cosine"), tmp_path / "run", recorder, resume=True).run()
-    assert recorder.told("start")[0].step == 4
-    assert {line["step"] for line in recorder.told("log") if line["kind"] == "train"} == set(range(5, 13))
+    assert recorder.calls("start")[0].step == 4
+    assert {line["step"] for line in recorder.calls("log") if line["kind"] == "train"} == set(range(5, 13))
     assert recorder.names()[-1] != "close"  # the run is done, and may still be finished
 
 
