@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detector.config import Config
 from detector.core import distributed
 from detector.core.distributed import main_first
+from detector.core.progress import note, said_once
 from detector.core.structures import Batch, ImageRecord
 from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
@@ -135,7 +136,8 @@ class BaseTask(ABC, Generic[AnyBatch]):
         ``model`` is in evaluation mode. Each image is seen as in the first view of an evaluation, with the
         regions that a step would draw from it by a seed of its own. So the result does not change with the
         step, and every process computes its share of the images. Nothing is returned unless
-        ``train.validation_loss`` asks for it, or if the images have no annotations.
+        ``train.validation_loss`` asks for it, or if the images have no annotations. Nor is it, with a
+        warning, if a loss is not finite.
         """
         images = self.scorer.validation or self.scorer.test_set
         if not self.config.train.validation_loss or not images.annotated:
@@ -145,18 +147,24 @@ class BaseTask(ABC, Generic[AnyBatch]):
         batches = loaders.loss_batches(
             self.config, images.records, images.proposals, numbers, self.device, self.draw_regions
         )
-        rows, names = torch.zeros(len(numbers), 3, dtype=torch.float64), ("loss_cls", "loss_box")
+        names = ("loss_cls", "loss_box")
+        rows = torch.zeros(len(numbers), 5, dtype=torch.float64)  # the count; both losses; which there are
         with closing(batches):
             for row, batch in zip(rows, batches, strict=True):
                 losses, count = self.image_losses(model, batch)
                 row[0] = count
-                for place, name in enumerate(names, start=1):
-                    row[place] = losses.get(name, torch.tensor(torch.nan))
+                for place, name in enumerate(names):
+                    if name in losses:
+                        row[1 + place], row[3 + place] = losses[name], 1
         distributed.barrier()  # one process may take much longer than another
         parts = [list(part) for part in distributed.gather_rows(rows)]
         total = torch.stack(distributed.interleaved(parts)).sum(dim=0)
-        means = dict(zip(names, (total[1:] / total[0].clamp(min=1)).tolist(), strict=True))
-        known = {f"val_{name}": value for name, value in means.items() if not math.isnan(value)}
+        means = zip(names, (total[1:3] / total[0].clamp(min=1)).tolist(), total[3:].tolist(), strict=True)
+        known = {f"val_{name}": value for name, value, present in means if present}
+        if not all(map(math.isfinite, known.values())):
+            with said_once():
+                note(f"warning: the validation loss is not finite, and is not logged: {known}")
+            return {}
         return {"val_loss": sum(known.values()), **known}
 
     def autocast(self) -> torch.autocast:

@@ -250,3 +250,13 @@ def test_compiled_code_does_not_share_batch_statistics(tiny: Load, monkeypatch: 
     with pytest.raises(InputError, match=r"^train\.compile: several processes compute the batch statistics"):
         model_parts.compiled(model)
     model_parts.compiled(build_model(tiny("model.backbone.name=alexnet"), 3))
+
+
+def test_a_validation_loss_that_is_not_finite_is_reported(
+    tiny: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = build_task(tiny(*FEW, "train.validation_loss=true", *EVALUATED), "cpu")
+    with torch.no_grad():
+        task.model.predictor.cls_score.bias.fill_(torch.nan)
+    assert task.validation_losses(task.model) == {}
+    assert "warning: the validation loss is not finite" in capsys.readouterr().err
