@@ -784,7 +784,7 @@ class CutoutConfig(_RandomConfig):
 
 
 class AugmentConfig(Section):
-    """Random changes of training images, which help most with a few hundred images; all are off by default.
+    """Random changes of training images, meant for data sets of a few hundred; all are off by default.
 
     Boxes and proposals change together with the image. ``tools/draw_samples.py`` shows the result. The order
     is expand, crop, resize and flip, colours, cut-out. Stages that work on cached features allow none.
