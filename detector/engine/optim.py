@@ -23,7 +23,8 @@ _STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}
 """What each optimizer keeps of every parameter."""
 
 
-def build_sgd(
+def build_optimizer(
+    kind: str,
     model: nn.Module,
     *,
     learning_rate: float,
@@ -31,44 +32,26 @@ def build_sgd(
     weight_decay: float,
     bias_lr_factor: float,
     bias_decay: bool,
-) -> torch.optim.SGD:
-    """Return SGD over the parameters that train, in the groups of `parameter_groups`.
+) -> torch.optim.SGD | torch.optim.AdamW:
+    """Return the optimizer ``kind``, "sgd" or "adamw", over the parameters that train (`parameter_groups`).
 
-    The update reads and writes every number once (``fused``), where torch's default takes a pass over memory
-    for each term.
+    For AdamW (Loshchilov and Hutter, 2019), ``momentum`` is beta1, and weights decay by ``learning_rate *
+    weight_decay`` of their value per step, independently of the gradient. The update reads and writes every
+    number once (``fused``), where torch's default takes a pass over memory for each term.
     """
     groups = parameter_groups(model, learning_rate, weight_decay, bias_lr_factor, bias_decay=bias_decay)
-    return torch.optim.SGD(
-        groups,
-        lr=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        fused=True if any(group["params"] for group in groups) else None,
-    )
-
-
-def build_adamw(
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-    bias_lr_factor: float,
-    bias_decay: bool,
-) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter, 2019) over the parameters that train, grouped and fused as SGD.
-
-    ``momentum`` is its beta1. Weights decay by ``learning_rate * weight_decay`` of their value per step,
-    independently of the gradient.
-    """
-    groups = parameter_groups(model, learning_rate, weight_decay, bias_lr_factor, bias_decay=bias_decay)
-    return torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        betas=(momentum, ADAMW_BETA2),
-        weight_decay=weight_decay,
-        fused=True if any(group["params"] for group in groups) else None,
-    )
+    shared: dict[str, Any] = {
+        "lr": learning_rate,
+        "weight_decay": weight_decay,
+        "fused": True if any(group["params"] for group in groups) else None,
+    }
+    match kind:
+        case "sgd":
+            return torch.optim.SGD(groups, momentum=momentum, **shared)
+        case "adamw":
+            return torch.optim.AdamW(groups, betas=(momentum, ADAMW_BETA2), **shared)
+        case _:
+            raise ValueError(f"optimizer {kind!r} is unknown; known: sgd, adamw")
 
 
 def parameter_groups(

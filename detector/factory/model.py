@@ -15,9 +15,9 @@ from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import Batch, Normalization
+from detector.engine import optim
 from detector.engine.checkpoint import check_model_state, weights_to_use
 from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
-from detector.engine.optim import build_adamw, build_sgd
 from detector.factory.weights import differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
@@ -221,8 +221,8 @@ def build_loss(config: Config) -> DetectionLoss:
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD | torch.optim.AdamW:
     """Return the config's optimizer for the parameters of ``model`` that train."""
     settings = config.train
-    build = build_sgd if settings.optimizer == "sgd" else build_adamw
-    return build(
+    return optim.build_optimizer(
+        settings.optimizer,
         model,
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,

@@ -15,9 +15,8 @@ from torch import nn
 from detector.core.errors import InputError
 from detector.engine.checkpoint import check_content
 from detector.engine.optim import (
-    build_adamw,
+    build_optimizer,
     build_schedule,
-    build_sgd,
     clip_gradients,
     load_optimizer_state,
     set_learning_rate,
@@ -74,8 +73,9 @@ def network() -> nn.Sequential:
     return layers
 
 
-def sgd(model: nn.Module, *, bias_decay: bool = False) -> torch.optim.SGD:
-    return build_sgd(
+def sgd(model: nn.Module, *, bias_decay: bool = False) -> torch.optim.Optimizer:
+    return build_optimizer(
+        "sgd",
         model,
         learning_rate=0.01,
         momentum=0.9,
@@ -133,7 +133,7 @@ def two_steps(optimizer: torch.optim.Optimizer) -> None:
 
 
 def fused(model: nn.Module) -> torch.optim.SGD:
-    """Return what ``build_sgd`` gives on a GPU; torch has the fused kernel for the CPU as well."""
+    """Return what ``build_optimizer`` gives on a GPU; torch has the fused kernel for the CPU as well."""
     plain = sgd(model)
     return torch.optim.SGD(plain.param_groups, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
 
@@ -217,9 +217,15 @@ def test_momenta_of_other_shapes_are_refused() -> None:
             load_optimizer_state(sgd(network()), changed, "a.pt")
 
 
-def adamw(model: nn.Module) -> torch.optim.AdamW:
-    return build_adamw(
-        model, learning_rate=0.01, momentum=0.9, weight_decay=0.05, bias_lr_factor=2.0, bias_decay=False
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer(
+        "adamw",
+        model,
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=0.05,
+        bias_lr_factor=2.0,
+        bias_decay=False,
     )
 
 
