@@ -88,10 +88,10 @@ def parse_stored(
                 continue
             allowed = "stages=[]" if place else f"{key}=..."
             raise InputError(
-                f"{source}: the config in this checkpoint has {place or key} = {function!r:.80}, the name of a "
-                "function, and a checkpoint may not choose code that runs here. If you know and trust it, say "
-                f"so on the command line with {allowed} (tools/demo.py: --set {allowed}), or in Python with "
-                f"Detector.load(..., allow_code=[{function!r:.80}]); methods such as selective_search are "
+                f"{source}: the config in this checkpoint has {place or key} = {function!r:.80}, the name of "
+                "a function, and a checkpoint may not choose code that runs here. If you know and trust it, "
+                f"say so on the command line with {allowed} (tools/demo.py: --set {allowed}), or in Python "
+                f"with Detector.load(..., allow_code=[{function!r:.80}]); methods such as selective_search are "
                 "always allowed"
             )
     return config

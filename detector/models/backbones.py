@@ -156,7 +156,7 @@ class NetworkBackbone(Backbone):
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # nothing is counted
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> NetworkBackbone:
         """Set training mode for what trains; frozen blocks and batch norms stay in evaluation mode."""
         nn.Module.train(self, mode)
         for name in self.resting:

@@ -186,7 +186,7 @@ def _run_vision_transformer(network: nn.Module, images: Tensor, wanted: Sequence
     start = network.get_parameter("class_token").expand(len(tokens), -1, -1)
     places = positions(encoder.get_parameter("pos_embedding"), grid, extra=1)
     tokens = encoder.get_submodule("dropout")(torch.cat((start, tokens), dim=1) + places)
-    found = []
+    found: list[Tensor] = []
     for name, layer in encoder.get_submodule("layers").named_children():
         tokens = layer(tokens)
         if f"encoder.layers.{name}" in wanted:
@@ -215,7 +215,7 @@ def positions(embedding: Tensor, grid: tuple[int, int], *, extra: int) -> Tensor
 
 
 def _open_timm(name: str) -> OpenNetwork:
-    network = _create_timm(name)
+    network: Any = _create_timm(name)
     if not hasattr(network, "forward_intermediates"):
         raise InputError(
             f"model.backbone.name: timm's {name} cannot give the maps of its blocks; take another"
@@ -244,7 +244,7 @@ class _TimmRunner:
 
     def __call__(self, network: nn.Module, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
         places = [self.names.index(name) for name in wanted]
-        run = network.forward_intermediates
+        run: Any = network.forward_intermediates
         options = {"norm": places[-1] == len(self.names) - 1} if _takes(run, "norm") else {}
         found: list[Tensor] = run(
             images, indices=places, stop_early=True, output_fmt="NCHW", intermediates_only=True, **options
@@ -253,10 +253,11 @@ class _TimmRunner:
 
     def prune(self, network: nn.Module, last: str) -> None:
         """Delete what comes after the block ``last``, and the head."""
-        if hasattr(network, "prune_intermediate_layers"):
+        prune: Any = getattr(network, "prune_intermediate_layers", None)
+        if prune is not None:
             place = self.names.index(last)
             whole = place == len(self.names) - 1
-            network.prune_intermediate_layers([place], prune_norm=not whole, prune_head=True)
+            prune([place], prune_norm=not whole, prune_head=True)
 
 
 def _takes(function: Any, option: str) -> bool:
@@ -274,8 +275,8 @@ def _open_own(name: str) -> OpenNetwork:
         raise InputError(f"model.backbone.name: {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"model.backbone.name: {name} returned a {type(network).__name__}; it must return a torch.nn.Module "
-            "that turns images (N, 3, H, W) into a map (N, C, h, w)"
+            f"model.backbone.name: {name} returned a {type(network).__name__}; it must return a "
+            "torch.nn.Module that turns images (N, 3, H, W) into a map (N, C, h, w)"
         )
     if isinstance(network, nn.Sequential):
         blocks = _grouped(network, [part for part, _ in network.named_children()])

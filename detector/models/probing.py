@@ -25,7 +25,7 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 """Returns the maps (N, C, h, w) of some blocks for images (N, 3, H, W)."""
 
 BASE = (448, 672)
-"""Height and width of the first run: multiples of 32, and of the windows of 7 and 14 cells of transformers."""
+"""Height and width of the first run: multiples of 32, and of transformers' windows of 7 and 14 cells."""
 
 
 class Axis(NamedTuple):
@@ -421,7 +421,7 @@ def _met(
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Return images (N, C, H, W) with zeros on the right and at the bottom up to whole multiples of pixels."""
+    """Return images (N, C, H, W) with zeros on the right and at the bottom, up to whole multiples."""
     height, width = images.shape[-2], images.shape[-1]
     more = (-width % multiple, -height % multiple)
     return functional.pad(images, (0, more[0], 0, more[1])) if any(more) else images

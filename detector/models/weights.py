@@ -146,8 +146,8 @@ def published(backbone: str) -> Download:
         others = _OTHER_FILES.get(own, ())
         return Download(chosen.url, (chosen.url.rpartition("/")[2], *others, *_plain_names(own)))
     raise InputError(
-        f"{backbone} has no default weights; known: {', '.join(_OF_TORCHVISION)}, and networks of torchvision "
-        "and timm"
+        f"{backbone} has no default weights; known: {', '.join(_OF_TORCHVISION)}, and the networks of "
+        "torchvision and timm"
     )
 
 
