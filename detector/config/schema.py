@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from detector.core.errors import InputError, nearest
+from detector.core.libraries import LIBRARIES, check_network_name
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -444,21 +445,31 @@ Proposals = Annotated[
 ]
 
 
+NETWORKS = ("vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0", "small")
+"""The networks of this project; those of libraries and of users have a colon in their names."""
+
+
 class BackboneConfig(Section):
     """The convolutions: which network, up to which block, and where their weights come from."""
 
-    name: Literal["vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0", "small"]
-    """The network whose convolutions are used."""
+    name: str
+    """The network: "vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0" or "small";
+    "torchvision:NAME", a classification network of torchvision, such as "torchvision:mobilenet_v2";
+    "timm:NAME", a network of the package timm; or "module:function", a function of yours without parameters
+    that returns a ``torch.nn.Module``, which turns images (N, 3, H, W) into a map (N, C, h, w). Of a vision
+    transformer, the patch tokens are the map."""
     stage: str | None = None
-    """Name of the last block that is kept, such as "fire8" or "layer3"; null keeps all up to the last
-    convolution (ResNet: C4)."""
+    """Name of the last block that is kept, such as "fire8" or "layer3"; an unknown name is answered with a
+    list of them. null keeps all up to the last convolution (ResNet: C4), or up to the last block of stride 16
+    in networks with a colon in their name."""
     weights: str | None = None
-    """A state dict file with torchvision's, timm's or Caffe's names; null starts from random weights.
-    "default" stands for this network's ImageNet weights (alexnet, resnet18, resnet50, squeezenet1_0, vgg16):
-    the first of these files that exists in ``data/weights/``: torchvision's name (IMAGENET1K_V1, for instance
-    ``resnet18-f37072fd.pth``), for squeezenet1_0 also ``squeezenet1_0-dc_tvnorm-fba6d0e6.pth``, and
-    ``NAME.pth`` with the network's name. If there is none, torchvision's file is downloaded there and its
-    checksum verified. A file whose name really is "default" is written ``./default``."""
+    """A state dict file (``.pth`` or ``.safetensors``) with torchvision's, timm's or Caffe's names; null
+    starts from random weights. "default" stands for the ImageNet weights that torchvision (IMAGENET1K_V1,
+    where there are several) or timm publishes for this network: the first of these files that exists in
+    ``data/weights/``: the published name (for instance ``resnet18-f37072fd.pth``), for squeezenet1_0 also
+    ``squeezenet1_0-dc_tvnorm-fba6d0e6.pth``, and ``NAME.pth`` or ``NAME.safetensors`` with the network's name
+    (without its library). If there is none, the published file is downloaded there and its checksum verified.
+    A file whose name really is "default" is written ``./default``."""
     allow_partial: bool = False
     """Accept a weights file that does not fit completely: take what fits and start the rest from random
     weights."""
@@ -466,7 +477,12 @@ class BackboneConfig(Section):
     """The input that the weights expect. "torchvision": RGB in [0, 1], normalised with mean and standard
     deviation. "caffe": BGR in 0..255 minus a mean (102.9801, 115.9465, 122.7717, as in the release)."""
     pixel_mean: tuple[float, float, float] | None = None
-    """Another mean, in the channel order and range of ``convention``; null is the convention's own."""
+    """Another mean, in the channel order and range of ``convention``; null is the convention's own, or that
+    of timm's published weights for a network of timm."""
+    pixel_std: tuple[Positive, Positive, Positive] | None = None
+    """Another standard deviation, by which pixels are divided after the mean is subtracted, in the channel
+    order and range of ``convention``; null as for ``pixel_mean``. (x - 127) / 128 is ``pixel_mean`` 127 / 255
+    and ``pixel_std`` 128 / 255 in the convention "torchvision"."""
     freeze: int | Literal["none", "all"] = 0
     """How many of the first blocks do not train, or "none", or "all"."""
     feature_scale: Positive = 1.0
@@ -476,12 +492,31 @@ class BackboneConfig(Section):
     """Output channels of a 1x1 convolution after the features, which makes fc6 cheaper; null adds none (as
     in the paper)."""
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_network(cls, name: str) -> str:
+        if name not in NETWORKS and not _FUNCTION.fullmatch(name):
+            raise ValueError(
+                f"expected {', '.join(NETWORKS)}, torchvision:NAME, timm:NAME, or module:function for a "
+                f"function of yours{nearest(name, NETWORKS)}"
+            )
+        try:
+            check_network_name(name)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    @property
+    def function(self) -> str | None:
+        """The function of the user that ``name`` names; None for other networks."""
+        return self.name if ":" in self.name and self.name.partition(":")[0] not in LIBRARIES else None
+
     @model_validator(mode="after")
     def _default_weights_exist(self) -> BackboneConfig:
-        if self.weights == "default" and self.name in ("caffenet", "small"):
+        if self.weights == "default" and (self.name in ("caffenet", "small") or self.function is not None):
             raise ValueError(
                 f"model.backbone.weights: default: {self.name} has no published weights; take alexnet, "
-                "resnet18, resnet50, squeezenet1_0 or vgg16, or name a file"
+                "resnet18, resnet50, squeezenet1_0, vgg16, torchvision:NAME or timm:NAME, or name a file"
             )
         if self.weights == "default" and self.convention != "torchvision":
             raise ValueError(

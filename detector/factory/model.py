@@ -51,7 +51,10 @@ def build_backbone(config: Config) -> Backbone:
 def build_normalization(config: Config) -> Normalization:
     """Return the normalisation of images that the configured weights expect."""
     chosen = config.model.backbone
-    return weights.normalization(chosen.convention, chosen.pixel_mean)
+    mean, deviation = chosen.pixel_mean, chosen.pixel_std
+    if chosen.convention == "torchvision" and mean is None and deviation is None:
+        mean, deviation = weights.library_normalization(chosen.name)
+    return weights.normalization(chosen.convention, mean, deviation)
 
 
 def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None) -> RegionDetector:

@@ -21,7 +21,7 @@ from detector.models.published import FEATURES, FULLY_CONNECTED, HEAD, our_names
 from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
 from detector.models.weights import DEFAULT, default_weights, read_state_dict
 
-_INPUT_KEYS = ("convention", "pixel_mean", "feature_scale")
+_INPUT_KEYS = ("convention", "pixel_mean", "pixel_std", "feature_scale")
 
 
 def check_weights(config: Config) -> None:
