@@ -167,6 +167,12 @@ class DataConfig(Section):
     other_classes: Literal["error", "ignore"] = "error"
     """What to do with objects of a class that ``classes`` does not name: stop with an error, or leave them
     out of training and evaluation."""
+    attributes: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] | None = None
+    """Names of attributes of objects that count as further labels, for instance ``[colour, occluded]``: an
+    object whose colour is red then has the label "colour=red" besides its class, and one with a flag has the
+    flag's name. voc: ``<attributes>`` as CVAT writes them. coco: ``attributes`` of an annotation. labelme:
+    flags and attributes of a shape. labelstudio: choices, ratings and numbers per region. An object with two
+    labels counts once for each. null reads no attributes."""
     first_pixel: Literal[0, 1] = 1
     """voc: the coordinate of an image's first pixel in the XML files and in VOC result files. The standard
     counts from 1; some tools write coordinates that count from 0."""

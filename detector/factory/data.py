@@ -55,6 +55,7 @@ def build_source(config: Config) -> DataSource:
                 annotations=data.annotations,
                 images=data.images,
                 rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
         case "voc":
@@ -65,6 +66,7 @@ def build_source(config: Config) -> DataSource:
                 splits=None if data.split_ratio else data.splits,
                 first_pixel=data.first_pixel,
                 rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
 

@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from detector.core.errors import InputError, nearest
+from detector.core.errors import FaultHandler, InputError, faults_to, nearest
 from detector.core.files import ASCII_SPACE, IMAGE_SUFFIXES, is_hidden, read_short_text
 from detector.core.structures import ImageName
 from detector.data.paths import FileFinder, image_key, require_inside
-from detector.data.problems import FaultHandler, faults_to
 from detector.data.selection import Selection
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id. Only spaces may separate
