@@ -256,22 +256,26 @@ def read_files(
     cache: AnnotationCache | None,
     *,
     attributes: bool = False,
+    errors: dict[Path, InputError] | None = None,
 ) -> FileColumns:
     """Return the content of the annotation files ``paths``, all below ``folder``, in their order.
 
-    Only with ``attributes`` are those of the objects needed, which entries of earlier versions lack.
+    Only with ``attributes`` are those of the objects needed, which entries of earlier versions lack. With
+    ``errors`` a file that the parser refuses is entered there and has no objects.
 
     Raises InputError for the first file that the parser refuses.
     """
     if cache is None:
-        return FileColumns.of_annotations([parser.parse(path) for path in paths])
+        return FileColumns.of_annotations([_parse(path, parser, errors) for path in paths])
     names = [path.relative_to(folder).as_posix() for path in paths]
     keys = list(zip(names, asked(list(map(str, paths)), parser.hash_of), strict=True))
     known, content = _known(cache, folder, parser.content, attributes=attributes)
     row_of = {key: row for row, key in enumerate(_keys(known)) if key[1] != UNKNOWN}
     missing = [number for number, key in enumerate(keys) if key not in row_of]
     if missing:
-        read = _parsed([paths[number] for number in missing], [keys[number] for number in missing], parser)
+        read = _parsed(
+            [paths[number] for number in missing], [keys[number] for number in missing], parser, errors
+        )
         row_of |= {keys[number]: len(known) + row for row, number in enumerate(missing)}
         known = FileColumns.joined([known, read])
         cache.write(folder, Entry(content, _worth_keeping(known, folder)))
@@ -289,11 +293,29 @@ def _known(
     return entry.columns, entry.content
 
 
-def _parsed(paths: Sequence[Path], keys: Sequence[tuple[str, bytes]], parser: FileParser) -> FileColumns:
-    annotations = [parser.parse(path) for path in paths]
+def _parsed(
+    paths: Sequence[Path],
+    keys: Sequence[tuple[str, bytes]],
+    parser: FileParser,
+    errors: dict[Path, InputError] | None,
+) -> FileColumns:
+    annotations = [_parse(path, parser, errors) for path in paths]
     after = asked(list(map(str, paths)), parser.hash_of)  # a file may have changed before it was parsed
-    hashes = [before if before == now else UNKNOWN for (_, before), now in zip(keys, after, strict=True)]
+    hashes = [
+        before if before == now and path not in (errors or ()) else UNKNOWN
+        for path, (_, before), now in zip(paths, keys, after, strict=True)
+    ]
     return FileColumns.of([name for name, _ in keys], hashes, annotations)
+
+
+def _parse(path: Path, parser: FileParser, errors: dict[Path, InputError] | None) -> FileAnnotation:
+    try:
+        return parser.parse(path)
+    except InputError as error:
+        if errors is None:
+            raise
+        errors[path] = error
+        return FileAnnotation(path=path, size=None, objects=[])
 
 
 def _worth_keeping(columns: FileColumns, folder: Path) -> FileColumns:
