@@ -127,22 +127,36 @@ class GenerateConfig(Section):
     """Another seed makes other images."""
 
 
+_NAMES = {
+    "coco": ("annotations/instances_{split}.json", "{split}"),
+    "yolo": ("data.yaml", "."),
+    "labelme": (".", "."),
+    "labelstudio": ("{split}.json", "."),
+}
+"""The defaults of ``data.annotations`` and ``data.images`` of the formats that differ from VOC's."""
+
+
 class DataConfig(Section):
     """The data set, how it is divided into splits, and how faulty annotations are treated."""
 
-    format: Literal["voc", "coco"] = "voc"
-    """How objects are annotated: "voc" is one XML file per image, "coco" one JSON file for all images."""
+    format: Literal["voc", "coco", "yolo", "labelme", "labelstudio"] = "voc"
+    """How objects are annotated. "voc": one XML file per image. "coco": one JSON file for all images. "yolo":
+    a data.yaml, and one text file of labels per image. "labelme": one JSON file per image, of LabelMe or
+    X-AnyLabeling. "labelstudio": one JSON file, exported by Label Studio in the format JSON.
+    docs/annotations.md describes each."""
     root: str
     """Folder of the data set. A relative path starts at the working directory."""
     annotations: str = "Annotations"
     """voc: the folder of the XML files. coco: the JSON file, by default
-    ``annotations/instances_{split}.json``. Here and in ``images``, ``{split}`` stands for the split's name.
-    Relative to ``root``."""
+    ``annotations/instances_{split}.json``. yolo: the YAML file, by default ``data.yaml``. labelme: the folder
+    of the JSON files, by default ``.``. labelstudio: the JSON file, by default ``{split}.json``. Here and in
+    ``images``, ``{split}`` stands for the split's name. Relative to ``root``."""
     images: str = "JPEGImages"
-    """The folder of the images, relative to ``root``; with coco the default is ``{split}``."""
+    """The folder of the images, relative to ``root``; with coco the default is ``{split}``, with labelme and
+    labelstudio it is ``.``. With yolo the YAML file names the images."""
     splits: str | None = "ImageSets/Main"
-    """voc: the folder, relative to ``root``, with one text file per split. null takes every annotated image
-    for every split."""
+    """voc and labelme: the folder, relative to ``root``, with one text file per split. null takes every
+    annotated image for every split."""
     split_ratio: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
     """Divides all annotated images at random instead of reading split files, for instance
     ``{train: 0.8, test: 0.2}``: each split's share, together at most 1. null reads split files."""
@@ -168,6 +182,12 @@ class DataConfig(Section):
     other_classes: Literal["error", "ignore"] = "error"
     """What to do with objects of a class that ``classes`` does not name: stop with an error, or leave them
     out of training and evaluation."""
+    attributes: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] | None = None
+    """Names of attributes of objects that count as further labels, for instance ``[colour, occluded]``: an
+    object whose colour is red then has the label "colour=red" besides its class, and one with a flag has the
+    flag's name. voc: ``<attributes>`` as CVAT writes them. coco: ``attributes`` of an annotation. labelme:
+    flags and attributes of a shape. labelstudio: choices, ratings and numbers per region. An object with two
+    labels counts once for each. null reads no attributes."""
     first_pixel: Literal[0, 1] = 1
     """voc: the coordinate of an image's first pixel in the XML files and in VOC result files. The standard
     counts from 1; some tools write coordinates that count from 0."""
@@ -187,17 +207,27 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _coco_has_its_own_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("format") == "coco":
-            return {"annotations": "annotations/instances_{split}.json", "images": "{split}", **values}
-        return values
+    def _formats_have_names_of_their_own(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or str(values.get("format")) not in _NAMES:
+            return values
+        annotations, images = _NAMES[values["format"]]
+        return {"annotations": annotations, "images": images, **values}
 
     @model_validator(mode="after")
     def _keys_fit_the_format(self) -> DataConfig:
-        if self.format == "coco" and self.splits not in (None, DataConfig.model_fields["splits"].default):
+        own_splits = self.splits not in (None, DataConfig.model_fields["splits"].default)
+        if self.format in ("coco", "labelstudio") and own_splits:
             raise ValueError("data.splits names folders of data.format: voc; name the JSON of each split")
+        if self.format == "yolo" and own_splits:
+            raise ValueError("data.splits names folders of data.format: voc; data.yaml names the splits")
+        if self.format == "yolo" and self.images != _NAMES["yolo"][1]:
+            raise ValueError("data.images is not for data.format: yolo; data.yaml names the images")
+        if self.format == "yolo" and self.attributes:
+            raise ValueError("data.attributes is not for data.format: yolo, whose labels have none")
         if self.format == "coco" and self.first_pixel == 0:
             raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
+        if self.format != "voc" and self.first_pixel == 0:
+            raise ValueError("data.first_pixel is for data.format: voc; the others always count from 0")
         return self
 
     @model_validator(mode="after")
