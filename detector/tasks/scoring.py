@@ -204,9 +204,9 @@ class Scorer(ABC, Generic[Result]):
 
     def _results(self, model: RegionDetector, test_set: TestSet) -> dict[str, Result]:
         """Return the network's result for each image, by its id."""
-        return self._predicted(build_predictor(self.config, model.eval(), self.device), test_set)
+        return self.predicted(build_predictor(self.config, model.eval(), self.device), test_set)
 
-    def _predicted(self, predict: Callable[[Any], Result], test_set: TestSet) -> dict[str, Result]:
+    def predicted(self, predict: Callable[[Any], Result], test_set: TestSet) -> dict[str, Result]:
         """Return what ``predict`` gives for the views of each image; every process does its share of them."""
         records = distributed.share(test_set.records)
         own: list[Result] = []

@@ -77,7 +77,7 @@ class WeakDetectionScorer(DetectionScorer):
     ) -> Evaluation[Detections]:
         predictor = build_predictor(self.config, model.eval(), self.device)
         assert isinstance(predictor, RegionPredictor)  # of every task with regions
-        result = corloc(test_set.records, self.classes, self._predicted(predictor.best, test_set))
+        result = corloc(test_set.records, self.classes, self.predicted(predictor.best, test_set))
         each = listed(f"{name} {row['CorLoc']:.3f}" for name, row in result["per_class"].items())
         note(f"CorLoc {result['CorLoc']:.4f} on {result['images']} images of {test_set.split}: {each}")
         metrics = {**evaluation.metrics, "CorLoc": {"split": test_set.split, **result}}
