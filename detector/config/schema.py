@@ -1198,8 +1198,9 @@ class Config(Section):
 
     seed: Seed = 0
     """Seed of the weights and of everything random in training."""
-    task: Literal["detection", "classification"] = "detection"
-    """"classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
+    task: Literal["detection", "weak_detection", "classification"] = "detection"
+    """"weak_detection" trains a detector from the classes of whole images, without their boxes (WSDDN).
+    "classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
     data: DataConfig
     proposals: Proposals = NoProposals()
     model: ModelConfig
@@ -1211,7 +1212,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         pool = self.model.pool
-        if self.task == "detection":
+        if self.task != "classification":
             if isinstance(self.proposals, NoProposals):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")
             if isinstance(pool, SPPPoolConfig) and pool.rule == "sliding":
@@ -1222,7 +1223,28 @@ class Config(Section):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
+        if self.task == "weak_detection":
+            self._check_weak()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")
         return self
+
+    def _check_weak(self) -> None:
+        """Refuse what needs boxes of objects, or what weak_detection's network does not have."""
+        augment = self.train.augment
+        refused = {
+            "train.augment.crop": (augment.crop.active, "a crop may not show what the image's labels name"),
+            "train.augment.cutout": (augment.cutout.active, "a hole may hide what the image's labels name"),
+            "train.sampling.kind": (
+                isinstance(self.train.sampling, OhemSamplingConfig),
+                "all regions are trained on, and no region has a loss of its own",
+            ),
+            "train.trainable": (self.train.trainable == "boxes", "there is no box layer to train"),
+            "model.head.scores": (self.model.head.scores == "svm", "its scores come from two streams"),
+            "test.refinements": (self.test.refinements > 0, "there is no box layer that moves boxes"),
+            "stages": (bool(self.stages), "it is trained in one run"),
+        }
+        for key, (given, reason) in refused.items():
+            if given:
+                raise ValueError(f"{key}: not for task: weak_detection, since {reason}; leave the key out")

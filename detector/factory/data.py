@@ -197,7 +197,7 @@ class Validation:
         """Return a sentence on where ``images`` validation images come from and what they are for."""
         limit = config.test.max_images
         scored = "they" if limit is None or limit >= images else f"the first {limit} (test.max_images)"
-        chosen = "best.pt and the score threshold" if config.task == "detection" else "best.pt"
+        chosen = "best.pt" if config.task == "classification" else "best.pt and the score threshold"
         use = f"{scored} choose {chosen}; training does not use these images"
         if self.split is not None:
             return f"validation images: {images}, the split {self.split}; {use}"
@@ -317,13 +317,13 @@ def require_objects(targets: Iterable[Targets], config: Config, more: str = "") 
     """Raise InputError unless at least one of the training images' ``targets`` has an object to learn from.
 
     Crowd regions and ignored objects do not count; nor do difficult objects with ``data.difficult: skip`` or
-    for a classifier. ``more`` is added to the message.
+    where the labels of whole images are trained on. ``more`` is added to the message.
     """
-    classifies = config.task == "classification"
-    use_difficult = config.data.difficult == "train" and not classifies
+    of_images = config.task != "detection"
+    use_difficult = config.data.difficult == "train" and not of_images
     if any(len(trained_objects(one, use_difficult=use_difficult)) for one in targets):
         return
-    why = "difficult ones show no class" if classifies else "data.difficult is skip"
+    why = "difficult ones show no class" if of_images else "data.difficult is skip"
     unused = "crowd regions" if use_difficult else f"crowd regions and difficult objects ({why})"
     place = f"{config.data.root}: nothing to train on in {config.data.train_split}"
     raise InputError(f"{place}: no image has any objects but {unused}{more}")

@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detector.config import Config
 from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolConfig, SPPPoolConfig
 from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
-from detector.core.structures import Batch, Normalization
+from detector.core.structures import Batch, HeadOutput, Normalization
 from detector.engine import optim
 from detector.engine.checkpoint import check_model_state, weights_to_use
 from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
@@ -34,6 +34,7 @@ from detector.models.postprocess import Postprocess, class_scores, margin_scores
 from detector.models.region_pools import PyramidPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois
+from detector.models.wsddn import TwoStreamPredictor, two_stream_scores
 
 
 def build_backbone(config: Config) -> Backbone:
@@ -125,9 +126,7 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     backbone = build_backbone(config)
     pool = build_region_pool(config, backbone)
     head = BoxHead(pool.out_features, settings.head.hidden, settings.head.dropout)
-    boxes = "none" if config.task == "classification" else settings.box.regression
-    box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[boxes]
-    predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
+    predictor = _predictor(config, pool.out_features, head.out_features, num_classes)
     if coder is None:  # ridge regression standardises its targets itself
         ridge = settings.box.regression == "ridge"
         constants = ((0.0,) * 4, (1.0,) * 4) if ridge else (settings.box.means, settings.box.deviations)
@@ -143,6 +142,15 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
         model.requires_grad_(False)
         predictor.bbox_pred.requires_grad_(True)
     return model
+
+
+def _predictor(config: Config, pooled: int, hidden: int, num_classes: int) -> BoxPredictor:
+    """Return the last layers for ``pooled`` and ``hidden`` features; only detection has a box layer."""
+    if config.task == "weak_detection":
+        return TwoStreamPredictor(hidden, num_classes)
+    boxes = config.model.box.regression if config.task == "detection" else "none"
+    box_features = {"linear": None, "ridge": pooled, "none": 0}[boxes]
+    return BoxPredictor(hidden, num_classes, config.model.head.class_agnostic, box_features)
 
 
 def measures_targets(config: Config) -> bool:
@@ -245,8 +253,15 @@ def build_postprocess(config: Config, coder: BoxCoder, score_threshold: float | 
         nested_threshold=settings.nested_threshold,
         max_detections=settings.max_detections,
         box_regression=settings.box_regression,
-        scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,
+        scores=_scores(config),
     )
+
+
+def _scores(config: Config) -> Callable[[HeadOutput], Tensor]:
+    """Return how the scores of regions are read from the network's output."""
+    if config.task == "weak_detection":
+        return two_stream_scores
+    return margin_scores if config.model.head.scores == "svm" else softmax_scores
 
 
 Predictor = Callable[[Sequence[Batch]], Any]

@@ -95,18 +95,19 @@ class RegionDetector(nn.Module):
             windows = torch.cat((roi_levels[:, None].to(windows.dtype), windows), dim=1)
         chosen, places = distinct_rows(windows)
         output = self._predict(levels, rois[chosen], None if roi_levels is None else roi_levels[chosen])
-        deltas = output.box_deltas
-        return HeadOutput(output.class_logits[places], None if deltas is None else deltas[places])
+        return output.take(places)
 
     def _predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> HeadOutput:
-        return _joined([self.predictor(self.embed(levels, *at)) for at in self.chunks(rois, roi_levels)])
+        return HeadOutput.join(
+            [self.predictor(self.embed(levels, *at)) for at in self.chunks(rois, roi_levels)]
+        )
 
     def describe(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
     ) -> tuple[Embedded, HeadOutput]:
         """As `predict`, with the features of all RoIs, which takes memory for (R, D) and (R, F)."""
         embedded = [self.embed(levels, *at) for at in self.chunks(rois, roi_levels)]
-        output = _joined([self.predictor(chunk) for chunk in embedded])
+        output = HeadOutput.join([self.predictor(chunk) for chunk in embedded])
         return Embedded(*(torch.cat(parts) for parts in zip(*embedded, strict=True))), output
 
     def pooled(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
@@ -132,12 +133,3 @@ class RegionDetector(nn.Module):
 
     def forward(self, images: Tensor, rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         return self.predict(self.features(images), rois, roi_levels)
-
-
-def _joined(chunks: Sequence[HeadOutput]) -> HeadOutput:
-    if len(chunks) == 1:
-        return chunks[0]
-    deltas = [chunk.box_deltas for chunk in chunks if chunk.box_deltas is not None]
-    return HeadOutput(
-        torch.cat([chunk.class_logits for chunk in chunks]), torch.cat(deltas) if deltas else None
-    )

@@ -143,11 +143,35 @@ class DetectionScorer(Scorer[Detections]):
         return example_grid(examples, self.classes, width, threshold)
 
 
-class RegionTask(BaseTask[AnyBatch]):
+class ProposalTask(BaseTask[AnyBatch]):
+    """Images with proposals."""
+
+    role = "training"
+    proposals: proposal_parts.StoredProposals
+
+    def _trained_records(self, dataset: Dataset) -> Records:
+        """Open the proposals, and return the images that have any."""
+        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
+        if validation is not None and not any(len(record.targets) for record in validation.records):
+            note("warning: no validation image has an object: best.pt will be the last checkpoint")
+        every = dataset.records
+        store = proposal_parts.open_proposals(config, every, split)
+        records = proposal_parts.with_proposals(config, every, store)
+        data_parts.require_objects(
+            (record.targets for record in records),
+            config,
+            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
+        )
+        data_parts.check_batch_size(config, len(records), " with proposals")
+        proposal_parts.report_recall(records, store, config, split)
+        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
+        return records
+
+
+class RegionTask(ProposalTask[AnyBatch]):
     """Images with proposals, a ``RegionDetector``, and the multi-task loss of sampled regions."""
 
     scorer_class = DetectionScorer
-    role = "training"
     uses_boxes = True
     draw_regions: DrawRegions
 
@@ -212,24 +236,6 @@ class RegionTask(BaseTask[AnyBatch]):
         )
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
-
-    def _trained_records(self, dataset: Dataset) -> Records:
-        """Open the proposals, and return the images that have any."""
-        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
-        if validation is not None and not any(len(record.targets) for record in validation.records):
-            note("warning: no validation image has an object: best.pt will be the last checkpoint")
-        every = dataset.records
-        store = proposal_parts.open_proposals(config, every, split)
-        records = proposal_parts.with_proposals(config, every, store)
-        data_parts.require_objects(
-            (record.targets for record in records),
-            config,
-            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
-        )
-        data_parts.check_batch_size(config, len(records), " with proposals")
-        proposal_parts.report_recall(records, store, config, split)
-        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
-        return records
 
     def _measured_coder(self) -> BoxCoder | None:
         if not model_parts.measures_targets(self.config):
