@@ -42,7 +42,6 @@ from detector.models.probing import (
 )
 from detector.models.receptive_field import Geometry, geometry, out_channels
 
-
 NAMES = ("vgg16", "alexnet", "caffenet", "squeezenet1_0", "resnet18", "resnet50", "small")
 """The networks of this module; the others have a colon in their names."""
 
