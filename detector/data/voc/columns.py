@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from detector.core.errors import InputError
 from detector.core.listing import asked, existing
 from detector.core.records import Texts, ranges
+from detector.core.xml_files import read_xml_bytes
 from detector.data.annotation_cache import (
     AnnotationCache,
     CachedColumns,
@@ -37,7 +38,6 @@ from detector.data.problems import Problem
 from detector.data.suspicions import other_image, several_boxes
 from detector.data.targets import AnnotatedObject, ObjectColumns
 from detector.data.voc.annotation import VocAnnotation, read_annotation
-from detector.data.voc.xml import read_xml_bytes
 
 _HASH_BYTES = 16
 _UNKNOWN = bytes(_HASH_BYTES)
