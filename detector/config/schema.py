@@ -335,7 +335,17 @@ class NoProposals(ProposalsConfig, choice="proposals without method and file"):
 
 
 BoxConvention = Literal[
-    "auto", "xyxy", "xyxy_inclusive", "xyxy_inclusive_1", "yxyx", "yxyx_inclusive", "yxyx_inclusive_1", "xywh"
+    "auto",
+    "xyxy",
+    "xyxy_inclusive",
+    "xyxy_inclusive_1",
+    "yxyx",
+    "yxyx_inclusive",
+    "yxyx_inclusive_1",
+    "xywh",
+    "xywh_normalized",
+    "cxcywh_normalized",
+    "xywh_percent",
 ]
 
 
@@ -344,12 +354,32 @@ class FileProposals(ProposalsConfig, choice="proposals.file"):
 
     method: None = None
     file: str | dict[str, str]
-    format: Literal["mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text", "store"]
+    format: Literal[
+        "mat",
+        "detectron",
+        "detectron2",
+        "mmdetection",
+        "npz",
+        "npy",
+        "coco",
+        "text",
+        "coco_annotations",
+        "sam",
+        "labels",
+        "cellpose",
+        "megadetector",
+        "yolo",
+        "voc",
+        "labelme",
+        "labelstudio",
+        "store",
+    ]
     """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
     convention: BoxConvention | None = None
-    """How the file writes a box: the order of the numbers, whether the last pixel is included, and ``_1``
-    where pixels count from 1. null takes the usual one of the format, "auto" compares the boxes with the
-    annotations. A store has only one convention."""
+    """How the file writes a box: the order of the numbers, whether the last pixel is included, ``_1`` where
+    pixels count from 1, ``_normalized`` and ``_percent`` where boxes are parts of the image. null takes the
+    usual one of the format, "auto" compares the boxes with the annotations. A store has only one
+    convention."""
 
     @model_validator(mode="after")
     def _store_has_one_convention(self) -> FileProposals:
