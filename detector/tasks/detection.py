@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.config.schema import SoftmaxHeadConfig
+from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
 from detector.core.records import Records
@@ -152,6 +154,12 @@ class RegionTask(BaseTask[AnyBatch]):
     draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        if config.model.head.kind != "softmax":
+            raise InputError(
+                f"model.head.kind: {config.model.head.kind} is fitted on stored features and not trained on "
+                "images; set train.head_only to true, or add a stage of kind head, and take softmax in the "
+                "settings of the other stages"
+            )
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
@@ -241,7 +249,9 @@ class RegionTask(BaseTask[AnyBatch]):
             self.config.train.sampling.foreground_iou,
             use_difficult=self.config.data.difficult == "train",
         )
-        return measured_coder(sums, class_agnostic=self.config.model.head.class_agnostic)
+        head = self.config.model.head
+        agnostic = isinstance(head, SoftmaxHeadConfig) and head.class_agnostic
+        return measured_coder(sums, class_agnostic=agnostic)
 
 
 class DetectionTask(RegionTask[Batch]):
