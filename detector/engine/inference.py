@@ -149,6 +149,18 @@ class RegionPredictor:
         pooled, hidden = (None, None) if embedded is None else (part.float().cpu() for part in embedded)
         return Regions(scores=scores.cpu(), boxes=boxes.cpu(), pooled=pooled, hidden=hidden)
 
+    @torch.inference_mode()
+    def features(self, views: Sequence[Batch], pool: Callable[..., Tensor]) -> Tensor:
+        """Return the features (P, D) of the proposals as `regions` gives them, float32; nothing is scored.
+
+        ``pool`` is ``pooled`` or ``hidden`` of the predictor's own model. ``views`` are those of the straight
+        image (rule "all": the first view); others would be wasted.
+        """
+        with autocast(self.device, self.precision):
+            first = self._orientations(views)[0]
+            rois = first.rois(views[0].proposals[0].boxes, self.scale_rule, self.device)
+            return pool(first.levels, *rois).float()
+
     def _outputs(self, orientations: Sequence[Orientation], boxes: Tensor) -> list[View]:
         return [
             (self.model.predict(one.levels, *one.rois(boxes, self.scale_rule, self.device)), one.metas[0])

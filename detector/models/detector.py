@@ -109,6 +109,14 @@ class RegionDetector(nn.Module):
         output = _joined([self.predictor(chunk) for chunk in embedded])
         return Embedded(*(torch.cat(parts) for parts in zip(*embedded, strict=True))), output
 
+    def pooled(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
+        """Return the pooled features (R, D) that `describe` gives, without running the box head."""
+        return torch.cat([self.region_pool(levels, *at) for at in self.chunks(rois, roi_levels)])
+
+    def hidden(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
+        """Return the hidden features (R, F) that `describe` gives."""
+        return torch.cat([self.embed(levels, *at).hidden for at in self.chunks(rois, roi_levels)])
+
     def chunks(self, rois: Tensor, roi_levels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the RoIs and their levels, all at once with gradients, else at most ``roi_chunk`` at a time.
 

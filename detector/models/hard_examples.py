@@ -23,7 +23,14 @@ from detector.core import boxes as box_ops
 from detector.core.structures import DrawnRegions, HeadOutput, SampledRoIs, Targets
 from detector.models.box_coder import BoxCoder
 from detector.models.losses import DetectionLoss
-from detector.models.roi_sampler import drawn_regions, in_crowds, match_proposals, on_cpu, trained_objects
+from detector.models.roi_sampler import (
+    drawn_regions,
+    in_crowds,
+    match_proposals,
+    on_cpu,
+    trained_objects,
+    with_objects,
+)
 
 SAME_PLACE = 0.7
 """RoIs with a higher IoU than this stand for the same place (paper, section 4.2)."""
@@ -55,13 +62,14 @@ class EveryRegion:
         ``rois`` (P, 4) and the boxes of ``targets`` are in the same pixels, and so are the regions.
         """
         objects = trained_objects(targets, use_difficult=self.use_difficult)
+        rows = torch.arange(len(rois))
         if self.add_targets:
-            rois = torch.cat((objects.boxes, rois))
+            rois, rows = with_objects(rois, rows, objects)
         overlap, match = match_proposals(rois, objects)
         foreground = (overlap >= self.foreground_iou) & bool(len(objects))
         usable = foreground | ~in_crowds(rois, targets.boxes[targets.crowd])
         kept = torch.nonzero(usable & (box_ops.area(rois) > 0))[:, 0]
-        return drawn_regions(rois[kept], foreground[kept], match[kept], objects, self.coder)
+        return drawn_regions(rois[kept], rows[kept], foreground[kept], match[kept], objects, self.coder)
 
 
 class Head(Protocol):

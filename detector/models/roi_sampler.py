@@ -77,8 +77,9 @@ class RoISampler:
         ``rois`` (P, 4) and the boxes of ``targets`` are in the same pixels, and so are the drawn boxes.
         """
         objects = trained_objects(targets, use_difficult=self.use_difficult)
+        rows = torch.arange(len(rois))
         if self.add_targets:
-            rois = torch.cat((objects.boxes, rois))
+            rois, rows = with_objects(rois, rows, objects)
         overlap, match = match_proposals(rois, objects)
         usable = box_ops.area(rois) > 0
         foreground = _draw(usable & (overlap >= self.foreground_iou), self.foreground_count, rng)
@@ -90,7 +91,8 @@ class RoISampler:
         )
         chosen = torch.cat((foreground, background))
         is_foreground = torch.arange(len(chosen)) < len(foreground)
-        return drawn_regions(rois[chosen], is_foreground, match[chosen], objects, self.coder)
+        places = rois[chosen], rows[chosen]
+        return drawn_regions(*places, is_foreground, match[chosen], objects, self.coder)
 
     def _draw_background(
         self, background: Tensor, is_far: Tensor, count: int, rng: np.random.Generator
@@ -121,16 +123,21 @@ def in_crowds(rois: Tensor, crowds: Tensor) -> Tensor:
     return share.amax(dim=1) > CROWD_OVERLAP
 
 
+def with_objects(rois: Tensor, rows: Tensor, objects: Targets) -> tuple[Tensor, Tensor]:
+    """Return the boxes of ``objects``, whose rows are -1, followed by ``rois`` (P, 4) and ``rows`` (P,)."""
+    return torch.cat((objects.boxes, rois)), torch.cat((rows.new_full((len(objects),), -1), rows))
+
+
 def drawn_regions(
-    rois: Tensor, foreground: Tensor, match: Tensor, objects: Targets, coder: BoxCoder
+    rois: Tensor, rows: Tensor, foreground: Tensor, match: Tensor, objects: Targets, coder: BoxCoder
 ) -> DrawnRegions:
-    """Return ``rois`` (r, 4) with labels and box targets; where ``foreground`` (r,), those of the object
-    that ``match`` (r,) gives, elsewhere the background's.
+    """Return ``rois`` (r, 4) and ``rows`` (r,) with labels and box targets; where ``foreground`` (r,), those
+    of the object that ``match`` (r,) gives, elsewhere the background's.
     """
     labels = torch.zeros(len(rois), dtype=torch.int64)
     labels[foreground] = objects.labels[match[foreground]]
     matched = objects.boxes[match] if len(objects) else torch.zeros(len(rois), 4)
-    return DrawnRegions(rois, labels, coder.encode(rois, matched, labels))
+    return DrawnRegions(rois, labels, coder.encode(rois, matched, labels), rows)
 
 
 def _draw(wanted: Tensor, count: int, rng: np.random.Generator) -> Tensor:

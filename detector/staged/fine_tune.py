@@ -86,7 +86,7 @@ class FineTuningTask(RegionTask[CachedBatch]):
         for index, draw in part.keys:
             record, rng = self.records[index], region_stream(self.config.seed, draw)
             proposals = self.proposals(record).boxes
-            boxes, labels, box_targets = self.draw_regions(proposals, record.targets, rng)
+            boxes, labels, box_targets, _ = self.draw_regions(proposals, record.targets, rng)
             views = self.cache.views(record.key)
             drawn = torch.from_numpy(rng.integers(len(views), size=len(boxes)))
             if self.hard_examples is not None:  # it compares the boxes of an image, so they share a scale

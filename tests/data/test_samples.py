@@ -73,7 +73,7 @@ def proposals(record: ImageRecord) -> Proposals:
 def draw(rois: torch.Tensor, targets: Targets, rng: np.random.Generator) -> DrawnRegions:
     """Draw six of the regions, with their places as labels."""
     rows = torch.from_numpy(rng.permutation(len(rois))[:6])
-    return DrawnRegions(rois[rows], rows, rois[rows] / 2)
+    return DrawnRegions(rois[rows], rows, rois[rows] / 2, rows)
 
 
 def samples(
@@ -227,7 +227,12 @@ def test_an_image_of_which_nothing_is_drawn_keeps_its_number(make_boxes: MakeBox
     parts = [
         replace(
             sample(4, 4, make_boxes(1)),
-            drawn=DrawnRegions(make_boxes(count), torch.zeros(count, dtype=torch.int64), make_boxes(count)),
+            drawn=DrawnRegions(
+                make_boxes(count),
+                torch.zeros(count, dtype=torch.int64),
+                make_boxes(count),
+                torch.arange(count),
+            ),
         )
         for count in (2, 0, 1)
     ]

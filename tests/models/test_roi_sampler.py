@@ -54,7 +54,10 @@ def crowded_scene(make_boxes: MakeBoxes, seed: int) -> tuple[Tensor, Targets]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_drawn_roi_follows_the_rules(make_boxes: MakeBoxes, seed: int) -> None:
     rois, targets = crowded_scene(make_boxes, seed)
-    boxes, labels, box_targets = drawn(RoISampler(CODER, rois_per_image=128), rois, targets, seed)
+    boxes, labels, box_targets, rows = drawn(RoISampler(CODER, rois_per_image=128), rois, targets, seed)
+    assert torch.equal(boxes[rows >= 0], rois[rows[rows >= 0]])
+    objects = {tuple(box) for box in targets.boxes.tolist()}
+    assert all(tuple(box) in objects for box in boxes[rows < 0].tolist())
     foreground, background = roles(rois, targets)
     drawn_foreground = int((labels > 0).sum())
     assert drawn_foreground == min(32, len(foreground))
@@ -75,7 +78,7 @@ def test_every_drawn_roi_follows_the_rules(make_boxes: MakeBoxes, seed: int) -> 
 def test_the_paper_draws_128_rois_of_two_images_at_most_32_foreground(make_boxes: MakeBoxes) -> None:
     scenes = [crowded_scene(make_boxes, seed) for seed in (3, 4)]
     parts = [drawn(RoISampler(CODER), *scene) for scene in scenes]
-    sampled = SampledRoIs.stack(*zip(*parts, strict=True))
+    sampled = SampledRoIs.stack(parts)
     assert sampled.rois.shape == (128, 5)
     assert sampled.rois[:, 0].tolist() == [0] * 64 + [1] * 64
     assert [int((part > 0).sum()) for part in sampled.labels.split(64)] == [16, 16]
@@ -157,7 +160,7 @@ def test_the_bounds_themselves_belong_to_foreground_and_to_background() -> None:
 
 
 def test_an_image_without_objects_gives_only_background(make_boxes: MakeBoxes) -> None:
-    boxes, labels, targets = drawn(RoISampler(CODER, rois_per_image=8), make_boxes(30), Targets.empty())
+    boxes, labels, targets, _ = drawn(RoISampler(CODER, rois_per_image=8), make_boxes(30), Targets.empty())
     assert boxes.shape == targets.shape == (8, 4)
     assert not labels.any()
     assert not targets.any()
@@ -208,7 +211,7 @@ def test_a_crowd_is_neither_object_nor_background() -> None:
 def test_boxes_without_area_are_never_drawn() -> None:
     flat = [[20.0, 20.0, 20.0, 40.0], [40.0, 40.0, 30.0, 45.0], [5.0, 5.0, 5.0, 5.0]]
     assert labels_of(RoISampler(CODER), flat, Targets.empty()) == {}
-    _, _, targets = drawn(RoISampler(CODER), torch.tensor([*flat, NEAR]), one_object())
+    _, _, targets, _ = drawn(RoISampler(CODER), torch.tensor([*flat, NEAR]), one_object())
     assert targets.isfinite().all()
 
 
@@ -224,7 +227,7 @@ def test_targets_use_the_statistics_of_the_matched_class() -> None:
     deviations = torch.ones(4, 4)
     deviations[2] = 0.5
     sampler = RoISampler(BoxCoder(torch.zeros(4, 4), deviations), add_targets=False)
-    _, _, halved = drawn(sampler, torch.tensor([ON_OBJECT]), one_object())
+    _, _, halved, _ = drawn(sampler, torch.tensor([ON_OBJECT]), one_object())
     plain = RoISampler(BoxCoder(torch.zeros(4, 4), torch.ones(4, 4)), add_targets=False)
     assert torch.equal(halved, 2 * drawn(plain, torch.tensor([ON_OBJECT]), one_object())[2])
 
@@ -236,7 +239,7 @@ def test_the_wanted_share_of_the_background_lies_far_from_objects(
 ) -> None:
     rois, targets = crowded_scene(make_boxes, seed)
     sampler = RoISampler(CODER, rois_per_image=32, far_background_fraction=fraction)
-    boxes, labels, _ = drawn(sampler, rois, targets)
+    boxes, labels, *_ = drawn(sampler, rois, targets)
     overlap, _ = match_proposals(boxes[labels == 0], targets)
     count = len(overlap)
     assert count == 24
@@ -250,13 +253,13 @@ def test_each_part_of_the_background_fills_what_the_other_lacks(make_boxes: Make
     for few, others in ((overlap < 0.1, overlap >= 0.1), (overlap >= 0.1, overlap < 0.1)):
         chosen = torch.cat((torch.nonzero(few)[:2, 0], torch.nonzero(others & (overlap < 0.5))[:, 0]))
         sampler = RoISampler(CODER, rois_per_image=16, foreground_fraction=0.0, far_background_fraction=0.5)
-        boxes, _, _ = drawn(sampler, rois[chosen], targets)
+        boxes, *_ = drawn(sampler, rois[chosen], targets)
         assert len(boxes) == 16
 
 
 def test_an_image_without_objects_has_background_of_every_kind(make_boxes: MakeBoxes) -> None:
     sampler = RoISampler(CODER, rois_per_image=16, far_background_fraction=0.5)
-    boxes, labels, _ = drawn(sampler, make_boxes(40), Targets.empty())
+    boxes, labels, *_ = drawn(sampler, make_boxes(40), Targets.empty())
     assert (len(boxes), int(labels.sum())) == (16, 0)
 
 
