@@ -713,6 +713,16 @@ class ModelConfig(Section):
                 )
         return self
 
+    @property
+    def published_head(self) -> bool:
+        """Whether fc6 and fc7 come from the file of ``backbone.weights``."""
+        return isinstance(self.head, SoftmaxHeadConfig) and self.head.weights
+
+    @property
+    def agnostic_boxes(self) -> bool:
+        """Whether there is one box regressor for all classes."""
+        return isinstance(self.head, SoftmaxHeadConfig) and self.head.class_agnostic
+
     def _softmax_fits(self, head: SoftmaxHeadConfig) -> None:
         if head.weights and self.backbone.weights is None:
             raise ValueError(

@@ -77,9 +77,8 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
     torch.manual_seed(config.seed)
     model = _random_model(config, num_classes, coder)
     if config.model.backbone.weights is not None:
-        chosen = config.model.head
-        with_head = isinstance(chosen, SoftmaxHeadConfig) and chosen.weights
-        load_published(config, convolutions(model), model.box_head.layers if with_head else None)
+        head = model.box_head.layers if config.model.published_head else None
+        load_published(config, convolutions(model), head)
     return model
 
 

@@ -83,7 +83,7 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
     if reason is not None and not config.train.head_only:
         note(f"{source}: {reason}: predictor and box targets start from scratch")
     wanted = {_common_name(name): tensor for name, tensor in model.state_dict().items()}
-    remake = HEADS if reason is not None else ()
+    remake: tuple[str, ...] = HEADS if reason is not None else ()
     if config.train.head_only:
         remake = (*HEADS, "box_head.")
     transfer = plan_transfer(

@@ -40,7 +40,7 @@ from detector.staged.linear_fit import LinearScores, fit_logistic, fit_svms
 from detector.staged.region_features import RegionFeatures, embed_split
 from detector.staged.region_rows import FitSample, OnObjects, RegionRows, draw_sample, label_regions
 from detector.staged.similarity_fit import fill_examples, fill_prototypes
-from detector.staged.softmax_fit import HeadLayers, SoftmaxFit
+from detector.staged.softmax_fit import HeadLayers, SoftmaxFit, head_steps
 from detector.tasks.resume import checked_fingerprint
 
 Save = Callable[[dict[str, Any]], None]
@@ -88,9 +88,7 @@ class HeadData:
         sums, rows = TargetSums.empty(len(self.classes)), self.rows.foreground
         boxes, objects, labels = (torch.from_numpy(one) for one in (rows.boxes, rows.objects, rows.labels))
         sums.add(boxes, objects, labels)
-        head = self.config.model.head
-        agnostic = isinstance(head, SoftmaxHeadConfig) and head.class_agnostic
-        return measured_coder(sums, class_agnostic=agnostic)
+        return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
     def _describe(self, sampling: RandomSamplingConfig) -> None:
         counts = self.counts()
@@ -155,6 +153,12 @@ class HeadFit:
         self.features = features
         self.data = HeadData(config, classes, features, records, ridge)
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the fit; 1 where it has none."""
+        trained = isinstance(self.config.model.head, SoftmaxHeadConfig)
+        return head_steps(self.config, len(self.data.records)) if trained else 1
+
     def fit(self) -> None:
         """Fit the head and put it into the network.
 
@@ -173,7 +177,7 @@ class HeadFit:
                 self.folder,
                 self.save,
                 self.state,
-                len(self.data.records),
+                self.steps,
             ).run()
         else:
             self.model.to("cpu")

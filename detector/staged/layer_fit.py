@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,6 +62,9 @@ class LayerFit(ABC, Generic[Settings]):
         require_objects((record.targets for record in self.records), config)
         self.source = stored_proposals(config, store, training=True)
         self.cache = open_cache(config, model, self.records, cache_folder, device)
+
+    steps: ClassVar[int] = 1
+    """Optimizer steps that the fit counts as, in a run's checkpoints and log."""
 
     @abstractmethod
     def fit(self, settings: Settings) -> None:

@@ -45,7 +45,9 @@ class OnObjects(NamedTuple):
 
     def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> OnObjects:
         """Return those that ``keep`` selects, a mask (F,) or indices (n,)."""
-        return OnObjects(*(column[keep] for column in self))
+        return OnObjects(
+            self.rows[keep], self.labels[keep], self.overlaps[keep], self.boxes[keep], self.objects[keep]
+        )
 
     def deltas(self) -> Tensor:
         """Return the box deltas (F, 4) from the regions to their objects, not standardised."""

@@ -348,11 +348,11 @@ class StagedTraining:
         if distributed.is_main():
             with distributed.busy(), distributed.alone():
                 fit()
-            target = self._place(number) / "checkpoints" / "step_1.pt"
-            checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
+            target = self._place(number) / "checkpoints" / f"step_{layer.steps}.pt"
+            checkpoints.save_checkpoint(target, _state(config, model, classes, layer.steps))
             kept.unlink(missing_ok=True)
         features = str(layer.features.folder) if isinstance(layer, HeadFit) else None
-        return _Outcome(1, layer.data_fingerprint, earlier, features)
+        return _Outcome(layer.steps, layer.data_fingerprint, earlier, features)
 
     def _layer(self, number: int) -> tuple[type[LayerFit[Any]], Any]:
         """Return what fits the layer of a stage, and its settings."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detector.config import Config
-from detector.config.schema import RandomSamplingConfig, SoftmaxHeadConfig
+from detector.config.schema import RandomSamplingConfig
 from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.core.progress import TrainingProgress
@@ -91,16 +91,15 @@ class SoftmaxFit:
         folder: Path,
         save: Callable[[dict[str, Any]], None],
         state: dict[str, Any] | None,
-        images: int,
+        steps: int,
     ) -> None:
-        """``images`` is the number of training images, which ``train.epochs`` counts by."""
         self.config, self.rows, self.device, self.folder = config, rows, device, folder
         self.save = save
         self.layers = HeadLayers(model.box_head, model.predictor).to(device)
         self.coder = model.box_coder.to(device)
         self.loss = build_loss(config)
         self.optimizer = build_optimizer(config, self.layers)
-        self.steps = head_steps(config, images)
+        self.steps = steps
         self.schedule = build_schedule(self.steps, **config.train.schedule.model_dump())
         ema = config.train.ema
         self.averaged = None if ema is None else AveragedWeights(self.layers, ema)
@@ -155,8 +154,7 @@ class SoftmaxFit:
             self.averaged.load_state_dict(state["ema"])
 
     def _standardization(self) -> Standardization | None:
-        head = self.config.model.head
-        if isinstance(head, SoftmaxHeadConfig) and head.weights:
+        if self.config.model.published_head:
             return None
         sample = draw_sample(
             self.rows,
@@ -174,7 +172,7 @@ class SoftmaxFit:
         assert isinstance(sampling, RandomSamplingConfig)  # the schema refuses others for a head
         return sampling
 
-    def _batches(self) -> Iterator[tuple[Tensor, SampledRoIs]]:
+    def _batches(self) -> Generator[tuple[Tensor, SampledRoIs], None, None]:
         """Yield the features (R, D) and the targets of each step that is left.
 
         Blocks of steps begin at fixed steps, so a resumed training computes with the same numbers.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
-from detector.config.schema import SoftmaxHeadConfig
 from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
@@ -249,9 +248,7 @@ class RegionTask(BaseTask[AnyBatch]):
             self.config.train.sampling.foreground_iou,
             use_difficult=self.config.data.difficult == "train",
         )
-        head = self.config.model.head
-        agnostic = isinstance(head, SoftmaxHeadConfig) and head.class_agnostic
-        return measured_coder(sums, class_agnostic=agnostic)
+        return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
 
 class DetectionTask(RegionTask[Batch]):
