@@ -660,9 +660,26 @@ Pool = Annotated[
 ]
 
 
-class HeadConfig(Section):
-    """The fully connected layers, and how the class scores are read."""
+class HeadConfig(Kind):
+    """What decides the class of a region from its pooled features, and how the class scores are read."""
 
+    kind: Literal["softmax", "logistic", "svm", "prototypes", "knn"]
+    """"softmax": a linear layer after fc6, fc7 and so on, trained with gradients, end to end or on stored
+    features. The others are fitted on stored features, by a stage of kind ``head`` or ``train.head_only``:
+    "logistic": multinomial logistic regression. "svm": linear SVMs, each class against the rest.
+    "prototypes": cosine similarity to the mean features of each class, and "knn": a vote of the nearest
+    examples; both work with a few examples per class. docs/heads.md helps to choose. A config without this
+    key means "softmax"."""
+    scores: Literal["softmax", "svm"] = "softmax"
+    """How the output of cls_score is read: "softmax" as probabilities, "svm" as the margins of linear SVMs,
+    which the stage ``svm`` or the head of kind ``svm`` trains. Margins may be negative: choose
+    ``test.score_threshold`` accordingly."""
+
+
+class SoftmaxHeadConfig(HeadConfig, choice="model.head.kind softmax"):
+    """The fully connected layers."""
+
+    kind: Literal["softmax"] = "softmax"
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(max_length=16)] = (4096, 4096)
     """Widths of fc6, fc7 and so on; ``[]`` has no hidden layer."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
@@ -671,17 +688,92 @@ class HeadConfig(Section):
     """Take fc6 and fc7 from the backbone's weights file too (VGG16, AlexNet and CaffeNet)."""
     class_agnostic: bool = False
     """One box regressor for all classes instead of one per class."""
-    scores: Literal["softmax", "svm"] = "softmax"
-    """How the output of cls_score is read: "softmax" as probabilities, "svm" as the margins of linear SVMs,
-    which the stage ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly."""
+
+
+FitRows = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class LogisticHeadConfig(HeadConfig, choice="model.head.kind logistic"):
+    """Multinomial logistic regression (scikit-learn) on standardised features, with background as a class."""
+
+    kind: Literal["logistic"]
+    c: Positive = 0.01
+    """Weight of the training errors against the L2 penalty on the weights (scikit-learn's ``C``, times the
+    number of rows divided by 10,000: the same value suits few and many examples)."""
+    max_iterations: int = Field(default=100, ge=1, le=100_000)
+    """Limit on the iterations of the solver (L-BFGS)."""
+    max_examples: FitRows = 3000
+    """Regions per class, drawn at random where there are more."""
+    max_background: FitRows = 10_000
+    """Regions of background, drawn at random where there are more."""
+
+
+class SVMHeadConfig(HeadConfig, choice="model.head.kind svm"):
+    """Linear SVMs (scikit-learn), each class against the rest, on standardised features."""
+
+    kind: Literal["svm"]
+    scores: Literal["softmax", "svm"] = "svm"
+    """How the margins are read: "svm" as they are, which may be negative (choose ``test.score_threshold``
+    accordingly, for instance -1), "softmax" as if they were logits."""
+    c: Positive = 1e-4
+    """Weight of the training errors against the L2 penalty on the weights (liblinear's ``C``)."""
+    max_examples: FitRows = 2000
+    """Regions per class, drawn at random where there are more."""
+    max_background: FitRows = 5000
+    """Regions of background, drawn at random where there are more."""
+
+
+class PrototypesHeadConfig(HeadConfig, choice="model.head.kind prototypes"):
+    """The mean feature of each class; a region has the class of the most similar one.
+
+    Features are centred and scaled to length 1 before means and similarities (SimpleShot, Wang et al., 2019).
+    """
+
+    kind: Literal["prototypes"]
+    temperature: Positive = 0.1
+    """Cosine similarities are divided by this before the softmax; smaller values make surer scores."""
+    background_prototypes: int = Field(default=16, ge=1, le=4096)
+    """Number of prototypes of the background, which looks more varied than a class (k-means)."""
+    max_examples: FitRows = 3000
+    """Regions per class, drawn at random where there are more."""
+    max_background: FitRows = 5000
+    """Regions of background, drawn at random where there are more."""
+
+
+class KnnHeadConfig(HeadConfig, choice="model.head.kind knn"):
+    """The most similar stored examples vote for their classes.
+
+    Features are centred and scaled to length 1 (SimpleShot, Wang et al., 2019).
+    """
+
+    kind: Literal["knn"]
+    k: int = Field(default=10, ge=1, le=1000)
+    """Number of examples that vote on a region."""
+    temperature: Positive = 0.1
+    """A vote has the weight exp(similarity / ``temperature``), where the similarity is the cosine."""
+    max_examples: FitRows = 500
+    """Examples stored per class, drawn at random where there are more."""
+    max_background: FitRows = 2000
+    """Examples of background stored, drawn at random where there are more."""
+
+
+Head = Annotated[
+    Annotated[SoftmaxHeadConfig, Tag("softmax")]
+    | Annotated[LogisticHeadConfig, Tag("logistic")]
+    | Annotated[SVMHeadConfig, Tag("svm")]
+    | Annotated[PrototypesHeadConfig, Tag("prototypes")]
+    | Annotated[KnnHeadConfig, Tag("knn")],
+    _kind_of("softmax"),
+]
 
 
 class BoxConfig(Section):
     """Whether and how boxes are regressed, and how the targets of the regression are standardised."""
 
     regression: Literal["linear", "ridge", "none"] = "linear"
-    """"linear": bbox_pred on fc7, trained with the network. "ridge": SPP-net's ridge regression on the pooled
-    features, which the stage ``box_ridge`` fits. "none": no box layer."""
+    """"linear": bbox_pred on fc7, trained with the network; heads that are fitted (``model.head.kind`` other
+    than "softmax") fit it by ridge regression. "ridge": SPP-net's ridge regression on the pooled features,
+    which the stages ``box_ridge`` and ``head`` fit. "none": no box layer."""
     normalize: Literal["fixed", "dataset"] = "dataset"
     """linear: "dataset" measures mean and standard deviation on the training set, per class, as the release
     does, or over all classes with ``model.head.class_agnostic``; "fixed" uses ``means`` and ``deviations``
@@ -697,7 +789,7 @@ class ModelConfig(Section):
 
     backbone: BackboneConfig
     pool: Pool = RoIPoolConfig()
-    head: HeadConfig = HeadConfig()
+    head: Head = SoftmaxHeadConfig()
     box: BoxConfig = BoxConfig()
     roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time. It bounds memory and changes results by no more
@@ -705,11 +797,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:
-        if self.head.weights and self.backbone.weights is None:
-            raise ValueError(
-                "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
-                "file there, or set model.head.weights to false"
-            )
+        if isinstance(self.head, SoftmaxHeadConfig):
+            self._softmax_fits(self.head)
         if isinstance(self.pool, CropPoolConfig):
             crops = self.roi_chunk * self.pool.crop_size**2
             if crops > MAX_CROPS:
@@ -717,9 +806,26 @@ class ModelConfig(Section):
                     f"model.roi_chunk crops of model.pool.crop_size are {crops} pixels, over {MAX_CROPS}; "
                     "take a smaller model.roi_chunk"
                 )
-        if self.box.regression == "ridge" and self.head.class_agnostic:
-            raise ValueError("model.box.regression: ridge is one regression per class; unset class_agnostic")
         return self
+
+    @property
+    def published_head(self) -> bool:
+        """Whether fc6 and fc7 come from the file of ``backbone.weights``."""
+        return isinstance(self.head, SoftmaxHeadConfig) and self.head.weights
+
+    @property
+    def agnostic_boxes(self) -> bool:
+        """Whether there is one box regressor for all classes."""
+        return isinstance(self.head, SoftmaxHeadConfig) and self.head.class_agnostic
+
+    def _softmax_fits(self, head: SoftmaxHeadConfig) -> None:
+        if head.weights and self.backbone.weights is None:
+            raise ValueError(
+                "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
+                "file there, or set model.head.weights to false"
+            )
+        if self.box.regression == "ridge" and head.class_agnostic:
+            raise ValueError("model.box.regression: ridge is one regression per class; unset class_agnostic")
 
 
 class SamplingConfig(Kind):
@@ -1045,6 +1151,13 @@ class TrainConfig(Section):
     trainable: Literal["all", "boxes"] = "all"
     """"boxes" trains only bbox_pred, as the second stage of stage-wise training does. Which convolutions
     train is set by ``model.backbone.freeze``."""
+    head_only: bool = False
+    """Train only the head, ``model.head``, on stored features of the regions: every image passes through the
+    convolutions once, and not again when another head or other labels are tried. It is short for one stage
+    of kind ``head``."""
+    features_folder: str = "data/features"
+    """Where stages of kind ``head`` store the features of regions and look for them. Runs may share it:
+    what is stored is found by the weights, the scales and the regions that it was made with."""
     cache_dtype: Literal["float16", "float32"] = "float16"
     """Type in which stages that work on cached features store them on disk."""
     draw_images: int = Field(default=4, ge=0, le=1000)
@@ -1187,9 +1300,10 @@ class StageConfig(Kind):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """Name of the stage and of its folder: lower-case letters, digits and underscores."""
-    kind: Literal["train", "fine_tune", "svm", "box_ridge"]
+    kind: Literal["train", "fine_tune", "svm", "box_ridge", "head"]
     """"train" trains on images as a config without stages does; "fine_tune" trains the fully connected layers
-    on cached features; "svm" and "box_ridge" fit their layer on cached features."""
+    on cached features; "svm" and "box_ridge" fit their layer on cached features; "head" trains or fits
+    ``model.head`` on stored features of the regions, and may be the first stage."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Changes to the config for this stage, written like a config."""
 
@@ -1214,11 +1328,19 @@ class RidgeStageConfig(StageConfig, choice="a stage of kind box_ridge"):
     ridge: RidgeConfig = RidgeConfig()
 
 
+class HeadStageConfig(StageConfig, choice="a stage of kind head"):
+    """Trains or fits ``model.head`` on stored features of the regions; the convolutions stay as they are."""
+
+    kind: Literal["head"]
+    ridge: RidgeConfig = RidgeConfig()
+
+
 Stage = Annotated[
     Annotated[TrainStageConfig, Tag("train")]
     | Annotated[TrainStageConfig, Tag("fine_tune")]
     | Annotated[SVMStageConfig, Tag("svm")]
-    | Annotated[RidgeStageConfig, Tag("box_ridge")],
+    | Annotated[RidgeStageConfig, Tag("box_ridge")]
+    | Annotated[HeadStageConfig, Tag("head")],
     _kind_of(None),
 ]
 
@@ -1247,6 +1369,10 @@ class Config(Section):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")
             if isinstance(pool, SPPPoolConfig) and pool.rule == "sliding":
                 raise ValueError("model.pool.rule: sliding is for whole images, task: classification")
+        elif not isinstance(self.model.head, SoftmaxHeadConfig):
+            raise ValueError(
+                f"model.head.kind: {self.model.head.kind} is for regions; task: classification has softmax"
+            )
         elif self.test.metric == "coco":
             raise ValueError("test.metric: coco scores boxes; task: classification has voc07 and voc")
         elif not isinstance(pool, SPPPoolConfig):
@@ -1278,3 +1404,37 @@ class Config(Section):
         for key, (given, reason) in refused.items():
             if given:
                 raise ValueError(f"{key}: not for task: weak_detection, since {reason}; leave the key out")
+
+    @model_validator(mode="after")
+    def _head_can_be_trained(self) -> Config:
+        head = self.model.head
+        if self.train.head_only and self.stages:
+            raise ValueError(
+                "train.head_only is for a config without stages; leave it out, and give stages one of kind head"
+            )
+        if not self.train.head_only:
+            return self
+        if self.task != "detection":
+            raise ValueError("train.head_only works on the features of regions, task: detection")
+        if isinstance(self.model.pool, CropPoolConfig):
+            raise ValueError(
+                f"train.head_only: model.pool.kind: {self.model.pool.kind} has no features that the regions of "
+                "an image share; take roi or spp"
+            )
+        if isinstance(self.train.sampling, OhemSamplingConfig):
+            raise ValueError(
+                "train.sampling.kind: ohem compares the regions of one image; a head that is trained on stored "
+                "features draws from all images: take random"
+            )
+        if self.train.augment.active:
+            raise ValueError(
+                "train.head_only works on stored features, which train.augment cannot change; leave it out"
+            )
+        if isinstance(head, SoftmaxHeadConfig) and self.train.trainable == "boxes":
+            raise ValueError("train.trainable: boxes leaves the classes as they are; unset train.head_only")
+        return self
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages, with that of ``train.head_only``; empty where the network is trained in one run."""
+        return (HeadStageConfig(name="head", kind="head"),) if self.train.head_only else self.stages

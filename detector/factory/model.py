@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import Config
-from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolConfig, SPPPoolConfig
+from detector.config.schema import (
+    CropPoolConfig,
+    KnnHeadConfig,
+    OhemSamplingConfig,
+    PrototypesHeadConfig,
+    RoIPoolConfig,
+    SoftmaxHeadConfig,
+    SPPPoolConfig,
+)
 from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
@@ -28,7 +36,13 @@ from detector.models.compiled import CompiledDetector
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
 from detector.models.hard_examples import EveryRegion, HardExamples
-from detector.models.heads import BoxHead, BoxPredictor
+from detector.models.heads import (
+    MAX_STORED_EXAMPLES,
+    BoxHead,
+    BoxPredictor,
+    NearestExamples,
+    Prototypes,
+)
 from detector.models.losses import DetectionLoss
 from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
 from detector.models.region_pools import PyramidPooling, RoIPooling
@@ -67,7 +81,7 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
     torch.manual_seed(config.seed)
     model = _random_model(config, num_classes, coder)
     if config.model.backbone.weights is not None:
-        head = model.box_head.layers if config.model.head.weights else None
+        head = model.box_head.layers if config.model.published_head else None
         load_published(config, convolutions(model), head)
     return model
 
@@ -78,12 +92,13 @@ def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None
     Prints a warning if random convolutions are frozen: the network is then trained on random filters.
     """
     if config.train.initial_weights is None:
-        freezes = config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
+        frozen = config.train.trainable == "boxes" or config.train.head_only
+        freezes = frozen or config.model.backbone.freeze not in (0, "none")
         if config.model.backbone.weights is None and freezes:
             note(
                 "warning: the run starts from random convolutions and keeps them, because of "
-                "model.backbone.freeze or train.trainable; name trained ones in model.backbone.weights or "
-                "train.initial_weights, unless you want to study random filters"
+                "model.backbone.freeze, train.trainable or train.head_only; name trained ones in "
+                "model.backbone.weights or train.initial_weights, unless you want to study random filters"
             )
         return build_model(config, len(classes), coder)
     torch.manual_seed(config.seed)
@@ -104,15 +119,35 @@ def restore_model(
             named. Only shapes are compared, before memory is allocated for a network.
     """
     classes = len(checkpoint["classes"])
+    examples = _stored_examples(config, checkpoint, source)
     try:
         with torch.device("meta"):
-            shapes = _random_model(config, classes, None)
+            shapes = _random_model(config, classes, None, examples)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     check_model_state(shapes, checkpoint, source, differences(config, checkpoint.get("config")))
-    model = _random_model(config, classes, None)
+    model = _random_model(config, classes, None, examples)
     model.load_state_dict(checkpoint["model"] if raw else weights_to_use(checkpoint))
+    cls_score = model.predictor.cls_score
+    fault = cls_score.fault() if isinstance(cls_score, Prototypes | NearestExamples) else None
+    if fault is not None:
+        raise InputError(f"{source}: predictor.cls_score: {fault}; use another checkpoint")
     return model.eval()
+
+
+def _stored_examples(config: Config, checkpoint: dict[str, Any], source: str) -> int:
+    """Return how many examples the checkpoint's ``knn`` head stores, the only shape that no setting decides.
+
+    Its other shapes and its type are checked with those of all tensors.
+    """
+    stored = checkpoint["model"].get("predictor.cls_score.examples")
+    if not isinstance(config.model.head, KnnHeadConfig) or stored is None or stored.dim() != 2:
+        return 1
+    if not 1 <= len(stored) <= MAX_STORED_EXAMPLES:
+        raise InputError(
+            f"{source}: predictor.cls_score has {len(stored)} examples; 1 to {MAX_STORED_EXAMPLES} are possible"
+        )
+    return len(stored)
 
 
 def convolutions(model: RegionDetector) -> Backbone:
@@ -121,12 +156,13 @@ def convolutions(model: RegionDetector) -> Backbone:
     return pool.convolutions if isinstance(pool, CropPooling) else model.backbone
 
 
-def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> RegionDetector:
+def _random_model(
+    config: Config, num_classes: int, coder: BoxCoder | None, examples: int = 1
+) -> RegionDetector:
     settings = config.model
     backbone = build_backbone(config)
     pool = build_region_pool(config, backbone)
-    head = BoxHead(pool.out_features, settings.head.hidden, settings.head.dropout)
-    predictor = _predictor(config, pool.out_features, head.out_features, num_classes)
+    head, predictor = _random_head(config, pool.out_features, num_classes, examples)
     if coder is None:  # ridge regression standardises its targets itself
         ridge = settings.box.regression == "ridge"
         constants = ((0.0,) * 4, (1.0,) * 4) if ridge else (settings.box.means, settings.box.deviations)
@@ -144,18 +180,35 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     return model
 
 
-def _predictor(config: Config, pooled: int, hidden: int, num_classes: int) -> BoxPredictor:
-    """Return the last layers for ``pooled`` and ``hidden`` features; only detection has a box layer."""
-    if config.task == "weak_detection":
-        return TwoStreamPredictor(hidden, num_classes)
+def _random_head(config: Config, width: int, num_classes: int, examples: int) -> tuple[BoxHead, BoxPredictor]:
+    """Return the layers after a region pool of ``width`` features; ``examples`` are those of a ``knn`` head."""
     boxes = config.model.box.regression if config.task == "detection" else "none"
-    box_features = {"linear": None, "ridge": pooled, "none": 0}[boxes]
-    return BoxPredictor(hidden, num_classes, config.model.head.class_agnostic, box_features)
+    box_features = {"linear": None, "ridge": width, "none": 0}[boxes]
+    chosen = config.model.head
+    if isinstance(chosen, SoftmaxHeadConfig):
+        layers = BoxHead(width, chosen.hidden, chosen.dropout)
+        if config.task == "weak_detection":
+            return layers, TwoStreamPredictor(layers.out_features, num_classes)
+        return layers, BoxPredictor(layers.out_features, num_classes, chosen.class_agnostic, box_features)
+    cls_score: Prototypes | NearestExamples | None = None  # of logistic regression and SVMs: a linear layer
+    if isinstance(chosen, PrototypesHeadConfig):
+        cls_score = Prototypes(
+            width, num_classes, background=chosen.background_prototypes, temperature=chosen.temperature
+        )
+    elif isinstance(chosen, KnnHeadConfig):
+        cls_score = NearestExamples(
+            width, num_classes, examples=examples, k=chosen.k, temperature=chosen.temperature
+        )
+    return BoxHead(width, ()), BoxPredictor(width, num_classes, False, box_features, cls_score)
 
 
 def measures_targets(config: Config) -> bool:
-    """Return whether the coder's constants have to be measured on the training set."""
-    return config.model.box.regression == "linear" and config.model.box.normalize == "dataset"
+    """Return whether the coder's constants have to be measured on the training set.
+
+    Ridge regression, which also fits the boxes of every head but softmax, standardises its targets itself.
+    """
+    box, trained = config.model.box, isinstance(config.model.head, SoftmaxHeadConfig)
+    return trained and box.regression == "linear" and box.normalize == "dataset"
 
 
 def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:

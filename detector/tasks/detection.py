@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
 from detector.core.records import Records
@@ -176,6 +177,12 @@ class RegionTask(ProposalTask[AnyBatch]):
     draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        if config.model.head.kind != "softmax":
+            raise InputError(
+                f"model.head.kind: {config.model.head.kind} is fitted on stored features and not trained on "
+                "images; set train.head_only to true, or add a stage of kind head, and take softmax in the "
+                "settings of the other stages"
+            )
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
@@ -247,7 +254,7 @@ class RegionTask(ProposalTask[AnyBatch]):
             self.config.train.sampling.foreground_iou,
             use_difficult=self.config.data.difficult == "train",
         )
-        return measured_coder(sums, class_agnostic=self.config.model.head.class_agnostic)
+        return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
 
 class DetectionTask(RegionTask[Batch]):
