@@ -563,12 +563,13 @@ MAX_CROPS = 2**30
 
 
 class PoolConfig(Kind):
-    """How a region becomes a row of fixed length: RoI pooling, a spatial pyramid, or a crop of the image."""
+    """How a region becomes a row of fixed length: RoI pooling, RoIAlign, a pyramid or a crop."""
 
-    kind: Literal["roi", "spp", "warp", "crop"]
-    """"roi": Fast R-CNN's RoI pooling. "spp": SPP-net's pyramid, also what a classifier pools whole images
-    with. "warp" and "crop": R-CNN's; each region is cut out of the image, resized to ``crop_size``, and
-    passes through the convolutions by itself. A config without this key means "roi"."""
+    kind: Literal["roi", "roi_align", "spp", "warp", "crop"]
+    """"roi": Fast R-CNN's RoI pooling. "roi_align": Mask R-CNN's, which rounds nothing. "spp": SPP-net's
+    pyramid, also what a classifier pools whole images with. "warp" and "crop": R-CNN's; each region is cut
+    out of the image, resized to ``crop_size``, and passes through the convolutions by itself. A config
+    without this key means "roi"."""
 
 
 class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
@@ -580,6 +581,20 @@ class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     center: Literal["caffe", "network"] | None = None
     """Where a cell of the feature map lies in the image: "caffe" puts cell k at k * stride, as the release
     does, "network" at the centre of its receptive field. null is "caffe", as published."""
+
+
+class RoIAlignPoolConfig(PoolConfig, choice="model.pool.kind roi_align"):
+    """RoIAlign (Mask R-CNN, He et al. 2017, section 3): torchvision's operator with ``aligned=True``."""
+
+    kind: Literal["roi_align"]
+    output_size: Cells = 7
+    """Bins per side (Mask R-CNN: 7 for boxes)."""
+    sampling_ratio: int = Field(default=0, ge=0, le=32)
+    """Samples per bin along each side; 0 takes as many as the bin has cells, rounded up, as detectron2
+    does."""
+    center: Literal["aligned", "network"] | None = None
+    """Where a cell of the feature map lies in the image: "aligned" puts the centre of cell k at
+    (k + 0.5) * stride, "network" at the centre of its receptive field. null is "aligned", as published."""
 
 
 class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
@@ -623,6 +638,7 @@ class CropPoolConfig(PoolConfig, choice="model.pool.kind warp or crop"):
 
 Pool = Annotated[
     Annotated[RoIPoolConfig, Tag("roi")]
+    | Annotated[RoIAlignPoolConfig, Tag("roi_align")]
     | Annotated[SPPPoolConfig, Tag("spp")]
     | Annotated[CropPoolConfig, Tag("warp")]
     | Annotated[CropPoolConfig, Tag("crop")],

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import Config
-from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolConfig, SPPPoolConfig
+from detector.config.schema import (
+    CropPoolConfig,
+    OhemSamplingConfig,
+    RoIAlignPoolConfig,
+    RoIPoolConfig,
+    SPPPoolConfig,
+)
 from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
@@ -31,7 +37,7 @@ from detector.models.hard_examples import EveryRegion, HardExamples
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
 from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
-from detector.models.region_pools import PyramidPooling, RoIPooling
+from detector.models.region_pools import PyramidPooling, RoIAlignPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois
 from detector.models.wsddn import TwoStreamPredictor, two_stream_scores
@@ -165,6 +171,14 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
             # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
             center = backbone.center + 0.5 if pool.center == "network" else 0.0
             return RoIPooling(backbone.channels, pool.output_size, backbone.stride, center)
+        case RoIAlignPoolConfig() as pool:
+            return RoIAlignPooling(
+                backbone.channels,
+                pool.output_size,
+                backbone.stride,
+                backbone.center + 0.5 if pool.center == "network" else None,
+                sampling_ratio=pool.sampling_ratio,
+            )
         case SPPPoolConfig() as pool if config.task == "classification":
             return WholeMapPool(backbone.channels, pool.levels, pool.reduction, pool.rule)
         case SPPPoolConfig() as pool:

@@ -19,14 +19,14 @@ from detector.ops.windows import distinct_rows
 class RegionPool(Protocol):
     """Pools each RoI (R, 5) from its feature level to one row of ``out_features`` features.
 
-    ``windows`` returns rows (R, n) for RoIs (R, 5). RoIs of one level whose rows are equal pool to equal
-    bits.
+    ``windows`` returns rows (R, n) for RoIs (R, 5) and their levels. RoIs of one level whose rows are equal
+    pool to equal bits.
     """
 
     out_features: int
 
     def __call__(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> Tensor: ...
-    def windows(self, rois: Tensor) -> Tensor: ...
+    def windows(self, rois: Tensor, roi_levels: Tensor | None = None) -> Tensor: ...
 
 
 class RegionDetector(nn.Module):
@@ -90,7 +90,7 @@ class RegionDetector(nn.Module):
         """
         if self.training or rois.device.type != "cpu" or torch.is_grad_enabled():
             return self._predict(levels, rois, roi_levels)
-        windows = self.region_pool.windows(rois)
+        windows = self.region_pool.windows(rois, roi_levels)
         if roi_levels is not None:
             windows = torch.cat((roi_levels[:, None].to(windows.dtype), windows), dim=1)
         chosen, places = distinct_rows(windows)
