@@ -162,6 +162,8 @@ _SHAPING = (
     "model.backbone.name",
     "model.backbone.stage",
     "model.backbone.reduce_channels",
+    "model.neck",
+    "model.fpn.channels",
     "model.pool.kind",
     "model.pool.output_size",
     "model.pool.levels",
