@@ -56,7 +56,9 @@ def by_definition(
             own = [(box, difficult, crowd) for name, box, difficult, crowd in objects if name == label]
             if not any(not difficult and not crowd for _, difficult, crowd in own):
                 continue
-            hits = [overlap(found[label], box) >= 0.5 for box, _, crowd in own if not crowd and label in found]
+            hits = [
+                overlap(found[label], box) >= 0.5 for box, _, crowd in own if not crowd and label in found
+            ]
             outcomes.append(any(hits))
         shares.append(sum(outcomes) / len(outcomes) if outcomes else math.nan)
     known = [share for share in shares if not math.isnan(share)]

@@ -85,7 +85,9 @@ def certain(scores: list[float]) -> Tensor:
 
 
 def plain(**settings: Any) -> Postprocess:
-    return Postprocess(coder(), scores=lambda output: output.class_logits, **{"score_threshold": 0.05, **settings})
+    return Postprocess(
+        coder(), scores=lambda output: output.class_logits, **{"score_threshold": 0.05, **settings}
+    )
 
 
 def test_ties_go_to_the_earlier_proposal_and_the_lower_label() -> None:

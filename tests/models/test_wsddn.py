@@ -74,14 +74,14 @@ def test_gradients_are_those_of_finite_differences() -> None:
     found = output(5, seed=4)
     image_label_loss(found, counts, presence)["loss_cls"].backward()
     for part in (0, 2):
-        logits = found[part]
+        logits = present(found[part])
         for place in ((0, 1), (2, 3), (4, 2), (3, 0)):
             losses = []
             for sign in (-1, 1):
                 moved = logits.detach().clone()
                 moved[place] += sign * step
-                changed = [moved if number == part else one for number, one in enumerate(found)]
-                loss = image_label_loss(HeadOutput(*changed), counts, presence)["loss_cls"]
+                changed = found._replace(**{HeadOutput._fields[part]: moved})
+                loss = image_label_loss(changed, counts, presence)["loss_cls"]
                 losses.append(loss.item())
             numeric = (losses[1] - losses[0]) / (2 * step)
             assert gradient(logits)[place].item() == pytest.approx(numeric, abs=2e-3)
@@ -115,7 +115,9 @@ def test_equal_regions_share_the_softmax_over_regions() -> None:
     """A region that is given twice has half the score each time, and the image score stays the same."""
     one = output(3)
     rows = torch.tensor([0, 1, 2, 2])
-    twice = one._replace(region_logits=present(one.region_logits) - torch.tensor([[0.0], [0.0], [math.log(2)]]))
+    twice = one._replace(
+        region_logits=present(one.region_logits) - torch.tensor([[0.0], [0.0], [math.log(2)]])
+    )
     scores, doubled = two_stream_scores(one)[:, 1:], two_stream_scores(twice.take(rows))[:, 1:]
     torch.testing.assert_close(doubled[:2], scores[:2])
     torch.testing.assert_close(doubled[2], scores[2] / 2)

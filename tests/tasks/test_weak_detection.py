@@ -16,9 +16,12 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.structures import Detections
 from detector.engine.checkpoint import load_checkpoint
+from detector.engine.inference import RegionPredictor
 from detector.evaluation.corloc import corloc
+from detector.factory.loaders import inference_views
 from detector.factory.model import build_predictor, restore_model
-from detector.models.wsddn import two_stream_scores
+from detector.models.detector import RegionDetector
+from detector.models.wsddn import TwoStreamPredictor, two_stream_scores
 from detector.tasks.scoring import Evaluation
 from detector.tasks.start import build_scorer, build_task, start_run
 from detector.tasks.weak_detection import WeakDetectionTask
@@ -41,7 +44,10 @@ def test_resumed_equals_uninterrupted_and_the_checkpoint_is_used_everywhere(
     config = tiny(*WEAK, "train.evaluate_every=4", "train.validation_loss=true")
     run = start_run(config, tmp_path / "whole", "cpu")
     whole = run.run()
-    train(tiny(*WEAK, "train.evaluate_every=4", "train.validation_loss=true", "train.steps=2"), tmp_path / "parts")
+    train(
+        tiny(*WEAK, "train.evaluate_every=4", "train.validation_loss=true", "train.steps=2"),
+        tmp_path / "parts",
+    )
     again = train(config, tmp_path / "parts", resume=True)
     assert_identical(final_state(tmp_path / "whole", 4), final_state(tmp_path / "parts", 4))
     assert again.metrics["CorLoc"] == whole.metrics["CorLoc"]
@@ -54,7 +60,7 @@ def test_resumed_equals_uninterrupted_and_the_checkpoint_is_used_everywhere(
     assert any(np.isfinite(one["val_loss"]) for one in log if "val_loss" in one)
 
     checkpoint = tmp_path / "whole" / "checkpoints" / "step_4.pt"
-    detector, scorer = Detector.load(checkpoint, "cpu"), run.task.scorer
+    detector, scorer = Detector.load(checkpoint, "cpu"), build_scorer(config)
     record = scorer.test_set.records[0]
     boxes = scorer.test_set.proposals(record).boxes
     result = detector(str(record.path), boxes=boxes)
@@ -66,27 +72,21 @@ def test_resumed_equals_uninterrupted_and_the_checkpoint_is_used_everywhere(
 def test_the_training_split_is_scored_with_corloc(tiny: Load, tmp_path: Path) -> None:
     config = tiny(*WEAK)
     run = start_run(config, tmp_path / "run", "cpu")
-    at_the_end = run.run().metrics["CorLoc"]
+    at_the_end, model = run.run().metrics["CorLoc"], run.task.model
+    assert isinstance(model, RegionDetector)
     scorer = build_scorer(config, split="trainval")
-    evaluation = scorer.evaluate(run.task.model)
-    assert evaluation.metrics["CorLoc"] == at_the_end
-    assert "CorLoc" not in build_scorer(config, split="test").evaluate(run.task.model).metrics
-    predictor = build_predictor(config, run.task.model, "cpu")
-    best = scorer.predicted(predictor.best, scorer.test_set)  # type: ignore[attr-defined]
-    assert corloc(scorer.test_set.records, scorer.classes, best)["CorLoc"] == at_the_end["CorLoc"]
-    for record in scorer.test_set.records:
-        regions = detector_scores(run.task.model, config, record)
-        labels, scores = best[record.image_id].labels, best[record.image_id].scores
-        assert torch.equal(scores, regions.amax(dim=0)[labels])
-
-
-def detector_scores(model: torch.nn.Module, config: Config, record: object) -> torch.Tensor:
-    from detector.factory.loaders import inference_views
-
-    scorer = build_scorer(config, split="trainval")
-    views = next(iter(inference_views(config, [record], scorer.test_set.proposals)))  # type: ignore[list-item]
-    scores: torch.Tensor = build_predictor(config, model.eval(), "cpu").regions(views).scores  # type: ignore
-    return scores
+    assert scorer.evaluate(model).metrics["CorLoc"] == at_the_end
+    assert "CorLoc" not in build_scorer(config, split="test").evaluate(model).metrics
+    predictor, test_set = build_predictor(config, model.eval(), "cpu"), scorer.test_set
+    assert isinstance(predictor, RegionPredictor)
+    best = scorer.predicted(predictor.best, test_set)
+    assert corloc(test_set.records, scorer.classes, best)["CorLoc"] == at_the_end["CorLoc"]
+    views = inference_views(config, test_set.records, test_set.proposals)
+    for record, view in zip(test_set.records, views, strict=True):
+        regions, found = predictor.regions(view), best[record.image_id]
+        assert torch.equal(found.scores, regions.scores.amax(dim=0)[found.labels])
+        assert sorted(found.labels.tolist()) == list(range(1, len(scorer.classes) + 1))
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
 def test_boxes_have_no_influence_on_training(tiny: Load, tmp_path: Path) -> None:
@@ -106,7 +106,9 @@ def test_boxes_have_no_influence_on_training(tiny: Load, tmp_path: Path) -> None
             boxes = objects.boxes[rng.permutation(len(objects.boxes))] * 0.7 + 3
             boxes[0] = (9.0, 9.0, 1.0, 1.0)
             moved = replace(objects, boxes=boxes, area=objects.area * 2)
-            task.records = task._trained_records(replace(dataset, records=replace(dataset.records, objects=moved)))
+            task.records = task._trained_records(
+                replace(dataset, records=replace(dataset.records, objects=moved))
+            )
         optimizer = torch.optim.SGD(task.model.parameters(), lr=0.01)
         torch.manual_seed(5)
         batches = task.batches(0)
@@ -127,7 +129,9 @@ def test_labels_have_an_influence_on_training(tiny: Load) -> None:
     batch = next(batches)
     batches.close()
     task.model.eval()  # no dropout
-    losses = [task.step(one)["loss_cls"].item() for one in (batch, replace(batch, targets=batch.targets[::-1]))]
+    losses = [
+        task.step(one)["loss_cls"].item() for one in (batch, replace(batch, targets=batch.targets[::-1]))
+    ]
     assert losses[0] != losses[1]
     assert task.count(batch) == 2
 
@@ -136,7 +140,8 @@ def test_scores_do_not_depend_on_chunks_and_count_equal_regions(tiny: Load) -> N
     """A softmax over regions is over all of an image's, whatever parts they are computed in."""
     task = build_task(tiny(*WEAK), "cpu")
     model = task.model.eval()
-    torch.nn.init.normal_(model.predictor.region_score.weight)  # type: ignore[union-attr]
+    assert isinstance(model.predictor, TwoStreamPredictor)
+    torch.nn.init.normal_(model.predictor.region_score.weight)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, 3, 96, 128, generator=generator)
     corners = torch.rand(60, 2, 2, generator=generator).sort(dim=1).values * torch.tensor([128.0, 96.0])
@@ -160,7 +165,7 @@ def test_a_supervised_run_may_start_from_weak_weights(tiny: Load, tmp_path: Path
     path = tmp_path / "weak" / "checkpoints" / "best.pt"
     task = build_task(tiny(f"train.initial_weights={path}"), "cpu")
     weak = restore_model(tiny(*WEAK), load_checkpoint(path), str(path))
-    assert torch.equal(task.model.box_head.layers.fc6.weight, weak.box_head.layers.fc6.weight)
+    assert_identical(task.model.box_head.state_dict(), weak.box_head.state_dict())
     with pytest.raises(InputError, match="weak_detection"):
         restore_model(tiny(), load_checkpoint(path), str(path))
 
