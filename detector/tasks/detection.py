@@ -20,6 +20,7 @@ from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord,
 from detector.data.images import read_image
 from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
+from detector.engine.inference import MaskCount
 from detector.evaluation.operating_point import OperatingPoint, best_f1
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
@@ -187,9 +188,18 @@ class RegionTask(ProposalTask[AnyBatch]):
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
         self.hard_examples = model_parts.build_hard_examples(config)
+        self.masks = MaskCount()
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
+
+    def counted(self) -> dict[str, int]:
+        """Return ``masked_rois``, the RoIs that were pooled by masks in this process, and ``mask_fallbacks``,
+        those of them whose mask covers no cell centre; nothing where there are no masks.
+        """
+        counted, self.masks = self.masks, MaskCount()
+        regions, fallbacks = counted.regions, counted.fallbacks
+        return {"masked_rois": regions, "mask_fallbacks": fallbacks} if regions else {}
 
     def count(self, batch: AnyBatch) -> int:
         return self._count(self._sampled(batch))
@@ -199,6 +209,8 @@ class RegionTask(ProposalTask[AnyBatch]):
             output, sampled = self._output(
                 self.model, self.network, self._levels(batch), self._sampled(batch)
             )
+        if sampled.masks is not None:
+            self.masks.add(sampled.masks)
         return self.loss(output, sampled, count)
 
     def image_losses(self, model: RegionDetector, batch: Batch) -> tuple[dict[str, Tensor], int]:
@@ -232,7 +244,7 @@ class RegionTask(ProposalTask[AnyBatch]):
         """Return the output of ``network``, perhaps ``model`` compiled, and the regions that it is for."""
         if self.hard_examples is not None:
             sampled = self.hard_examples(model, levels, sampled)
-        return network.predict(levels, sampled.rois, sampled.roi_levels), sampled
+        return network.predict(levels, sampled.rois, sampled.roi_levels, sampled.masks), sampled
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
@@ -268,7 +280,7 @@ class DetectionTask(RegionTask[Batch]):
             start,
             self.device,
             draw_regions=self.draw_regions,
-            place=self.model.place,
+            network=self.model,
         )
 
     def _sampled(self, batch: Batch) -> SampledRoIs:

@@ -20,6 +20,7 @@ from detector.core.errors import listed
 from detector.core.progress import note
 from detector.core.records import Records
 from detector.core.structures import Batch, Detections, stack_rois
+from detector.data.samples import covered
 from detector.data.source import Dataset
 from detector.engine.inference import RegionPredictor
 from detector.engine.run import Assessment
@@ -110,12 +111,14 @@ class WeakDetectionTask(ProposalTask[Batch]):
         self, network: RegionDetector | CompiledDetector, batch: Batch, count: float | None
     ) -> dict[str, Tensor]:
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
-        rows = stack_rois(batch.rois_per_image)
+        rows, counts = stack_rois(batch.rois_per_image), list(map(len, batch.rois_per_image))
         rois, roi_levels = sent(rows, self.device), self.model.place(rows, None)
+        masks = covered(
+            [proposals.masks for proposals in batch.proposals], batch.metas, counts, roi_levels, self.model
+        )
         images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast(), loaders.naming(batch.metas):
-            output = network(images, rois, roi_levels)
-        counts = [len(boxes) for boxes in batch.rois_per_image]
+            output = network(images, rois, roi_levels, None if masks is None else masks.to(self.device))
         return image_label_loss(output, counts, sent(presence, self.device), count)
 
     def _describe(self, dataset: Dataset) -> None:
