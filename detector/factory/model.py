@@ -159,7 +159,7 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
         case RoIPoolConfig() as pool:
             # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
             center = backbone.center + 0.5 if pool.center == "network" else 0.0
-            return RoIPooling(backbone.channels, pool.output_size, backbone.stride, center)
+            return RoIPooling(backbone.channels, pool.output_size, backbone.stride, center, mask=pool.mask)
         case RoIAlignPoolConfig() as pool:
             return RoIAlignPooling(
                 backbone.channels,
@@ -167,6 +167,7 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
                 backbone.stride,
                 backbone.center + 0.5 if pool.center == "network" else None,
                 sampling_ratio=pool.sampling_ratio,
+                mask=pool.mask,
             )
         case SPPPoolConfig() as pool if config.task == "classification":
             return WholeMapPool(backbone.channels, pool.levels, pool.reduction, pool.rule)
@@ -179,6 +180,7 @@ def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
                 window=pool.window,
                 center=0.0 if pool.center == "caffe" or pool.window == "roi" else backbone.center,
                 shrink=pool.shrink,
+                mask=pool.mask,
             )
         case CropPoolConfig() as pool:
             return CropPooling(
