@@ -602,6 +602,9 @@ class PoolConfig(Kind):
     without this key means "roi"."""
 
 
+MaskUse = Literal["none", "cells", "weighted"]
+
+
 class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     """Fast R-CNN's RoI pooling (paper, section 2.1)."""
 
@@ -611,6 +614,11 @@ class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     center: Literal["caffe", "network"] | None = None
     """Where a cell of the feature map lies in the image: "caffe" puts cell k at k * stride, as the release
     does, "network" at the centre of its receptive field. null is "caffe", as published."""
+    mask: MaskUse = "none"
+    """How masks of regions are used, where the proposals have them: "none" pools boxes; "cells" takes the
+    maximum over the cells of a bin whose centre the mask covers; "weighted" takes the average, weighted by
+    how much of each cell the mask covers. Regions without a mask, or with one that covers no cell's centre,
+    are pooled as boxes, by the same maximum or average."""
 
 
 class RoIAlignPoolConfig(PoolConfig, choice="model.pool.kind roi_align"):
@@ -625,6 +633,9 @@ class RoIAlignPoolConfig(PoolConfig, choice="model.pool.kind roi_align"):
     center: Literal["aligned", "network"] | None = None
     """Where a cell of the feature map lies in the image: "aligned" puts the centre of cell k at
     (k + 0.5) * stride, "network" at the centre of its receptive field. null is "aligned", as published."""
+    mask: MaskUse = "none"
+    """As for roi, except that "cells" takes the maximum over the samples of a bin that lie in covered cells,
+    and that "weighted" also weights each cell as the samples do."""
 
 
 class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
@@ -646,6 +657,8 @@ class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
     shrink: float | None = None
     """detection: by how many input pixels the projection moves the edges of a box inwards; null is half a
     stride."""
+    mask: MaskUse = "none"
+    """detection: as for roi, in all grids. "cells" and "weighted" take the place of ``reduction``."""
 
 
 class CropPoolConfig(PoolConfig, choice="model.pool.kind warp or crop"):
@@ -1423,6 +1436,10 @@ class Config(Section):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")
             if isinstance(pool, SPPPoolConfig) and pool.rule == "sliding":
                 raise ValueError("model.pool.rule: sliding is for whole images, task: classification")
+            if isinstance(pool, SPPPoolConfig) and (pool.mask, pool.reduction) == ("cells", "avg"):
+                raise ValueError(
+                    "model.pool.mask: cells is a maximum, reduction: avg an average; set weighted"
+                )
         elif not isinstance(self.model.head, SoftmaxHeadConfig):
             raise ValueError(
                 f"model.head.kind: {self.model.head.kind} is for regions; task: classification has softmax"
@@ -1433,6 +1450,8 @@ class Config(Section):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
+        elif pool.mask != "none":
+            raise ValueError("model.pool.mask: task: classification pools whole images; set none")
         if self.task == "weak_detection":
             self._check_weak()
         names = [stage.name for stage in self.stages]

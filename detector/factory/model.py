@@ -234,7 +234,8 @@ def build_region_pool(config: Config, backbone: Backbone, neck: FeaturePyramid |
     edges = tuple(center + 0.5 for center in centers)
     match config.model.pool:
         case RoIPoolConfig() as pool:
-            return RoIPooling(channels, pool.output_size, strides, edges if pool.center == "network" else 0.0)
+            placed = edges if pool.center == "network" else 0.0
+            return RoIPooling(channels, pool.output_size, strides, placed, mask=pool.mask)
         case RoIAlignPoolConfig() as pool:
             return RoIAlignPooling(
                 channels,
@@ -242,6 +243,7 @@ def build_region_pool(config: Config, backbone: Backbone, neck: FeaturePyramid |
                 strides,
                 edges if pool.center == "network" else None,
                 sampling_ratio=pool.sampling_ratio,
+                mask=pool.mask,
             )
         case SPPPoolConfig() as pool if config.task == "classification":
             return WholeMapPool(channels, pool.levels, pool.reduction, pool.rule)
@@ -254,6 +256,7 @@ def build_region_pool(config: Config, backbone: Backbone, neck: FeaturePyramid |
                 window=pool.window,
                 center=0.0 if pool.center == "caffe" or pool.window == "roi" else centers,
                 shrink=pool.shrink,
+                mask=pool.mask,
             )
         case CropPoolConfig() as pool:
             return CropPooling(
