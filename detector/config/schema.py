@@ -576,9 +576,11 @@ class HeadConfig(Section):
     """Take fc6 and fc7 from the backbone's weights file too (VGG16, AlexNet and CaffeNet)."""
     class_agnostic: bool = False
     """One box regressor for all classes instead of one per class."""
-    scores: Literal["softmax", "svm"] = "softmax"
-    """How the output of cls_score is read: "softmax" as probabilities, "svm" as the margins of linear SVMs,
-    which the stage ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly."""
+    scores: Literal["softmax", "sigmoid", "svm"] = "softmax"
+    """How cls_score is trained and read: "softmax" as probabilities that exclude each other, "sigmoid" as an
+    independent probability per class, for objects with several labels (docs/multilabel.md), "svm" as the
+    margins of linear SVMs, which the stage ``svm`` trains. Margins may be negative: choose
+    ``test.score_threshold`` accordingly."""
 
 
 class BoxConfig(Section):
@@ -1157,7 +1159,19 @@ class Config(Section):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
+        if self.model.head.scores == "sigmoid":
+            self._check_independent_scores()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")
         return self
+
+    def _check_independent_scores(self) -> None:
+        if self.task == "classification":
+            raise ValueError(
+                "model.head.scores: task: classification always scores each class by itself; leave it out"
+            )
+        if any(stage.kind == "svm" for stage in self.stages):
+            raise ValueError(
+                "model.head.scores: sigmoid does not read the SVMs of a stage of kind svm; set it to svm"
+            )

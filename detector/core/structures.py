@@ -244,6 +244,10 @@ class SampledRoIs:
     standardised by the box coder and zero for background; ``roi_levels`` (R,) int64, always on the CPU, is
     None where there is only one level. The RoIs of an image follow each other; ``counts`` has their number
     for each of the N images, and is empty where it is not known.
+
+    Where a region can have several labels, ``label_sets`` (R, K+1) bool are all labels of each RoI,
+    ``labels`` is one of them, and ``box_targets`` (R, K+1, 4) are those of every label, zero for the other
+    classes. Column 0 is False: background has no label. Elsewhere ``label_sets`` is None.
     """
 
     rois: Tensor
@@ -251,12 +255,17 @@ class SampledRoIs:
     box_targets: Tensor
     roi_levels: Tensor | None = None
     counts: tuple[int, ...] = ()
+    label_sets: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = len(self.rois)
         _check("SampledRoIs.rois", self.rois, (None, 5), torch.float32)
         _check("SampledRoIs.labels", self.labels, (count,), torch.int64)
-        _check("SampledRoIs.box_targets", self.box_targets, (count, 4), torch.float32)
+        columns: tuple[int, ...] = ()
+        if self.label_sets is not None:
+            _check("SampledRoIs.label_sets", self.label_sets, (count, None), torch.bool)
+            columns = (self.label_sets.shape[1],)
+        _check("SampledRoIs.box_targets", self.box_targets, (count, *columns, 4), torch.float32)
         if self.roi_levels is not None:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
         if self.counts and sum(self.counts) != count:
@@ -268,13 +277,16 @@ class SampledRoIs:
         boxes_per_image: Sequence[Tensor],
         labels_per_image: Sequence[Tensor],
         box_targets_per_image: Sequence[Tensor],
+        label_sets_per_image: Sequence[Tensor | None] = (),
     ) -> SampledRoIs:
-        """Make the RoIs of a batch from boxes (r_i, 4), labels (r_i,) and targets (r_i, 4) per image."""
+        """Make the RoIs of a batch from the fields of each image's `DrawnRegions`."""
+        label_sets = [each for each in label_sets_per_image if each is not None]
         return cls(
             rois=stack_rois(boxes_per_image),
             labels=torch.cat(list(labels_per_image)),
             box_targets=torch.cat(list(box_targets_per_image)),
             counts=tuple(map(len, boxes_per_image)),
+            label_sets=torch.cat(label_sets) if label_sets else None,
         )
 
     def to(self, device: torch.device | str) -> SampledRoIs:
@@ -284,11 +296,13 @@ class SampledRoIs:
             rois=self.rois.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             box_targets=self.box_targets.to(device, non_blocking=True),
+            label_sets=None if self.label_sets is None else self.label_sets.to(device, non_blocking=True),
         )
 
     def device_tensors(self) -> list[Tensor]:
         """Return the tensors that `to` moves."""
-        return [self.rois, self.labels, self.box_targets]
+        several = [] if self.label_sets is None else [self.label_sets]
+        return [self.rois, self.labels, self.box_targets, *several]
 
     def pin_memory(self) -> SampledRoIs:
         """Return a copy in page-locked memory, from which a GPU copies without waiting."""
@@ -297,6 +311,7 @@ class SampledRoIs:
             rois=self.rois.pin_memory(),
             labels=self.labels.pin_memory(),
             box_targets=self.box_targets.pin_memory(),
+            label_sets=None if self.label_sets is None else self.label_sets.pin_memory(),
         )
 
 
@@ -304,12 +319,13 @@ class DrawnRegions(NamedTuple):
     """The r regions that are drawn of one image for a training step.
 
     ``boxes`` (r, 4) are in the pixels of the regions that they were drawn from, ``labels`` (r,) int64 in
-    0..K, and ``box_targets`` (r, 4) as in `SampledRoIs`.
+    0..K, and ``box_targets`` (r, 4) or (r, K+1, 4) and ``label_sets`` (r, K+1) as in `SampledRoIs`.
     """
 
     boxes: Tensor
     labels: Tensor
     box_targets: Tensor
+    label_sets: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -388,7 +404,11 @@ class Embedded(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None."""
+    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None.
+
+    Column 0 is the background. A network that scores every class by itself has no use for its logit; the
+    column exists so that label k is column k everywhere.
+    """
 
     class_logits: Tensor
     box_deltas: Tensor | None

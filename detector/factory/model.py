@@ -18,7 +18,7 @@ from detector.core.structures import Batch, Normalization
 from detector.engine import optim
 from detector.engine.checkpoint import check_model_state, weights_to_use
 from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
-from detector.factory.weights import differences, load_initial, load_published
+from detector.factory.weights import check_scores, differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
 from detector.models.backbones import build_backbone as make_backbone
@@ -30,10 +30,19 @@ from detector.models.detector import RegionDetector, RegionPool
 from detector.models.hard_examples import EveryRegion, HardExamples
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.models.losses import DetectionLoss
-from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
+from detector.models.postprocess import (
+    Postprocess,
+    class_scores,
+    independent_scores,
+    margin_scores,
+    softmax_scores,
+)
 from detector.models.region_pools import PyramidPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois
+
+SCORES = {"softmax": softmax_scores, "sigmoid": independent_scores, "svm": margin_scores}
+"""What turns class logits into scores, by ``model.head.scores``."""
 
 
 def build_backbone(config: Config) -> Backbone:
@@ -96,9 +105,10 @@ def restore_model(
     These are the averaged weights where there are any; ``raw`` takes those that were trained, for resuming.
 
     Raises:
-        InputError: the weights do not fit the config's network, or its settings fit no network; ``source`` is
-            named. Only shapes are compared, before memory is allocated for a network.
+        InputError: the weights do not fit the config's network or its kind of scores, or its settings fit no
+            network; ``source`` is named. Only shapes are compared, before memory is allocated for a network.
     """
+    check_scores(config, checkpoint, source)
     classes = len(checkpoint["classes"])
     try:
         with torch.device("meta"):
@@ -124,7 +134,13 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     head = BoxHead(pool.out_features, settings.head.hidden, settings.head.dropout)
     boxes = "none" if config.task == "classification" else settings.box.regression
     box_features = {"linear": None, "ridge": pool.out_features, "none": 0}[boxes]
-    predictor = BoxPredictor(head.out_features, num_classes, settings.head.class_agnostic, box_features)
+    predictor = BoxPredictor(
+        head.out_features,
+        num_classes,
+        settings.head.class_agnostic,
+        box_features,
+        independent=settings.head.scores == "sigmoid",
+    )
     if coder is None:  # ridge regression standardises its targets itself
         ridge = settings.box.regression == "ridge"
         constants = ((0.0,) * 4, (1.0,) * 4) if ridge else (settings.box.means, settings.box.deviations)
@@ -183,6 +199,7 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegi
     """
     settings = config.train.sampling.model_dump(exclude={"kind"})
     settings["use_difficult"] = config.data.difficult == "train"
+    settings["multi_label"] = config.model.head.scores == "sigmoid"
     if isinstance(config.train.sampling, OhemSamplingConfig):
         del settings["rois_per_image"]  # they are chosen once the network has seen all
         return EveryRegion(coder, **settings)
@@ -242,7 +259,7 @@ def build_postprocess(config: Config, coder: BoxCoder, score_threshold: float | 
         nested_threshold=settings.nested_threshold,
         max_detections=settings.max_detections,
         box_regression=settings.box_regression,
-        scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,
+        scores=SCORES[config.model.head.scores],
     )
 
 

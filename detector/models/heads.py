@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from detector.core.structures import Embedded, HeadOutput
+
+PRIOR = 0.01
+"""The score that every class of a network with independent scores starts from.
+
+This is pi of "Focal Loss for Dense Object Detection" (Lin et al., ICCV 2017), section 4.1. Most targets are
+negative: from a score of 0.5, each region would have a loss of 0.69 K in the first steps.
+"""
 
 
 class BoxHead(nn.Module):
@@ -39,7 +47,8 @@ class BoxPredictor(nn.Module):
 
     ``box_features`` None lets bbox_pred read the hidden features; a number, the pooled features of that width
     (SPP-net's ridge regression); 0 leaves bbox_pred out. Weights start Gaussian with standard deviations 0.01
-    (cls_score) and 0.001 (bbox_pred), biases at zero (Fast R-CNN, section 2.3).
+    (cls_score) and 0.001 (bbox_pred), biases at zero (Fast R-CNN, section 2.3). With ``independent`` scores
+    the biases of the classes in cls_score start so that each scores `PRIOR`.
     """
 
     def __init__(
@@ -48,11 +57,15 @@ class BoxPredictor(nn.Module):
         num_classes: int,
         class_agnostic: bool = False,
         box_features: int | None = None,
+        *,
+        independent: bool = False,
     ) -> None:
         super().__init__()
         self.rows = 1 if class_agnostic else num_classes + 1
         self.reads_pooled = bool(box_features)
         self.cls_score = _linear(in_features, num_classes + 1, 0.01)
+        if independent:
+            nn.init.constant_(self.cls_score.bias[1:], -math.log((1 - PRIOR) / PRIOR))
         width = in_features if box_features is None else box_features
         self.bbox_pred = _linear(width, self.rows * 4, 0.001) if width else None
 

@@ -22,6 +22,15 @@ def softmax_scores(class_logits: Tensor) -> Tensor:
     return torch.softmax(class_logits.float(), dim=1)
 
 
+def independent_scores(class_logits: Tensor) -> Tensor:
+    """Return the probability of each class by itself in the columns 1..K of (R, K+1), float32.
+
+    Column 0 is 1 minus the highest of them: high where no class is likely. Its logit is not used.
+    """
+    scores = class_logits[:, 1:].float().sigmoid()
+    return torch.cat((1 - scores.amax(dim=1, keepdim=True), scores), dim=1)
+
+
 def margin_scores(class_logits: Tensor) -> Tensor:
     """Return the margins (R, K+1) of linear SVMs as they are, float32."""
     return class_logits.float()
