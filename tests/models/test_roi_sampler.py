@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor
 from detector.core.boxes import iou
 from detector.core.structures import DrawnRegions, SampledRoIs, Targets
 from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.hard_examples import EveryRegion
 from detector.models.roi_sampler import RoISampler, match_proposals
 from tests.conftest import MakeBoxes
+from tests.typed import present
 
 CODER = fixed_coder(3, (0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
 
@@ -275,3 +279,77 @@ def test_matching_equals_the_slow_computation(data: st.DataObject) -> None:
         assert torch.equal(match, first)
     else:
         assert len(overlap) == len(match) == 0
+
+
+def with_several_labels(make_boxes: MakeBoxes, seed: int) -> tuple[Tensor, Targets]:
+    """A crowded scene in which the first object has two more labels, one of them twice."""
+    rois, targets = crowded_scene(make_boxes, seed)
+    first = int(targets.labels[0])
+    others = [first % 3 + 1, (first + 1) % 3 + 1, first]
+    boxes = torch.cat((targets.boxes, targets.boxes[:1].expand(3, 4)))
+    return rois, Targets.make(boxes, torch.cat((targets.labels, torch.tensor(others))))
+
+
+def slow_label_sets(boxes: Tensor, targets: Targets) -> list[set[int]]:
+    """The labels of all objects with the box of each region's best object, none below an IoU of 0.5."""
+    found = []
+    objects, labels = targets.boxes.tolist(), targets.labels.tolist()
+    for box in boxes.tolist():
+        overlaps = [slow_iou(box, one) for one in objects]
+        best = objects[overlaps.index(max(overlaps))]
+        same = {label for one, label in zip(objects, labels, strict=True) if one == best}
+        found.append(same if max(overlaps) >= 0.5 else set())
+    return found
+
+
+def unequal_coder() -> BoxCoder:
+    generator = torch.Generator().manual_seed(0)
+    return BoxCoder(torch.randn(4, 4, generator=generator), 0.1 + torch.rand(4, 4, generator=generator))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("every", [False, True], ids=["random", "ohem"])
+def test_a_region_has_the_labels_of_all_objects_with_its_box(
+    make_boxes: MakeBoxes, seed: int, every: bool
+) -> None:
+    rois, targets = with_several_labels(make_boxes, seed)
+    coder = unequal_coder()
+    kind = EveryRegion if every else RoISampler
+    found = kind(coder, multi_label=True)(rois, targets, np.random.default_rng(seed))
+    sets = present(found.label_sets)
+    expected = slow_label_sets(found.boxes, targets)
+    assert [set(row.nonzero()[:, 0].tolist()) for row in sets] == expected
+    assert {0, 1, 3} <= {len(one) for one in expected}
+    assert found.box_targets.shape == (len(rois) + 3 if every else len(found.boxes), 4, 4)
+    assert len({tuple(box) for box in found.boxes.tolist()}) == len(found.boxes)  # no object is added twice
+    for row, labels in enumerate(expected):
+        assert int(found.labels[row]) in (labels or {0})
+        overlap = [slow_iou(found.boxes[row].tolist(), one) for one in targets.boxes.tolist()]
+        matched = targets.boxes[overlap.index(max(overlap))][None]
+        for label in range(4):
+            wanted = coder.encode(found.boxes[row, None], matched, torch.tensor([label]))[0]
+            own = found.box_targets[row, label]
+            torch.testing.assert_close(own, wanted if label in labels else torch.zeros(4))
+
+
+def test_objects_of_one_label_each_are_drawn_as_without_label_sets(make_boxes: MakeBoxes) -> None:
+    rois, targets = crowded_scene(make_boxes, 1)
+    one, several = (drawn(RoISampler(CODER, multi_label=each), rois, targets, 7) for each in (False, True))
+    assert torch.equal(one.boxes, several.boxes) and torch.equal(one.labels, several.labels)
+    assert one.label_sets is None
+    assert torch.equal(present(several.label_sets).sum(dim=1), (one.labels > 0).long())
+    own = several.box_targets[torch.arange(len(one.labels)), one.labels]
+    torch.testing.assert_close(own, one.box_targets)
+    none = drawn(RoISampler(CODER, multi_label=True), rois, Targets.empty())
+    assert len(none.boxes) and not present(none.label_sets).any() and not none.box_targets.any()
+
+
+def test_label_sets_follow_their_regions_into_a_batch(make_boxes: MakeBoxes) -> None:
+    sampler = RoISampler(CODER, multi_label=True)
+    parts = [drawn(sampler, *with_several_labels(make_boxes, seed)) for seed in (0, 1)]
+    sampled = SampledRoIs.stack(*zip(*parts, strict=True))
+    assert torch.equal(present(sampled.label_sets), torch.cat([present(part.label_sets) for part in parts]))
+    assert present(sampled.to("cpu").label_sets).any()
+    assert len(sampled.device_tensors()) == 4
+    with pytest.raises(ValueError, match="box_targets"):
+        replace(sampled, box_targets=sampled.box_targets[:, 0])
