@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
+from detector.core.masks import Masks
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
@@ -145,22 +146,33 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposals:
-    """The P proposals of one image: boxes (P, 4) in original-image pixels, scores (P,) or None."""
+    """The P proposals of one image: boxes (P, 4) in original-image pixels, scores (P,) or None.
+
+    ``masks`` are those of the P regions, None where no region has one. The box of a region with a mask is
+    that of its mask.
+    """
 
     boxes: Tensor
     scores: Tensor | None = None
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         _check("Proposals.boxes", self.boxes, (None, 4), torch.float32)
         if self.scores is not None:
             _check("Proposals.scores", self.scores, (len(self.boxes),), torch.float32)
+        if self.masks is not None and len(self.masks) != len(self.boxes):
+            raise ValueError(f"Proposals.masks must be {len(self.boxes)} masks, not {len(self.masks)}")
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def select(self, keep: Tensor) -> Proposals:
         """Return the proposals that ``keep`` selects, a mask (P,) or indices (n,)."""
-        return Proposals(boxes=self.boxes[keep], scores=None if self.scores is None else self.scores[keep])
+        return Proposals(
+            boxes=self.boxes[keep],
+            scores=None if self.scores is None else self.scores[keep],
+            masks=None if self.masks is None else self.masks.select(keep),
+        )
 
 
 ProposalSource = Callable[[ImageRecord], Proposals]
@@ -236,6 +248,22 @@ def window_size(size: tuple[int, int], window: Window | None) -> tuple[int, int]
     return size if window is None else (window[3] - window[1], window[2] - window[0])
 
 
+class DrawnRegions(NamedTuple):
+    """The r regions that are drawn of one image for a training step.
+
+    ``boxes`` (r, 4) are in the pixels of the regions that they were drawn from, ``labels`` (r,) int64 in
+    0..K, and ``box_targets`` (r, 4) or (r, K+1, 4) and ``label_sets`` (r, K+1) as in `SampledRoIs`. ``rows``
+    (r,) int64 are the regions' places among those that they were drawn from, -1 for the box of an annotated
+    object.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    box_targets: Tensor
+    rows: Tensor
+    label_sets: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledRoIs:
     """The RoIs of one training step and what the network should predict for each.
@@ -272,19 +300,14 @@ class SampledRoIs:
             raise ValueError(f"SampledRoIs.counts must add up to {count}, not {sum(self.counts)}")
 
     @classmethod
-    def stack(
-        cls,
-        boxes_per_image: Sequence[Tensor],
-        labels_per_image: Sequence[Tensor],
-        box_targets_per_image: Sequence[Tensor],
-        label_sets_per_image: Sequence[Tensor | None] = (),
-    ) -> SampledRoIs:
-        """Make the RoIs of a batch from the fields of each image's `DrawnRegions`."""
-        label_sets = [each for each in label_sets_per_image if each is not None]
+    def stack(cls, drawn: Sequence[DrawnRegions]) -> SampledRoIs:
+        """Make the RoIs of a batch from the regions that are drawn of each of its images."""
+        boxes_per_image = [one.boxes for one in drawn]
+        label_sets = [one.label_sets for one in drawn if one.label_sets is not None]
         return cls(
             rois=stack_rois(boxes_per_image),
-            labels=torch.cat(list(labels_per_image)),
-            box_targets=torch.cat(list(box_targets_per_image)),
+            labels=torch.cat([one.labels for one in drawn]),
+            box_targets=torch.cat([one.box_targets for one in drawn]),
             counts=tuple(map(len, boxes_per_image)),
             label_sets=torch.cat(label_sets) if label_sets else None,
         )
@@ -313,19 +336,6 @@ class SampledRoIs:
             box_targets=self.box_targets.pin_memory(),
             label_sets=None if self.label_sets is None else self.label_sets.pin_memory(),
         )
-
-
-class DrawnRegions(NamedTuple):
-    """The r regions that are drawn of one image for a training step.
-
-    ``boxes`` (r, 4) are in the pixels of the regions that they were drawn from, ``labels`` (r,) int64 in
-    0..K, and ``box_targets`` (r, 4) or (r, K+1, 4) and ``label_sets`` (r, K+1) as in `SampledRoIs`.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    box_targets: Tensor
-    label_sets: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -141,7 +141,7 @@ def collate(samples: Sequence[Sample], *, pin: bool = False, sizes: Sequence[tup
         place[inside[0] :] = 0
         place[: inside[0], inside[1] :] = 0
     drawn = [sample.drawn for sample in samples if sample.drawn is not None]
-    sampled = SampledRoIs.stack(*zip(*drawn, strict=True)) if drawn else None
+    sampled = SampledRoIs.stack(drawn) if drawn else None
     return Batch(
         images=images,
         proposals=[sample.proposals for sample in samples],

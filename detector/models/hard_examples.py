@@ -30,6 +30,7 @@ from detector.models.roi_sampler import (
     match_proposals,
     on_cpu,
     trained_objects,
+    with_objects,
 )
 
 SAME_PLACE = 0.7
@@ -67,13 +68,15 @@ class EveryRegion:
         objects, label_sets = trained_objects(targets, use_difficult=self.use_difficult), None
         if self.multi_label:
             objects, label_sets = joined_labels(objects, self.coder.num_classes)
+        rows = torch.arange(len(rois))
         if self.add_targets:
-            rois = torch.cat((objects.boxes, rois))
+            rois, rows = with_objects(rois, rows, objects)
         overlap, match = match_proposals(rois, objects)
         foreground = (overlap >= self.foreground_iou) & bool(len(objects))
         usable = foreground | ~in_crowds(rois, targets.boxes[targets.crowd])
         kept = torch.nonzero(usable & (box_ops.area(rois) > 0))[:, 0]
-        return drawn_regions(rois[kept], foreground[kept], match[kept], objects, self.coder, label_sets)
+        places = rois[kept], rows[kept]
+        return drawn_regions(*places, foreground[kept], match[kept], objects, self.coder, label_sets)
 
 
 class Head(Protocol):

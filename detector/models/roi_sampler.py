@@ -98,8 +98,9 @@ class RoISampler:
         objects, label_sets = trained_objects(targets, use_difficult=self.use_difficult), None
         if self.multi_label:
             objects, label_sets = joined_labels(objects, self.coder.num_classes)
+        rows = torch.arange(len(rois))
         if self.add_targets:
-            rois = torch.cat((objects.boxes, rois))
+            rois, rows = with_objects(rois, rows, objects)
         overlap, match = match_proposals(rois, objects)
         usable = box_ops.area(rois) > 0
         foreground = _draw(usable & (overlap >= self.foreground_iou), self.foreground_count, rng)
@@ -111,7 +112,8 @@ class RoISampler:
         )
         chosen = torch.cat((foreground, background))
         is_foreground = torch.arange(len(chosen)) < len(foreground)
-        return drawn_regions(rois[chosen], is_foreground, match[chosen], objects, self.coder, label_sets)
+        places = rois[chosen], rows[chosen]
+        return drawn_regions(*places, is_foreground, match[chosen], objects, self.coder, label_sets)
 
     def _draw_background(
         self, background: Tensor, is_far: Tensor, count: int, rng: np.random.Generator
@@ -142,26 +144,32 @@ def in_crowds(rois: Tensor, crowds: Tensor) -> Tensor:
     return share.amax(dim=1) > CROWD_OVERLAP
 
 
+def with_objects(rois: Tensor, rows: Tensor, objects: Targets) -> tuple[Tensor, Tensor]:
+    """Return the boxes of ``objects``, whose rows are -1, followed by ``rois`` (P, 4) and ``rows`` (P,)."""
+    return torch.cat((objects.boxes, rois)), torch.cat((rows.new_full((len(objects),), -1), rows))
+
+
 def drawn_regions(
     rois: Tensor,
+    rows: Tensor,
     foreground: Tensor,
     match: Tensor,
     objects: Targets,
     coder: BoxCoder,
     label_sets: Tensor | None = None,
 ) -> DrawnRegions:
-    """Return ``rois`` (r, 4) with labels and box targets; where ``foreground`` (r,), those of the object
-    that ``match`` (r,) gives, elsewhere the background's. ``label_sets`` (G, K+1) are those of the objects,
-    None for objects of one label each.
+    """Return ``rois`` (r, 4) and ``rows`` (r,) with labels and box targets; where ``foreground`` (r,), those
+    of the object that ``match`` (r,) gives, elsewhere the background's. ``label_sets`` (G, K+1) are those of
+    the objects, None for objects of one label each.
     """
     labels = torch.zeros(len(rois), dtype=torch.int64)
     labels[foreground] = objects.labels[match[foreground]]
     matched = objects.boxes[match] if len(objects) else torch.zeros(len(rois), 4)
     if label_sets is None:
-        return DrawnRegions(rois, labels, coder.encode(rois, matched, labels))
+        return DrawnRegions(rois, labels, coder.encode(rois, matched, labels), rows)
     sets = torch.zeros(len(rois), label_sets.shape[1], dtype=torch.bool)
     sets[foreground] = label_sets[match[foreground]]
-    return DrawnRegions(rois, labels, coder.encode_sets(rois, matched, sets), sets)
+    return DrawnRegions(rois, labels, coder.encode_sets(rois, matched, sets), rows, sets)
 
 
 def _draw(wanted: Tensor, count: int, rng: np.random.Generator) -> Tensor:

@@ -99,7 +99,7 @@ class FineTuningTask(RegionTask[CachedBatch]):
             metas.append(views[0])
         rois, roi_levels = (torch.cat(rows) for rows in zip(*parts, strict=True))
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)  # every level is a batch of one
-        sampled = SampledRoIs.stack(*zip(*regions, strict=True))
+        sampled = SampledRoIs.stack(regions)
         sampled = replace(sampled, rois=rows, roi_levels=roi_levels)
         batch = CachedBatch(levels, sampled, metas)
         return batch.pin_memory() if pins(self.device) else batch

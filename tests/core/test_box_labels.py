@@ -11,13 +11,14 @@ from detector.core.box_labels import labels_of_boxes
 from detector.core.records import Objects
 from detector.core.structures import Targets
 
+Thing = tuple[float, float, int, bool]
 corners = st.sampled_from([0.0, -0.0, 1.5, 3.0])
 things = st.lists(st.tuples(corners, corners, st.integers(1, 3), st.booleans()), max_size=12)
 
 
 @given(st.lists(things, max_size=4))
 def test_the_labels_of_equal_boxes_are_put_together(
-    images: list[list[tuple[float, float, int, bool]]],
+    images: list[list[Thing]],
 ) -> None:
     found: dict[tuple[int, float, float], tuple[int, set[int]]] = {}
     targets, keep, row = [], [], 0

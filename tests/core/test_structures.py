@@ -11,6 +11,7 @@ import torch
 from detector.core.structures import (
     Batch,
     Detections,
+    DrawnRegions,
     ImageMeta,
     Proposals,
     Sample,
@@ -117,7 +118,12 @@ def test_a_batch_checks_its_images_and_knows_their_sizes(make_boxes: MakeBoxes) 
 def test_sampled_regions_are_stacked_image_after_image(make_boxes: MakeBoxes) -> None:
     boxes = [make_boxes(2), torch.zeros(0, 4), make_boxes(1, seed=1)]
     labels = [torch.tensor([3, 0]), torch.zeros(0, dtype=torch.int64), torch.tensor([1])]
-    sampled = SampledRoIs.stack(boxes, labels, [2 * each for each in boxes])
+    sampled = SampledRoIs.stack(
+        [
+            DrawnRegions(one, names, 2 * one, torch.arange(len(one)))
+            for one, names in zip(boxes, labels, strict=True)
+        ]
+    )
     assert sampled.rois[:, 0].tolist() == [0, 0, 2]
     assert torch.equal(sampled.rois[:, 1:], torch.cat(boxes))
     assert torch.equal(sampled.rois, stack_rois(boxes))
@@ -131,7 +137,12 @@ def test_what_a_device_needs_goes_there_and_the_rest_stays(make_boxes: MakeBoxes
     """On the meta device, which holds no values, every tensor shows whether it was moved."""
     boxes = [make_boxes(2), make_boxes(1, seed=1)]
     labels = [torch.ones(len(each), dtype=torch.int64) for each in boxes]
-    sampled = SampledRoIs.stack(boxes, labels, boxes)
+    sampled = SampledRoIs.stack(
+        [
+            DrawnRegions(one, names, one, torch.arange(len(one)))
+            for one, names in zip(boxes, labels, strict=True)
+        ]
+    )
     if levels:
         sampled = dataclasses.replace(sampled, roi_levels=torch.tensor([0, 1, 0]))
     batch = batch_of(boxes, sampled)

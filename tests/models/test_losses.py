@@ -179,7 +179,7 @@ def several_written_out(
     for row, labels in enumerate(sets):
         class_loss = box_loss = 0.0
         for label in range(1, found.class_logits.shape[1]):
-            score = 1 / (1 + math.exp(-float(found.class_logits[row, label])))
+            score = 1 / (1 + math.exp(-found.class_logits[row, label].item()))
             class_loss -= math.log(score if label in labels else 1 - score)
         regressed = labels if deltas.shape[1] > 1 else labels[-1:]
         for label in regressed:

@@ -127,9 +127,7 @@ def test_softmax_warns_of_objects_with_several_labels(
 def test_a_checkpoint_is_not_read_with_another_kind_of_scores(trained: Path, load: Load) -> None:
     checkpoint = load_checkpoint(checkpoint_of(trained))
     for scores in ("softmax", "svm"):
-        with pytest.raises(
-            InputError, match=rf"here: trained with model.head.scores: sigmoid.*says {scores}"
-        ):
+        with pytest.raises(InputError, match=rf"here: trained .*scores: sigmoid.*says {scores}"):
             restore_model(load(f"model.head.scores={scores}"), checkpoint, "here")
 
 
@@ -140,5 +138,5 @@ def test_another_run_takes_the_predictor_only_with_the_same_scores(
     stored = load_checkpoint(checkpoint_of(trained))["model"]["predictor.cls_score.weight"]
     for scores, same in (("sigmoid", True), ("softmax", False)):
         run = start_run(load(*start, f"model.head.scores={scores}"), tmp_path / scores, "cpu")
-        assert torch.equal(run.task.model.predictor.cls_score.weight, stored) == same
+        assert torch.equal(run.task.model.state_dict()["predictor.cls_score.weight"], stored) == same
     assert "trained with model.head.scores: sigmoid, not softmax" in " ".join(capsys.readouterr().err.split())
