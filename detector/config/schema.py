@@ -580,7 +580,7 @@ class HeadConfig(Section):
     """How cls_score is trained and read: "softmax" as probabilities that exclude each other, "sigmoid" as an
     independent probability per class, for objects with several labels (docs/multilabel.md), "svm" as the
     margins of linear SVMs, which the stage ``svm`` trains. Margins may be negative: choose
-    ``test.score_threshold`` accordingly."""
+    ``test.score_threshold`` accordingly. A classifier of whole images always has independent scores."""
 
 
 class BoxConfig(Section):
@@ -1159,19 +1159,11 @@ class Config(Section):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
-        if self.model.head.scores == "sigmoid":
-            self._check_independent_scores()
+        if self.model.head.scores == "sigmoid" and any(stage.kind == "svm" for stage in self.stages):
+            raise ValueError(
+                "model.head.scores: sigmoid does not read the SVMs of a stage of kind svm; set it to svm"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")
         return self
-
-    def _check_independent_scores(self) -> None:
-        if self.task == "classification":
-            raise ValueError(
-                "model.head.scores: task: classification always scores each class by itself; leave it out"
-            )
-        if any(stage.kind == "svm" for stage in self.stages):
-            raise ValueError(
-                "model.head.scores: sigmoid does not read the SVMs of a stage of kind svm; set it to svm"
-            )

@@ -139,7 +139,7 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
         num_classes,
         settings.head.class_agnostic,
         box_features,
-        independent=settings.head.scores == "sigmoid",
+        independent=settings.head.scores == "sigmoid" and config.task != "classification",
     )
     if coder is None:  # ridge regression standardises its targets itself
         ridge = settings.box.regression == "ridge"

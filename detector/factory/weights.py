@@ -128,8 +128,10 @@ def _other_scores(config: Config, checkpoint: dict[str, Any]) -> str | None:
     """Return the checkpoint's ``model.head.scores`` if either its or the config's is sigmoid, but not both.
 
     Checkpoints of softmax scores and of SVMs are not told apart, since staged training starts SVMs from
-    softmax scores.
+    softmax scores. Classifiers of whole images have no use for the key.
     """
+    if config.task == "classification":
+        return None
     stored = next(iter(value_at(checkpoint.get("config"), ["model", "head", "scores"])), "softmax")
     differs = (stored == "sigmoid") != (config.model.head.scores == "sigmoid")
     return f"{stored!s:.40}" if differs else None

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from detector import Detector
-from detector.commands.evaluate import score_checkpoint
+from detector.commands.evaluate import parse, score_checkpoint
 from detector.config import Config, load_config
 from detector.core.errors import InputError
 from detector.core.structures import ImageRecord
@@ -20,6 +20,7 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.factory.data import class_names, load_split
 from detector.factory.model import restore_model
 from detector.factory.proposals import open_proposals, stored_proposals
+from detector.staged.runner import fine_tuning_in
 from detector.tasks.start import start_run
 from tests.multilabel import CLASSES, CONFIG, write_voc
 
@@ -113,6 +114,40 @@ def test_other_ways_of_training_take_label_sets(load: Load, tmp_path: Path, over
     losses = [row["loss_cls"] for row in logged if row["kind"] == "train"]
     assert len(losses) == 2
     assert all(0 < loss < 9.5 for loss in losses)  # two labels that score 0.01 each give 9.2
+
+
+def test_layers_on_cached_features_take_label_sets(load: Load, tmp_path: Path) -> None:
+    config = load("train.steps=2", "train.scale_jitter=null", "model.backbone.freeze=all")
+    run = start_run(config, tmp_path, "cpu", make_task=fine_tuning_in(tmp_path))
+    run.run()
+    batches = run.task.batches(0)
+    sampled = next(batches).sampled
+    batches.close()
+    assert set(sampled.label_sets.sum(dim=1).tolist()) == {0, 2}
+    assert torch.equal(sampled.label_sets.any(dim=1), sampled.labels > 0)
+    assert torch.equal(sampled.box_targets.any(dim=2) & ~sampled.label_sets, sampled.label_sets & False)
+
+
+def test_svms_are_not_read_as_probabilities(load: Load) -> None:
+    with pytest.raises(
+        InputError, match="scores: sigmoid does not read the SVMs of a stage of kind svm; set"
+    ):
+        load("stages=[{name: first, kind: train}, {name: second, kind: svm}]")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--save-scores", "s.npy"], "--save-scores s.npy: name a .npz file"),
+        (["--save-scores", "s.npz", "--detections", "d", "--annotations", "a"], "needs a checkpoint"),
+    ],
+)
+def test_mistakes_in_the_options_are_named(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--config", "c", "--checkpoint", "p", *options])
+    with pytest.raises(InputError, match=message):
+        parse()
 
 
 def test_softmax_warns_of_objects_with_several_labels(
