@@ -35,6 +35,13 @@ COMMANDS = (
     ),
     Command("demo", "demo", "detect objects in your own images, or classify the images"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
+    Command(
+        "embed",
+        "embed",
+        "keep the features of a split's regions on the disk, for classifiers that train in seconds",
+        together=True,
+    ),
+    Command("pseudo_label", "pseudo_label", "write what a detector finds as annotations to train another on"),
     Command("check", "check_data", "look for faults in a data set before training"),
     Command("convert", "convert_data", "convert annotations between VOC's layout and COCO's format"),
     Command("recall", "recall", "measure how many objects the proposals can reach"),

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from detector.core import boxes as box_ops
 from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.core.structures import Batch, Detections, Embedded, HeadOutput, ImageMeta, View
@@ -156,6 +157,36 @@ class RegionPredictor:
             boxes, scores = self.postprocess.regions(outputs, proposals)
         pooled, hidden = (None, None) if embedded is None else (part.float().cpu() for part in embedded)
         return Regions(scores=scores.cpu(), boxes=boxes.cpu(), pooled=pooled, hidden=hidden)
+
+    @torch.inference_mode()
+    def features(self, views: Sequence[Batch], pool: Callable[..., Tensor]) -> Tensor:
+        """Return the features (P, D) of the proposals as `regions` gives them, float32; nothing is scored.
+
+        ``pool`` is ``pooled`` or ``hidden`` of the predictor's own model. ``views`` are those of the straight
+        image (rule "all": the first view); others would be wasted.
+        """
+        with autocast(self.device, self.precision):
+            first = self._orientations(views)[0]
+            rois = first.rois(views[0].proposals[0].boxes, self.scale_rule, self.device)
+            return pool(first.levels, *rois).float()
+
+    def best(self, views: Sequence[Batch]) -> Detections:
+        """Return the region that scores highest of each class, one detection per class, by falling score.
+
+        Scores and boxes are those of `regions`, so that no threshold or suppression is applied. Among equal
+        scores the first region is taken. Boxes without an area are not; a class with no other has none.
+        """
+        if not len(views[0].proposals[0]):
+            return Detections.empty()
+        found = self.regions(views)
+        boxes = found.boxes[:, 1:]
+        usable = torch.isfinite(boxes).all(dim=-1) & (box_ops.area(boxes) > 0)
+        scores = found.scores[:, 1:].masked_fill(~usable, -torch.inf)
+        rows, labels = scores.argmax(dim=0), torch.arange(scores.shape[1])
+        labels = labels[torch.sort(scores[rows, labels], descending=True, stable=True).indices]
+        labels = labels[usable[rows[labels], labels]]
+        rows = rows[labels]
+        return Detections(boxes=boxes[rows, labels], scores=scores[rows, labels], labels=labels + 1)
 
     def _detections(
         self, orientations: Sequence[Orientation], outputs: Sequence[View], proposals: Tensor

@@ -54,7 +54,7 @@ class CompiledDetector:
         """Return class logits and box deltas for RoI rows (R, 5), as ``RegionDetector.predict``."""
         pool = self.model.region_pool
         if isinstance(pool, CropPooling):
-            return self._head_only(pool.pool(levels[0], rois, self._convolutions))
+            return self._head_only(pool.pool(levels[0], rois, convolutions=self._convolutions))
         if roi_levels is not None:
             return self._head_only(pool(levels, rois, roi_levels))
         return self._pool_and_head(levels[0], rois)

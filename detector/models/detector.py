@@ -19,14 +19,14 @@ from detector.ops.windows import distinct_rows
 class RegionPool(Protocol):
     """Pools each RoI (R, 5) from its feature level to one row of ``out_features`` features.
 
-    ``windows`` returns rows (R, n) for RoIs (R, 5). RoIs of one level whose rows are equal pool to equal
-    bits.
+    ``windows`` returns rows (R, n) for RoIs (R, 5) and their levels. RoIs of one level whose rows are equal
+    pool to equal bits.
     """
 
     out_features: int
 
     def __call__(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> Tensor: ...
-    def windows(self, rois: Tensor) -> Tensor: ...
+    def windows(self, rois: Tensor, roi_levels: Tensor | None = None) -> Tensor: ...
 
 
 class RegionDetector(nn.Module):
@@ -90,24 +90,33 @@ class RegionDetector(nn.Module):
         """
         if self.training or rois.device.type != "cpu" or torch.is_grad_enabled():
             return self._predict(levels, rois, roi_levels)
-        windows = self.region_pool.windows(rois)
+        windows = self.region_pool.windows(rois, roi_levels)
         if roi_levels is not None:
             windows = torch.cat((roi_levels[:, None].to(windows.dtype), windows), dim=1)
         chosen, places = distinct_rows(windows)
         output = self._predict(levels, rois[chosen], None if roi_levels is None else roi_levels[chosen])
-        deltas = output.box_deltas
-        return HeadOutput(output.class_logits[places], None if deltas is None else deltas[places])
+        return output.take(places)
 
     def _predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None) -> HeadOutput:
-        return _joined([self.predictor(self.embed(levels, *at)) for at in self.chunks(rois, roi_levels)])
+        return HeadOutput.join(
+            [self.predictor(self.embed(levels, *at)) for at in self.chunks(rois, roi_levels)]
+        )
 
     def describe(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
     ) -> tuple[Embedded, HeadOutput]:
         """As `predict`, with the features of all RoIs, which takes memory for (R, D) and (R, F)."""
         embedded = [self.embed(levels, *at) for at in self.chunks(rois, roi_levels)]
-        output = _joined([self.predictor(chunk) for chunk in embedded])
+        output = HeadOutput.join([self.predictor(chunk) for chunk in embedded])
         return Embedded(*(torch.cat(parts) for parts in zip(*embedded, strict=True))), output
+
+    def pooled(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
+        """Return the pooled features (R, D) that `describe` gives, without running the box head."""
+        return torch.cat([self.region_pool(levels, *at) for at in self.chunks(rois, roi_levels)])
+
+    def hidden(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
+        """Return the hidden features (R, F) that `describe` gives."""
+        return torch.cat([self.embed(levels, *at).hidden for at in self.chunks(rois, roi_levels)])
 
     def chunks(self, rois: Tensor, roi_levels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the RoIs and their levels, all at once with gradients, else at most ``roi_chunk`` at a time.
@@ -124,12 +133,3 @@ class RegionDetector(nn.Module):
 
     def forward(self, images: Tensor, rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         return self.predict(self.features(images), rois, roi_levels)
-
-
-def _joined(chunks: Sequence[HeadOutput]) -> HeadOutput:
-    if len(chunks) == 1:
-        return chunks[0]
-    deltas = [chunk.box_deltas for chunk in chunks if chunk.box_deltas is not None]
-    return HeadOutput(
-        torch.cat([chunk.class_logits for chunk in chunks]), torch.cat(deltas) if deltas else None
-    )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
 from detector.core.records import Records
@@ -154,15 +155,45 @@ class DetectionScorer(Scorer[Detections]):
         return example_grid(examples, self.classes, width, threshold)
 
 
-class RegionTask(BaseTask[AnyBatch]):
+class ProposalTask(BaseTask[AnyBatch]):
+    """Images with proposals."""
+
+    role = "training"
+    proposals: proposal_parts.StoredProposals
+
+    def _trained_records(self, dataset: Dataset) -> Records:
+        """Open the proposals, and return the images that have any."""
+        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
+        if validation is not None and not any(len(record.targets) for record in validation.records):
+            note("warning: no validation image has an object: best.pt will be the last checkpoint")
+        every = dataset.records
+        store = proposal_parts.open_proposals(config, every, split)
+        records = proposal_parts.with_proposals(config, every, store)
+        data_parts.require_objects(
+            (record.targets for record in records),
+            config,
+            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
+        )
+        data_parts.check_batch_size(config, len(records), " with proposals")
+        proposal_parts.report_recall(records, store, config, split)
+        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
+        return records
+
+
+class RegionTask(ProposalTask[AnyBatch]):
     """Images with proposals, a ``RegionDetector``, and the multi-task loss of sampled regions."""
 
     scorer_class = DetectionScorer
-    role = "training"
     uses_boxes = True
     draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        if config.model.head.kind != "softmax":
+            raise InputError(
+                f"model.head.kind: {config.model.head.kind} is fitted on stored features and not trained on "
+                "images; set train.head_only to true, or add a stage of kind head, and take softmax in the "
+                "settings of the other stages"
+            )
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
@@ -225,24 +256,6 @@ class RegionTask(BaseTask[AnyBatch]):
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
-    def _trained_records(self, dataset: Dataset) -> Records:
-        """Open the proposals, and return the images that have any."""
-        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
-        if validation is not None and not any(len(record.targets) for record in validation.records):
-            note("warning: no validation image has an object: best.pt will be the last checkpoint")
-        every = dataset.records
-        store = proposal_parts.open_proposals(config, every, split)
-        records = proposal_parts.with_proposals(config, every, store)
-        data_parts.require_objects(
-            (record.targets for record in records),
-            config,
-            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
-        )
-        data_parts.check_batch_size(config, len(records), " with proposals")
-        proposal_parts.report_recall(records, store, config, split)
-        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
-        return records
-
     def _measured_coder(self) -> BoxCoder | None:
         if not model_parts.measures_targets(self.config):
             return None
@@ -254,7 +267,7 @@ class RegionTask(BaseTask[AnyBatch]):
             use_difficult=self.config.data.difficult == "train",
             multi_label=self.config.model.head.scores == "sigmoid",
         )
-        return measured_coder(sums, class_agnostic=self.config.model.head.class_agnostic)
+        return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
 
 class DetectionTask(RegionTask[Batch]):

@@ -208,14 +208,22 @@ class Scorer(ABC, Generic[Result]):
     def _results(
         self, model: RegionDetector, test_set: TestSet, save_scores: Path | None = None
     ) -> dict[str, Result]:
-        """Return the network's result for each image, by its id; every process predicts its share of them."""
-        model.eval()
-        predictor = build_predictor(self.config, model, self.device)
+        """Return the network's result for each image, by its id."""
+        predictor = build_predictor(self.config, model.eval(), self.device)
+        return self._predicted(self._predicting(predictor, test_set, save_scores), test_set)
+
+    def predicted(self, predict: Callable[[Any], Result], test_set: TestSet) -> dict[str, Result]:
+        """Return what ``predict`` gives for the views of each image; every process does its share of them."""
+        return self._predicted(nullcontext(predict), test_set)
+
+    def _predicted(
+        self, predicting: AbstractContextManager[Callable[[Any], Result]], test_set: TestSet
+    ) -> dict[str, Result]:
         records = distributed.share(test_set.records)
         own: list[Result] = []
         views = inference_views(self.config, records, test_set.proposals, self.device)
         # `closing` ends the threads that load images, also after an error.
-        with closing(views), self._predicting(predictor, test_set, save_scores) as predict:
+        with closing(views), predicting as predict:
             for image in track(views, len(records), f"testing on {test_set.split}"):
                 with naming(image[0].metas):
                     own.append(predict(image))

@@ -278,7 +278,7 @@ def test_class_scores_are_probabilities_of_the_classes_without_the_background() 
 
 def test_independent_scores_are_sigmoids_and_column_0_is_what_the_best_leaves() -> None:
     logits = torch.tensor([[9.0, 0.0, 2.0], [-9.0, -3.0, -4.0]])
-    scores = independent_scores(logits)
+    scores = independent_scores(HeadOutput(logits, None))
     expected = 1 / (1 + np.exp(-logits[:, 1:].double().numpy()))
     np.testing.assert_allclose(scores[:, 1:], expected, rtol=1e-6)
     np.testing.assert_allclose(scores[:, 0], 1 - expected.max(axis=1), rtol=1e-6)

@@ -24,7 +24,7 @@ RIDGE: dict[str, Any] = {"key": "abc", "fits": {2: (torch.zeros(4, 4), torch.zer
 
 
 def test_the_saved_state_of_a_fit_has_no_fault() -> None:
-    assert fault_of_fit(SVMFit, SVM, 2, 4) is None
+    assert svm_fault(SVM) is None
     assert fault_of_fit(RidgeFit, RIDGE, 2, 4) is None
 
 
