@@ -91,8 +91,8 @@ def parse_stored(
                 f"{source}: the config in this checkpoint has {place or key} = {function!r:.80}, the name of "
                 "a function, and a checkpoint may not choose code that runs here. If you know and trust it, "
                 f"say so on the command line with {allowed} (tools/demo.py: --set {allowed}), or in Python "
-                f"with Detector.load(..., allow_code=[{function!r:.80}]); methods such as selective_search are "
-                "always allowed"
+                f"with Detector.load(..., allow_code=[{function!r:.80}]); methods such as selective_search "
+                "are always allowed"
             )
     return config
 

@@ -802,16 +802,47 @@ class BoxConfig(Section):
     """fixed: standard deviations of the targets, in the same order and units."""
 
 
+class FpnConfig(Section):
+    """The feature pyramid of ``model.neck: fpn``."""
+
+    channels: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Channels of all levels (paper: 256)."""
+
+
 class ModelConfig(Section):
     """The network."""
 
     backbone: BackboneConfig
+    neck: Literal["fpn"] | None = None
+    """"fpn": a feature pyramid (FPN, Lin et al., 2017) over the last block of each stride from 4 on, up to
+    ``model.backbone.stage``, whose default is then the last block. A region is pooled from the level that its
+    size chooses: side 224 from stride 16, half the side from half the stride. null pools from the last
+    block."""
+    fpn: FpnConfig = FpnConfig()
     pool: Pool = RoIPoolConfig()
     head: Head = SoftmaxHeadConfig()
     box: BoxConfig = BoxConfig()
     roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time. It bounds memory and changes results by no more
     than the last digits."""
+
+    @model_validator(mode="after")
+    def _neck_fits(self) -> ModelConfig:
+        if self.neck is None:
+            if self.fpn != FpnConfig():
+                raise ValueError("model.fpn is for model.neck: fpn, which is not set")
+            return self
+        if isinstance(self.pool, CropPoolConfig):
+            raise ValueError(
+                f"model.neck: fpn has no use with model.pool.kind: {self.pool.kind}, which runs the "
+                "convolutions on each region; set model.neck to null"
+            )
+        if self.backbone.reduce_channels is not None:
+            raise ValueError(
+                "model.backbone.reduce_channels: the levels of model.neck: fpn have model.fpn.channels; "
+                "leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:
@@ -1382,6 +1413,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         pool = self.model.pool
+        if self.model.neck is not None and self.task == "classification":
+            raise ValueError("model.neck: fpn pools regions; task: classification pools whole images")
+        if self.model.neck is not None and isinstance(self.train.sampling, OhemSamplingConfig):
+            raise ValueError(
+                "train.sampling.kind: ohem chooses the regions on the device, and model.neck: fpn has to "
+                "know their levels before; use random"
+            )
         if self.task != "classification":
             if isinstance(self.proposals, NoProposals):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")

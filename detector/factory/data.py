@@ -122,12 +122,19 @@ def class_names(config: Config) -> tuple[str, ...]:
 
 
 def load_split(
-    config: Config, split: str, classes: Sequence[str], *, training: bool, choose: Selection | None = None
+    config: Config,
+    split: str,
+    classes: Sequence[str],
+    *,
+    training: bool,
+    choose: Selection | None = None,
+    look_at_images: bool = True,
 ) -> Dataset:
     """Read a split; for evaluation every object is kept as annotated, for training invalid ones are not.
 
     For evaluation the split may have no annotations at all: see `Dataset.annotated`. For training it must
     have some, and probable mistakes in it are reported. ``choose`` picks some of the split's images.
+    Without ``look_at_images`` no image file is opened, unless its annotation does not give its size.
     """
     selections = [split_selection(config, split), *([] if choose is None else [choose])]
     dataset = build_source(config).load(
@@ -137,13 +144,14 @@ def load_split(
     if others:
         note(f"{split}: {others} objects of other classes than data.classes are left out")
     if training:
-        report_suspicions(dataset)
+        report_suspicions(dataset, look_at_images=look_at_images)
     return dataset
 
 
-def report_suspicions(dataset: Dataset) -> None:
+def report_suspicions(dataset: Dataset, *, look_at_images: bool = True) -> None:
     """Print a warning for each kind of probable mistake that `detector.data.suspicions` knows."""
-    deep = sampled_unused_bits(dataset.records.folder, dataset.records.files)
+    files = dataset.records.files if look_at_images else ()
+    deep = sampled_unused_bits(dataset.records.folder, files)
     for line in summary([*dataset.suspicions, *deep]):
         note(line)
 
@@ -262,11 +270,16 @@ def find_validation(config: Config) -> Validation:
     return Validation(fraction=DEFAULT_FRACTION if needed else 0.0)
 
 
-def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
-    """Read the training split without the images that are set aside; ``training`` as in `load_split`."""
+def load_training(
+    config: Config, classes: Sequence[str], *, training: bool, look_at_images: bool = True
+) -> Dataset:
+    """Read the training split without the images that are set aside; the rest is as in `load_split`."""
     fraction = find_validation(config).fraction
     kept = _part(config, fraction, validation=False) if fraction else None
-    return load_split(config, config.data.train_split, classes, training=training, choose=kept)
+    split = config.data.train_split
+    return load_split(
+        config, split, classes, training=training, choose=kept, look_at_images=look_at_images
+    )
 
 
 def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:

@@ -36,6 +36,7 @@ from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.compiled import CompiledDetector
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
+from detector.models.feature_pyramid import FeaturePyramid
 from detector.models.hard_examples import EveryRegion, HardExamples
 from detector.models.heads import (
     MAX_STORED_EXAMPLES,
@@ -70,7 +71,16 @@ def build_backbone(config: Config) -> Backbone:
         freeze="all" if config.train.trainable == "boxes" else chosen.freeze,
         feature_scale=chosen.feature_scale,
         reduce_channels=chosen.reduce_channels,
+        pyramid=config.model.neck is not None,
     )
+
+
+def build_neck(config: Config, backbone: Backbone) -> FeaturePyramid | None:
+    """Return the feature pyramid over the maps of ``backbone``; None without ``model.neck``."""
+    if config.model.neck is None:
+        return None
+    widths, strides, centers = zip(*backbone.maps, strict=True)
+    return FeaturePyramid(widths, strides, centers, config.model.fpn.channels)
 
 
 def build_normalization(config: Config) -> Normalization:
@@ -172,7 +182,8 @@ def _random_model(
 ) -> RegionDetector:
     settings = config.model
     backbone = build_backbone(config)
-    pool = build_region_pool(config, backbone)
+    neck = build_neck(config, backbone)
+    pool = build_region_pool(config, backbone, neck)
     head, predictor = _random_head(config, pool.out_features, num_classes, examples)
     if coder is None:  # ridge regression standardises its targets itself
         ridge = settings.box.regression == "ridge"
@@ -181,7 +192,7 @@ def _random_model(
     if isinstance(pool, CropPooling):
         backbone = identity_backbone()  # the convolutions belong to the pool: one pass per region
     model = RegionDetector(
-        backbone, pool, head, predictor, coder, settings.roi_chunk, build_normalization(config)
+        backbone, pool, head, predictor, coder, settings.roi_chunk, build_normalization(config), neck
     )
     if config.train.trainable == "boxes":  # stage-wise training: Fast R-CNN, section 5.1
         if predictor.bbox_pred is None:
@@ -225,31 +236,36 @@ def measures_targets(config: Config) -> bool:
     return trained and box.regression == "linear" and box.normalize == "dataset"
 
 
-def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
-    """Return the pool of regions, or of whole images for classification, for maps of ``backbone``."""
+def build_region_pool(config: Config, backbone: Backbone, neck: FeaturePyramid | None = None) -> RegionPool:
+    """Return the pool of regions, or of whole images for classification, for the levels of ``neck`` or, where
+    there is none, the map of ``backbone``.
+    """
+    channels = backbone.channels if neck is None else neck.channels
+    strides = (backbone.stride,) if neck is None else neck.strides
+    centers = (backbone.center,) if neck is None else neck.centers
+    # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
+    edges = tuple(center + 0.5 for center in centers)
     match config.model.pool:
         case RoIPoolConfig() as pool:
-            # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
-            center = backbone.center + 0.5 if pool.center == "network" else 0.0
-            return RoIPooling(backbone.channels, pool.output_size, backbone.stride, center)
+            return RoIPooling(channels, pool.output_size, strides, edges if pool.center == "network" else 0.0)
         case RoIAlignPoolConfig() as pool:
             return RoIAlignPooling(
-                backbone.channels,
+                channels,
                 pool.output_size,
-                backbone.stride,
-                backbone.center + 0.5 if pool.center == "network" else None,
+                strides,
+                edges if pool.center == "network" else None,
                 sampling_ratio=pool.sampling_ratio,
             )
         case SPPPoolConfig() as pool if config.task == "classification":
-            return WholeMapPool(backbone.channels, pool.levels, pool.reduction, pool.rule)
+            return WholeMapPool(channels, pool.levels, pool.reduction, pool.rule)
         case SPPPoolConfig() as pool:
             return PyramidPooling(
-                backbone.channels,
+                channels,
                 pool.levels,
-                backbone.stride,
+                strides,
                 reduction=pool.reduction,
                 window=pool.window,
-                center=0.0 if pool.center == "caffe" or pool.window == "roi" else backbone.center,
+                center=0.0 if pool.center == "caffe" or pool.window == "roi" else centers,
                 shrink=pool.shrink,
             )
         case CropPoolConfig() as pool:

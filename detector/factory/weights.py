@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
         {_common_name(name): tensor for name, tensor in weights_to_use(checkpoint).items()},
         remake=remake,
     )
+    if config.train.head_only:  # what is left out on purpose needs no table
+        kept = tuple(row for row in transfer.rows if row.outcome not in ("re-made", "left out"))
+        transfer = replace(transfer, rows=kept)
     made_with = differences(config, checkpoint["config"], predictor=False)
     report(transfer, source, "train.allow_partial", config.train.allow_partial, made_with)
     for name, tensor in transfer.tensors.items():
@@ -191,6 +195,8 @@ _SHAPING = (
     "model.backbone.name",
     "model.backbone.stage",
     "model.backbone.reduce_channels",
+    "model.neck",
+    "model.fpn.channels",
     "model.pool.kind",
     "model.pool.output_size",
     "model.pool.levels",

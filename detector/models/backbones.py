@@ -13,9 +13,9 @@ torchvision, of timm and of the user (``library:NAME``) come from ``networks``, 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,14 @@ NAMES = ("vgg16", "alexnet", "caffenet", "squeezenet1_0", "resnet18", "resnet50"
 """The networks of this module; the others have a colon in their names."""
 
 
+class Map(NamedTuple):
+    """The map that a block gives: its channels, and stride and centre in network-input pixels."""
+
+    channels: int
+    stride: int
+    center: float
+
+
 class Backbone(nn.Module):
     """Layers, ``features``, that are grouped into named blocks; the first ``freeze`` blocks never train.
 
@@ -53,7 +61,8 @@ class Backbone(nn.Module):
     multiplied by ``feature_scale`` and, with ``reduce_channels``, go through a 1x1 convolution.
 
     Attributes: ``channels``; ``stride`` in input pixels; ``center``, the 0-based input pixel on which the
-    receptive field of the first cell is centred.
+    receptive field of the first cell is centred; ``maps``, those that a feature pyramid is built on, from
+    fine to coarse: with ``pyramid`` the last block of each stride from 4 on, otherwise only the last block.
     """
 
     features: nn.Module
@@ -67,18 +76,29 @@ class Backbone(nn.Module):
         freeze: int = 0,
         feature_scale: float = 1.0,
         reduce_channels: int | None = None,
+        pyramid: bool = False,
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(children)
-        self.blocks: Sequence[str] | dict[str, int] = blocks
-        self.geometry = geometry(self.features)
-        self._finish(out_channels(self.features), feature_scale, reduce_channels)
+        self.blocks = blocks
+        layers = list(children.values())
+        self._ends = [blocks[block] for block in _of_each_stride(_strides(layers, blocks))] if pyramid else []
+        self._ends = self._ends or [len(layers)]
+        maps = [
+            Map(out_channels(layers[:end]), place.stride, place.center)
+            for end in self._ends
+            for place in [geometry(layers[:end])]
+        ]
+        self.geometry = geometry(layers)
+        self._finish(maps, feature_scale, reduce_channels)
         self.frozen_children = 0 if freeze == 0 else list(blocks.values())[freeze - 1]
         for child in list(self.features)[: self.frozen_children]:
             child.requires_grad_(False)
 
-    def _finish(self, width: int, feature_scale: float, reduce_channels: int | None) -> None:
-        """Set what follows the features of ``width`` channels, and the attributes."""
+    def _finish(self, maps: Sequence[Map], feature_scale: float, reduce_channels: int | None) -> None:
+        """Set what follows the features, whose ``maps`` a pyramid uses, and the attributes."""
+        self.maps = tuple(maps)
+        width = maps[-1].channels
         self.feature_scale = feature_scale
         self.reduce = nn.Identity() if reduce_channels is None else nn.Conv2d(width, reduce_channels, 1)
         self.channels = reduce_channels or width
@@ -92,6 +112,13 @@ class Backbone(nn.Module):
             child.eval()
         return self
 
+    def _check_size(self, images: Tensor) -> None:
+        if min(self.map_size((images.shape[-2], images.shape[-1]))) < 1:
+            raise InputError(
+                f"an input of {images.shape[-1]}x{images.shape[-2]} pixels is smaller than one cell of "
+                "the feature map; raise the scales in the config"
+            )
+
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) of the map in cells for an input of ``size``, (height, width) in pixels."""
         return self.geometry.size(size[0]), self.geometry.size(size[1])
@@ -102,39 +129,52 @@ class Backbone(nn.Module):
         Raises:
             InputError: images smaller than one cell of the map.
         """
-        if min(self.map_size((images.shape[-2], images.shape[-1]))) < 1:
-            raise InputError(
-                f"an input of {images.shape[-1]}x{images.shape[-2]} pixels is smaller than one cell of "
-                "the feature map; raise the scales in the config"
-            )
-        images = self.run(images)
-        scaled = images if self.feature_scale == 1.0 else images * self.feature_scale
-        features: Tensor = self.reduce(scaled)
+        self._check_size(images)
+        features: Tensor = self.reduce(self._scaled(self.run(images)[-1]))
         return features
 
-    def run(self, images: Tensor) -> Tensor:
-        """Return the map (N, C, h, w) of the last block for images (N, 3, H, W), as the network gives it."""
-        layers = list(self.features.children())
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Return the features (N, C, h, w) of the block of each of ``maps``, from fine to coarse.
+
+        Raises:
+            InputError: images smaller than one cell of the coarsest map.
+        """
+        self._check_size(images)
+        return [self._scaled(features) for features in self.run(images)]
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return features if self.feature_scale == 1.0 else features * self.feature_scale
+
+    def run(self, images: Tensor) -> list[Tensor]:
+        """Return ``maps`` (N, C, h, w) for images (N, 3, H, W), as the network gives them."""
+        found = []
         with torch.no_grad():  # frozen layers have no backward pass to keep anything for
-            for layer in layers[: self.frozen_children]:
+            for number, layer in enumerate(list(self.features.children())[: self.frozen_children], start=1):
                 images = layer(images)
-        for layer in layers[self.frozen_children :]:
+                if number in self._ends:
+                    found.append(images)
+        later = list(self.features.children())[self.frozen_children :]
+        for number, layer in enumerate(later, start=self.frozen_children + 1):
             images = layer(images)
-        return images
+            if number in self._ends:
+                found.append(images)
+        return found or [images]
 
 
 class NetworkBackbone(Backbone):
     """A network of a library or of the user, cut after a block; parameters keep the library's names.
 
-    Inputs are padded with zeros to whole patches where the network needs that (``geometry.multiple``). Batch
-    norms are frozen, in training too: one or two images per batch are too few for batch statistics. A network
-    of the user trains those that are `SharedBatchNorm2d`.
+    ``places`` has the probed geometry of the blocks whose maps are used. Inputs are padded with zeros to
+    whole patches where the network needs that (``geometry.multiple``). Batch norms are frozen, in training
+    too: one or two images per batch are too few for batch statistics. A network of the user trains those that
+    are `SharedBatchNorm2d`. Positional embeddings never train, since their interpolation has no gradient on
+    CUDA that is the same in every run.
     """
 
     def __init__(
         self,
         opened: OpenNetwork,
-        place: ProbedGeometry,
+        places: dict[str, ProbedGeometry],
         *,
         freeze: int = 0,
         feature_scale: float = 1.0,
@@ -142,11 +182,13 @@ class NetworkBackbone(Backbone):
     ) -> None:
         nn.Module.__init__(self)
         self.features = opened.network
-        self.blocks = tuple(opened.blocks)
-        self.opened_run = opened.run
-        self.geometry = place
-        self._finish(place.channels, feature_scale, reduce_channels)
-        last = opened.blocks[self.blocks[freeze - 1]][-1] if freeze else None
+        self.blocks = {name: number for number, name in enumerate(opened.blocks, start=1)}
+        self._run, self._wanted = opened.run, tuple(places)
+        *_, last_place = places.values()
+        self.geometry, self._multiple = last_place, last_place.multiple
+        maps = [Map(place.channels, place.stride, place.center) for place in places.values()]
+        self._finish(maps, feature_scale, reduce_channels)
+        last = list(opened.blocks.values())[freeze - 1][-1] if freeze else None
         self.resting = _resting(self.features, last)
         for name in self.resting:
             module = self.features.get_submodule(name)
@@ -154,6 +196,9 @@ class NetworkBackbone(Backbone):
                 parameter.requires_grad_(False)
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # nothing is counted
+        for name, parameter in self.features.named_parameters():
+            if name.rpartition(".")[2] in _POSITIONS:
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> NetworkBackbone:
         """Set training mode for what trains; frozen blocks and batch norms stay in evaluation mode."""
@@ -162,9 +207,12 @@ class NetworkBackbone(Backbone):
             self.features.get_submodule(name).training = False
         return self
 
-    def run(self, images: Tensor) -> Tensor:
-        whole = pad_to_multiple(images, self.geometry.multiple)
-        return self.opened_run(self.features, whole, self.blocks[-1:])[0]
+    def run(self, images: Tensor) -> list[Tensor]:
+        """Return ``maps`` (N, C, h, w) for images (N, 3, H, W), as the network gives them."""
+        return self._run(self.features, pad_to_multiple(images, self._multiple), self._wanted)
+
+
+_POSITIONS = ("pos_embed", "pos_embedding")
 
 
 def _resting(network: nn.Module, last: str | None) -> list[str]:
@@ -210,8 +258,11 @@ def build_backbone(
     freeze: int | str = 0,
     feature_scale: float = 1.0,
     reduce_channels: int | None = None,
+    pyramid: bool = False,
 ) -> Backbone:
     """Build a backbone with random weights, cut after the block ``stage`` (None: the default one).
+
+    With ``pyramid`` the default is the last block, and the maps of several blocks are used.
 
     ``freeze`` is the number of frozen blocks, counted from the input; "none" is 0, "all" every block that is
     kept.
@@ -219,14 +270,40 @@ def build_backbone(
     Raises:
         InputError: unknown name or block, or more frozen blocks than there are.
     """
-    options = {"feature_scale": feature_scale, "reduce_channels": reduce_channels}
+    options: dict[str, Any] = {"feature_scale": feature_scale, "reduce_channels": reduce_channels}
     if is_library_name(name):
-        return _network_backbone(name, stage, freeze, **options)
+        return _network_backbone(name, stage, freeze, pyramid=pyramid, **options)
     children, blocks, default = _family(name)
-    kept_names = _kept(name, list(blocks), stage or default)
+    kept_names = _kept(name, list(blocks), stage or (list(blocks)[-1] if pyramid else default))
     kept = {block: blocks[block] for block in kept_names}
+    if pyramid:
+        _require_levels(name, _strides(list(children.values()), kept))
     cut = OrderedDict(list(children.items())[: kept[kept_names[-1]]])
-    return Backbone(cut, kept, freeze=_frozen(name, kept_names, freeze), **options)
+    return Backbone(cut, kept, freeze=_frozen(name, kept_names, freeze), pyramid=pyramid, **options)
+
+
+FINEST_STRIDE = 4
+"""The finest level of a feature pyramid (FPN, section 3: finer maps take too much memory)."""
+
+
+def _strides(layers: Sequence[nn.Module], blocks: Mapping[str, int]) -> dict[str, int]:
+    """Return the stride of each of ``blocks``, given as the number of ``layers`` up to its end."""
+    return {block: geometry(layers[:end]).stride for block, end in blocks.items()}
+
+
+def _of_each_stride(strides: Mapping[str, int]) -> list[str]:
+    """Return the last block of each stride from 4 on, from fine to coarse."""
+    last = {stride: block for block, stride in strides.items() if stride >= FINEST_STRIDE}
+    return [last[stride] for stride in sorted(last)]
+
+
+def _require_levels(name: str, strides: Mapping[str, int]) -> None:
+    if len(_of_each_stride(strides)) < 2:
+        raise InputError(
+            f"model.neck: fpn needs maps of at least two strides from {FINEST_STRIDE} on, and the blocks of "
+            f"{name} have the strides {', '.join(map(str, sorted(set(strides.values()))))}; take another "
+            "backbone or a later model.backbone.stage, or leave model.neck out"
+        )
 
 
 def _kept(name: str, blocks: Sequence[str], stage: str) -> list[str]:
@@ -255,26 +332,41 @@ DEFAULT_STRIDE = 16
 ResNets of Faster R-CNN are after C4."""
 
 
-def _network_backbone(name: str, stage: str | None, freeze: int | str, **options: Any) -> NetworkBackbone:
+def _network_backbone(
+    name: str, stage: str | None, freeze: int | str, *, pyramid: bool, **options: Any
+) -> NetworkBackbone:
     opened = open_network(name)
-    library = name.partition(":")[0] in LIBRARIES
-    kept = _kept(name, list(opened.blocks), stage or (_default if library else _default.__wrapped__)(name))
-    (place,) = (_places if library else _places.__wrapped__)(name, (kept[-1],))
+    library = name.partition(":")[0] in LIBRARIES  # a user's function may change while this program runs
+    surveyed = _surveyed if library else _surveyed.__wrapped__
+    placed = _places if library else _places.__wrapped__
+    blocks = list(opened.blocks)
+    kept = _kept(name, blocks, stage or (blocks[-1] if pyramid else _default(surveyed(name))))
+    wanted = [kept[-1]]
+    if pyramid:
+        strides = {block: stride for block, stride in surveyed(name).items() if block in kept}
+        _require_levels(name, strides)
+        wanted = _of_each_stride(strides)
+    places = dict(zip(wanted, placed(name, tuple(wanted)), strict=True))
     frozen = _frozen(name, kept, freeze)
-    return NetworkBackbone(opened.cut(kept[-1]), place, freeze=frozen, **options)
+    return NetworkBackbone(opened.cut(kept[-1]), places, freeze=frozen, **options)
+
+
+def _default(strides: Mapping[str, int]) -> str:
+    """Return the block after which a network is cut by default, from the strides of all blocks."""
+    largest = max(DEFAULT_STRIDE, min(strides.values()))
+    return [block for block, stride in strides.items() if stride <= largest][-1]
 
 
 @lru_cache
-def _default(name: str) -> str:
-    """Return the block after which a network is cut by default."""
+def _surveyed(name: str) -> dict[str, int]:
+    """Return the stride of each block of a network."""
     opened = _opened_on_meta(name)
     blocks = list(opened.blocks)
     try:
         places = survey(lambda images: opened.run(opened.network, images, blocks))
     except Misplaced as error:
         raise _cannot_be_placed(name, error) from None
-    largest = max(DEFAULT_STRIDE, min(stride for _, stride, _ in places))
-    return [block for block, (_, stride, _) in zip(blocks, places, strict=True) if stride <= largest][-1]
+    return {block: stride for block, (_, stride, _) in zip(blocks, places, strict=True)}
 
 
 @lru_cache

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detector.core.structures import Embedded, HeadOutput, Normalization
 from detector.models.backbones import Backbone
 from detector.models.box_coder import BoxCoder
+from detector.models.feature_pyramid import FeaturePyramid
 from detector.models.heads import BoxHead, BoxPredictor
 from detector.ops.normalize import normalization_table, normalize_images
 from detector.ops.windows import distinct_rows
@@ -50,9 +51,11 @@ class RegionDetector(nn.Module):
         box_coder: BoxCoder,
         roi_chunk: int,
         normalization: Normalization,
+        neck: FeaturePyramid | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.neck = neck
         self.region_pool = region_pool
         self.box_head = box_head
         self.predictor = predictor
@@ -71,8 +74,20 @@ class RegionDetector(nn.Module):
         return normalize_images(images, self.pixel_values, sizes, bgr=self.bgr)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the feature levels of inputs (N, 3, H, W), here a single one (N, C, h, w)."""
-        return [self.backbone(images.contiguous(memory_format=torch.channels_last))]
+        """Return the feature levels (N, C, h, w) of inputs (N, 3, H, W): one, or those of the pyramid."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.neck is None:
+            return [self.backbone(images)]
+        levels: list[Tensor] = self.neck(self.backbone.pyramid(images))
+        return levels
+
+    def place(self, rois: Tensor, roi_levels: Tensor | None) -> Tensor | None:
+        """Return the level (R,) of each of ``rois`` (R, 5), given the number of its scale, on the CPU.
+
+        Without a pyramid each scale has one level, and ``roi_levels`` is returned: None for a single scale.
+        With one of L levels they are scale * L + level; see `FeaturePyramid.place`.
+        """
+        return roi_levels if self.neck is None else self.neck.place(rois, roi_levels)
 
     def embed(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Embedded:
         """Return pooled (R, D) and hidden (R, F) features of RoI rows (R, 5).

@@ -176,7 +176,7 @@ def _within_one(images: Tensor) -> Tensor:
 
 def _run_vision_transformer(network: nn.Module, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
     """Run torchvision's vision transformer on images of whole patches and return patch tokens as maps."""
-    side = network.get_submodule("conv_proj").stride[0]
+    side = int(network.patch_size)  # type: ignore[arg-type]  # torch types attributes as modules
     if images.shape[-2] % side or images.shape[-1] % side:
         raise ValueError(f"{tuple(images.shape)} is not divided into patches of {side} pixels")
     patches = network.get_submodule("conv_proj")(images)

@@ -108,19 +108,20 @@ def probe(run: Run) -> list[ProbedGeometry]:
     largest = max(stride for _, stride, _ in places)
     sizes = _Sizes(run, 1 if _any_size(run, places, largest) else largest)
     sizes.look_up([3 * largest + 1, 5 * largest - 1, BASE[0], BASE[0] + largest, BASE[1] - largest // 2, 777])
-    found = []
-    for number, (channels, stride, center) in enumerate(places):
-        offset = _offset(sizes, number, stride, center)
-        found.append(
-            ProbedGeometry(
-                stride=stride,
-                center=center,
-                channels=channels,
-                offset=offset,
-                smallest=_smallest(sizes, number, max(stride - offset, 1)),
-                multiple=sizes.multiple,
-            )
+    offsets = [_offset(sizes, number, stride, center) for number, (_, stride, center) in enumerate(places)]
+    # An input that is too small for the last map, the coarsest, is too small for all.
+    smallest = _smallest(sizes, len(places) - 1, max(places[-1][1] - offsets[-1], 1))
+    found = [
+        ProbedGeometry(
+            stride=stride,
+            center=center,
+            channels=channels,
+            offset=offset,
+            smallest=smallest,
+            multiple=sizes.multiple,
         )
+        for (channels, stride, center), offset in zip(places, offsets, strict=True)
+    ]
     _check(sizes, found)
     return found
 
@@ -183,6 +184,8 @@ def _offset(sizes: _Sizes, number: int, stride: int, center: float) -> int:
     if sizes.multiple > 1:
         return cells * stride - start
     many = (cells + 1) * stride - round(stride - 1 - 2 * center)
+    if start < many <= start + stride:
+        sizes.look_up([many - 1, many])
     if not (start < many <= start + stride and sizes(many - 1, number) == cells < sizes(many, number)):
         few, many = start, start + stride
         while many - few > 1:

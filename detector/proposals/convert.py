@@ -45,6 +45,10 @@ _TOLERATED_FAULTS = 0.01
 # A box may differ from the box of its mask by so many pixels, or by this part of the mask's longer side. In
 # 939 annotations of COCO train2017 the largest difference is 4.25 pixels: their polygons were rounded.
 _ROUNDING_PIXELS, _ROUNDING_PART = 5.0, 0.1
+_UNKNOWN_SIZE = (
+    "its boxes are parts of the image, whose size is unknown, so that the file can only be converted with "
+    "the data set of its images (--config)"
+)
 FAULT_POLICIES = ("error", "skip", "full_image")
 
 
@@ -189,6 +193,9 @@ class _Conversion:
                 continue
             check_image_id(key, self.source)
             found = self._entry(key, image, record)
+            if found == _UNKNOWN_SIZE and record is None and self._by_key:
+                self._left_out[key] = "it is not in the data set, and its size is unknown"
+                continue
             if isinstance(found, Entry):
                 yield key, found
             else:
@@ -206,10 +213,7 @@ class _Conversion:
         size = size if all(size) or image.size is None else image.size
         convention = find_convention(image.convention)
         if convention.whole is not None and not all(size):
-            return (
-                "its boxes are parts of the image, whose size is unknown; convert the file with the data set "
-                "of the image (--config)"
-            )
+            return _UNKNOWN_SIZE
         where = image_place(self.source, key)
         boxes = convention.to_half_open(image.boxes, size)
         masks = None if image.masks is None else masks_of(image.masks, size, where)

@@ -72,10 +72,11 @@ def _first_regions(proposals: Proposals) -> NDArray[np.intp]:
     boxes = proposals.boxes.numpy()
     if proposals.masks is None:
         return _first_of_equal(boxes)
-    seen: set[tuple[bytes, bytes]] = set()
     keys = zip(map(bytes, boxes + np.float32(0)), proposals.masks.counts, strict=True)
-    rows = [row for row, key in enumerate(keys) if not (key in seen or seen.add(key))]  # type: ignore[func-returns-value]
-    return np.array(rows, np.intp)
+    first: dict[tuple[bytes, bytes], int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    return np.array(list(first.values()), np.intp)
 
 
 def _first_of_equal(boxes: NDArray[np.float32]) -> NDArray[np.intp]:

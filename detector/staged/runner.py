@@ -40,6 +40,7 @@ from detector.staged.box_ridge import RidgeFit
 from detector.staged.fine_tune import FineTuningTask
 from detector.staged.head_fit import HeadFit
 from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
+from detector.staged.region_features import RegionFeatures
 from detector.staged.svm import SVMFit
 from detector.tasks.resume import ACCEPTED, changed_settings, check_fingerprint
 from detector.tasks.scoring import Evaluation, known_classes
@@ -99,8 +100,18 @@ class StagedTraining:
     """Runs the ``stages`` of a config, or that of ``train.head_only``, in one folder."""
 
     def __init__(
-        self, config: Config, folder: Path, device: str, *, accept_changed_data: bool = False
+        self,
+        config: Config,
+        folder: Path,
+        device: str,
+        *,
+        accept_changed_data: bool = False,
+        features: RegionFeatures | None = None,
     ) -> None:
+        """Given ``features`` are what a stage of kind ``head`` works on; then no image is opened and the
+        detector is not scored.
+        """
+        self.features = features
         self.config = config
         self.stages = config.all_stages
         self.folder = folder
@@ -338,7 +349,9 @@ class StagedTraining:
         with said_once():
             if isinstance(stage, HeadStageConfig):
                 place = self._place(number)
-                layer = HeadFit(config, model, classes, place, self.device, save, state, stage.ridge)
+                layer = HeadFit(
+                    config, model, classes, place, self.device, save, state, stage.ridge, self.features
+                )
                 fit = layer.fit
             else:
                 kind, settings = self._layer(number)
@@ -388,8 +401,11 @@ class StagedTraining:
         self._check_key(number, state["key"], path)
         return {**dict(state), ACCEPTED: self.accept_changed_data}
 
-    def _score(self) -> Evaluation[Detections]:
-        """Keep the finished detector as the run's checkpoint, score it, and store its score threshold."""
+    def _score(self) -> Evaluation[Detections] | None:
+        """Keep the finished detector as the run's checkpoint, score it, and store its score threshold.
+
+        Where region features were given, it is not scored, and None is returned.
+        """
         path, steps = self._checkpoint(len(self._done) - 1), self._done[-1].steps
         state = checkpoints.load_checkpoint(path)
         model = restore_model(self.config, state, str(path))
@@ -397,6 +413,9 @@ class StagedTraining:
         finished = _state(self.config, model, tuple(state["classes"]), steps)
         if distributed.is_main():
             checkpoints.save_checkpoint(self.detector, finished)
+        if self.features is not None:
+            self._write_log(None)
+            return None
         with said_once():
             self.scorer = build_scorer(self.config, self.device, classes=state["classes"])
         assessment = self.scorer.assess(model.to(self.device), last=True)
@@ -408,7 +427,7 @@ class StagedTraining:
             self._write_log(assessment.test)
         return assessment.test
 
-    def _write_log(self, evaluation: Evaluation[Detections]) -> None:
+    def _write_log(self, evaluation: Evaluation[Detections] | None) -> None:
         """Put the stages' losses and the detector's metrics into one log, with consecutive steps."""
         with closing(RunLog(self.folder)) as log:
             steps = 0
@@ -419,7 +438,8 @@ class StagedTraining:
                         shifted = {"step": record["step"] + steps, "stage": stage.name}
                         log.write("train", {**values, **shifted})
                 steps = self._done[number].steps
-            log.write("evaluate", {"step": steps, **evaluation.history()})
+            if evaluation is not None:
+                log.write("evaluate", {"step": steps, **evaluation.history()})
 
 
 def fine_tuning_in(folder: Path) -> MakeTask:

@@ -275,7 +275,13 @@ class DetectionTask(RegionTask[Batch]):
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         return loaders.training_batches(
-            self.config, self.records, self.proposals, start, self.device, draw_regions=self.draw_regions
+            self.config,
+            self.records,
+            self.proposals,
+            start,
+            self.device,
+            draw_regions=self.draw_regions,
+            place=self.model.place,
         )
 
     def _sampled(self, batch: Batch) -> SampledRoIs:

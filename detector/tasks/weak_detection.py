@@ -110,10 +110,11 @@ class WeakDetectionTask(ProposalTask[Batch]):
         self, network: RegionDetector | CompiledDetector, batch: Batch, count: float | None
     ) -> dict[str, Tensor]:
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
-        rois = sent(stack_rois(batch.rois_per_image), self.device)
+        rows = stack_rois(batch.rois_per_image)
+        rois, roi_levels = sent(rows, self.device), self.model.place(rows, None)
         images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast(), loaders.naming(batch.metas):
-            output = network(images, rois)
+            output = network(images, rois, roi_levels)
         counts = [len(boxes) for boxes in batch.rois_per_image]
         return image_label_loss(output, counts, sent(presence, self.device), count)
 

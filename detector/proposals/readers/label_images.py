@@ -95,7 +95,7 @@ def regions_of(key: str, labels: NDArray[Any], where: str) -> RawImage:
     firsts = np.flatnonzero(np.concatenate(([True], values[order][1:] != values[order][:-1])))[: len(order)]
     if len(firsts) > MAX_BOXES:
         raise InputError(f"{where}: {len(firsts)} regions are more than {MAX_BOXES} for one image")
-    ends = np.append(firsts[1:], len(order))
+    ends = np.append(firsts[1:], len(order))[: len(firsts)]
     counts = tuple(
         _counts(starts[order[first:end]], lengths[order[first:end]], size)
         for first, end in zip(firsts, ends, strict=True)
