@@ -688,9 +688,9 @@ class HeadConfig(Kind):
     key means "softmax"."""
     scores: Literal["softmax", "sigmoid", "svm"] = "softmax"
     """How the output of cls_score is read: "softmax" as probabilities that exclude each other; "sigmoid", for
-    heads of kind ``softmax``, as an independent probability per class, so that objects can have several labels
-    (docs/multilabel.md); "svm" as the margins of linear SVMs, which the stage ``svm`` or the head of kind
-    ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly. A classifier of
+    heads of kind ``softmax``, as an independent probability per class, so that an object can have several
+    labels (docs/multilabel.md); "svm" as the margins of linear SVMs, which the stage ``svm`` or the head of
+    kind ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly. A classifier of
     whole images always has independent scores."""
 
 

@@ -128,11 +128,20 @@ def test_layers_on_cached_features_take_label_sets(load: Load, tmp_path: Path) -
     assert torch.equal(sampled.box_targets.any(dim=2) & ~sampled.label_sets, sampled.label_sets & False)
 
 
-def test_svms_are_not_read_as_probabilities(load: Load) -> None:
-    with pytest.raises(
-        InputError, match="scores: sigmoid does not read the SVMs of a stage of kind svm; set"
-    ):
-        load("stages=[{name: first, kind: train}, {name: second, kind: svm}]")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "stages=[{name: a, kind: train}, {name: b, kind: svm}]",
+            "does not read the SVMs of a stage of kind svm",
+        ),
+        ("model.head={kind: knn, scores: sigmoid}", "sigmoid is for model.head.kind softmax, not knn"),
+        ("train.head_only=true", "sigmoid is trained on images or by a stage of kind fine_tune"),
+    ],
+)
+def test_what_cannot_train_independent_scores_is_refused(load: Load, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"model.head.scores: .*{message}"):
+        load(override)
 
 
 @pytest.mark.parametrize(
