@@ -699,10 +699,12 @@ class HeadConfig(Kind):
     "prototypes": cosine similarity to the mean features of each class, and "knn": a vote of the nearest
     examples; both work with a few examples per class. docs/heads.md helps to choose. A config without this
     key means "softmax"."""
-    scores: Literal["softmax", "svm"] = "softmax"
-    """How the output of cls_score is read: "softmax" as probabilities, "svm" as the margins of linear SVMs,
-    which the stage ``svm`` or the head of kind ``svm`` trains. Margins may be negative: choose
-    ``test.score_threshold`` accordingly."""
+    scores: Literal["softmax", "sigmoid", "svm"] = "softmax"
+    """How the output of cls_score is read: "softmax" as probabilities that exclude each other; "sigmoid", for
+    heads of kind ``softmax``, as an independent probability per class, so that an object can have several
+    labels (docs/multilabel.md); "svm" as the margins of linear SVMs, which the stage ``svm`` or the head of
+    kind ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly. A classifier of
+    whole images always has independent scores."""
 
 
 class SoftmaxHeadConfig(HeadConfig, choice="model.head.kind softmax"):
@@ -741,7 +743,7 @@ class SVMHeadConfig(HeadConfig, choice="model.head.kind svm"):
     """Linear SVMs (scikit-learn), each class against the rest, on standardised features."""
 
     kind: Literal["svm"]
-    scores: Literal["softmax", "svm"] = "svm"
+    scores: Literal["softmax", "sigmoid", "svm"] = "svm"
     """How the margins are read: "svm" as they are, which may be negative (choose ``test.score_threshold``
     accordingly, for instance -1), "softmax" as if they were logits."""
     c: Positive = 1e-4
@@ -1452,12 +1454,31 @@ class Config(Section):
             )
         elif pool.mask != "none":
             raise ValueError("model.pool.mask: task: classification pools whole images; set none")
+        if self.model.head.scores == "sigmoid":
+            self._check_sigmoid()
         if self.task == "weak_detection":
             self._check_weak()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")
         return self
+
+    def _check_sigmoid(self) -> None:
+        """Refuse sigmoid scores where nothing trains or reads independent scores."""
+        kinds = {stage.kind for stage in self.stages}
+        if self.model.head.kind != "softmax":
+            raise ValueError(
+                f"model.head.scores: sigmoid is for model.head.kind softmax, not {self.model.head.kind}"
+            )
+        if "svm" in kinds:
+            raise ValueError(
+                "model.head.scores: sigmoid does not read the SVMs of a stage of kind svm; set it to svm"
+            )
+        if self.train.head_only or "head" in kinds:
+            raise ValueError(
+                "model.head.scores: sigmoid is trained on images or by a stage of kind fine_tune, not by "
+                "train.head_only or a stage of kind head, which give a region one label"
+            )
 
     def _check_weak(self) -> None:
         """Refuse what needs boxes of objects, or what weak_detection's network does not have."""
@@ -1470,7 +1491,7 @@ class Config(Section):
                 "all regions are trained on, and no region has a loss of its own",
             ),
             "train.trainable": (self.train.trainable == "boxes", "there is no box layer to train"),
-            "model.head.scores": (self.model.head.scores == "svm", "its scores come from two streams"),
+            "model.head.scores": (self.model.head.scores != "softmax", "its scores come from two streams"),
             "test.refinements": (self.test.refinements > 0, "there is no box layer that moves boxes"),
             "stages": (bool(self.stages), "it is trained in one run"),
         }

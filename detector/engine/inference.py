@@ -85,7 +85,9 @@ class Classifier(Protocol):
 class Regions:
     """The network's output for P regions, one row per region in the order given, float32 on the CPU.
 
-    ``scores`` (P, K+1) are probabilities, or the margins of SVMs; column 0 is the background. ``boxes``
+    ``scores`` (P, K+1) are what ``model.head.scores`` asks for. softmax: probabilities that add up to 1, with
+    column 0 for the background. sigmoid: an independent probability per class, and 1 minus the highest of
+    them in column 0. svm: the margins of SVMs, and 0 in column 0. ``boxes``
     (P, K+1, 4) are the region as each class moves it, in original-image pixels, clipped to the image. Row 0
     is the region itself; so are the other rows if the network moves no boxes. ``pooled`` (P, D) and
     ``hidden`` (P, F) are the outputs of the region pool and of the last hidden layer, None if they were not
@@ -177,14 +179,20 @@ class RegionPredictor:
             return Detections.empty()
         with autocast(self.device, self.precision):
             orientations = self._orientations(views)
+            return self._detections(orientations, self._outputs(orientations, proposals), proposals)
+
+    @torch.inference_mode()
+    def with_regions(self, views: Sequence[Batch]) -> tuple[Detections, Regions]:
+        """Return what a call and `regions` return for the same views; the network runs once for both."""
+        proposals = views[0].proposals[0]
+        if not len(proposals):
+            return Detections.empty(), self.regions(views)
+        with autocast(self.device, self.precision):
+            orientations = self._orientations(views)
             outputs = self._outputs(orientations, proposals)
-            if not self.refinements:
-                return self.postprocess(outputs, proposals.boxes)
-            candidates = self.postprocess.candidates(outputs, proposals.boxes)
-            for _ in range(self.refinements):
-                outputs = self._outputs(orientations, Proposals(boxes=candidates.boxes))
-                candidates = self.postprocess.refine(outputs, candidates)
-        return self.postprocess.finish(candidates)
+            boxes, scores = self.postprocess.regions(outputs, proposals.boxes)
+            detections = self._detections(orientations, outputs, proposals)
+        return detections, Regions(scores=scores.cpu(), boxes=boxes.cpu())
 
     @torch.inference_mode()
     def regions(self, views: Sequence[Batch], *, features: bool = False) -> Regions:
@@ -236,6 +244,18 @@ class RegionPredictor:
         labels = labels[usable[rows[labels], labels]]
         rows = rows[labels]
         return Detections(boxes=boxes[rows, labels], scores=scores[rows, labels], labels=labels + 1)
+
+    def _detections(
+        self, orientations: Sequence[Orientation], outputs: Sequence[View], proposals: Proposals
+    ) -> Detections:
+        """Return the detections, after ``refinements`` of their boxes; ``outputs`` are of the proposals."""
+        if not self.refinements:
+            return self.postprocess(outputs, proposals.boxes)
+        candidates = self.postprocess.candidates(outputs, proposals.boxes)
+        for _ in range(self.refinements):
+            outputs = self._outputs(orientations, Proposals(boxes=candidates.boxes))
+            candidates = self.postprocess.refine(outputs, candidates)
+        return self.postprocess.finish(candidates)
 
     def _outputs(self, orientations: Sequence[Orientation], proposals: Proposals) -> list[View]:
         return [

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from detector.config import Config
+from detector.core.box_labels import labels_of_boxes
 from detector.core.distributed import check_shares, main_first
-from detector.core.errors import InputError
+from detector.core.errors import InputError, listed
 from detector.core.listing import real_paths
 from detector.core.progress import note
 from detector.core.records import Records
@@ -151,6 +154,33 @@ def report_suspicions(dataset: Dataset, *, look_at_images: bool = True) -> None:
     deep = sampled_unused_bits(dataset.records.folder, files)
     for line in summary([*dataset.suspicions, *deep]):
         note(line)
+
+
+def report_several_labels(config: Config, dataset: Dataset) -> None:
+    """Print how many objects of the training images have several labels, where any has.
+
+    Unless ``model.head.scores`` is sigmoid this is a warning, which names the first of them.
+    """
+    records, split = dataset.records, config.data.train_split
+    objects = records.objects
+    found = labels_of_boxes(objects, ~np.asarray(objects.crowd))
+    several = np.flatnonzero(found.counts > 1)
+    if not len(several):
+        return
+    how_many = f"{len(several)} of {len(found.rows)} boxes have several labels"
+    if config.model.head.scores == "sigmoid":
+        note(f"{split}: {how_many}, and are trained with all of them")
+        return
+    row = int(found.rows[several[0]])
+    labels = found.labels[found.offsets[several[0]] : found.offsets[several[0] + 1]]
+    image = records.image_ids[int(objects.image_numbers()[row])]
+    box = ", ".join(f"{number:g}" for number in objects.boxes[row].tolist())
+    note(
+        f"warning: {split}: {how_many}, the first in {image!r} at {box}: "
+        f"{listed(dataset.classes[label - 1] for label in labels)}; a region is trained with one of them "
+        "only. Set model.head.scores to sigmoid to train all labels (docs/multilabel.md), or choose the "
+        "wanted ones with data.classes and data.other_classes: ignore"
+    )
 
 
 def split_selection(config: Config, split: str) -> Selection:

@@ -27,7 +27,7 @@ from detector.core.structures import Batch, HeadOutput, Normalization
 from detector.engine import optim
 from detector.engine.checkpoint import check_model_state, weights_to_use
 from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
-from detector.factory.weights import differences, load_initial, load_published
+from detector.factory.weights import check_scores, differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
 from detector.models.backbones import build_backbone as make_backbone
@@ -46,11 +46,20 @@ from detector.models.heads import (
     Prototypes,
 )
 from detector.models.losses import DetectionLoss
-from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
+from detector.models.postprocess import (
+    Postprocess,
+    class_scores,
+    independent_scores,
+    margin_scores,
+    softmax_scores,
+)
 from detector.models.region_pools import PyramidPooling, RoIAlignPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois
 from detector.models.wsddn import TwoStreamPredictor, two_stream_scores
+
+SCORES = {"softmax": softmax_scores, "sigmoid": independent_scores, "svm": margin_scores}
+"""What turns a network's output into scores, by ``model.head.scores``."""
 
 
 def build_backbone(config: Config) -> Backbone:
@@ -126,9 +135,10 @@ def restore_model(
     These are the averaged weights where there are any; ``raw`` takes those that were trained, for resuming.
 
     Raises:
-        InputError: the weights do not fit the config's network, or its settings fit no network; ``source`` is
-            named. Only shapes are compared, before memory is allocated for a network.
+        InputError: the weights do not fit the config's network or its kind of scores, or its settings fit no
+            network; ``source`` is named. Only shapes are compared, before memory is allocated for a network.
     """
+    check_scores(config, checkpoint, source)
     classes = len(checkpoint["classes"])
     examples = _stored_examples(config, checkpoint, source)
     try:
@@ -201,7 +211,10 @@ def _random_head(config: Config, width: int, num_classes: int, examples: int) ->
         layers = BoxHead(width, chosen.hidden, chosen.dropout)
         if config.task == "weak_detection":
             return layers, TwoStreamPredictor(layers.out_features, num_classes)
-        return layers, BoxPredictor(layers.out_features, num_classes, chosen.class_agnostic, box_features)
+        independent = chosen.scores == "sigmoid" and config.task == "detection"
+        return layers, BoxPredictor(
+            layers.out_features, num_classes, chosen.class_agnostic, box_features, independent=independent
+        )
     cls_score: Prototypes | NearestExamples | None = None  # of logistic regression and SVMs: a linear layer
     if isinstance(chosen, PrototypesHeadConfig):
         cls_score = Prototypes(
@@ -275,6 +288,7 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegi
     """
     settings = config.train.sampling.model_dump(exclude={"kind"})
     settings["use_difficult"] = config.data.difficult == "train"
+    settings["multi_label"] = config.model.head.scores == "sigmoid"
     if isinstance(config.train.sampling, OhemSamplingConfig):
         del settings["rois_per_image"]  # they are chosen once the network has seen all
         return EveryRegion(coder, **settings)
@@ -342,7 +356,7 @@ def _scores(config: Config) -> Callable[[HeadOutput], Tensor]:
     """Return how the scores of regions are read from the network's output."""
     if config.task == "weak_detection":
         return two_stream_scores
-    return margin_scores if config.model.head.scores == "svm" else softmax_scores
+    return SCORES[config.model.head.scores]
 
 
 Predictor = Callable[[Sequence[Batch]], Any]

@@ -119,11 +119,40 @@ def _check_input(config: Config, before: Any, source: str) -> None:
             )
 
 
+def check_scores(config: Config, checkpoint: dict[str, Any], source: str) -> None:
+    """Raise InputError if logits trained as independent scores would be read otherwise, or the reverse.
+
+    They would fit, but mean something else. ``source`` is named.
+    """
+    scores = _other_scores(config, checkpoint)
+    if scores is not None:
+        raise InputError(
+            f"{source}: trained with model.head.scores: {scores}, the config says "
+            f"{config.model.head.scores}; use the config that the checkpoint was trained with"
+        )
+
+
+def _other_scores(config: Config, checkpoint: dict[str, Any]) -> str | None:
+    """Return the checkpoint's ``model.head.scores`` if either its or the config's is sigmoid, but not both.
+
+    Checkpoints of softmax scores and of SVMs are not told apart, since staged training starts SVMs from
+    softmax scores. Classifiers of whole images have no use for the key.
+    """
+    if config.task == "classification":
+        return None
+    stored = next(iter(value_at(checkpoint.get("config"), ["model", "head", "scores"])), "softmax")
+    differs = (stored == "sigmoid") != (config.model.head.scores == "sigmoid")
+    return f"{stored!s:.40}" if differs else None
+
+
 def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence[str]) -> str | None:
     """Return why the predictor of a checkpoint cannot be used here, or None if it can."""
     task = checkpoint["config"].get("task", "detection")
     if task != config.task:
         return f"trained for {task}, not {config.task}"
+    scores = _other_scores(config, checkpoint)
+    if scores is not None:
+        return f"trained with model.head.scores: {scores}, not {config.model.head.scores}"
     before = list(checkpoint["classes"])
     if before != list(classes):
         return f"trained for other classes ({listed(before)}) than this data set's ({listed(classes)})"

@@ -5,6 +5,7 @@ cls_score is a linear layer, or compares features with those of examples: `Proto
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -14,6 +15,12 @@ from torch.nn import functional
 
 from detector.core.structures import Embedded, HeadOutput
 
+PRIOR = 0.01
+"""The score that every class of a network with independent scores starts from.
+
+This is pi of "Focal Loss for Dense Object Detection" (Lin et al., ICCV 2017), section 4.1. Most targets are
+negative: from a score of 0.5, each region would have a loss of 0.69 K in the first steps.
+"""
 MAX_STORED_EXAMPLES = 1_000_000
 """The most examples that a checkpoint's `NearestExamples` may have."""
 NO_VOTE = 1e-6
@@ -49,7 +56,8 @@ class BoxPredictor(nn.Module):
 
     ``box_features`` None lets bbox_pred read the hidden features; a number, the pooled features of that width
     (SPP-net's ridge regression); 0 leaves bbox_pred out. Weights start Gaussian with standard deviations 0.01
-    (cls_score) and 0.001 (bbox_pred), biases at zero (Fast R-CNN, section 2.3). ``cls_score`` None is a linear
+    (cls_score) and 0.001 (bbox_pred), biases at zero (Fast R-CNN, section 2.3). With ``independent`` scores
+    the biases of the classes in cls_score start so that each scores `PRIOR`. ``cls_score`` None is a linear
     layer; another module has to turn hidden features (R, F) into logits (R, K+1).
     """
 
@@ -60,11 +68,16 @@ class BoxPredictor(nn.Module):
         class_agnostic: bool = False,
         box_features: int | None = None,
         cls_score: Prototypes | NearestExamples | None = None,
+        *,
+        independent: bool = False,
     ) -> None:
         super().__init__()
         self.rows = 1 if class_agnostic else num_classes + 1
         self.reads_pooled = bool(box_features)
         self.cls_score = score_layer(in_features, num_classes + 1, 0.01) if cls_score is None else cls_score
+        if independent:
+            assert isinstance(self.cls_score, nn.Linear)
+            nn.init.constant_(self.cls_score.bias[1:], -math.log((1 - PRIOR) / PRIOR))
         width = in_features if box_features is None else box_features
         self.bbox_pred = score_layer(width, self.rows * 4, 0.001) if width else None
 

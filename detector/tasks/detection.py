@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord,
 from detector.data.images import read_image
 from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
-from detector.engine.inference import MaskCount
+from detector.engine.inference import MaskCount, RegionPredictor
 from detector.evaluation.operating_point import OperatingPoint, best_f1
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
@@ -32,6 +33,7 @@ from detector.models.box_coder import BoxCoder, measured_coder
 from detector.models.compiled import CompiledDetector
 from detector.models.detector import RegionDetector
 from detector.tasks.base import AnyBatch, BaseTask
+from detector.tasks.region_scores import saving_regions
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
 from detector.visualize import draw_detections, example_grid
 
@@ -75,6 +77,14 @@ class DetectionScorer(Scorer[Detections]):
         if score_threshold is None:
             return ", without a score threshold"
         return f", score threshold {score_threshold:.3f}"
+
+    def _predicting(
+        self, predictor: Callable[[Any], Detections], test_set: TestSet, save_scores: Path | None
+    ) -> AbstractContextManager[Callable[[Any], Detections]]:
+        if save_scores is None:
+            return nullcontext(predictor)
+        assert isinstance(predictor, RegionPredictor)  # as `build_predictor` makes for every detector
+        return saving_regions(predictor, test_set.records, test_set.classes, save_scores)
 
     def _proposals(self, split: str, records: Sequence[ImageRecord], *, annotated: bool) -> ProposalSource:
         config = self.config
@@ -253,6 +263,7 @@ class RegionTask(ProposalTask[AnyBatch]):
             f"{len(dataset.records.objects)} objects of {len(dataset.classes)} classes; boxes dropped or "
             f"clipped: {faults}"
         )
+        data_parts.report_several_labels(self.config, dataset)
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
@@ -265,6 +276,7 @@ class RegionTask(ProposalTask[AnyBatch]):
             len(self.classes),
             self.config.train.sampling.foreground_iou,
             use_difficult=self.config.data.difficult == "train",
+            multi_label=self.config.model.head.scores == "sigmoid",
         )
         return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,9 +55,11 @@ class WeakDetectionScorer(DetectionScorer):
         proposals = self._proposals(split, records, annotated=False)  # the task prints their recall
         return TestSet(split=split, records=records, classes=self.classes, proposals=proposals)
 
-    def evaluate(self, model: RegionDetector, test_set: TestSet | None = None) -> Evaluation[Detections]:
+    def evaluate(
+        self, model: RegionDetector, test_set: TestSet | None = None, save_scores: Path | None = None
+    ) -> Evaluation[Detections]:
         """As `Scorer.evaluate`; for the training split, if it was asked for, with CorLoc."""
-        evaluation = super().evaluate(model, test_set)
+        evaluation = super().evaluate(model, test_set, save_scores)
         scored, wanted = test_set or self.test_set, self.config.data.train_split
         if self.training is None and scored.annotated and scored.split == wanted:
             return self._with_corloc(evaluation, model, scored)
