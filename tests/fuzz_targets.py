@@ -139,7 +139,10 @@ def read_layout(path: Path, kind: str, above: int) -> object:
     sources = {"yolo": YoloSource, "labelme": LabelMeSource, "labelstudio": LabelStudioSource}
     source = sources[kind](path.parents[above], **layouts.SETTINGS[kind])
     found: list[Problem] = []
-    listed = list(source.images_to_check({"train": tuple}, "train", tuple, found.append))
+    try:
+        listed = list(source.images_to_check({"train": tuple}, "train", tuple, found.append))
+    except InputError as error:
+        raise AssertionError(f"the check stops: {error}") from None
     assert all(one.path.is_relative_to(source.root) for one in listed)
     stops = any(one.stops for one in found) or not all(one.path.is_file() for one in listed)
     try:

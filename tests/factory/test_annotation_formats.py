@@ -113,13 +113,14 @@ def test_the_check_finds_faults_and_twins(kind: str, tiny: Load, root: Path) -> 
     for split in counts:
         records = load_split(config, split, class_names(config), training=False).records
         assert counts[split]["objects"] == len(records.objects)
+    classes = class_names(config)
     path, expected = plant(kind, root / kind)
     report = check_data(config, read_splits(config))
     assert not report.would_start
     assert {(one.kind, one.object) for one in report.problems} == expected
     assert {Path(one.file).resolve() for one in report.problems} == {path.resolve()}
     with pytest.raises(InputError, match=path.name):
-        load_split(config, "train", class_names(config), training=True)
+        load_split(config, "train", classes, training=True)
 
 
 @FORMATS
