@@ -26,7 +26,11 @@ from detector.data.coco.file import CocoData, read_coco
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
 from detector.data.images import check_image, low_bit_depth, open_image, read_image
+from detector.data.labelme.source import LabelMeSource
+from detector.data.labelstudio.source import LabelStudioSource
+from detector.data.problems import Problem
 from detector.data.voc.annotation import read_annotation
+from detector.data.yolo.source import YoloSource
 from detector.evaluation.coco_results import read_coco_results
 from detector.factory.proposals import StoredProposals, target_sums
 from detector.proposals.checked import NAME as MARKS
@@ -41,6 +45,7 @@ from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, 
 from detector.staged.runner import read_record
 from tests import fuzz_changes as changes
 from tests import run_records
+from tests.data import layouts
 from tests.fuzz_changes import Change, any_of, damage
 from tests.fuzz_checkpoints import (
     change_checkpoint,
@@ -113,8 +118,41 @@ def read_deep_image(path: Path) -> object:
 
 
 def make_annotations(folder: Path) -> Path:
-    voc_to_coco(make_voc(folder), "trainval", folder / "instances.json")
-    return folder / "instances.json"
+    """Write a file in which one annotation has two categories and another has attributes."""
+    path = folder / "instances.json"
+    data = voc_to_coco(make_voc(folder), "trainval", path)
+    first, second = data["annotations"][:2]
+    first["category_ids"] = [first.pop("category_id"), data["categories"][-1]["id"]]
+    second["attributes"] = {"colour": "red", "occluded": True, "size": 3, "parts": ["a", 0.5]}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def make_layout(folder: Path, kind: str, name: str) -> Path:
+    """Write a data set in another layout and return the first of its files that fit ``name``."""
+    layouts.WRITERS[kind](make_voc(folder), folder / kind)
+    return min((folder / kind).glob(name))
+
+
+def read_layout(path: Path, kind: str, above: int) -> object:
+    """Load the data set whose root is ``above`` folders above; the check must say the same of it."""
+    sources = {"yolo": YoloSource, "labelme": LabelMeSource, "labelstudio": LabelStudioSource}
+    source = sources[kind](path.parents[above], **layouts.SETTINGS[kind])
+    found: list[Problem] = []
+    try:
+        listed = list(source.images_to_check({"train": tuple}, "train", tuple, found.append))
+    except InputError as error:
+        raise AssertionError(f"the check stops: {error}") from None
+    assert all(one.path.is_relative_to(source.root) for one in listed)
+    stops = any(one.stops for one in found) or not all(one.path.is_file() for one in listed)
+    try:
+        classes = source.class_names("train")
+        dataset = source.load("train", classes, require_images=True)
+    except InputError:
+        assert stops, "the check does not find what loading refuses"
+        raise
+    assert not stops, f"loading accepts what the check finds: {found}"
+    return dataset
 
 
 def read_annotations(path: Path) -> object:
@@ -309,6 +347,21 @@ TARGETS = [
         for kind in ("png", "tif", "pgm")
     ),
     Target("coco annotations", make_annotations, read_annotations, any_of(damage, changes.change_json)),
+    *(
+        Target(
+            f"{kind}, {name}",
+            partial(make_layout, kind=kind, name=place),
+            partial(read_layout, kind=kind, above=above),
+            any_of(damage, change),
+            names_folder=True,
+        )
+        for kind, name, place, above, change in (
+            ("yolo", "data.yaml", "data.yaml", 0, changes.change_yaml),
+            ("yolo", "labels", "labels/train/*.txt", 2, damage),
+            ("labelme", "file", "train/*.json", 1, changes.change_json),
+            ("labelstudio", "export", "train.json", 0, changes.change_json),
+        )
+    ),
     Target(
         "cache of annotations",
         make_annotation_cache,

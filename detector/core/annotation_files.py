@@ -318,7 +318,7 @@ def reference_parts(reference: str) -> tuple[str, ...]:
 
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "brushlabels", "keypointlabels")
 _READ = {"rectanglelabels", "rectangle", "polygonlabels", "polygon", "ellipselabels", "ellipse"}
-_UNREADABLE = {"brushlabels", "brush", "keypointlabels", "keypoint", "vectorlabels", "bitmasklabels"}
+_WITHOUT_BOX = {"brush", "keypoint", "vector", "bitmask"}
 _ATTRIBUTES = ("choices", "rating", "number")
 
 
@@ -335,7 +335,7 @@ def _regions(
     for number, own in enumerate(parts.values()):
         where = f"{place}, region {number + 1}"
         with faults_to(on_fault):
-            drawn = [one for one in own if one.get("type") in _READ | _UNREADABLE]
+            drawn = [one for one in own if _is_drawn(one.get("type"))]
             if drawn:
                 shape, size = _region(drawn, own, path, where)
                 sizes.setdefault(size, where)
@@ -386,11 +386,18 @@ def _region(
     return shape, size
 
 
+def _is_drawn(kind: Any) -> bool:
+    """Say whether a result of this type draws a region, also one that cannot be read; others describe it."""
+    if not isinstance(kind, str):
+        return False
+    return kind in _READ | _WITHOUT_BOX or (kind.endswith("labels") and kind != "labels")
+
+
 def _outline(region: Mapping[str, Any], size: tuple[int, int], where: str) -> tuple[list[Point], bool]:
     """Return points in pixels whose box is the region's, and whether they are its outline."""
     kind, value = region["type"], _mapping(region.get("value"))
     height, width = size
-    if kind in _UNREADABLE:
+    if kind not in _READ:
         raise InputError(f"{where}: a {kind} has no box; draw a rectangle or polygon, or remove the region")
     if kind.startswith("polygon"):
         points = _points(value.get("points"), where)

@@ -191,6 +191,7 @@ class ImageSetSource(ABC):
         self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Reporter
     ) -> Iterator[ImageToCheck]:
         seen: set[str] = set()
+        sound = True
         for split, choose in selections.items():
             try:
                 for one in self._split_to_check(split, choose, report, trained=split == train_split):
@@ -198,7 +199,8 @@ class ImageSetSource(ABC):
                     yield one
             except InputError as error:
                 report(whole_file(self.image_list(split), error))
-        if kept is not None:
+                sound = False
+        if kept is not None and sound:
             self._check_others(kept, tuple(selections), seen, report)
 
     def whole_images(self, split: str) -> Iterator[ImageToCheck]:
@@ -221,7 +223,7 @@ class ImageSetSource(ABC):
         self, split: str, choose: Selection, report: Reporter, *, trained: bool
     ) -> Iterator[ImageToCheck]:
         place = self.image_list(split)
-        images = self.open(split, lambda error: report(whole_file(place, error)))
+        images = self.open(split, lambda error: report(_fault(error, place, splits=(split,))))
         rows = images.rows(choose)
         if not rows:
             raise InputError(f"{images.listed_in}: no image is left of {split!r}; keep at least one")
@@ -238,13 +240,13 @@ class ImageSetSource(ABC):
 
     def _check_others(self, kept: Selection, splits: Sequence[str], seen: set[str], report: Reporter) -> None:
         """Report faults in the annotations of images that no split names, as class names are read there."""
-        for place in dict.fromkeys(self.image_list(split) for split in splits):
-            if not place.exists():
-                return  # already reported
-        for images in self.every_image(*splits):
-            for row in images.rows(kept):
-                if images.images[row] not in seen and images.is_annotated(row):
-                    _read_to_check(images, row, (), report)
+        try:
+            for images in self.every_image(*splits):
+                for row in images.rows(kept):
+                    if images.images[row] not in seen and images.is_annotated(row):
+                        _read_to_check(images, row, (), report)
+        except InputError as error:
+            report(whole_file(self.root, error))
 
 
 def _without_objects(images: ImageSet, rows: Sequence[int]) -> FileColumns:
@@ -328,27 +330,26 @@ def _scaled(thing: AnnotatedObject, size: tuple[int, int]) -> AnnotatedObject:
     return replace(thing, box=(x1 * width, y1 * height, x2 * width, y2 * height))
 
 
+def _fault(error: InputError, file: Path, **more: Any) -> Problem:
+    """Return the problem of a faulty line, shape or region in ``file``; ``more`` are further fields."""
+    text = message_without(error, file)
+    place, colon, rest = text.partition(": ")
+    if not colon:  # "PLACE has no ..."
+        place = text.partition(" has ")[0]
+    inside = place != text and place.startswith(("line ", "shapes[", "tasks["))
+    message = rest if inside and colon else text
+    thing = place if inside else None
+    return Problem(kind="annotation", file=str(file), object=thing, message=message, stops=True, **more)
+
+
 def _read_to_check(
     images: ImageSet, row: int, splits: tuple[str, ...], report: Reporter
 ) -> tuple[tuple[int, int] | None, list[AnnotatedObject]]:
     file = images.annotations[row]
+    names = {"image_id": images.image_ids[row], "key": images.images[row], "splits": splits}
 
     def on_fault(error: InputError) -> None:
-        text = message_without(error, file)
-        place, colon, rest = text.partition(": ")
-        inside = bool(colon) and place.startswith(("line ", "shapes[", "tasks["))
-        report(
-            Problem(
-                kind="annotation",
-                file=str(file),
-                object=place if inside else None,
-                message=rest if inside else text,
-                image_id=images.image_ids[row],
-                key=images.images[row],
-                splits=splits,
-                stops=True,
-            )
-        )
+        report(_fault(error, file, **names))
 
     try:
         found = images.annotation(row, on_fault)

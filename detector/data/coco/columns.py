@@ -321,15 +321,15 @@ def _joined(annotations: Sequence[msgspec.Raw]) -> Iterator[bytes]:
 def _decode_annotations(content: bytes) -> _Written:
     entries, count = _annotations.decode(content), -1
     flags = [(one.iscrowd, one.difficult, one.ignore) for one in entries]
-    kinds = list(map(_categories_of, entries))
+    categories, kinds = _categories(entries)
     written = _Written(
         images=np.fromiter((one.image_id for one in entries), np.int64, count),
-        categories=np.array([kind for own in kinds for kind in own], np.int64),
-        kinds=np.fromiter(map(len, kinds), np.int64, count),
+        categories=categories,
+        kinds=kinds,
         boxes=np.array([one.bbox for one in entries], np.float64),
         area=np.fromiter((one.area for one in entries), np.float64, count),
         flags=np.array(flags, np.float64),
-        attributes=[_attributes_of(one) for one in entries],
+        attributes=[() if one.attributes is None else _attributes_of(one) for one in entries],
     )
     areas = np.nan_to_num(written.area, nan=0.0)
     if (
@@ -339,6 +339,18 @@ def _decode_annotations(content: bytes) -> _Written:
     ):
         raise _UnexpectedError
     return written
+
+
+def _categories(entries: Sequence[_Annotation]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids of the categories of all ``entries``, and (n,) how many each of them has."""
+    if all(one.category_ids is msgspec.UNSET for one in entries):
+        single = [one.category_id for one in entries]
+        if msgspec.UNSET in single:
+            raise _UnexpectedError
+        return np.array(single, np.int64), np.ones(len(entries), np.int64)
+    several = list(map(_categories_of, entries))
+    counts = np.array(list(map(len, several)), np.int64)
+    return np.array([kind for own in several for kind in own], np.int64), counts
 
 
 def _categories_of(entry: _Annotation) -> Sequence[int]:

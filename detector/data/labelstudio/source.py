@@ -76,6 +76,9 @@ class LabelStudioSource(ImageSetSource):
     def every_image(self, *splits: str) -> list[ImageSet]:
         return [self.open(split) for split in {self.image_list(split): split for split in splits}.values()]
 
+    def _check_others(self, *_: object) -> None:
+        """Do nothing: with a split, every task of its file has been read."""
+
 
 class LabelStudioSet(ImageSet):
     """The annotated images of an export; ``objects`` are those of each task where the file is checked."""
