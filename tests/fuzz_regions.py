@@ -59,7 +59,7 @@ def make_labelme(folder: Path) -> Path:
         {
             "shape_type": "mask",
             "points": [[4, 6], [6, 7]],
-            "mask": region_files.png_text(np.ones((2, 3), bool)),
+            "mask": mask,
         },
         {"shape_type": "polygon", "points": [[40, 3], [50, 5], [45, 20]], "group_id": 1},
         {"shape_type": "polygon", "points": [[40, 30], [50, 35], [45, 39]], "group_id": 1},
