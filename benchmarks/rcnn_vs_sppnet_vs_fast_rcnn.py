@@ -168,7 +168,7 @@ def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
     def detect() -> object:
         levels = features()
         return model.predict(
-            levels, *Orientation(levels, pipeline.metas()).rois(regions, "area", seconds.device)
+            levels, *Orientation(levels, pipeline.metas()).rois(regions, "area", seconds.device, model.place)
         )
 
     convolutions, test = seconds(features), seconds(detect)

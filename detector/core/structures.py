@@ -398,10 +398,35 @@ class Embedded(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None."""
+    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None.
+
+    ``region_logits`` (R, K+1) are the second stream of weakly supervised detection, and None elsewhere. A
+    softmax over the regions of an image reads them, so they mean something only beside those of all regions.
+    """
 
     class_logits: Tensor
     box_deltas: Tensor | None
+    region_logits: Tensor | None = None
+
+    def take(self, rows: Tensor) -> HeadOutput:
+        """Return the output for the RoIs ``rows`` (n,), in that order."""
+        return self._map(lambda part: part[0][rows], [self])
+
+    @classmethod
+    def join(cls, outputs: Sequence[HeadOutput]) -> HeadOutput:
+        """Return the output for the RoIs of all ``outputs``, one after the other."""
+        return outputs[0] if len(outputs) == 1 else cls._map(torch.cat, outputs)
+
+    @classmethod
+    def _map(cls, change: Callable[[list[Tensor]], Tensor], outputs: Sequence[HeadOutput]) -> HeadOutput:
+        """Return an output whose parts ``change`` makes of the same parts of all ``outputs``."""
+        deltas = [one.box_deltas for one in outputs if one.box_deltas is not None]
+        regions = [one.region_logits for one in outputs if one.region_logits is not None]
+        return cls(
+            change([one.class_logits for one in outputs]),
+            change(deltas) if deltas else None,
+            change(regions) if regions else None,
+        )
 
 
 View = tuple[HeadOutput, ImageMeta]

@@ -125,8 +125,20 @@ class InferenceViews:
         return [make_sample(record, image, proposals, meta) for meta in metas]
 
 
-def collate(samples: Sequence[Sample], *, pin: bool = False, sizes: Sequence[tuple[int, int]] = ()) -> Batch:
+Place = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor | None]
+"""Returns the levels (R,) of RoI rows (R, 5), None where there is only one; see `RegionDetector.place`."""
+
+
+def collate(
+    samples: Sequence[Sample],
+    *,
+    pin: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
+    place: Place | None = None,
+) -> Batch:
     """Put N samples into one batch; ``pin`` puts what goes to a GPU into page-locked memory.
+
+    ``place`` gives the levels of the drawn regions; None leaves them at a single level.
 
     Images are padded with zeros at the right and bottom, to the largest of them and of ``sizes``, (height,
     width) each, those of images in other parts of the batch. `RegionDetector.inputs` replaces the padding.
@@ -134,14 +146,15 @@ def collate(samples: Sequence[Sample], *, pin: bool = False, sizes: Sequence[tup
     every = [*sizes, *(sample.meta.input_size for sample in samples)]
     height, width = (max(sides) for sides in zip(*every, strict=True))
     images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8, pin_memory=pin)
-    places = images.numpy()
-    for place, sample in zip(places, samples, strict=True):
+    for pixels, sample in zip(images.numpy(), samples, strict=True):
         inside = sample.image.shape
-        place[: inside[0], : inside[1]] = sample.image.numpy()
-        place[inside[0] :] = 0
-        place[: inside[0], inside[1] :] = 0
+        pixels[: inside[0], : inside[1]] = sample.image.numpy()
+        pixels[inside[0] :] = 0
+        pixels[: inside[0], inside[1] :] = 0
     drawn = [sample.drawn for sample in samples if sample.drawn is not None]
     sampled = SampledRoIs.stack(drawn) if drawn else None
+    if sampled is not None and place is not None:
+        sampled = replace(sampled, roi_levels=place(sampled.rois, None))
     return Batch(
         images=images,
         proposals=[sample.proposals for sample in samples],

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from detector.core import boxes as box_ops
 from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.core.structures import Batch, Detections, Embedded, HeadOutput, ImageMeta, View
@@ -42,6 +43,7 @@ class Network(Protocol):
 
     def inputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor: ...
     def features(self, images: Tensor) -> list[Tensor]: ...
+    def place(self, rois: Tensor, roi_levels: Tensor | None) -> Tensor | None: ...
     def predict(
         self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
     ) -> HeadOutput: ...
@@ -74,19 +76,32 @@ class Regions:
     hidden: Tensor | None = None
 
 
+Place = Callable[[Tensor, Tensor | None], Tensor | None]
+"""Returns the levels (R,) of RoI rows (R, 5) from the numbers of their scales; see `RegionDetector.place`."""
+
+
 @dataclass(frozen=True)
 class Orientation:
-    """An image in one orientation, straight or mirrored: a feature level and an ``ImageMeta`` per scale."""
+    """An image in one orientation, straight or mirrored: the feature levels of each scale, one after another,
+    and an ``ImageMeta`` per scale.
+    """
 
     levels: list[Tensor]
     metas: list[ImageMeta]
 
-    def rois(self, boxes: Tensor, rule: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    def rois(
+        self,
+        boxes: Tensor,
+        rule: str,
+        device: torch.device | str,
+        place: Place,
+    ) -> tuple[Tensor, Tensor | None]:
         """Return RoI rows (P, 5) of ``boxes`` (P, 4), original-image pixels, each at the scale that ``rule``
-        chooses, and the level (P,) of each, None for a single one.
+        chooses, and the level (P,) of each, None for a single one. ``place`` is the network's.
         """
-        rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
+        rois, scales = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
+        roi_levels = place(rows, scales)
         # Another copy would wait until the GPU has computed the features.
         return sent(rows, device), roi_levels
 
@@ -140,7 +155,7 @@ class RegionPredictor:
         with autocast(self.device, self.precision):
             first, *others = self._orientations(views)
             if features:
-                rois = first.rois(proposals, self.scale_rule, self.device)
+                rois = first.rois(proposals, self.scale_rule, self.device, self.model.place)
                 embedded, output = self.model.describe(first.levels, *rois)
                 outputs = [(output, first.metas[0]), *self._outputs(others, proposals)]
             else:
@@ -149,9 +164,44 @@ class RegionPredictor:
         pooled, hidden = (None, None) if embedded is None else (part.float().cpu() for part in embedded)
         return Regions(scores=scores.cpu(), boxes=boxes.cpu(), pooled=pooled, hidden=hidden)
 
+    @torch.inference_mode()
+    def features(self, views: Sequence[Batch], pool: Callable[..., Tensor]) -> Tensor:
+        """Return the features (P, D) of the proposals as `regions` gives them, float32; nothing is scored.
+
+        ``pool`` is ``pooled`` or ``hidden`` of the predictor's own model. ``views`` are those of the straight
+        image (rule "all": the first view); others would be wasted.
+        """
+        with autocast(self.device, self.precision):
+            first = self._orientations(views)[0]
+            rois = first.rois(views[0].proposals[0].boxes, self.scale_rule, self.device, self.model.place)
+            return pool(first.levels, *rois).float()
+
+    def best(self, views: Sequence[Batch]) -> Detections:
+        """Return the region that scores highest of each class, one detection per class, by falling score.
+
+        Scores and boxes are those of `regions`, so that no threshold or suppression is applied. Among equal
+        scores the first region is taken. Boxes without an area are not; a class with no other has none.
+        """
+        if not len(views[0].proposals[0]):
+            return Detections.empty()
+        found = self.regions(views)
+        boxes = found.boxes[:, 1:]
+        usable = torch.isfinite(boxes).all(dim=-1) & (box_ops.area(boxes) > 0)
+        scores = found.scores[:, 1:].masked_fill(~usable, -torch.inf)
+        rows, labels = scores.argmax(dim=0), torch.arange(scores.shape[1])
+        labels = labels[torch.sort(scores[rows, labels], descending=True, stable=True).indices]
+        labels = labels[usable[rows[labels], labels]]
+        rows = rows[labels]
+        return Detections(boxes=boxes[rows, labels], scores=scores[rows, labels], labels=labels + 1)
+
     def _outputs(self, orientations: Sequence[Orientation], boxes: Tensor) -> list[View]:
         return [
-            (self.model.predict(one.levels, *one.rois(boxes, self.scale_rule, self.device)), one.metas[0])
+            (
+                self.model.predict(
+                    one.levels, *one.rois(boxes, self.scale_rule, self.device, self.model.place)
+                ),
+                one.metas[0],
+            )
             for one in orientations
         ]
 

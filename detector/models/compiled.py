@@ -34,7 +34,7 @@ class CompiledDetector:
             return torch.compile(function, backend=backend, dynamic=True, fullgraph=True)
 
         pool = model.region_pool
-        self._features = compiled(_features_of(model))
+        self._features = compiled(lambda images: model.features(images))
         self._convolutions = compiled(pool.convolutions.forward) if isinstance(pool, CropPooling) else None
         self._pool_and_head = compiled(lambda level, rois: self._head(pool([level], rois, None)))
         self._head_only = compiled(self._head)
@@ -48,13 +48,14 @@ class CompiledDetector:
         if self._convolutions is not None or min(self.model.backbone.map_size(size)) < 1:
             # The convolutions run on crops, and the levels are the images; or the network refuses them.
             return self.model.features(images)
-        return [self._features(images)]
+        levels: list[Tensor] = self._features(images)
+        return levels
 
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         """Return class logits and box deltas for RoI rows (R, 5), as ``RegionDetector.predict``."""
         pool = self.model.region_pool
         if isinstance(pool, CropPooling):
-            return self._head_only(pool.pool(levels[0], rois, self._convolutions))
+            return self._head_only(pool.pool(levels[0], rois, convolutions=self._convolutions))
         if roi_levels is not None:
             return self._head_only(pool(levels, rois, roi_levels))
         return self._pool_and_head(levels[0], rois)
@@ -64,10 +65,6 @@ class CompiledDetector:
 
     def _head(self, pooled: Tensor) -> HeadOutput:
         return self.model.predictor(Embedded(pooled, self.model.box_head(pooled)))
-
-
-def _features_of(model: RegionDetector) -> Callable[[Tensor], Tensor]:
-    return lambda images: model.features(images)[0]
 
 
 def check_compiler(device: torch.device | str) -> None:

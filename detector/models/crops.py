@@ -98,7 +98,12 @@ class CropPooling(LevelPool):
         return cut_windows(images.to(rois.dtype), windows, rois[:, 0], self.crop_size)
 
     def pool(
-        self, features: Tensor, rois: Tensor, convolutions: Callable[[Tensor], Tensor] | None = None
+        self,
+        features: Tensor,
+        rois: Tensor,
+        level: int = 0,
+        *,
+        convolutions: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return (R, D) as every pool; ``convolutions`` may be a compiled version of the pool's own."""
         if not len(rois):  # batch statistics of no crop would be NaN

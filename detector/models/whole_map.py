@@ -57,7 +57,7 @@ class WholeMapPool(nn.Module):
             return spp_pool(levels[0], rois, self.grids, reduction=self.reduction, window="cells")
         return torch.cat([self._slide(levels[0], *row) for row in rois.long().tolist()])
 
-    def windows(self, rois: Tensor) -> Tensor:
+    def windows(self, rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         """Return ``rois`` (R, 5), which are whole cells already."""
         return rois
 

@@ -145,7 +145,13 @@ class BaseTask(ABC, Generic[AnyBatch]):
         model.eval()
         numbers = distributed.share(range(len(images.records)))
         batches = loaders.loss_batches(
-            self.config, images.records, images.proposals, numbers, self.device, self.draw_regions
+            self.config,
+            images.records,
+            images.proposals,
+            numbers,
+            self.device,
+            self.draw_regions,
+            model.place,
         )
         names = ("loss_cls", "loss_box")
         rows = torch.zeros(len(numbers), 5, dtype=torch.float64)  # the count; both losses; which there are

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
 from detector.core.records import Records
@@ -143,15 +144,45 @@ class DetectionScorer(Scorer[Detections]):
         return example_grid(examples, self.classes, width, threshold)
 
 
-class RegionTask(BaseTask[AnyBatch]):
+class ProposalTask(BaseTask[AnyBatch]):
+    """Images with proposals."""
+
+    role = "training"
+    proposals: proposal_parts.StoredProposals
+
+    def _trained_records(self, dataset: Dataset) -> Records:
+        """Open the proposals, and return the images that have any."""
+        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
+        if validation is not None and not any(len(record.targets) for record in validation.records):
+            note("warning: no validation image has an object: best.pt will be the last checkpoint")
+        every = dataset.records
+        store = proposal_parts.open_proposals(config, every, split)
+        records = proposal_parts.with_proposals(config, every, store)
+        data_parts.require_objects(
+            (record.targets for record in records),
+            config,
+            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
+        )
+        data_parts.check_batch_size(config, len(records), " with proposals")
+        proposal_parts.report_recall(records, store, config, split)
+        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
+        return records
+
+
+class RegionTask(ProposalTask[AnyBatch]):
     """Images with proposals, a ``RegionDetector``, and the multi-task loss of sampled regions."""
 
     scorer_class = DetectionScorer
-    role = "training"
     uses_boxes = True
     draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        if config.model.head.kind != "softmax":
+            raise InputError(
+                f"model.head.kind: {config.model.head.kind} is fitted on stored features and not trained on "
+                "images; set train.head_only to true, or add a stage of kind head, and take softmax in the "
+                "settings of the other stages"
+            )
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
@@ -213,24 +244,6 @@ class RegionTask(BaseTask[AnyBatch]):
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
-    def _trained_records(self, dataset: Dataset) -> Records:
-        """Open the proposals, and return the images that have any."""
-        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
-        if validation is not None and not any(len(record.targets) for record in validation.records):
-            note("warning: no validation image has an object: best.pt will be the last checkpoint")
-        every = dataset.records
-        store = proposal_parts.open_proposals(config, every, split)
-        records = proposal_parts.with_proposals(config, every, store)
-        data_parts.require_objects(
-            (record.targets for record in records),
-            config,
-            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
-        )
-        data_parts.check_batch_size(config, len(records), " with proposals")
-        proposal_parts.report_recall(records, store, config, split)
-        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
-        return records
-
     def _measured_coder(self) -> BoxCoder | None:
         if not model_parts.measures_targets(self.config):
             return None
@@ -241,7 +254,7 @@ class RegionTask(BaseTask[AnyBatch]):
             self.config.train.sampling.foreground_iou,
             use_difficult=self.config.data.difficult == "train",
         )
-        return measured_coder(sums, class_agnostic=self.config.model.head.class_agnostic)
+        return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
 
 class DetectionTask(RegionTask[Batch]):
@@ -249,7 +262,13 @@ class DetectionTask(RegionTask[Batch]):
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         return loaders.training_batches(
-            self.config, self.records, self.proposals, start, self.device, draw_regions=self.draw_regions
+            self.config,
+            self.records,
+            self.proposals,
+            start,
+            self.device,
+            draw_regions=self.draw_regions,
+            place=self.model.place,
         )
 
     def _sampled(self, batch: Batch) -> SampledRoIs:

@@ -203,9 +203,11 @@ class Scorer(ABC, Generic[Result]):
         return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
 
     def _results(self, model: RegionDetector, test_set: TestSet) -> dict[str, Result]:
-        """Return the network's result for each image, by its id; every process predicts its share of them."""
-        model.eval()
-        predict: Callable[[Any], Result] = build_predictor(self.config, model, self.device)
+        """Return the network's result for each image, by its id."""
+        return self.predicted(build_predictor(self.config, model.eval(), self.device), test_set)
+
+    def predicted(self, predict: Callable[[Any], Result], test_set: TestSet) -> dict[str, Result]:
+        """Return what ``predict`` gives for the views of each image; every process does its share of them."""
         records = distributed.share(test_set.records)
         own: list[Result] = []
         views = inference_views(self.config, records, test_set.proposals, self.device)

@@ -106,6 +106,9 @@ class Recorder:
         self.images.append(images[0, 0, 0, 0].item())
         return [images]
 
+    def place(self, rois: Tensor, roi_levels: Tensor | None) -> Tensor | None:
+        return roi_levels
+
     def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
         assert 1 <= len(levels) <= len(self.images)
         self.calls.append((rois, roi_levels))
