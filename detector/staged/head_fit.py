@@ -137,7 +137,9 @@ class HeadFit:
         self.save, self.state, self.ridge = save, state, ridge
         split = config.data.train_split
         with main_first():
-            dataset = load_training(config, classes, training=True, look_at_images=features is None)
+            dataset = load_training(
+                config, classes, training=True, look_at_images=features is None
+            )
             self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
         records = dataset.records
         if features is None:
