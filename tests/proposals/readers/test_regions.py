@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Proposals, Targets
+from detector.factory.proposals import file_override
 from detector.proposals.convert import convert
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.readers import read_images
@@ -93,6 +94,7 @@ def test_every_format_gives_the_same_regions(
 ) -> None:
     source = write(tmp_path, regions)
     assert guess_format(source) == file_format
+    assert f'"format": "{file_format}"' in file_override(source)
     summary = inspect(source)
     with_masks = (file_format, write) in WITH_MASKS
     assert (summary["format"], summary["boxes"], summary["masks"]) == (file_format, 6, 6 * with_masks)
