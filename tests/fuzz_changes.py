@@ -276,8 +276,8 @@ def change_index(content: bytes, rng: random.Random) -> bytes:
             table = np.concatenate((table, table))
         case _:
             for _ in range(rng.choice((1, 2, 4))):
-                name = rng.choice(("segment", "offset", "boxes", "scored", "height", "width", "checksum"))
-                limit = 2 if name == "scored" else 2**64 if name == "offset" else 2**32
+                name = rng.choice([name for name in table.dtype.names if name not in ("id", "hash")])
+                limit = 2 if name in ("scored", "masked") else 2**64 if name == "offset" else 2**32
                 value = rng.choice((0, 1, 2, 3, 5, limit // 2, limit - 1)) % limit
                 table[name][rng.randrange(len(table))] = value
             table["id"][rng.randrange(len(table))] = rng.choice(

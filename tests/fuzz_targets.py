@@ -44,7 +44,7 @@ from detector.proposals.store import Entry, ProposalStore
 from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache
 from detector.staged.runner import read_record
 from tests import fuzz_changes as changes
-from tests import run_records
+from tests import fuzz_regions, run_records
 from tests.data import layouts
 from tests.fuzz_changes import Change, any_of, damage
 from tests.fuzz_checkpoints import (
@@ -394,6 +394,53 @@ TARGETS = [
         make_plain_pickle,
         partial(read_proposals, file_format="detectron2"),
         changes.change_pickle,
+    ),
+    *(
+        Target(
+            f"regions, {kind}",
+            make,
+            partial(fuzz_regions.read_regions, file_format=file_format),
+            any_of(damage, changes.change_json),
+        )
+        for kind, file_format, make in fuzz_regions.JSON_FILES
+    ),
+    *(
+        Target(f"regions, {kind}", make, partial(fuzz_regions.read_regions, file_format=file_format))
+        for kind, file_format, make in fuzz_regions.OTHER_FILES
+    ),
+    Target(
+        "regions, cellpose",
+        fuzz_regions.make_cellpose,
+        partial(fuzz_regions.read_regions, file_format="cellpose"),
+        any_of(damage, changes.change_npy),
+    ),
+    *(
+        Target(
+            f"masked store, {kind}",
+            partial(fuzz_regions.make_store, name=name),
+            fuzz_regions.read_store,
+            any_of(damage, changes.change_npy),
+            names_folder=True,
+        )
+        for kind, name in (
+            ("masks", "segment_000001.masks.npy"),
+            ("offsets", "segment_000001.mask_offsets.npy"),
+        )
+    ),
+    Target(
+        "masked store, index",
+        partial(fuzz_regions.make_store, name="index.npy"),
+        fuzz_regions.read_store,
+        any_of(damage, changes.change_index),
+        names_folder=True,
+    ),
+    Target(
+        "masked store, journal",
+        partial(fuzz_regions.make_store, name=JOURNAL),
+        read_journal,
+        any_of(damage, changes.change_journal),
+        names_folder=True,
+        repaired=True,
     ),
     store_target("store, manifest", "manifest.json", changes.change_manifest),
     store_target("store, index", "index.npy", changes.change_index),

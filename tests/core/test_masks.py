@@ -141,3 +141,11 @@ def test_an_image_has_pixels_and_not_too_many() -> None:
             Masks(size, ())
     with pytest.raises(ValueError, match=r"expected \(P, H, W\)"):
         Masks.encode(np.zeros((3, 3), bool))
+
+
+def test_areas_and_boxes_of_more_than_255_masks() -> None:
+    """pycocotools counts the masks of one call with 8 bits where it returns their areas."""
+    dense = np.random.default_rng(0).random((600, 5, 7)) < 0.5
+    masks = Masks.encode(dense)
+    assert masks.areas().tolist() == dense.sum(axis=(1, 2)).tolist()
+    assert masks.boxes().shape == (600, 4)

@@ -378,6 +378,7 @@ def test_hidden_files_and_the_case_of_a_suffix_do_not_matter(tmp_path: Path) -> 
     (tmp_path / "a.npy").rename(tmp_path / "a.NPY")
     assert [key for key, _ in files_of(tmp_path, ".npy")] == ["a"]
     assert guess_format(tmp_path) == "npy"
+    (tmp_path / "boxes.JSON").write_text("[]")
     assert guess_format(tmp_path / "boxes.JSON") == "coco"
     before = source_parameters(tmp_path, "npy")
     (tmp_path / ".DS_Store").write_bytes(b"another view of the folder")

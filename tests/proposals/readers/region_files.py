@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -278,6 +280,31 @@ def write_label_studio(folder: Path, regions: dict[str, Regions]) -> Path:
         ]
         tasks.append(task(name, found.masks.shape[1:], results))
     return dumped(folder / "project-1.json", tasks)
+
+
+def brush_encoded(values: np.ndarray[Any, Any]) -> list[int]:
+    """rle-pack's stream, written from its description: runs of equal values, or single values."""
+    bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    at = 0
+    while at < len(values):
+        end = at
+        while end < len(values) and values[end] == values[at] and end - at < 256:
+            end += 1
+        if end - at > 2:
+            bits += f"1{2:02b}{end - at - 1:08b}{values[at]:08b}"
+        else:
+            end = min(at + 5, len(values))
+            bits += f"0{0:02b}{end - at - 1:03b}" + "".join(f"{value:08b}" for value in values[at:end])
+        at = end
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+
+
+def png_text(mask: NDArray[Any]) -> str:
+    """A mask as LabelMe writes it."""
+    png = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(png, "png")
+    return base64.b64encode(png.getvalue()).decode()
 
 
 Writer = Callable[[Path, dict[str, Regions]], Path]

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Proposals, Targets
+from detector.factory.proposals import file_override
 from detector.proposals.convert import convert
 from detector.proposals.inspection import describe, inspect
 from detector.proposals.readers import read_images
@@ -27,12 +28,14 @@ from tests.proposals.readers.region_files import (
     WITH_MASKS,
     Regions,
     Writer,
+    brush_encoded,
     cellpose_content,
     coco_content,
     dumped,
     label_writer,
     labelme_content,
     make_regions,
+    png_text,
     runs_of,
     sam_entries,
     sam_object,
@@ -91,6 +94,7 @@ def test_every_format_gives_the_same_regions(
 ) -> None:
     source = write(tmp_path, regions)
     assert guess_format(source) == file_format
+    assert f'"format": "{file_format}"' in file_override(source)
     summary = inspect(source)
     with_masks = (file_format, write) in WITH_MASKS
     assert (summary["format"], summary["boxes"], summary["masks"]) == (file_format, 6, 6 * with_masks)
@@ -166,18 +170,13 @@ def test_polygons_of_yolo(tmp_path: Path, records: list[ImageRecord], confidence
 
 
 def test_shapes_of_labelme(tmp_path: Path) -> None:
-    import base64
-    import io
-
     crop = np.array([[0, 1, 1], [1, 1, 0]], bool)
-    png = io.BytesIO()
-    Image.fromarray(crop.astype(np.uint8) * 255).save(png, "png")
     shapes: list[dict[str, Any]] = [
         {"shape_type": "polygon", "points": [[2, 3], [30, 5], [20, 33]]},
         {"shape_type": "rectangle", "points": [[5, 9], [1, 2]]},
         {"shape_type": "circle", "points": [[20, 20], [20, 30]]},
         {"shape_type": "point", "points": [[20, 20]]},
-        {"shape_type": "mask", "points": [[4, 6], [6, 7]], "mask": base64.b64encode(png.getvalue()).decode()},
+        {"shape_type": "mask", "points": [[4, 6], [6, 7]], "mask": png_text(crop)},
         {"shape_type": None, "points": [[40, 3], [50, 5], [45, 20]], "group_id": 1},
         {"shape_type": "polygon", "points": [[40, 30], [50, 35], [45, 39]], "group_id": 1},
     ]
@@ -194,24 +193,6 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
     joined = [drawn([40, 3, 50, 5, 45, 20], (40, 60)), drawn([40, 30, 50, 35, 45, 39], (40, 60))]
     either = coco_mask.decode([{"size": [40, 60], "counts": one} for one in joined]).any(axis=2)
     assert np.array_equal(whole[3], either)
-
-
-def brush_encoded(values: np.ndarray[Any, Any]) -> list[int]:
-    """rle-pack's stream, written from its description: runs of equal values, or single values."""
-    bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
-    at = 0
-    while at < len(values):
-        end = at
-        while end < len(values) and values[end] == values[at] and end - at < 256:
-            end += 1
-        if end - at > 2:
-            bits += f"1{2:02b}{end - at - 1:08b}{values[at]:08b}"
-        else:
-            end = min(at + 5, len(values))
-            bits += f"0{0:02b}{end - at - 1:03b}" + "".join(f"{value:08b}" for value in values[at:end])
-        at = end
-    bits += "0" * (-len(bits) % 8)
-    return [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
 
 
 def test_results_of_label_studio(tmp_path: Path) -> None:
