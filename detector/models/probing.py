@@ -106,7 +106,18 @@ def probe(run: Run) -> list[ProbedGeometry]:
     """
     places = survey(run)
     largest = max(stride for _, stride, _ in places)
-    sizes = _Sizes(run, 1 if _any_size(run, places, largest) else largest)
+    if _any_size(run, places, largest):
+        return _measured(run, places, 1)
+    try:
+        return _measured(run, places, largest)
+    except Misplaced:
+        return _measured(run, places, 2 * largest)  # a later part, which the network adds, is coarser
+
+
+def _measured(run: Run, places: Sequence[tuple[int, int, float]], multiple: int) -> list[ProbedGeometry]:
+    """Return the geometry of the maps at ``places`` for inputs padded to a ``multiple`` of pixels."""
+    largest = max(multiple, *(stride for _, stride, _ in places))
+    sizes = _Sizes(run, multiple)
     sizes.look_up([3 * largest + 1, 5 * largest - 1, BASE[0], BASE[0] + largest, BASE[1] - largest // 2, 777])
     offsets = [_offset(sizes, number, stride, center) for number, (_, stride, center) in enumerate(places)]
     # An input that is too small for the last map, the coarsest, is too small for all.
@@ -233,7 +244,7 @@ def _traced(run: Run, size: tuple[int, int]) -> list[tuple[Tensor, tuple[Axis, A
             raise Misplaced(f"it gives {shape} and not maps (N, C, h, w)")
         axes = tracer.axes(features)
         if not {2, 3} <= set(axes):
-            axes = tracer.lost.get((features.shape[2], features.shape[3]), {})
+            axes = tracer.recovered(features)
         if not {2, 3} <= set(axes):
             raise Misplaced("it reorders the cells in a way that cannot be followed")
         found.append((features, (axes[2], axes[3])))
@@ -249,7 +260,7 @@ class _Tracer(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[int, tuple[Tensor, Axes]] = {}
-        self.lost: dict[tuple[int, int], Axes] = {}
+        self._latest: dict[tuple[int, int], tuple[Axis, Axis]] = {}
         """By (h, w), the axes of the latest map of this size: what its cells see is still true when they
         were tokens of a sequence in between."""
 
@@ -261,8 +272,17 @@ class _Tracer(TorchFunctionMode):
         if not isinstance(tensor, Tensor):
             return
         self._known[id(tensor)] = (tensor, axes)  # keeping the tensor keeps its id; it has no values
-        if set(axes) == {2, 3} and tensor.dim() == 4:
-            self.lost[tensor.shape[2], tensor.shape[3]] = axes
+        if len(axes) == 2 and tensor.dim() == 4:
+            first, second = sorted(axes)
+            self._latest[tensor.shape[first], tensor.shape[second]] = axes[first], axes[second]
+
+    def recovered(self, tensor: Tensor) -> Axes:
+        """Return the axes of a map (N, C, h, w) or (N, h, w, C) whose cells were tokens before."""
+        for first in (2, 1):
+            found = self._latest.get((tensor.shape[first], tensor.shape[first + 1]))
+            if found is not None:
+                return {first: found[0], first + 1: found[1]}
+        return {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -275,6 +295,8 @@ class _Tracer(TorchFunctionMode):
             name = getattr(func, "__name__", "")
             for out in _tensors(result):
                 self.put(out, self._follow(name, args, kwargs, before, shapes, out))
+        elif isinstance(result, Tensor) and result.dim() == 4 and [item.dim() for item, _ in before] == [3]:
+            self.put(result, self.recovered(result))
         return result
 
     def _follow(
@@ -385,13 +407,21 @@ def _sliced(axes: Axes, shape: Sequence[int], index: Any, out: Sequence[int]) ->
 
 
 def _reshaped(axes: Axes, shape: Sequence[int], out: Sequence[int]) -> Axes:
-    """Return the axes that are still whole: as long as before, with as many numbers before them."""
+    """Return the axes that are as long as before, or divided into groups, with as many numbers before them."""
     kept: Axes = {}
     for axis, seen in axes.items():
         in_front = _product(shape[:axis])
         for place, length in enumerate(out):
-            if length == shape[axis] and _product(out[:place]) == in_front and place not in kept:
+            if _product(out[:place]) != in_front or place in kept:
+                continue
+            if length == shape[axis]:
                 kept[place] = seen
+                break
+            within = out[place + 1] if place + 1 < len(out) else 0
+            if length > 1 and length * within == shape[axis]:  # groups of neighbours, as patches are merged
+                kept[place] = Axis(
+                    seen.stride * within, seen.low, seen.high + (within - 1) * seen.stride
+                )
                 break
     return kept
 
