@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -106,19 +106,19 @@ def probe(run: Run) -> list[ProbedGeometry]:
     """
     places = survey(run)
     largest = max(stride for _, stride, _ in places)
-    if _any_size(run, places, largest):
-        return _measured(run, places, 1)
+    known = _any_size(run, places, largest)
+    if known:
+        return _measured(_Sizes(run, 1, known), places)
     try:
-        return _measured(run, places, largest)
+        return _measured(_Sizes(run, largest), places)
     except Misplaced:
-        return _measured(run, places, 2 * largest)  # a later part, which the network adds, is coarser
+        return _measured(_Sizes(run, 2 * largest), places)  # a part that the network adds is coarser
 
 
-def _measured(run: Run, places: Sequence[tuple[int, int, float]], multiple: int) -> list[ProbedGeometry]:
-    """Return the geometry of the maps at ``places`` for inputs padded to a ``multiple`` of pixels."""
-    largest = max(multiple, *(stride for _, stride, _ in places))
-    sizes = _Sizes(run, multiple)
-    sizes.look_up([3 * largest + 1, 5 * largest - 1, BASE[0], BASE[0] + largest, BASE[1] - largest // 2, 777])
+def _measured(sizes: _Sizes, places: Sequence[tuple[int, int, float]]) -> list[ProbedGeometry]:
+    """Return the geometry of the maps at ``places`` from the numbers of cells for inputs of some sizes."""
+    largest = max(sizes.multiple, *(stride for _, stride, _ in places))
+    sizes.look_up([5 * largest - 1, BASE[0]])
     offsets = [_offset(sizes, number, stride, center) for number, (_, stride, center) in enumerate(places)]
     # An input that is too small for the last map, the coarsest, is too small for all.
     smallest = _smallest(sizes, len(places) - 1, max(places[-1][1] - offsets[-1], 1))
@@ -137,28 +137,36 @@ def _measured(run: Run, places: Sequence[tuple[int, int, float]], multiple: int)
     return found
 
 
-def _any_size(run: Run, places: Sequence[tuple[int, int, float]], largest: int) -> bool:
-    """Return whether a network takes inputs of any size, with its centres always at the same pixels."""
+def _any_size(
+    run: Run, places: Sequence[tuple[int, int, float]], largest: int
+) -> dict[int, list[int]]:
+    """Return the numbers of cells of each map by the input's length, for a few lengths.
+
+    Empty unless the network takes inputs of any size, with its centres always at the same pixels.
+    """
+    known: dict[int, list[int]] = {}
     for height, width in ((1, largest // 2 + 1), (largest - 1, 2)):
         try:
             other = _traced(run, (BASE[0] + height, BASE[1] + width))
         except Misplaced:
             raise
         except Exception:  # whatever a network raises for a size that it does not take
-            return False
+            return {}
         for (_, axes), (_, stride, center) in zip(other, places, strict=True):
             if any(axis.stride != stride or (axis.low + axis.high) / 2 != center for axis in axes):
-                return False
-    return True
+                return {}
+        known[BASE[0] + height] = [features.shape[2] for features, _ in other]
+        known[BASE[1] + width] = [features.shape[3] for features, _ in other]
+    return known
 
 
 class _Sizes:
     """The number of cells of each map for an input's length, padded to a ``multiple``; 0 where it fails."""
 
-    def __init__(self, run: Run, multiple: int) -> None:
+    def __init__(self, run: Run, multiple: int, known: Mapping[int, list[int]] | None = None) -> None:
         self.run = run
         self.multiple = multiple
-        self.known: dict[int, list[int]] = {}
+        self.known = dict(known or {})
 
     def __call__(self, length: int, number: int) -> int:
         whole = -(-length // self.multiple) * self.multiple
@@ -458,20 +466,3 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     height, width = images.shape[-2], images.shape[-1]
     more = (-width % multiple, -height % multiple)
     return functional.pad(images, (0, more[0], 0, more[1])) if any(more) else images
-
-
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return the network that ``make`` builds, on the meta device and in evaluation mode.
-
-    Random numbers that it draws are drawn again afterwards.
-    """
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                network = make()
-        except InputError:
-            raise
-        except Exception:  # it needs values while it is built
-            with torch.device("cpu"):
-                network = make()
-    return network.to("meta").eval()
