@@ -35,6 +35,7 @@ from detector.models.networks import (
 from detector.models.probing import (
     Misplaced,
     ProbedGeometry,
+    leave_out_elementwise,
     pad_to_multiple,
     probe,
     survey,
@@ -385,6 +386,7 @@ def _opened_on_meta(name: str) -> OpenNetwork:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         opened = open_network(name)
     opened.network.eval()
+    leave_out_elementwise(opened.network)
     return opened
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -137,9 +137,7 @@ def _measured(sizes: _Sizes, places: Sequence[tuple[int, int, float]]) -> list[P
     return found
 
 
-def _any_size(
-    run: Run, places: Sequence[tuple[int, int, float]], largest: int
-) -> dict[int, list[int]]:
+def _any_size(run: Run, places: Sequence[tuple[int, int, float]], largest: int) -> dict[int, list[int]]:
     """Return the numbers of cells of each map by the input's length, for a few lengths.
 
     Empty unless the network takes inputs of any size, with its centres always at the same pixels.
@@ -415,7 +413,7 @@ def _sliced(axes: Axes, shape: Sequence[int], index: Any, out: Sequence[int]) ->
 
 
 def _reshaped(axes: Axes, shape: Sequence[int], out: Sequence[int]) -> Axes:
-    """Return the axes that are as long as before, or divided into groups, with as many numbers before them."""
+    """Return the axes that are as long as before, or divided into groups, at the same place."""
     kept: Axes = {}
     for axis, seen in axes.items():
         in_front = _product(shape[:axis])
@@ -427,9 +425,7 @@ def _reshaped(axes: Axes, shape: Sequence[int], out: Sequence[int]) -> Axes:
                 break
             within = out[place + 1] if place + 1 < len(out) else 0
             if length > 1 and length * within == shape[axis]:  # groups of neighbours, as patches are merged
-                kept[place] = Axis(
-                    seen.stride * within, seen.low, seen.high + (within - 1) * seen.stride
-                )
+                kept[place] = Axis(seen.stride * within, seen.low, seen.high + (within - 1) * seen.stride)
                 break
     return kept
 
@@ -466,3 +462,18 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     height, width = images.shape[-2], images.shape[-1]
     more = (-width % multiple, -height % multiple)
     return functional.pad(images, (0, more[0], 0, more[1])) if any(more) else images
+
+
+_ELEMENTWISE = (
+    *(nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.dropout._DropoutNd),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
+)
+
+
+def leave_out_elementwise(network: nn.Module) -> None:
+    """Replace what changes no shape by nothing; without it a run on the meta device takes half the time."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _ELEMENTWISE):
+                setattr(module, name, nn.Identity())

@@ -26,7 +26,15 @@ def write(path: Path, header: Any, values: bytes = bytes(24)) -> Path:
 
 def test_what_the_package_writes_is_read(tmp_path: Path) -> None:
     package = pytest.importorskip("safetensors.torch", reason="the package safetensors is not installed")
-    types = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+    types = [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    ]
     state = {f"{kind}": (torch.rand(3, 4) * 5).to(kind) for kind in types}
     state |= {"empty": torch.zeros(0, 2, dtype=torch.int32), "scalar": torch.tensor(7)}
     package.save_file(state, tmp_path / "a.safetensors", metadata={"format": "pt"})

@@ -47,7 +47,9 @@ def test_the_levels_are_sums_of_lateral_maps_and_enlarged_coarser_ones() -> None
     torch.manual_seed(0)
     pyramid = FeaturePyramid([3, 5, 7], (4, 8, 16), (0.0, 0.0, 0.0), 4)
     maps = [torch.randn(2, 3, 13, 20), torch.randn(2, 5, 7, 10), torch.randn(2, 7, 4, 5)]
-    state = {name.rpartition(".layers.")[2].removeprefix("layers."): t for name, t in pyramid.state_dict().items()}
+    state = {
+        name.rpartition(".layers.")[2].removeprefix("layers."): t for name, t in pyramid.state_dict().items()
+    }
     total = torch.zeros(())
     for number in (2, 1, 0):
         lateral = functional.conv2d(
@@ -75,7 +77,12 @@ def test_the_maps_are_those_of_the_last_block_of_each_stride() -> None:
         features = layer(features)
         if name.startswith("layer"):
             expected.append(features * 0.5)
-    assert [(each.stride, each.channels) for each in backbone.maps] == [(4, 64), (8, 128), (16, 256), (32, 512)]
+    assert [(each.stride, each.channels) for each in backbone.maps] == [
+        (4, 64),
+        (8, 128),
+        (16, 256),
+        (32, 512),
+    ]
     found = backbone.pyramid(images)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert torch.equal(backbone(images), expected[-1])

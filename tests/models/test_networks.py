@@ -215,7 +215,9 @@ def test_positional_embeddings_are_interpolated_without_the_class_token() -> Non
     grid = found[0, 1:, 0].view(4, 16)
     assert torch.allclose(grid, grid[:1].expand(4, 16), atol=1e-5)
     assert (grid[0].diff() > 0).all()
-    torch.testing.assert_close(grid[0, 2:-2], ((torch.arange(16) + 0.5) / 2 - 0.5)[2:-2] / 7, rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        grid[0, 2:-2], ((torch.arange(16) + 0.5) / 2 - 0.5)[2:-2] / 7, rtol=0, atol=0.01
+    )
 
 
 @has_timm
@@ -243,7 +245,9 @@ def test_patch_tokens_of_timms_transformers(name: str) -> None:
         pytest.param("timm:vit_tiny_patch16_224", 0, "cls_token", "pos_embed", marks=has_timm),
     ],
 )
-def test_frozen_blocks_batch_norms_and_positions_rest(name: str, freeze: int, trains: str, rests: str) -> None:
+def test_frozen_blocks_batch_norms_and_positions_rest(
+    name: str, freeze: int, trains: str, rests: str
+) -> None:
     with torch.device("meta"):
         backbone = build_backbone(name, freeze=freeze).train()
     parameters = dict(backbone.features.named_parameters())
@@ -299,7 +303,9 @@ def test_networks_of_the_user(mine: str) -> None:
     assert list(backbone.blocks) == ["0", "4"]
     assert (backbone.channels, backbone.stride, backbone.center) == (6, 4, 1.0)
     assert build_backbone(f"{mine}:chain", stage="0").map_size((33, 20)) == (17, 10)
-    assert [module.training for module in backbone.train().modules() if isinstance(module, nn.BatchNorm2d)] == [
+    assert [
+        module.training for module in backbone.train().modules() if isinstance(module, nn.BatchNorm2d)
+    ] == [
         False,
         True,
     ]

@@ -33,7 +33,9 @@ def test_probing_agrees_with_the_geometry_of_the_layers(name: str) -> None:
         backbone.center,
     )
     lengths = range(1, 400)
-    assert [place.size(length) for length in lengths] == [backbone.geometry.size(length) for length in lengths]
+    assert [place.size(length) for length in lengths] == [
+        backbone.geometry.size(length) for length in lengths
+    ]
 
 
 class Same(nn.Conv2d):
