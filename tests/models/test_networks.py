@@ -269,8 +269,8 @@ from torch import nn
 from detector.models.batch_norm import SharedBatchNorm2d
 
 def chain():
-    layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, 1, 1)]
-    return nn.Sequential(*layers, SharedBatchNorm2d(6))
+    layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Conv2d(4, 6, 3, 1, 1), SharedBatchNorm2d(6))
 
 class Whole(nn.Module):
     def __init__(self):
