@@ -188,7 +188,10 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
     if "stages" in stage.settings:
         raise InputError(f"{source}: a stage has no stages of its own; remove them")
     whole = config.model_dump(mode="json", exclude={"stages"})
-    chosen = parse_config(merge(whole, stage.settings), source)
+    wanted = merge(whole, stage.settings)
+    if stage.kind == "head":
+        wanted = merge(wanted, {"train": {"head_only": True}})
+    chosen = parse_config(wanted, source)
     if stage.kind != "train" and chosen.train.augment.active:
         raise InputError(
             f"{source}: a stage of kind {stage.kind} works on cached features, which "
@@ -199,7 +202,7 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
 
 def require_stage(config: Config, name: str) -> None:
     """Raise InputError if ``--stage`` names a stage that the config does not have."""
-    names = [stage.name for stage in config.stages]
+    names = [stage.name for stage in config.all_stages]
     if not names:
         raise InputError(f"--stage {name}: the config has no stages; leave --stage out")
     if name not in names:

@@ -335,7 +335,17 @@ class NoProposals(ProposalsConfig, choice="proposals without method and file"):
 
 
 BoxConvention = Literal[
-    "auto", "xyxy", "xyxy_inclusive", "xyxy_inclusive_1", "yxyx", "yxyx_inclusive", "yxyx_inclusive_1", "xywh"
+    "auto",
+    "xyxy",
+    "xyxy_inclusive",
+    "xyxy_inclusive_1",
+    "yxyx",
+    "yxyx_inclusive",
+    "yxyx_inclusive_1",
+    "xywh",
+    "xywh_normalized",
+    "cxcywh_normalized",
+    "xywh_percent",
 ]
 
 
@@ -344,12 +354,32 @@ class FileProposals(ProposalsConfig, choice="proposals.file"):
 
     method: None = None
     file: str | dict[str, str]
-    format: Literal["mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text", "store"]
+    format: Literal[
+        "mat",
+        "detectron",
+        "detectron2",
+        "mmdetection",
+        "npz",
+        "npy",
+        "coco",
+        "text",
+        "coco_annotations",
+        "sam",
+        "labels",
+        "cellpose",
+        "megadetector",
+        "yolo",
+        "voc",
+        "labelme",
+        "labelstudio",
+        "store",
+    ]
     """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
     convention: BoxConvention | None = None
-    """How the file writes a box: the order of the numbers, whether the last pixel is included, and ``_1``
-    where pixels count from 1. null takes the usual one of the format, "auto" compares the boxes with the
-    annotations. A store has only one convention."""
+    """How the file writes a box: the order of the numbers, whether the last pixel is included, ``_1`` where
+    pixels count from 1, ``_normalized`` and ``_percent`` where boxes are parts of the image. null takes the
+    usual one of the format, "auto" compares the boxes with the annotations. A store has only one
+    convention."""
 
     @model_validator(mode="after")
     def _store_has_one_convention(self) -> FileProposals:
@@ -572,6 +602,9 @@ class PoolConfig(Kind):
     without this key means "roi"."""
 
 
+MaskUse = Literal["none", "cells", "weighted"]
+
+
 class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     """Fast R-CNN's RoI pooling (paper, section 2.1)."""
 
@@ -581,6 +614,11 @@ class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     center: Literal["caffe", "network"] | None = None
     """Where a cell of the feature map lies in the image: "caffe" puts cell k at k * stride, as the release
     does, "network" at the centre of its receptive field. null is "caffe", as published."""
+    mask: MaskUse = "none"
+    """How masks of regions are used, where the proposals have them: "none" pools boxes; "cells" takes the
+    maximum over the cells of a bin whose centre the mask covers; "weighted" takes the average, weighted by
+    how much of each cell the mask covers. Regions without a mask, or with one that covers no cell's centre,
+    are pooled as boxes, by the same maximum or average."""
 
 
 class RoIAlignPoolConfig(PoolConfig, choice="model.pool.kind roi_align"):
@@ -595,6 +633,9 @@ class RoIAlignPoolConfig(PoolConfig, choice="model.pool.kind roi_align"):
     center: Literal["aligned", "network"] | None = None
     """Where a cell of the feature map lies in the image: "aligned" puts the centre of cell k at
     (k + 0.5) * stride, "network" at the centre of its receptive field. null is "aligned", as published."""
+    mask: MaskUse = "none"
+    """As for roi, except that "cells" takes the maximum over the samples of a bin that lie in covered cells,
+    and that "weighted" also weights each cell as the samples do."""
 
 
 class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
@@ -616,6 +657,8 @@ class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
     shrink: float | None = None
     """detection: by how many input pixels the projection moves the edges of a box inwards; null is half a
     stride."""
+    mask: MaskUse = "none"
+    """detection: as for roi, in all grids. "cells" and "weighted" take the place of ``reduction``."""
 
 
 class CropPoolConfig(PoolConfig, choice="model.pool.kind warp or crop"):
@@ -646,9 +689,28 @@ Pool = Annotated[
 ]
 
 
-class HeadConfig(Section):
-    """The fully connected layers, and how the class scores are read."""
+class HeadConfig(Kind):
+    """What decides the class of a region from its pooled features, and how the class scores are read."""
 
+    kind: Literal["softmax", "logistic", "svm", "prototypes", "knn"]
+    """"softmax": a linear layer after fc6, fc7 and so on, trained with gradients, end to end or on stored
+    features. The others are fitted on stored features, by a stage of kind ``head`` or ``train.head_only``:
+    "logistic": multinomial logistic regression. "svm": linear SVMs, each class against the rest.
+    "prototypes": cosine similarity to the mean features of each class, and "knn": a vote of the nearest
+    examples; both work with a few examples per class. docs/heads.md helps to choose. A config without this
+    key means "softmax"."""
+    scores: Literal["softmax", "sigmoid", "svm"] = "softmax"
+    """How the output of cls_score is read: "softmax" as probabilities that exclude each other; "sigmoid", for
+    heads of kind ``softmax``, as an independent probability per class, so that an object can have several
+    labels (docs/multilabel.md); "svm" as the margins of linear SVMs, which the stage ``svm`` or the head of
+    kind ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly. A classifier of
+    whole images always has independent scores."""
+
+
+class SoftmaxHeadConfig(HeadConfig, choice="model.head.kind softmax"):
+    """The fully connected layers."""
+
+    kind: Literal["softmax"] = "softmax"
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(max_length=16)] = (4096, 4096)
     """Widths of fc6, fc7 and so on; ``[]`` has no hidden layer."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
@@ -657,17 +719,92 @@ class HeadConfig(Section):
     """Take fc6 and fc7 from the backbone's weights file too (VGG16, AlexNet and CaffeNet)."""
     class_agnostic: bool = False
     """One box regressor for all classes instead of one per class."""
-    scores: Literal["softmax", "svm"] = "softmax"
-    """How the output of cls_score is read: "softmax" as probabilities, "svm" as the margins of linear SVMs,
-    which the stage ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly."""
+
+
+FitRows = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class LogisticHeadConfig(HeadConfig, choice="model.head.kind logistic"):
+    """Multinomial logistic regression (scikit-learn) on standardised features, with background as a class."""
+
+    kind: Literal["logistic"]
+    c: Positive = 0.01
+    """Weight of the training errors against the L2 penalty on the weights (scikit-learn's ``C``, times the
+    number of rows divided by 10,000: the same value suits few and many examples)."""
+    max_iterations: int = Field(default=100, ge=1, le=100_000)
+    """Limit on the iterations of the solver (L-BFGS)."""
+    max_examples: FitRows = 3000
+    """Regions per class, drawn at random where there are more."""
+    max_background: FitRows = 10_000
+    """Regions of background, drawn at random where there are more."""
+
+
+class SVMHeadConfig(HeadConfig, choice="model.head.kind svm"):
+    """Linear SVMs (scikit-learn), each class against the rest, on standardised features."""
+
+    kind: Literal["svm"]
+    scores: Literal["softmax", "sigmoid", "svm"] = "svm"
+    """How the margins are read: "svm" as they are, which may be negative (choose ``test.score_threshold``
+    accordingly, for instance -1), "softmax" as if they were logits."""
+    c: Positive = 1e-4
+    """Weight of the training errors against the L2 penalty on the weights (liblinear's ``C``)."""
+    max_examples: FitRows = 2000
+    """Regions per class, drawn at random where there are more."""
+    max_background: FitRows = 5000
+    """Regions of background, drawn at random where there are more."""
+
+
+class PrototypesHeadConfig(HeadConfig, choice="model.head.kind prototypes"):
+    """The mean feature of each class; a region has the class of the most similar one.
+
+    Features are centred and scaled to length 1 before means and similarities (SimpleShot, Wang et al., 2019).
+    """
+
+    kind: Literal["prototypes"]
+    temperature: Positive = 0.1
+    """Cosine similarities are divided by this before the softmax; smaller values make surer scores."""
+    background_prototypes: int = Field(default=16, ge=1, le=4096)
+    """Number of prototypes of the background, which looks more varied than a class (k-means)."""
+    max_examples: FitRows = 3000
+    """Regions per class, drawn at random where there are more."""
+    max_background: FitRows = 5000
+    """Regions of background, drawn at random where there are more."""
+
+
+class KnnHeadConfig(HeadConfig, choice="model.head.kind knn"):
+    """The most similar stored examples vote for their classes.
+
+    Features are centred and scaled to length 1 (SimpleShot, Wang et al., 2019).
+    """
+
+    kind: Literal["knn"]
+    k: int = Field(default=10, ge=1, le=1000)
+    """Number of examples that vote on a region."""
+    temperature: Positive = 0.1
+    """A vote has the weight exp(similarity / ``temperature``), where the similarity is the cosine."""
+    max_examples: FitRows = 500
+    """Examples stored per class, drawn at random where there are more."""
+    max_background: FitRows = 2000
+    """Examples of background stored, drawn at random where there are more."""
+
+
+Head = Annotated[
+    Annotated[SoftmaxHeadConfig, Tag("softmax")]
+    | Annotated[LogisticHeadConfig, Tag("logistic")]
+    | Annotated[SVMHeadConfig, Tag("svm")]
+    | Annotated[PrototypesHeadConfig, Tag("prototypes")]
+    | Annotated[KnnHeadConfig, Tag("knn")],
+    _kind_of("softmax"),
+]
 
 
 class BoxConfig(Section):
     """Whether and how boxes are regressed, and how the targets of the regression are standardised."""
 
     regression: Literal["linear", "ridge", "none"] = "linear"
-    """"linear": bbox_pred on fc7, trained with the network. "ridge": SPP-net's ridge regression on the pooled
-    features, which the stage ``box_ridge`` fits. "none": no box layer."""
+    """"linear": bbox_pred on fc7, trained with the network; heads that are fitted (``model.head.kind`` other
+    than "softmax") fit it by ridge regression. "ridge": SPP-net's ridge regression on the pooled features,
+    which the stages ``box_ridge`` and ``head`` fit. "none": no box layer."""
     normalize: Literal["fixed", "dataset"] = "dataset"
     """linear: "dataset" measures mean and standard deviation on the training set, per class, as the release
     does, or over all classes with ``model.head.class_agnostic``; "fixed" uses ``means`` and ``deviations``
@@ -696,7 +833,7 @@ class ModelConfig(Section):
     block."""
     fpn: FpnConfig = FpnConfig()
     pool: Pool = RoIPoolConfig()
-    head: HeadConfig = HeadConfig()
+    head: Head = SoftmaxHeadConfig()
     box: BoxConfig = BoxConfig()
     roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time. It bounds memory and changes results by no more
@@ -722,11 +859,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:
-        if self.head.weights and self.backbone.weights is None:
-            raise ValueError(
-                "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
-                "file there, or set model.head.weights to false"
-            )
+        if isinstance(self.head, SoftmaxHeadConfig):
+            self._softmax_fits(self.head)
         if isinstance(self.pool, CropPoolConfig):
             crops = self.roi_chunk * self.pool.crop_size**2
             if crops > MAX_CROPS:
@@ -734,9 +868,26 @@ class ModelConfig(Section):
                     f"model.roi_chunk crops of model.pool.crop_size are {crops} pixels, over {MAX_CROPS}; "
                     "take a smaller model.roi_chunk"
                 )
-        if self.box.regression == "ridge" and self.head.class_agnostic:
-            raise ValueError("model.box.regression: ridge is one regression per class; unset class_agnostic")
         return self
+
+    @property
+    def published_head(self) -> bool:
+        """Whether fc6 and fc7 come from the file of ``backbone.weights``."""
+        return isinstance(self.head, SoftmaxHeadConfig) and self.head.weights
+
+    @property
+    def agnostic_boxes(self) -> bool:
+        """Whether there is one box regressor for all classes."""
+        return isinstance(self.head, SoftmaxHeadConfig) and self.head.class_agnostic
+
+    def _softmax_fits(self, head: SoftmaxHeadConfig) -> None:
+        if head.weights and self.backbone.weights is None:
+            raise ValueError(
+                "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
+                "file there, or set model.head.weights to false"
+            )
+        if self.box.regression == "ridge" and head.class_agnostic:
+            raise ValueError("model.box.regression: ridge is one regression per class; unset class_agnostic")
 
 
 class SamplingConfig(Kind):
@@ -1062,6 +1213,13 @@ class TrainConfig(Section):
     trainable: Literal["all", "boxes"] = "all"
     """"boxes" trains only bbox_pred, as the second stage of stage-wise training does. Which convolutions
     train is set by ``model.backbone.freeze``."""
+    head_only: bool = False
+    """Train only the head, ``model.head``, on stored features of the regions: every image passes through the
+    convolutions once, and not again when another head or other labels are tried. It is short for one stage
+    of kind ``head``."""
+    features_folder: str = "data/features"
+    """Where stages of kind ``head`` store the features of regions and look for them. Runs may share it:
+    what is stored is found by the weights, the scales and the regions that it was made with."""
     cache_dtype: Literal["float16", "float32"] = "float16"
     """Type in which stages that work on cached features store them on disk."""
     draw_images: int = Field(default=4, ge=0, le=1000)
@@ -1204,9 +1362,10 @@ class StageConfig(Kind):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """Name of the stage and of its folder: lower-case letters, digits and underscores."""
-    kind: Literal["train", "fine_tune", "svm", "box_ridge"]
+    kind: Literal["train", "fine_tune", "svm", "box_ridge", "head"]
     """"train" trains on images as a config without stages does; "fine_tune" trains the fully connected layers
-    on cached features; "svm" and "box_ridge" fit their layer on cached features."""
+    on cached features; "svm" and "box_ridge" fit their layer on cached features; "head" trains or fits
+    ``model.head`` on stored features of the regions, and may be the first stage."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Changes to the config for this stage, written like a config."""
 
@@ -1231,11 +1390,19 @@ class RidgeStageConfig(StageConfig, choice="a stage of kind box_ridge"):
     ridge: RidgeConfig = RidgeConfig()
 
 
+class HeadStageConfig(StageConfig, choice="a stage of kind head"):
+    """Trains or fits ``model.head`` on stored features of the regions; the convolutions stay as they are."""
+
+    kind: Literal["head"]
+    ridge: RidgeConfig = RidgeConfig()
+
+
 Stage = Annotated[
     Annotated[TrainStageConfig, Tag("train")]
     | Annotated[TrainStageConfig, Tag("fine_tune")]
     | Annotated[SVMStageConfig, Tag("svm")]
-    | Annotated[RidgeStageConfig, Tag("box_ridge")],
+    | Annotated[RidgeStageConfig, Tag("box_ridge")]
+    | Annotated[HeadStageConfig, Tag("head")],
     _kind_of(None),
 ]
 
@@ -1271,18 +1438,47 @@ class Config(Section):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")
             if isinstance(pool, SPPPoolConfig) and pool.rule == "sliding":
                 raise ValueError("model.pool.rule: sliding is for whole images, task: classification")
+            if isinstance(pool, SPPPoolConfig) and (pool.mask, pool.reduction) == ("cells", "avg"):
+                raise ValueError(
+                    "model.pool.mask: cells is a maximum, reduction: avg an average; set weighted"
+                )
+        elif not isinstance(self.model.head, SoftmaxHeadConfig):
+            raise ValueError(
+                f"model.head.kind: {self.model.head.kind} is for regions; task: classification has softmax"
+            )
         elif self.test.metric == "coco":
             raise ValueError("test.metric: coco scores boxes; task: classification has voc07 and voc")
         elif not isinstance(pool, SPPPoolConfig):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
+        elif pool.mask != "none":
+            raise ValueError("model.pool.mask: task: classification pools whole images; set none")
+        if self.model.head.scores == "sigmoid":
+            self._check_sigmoid()
         if self.task == "weak_detection":
             self._check_weak()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")
         return self
+
+    def _check_sigmoid(self) -> None:
+        """Refuse sigmoid scores where nothing trains or reads independent scores."""
+        kinds = {stage.kind for stage in self.stages}
+        if self.model.head.kind != "softmax":
+            raise ValueError(
+                f"model.head.scores: sigmoid is for model.head.kind softmax, not {self.model.head.kind}"
+            )
+        if "svm" in kinds:
+            raise ValueError(
+                "model.head.scores: sigmoid does not read the SVMs of a stage of kind svm; set it to svm"
+            )
+        if self.train.head_only or "head" in kinds:
+            raise ValueError(
+                "model.head.scores: sigmoid is trained on images or by a stage of kind fine_tune, not by "
+                "train.head_only or a stage of kind head, which give a region one label"
+            )
 
     def _check_weak(self) -> None:
         """Refuse what needs boxes of objects, or what weak_detection's network does not have."""
@@ -1295,10 +1491,44 @@ class Config(Section):
                 "all regions are trained on, and no region has a loss of its own",
             ),
             "train.trainable": (self.train.trainable == "boxes", "there is no box layer to train"),
-            "model.head.scores": (self.model.head.scores == "svm", "its scores come from two streams"),
+            "model.head.scores": (self.model.head.scores != "softmax", "its scores come from two streams"),
             "test.refinements": (self.test.refinements > 0, "there is no box layer that moves boxes"),
             "stages": (bool(self.stages), "it is trained in one run"),
         }
         for key, (given, reason) in refused.items():
             if given:
                 raise ValueError(f"{key}: not for task: weak_detection, since {reason}; leave the key out")
+
+    @model_validator(mode="after")
+    def _head_can_be_trained(self) -> Config:
+        head = self.model.head
+        if self.train.head_only and self.stages:
+            raise ValueError(
+                "train.head_only is for a config without stages; leave it out, and give stages one of kind head"
+            )
+        if not self.train.head_only:
+            return self
+        if self.task != "detection":
+            raise ValueError("train.head_only works on the features of regions, task: detection")
+        if isinstance(self.model.pool, CropPoolConfig):
+            raise ValueError(
+                f"train.head_only: model.pool.kind: {self.model.pool.kind} has no features that the regions of "
+                "an image share; take roi or spp"
+            )
+        if isinstance(self.train.sampling, OhemSamplingConfig):
+            raise ValueError(
+                "train.sampling.kind: ohem compares the regions of one image; a head that is trained on stored "
+                "features draws from all images: take random"
+            )
+        if self.train.augment.active:
+            raise ValueError(
+                "train.head_only works on stored features, which train.augment cannot change; leave it out"
+            )
+        if isinstance(head, SoftmaxHeadConfig) and self.train.trainable == "boxes":
+            raise ValueError("train.trainable: boxes leaves the classes as they are; unset train.head_only")
+        return self
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages, with that of ``train.head_only``; empty where the network is trained in one run."""
+        return (HeadStageConfig(name="head", kind="head"),) if self.train.head_only else self.stages

@@ -33,6 +33,7 @@ COMMANDS = (
         "score a checkpoint on a split, or result files that exist already",
         together=True,
     ),
+    Command("refit", "refit", "fit another head on stored features, for other labels, without any image"),
     Command("demo", "demo", "detect objects in your own images, or classify the images"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command(

@@ -158,7 +158,12 @@ class FileColumns(AttributeColumns):
             ignore=self.ignore[at],
             places=self.places.take(at),
             **self.attributes_at(at, len(self.classes)),
+            **self._more_at(chosen),
         )
+
+    def _more_at(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the files ``rows`` (n,) of the further fields of a class that inherits from this one."""
+        return {}
 
     @classmethod
     def joined(cls, parts: Sequence[FileColumns]) -> FileColumns:

@@ -201,6 +201,22 @@ class ImageSetSource(ABC):
         if kept is not None:
             self._check_others(kept, tuple(selections), seen, report)
 
+    def whole_images(self, split: str) -> Iterator[ImageToCheck]:
+        """Yield every annotated image of a split with its objects as annotated, in pixels.
+
+        Raises InputError for any fault.
+        """
+
+        def refuse(error: InputError) -> None:
+            raise error
+
+        images = self.open(split, refuse)
+        if not any(map(images.is_annotated, range(len(images.images)))):
+            raise nothing_annotated(images, split)
+        for row in range(len(images.images)):
+            found = images.annotation(row, refuse)
+            yield _to_check(images, row, split, found.size, found.objects)
+
     def _split_to_check(
         self, split: str, choose: Selection, report: Reporter, *, trained: bool
     ) -> Iterator[ImageToCheck]:
@@ -217,7 +233,8 @@ class ImageSetSource(ABC):
         for problem in images.suspicions():
             report(problem)
         for row in rows:
-            yield _to_check(images, row, split, report, annotated=annotated)
+            size, objects = _read_to_check(images, row, (split,), report) if annotated else (None, [])
+            yield _to_check(images, row, split, size, objects)
 
     def _check_others(self, kept: Selection, splits: Sequence[str], seen: set[str], report: Reporter) -> None:
         """Report faults in the annotations of images that no split names, as class names are read there."""
@@ -284,18 +301,16 @@ def _pixels(columns: FileColumns, sizes: NDArray[np.int32]) -> NDArray[np.float6
     return scaled
 
 
-def _to_check(images: ImageSet, row: int, split: str, report: Reporter, *, annotated: bool) -> ImageToCheck:
-    size: tuple[int, int] | None = None
-    objects: list[AnnotatedObject] = []
-    if annotated:
-        size, objects = _read_to_check(images, row, (split,), report)
+def _to_check(
+    images: ImageSet, row: int, split: str, size: tuple[int, int] | None, objects: Sequence[AnnotatedObject]
+) -> ImageToCheck:
     if images.in_fractions:
         try:
-            size = size_of(images.path(row), "", required=True)
+            height, width = size = size_of(images.path(row), "", required=True)
         except InputError:
-            size, objects = None, []  # the check of the image reports it
+            size, objects = None, ()  # the check of the image reports it
         else:
-            objects = [_scaled(thing, size) for thing in objects]
+            objects = [_scaled(thing, (height, width)) for thing in objects]
     return ImageToCheck(
         image_id=images.image_ids[row],
         key=images.images[row],

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from detector.core.errors import InputError
+from detector.core.cell_masks import CellMasks
 from detector.core.structures import Embedded, HeadOutput
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector
+from detector.models.region_pools import LevelPool
 
 
 class CompiledDetector:
@@ -23,8 +25,8 @@ class CompiledDetector:
 
     The sizes of the images and the number of RoIs are variables of the compiled code, so other ones are not
     compiled again; only 0 and 1 are special. Nothing falls back to Python in between (``fullgraph``), except
-    that RoIs are sorted by level, where there are several, and cut out of the image, in R-CNN, by the usual
-    code. ``backend`` is torch.compile's.
+    that RoIs are sorted by level, where there are several, pooled by their masks, and cut out of the image, in
+    R-CNN, by the usual code. ``backend`` is torch.compile's.
     """
 
     def __init__(self, model: RegionDetector, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -51,17 +53,29 @@ class CompiledDetector:
         levels: list[Tensor] = self._features(images)
         return levels
 
-    def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
+    def predict(
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> HeadOutput:
         """Return class logits and box deltas for RoI rows (R, 5), as ``RegionDetector.predict``."""
         pool = self.model.region_pool
         if isinstance(pool, CropPooling):
             return self._head_only(pool.pool(levels[0], rois, convolutions=self._convolutions))
-        if roi_levels is not None:
-            return self._head_only(pool(levels, rois, roi_levels))
+        if roi_levels is not None or (isinstance(pool, LevelPool) and pool.mask != "none"):
+            return self._head_only(pool(levels, rois, roi_levels, masks))
         return self._pool_and_head(levels[0], rois)
 
-    def __call__(self, images: Tensor, rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
-        return self.predict(self.features(images), rois, roi_levels)
+    def __call__(
+        self,
+        images: Tensor,
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> HeadOutput:
+        return self.predict(self.features(images), rois, roi_levels, masks)
 
     def _head(self, pooled: Tensor) -> HeadOutput:
         return self.model.predictor(Embedded(pooled, self.model.box_head(pooled)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from detector.core.cell_masks import CellGrid, CellMasks
 from detector.core.devices import sent
 from detector.ops import roi_pool, spp_pool
+from detector.ops.masked_pooling import MODES, masked_roi_align, masked_roi_pool, masked_spp_pool
 from detector.ops.roi_align import roi_align
 from detector.ops.windows import projected_windows, rounded_windows
 
@@ -21,20 +23,28 @@ class LevelPool(nn.Module):
 
     A level is the feature map of one batch of images, at one scale. ``stride`` and ``center`` are in
     network-input pixels: one number for all levels, or one per level of a feature pyramid. With pyramids at
-    several scales, level i takes number i modulo the length. Subclasses define ``out_features`` and ``pool``,
-    and ``windows`` where different RoIs may pool the same cells.
+    several scales, level i takes number i modulo the length. ``mask`` "cells" and "weighted" pool what the
+    regions' masks cover (`ops.masked_pooling`), and regions without masks by the same maximum or average;
+    "none" pools boxes. Subclasses define ``out_features`` and ``pool``, and ``windows`` where different RoIs
+    may pool the same cells.
     """
 
     out_features: int
 
-    def __init__(self, stride: PerLevel = 1, center: PerLevel = 0.0) -> None:
+    def __init__(self, stride: PerLevel = 1, center: PerLevel = 0.0, mask: str = "none") -> None:
         super().__init__()
+        if mask not in ("none", *MODES):
+            raise ValueError(f"mask must be none, {' or '.join(MODES)}, not {mask!r}")
+        self.mask = mask
         self.strides, self.centers = _per_level(stride), _per_level(center)
         if len(self.strides) != len(self.centers) and 1 not in (len(self.strides), len(self.centers)):
             raise ValueError(f"{len(self.strides)} strides but {len(self.centers)} centers")
 
-    def pool(self, features: Tensor, rois: Tensor, level: int = 0) -> Tensor:
-        """Return (R, D) for the map (N, C, h, w) of ``level`` and ``rois`` (R, 5) in network-input pixels."""
+    def pool(self, features: Tensor, rois: Tensor, level: int = 0, masks: CellMasks | None = None) -> Tensor:
+        """Return (R, D) for the map (N, C, h, w) of ``level`` and ``rois`` (R, 5) in network-input pixels.
+
+        ``masks`` are as in `forward`, for this level.
+        """
         raise NotImplementedError
 
     def windows(self, rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
@@ -48,24 +58,46 @@ class LevelPool(nn.Module):
         """Return the stride and the center of a level."""
         return self.strides[level % len(self.strides)], self.centers[level % len(self.centers)]
 
-    def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
+    def cell_grid(
+        self, level: int, map_size: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    ) -> CellGrid:
+        """Return where the cells of a level lie by this pool's rule, on which masks are to be laid."""
+        stride, center = self.geometry(level)
+        return CellGrid(stride, center, map_size)
+
+    def forward(
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> Tensor:
         """Return (R, D) for RoI rows (R, 5), each in pixels of its own level's input image.
+
+        ``masks`` are those of the RoIs, laid on `cell_grid` of each one's level; None stands for regions
+        without masks. They are left out where the pool's ``mask`` is "none".
 
         ``roi_levels`` (R,) should be on the CPU: RoIs are sorted by level, and the number of RoIs of each
         level has to be known before any work is given to the device. None pools all from the first level.
         """
+        if self.mask == "none":
+            masks = None
         if roi_levels is None:
-            return self.pool(levels[0], rois)
+            return self.pool(levels[0], rois, 0, masks)
         roi_levels = roi_levels.cpu()
         order = torch.sort(roi_levels, stable=True).indices
         counts = torch.bincount(roi_levels, minlength=len(levels)).tolist()
         back = sent(torch.argsort(order), rois.device)
         by_level = rois.index_select(0, sent(order, rois.device)).split(counts)
+        of_level = [None if masks is None else masks.select(rows) for rows in order.split(counts)]
         pooled = [
-            self.pool(level, rows, number)
-            for number, (level, rows) in enumerate(zip(levels, by_level, strict=True))
+            self.pool(level, rows, number, covered)
+            for number, (level, rows, covered) in enumerate(zip(levels, by_level, of_level, strict=True))
         ]
         return torch.cat(pooled).index_select(0, back)
+
+    def _masks(self, masks: CellMasks | None, rois: Tensor) -> CellMasks:
+        return CellMasks.absent(len(rois)).to(rois.device) if masks is None else masks
 
     def _geometries(self, rois: Tensor, roi_levels: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
         """Return `geometry` of each RoI's level, (R, 1) float64, or two numbers where all have the same."""
@@ -91,14 +123,25 @@ class RoIPooling(LevelPool):
     row, column), as Caffe's fc6 weights expect.
     """
 
-    def __init__(self, channels: int, output_size: int, stride: PerLevel, center: PerLevel = 0.0) -> None:
-        super().__init__(stride, center)
+    def __init__(
+        self,
+        channels: int,
+        output_size: int,
+        stride: PerLevel,
+        center: PerLevel = 0.0,
+        *,
+        mask: str = "none",
+    ) -> None:
+        super().__init__(stride, center, mask)
         self.output_size = output_size
         self.out_features = channels * output_size**2
 
-    def pool(self, features: Tensor, rois: Tensor, level: int = 0) -> Tensor:
-        size, (stride, center) = (self.output_size, self.output_size), self.geometry(level)
-        return roi_pool(features, moved(rois, center), size, 1.0 / stride).flatten(1)
+    def pool(self, features: Tensor, rois: Tensor, level: int = 0, masks: CellMasks | None = None) -> Tensor:
+        size, (stride, center) = self.output_size, self.geometry(level)
+        rows = moved(rois, center)
+        if self.mask == "none":
+            return roi_pool(features, rows, (size, size), 1.0 / stride).flatten(1)
+        return masked_roi_pool(features, rows, self._masks(masks, rois), size, 1.0 / stride, self.mask)
 
     def windows(self, rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         stride, center = self._geometries(rois, roi_levels)
@@ -130,16 +173,23 @@ class RoIAlignPooling(LevelPool):
         center: PerLevel | None = None,
         *,
         sampling_ratio: int = 0,
+        mask: str = "none",
     ) -> None:
-        super().__init__(stride, [part / 2 for part in _per_level(stride)] if center is None else center)
+        middle = [part / 2 for part in _per_level(stride)] if center is None else center
+        super().__init__(stride, middle, mask)
         self.output_size = output_size
         self.sampling_ratio = sampling_ratio
         self.out_features = channels * output_size**2
 
-    def pool(self, features: Tensor, rois: Tensor, level: int = 0) -> Tensor:
+    def pool(self, features: Tensor, rois: Tensor, level: int = 0, masks: CellMasks | None = None) -> Tensor:
         stride, center = self.geometry(level)
-        rows = moved(rois, center - stride / 2)
-        return roi_align(features, rows, self.output_size, 1.0 / stride, self.sampling_ratio).flatten(1)
+        rows, settings = (
+            moved(rois, center - stride / 2),
+            (self.output_size, 1.0 / stride, self.sampling_ratio),
+        )
+        if self.mask == "none":
+            return roi_align(features, rows, *settings).flatten(1)
+        return masked_roi_align(features, rows, self._masks(masks, rois), *settings, self.mask)
 
 
 class PyramidPooling(LevelPool):
@@ -148,7 +198,8 @@ class PyramidPooling(LevelPool):
     The pyramid has one grid of l x l bins for each l in ``grids``. ``window`` "spp" projects boxes to cells
     as SPP-net does, with the receptive-field ``center`` of the first cell in 0-based input pixels and
     ``shrink`` in input pixels (None: half a stride); "roi" rounds them as RoI pooling does. A row holds the
-    grids in the order given, each flattened (channel, row, column).
+    grids in the order given, each flattened (channel, row, column). ``mask`` takes the place of
+    ``reduction``: "cells" is a maximum, "weighted" an average.
     """
 
     def __init__(
@@ -161,19 +212,29 @@ class PyramidPooling(LevelPool):
         window: str = "spp",
         center: PerLevel = 0.0,
         shrink: float | None = None,
+        mask: str = "none",
     ) -> None:
-        super().__init__(stride, center)
+        super().__init__(stride, center, mask)
         self.grids = tuple(grids)
         self.reduction = reduction
         self.window = window
         self.shrink = shrink
         self.out_features = channels * sum(side * side for side in self.grids)
 
-    def pool(self, features: Tensor, rois: Tensor, level: int = 0) -> Tensor:
+    def pool(self, features: Tensor, rois: Tensor, level: int = 0, masks: CellMasks | None = None) -> Tensor:
         stride, center = self.geometry(level)
-        return spp_pool(
-            features, rois, self.grids, 1.0 / stride, self.reduction, self.window, center, self.shrink
-        )
+        where = (self.window, center, self.shrink)
+        if self.mask == "none":
+            return spp_pool(features, rois, self.grids, 1.0 / stride, self.reduction, *where)
+        covered = self._masks(masks, rois)
+        return masked_spp_pool(features, rois, covered, self.grids, 1.0 / stride, *where, self.mask)
+
+    def cell_grid(
+        self, level: int, map_size: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    ) -> CellGrid:
+        stride, center = self.geometry(level)
+        # From the index of a pixel to its centre; window "roi" puts cell k at k * stride.
+        return CellGrid(stride, 0.0 if self.window == "roi" else center + 0.5, map_size)
 
     def windows(self, rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         stride, center = self._geometries(rois, roi_levels)

@@ -66,7 +66,7 @@ def roi_align(
         )
     numbers = features if features.dtype == torch.float64 else features.float()
     settings = (output_size, spatial_scale, sampling_ratio)
-    corners = _ordered(rois.detach().to(numbers.dtype), len(features))
+    corners = ordered(rois.detach().to(numbers.dtype), len(features))
     if numbers.is_cuda and numbers.requires_grad and torch.is_grad_enabled():
         pooled: Tensor = _WithDeterministicGradient.apply(numbers, corners, *settings)
     else:
@@ -74,7 +74,7 @@ def roi_align(
     return pooled.to(features.dtype)
 
 
-def _ordered(rois: Tensor, images: int) -> Tensor:
+def ordered(rois: Tensor, images: int) -> Tensor:
     """Return ``rois`` with each last corner at or after the first; torchvision fails for reversed ones."""
     if rois.device.type == "cpu":
         sound = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < images)
@@ -128,15 +128,23 @@ def align_gradient(
 
 
 def axis_weights(
-    first: Tensor, last: Tensor, bins: int, extent: int, spatial_scale: float, sampling_ratio: int
+    first: Tensor,
+    last: Tensor,
+    bins: int,
+    extent: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    cells: Tensor | None = None,
 ) -> Tensor:
-    """Return (R, n, extent): the weight with which each of n bins reads each cell along one axis.
+    """Return (R, n, h): the weight with which each of n bins reads each of h cells along one axis.
 
-    ``first`` and ``last`` (R,) are the edges of the RoIs in pixels. The samples' places are computed as
-    torchvision computes them.
+    ``first`` and ``last`` (R,) are the edges of the RoIs in pixels. ``cells`` (R, h) are of the map's
+    ``extent`` cells; None takes all. The samples' places are computed as torchvision computes them.
     """
     start, size, count = sample_grid(first, last, bins, spatial_scale, sampling_ratio)
-    cells = torch.arange(extent, device=first.device, dtype=first.dtype)
+    if cells is None:
+        cells = torch.arange(extent, device=first.device)[None]
+    cells = cells[:, None].to(first.dtype)
     origin = start[:, None] + torch.arange(bins, device=first.device) * size[:, None]  # of each bin
     step = (size / count.clamp(min=1))[:, None]
     if sampling_ratio:
@@ -144,7 +152,7 @@ def axis_weights(
     else:
         before = ((cells - 1 - origin[:, :, None]) / step[:, :, None] - 0.5).floor().clamp(min=0)
         number = before + torch.arange(_NEAR, device=first.device)[:, None, None, None]
-    place = origin[:, :, None] + (number + 0.5) * step[:, :, None]  # (samples, R, n, extent)
+    place = origin[:, :, None] + (number + 0.5) * step[:, :, None]  # (samples, R, n, h)
     counts = (number >= 0) & (number < count[:, None, None]) & (place >= -1) & (place <= extent)
     weight = (1 - (place.clamp(0, extent - 1) - cells).abs()).clamp(min=0)
     return torch.where(counts, weight, 0).sum(0) / count.clamp(min=1)[:, None, None]

@@ -23,7 +23,7 @@ from detector.data.coco import columns as coco_columns
 from detector.data.coco.columns import CocoColumns, read_columns
 from detector.data.coco.source import CocoSource
 from detector.data.convert import voc_to_coco
-from detector.data.file_columns import FileColumns
+from detector.data.file_columns import FileAnnotation, FileColumns
 from detector.data.generated.dataset import generate_voc
 from detector.data.source import Dataset
 from detector.data.targets import ObjectRules
@@ -367,8 +367,11 @@ def test_a_voc_data_set_is_the_same_from_the_cache(
     assert any(one.suspicions for one in expected)
     assert cached.load("test", classes).records.paths() == expected[0].records.paths()  # a part first
     assert cached.class_names("trainval") == names
-    forgetful = replace(voc_source.VOC_FILES, parse=None)  # parsing again would fail
-    monkeypatch.setattr(voc_source, "VOC_FILES", forgetful)
+
+    def parse_again(path: Path) -> FileAnnotation:
+        raise AssertionError(f"{path} is parsed again")
+
+    monkeypatch.setattr(voc_source, "VOC_FILES", replace(voc_source.VOC_FILES, parse=parse_again))
     for split, one in zip(("test", "trainval"), expected, strict=True):
         assert_same(cached.load(split, classes), one)
     assert cached.class_names("trainval") == names
@@ -383,7 +386,7 @@ def test_only_a_changed_annotation_is_parsed_again(
     parsed: list[str] = []
     read = voc_source.VOC_FILES.parse
 
-    def spy(path: Path) -> object:
+    def spy(path: Path) -> FileAnnotation:
         parsed.append(path.name)
         return read(path)
 

@@ -91,10 +91,11 @@ def test_a_bad_row_is_named(place: tuple[int, int], value: float) -> None:
         roi_align(features, rois, 3, 1 / 16)
 
 
-@pytest.mark.parametrize("settings", [(0, 1 / 16, 0), (3, 0.0, 0), (3, 1 / 16, -1)])
-def test_bad_settings_are_refused(settings: tuple[int, float, int]) -> None:
+@pytest.mark.parametrize(("side", "scale", "ratio"), [(0, 1 / 16, 0), (3, 0.0, 0), (3, 1 / 16, -1)])
+def test_bad_settings_are_refused(side: int, scale: float, ratio: int) -> None:
+    features, rois = sample(SIZES[0], torch.float32)
     with pytest.raises(ValueError, match="roi_align: "):
-        roi_align(*sample(SIZES[0], torch.float32), *settings)
+        roi_align(features, rois, side, scale, ratio)
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ class TaskColumns(FileColumns):
         super(TaskColumns, self).__post_init__()
         if len(self.counts) != len(self):
             raise ValueError("the lengths of its columns do not fit")
+
+    def _more_at(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        return {"counts": self.counts[rows]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,12 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from detector.core.errors import FaultHandler, InputError, faults_to
+from detector.core.xml_files import parse_xml
 from detector.data.attributes import attribute_labels
 from detector.data.file_columns import FileAnnotation
 from detector.data.problems import Problem
 from detector.data.suspicions import other_image, several_boxes
 from detector.data.targets import MAX_COORDINATE, AnnotatedObject
-from detector.data.voc.xml import parse_xml
 
 MAX_COPIED = 2**20  # elements of objects with several boxes, counted once for each of their boxes
 
@@ -56,7 +56,7 @@ def read_annotation(path: Path, first_pixel: int = 1) -> FileAnnotation:
     """Read one annotation file, in which the first pixel has the number ``first_pixel``, 0 or 1.
 
     Raises:
-        InputError: an unreadable, hostile or malformed file (see `detector.data.voc.xml.parse_xml`), or an
+        InputError: an unreadable, hostile or malformed file (see `detector.core.xml_files.parse_xml`), or an
             object without a name or without four finite coordinates; the message names the file and the
             object's number, from 1.
     """

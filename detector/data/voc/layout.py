@@ -97,8 +97,8 @@ class VocLayout:
         if path is None:
             expected = f"{self.annotations / image_id}{self._suffix}"
             raise InputError(
-                f"{listed_in}: image id {image_id!r} has no annotation: {expected} is missing; put it there or "
-                "take the id out of the split"
+                f"{listed_in}: image id {image_id!r} has no annotation: {expected} is missing; put it there "
+                "or take the id out of the split"
             )
         return path
 

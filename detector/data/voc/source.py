@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from detector.core.errors import InputError, faults_to
 from detector.core.records import Records, Texts, image_numbers
 from detector.core.structures import ImageName
+from detector.core.xml_files import read_xml_bytes
 from detector.data.annotation_cache import AnnotationCache
 from detector.data.file_columns import FileAnnotation, FileColumns, FileParser, read_files
 from detector.data.problems import Problem, Reporter, nothing_to_score, whole_file
@@ -22,7 +23,6 @@ from detector.data.suspicions import at_wrong_edge, similar_names, wrong_first_p
 from detector.data.targets import ObjectRules, TargetBuilder
 from detector.data.voc.annotation import read_annotation, suspicions
 from detector.data.voc.layout import VocLayout
-from detector.data.voc.xml import read_xml_bytes
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
 VOC_CLASSES = (

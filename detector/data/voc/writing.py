@@ -42,9 +42,10 @@ def write_found(
 ) -> None:
     """Write ``folder/Annotations/SPLIT/ID.xml`` and ``folder/ImageSets/Main/SPLIT.txt``.
 
-    `VocSource` reads them, with ``annotations`` "Annotations/{split}", and gives the same boxes, bit for bit.
-    An image without objects has a file as well. ``others`` are the ids of further splits, which get a split
-    file and an empty folder, so that they can be read as splits without annotations.
+    `VocSource` reads them, with ``annotations`` "Annotations/{split}", and gives the same boxes, bit for bit,
+    unless a corner is below 2^-29 pixels. An image without objects has a file as well. ``others`` are the ids
+    of further splits, which get a split file and an empty folder, so that they can be read as splits without
+    annotations.
 
     Raises:
         InputError: two images have the same id, a name cannot be written as XML, or the folder cannot be
