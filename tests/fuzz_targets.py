@@ -33,6 +33,7 @@ from detector.data.voc.annotation import read_annotation
 from detector.data.yolo.source import YoloSource
 from detector.evaluation.coco_results import read_coco_results
 from detector.factory.proposals import StoredProposals, target_sums
+from detector.models.weights import read_state_dict
 from detector.proposals.checked import NAME as MARKS
 from detector.proposals.checked import Checked, store_mark
 from detector.proposals.inspection import describe, inspect
@@ -338,8 +339,18 @@ def proposal_target(kind: str, writer: formats.Writer, file_format: str, change:
 
 
 PICKLE = any_of(damage, changes.change_instructions)
+
+
+def make_safetensors(folder: Path) -> Path:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    path = folder / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + np.arange(6, dtype="<f4").tobytes())
+    return path
+
+
 TARGETS = [
     Target("xml", make_xml, read_annotation),
+    Target("safetensors", make_safetensors, read_state_dict),
     Target("config", make_config, load_config, any_of(damage, changes.change_yaml)),
     Target("jpeg", make_jpeg, read_picture),
     *(

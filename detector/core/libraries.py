@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from functools import lru_cache
 from types import ModuleType
 
@@ -26,6 +26,11 @@ def timm_library() -> ModuleType:
             "timm:NAME needs the package timm, which is not installed; install it with "
             "pip install 'region-detector[timm]', or with pip install timm"
         ) from None
+
+
+def has_timm() -> bool:
+    """Return whether timm is installed, without importing it."""
+    return importlib.util.find_spec("timm") is not None
 
 
 def check_network_name(name: str) -> None:

@@ -35,7 +35,7 @@ from detector.models.networks import (
 from detector.models.probing import (
     Misplaced,
     ProbedGeometry,
-    on_meta,
+    leave_out_elementwise,
     pad_to_multiple,
     probe,
     survey,
@@ -188,7 +188,9 @@ class NetworkBackbone(Backbone):
         self.geometry, self._multiple = last_place, last_place.multiple
         maps = [Map(place.channels, place.stride, place.center) for place in places.values()]
         self._finish(maps, feature_scale, reduce_channels)
-        last = list(opened.blocks.values())[freeze - 1][-1] if freeze else None
+        ends = [paths[-1] for paths in opened.blocks.values()]
+        ends[-1] = ""  # a final normalisation may follow the last block
+        last = ends[freeze - 1] if freeze else None
         self.resting = _resting(self.features, last)
         for name in self.resting:
             module = self.features.get_submodule(name)
@@ -380,14 +382,12 @@ def _places(name: str, blocks: tuple[str, ...]) -> list[ProbedGeometry]:
 
 
 def _opened_on_meta(name: str) -> OpenNetwork:
-    made: list[OpenNetwork] = []
-
-    def make() -> nn.Module:
-        made.append(open_network(name))
-        return made[-1].network
-
-    network = on_meta(make)
-    return OpenNetwork(network, made[-1].blocks, made[-1].run)
+    """Return a network on the meta device, in evaluation mode; no random numbers are used up."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        opened = open_network(name)
+    opened.network.eval()
+    leave_out_elementwise(opened.network)
+    return opened
 
 
 def _cannot_be_placed(name: str, error: Exception) -> InputError:

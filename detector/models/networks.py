@@ -12,7 +12,7 @@ last block pass the network's final normalisation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,10 +84,24 @@ def published_names(name: str) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         if library == "torchvision":
             extra = {"init_weights": False} if own in _WITH_AUXILIARY else {}
-            return dict(torchvision.models.get_model(own, weights=None, **extra).state_dict())
-        if library == "timm":
-            return dict(timm_library().create_model(own).state_dict())
-        return dict(open_network(name).network.to("meta").state_dict())
+            network = _built(lambda: torchvision.models.get_model(own, weights=None, **extra))
+        elif library == "timm":
+            network = _built(lambda: timm_library().create_model(own))
+        else:
+            network = open_network(name).network
+    return dict(network.state_dict())
+
+
+def _built(make: Callable[[], Any]) -> Any:
+    """Return the network that ``make`` builds; on the meta device also one that needs values meanwhile."""
+    try:
+        return make()
+    except Exception:
+        if torch.get_default_device().type != "meta":
+            raise
+    with torch.device("cpu"):
+        network = make()
+    return network.to("meta") if isinstance(network, nn.Module) else network
 
 
 # torchvision
@@ -100,7 +114,7 @@ _HEADS = ("avgpool", "classifier", "fc", "head", "heads", "dropout", "flatten", 
 
 def _open_torchvision(name: str) -> OpenNetwork:
     extra: dict[str, Any] = {"init_weights": False, "aux_logits": False} if name in _WITH_AUXILIARY else {}
-    network = torchvision.models.get_model(name, weights=None, **extra)
+    network = _built(lambda: torchvision.models.get_model(name, weights=None, **extra))
     if isinstance(network, torchvision.models.VisionTransformer):
         layers = [f"encoder.layers.{layer}" for layer, _ in network.encoder.layers.named_children()]
         front: tuple[str, ...] = ("conv_proj", "encoder.dropout")
@@ -215,7 +229,7 @@ def positions(embedding: Tensor, grid: tuple[int, int], *, extra: int) -> Tensor
 
 
 def _open_timm(name: str) -> OpenNetwork:
-    network: Any = _create_timm(name)
+    network: Any = _built(lambda: _create_timm(name))
     if not hasattr(network, "forward_intermediates"):
         raise InputError(
             f"model.backbone.name: timm's {name} cannot give the maps of its blocks; take another"
@@ -270,7 +284,7 @@ def _takes(function: Any, option: str) -> bool:
 def _open_own(name: str) -> OpenNetwork:
     function = load_object(name, "model.backbone.name")
     try:
-        network = function()
+        network = _built(function)
     except Exception as error:  # the function is the user's, and may fail in any way
         raise InputError(f"model.backbone.name: {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):

@@ -106,8 +106,19 @@ def probe(run: Run) -> list[ProbedGeometry]:
     """
     places = survey(run)
     largest = max(stride for _, stride, _ in places)
-    sizes = _Sizes(run, 1 if _any_size(run, places, largest) else largest)
-    sizes.look_up([3 * largest + 1, 5 * largest - 1, BASE[0], BASE[0] + largest, BASE[1] - largest // 2, 777])
+    known = _any_size(run, places, largest)
+    if known:
+        return _measured(_Sizes(run, 1, known), places)
+    try:
+        return _measured(_Sizes(run, largest), places)
+    except Misplaced:
+        return _measured(_Sizes(run, 2 * largest), places)  # a part that the network adds is coarser
+
+
+def _measured(sizes: _Sizes, places: Sequence[tuple[int, int, float]]) -> list[ProbedGeometry]:
+    """Return the geometry of the maps at ``places`` from the numbers of cells for inputs of some sizes."""
+    largest = max(sizes.multiple, *(stride for _, stride, _ in places))
+    sizes.look_up([5 * largest - 1, BASE[0]])
     offsets = [_offset(sizes, number, stride, center) for number, (_, stride, center) in enumerate(places)]
     # An input that is too small for the last map, the coarsest, is too small for all.
     smallest = _smallest(sizes, len(places) - 1, max(places[-1][1] - offsets[-1], 1))
@@ -126,28 +137,34 @@ def probe(run: Run) -> list[ProbedGeometry]:
     return found
 
 
-def _any_size(run: Run, places: Sequence[tuple[int, int, float]], largest: int) -> bool:
-    """Return whether a network takes inputs of any size, with its centres always at the same pixels."""
+def _any_size(run: Run, places: Sequence[tuple[int, int, float]], largest: int) -> dict[int, list[int]]:
+    """Return the numbers of cells of each map by the input's length, for a few lengths.
+
+    Empty unless the network takes inputs of any size, with its centres always at the same pixels.
+    """
+    known: dict[int, list[int]] = {}
     for height, width in ((1, largest // 2 + 1), (largest - 1, 2)):
         try:
             other = _traced(run, (BASE[0] + height, BASE[1] + width))
         except Misplaced:
             raise
         except Exception:  # whatever a network raises for a size that it does not take
-            return False
+            return {}
         for (_, axes), (_, stride, center) in zip(other, places, strict=True):
             if any(axis.stride != stride or (axis.low + axis.high) / 2 != center for axis in axes):
-                return False
-    return True
+                return {}
+        known[BASE[0] + height] = [features.shape[2] for features, _ in other]
+        known[BASE[1] + width] = [features.shape[3] for features, _ in other]
+    return known
 
 
 class _Sizes:
     """The number of cells of each map for an input's length, padded to a ``multiple``; 0 where it fails."""
 
-    def __init__(self, run: Run, multiple: int) -> None:
+    def __init__(self, run: Run, multiple: int, known: Mapping[int, list[int]] | None = None) -> None:
         self.run = run
         self.multiple = multiple
-        self.known: dict[int, list[int]] = {}
+        self.known = dict(known or {})
 
     def __call__(self, length: int, number: int) -> int:
         whole = -(-length // self.multiple) * self.multiple
@@ -233,7 +250,7 @@ def _traced(run: Run, size: tuple[int, int]) -> list[tuple[Tensor, tuple[Axis, A
             raise Misplaced(f"it gives {shape} and not maps (N, C, h, w)")
         axes = tracer.axes(features)
         if not {2, 3} <= set(axes):
-            axes = tracer.lost.get((features.shape[2], features.shape[3]), {})
+            axes = tracer.recovered(features)
         if not {2, 3} <= set(axes):
             raise Misplaced("it reorders the cells in a way that cannot be followed")
         found.append((features, (axes[2], axes[3])))
@@ -249,7 +266,7 @@ class _Tracer(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[int, tuple[Tensor, Axes]] = {}
-        self.lost: dict[tuple[int, int], Axes] = {}
+        self._latest: dict[tuple[int, int], tuple[Axis, Axis]] = {}
         """By (h, w), the axes of the latest map of this size: what its cells see is still true when they
         were tokens of a sequence in between."""
 
@@ -261,8 +278,17 @@ class _Tracer(TorchFunctionMode):
         if not isinstance(tensor, Tensor):
             return
         self._known[id(tensor)] = (tensor, axes)  # keeping the tensor keeps its id; it has no values
-        if set(axes) == {2, 3} and tensor.dim() == 4:
-            self.lost[tensor.shape[2], tensor.shape[3]] = axes
+        if len(axes) == 2 and tensor.dim() == 4:
+            first, second = sorted(axes)
+            self._latest[tensor.shape[first], tensor.shape[second]] = axes[first], axes[second]
+
+    def recovered(self, tensor: Tensor) -> Axes:
+        """Return the axes of a map (N, C, h, w) or (N, h, w, C) whose cells were tokens before."""
+        for first in (2, 1):
+            found = self._latest.get((tensor.shape[first], tensor.shape[first + 1]))
+            if found is not None:
+                return {first: found[0], first + 1: found[1]}
+        return {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -275,6 +301,8 @@ class _Tracer(TorchFunctionMode):
             name = getattr(func, "__name__", "")
             for out in _tensors(result):
                 self.put(out, self._follow(name, args, kwargs, before, shapes, out))
+        elif isinstance(result, Tensor) and result.dim() == 4 and [item.dim() for item, _ in before] == [3]:
+            self.put(result, self.recovered(result))
         return result
 
     def _follow(
@@ -385,13 +413,19 @@ def _sliced(axes: Axes, shape: Sequence[int], index: Any, out: Sequence[int]) ->
 
 
 def _reshaped(axes: Axes, shape: Sequence[int], out: Sequence[int]) -> Axes:
-    """Return the axes that are still whole: as long as before, with as many numbers before them."""
+    """Return the axes that are as long as before, or divided into groups, at the same place."""
     kept: Axes = {}
     for axis, seen in axes.items():
         in_front = _product(shape[:axis])
         for place, length in enumerate(out):
-            if length == shape[axis] and _product(out[:place]) == in_front and place not in kept:
+            if _product(out[:place]) != in_front or place in kept:
+                continue
+            if length == shape[axis]:
                 kept[place] = seen
+                break
+            within = out[place + 1] if place + 1 < len(out) else 0
+            if length > 1 and length * within == shape[axis]:  # groups of neighbours, as patches are merged
+                kept[place] = Axis(seen.stride * within, seen.low, seen.high + (within - 1) * seen.stride)
                 break
     return kept
 
@@ -430,18 +464,16 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return functional.pad(images, (0, more[0], 0, more[1])) if any(more) else images
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return the network that ``make`` builds, on the meta device and in evaluation mode.
+_ELEMENTWISE = (
+    *(nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.dropout._DropoutNd),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
+)
 
-    Random numbers that it draws are drawn again afterwards.
-    """
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                network = make()
-        except InputError:
-            raise
-        except Exception:  # it needs values while it is built
-            with torch.device("cpu"):
-                network = make()
-    return network.to("meta").eval()
+
+def leave_out_elementwise(network: nn.Module) -> None:
+    """Replace what changes no shape by nothing; without it a run on the meta device takes half the time."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _ELEMENTWISE):
+                setattr(module, name, nn.Identity())

@@ -36,6 +36,19 @@ MISTAKES = [
     ("test.nms_threshold=1.5", r"test\.nms_threshold = 1\.5: Input should be less than or equal to 1"),
     ("seed=4294967296", r"seed = 4294967296"),
     ("model.backbone.name=vgg", r"model\.backbone\.name = 'vgg': .*did you mean 'vgg16'\?"),
+    (
+        "model.backbone.name=torchvision:resnet19",
+        r"no classification network 'resnet19' \(did you mean 'resnet1",
+    ),
+    (
+        "model.backbone.name=mine",
+        r"model\.backbone\.name = 'mine': expected vgg16, .*timm:NAME, or module:func",
+    ),
+    ("model.backbone={name: mine:net, weights: default}", "mine:net has no published weights"),
+    ("model.backbone.pixel_std=[1, 0, 1]", r"model\.backbone\.pixel_std.*greater than 0"),
+    ("model.fpn.channels=8", r"model\.fpn is for model\.neck: fpn"),
+    ("model={neck: fpn, backbone: {reduce_channels: 8}}", r"the levels of model\.neck: fpn have"),
+    ("model={neck: fpn, pool: {kind: crop}}", r"model\.neck: fpn has no use with model\.pool\.kind: crop"),
     ("model.backbone.freeze=al", r"model\.backbone\.freeze = 'al': .*did you mean 'all'\?"),
     ("model.box.means=[0,0]", r"model\.box\.means\.2: missing"),
     # A value of another type whose meaning is clear

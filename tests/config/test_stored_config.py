@@ -63,6 +63,25 @@ def test_a_function_that_the_command_line_names_is_taken_without_the_options_of_
     assert same.proposals == FunctionProposals(method="pydoc:pipepager")  # nor with the same name
 
 
+def with_backbone(name: str) -> dict[str, Any]:
+    return stored(model={"backbone": {"name": name}})
+
+
+def test_a_backbone_of_the_user_is_code_too() -> None:
+    with pytest.raises(
+        InputError, match=r"model\.backbone\.name = 'pydoc:pager'.*--set model\.backbone\.name="
+    ):
+        parse_stored(with_backbone("pydoc:pager"), ["proposals.method=pydoc:pager"], "evil.pt")
+    for overrides, allowed in ((["model.backbone.name=mine:net"], ()), ([], ["mine:net"])):
+        config = parse_stored(with_backbone("mine:net"), overrides, "a.pt", allow_code=allowed)
+        assert config.model.backbone.function == "mine:net"
+    for name in ("torchvision:resnet34", "small"):
+        assert parse_stored(with_backbone(name), [], "a.pt").model.backbone.function is None
+    values = stored(stages=stage(model={"backbone": {"name": "pydoc:pager"}}))
+    with pytest.raises(InputError, match=r"stages: first = 'pydoc:pager'.*--set stages=\[\]"):
+        parse_stored(values, [], "a.pt")
+
+
 def test_a_stage_of_the_checkpoint_may_not_name_code_either() -> None:
     values = stored(stages=stage(proposals=PAGER))
     with pytest.raises(InputError, match=r"a\.pt: .*stages: first = 'pydoc:pipepager'.*--set stages=\[\]"):

@@ -20,7 +20,9 @@ from detector.models.weights import (
     MAX_TENSORS,
     default_file_names,
     default_weights,
+    library_normalization,
     normalization,
+    published,
     read_state_dict,
 )
 
@@ -158,6 +160,41 @@ def test_every_backbone_with_published_weights_has_names_the_first_with_its_chec
     assert names[0].startswith(backbone)
     assert module._CHECKSUM.search(names[0])
     assert names[-2:] == [f"{backbone}.pth", f"{backbone}.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "url", "first"),
+    [
+        ("torchvision:mobilenet_v2", "https://download.pytorch.org/models/", "mobilenet_v2-b0353104.pth"),
+        ("torchvision:vit_h_14", "https://download.pytorch.org/models/", "vit_h_14_swag-80465313.pth"),
+        ("timm:tf_efficientnet_lite0", "https://github.com/", "tf_efficientnet_lite0-0aa007d2.pth"),
+        (
+            "timm:vit_small_patch16_dinov3",
+            "https://huggingface.co/timm/vit_small_patch16_dinov3.lvd1689m/resolve/main/model.safetensors",
+            "vit_small_patch16_dinov3.lvd1689m.safetensors",
+        ),
+    ],
+)
+def test_libraries_publish_weights(backbone: str, url: str, first: str, tmp_path: Path) -> None:
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm")
+    found = published(backbone)
+    own = backbone.partition(":")[2]
+    assert found.url.startswith(url)
+    assert found.names == (first, f"{own}.pth", f"{own}.safetensors")
+    with pytest.raises(InputError, match=f"none of {first}, .*the download of {found.url} failed"):
+        default_weights(backbone, tmp_path)
+    (tmp_path / f"{own}.safetensors").write_bytes(b"any")
+    assert default_weights(backbone, tmp_path) == tmp_path / f"{own}.safetensors"
+
+
+def test_the_input_of_timms_weights_is_timms() -> None:
+    pytest.importorskip("timm")
+    assert library_normalization("timm:tf_efficientnet_lite0") == ((0.5,) * 3, (0.5,) * 3)
+    assert library_normalization("torchvision:mobilenet_v2") == (None, None)
+    rgb = normalization("torchvision", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (rgb.mean, rgb.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert normalization("caffe", pixel_std=(2.0, 2.0, 2.0)).deviation == (2.0, 2.0, 2.0)
 
 
 def test_the_first_name_that_is_there_is_taken(tmp_path: Path) -> None:

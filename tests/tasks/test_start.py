@@ -25,6 +25,7 @@ from detector.data import samples
 from detector.data.images import LoadedImage
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.run_log import read_log
+from detector.factory.model import build_model
 from detector.tasks.detection import DetectionScorer
 from detector.tasks.resume import find_state
 from detector.tasks.scoring import Evaluation
@@ -135,6 +136,8 @@ NETWORKS = {
     "caffenet": ["model.backbone.name=caffenet"],
     "squeezenet": ["model.backbone.name=squeezenet1_0"],
     "resnet": ["model.backbone.name=resnet18", "model.backbone.freeze=0"],
+    "torchvision": ["model.backbone={name: 'torchvision:squeezenet1_1', stage: features.7, freeze: 1}"],
+    "fpn": ["model.neck=fpn", "model.fpn.channels=8", "test.scales=[64,96]"],
     "bfloat16": ["train.precision=bfloat16"],
     "float16": ["train.precision=float16", "test.precision=float16"],
     "averaged": ["train.optimizer=adamw", "train.learning_rate=1e-3", "train.ema=0.9"],
@@ -415,3 +418,18 @@ def test_a_run_does_not_go_on_from_weights_alone(tiny: Load, tmp_path: Path) -> 
     save_checkpoint(path, weights)
     with pytest.raises(InputError, match=r"step_2\.pt: the checkpoint has no 'optimizer'"):
         find_state(config, tmp_path / "run")
+
+
+def test_a_feature_pyramid_trains_at_the_levels_of_the_regions(tiny: Load, tmp_path: Path) -> None:
+    settings = ["model.neck=fpn", "model.fpn.channels=8", "test.scales=[64,96]", "test.max_images=1"]
+    config = tiny("train.steps=2", "train.validation_loss=true", *settings)
+    train(config, tmp_path / "run", "cpu")
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_2.pt")
+    state = checkpoint["model"]
+    names = [name for name in state if name.startswith("neck.")]
+    assert len(names) == 8  # two levels, each with two convolutions
+    before = build_model(config, len(checkpoint["classes"])).state_dict()
+    biases = [name for name in names if name.endswith("bias")]  # without weight decay
+    moved = [name for name in biases if not torch.equal(state[name], before[name])]
+    # All regions of these small images are pooled from the finer level, to which both maps contribute.
+    assert moved == [name for name in biases if "layer_blocks.1" not in name]
