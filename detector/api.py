@@ -92,7 +92,7 @@ class Result:
 
     @property
     def scores(self) -> Tensor:
-        """Scores (D,): probabilities, or the margins of SVMs."""
+        """Scores (D,): probabilities, with sigmoid scores independent of each other, or margins of SVMs."""
         return self.detections.scores
 
     @property
@@ -301,10 +301,11 @@ class Detector:
     ) -> Regions:
         """Return the scores and refined boxes of each region of one image, in the order given.
 
-        Nothing is suppressed or thresholded. ``boxes`` or ``masks`` are as in a call. With ``features`` the
-        result holds the pooled and hidden features too. `RegionPredictor.regions` says how several test
-        scales and mirrored images are merged: the mean of scores and boxes, and the features of the straight
-        image.
+        Nothing is suppressed or thresholded: the scores are those of all K classes and of the background, for
+        every kind of ``model.head.scores``; `Regions` says what they are. ``boxes`` or ``masks`` are as in a
+        call. With ``features`` the result holds the pooled and hidden features too. `RegionPredictor.regions`
+        says how several test scales and mirrored images are merged: the mean of scores and boxes, and the
+        features of the straight image.
 
         Raises:
             InputError: as in a call, without regions, and for a classifier of whole images.

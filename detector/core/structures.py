@@ -28,13 +28,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
 from detector.core.masks import Masks
+
+if TYPE_CHECKING:
+    from detector.core.cell_masks import CellMasks
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
@@ -252,14 +255,16 @@ class DrawnRegions(NamedTuple):
     """The r regions that are drawn of one image for a training step.
 
     ``boxes`` (r, 4) are in the pixels of the regions that they were drawn from, ``labels`` (r,) int64 in
-    0..K, and ``box_targets`` (r, 4) as in `SampledRoIs`. ``rows`` (r,) int64 are the regions' places among
-    those that they were drawn from, -1 for the box of an annotated object.
+    0..K, and ``box_targets`` (r, 4) or (r, K+1, 4) and ``label_sets`` (r, K+1) as in `SampledRoIs`. ``rows``
+    (r,) int64 are the regions' places among those that they were drawn from, -1 for the box of an annotated
+    object.
     """
 
     boxes: Tensor
     labels: Tensor
     box_targets: Tensor
     rows: Tensor
+    label_sets: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,7 +274,12 @@ class SampledRoIs:
     ``rois`` (R, 5) are in network-input pixels; ``labels`` (R,) int64 in 0..K; ``box_targets`` (R, 4) are
     standardised by the box coder and zero for background; ``roi_levels`` (R,) int64, always on the CPU, is
     None where there is only one level. The RoIs of an image follow each other; ``counts`` has their number
-    for each of the N images, and is empty where it is not known.
+    for each of the N images, and is empty where it is not known. ``masks`` are those of the R RoIs at the
+    maps of their levels, None where none has a mask or the network pools boxes.
+
+    Where a region can have several labels, ``label_sets`` (R, K+1) bool are all labels of each RoI,
+    ``labels`` is one of them, and ``box_targets`` (R, K+1, 4) are those of every label, zero for the other
+    classes. Column 0 is False: background has no label. Elsewhere ``label_sets`` is None.
     """
 
     rois: Tensor
@@ -277,12 +287,18 @@ class SampledRoIs:
     box_targets: Tensor
     roi_levels: Tensor | None = None
     counts: tuple[int, ...] = ()
+    label_sets: Tensor | None = None
+    masks: CellMasks | None = None
 
     def __post_init__(self) -> None:
         count = len(self.rois)
         _check("SampledRoIs.rois", self.rois, (None, 5), torch.float32)
         _check("SampledRoIs.labels", self.labels, (count,), torch.int64)
-        _check("SampledRoIs.box_targets", self.box_targets, (count, 4), torch.float32)
+        columns: tuple[int, ...] = ()
+        if self.label_sets is not None:
+            _check("SampledRoIs.label_sets", self.label_sets, (count, None), torch.bool)
+            columns = (self.label_sets.shape[1],)
+        _check("SampledRoIs.box_targets", self.box_targets, (count, *columns, 4), torch.float32)
         if self.roi_levels is not None:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
         if self.counts and sum(self.counts) != count:
@@ -292,11 +308,13 @@ class SampledRoIs:
     def stack(cls, drawn: Sequence[DrawnRegions]) -> SampledRoIs:
         """Make the RoIs of a batch from the regions that are drawn of each of its images."""
         boxes_per_image = [one.boxes for one in drawn]
+        label_sets = [one.label_sets for one in drawn if one.label_sets is not None]
         return cls(
             rois=stack_rois(boxes_per_image),
             labels=torch.cat([one.labels for one in drawn]),
             box_targets=torch.cat([one.box_targets for one in drawn]),
             counts=tuple(map(len, boxes_per_image)),
+            label_sets=torch.cat(label_sets) if label_sets else None,
         )
 
     def to(self, device: torch.device | str) -> SampledRoIs:
@@ -306,11 +324,15 @@ class SampledRoIs:
             rois=self.rois.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             box_targets=self.box_targets.to(device, non_blocking=True),
+            label_sets=None if self.label_sets is None else self.label_sets.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device),
         )
 
     def device_tensors(self) -> list[Tensor]:
         """Return the tensors that `to` moves."""
-        return [self.rois, self.labels, self.box_targets]
+        several = [] if self.label_sets is None else [self.label_sets]
+        masks = [] if self.masks is None else self.masks.device_tensors()
+        return [self.rois, self.labels, self.box_targets, *several, *masks]
 
     def pin_memory(self) -> SampledRoIs:
         """Return a copy in page-locked memory, from which a GPU copies without waiting."""
@@ -319,6 +341,8 @@ class SampledRoIs:
             rois=self.rois.pin_memory(),
             labels=self.labels.pin_memory(),
             box_targets=self.box_targets.pin_memory(),
+            label_sets=None if self.label_sets is None else self.label_sets.pin_memory(),
+            masks=None if self.masks is None else self.masks.pin_memory(),
         )
 
 
@@ -398,10 +422,38 @@ class Embedded(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None."""
+    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None.
+
+    Column 0 is the background. A network that scores every class by itself has no use for its logit; the
+    column exists so that label k is column k everywhere.
+
+    ``region_logits`` (R, K+1) are the second stream of weakly supervised detection, and None elsewhere. A
+    softmax over the regions of an image reads them, so they mean something only beside those of all regions.
+    """
 
     class_logits: Tensor
     box_deltas: Tensor | None
+    region_logits: Tensor | None = None
+
+    def take(self, rows: Tensor) -> HeadOutput:
+        """Return the output for the RoIs ``rows`` (n,), in that order."""
+        return self._map(lambda part: part[0][rows], [self])
+
+    @classmethod
+    def join(cls, outputs: Sequence[HeadOutput]) -> HeadOutput:
+        """Return the output for the RoIs of all ``outputs``, one after the other."""
+        return outputs[0] if len(outputs) == 1 else cls._map(torch.cat, outputs)
+
+    @classmethod
+    def _map(cls, change: Callable[[list[Tensor]], Tensor], outputs: Sequence[HeadOutput]) -> HeadOutput:
+        """Return an output whose parts ``change`` makes of the same parts of all ``outputs``."""
+        deltas = [one.box_deltas for one in outputs if one.box_deltas is not None]
+        regions = [one.region_logits for one in outputs if one.region_logits is not None]
+        return cls(
+            change([one.class_logits for one in outputs]),
+            change(deltas) if deltas else None,
+            change(regions) if regions else None,
+        )
 
 
 View = tuple[HeadOutput, ImageMeta]

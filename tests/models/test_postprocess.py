@@ -6,13 +6,20 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from detector.core.structures import Detections, HeadOutput, ImageMeta
 from detector.models.box_coder import BoxCoder, fixed_coder
-from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
+from detector.models.postprocess import (
+    Postprocess,
+    class_scores,
+    independent_scores,
+    margin_scores,
+    softmax_scores,
+)
 from tests.conftest import MakeBoxes
 from tests.typed import present
 
@@ -85,7 +92,9 @@ def certain(scores: list[float]) -> Tensor:
 
 
 def plain(**settings: Any) -> Postprocess:
-    return Postprocess(coder(), scores=lambda logits: logits, **{"score_threshold": 0.05, **settings})
+    return Postprocess(
+        coder(), scores=lambda output: output.class_logits, **{"score_threshold": 0.05, **settings}
+    )
 
 
 def test_ties_go_to_the_earlier_proposal_and_the_lower_label() -> None:
@@ -194,7 +203,7 @@ def test_margins_are_scores_as_they_are() -> None:
 
 
 def test_scores_are_probabilities_in_float32() -> None:
-    scores = softmax_scores(torch.randn(5, 4).bfloat16())
+    scores = softmax_scores(HeadOutput(torch.randn(5, 4).bfloat16(), None))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.sum(1), torch.ones(5))
 
@@ -232,7 +241,7 @@ def test_finishing_suppresses_and_caps_as_select_does(make_boxes: MakeBoxes) -> 
 def test_a_gpu_gives_the_same_detections(make_boxes: MakeBoxes, rows: int, threshold: float) -> None:
     """Scores are taken as they are, so that nothing but the boxes' last digits may differ."""
     output, proposals = random_output(500, 0, rows), make_boxes(500, 75.0)
-    on_gpu = HeadOutput(*(present(part).cuda() for part in output))
+    on_gpu = HeadOutput(output.class_logits.cuda(), present(output.box_deltas).cuda())
     step = plain(score_threshold=threshold)
     expected, found = step([(output, META)], proposals), step([(on_gpu, META)], proposals)
     assert found.boxes.device.type == "cpu"
@@ -252,7 +261,7 @@ def test_a_gpu_gives_the_same_detections(make_boxes: MakeBoxes, rows: int, thres
 @pytest.mark.gpu
 def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> None:
     output, proposals = random_output(500, 0), make_boxes(500, 75.0)
-    on_gpu = HeadOutput(*(present(part).cuda() for part in output))
+    on_gpu = HeadOutput(output.class_logits.cuda(), present(output.box_deltas).cuda())
     step = Postprocess(coder().cuda())
     step([(on_gpu, META)], proposals)  # the first call may wait for other reasons
     torch.cuda.set_sync_debug_mode("warn")
@@ -267,3 +276,22 @@ def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> N
 def test_class_scores_are_probabilities_of_the_classes_without_the_background() -> None:
     scores = class_scores(HeadOutput(torch.tensor([[9.0, 0.0, math.log(3)]]), None))
     torch.testing.assert_close(scores, torch.tensor([[0.5, 0.75]]))
+
+
+def test_independent_scores_are_sigmoids_and_column_0_is_what_the_best_leaves() -> None:
+    logits = torch.tensor([[9.0, 0.0, 2.0], [-9.0, -3.0, -4.0]])
+    scores = independent_scores(HeadOutput(logits, None))
+    expected = 1 / (1 + np.exp(-logits[:, 1:].double().numpy()))
+    np.testing.assert_allclose(scores[:, 1:], expected, rtol=1e-6)
+    np.testing.assert_allclose(scores[:, 0], 1 - expected.max(axis=1), rtol=1e-6)
+
+
+def test_one_region_is_detected_with_several_labels() -> None:
+    proposals = torch.tensor([[10.0, 10.0, 30.0, 30.0], [12.0, 10.0, 32.0, 30.0], [60.0, 60.0, 80.0, 80.0]])
+    logits = torch.tensor([[0.0, 3.0, 2.0, -5.0], [0.0, 2.0, 2.5, -5.0], [0.0, -5.0, -5.0, -5.0]])
+    meta = ImageMeta(image_id="one", original_size=(100, 100), input_size=(100, 100))
+    post = Postprocess(fixed_coder(3, (0.0,) * 4, (1.0,) * 4), score_threshold=0.3, scores=independent_scores)
+    found = post([(HeadOutput(logits, None), meta)], proposals)
+    assert found.labels.tolist() == [1, 2]  # each class suppresses its own only
+    assert torch.equal(found.boxes, proposals[[0, 1]])
+    torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.5]).sigmoid())
