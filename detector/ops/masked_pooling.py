@@ -34,7 +34,7 @@ from detector.ops.windows import projected_windows, rounded_windows
 MODES = ("cells", "weighted")
 _NUMBERS = 2**24
 """Numbers that a group of windows may have, channels counted."""
-_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_STEPS = (3, 6, 10, 16, 25, 40, 64, 100, 160, 256)
 """Sides of windows, in cells, between which sides are pooled together."""
 
 
@@ -223,20 +223,34 @@ def _pool(
     whole = (windows[:, 2:] <= windows[:, :2]).any(1)
     hides = mode == "cells" and not samples
     exact = torch.float64 if features.dtype == torch.float64 else torch.float32
-    with torch.autocast(features.device.type, enabled=False):
-        order, results = [whole.nonzero()[:, 0]], []
-        if len(order[0]) or not len(rois):
-            results.append(boxed(rois.index_select(0, sent(order[0], rois.device))))
+    margin = min(samples, 1)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        boxes = whole.nonzero()[:, 0]
+        if len(boxes) or not len(rois):
+            yield boxes, boxed(rois.index_select(0, sent(boxes, rois.device)))
         numbers = _flat(features if hides else features.to(exact), hides)  # sums are computed in float32
         for rows in _groups(windows, whole, features.shape[1], samples):
-            crops = _cut(numbers, rois.to(exact), masks, windows, rows, extents, min(samples, 1), hides)
-            pooled = masked(crops)
+            pooled = masked(_cut(numbers, rois.to(exact), masks, windows, rows, extents, margin, hides))
             if hides:
-                pooled = torch.where(pooled <= _lowest(pooled.dtype), 0, pooled)
-            results.append(pooled.to(features.dtype))
-            order.append(rows)
-        back = torch.argsort(torch.cat(order))
-        return torch.cat(results).index_select(0, sent(back, rois.device))
+                pooled = pooled.masked_fill(pooled <= _lowest(pooled.dtype), 0)
+            yield rows, pooled.to(features.dtype)
+
+    with torch.autocast(features.device.type, enabled=False):
+        return _in_order(parts(), len(rois), rois.device)
+
+
+def _in_order(parts: Iterator[tuple[Tensor, Tensor]], count: int, device: torch.device) -> Tensor:
+    """Return the rows (R, D) of all ``parts``, pairs of row numbers on the CPU and rows."""
+    if torch.is_grad_enabled():
+        order, results = zip(*parts, strict=True)
+        return torch.cat(results).index_select(0, sent(torch.argsort(torch.cat(order)), device))
+    result = None
+    for rows, pooled in parts:
+        result = pooled.new_empty(count, pooled.shape[1]) if result is None else result
+        result.index_copy_(0, sent(rows, device), pooled)
+    assert result is not None
+    return result
 
 
 def _flat(features: Tensor, hides: bool) -> Tensor:

@@ -152,6 +152,12 @@ MISTAKES = [
     ),
     ("model.pool={kind: spp, output_size: 6}", r"kind roi_align or model\.pool\.kind warp or crop has it$"),
     (
+        "model.pool={kind: warp, mask: cells}",
+        r"kind warp or crop has no key 'mask'; model\.pool\.kind roi or",
+    ),
+    ("model.pool={kind: spp, mask: cells, reduction: avg}", r"model\.pool\.mask: cells is a maximum, reduc"),
+    ("model.pool.mask=all", r"model\.pool\.mask = 'all': expected 'none', 'cells' or 'weighted'"),
+    (
         "model.pool={kind: spp, level: [1]}",
         r"level: unknown key \(did you mean 'levels'\?\); model\.pool\.kind spp",
     ),
@@ -192,7 +198,9 @@ def test_a_mistake_is_named(mistake: str, message: str) -> None:
 
 
 def test_unknown_keys_come_with_the_valid_ones() -> None:
-    with pytest.raises(InputError, match=r"model\.pool\.kind roi has center, kind, output_size$") as caught:
+    with pytest.raises(
+        InputError, match=r"model\.pool\.kind roi has center, kind, mask, output_size$"
+    ) as caught:
         load_config(QUICKSTART, ["model.pool.size=7"])
     assert str(caught.value).startswith(f"{QUICKSTART}: model.pool.size: unknown key")
 

@@ -123,6 +123,55 @@ def test_pooling_from_several_levels_waits_only_for_levels_that_are_on_the_devic
     assert on_device == 1  # which shows that waits are counted
 
 
+POOL_MASKS = """
+import sys
+
+import numpy as np
+import torch
+
+from tests.fake_gpu import device
+
+torch.ops.load_library(sys.argv[1])
+device.install()
+from detector.core.cell_masks import CellMasks, cell_masks
+from detector.core.masks import Masks
+from detector.core.structures import ImageMeta
+from detector.models.region_pools import PyramidPooling, RoIAlignPooling, RoIPooling
+
+dense = np.zeros((5, 64, 96), bool)
+for number in range(5):
+    dense[number, 5 + number : 40 + 4 * number, 10 * number : 20 + 12 * number] = True
+masks, meta = Masks.encode(dense), ImageMeta(image_id="", original_size=(64, 96), input_size=(64, 96))
+rois = torch.cat((torch.zeros(5, 1), masks.boxes()), 1)[[0, 1, 2, 3, 4, 0]]
+level, roi_levels = torch.randn(1, 4, 8, 12), torch.tensor([0, 1, 0, 1, 0, 1])
+torch.use_deterministic_algorithms(True)
+with device.FakeGpu():
+    for mode in ("none", "cells", "weighted"):
+        for pool in (
+            RoIPooling(4, 3, 8, mask=mode),
+            RoIAlignPooling(4, 3, 8, mask=mode),
+            PyramidPooling(4, (3, 1), 8, mask=mode),
+        ):
+            covered = CellMasks.join([cell_masks(masks, meta, pool.cell_grid(0)), CellMasks.absent(1)])
+            expected = pool([level, level], rois, roi_levels, covered)
+            there = level.to(device.NAME).requires_grad_()
+            arguments = rois.to(device.NAME), roi_levels, covered.pin_memory().to(device.NAME)
+            device.waits.clear(), device.pageable.clear()
+            pooled = pool([there, there], *arguments)
+            pooled.sum().backward()
+            print(sum(device.waits.values()) + sum(device.pageable.values()))
+            torch.testing.assert_close(pooled.detach().cpu(), expected)
+"""
+
+
+def test_pooling_over_masks_waits_never() -> None:
+    command = [sys.executable, "-c", POOL_MASKS, str(build())]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["0"] * 9
+
+
 STREAMS = """
 import torch
 
