@@ -69,7 +69,7 @@ def network(config: Config, checkpoint: str | None, *, hidden: bool) -> RegionDe
     if checkpoint is not None:
         path = checkpoint_file(Path(checkpoint))
         return restore_model(config, load_checkpoint(path), str(path))
-    if hidden and not config.model.head.weights and config.train.initial_weights is None:
+    if hidden and not config.model.published_head and config.train.initial_weights is None:
         note(
             "warning: --features hidden without trained fully connected layers: these are random; give "
             "--checkpoint, or set model.head.weights"

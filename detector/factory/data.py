@@ -22,11 +22,14 @@ from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.annotation_cache import CACHE_FOLDER, AnnotationCache
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
+from detector.data.labelme.source import LabelMeSource
+from detector.data.labelstudio.source import LabelStudioSource
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
 from detector.data.targets import OTHER_CLASS, ObjectRules
 from detector.data.voc.source import VOC_CLASSES, VocSource
+from detector.data.yolo.source import YoloSource
 from detector.models.roi_sampler import trained_objects
 
 DEFAULT_FRACTION = 0.15
@@ -55,6 +58,35 @@ def build_source(config: Config) -> DataSource:
                 annotations=data.annotations,
                 images=data.images,
                 rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "yolo":
+            return YoloSource(
+                root,
+                annotations=data.annotations,
+                whole=data.split_ratio is not None,
+                rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "labelme":
+            return LabelMeSource(
+                root,
+                annotations=data.annotations,
+                images=data.images,
+                splits=None if data.split_ratio else data.splits,
+                rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "labelstudio":
+            return LabelStudioSource(
+                root,
+                annotations=data.annotations,
+                images=data.images,
+                rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
         case "voc":
@@ -65,6 +97,7 @@ def build_source(config: Config) -> DataSource:
                 splits=None if data.split_ratio else data.splits,
                 first_pixel=data.first_pixel,
                 rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
 
@@ -72,7 +105,8 @@ def build_source(config: Config) -> DataSource:
 def class_names(config: Config) -> tuple[str, ...]:
     """Return the K class names: those of the config, or those in the data set.
 
-    VOC: all names in the annotations, sorted. COCO: the training split's categories by rising id.
+    COCO: the training split's categories by rising id. YOLO: the names in data.yaml. Otherwise all names in
+    the annotations, sorted.
     """
     match config.data.classes:
         case None:
@@ -85,12 +119,19 @@ def class_names(config: Config) -> tuple[str, ...]:
 
 
 def load_split(
-    config: Config, split: str, classes: Sequence[str], *, training: bool, choose: Selection | None = None
+    config: Config,
+    split: str,
+    classes: Sequence[str],
+    *,
+    training: bool,
+    choose: Selection | None = None,
+    look_at_images: bool = True,
 ) -> Dataset:
     """Read a split; for evaluation every object is kept as annotated, for training invalid ones are not.
 
     For evaluation the split may have no annotations at all: see `Dataset.annotated`. For training it must
     have some, and probable mistakes in it are reported. ``choose`` picks some of the split's images.
+    Without ``look_at_images`` no image file is opened, unless its annotation does not give its size.
     """
     selections = [split_selection(config, split), *([] if choose is None else [choose])]
     dataset = build_source(config).load(
@@ -100,13 +141,14 @@ def load_split(
     if others:
         note(f"{split}: {others} objects of other classes than data.classes are left out")
     if training:
-        report_suspicions(dataset)
+        report_suspicions(dataset, look_at_images=look_at_images)
     return dataset
 
 
-def report_suspicions(dataset: Dataset) -> None:
+def report_suspicions(dataset: Dataset, *, look_at_images: bool = True) -> None:
     """Print a warning for each kind of probable mistake that `detector.data.suspicions` knows."""
-    deep = sampled_unused_bits(dataset.records.folder, dataset.records.files)
+    files = dataset.records.files if look_at_images else ()
+    deep = sampled_unused_bits(dataset.records.folder, files)
     for line in summary([*dataset.suspicions, *deep]):
         note(line)
 
@@ -163,7 +205,7 @@ class Validation:
         """Return a sentence on where ``images`` validation images come from and what they are for."""
         limit = config.test.max_images
         scored = "they" if limit is None or limit >= images else f"the first {limit} (test.max_images)"
-        chosen = "best.pt and the score threshold" if config.task == "detection" else "best.pt"
+        chosen = "best.pt" if config.task == "classification" else "best.pt and the score threshold"
         use = f"{scored} choose {chosen}; training does not use these images"
         if self.split is not None:
             return f"validation images: {images}, the split {self.split}; {use}"
@@ -198,11 +240,14 @@ def find_validation(config: Config) -> Validation:
     return Validation(fraction=DEFAULT_FRACTION if needed else 0.0)
 
 
-def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
-    """Read the training split without the images that are set aside; ``training`` as in `load_split`."""
+def load_training(
+    config: Config, classes: Sequence[str], *, training: bool, look_at_images: bool = True
+) -> Dataset:
+    """Read the training split without the images that are set aside; the rest is as in `load_split`."""
     fraction = find_validation(config).fraction
     kept = _part(config, fraction, validation=False) if fraction else None
-    return load_split(config, config.data.train_split, classes, training=training, choose=kept)
+    split = config.data.train_split
+    return load_split(config, split, classes, training=training, choose=kept, look_at_images=look_at_images)
 
 
 def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:
@@ -283,13 +328,13 @@ def require_objects(targets: Iterable[Targets], config: Config, more: str = "") 
     """Raise InputError unless at least one of the training images' ``targets`` has an object to learn from.
 
     Crowd regions and ignored objects do not count; nor do difficult objects with ``data.difficult: skip`` or
-    for a classifier. ``more`` is added to the message.
+    where the labels of whole images are trained on. ``more`` is added to the message.
     """
-    classifies = config.task == "classification"
-    use_difficult = config.data.difficult == "train" and not classifies
+    of_images = config.task != "detection"
+    use_difficult = config.data.difficult == "train" and not of_images
     if any(len(trained_objects(one, use_difficult=use_difficult)) for one in targets):
         return
-    why = "difficult ones show no class" if classifies else "data.difficult is skip"
+    why = "difficult ones show no class" if of_images else "data.difficult is skip"
     unused = "crowd regions" if use_difficult else f"crowd regions and difficult objects ({why})"
     place = f"{config.data.root}: nothing to train on in {config.data.train_split}"
     raise InputError(f"{place}: no image has any objects but {unused}{more}")

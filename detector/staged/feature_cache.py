@@ -124,7 +124,16 @@ class CachePlan:
 
 
 def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRecord]) -> CachePlan:
-    """Return the plan for the features of ``records`` at every test scale, not mirrored."""
+    """Return the plan for the features of ``records`` at every test scale, not mirrored.
+
+    Raises:
+        InputError: a network with a feature pyramid, of which a cache cannot hold the levels.
+    """
+    if config.model.neck is not None:
+        raise InputError(
+            f"model.neck: {config.model.neck}: stages that work on cached features keep one map per scale; "
+            "set model.neck to null, or train end to end, without stages"
+        )
     transforms = inference_transforms(_unflipped(config))
     contents = content_hashes(records)
     images = [
@@ -143,9 +152,10 @@ def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRec
         for record, content in zip(records, contents, strict=True)
     ]
     backbone = model.backbone
+    left_out = {"weights", "freeze", *(() if config.model.backbone.pixel_std else ("pixel_std",))}
     source = {
         "weights": tensors_digest(backbone.state_dict()),
-        "backbone": json.dumps(config.model.backbone.model_dump(mode="json", exclude={"weights", "freeze"})),
+        "backbone": json.dumps(config.model.backbone.model_dump(mode="json", exclude=left_out)),
         "normalization": repr(build_normalization(config)),
         "decoding": "JPEG files in a smaller size where that suffices",
         "scales": json.dumps([list(config.test.scales), config.test.max_size]),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
 from detector.core.records import Records
@@ -19,6 +20,7 @@ from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord,
 from detector.data.images import read_image
 from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
+from detector.engine.inference import MaskCount
 from detector.evaluation.operating_point import OperatingPoint, best_f1
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
@@ -143,22 +145,61 @@ class DetectionScorer(Scorer[Detections]):
         return example_grid(examples, self.classes, width, threshold)
 
 
-class RegionTask(BaseTask[AnyBatch]):
+class ProposalTask(BaseTask[AnyBatch]):
+    """Images with proposals."""
+
+    role = "training"
+    proposals: proposal_parts.StoredProposals
+
+    def _trained_records(self, dataset: Dataset) -> Records:
+        """Open the proposals, and return the images that have any."""
+        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
+        if validation is not None and not any(len(record.targets) for record in validation.records):
+            note("warning: no validation image has an object: best.pt will be the last checkpoint")
+        every = dataset.records
+        store = proposal_parts.open_proposals(config, every, split)
+        records = proposal_parts.with_proposals(config, every, store)
+        data_parts.require_objects(
+            (record.targets for record in records),
+            config,
+            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
+        )
+        data_parts.check_batch_size(config, len(records), " with proposals")
+        proposal_parts.report_recall(records, store, config, split)
+        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
+        return records
+
+
+class RegionTask(ProposalTask[AnyBatch]):
     """Images with proposals, a ``RegionDetector``, and the multi-task loss of sampled regions."""
 
     scorer_class = DetectionScorer
-    role = "training"
     uses_boxes = True
     draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        if config.model.head.kind != "softmax":
+            raise InputError(
+                f"model.head.kind: {config.model.head.kind} is fitted on stored features and not trained on "
+                "images; set train.head_only to true, or add a stage of kind head, and take softmax in the "
+                "settings of the other stages"
+            )
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
         self.hard_examples = model_parts.build_hard_examples(config)
+        self.masks = MaskCount()
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
+
+    def counted(self) -> dict[str, int]:
+        """Return ``masked_rois``, the RoIs that were pooled by masks in this process, and ``mask_fallbacks``,
+        those of them whose mask covers no cell centre; nothing where there are no masks.
+        """
+        counted, self.masks = self.masks, MaskCount()
+        regions, fallbacks = counted.regions, counted.fallbacks
+        return {"masked_rois": regions, "mask_fallbacks": fallbacks} if regions else {}
 
     def count(self, batch: AnyBatch) -> int:
         return self._count(self._sampled(batch))
@@ -168,6 +209,8 @@ class RegionTask(BaseTask[AnyBatch]):
             output, sampled = self._output(
                 self.model, self.network, self._levels(batch), self._sampled(batch)
             )
+        if sampled.masks is not None:
+            self.masks.add(sampled.masks)
         return self.loss(output, sampled, count)
 
     def image_losses(self, model: RegionDetector, batch: Batch) -> tuple[dict[str, Tensor], int]:
@@ -201,7 +244,7 @@ class RegionTask(BaseTask[AnyBatch]):
         """Return the output of ``network``, perhaps ``model`` compiled, and the regions that it is for."""
         if self.hard_examples is not None:
             sampled = self.hard_examples(model, levels, sampled)
-        return network.predict(levels, sampled.rois, sampled.roi_levels), sampled
+        return network.predict(levels, sampled.rois, sampled.roi_levels, sampled.masks), sampled
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
@@ -213,24 +256,6 @@ class RegionTask(BaseTask[AnyBatch]):
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
-    def _trained_records(self, dataset: Dataset) -> Records:
-        """Open the proposals, and return the images that have any."""
-        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
-        if validation is not None and not any(len(record.targets) for record in validation.records):
-            note("warning: no validation image has an object: best.pt will be the last checkpoint")
-        every = dataset.records
-        store = proposal_parts.open_proposals(config, every, split)
-        records = proposal_parts.with_proposals(config, every, store)
-        data_parts.require_objects(
-            (record.targets for record in records),
-            config,
-            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
-        )
-        data_parts.check_batch_size(config, len(records), " with proposals")
-        proposal_parts.report_recall(records, store, config, split)
-        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
-        return records
-
     def _measured_coder(self) -> BoxCoder | None:
         if not model_parts.measures_targets(self.config):
             return None
@@ -241,7 +266,7 @@ class RegionTask(BaseTask[AnyBatch]):
             self.config.train.sampling.foreground_iou,
             use_difficult=self.config.data.difficult == "train",
         )
-        return measured_coder(sums, class_agnostic=self.config.model.head.class_agnostic)
+        return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
 
 class DetectionTask(RegionTask[Batch]):
@@ -249,7 +274,13 @@ class DetectionTask(RegionTask[Batch]):
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         return loaders.training_batches(
-            self.config, self.records, self.proposals, start, self.device, draw_regions=self.draw_regions
+            self.config,
+            self.records,
+            self.proposals,
+            start,
+            self.device,
+            draw_regions=self.draw_regions,
+            network=self.model,
         )
 
     def _sampled(self, batch: Batch) -> SampledRoIs:
