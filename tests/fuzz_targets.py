@@ -8,7 +8,7 @@ A file of which damaged parts are left out is ``repaired`` and never refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,7 @@ from detector.proposals.readers import read_images
 from detector.proposals.recall import recall
 from detector.proposals.store import Entry, ProposalStore
 from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache
+from detector.staged.region_features import EmbeddedImage, EmbeddedRegions, FeaturePlan, RegionFeatures
 from detector.staged.runner import read_record
 from tests import fuzz_changes as changes
 from tests import fuzz_regions, run_records
@@ -329,6 +330,30 @@ def read_cache(path: Path) -> object:
     return FeatureCache(path.parent, cache_plan()).levels("a")
 
 
+def make_region_features(folder: Path, name: str) -> Path:
+    plan = region_plan()
+
+    def rows(numbers: Sequence[int]) -> Generator[EmbeddedRegions, None, None]:
+        for count in [plan.images[number].count for number in numbers]:
+            boxes, scores = np.ones((count, 4), np.float32), np.ones(count, np.float32)
+            yield EmbeddedRegions(boxes, scores, np.ones((count, plan.width), np.float16))
+
+    plan.folder(folder / "features").fill(rows, plan.write)
+    return folder / "features" / name
+
+
+def region_plan() -> FeaturePlan:
+    images = [
+        EmbeddedImage(key=key, hash="0" * 32, height=20, width=30, count=count, scored=True, regions="1" * 32)
+        for key, count in (("a", 2), ("b", 3))
+    ]
+    return FeaturePlan(images, {"weights": "w"}, width=3)
+
+
+def read_region_features(path: Path) -> object:
+    return RegionFeatures.open(path.parent).all_features
+
+
 def store_target(kind: str, name: str, change: Change) -> Target:
     return Target(kind, partial(make_store, name=name), read_store, any_of(damage, change), names_folder=True)
 
@@ -485,6 +510,22 @@ TARGETS = [
     ),
     Target("feature cache, maps", partial(make_cache, name="maps.bin"), read_cache, names_folder=True),
     Target("feature cache, done", partial(make_cache, name="done.bin"), read_cache, names_folder=True),
+    Target(
+        "region features, record",
+        partial(make_region_features, name="features.json"),
+        read_region_features,
+        any_of(damage, changes.change_json),
+        names_folder=True,
+    ),
+    *(
+        Target(
+            f"region features, {name}",
+            partial(make_region_features, name=name),
+            read_region_features,
+            names_folder=True,
+        )
+        for name in ("features.npy", "scores.npy", "offsets.npy", "done.bin")
+    ),
     # Damaged parts of the repaired ones are left out; no reader refuses one of them.
     Target("run log", run_records.make_run_log, run_records.read_run_log, repaired=True),
     Target("stage record", run_records.make_stage_record, read_record),

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from detector.commands import cli
 from detector.config import Config, load_config
 from detector.core.errors import InputError
+from detector.core.files import file_name_of
 from detector.core.machine import process_seconds
-from detector.core.progress import note, said_once, show
+from detector.core.progress import note, progress_bar, said_once, show
 
 if TYPE_CHECKING:
     from detector.models.detector import RegionDetector
@@ -24,20 +25,32 @@ if TYPE_CHECKING:
 
 def main() -> int:
     arguments = parse()
+    from detector.core.distributed import is_main
+    from detector.staged.feature_export import require_exporter
+
+    for form in arguments.to:
+        require_exporter(form)
     with cli.processes(arguments.device) as device:
-        report(arguments, embed(arguments, device))
+        config, split = configuration(arguments)
+        features = embed(arguments, config, split, device)
+        if is_main():
+            report(arguments, split, features, export_all(arguments, split, features))
     return 0
 
 
-def embed(arguments: argparse.Namespace, device: str) -> RegionFeatures:
+def configuration(arguments: argparse.Namespace) -> tuple[Config, str]:
+    """Return the config with the limits of ``--top-k``, and the split."""
+    limits = [f"proposals.top_k_{use}={arguments.top_k}" for use in ("train", "test") if arguments.top_k]
+    config = load_config(arguments.config, [*arguments.overrides, *limits])
+    return config, arguments.split or config.data.train_split
+
+
+def embed(arguments: argparse.Namespace, config: Config, split: str, device: str) -> RegionFeatures:
     """Return the split's features, computed where they are not there yet."""
     from detector.engine.determinism import cuda_algorithms
     from detector.factory.resources import use_cores
     from detector.staged.region_features import embed_named_split
 
-    limits = [f"proposals.top_k_{use}={arguments.top_k}" for use in ("train", "test") if arguments.top_k]
-    config = load_config(arguments.config, [*arguments.overrides, *limits])
-    split = arguments.split or config.data.train_split
     hidden = arguments.features == "hidden"
     use_cores(config, device)
     with cuda_algorithms(device, deterministic=config.train.deterministic):
@@ -77,23 +90,40 @@ def checkpoint_file(place: Path) -> Path:
     return best
 
 
-def report(arguments: argparse.Namespace, features: RegionFeatures) -> None:
-    """Print where the features are and how many, as text or as JSON; rank 0 does."""
+def export_all(arguments: argparse.Namespace, split: str, features: RegionFeatures) -> list[str]:
+    """Write the files that ``--to`` asks for, SPLIT.parquet and SPLIT.npz; return their paths."""
+    from detector.staged.feature_export import export
+
+    paths = []
+    for form in arguments.to:
+        path = Path(arguments.output) / file_name_of(f"{split}.{form}")
+        with progress_bar(f"writing {path.name}") as advance:
+            export(features, path, form, arguments.dtype, advance)
+        paths.append(str(path))
+    return paths
+
+
+def report(arguments: argparse.Namespace, split: str, features: RegionFeatures, exported: list[str]) -> None:
+    """Print where the features are and how many, as text or as JSON."""
     outcome: dict[str, Any] = {
         "folder": str(features.folder),
         "key": features.plan.key,
+        "split": split,
         "images": len(features.images),
         "regions": len(features),
         "width": features.width,
+        "exported": exported,
         "seconds": round(process_seconds(), 1),
     }
     if arguments.json:
         show(json.dumps(outcome, indent=2))
         return
     show(
-        f"{outcome['regions']} regions of {outcome['images']} images, {outcome['width']} features each: "
-        f"{outcome['folder']}"
+        f"{split}: {outcome['regions']} regions of {outcome['images']} images, {outcome['width']} features "
+        f"each: {outcome['folder']}"
     )
+    for path in exported:
+        show(f"exported: {path}")
 
 
 def parse() -> argparse.Namespace:
@@ -126,6 +156,22 @@ def parse() -> argparse.Namespace:
         help="at most N regions per image (default: proposals.top_k_train for the training split, "
         "proposals.top_k_test for others)",
     )
+    parser.add_argument(
+        "--to",
+        action="append",
+        choices=("parquet", "npz"),
+        default=[],
+        help="also write SPLIT.parquet or SPLIT.npz into DIR, for other programs; can be given twice",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="type of the features in the files of --to (default: float16, as they are stored)",
+    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     cli.add_device_argument(parser)
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.top_k is not None and arguments.top_k < 1:
+        raise InputError(f"--top-k {arguments.top_k}: give a number of regions, at least 1")
+    return arguments

@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -37,7 +37,7 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.files import file_hash, read_json
 from detector.core.progress import note, progress_bar
-from detector.core.structures import ImageRecord, Proposals, ProposalSource
+from detector.core.structures import Batch, ImageRecord, Proposals, ProposalSource
 from detector.engine.inference import RegionPredictor
 from detector.factory.data import split_records
 from detector.factory.loaders import inference_views, naming
@@ -73,7 +73,8 @@ _WHAT = "set of region features"
 class EmbeddedImage:
     """One image: its ``key``, the hash of its file, its size in pixels, and its ``count`` regions.
 
-    ``scored`` says whether the regions have scores; ``regions`` is a digest of the boxes and scores.
+    ``scored`` says whether the regions have scores; ``regions`` is a digest of the boxes and scores, and of
+    the masks where the region pool uses them.
     """
 
     key: str
@@ -83,6 +84,14 @@ class EmbeddedImage:
     count: int
     scored: bool
     regions: str
+
+
+class EmbeddedRegions(NamedTuple):
+    """One image as it is written: its regions (P, 4), their scores (P,) or None, their features (P, D)."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32] | None
+    features: NDArray[np.float16]
 
 
 class FeaturePlan:
@@ -138,7 +147,23 @@ class FeaturePlan:
             "images": [asdict(image) for image in self.images],
         }
 
+    def write(self, outputs: Outputs, number: int, image: EmbeddedRegions) -> int:
+        """Write what is stored of image ``number`` to its place, and return its checksum."""
+        boxes, scores, features = image
+        if features.shape != (self.images[number].count, self.width):
+            raise ValueError(f"features {features.shape} for {self.images[number].count} regions")
+        rows: dict[str, NDArray[Any]] = {FEATURES: features, BOXES: boxes}
+        if self.scored:
+            rows[SCORES] = np.full(len(boxes), np.nan, np.float32) if scores is None else scores
+        content = {name: np.ascontiguousarray(array, DTYPES[name]) for name, array in rows.items()}
+        for name, array in content.items():
+            row = prod(array.shape[1:]) * array.itemsize
+            begin = len(self.files[name].head) + int(self.offsets[number]) * row
+            outputs[name].write_at(begin, _bytes(array))
+        return _checksum(content.values())
+
     def folder(self, place: Path) -> CacheFolder:
+        """Return the folder ``place``, which may not exist yet."""
         return CacheFolder(
             folder=place,
             what=_WHAT,
@@ -263,6 +288,10 @@ class RegionFeatures:
         for number in range(len(self.plan.images)):
             self._check(number)
 
+    def embedded(self, key: str) -> EmbeddedRegions:
+        """Return all that is stored of an image."""
+        return EmbeddedRegions(self.boxes(key), self.scores(key), self.features(key))
+
     def _number(self, key: str) -> int:
         try:
             return self._numbers[key]
@@ -280,9 +309,10 @@ class RegionFeatures:
     def _check(self, number: int) -> None:
         if number in self._checked:
             return
-        rows, scored = self._rows(number), self.plan.images[number].scored
-        scores = self._scores[rows] if self._scores is not None and scored else None
-        if _checksum(self._features[rows], self._boxes[rows], scores) != self._checksums[number]:
+        rows = self._rows(number)
+        arrays: list[NDArray[Any]] = [self._features, self._boxes]
+        arrays += [] if self._scores is None else [self._scores]
+        if _checksum(array[rows] for array in arrays) != self._checksums[number]:
             raise InputError(
                 f"{self.folder}: damaged: the region features of image {self.plan.images[number].key!r} are "
                 f"not as they were written; {self.plan.folder(self.folder).make_again}"
@@ -332,19 +362,17 @@ def _require_types(image: EmbeddedImage) -> None:
             raise ValueError(name)
 
 
-def _checksum(features: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any] | None) -> int:
+def _checksum(arrays: Iterable[NDArray[Any]]) -> int:
     """Return the CRC-32 of an image's features, boxes and scores, 1 in place of 0."""
     checksum = 0
-    for array in (features, boxes) if scores is None else (features, boxes, scores):
-        checksum = zlib.crc32(np.ascontiguousarray(array).data.cast("B") if array.size else b"", checksum)
+    for array in arrays:
+        checksum = zlib.crc32(_bytes(array), checksum)
     return checksum or 1
 
 
-class _Embedded(NamedTuple):
-    """One image as it is written: its regions, and their features (P, D) float16."""
-
-    proposals: Proposals
-    features: NDArray[np.float16]
+def _bytes(array: NDArray[Any]) -> memoryview | bytes:
+    """Return the bytes of ``array``, of which no copy is made where they lie one after another."""
+    return np.ascontiguousarray(array).data.cast("B") if array.size else b""
 
 
 def embed_named_split(
@@ -393,29 +421,53 @@ def embed_split(
         raise InputError("task: classification has no regions; region features need task: detection")
     view = _one_view(config)
     plan = plan_features(view, model, records, source, hidden=hidden)
-    predictor = build_predictor(view, model.eval(), device)
-    assert isinstance(predictor, RegionPredictor)  # of every other task
-    network = predictor.model  # may be a copy with weights in half precision
-    assert isinstance(network, RegionDetector)
-    pool = network.hidden if hidden else network.pooled
     place = folder / plan.key[:16]
     size = size_text(sum(planned.size for planned in plan.files.values()))
     note(f"features of {plan.total} regions of {len(records)} images, {plan.width} each: {size} in {place}")
+    embedding = _Embedding(view, build_predictor(view, model.eval(), device), plan, hidden=hidden)
 
-    no_features = torch.zeros(0, plan.width)
-
-    def results(numbers: Sequence[int]) -> Generator[_Embedded, None, None]:
-        missing = [records[number] for number in numbers]
+    def results(numbers: Sequence[int]) -> Generator[EmbeddedRegions, None, None]:
+        known = _known(folder, plan, numbers)
+        missing = [records[number] for number in numbers if number not in known]
         with closing(inference_views(view, missing, source, device)) as images:
-            for views in images:
-                proposals = views[0].proposals[0]
-                with naming(views[0].metas):
-                    found = predictor.features(views, pool) if len(proposals) else no_features
-                    yield _Embedded(proposals, _half(found))
+            for number in numbers:
+                if number in known:
+                    yield known[number].embedded(plan.images[number].key)
+                else:
+                    yield embedding(number, next(images))
 
     with progress_bar("region features") as advance:
-        plan.folder(place).fill(results, _writer(plan), advance)
+        plan.folder(place).fill(results, plan.write, advance)
     return RegionFeatures(place, plan)
+
+
+class _Embedding:
+    """Computes the features of an image's regions with a predictor of regions."""
+
+    def __init__(self, config: Config, predictor: Any, plan: FeaturePlan, *, hidden: bool) -> None:
+        assert isinstance(predictor, RegionPredictor)  # of every task but classification
+        network = predictor.model  # may be a copy with weights in half precision
+        assert isinstance(network, RegionDetector)
+        self.pool = network.hidden if hidden else network.pooled
+        self.predictor = predictor
+        self.plan = plan
+        self.masked = _masked(config)
+
+    def __call__(self, number: int, views: Sequence[Batch]) -> EmbeddedRegions:
+        """Return what is stored of image ``number``; InputError where its features do not fit float16."""
+        proposals, planned = views[0].proposals[0], self.plan.images[number]
+        if _regions_digest(proposals, masked=self.masked) != planned.regions:
+            raise InputError(
+                f"image {planned.key}: its proposals have changed while the features were computed; start "
+                "again"
+            )
+        if not len(proposals):
+            features = np.zeros((0, self.plan.width), np.float16)
+        else:
+            with naming(views[0].metas):
+                features = _half(self.predictor.features(views, self.pool))
+        scores = None if proposals.scores is None else proposals.scores.numpy()
+        return EmbeddedRegions(proposals.boxes.numpy(), scores, features)
 
 
 def plan_features(
@@ -428,10 +480,14 @@ def plan_features(
 ) -> FeaturePlan:
     """Return the plan for the features of ``records``, for which image files and proposals are read."""
 
+    masked = _masked(config)
+
     def describe(record: ImageRecord) -> str:
         proposals = source(record)
         scored = int(proposals.scores is not None)
-        return f"{file_hash(record.path)},{len(proposals)},{scored},{_regions_digest(proposals)}"
+        return (
+            f"{file_hash(record.path)},{len(proposals)},{scored},{_regions_digest(proposals, masked=masked)}"
+        )
 
     images = []
     for record, text in zip(records, shared_texts(records, describe), strict=True):
@@ -490,10 +546,19 @@ def _one_view(config: Config) -> Config:
     return config.model_copy(update={"test": test})
 
 
-def _regions_digest(proposals: Proposals) -> str:
-    """Return a digest of what is pooled, and of the scores that are stored beside it."""
+def _regions_digest(proposals: Proposals, *, masked: bool) -> str:
+    """Return a digest of what is pooled, also the masks if ``masked``, and of the scores beside it."""
     arrays = [proposals.boxes] if proposals.scores is None else [proposals.boxes, proposals.scores]
-    return bytes_digest(json_bytes(list(one.shape)) + one.numpy().tobytes() for one in arrays)
+    parts = [json_bytes(list(one.shape)) + one.numpy().tobytes() for one in arrays]
+    if masked and proposals.masks is not None:
+        parts.append(json_bytes([proposals.masks.size, list(map(len, proposals.masks.counts))]))
+        parts.extend(proposals.masks.counts)
+    return bytes_digest(parts)
+
+
+def _masked(config: Config) -> bool:
+    """Return whether the config's region pool uses the masks of regions."""
+    return getattr(config.model.pool, "mask", "none") != "none"  # not every pool can
 
 
 def _half(features: Tensor) -> NDArray[np.float16]:
@@ -508,29 +573,26 @@ def _half(features: Tensor) -> NDArray[np.float16]:
     return features.half().cpu().numpy()
 
 
-def _writer(plan: FeaturePlan) -> Callable[[Outputs, int, _Embedded], int]:
-    """Return the function that writes one image to its place and returns its checksum."""
+def _known(folder: Path, plan: FeaturePlan, numbers: Sequence[int]) -> dict[int, RegionFeatures]:
+    """Return which of the images ``numbers`` another set in ``folder`` holds, made with all the same.
 
-    def write(outputs: Outputs, number: int, image: _Embedded) -> int:
-        planned, (proposals, features) = plan.images[number], image
-        if _regions_digest(proposals) != planned.regions:
-            raise InputError(
-                f"image {planned.key}: its proposals have changed while the features were computed; start "
-                "again"
-            )
-        if features.shape != (planned.count, plan.width):
-            raise ValueError(f"features {features.shape} where {(planned.count, plan.width)} were planned")
-        boxes = proposals.boxes.numpy()
-        scores = None if proposals.scores is None else proposals.scores.numpy()
-        rows: dict[str, NDArray[Any]] = {FEATURES: features, BOXES: boxes}
-        if plan.scored:
-            rows[SCORES] = np.full(len(boxes), np.nan, np.float32) if scores is None else scores
-        for name, array in rows.items():
-            content = np.ascontiguousarray(array, DTYPES[name])
-            row = prod(content.shape[1:]) * content.itemsize
-            outputs[name].write_at(
-                len(plan.files[name].head) + int(plan.offsets[number]) * row, content.tobytes()
-            )
-        return _checksum(features, boxes, scores)
-
-    return write
+    So an image is embedded once when a split grows, or when a part of it is wanted. Unfinished and damaged
+    sets are left out.
+    """
+    found: dict[int, RegionFeatures] = {}
+    for path in sorted(folder.glob(f"*/{RECORD}")) if numbers else []:
+        wanted = {plan.images[number]: number for number in numbers if number not in found}
+        try:
+            other = _read_plan(path)
+            shared = [image for image in other.images if image in wanted]
+            same = (other.source, other.width) == (plan.source, plan.width) and other.key != plan.key
+            if not (same and shared):
+                continue
+            features = RegionFeatures(path.parent, other)
+            features.check()
+        except InputError:
+            continue
+        found |= {wanted[image]: features for image in shared}
+    if found:
+        note(f"{len(found)} of {len(numbers)} images are copied from other sets in {folder}")
+    return found
