@@ -32,6 +32,7 @@ from detector.config import Config
 from detector.config.load import override, parse_config, parse_stored
 from detector.core.errors import InputError
 from detector.core.structures import Batch, Detections, ImageRecord, Proposals, Targets
+from detector.data.given_regions import checked_boxes, checked_masks
 from detector.data.images import LoadedImage, upright_size
 from detector.data.in_memory import ImageLike, load_image
 from detector.data.paths import image_key
@@ -91,7 +92,7 @@ class Result:
 
     @property
     def scores(self) -> Tensor:
-        """Scores (D,): probabilities, or the margins of SVMs."""
+        """Scores (D,): probabilities, with sigmoid scores independent of each other, or margins of SVMs."""
         return self.detections.scores
 
     @property
@@ -219,6 +220,7 @@ class Detector:
         image: ImageLike,
         *,
         boxes: object = None,
+        masks: object = None,
         score_threshold: float | None = None,
         proposals: ProposalPlace | None = None,
     ) -> Result: ...
@@ -228,6 +230,7 @@ class Detector:
         image: list[Any] | tuple[Any, ...],
         *,
         boxes: object = None,
+        masks: object = None,
         score_threshold: float | None = None,
         proposals: ProposalPlace | None = None,
     ) -> list[Result]: ...
@@ -236,6 +239,7 @@ class Detector:
         image: ImageLike | list[Any] | tuple[Any, ...],
         *,
         boxes: object = None,
+        masks: object = None,
         score_threshold: float | None = None,
         proposals: ProposalPlace | None = None,
     ) -> Result | list[Result]:
@@ -246,6 +250,9 @@ class Detector:
                 or a list of these. EXIF orientation is applied to files and Pillow images.
             boxes: regions of your own to classify instead of proposals, (P, 4): x1, y1, x2, y2, half-open, in
                 pixels of the upright image; for a list of images, a list with one such array per image.
+            masks: the same as masks instead of boxes: a boolean array (P, H, W), or a list of run-length
+                encodings with ``size`` and ``counts`` as pycocotools and COCO's files have them. A region is
+                the box of its mask; a network with ``model.pool.mask`` also pools only the mask's cells.
             score_threshold: only detections that score more are returned. None takes ``test.score_threshold``
                 and gives the results of evaluation, bit for bit; a classifier then returns all its classes.
             proposals: a `ProposalStore` or the path of one, or a proposal file of any format that the tools
@@ -254,15 +261,11 @@ class Detector:
         Raises:
             InputError: an image, box or file is faulty; the message names it and the fix.
         """
+        options: dict[str, Any] = {"score_threshold": score_threshold, "proposals": proposals}
         if isinstance(image, list | tuple):
-            if boxes is not None and (not isinstance(boxes, list | tuple) or len(boxes) != len(image)):
-                raise InputError(
-                    f"boxes: for a list of {len(image)} images give a list of as many arrays (P, 4)"
-                )
-            options: dict[str, Any] = {"score_threshold": score_threshold, "proposals": proposals}
-            return list(self.stream(image, boxes=boxes, **options))
-        own = None if boxes is None else [boxes]
-        (result,) = self.stream([image], boxes=own, score_threshold=score_threshold, proposals=proposals)
+            return list(self.stream(image, **_one_per_image(len(image), boxes, masks), **options))
+        own = _one_per_image(1, *(None if given is None else [given] for given in (boxes, masks)))
+        (result,) = self.stream([image], **own, **options)
         return result
 
     def stream(
@@ -270,6 +273,7 @@ class Detector:
         images: Iterable[ImageLike],
         *,
         boxes: Iterable[object] | None = None,
+        masks: Iterable[object] | None = None,
         score_threshold: float | None = None,
         proposals: ProposalPlace | None = None,
     ) -> Iterator[Result]:
@@ -283,30 +287,35 @@ class Detector:
         predictor = self._with_threshold(score_threshold)
         if proposals is not None:
             images = list(images)
-        with self._source_of(images, boxes, proposals) as source:
-            pairs = zip(images, repeat(source), strict=False) if boxes is None else _pairs(images, boxes)
+        with self._source_of(images, boxes, masks, proposals) as source:
+            own_regions = boxes is not None or masks is not None
+            pairs = _pairs(images, boxes, masks) if own_regions else zip(images, repeat(source), strict=False)
             for number, (image, own) in enumerate(pairs):
                 views = self._views(image, number, own)
                 with self._running(views):
                     predicted = predictor(views)
                 yield self._result(image, views[0].metas[0].original_size, predicted, score_threshold)
 
-    def classify(self, image: ImageLike, boxes: object, features: bool = False) -> Regions:
+    def classify(
+        self, image: ImageLike, boxes: object = None, features: bool = False, *, masks: object = None
+    ) -> Regions:
         """Return the scores and refined boxes of each region of one image, in the order given.
 
-        Nothing is suppressed or thresholded. ``boxes`` are as in a call. With ``features`` the result holds
-        the pooled and hidden features too. `RegionPredictor.regions` says how several test scales and
-        mirrored images are merged: the mean of scores and boxes, and the features of the straight image.
+        Nothing is suppressed or thresholded: the scores are those of all K classes and of the background, for
+        every kind of ``model.head.scores``; `Regions` says what they are. ``boxes`` or ``masks`` are as in a
+        call. With ``features`` the result holds the pooled and hidden features too. `RegionPredictor.regions`
+        says how several test scales and mirrored images are merged: the mean of scores and boxes, and the
+        features of the straight image.
 
         Raises:
-            InputError: as in a call, and for a classifier of whole images.
+            InputError: as in a call, without regions, and for a classifier of whole images.
         """
         predictor = self._predictor
         if not isinstance(predictor, RegionPredictor):
             raise InputError(
                 f"{self._source} classifies whole images and not regions; call it with the image"
             )
-        views = self._views(image, 0, _given(boxes))
+        views = self._views(image, 0, _given(boxes, masks))
         with self._running(views):
             return _ordinary(predictor.regions(views, features=features))
 
@@ -357,14 +366,16 @@ class Detector:
 
     @contextmanager
     def _source_of(
-        self, images: Iterable[ImageLike], boxes: object, proposals: ProposalPlace | None
+        self, images: Iterable[ImageLike], boxes: object, masks: object, proposals: ProposalPlace | None
     ) -> Iterator[Source]:
         """Provide each image's proposals; those of a store are looked up by path and file name."""
-        if boxes is not None and proposals is not None:
-            raise InputError("give either boxes or proposals, not both")
+        if sum(regions is not None for regions in (boxes, masks, proposals)) > 1:
+            raise InputError("give only one of boxes, masks and proposals")
         if self.config.task == "classification":
-            if boxes is not None or proposals is not None:
-                raise InputError(f"{self._source} classifies whole images; it takes no boxes or proposals")
+            if not boxes is masks is proposals is None:
+                raise InputError(
+                    f"{self._source} classifies whole images; it takes no boxes, masks or proposals"
+                )
             yield lambda record, _: no_proposals(record)
         elif proposals is not None:
             records = [_record_on_disk(image, number) for number, image in enumerate(images)]
@@ -424,61 +435,42 @@ def _record_on_disk(image: ImageLike, number: int) -> ImageRecord:
     return record_of(Path(name))
 
 
-def _pairs(images: Iterable[ImageLike], boxes: Iterable[object]) -> Iterator[tuple[ImageLike, Source]]:
-    """Yield each image with the source of its own ``boxes``."""
-    sources = map(_given, boxes)
+def _one_per_image(count: int, boxes: object, masks: object) -> dict[str, Any]:
+    """Return both as arguments of `Detector.stream`; InputError unless they are lists of ``count`` arrays."""
+    for name, regions in (("boxes", boxes), ("masks", masks)):
+        if regions is not None and not (isinstance(regions, list | tuple) and len(regions) == count):
+            raise InputError(f"{name}: for a list of {count} images give a list of as many arrays")
+    return {"boxes": boxes, "masks": masks}
+
+
+def _pairs(
+    images: Iterable[ImageLike], boxes: Iterable[object] | None, masks: Iterable[object] | None
+) -> Iterator[tuple[ImageLike, Source]]:
+    """Yield each image with the source of its own ``boxes`` or ``masks``, one of which is None."""
+    name, regions = ("boxes", boxes) if boxes is not None else ("masks", masks)
+    assert regions is not None
+    given = iter(regions)
     for number, image in enumerate(images):
-        source = next(sources, None)
-        if source is None:
-            raise InputError(f"boxes: no regions for image {number}; give one array (P, 4) per image")
-        yield image, source
-    if next(sources, None) is not None:
-        raise InputError("boxes: more arrays than images; give one array (P, 4) per image")
+        own = next(given, None)
+        if own is None:
+            raise InputError(f"{name}: no regions for image {number}; give one array per image")
+        yield image, _given(own, None) if name == "boxes" else _given(None, own)
+    if next(given, None) is not None:
+        raise InputError(f"{name}: more arrays than images; give one array per image")
 
 
-def _given(boxes: object) -> Source:
-    """Return a source of regions that the caller gives for one image."""
-    return lambda record, image: Proposals(boxes=_checked(boxes, image.size, record.image_id))
+def _given(boxes: object, masks: object) -> Source:
+    """Return a source of regions that the caller gives for one image, as boxes or as masks."""
+    if (boxes is None) == (masks is None):
+        raise InputError("give the regions as boxes or as masks" + ("" if boxes is None else ", not both"))
 
+    def regions(record: ImageRecord, image: LoadedImage) -> Proposals:
+        if masks is None:
+            return Proposals(boxes=checked_boxes(boxes, image.size, record.image_id))
+        checked = checked_masks(masks, image.size, record.image_id)
+        return Proposals(boxes=checked.boxes(), masks=checked)
 
-def _checked(boxes: object, size: tuple[int, int], name: str) -> Tensor:
-    """Return ``boxes`` as a tensor (P, 4) float32.
-
-    Raises InputError for another shape or type, and names the first box that is not finite, is reversed or
-    empty, or lies outside an image of ``size`` (height, width).
-    """
-    rows = _numbers(boxes, name)
-    if rows.size == 0 and rows.shape in ((0,), (0, 4)):
-        return torch.zeros(0, 4)
-    if rows.ndim != 2 or rows.shape[1] != 4:
-        one = "; put a single box into a list: [box]" if rows.shape == (4,) else ""
-        raise InputError(f"{name}: boxes have shape {rows.shape}, expected (P, 4){one}")
-    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
-        checked = torch.from_numpy(rows.astype(np.float32))
-    x1, y1, x2, y2 = checked.unbind(1)
-    faults = {
-        "is not finite": ~torch.isfinite(checked).all(dim=1),
-        "is reversed or empty; boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2": (x2 <= x1) | (y2 <= y1),
-        f"leaves the image of {size[1]}x{size[0]} pixels; clip it": (
-            (x1 < 0) | (y1 < 0) | (x2 > size[1]) | (y2 > size[0])
-        ),
-    }
-    for what, wrong in faults.items():
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise InputError(f"{name}: box {row}, {checked[row].tolist()}, {what}")
-    return checked
-
-
-def _numbers(boxes: object, name: str) -> np.ndarray:
-    try:
-        plain = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else boxes
-        rows = np.asarray(plain)
-    except (TypeError, ValueError):  # rows of different lengths
-        rows = np.empty(0, object)
-    if rows.dtype.kind not in "iuf":
-        raise InputError(f"{name}: boxes: expected numbers of shape (P, 4), such as a NumPy array")
-    return rows
+    return regions
 
 
 def _ordinary(container: Container) -> Container:

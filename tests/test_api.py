@@ -22,6 +22,7 @@ import detector as package
 from detector import Detector, Result
 from detector.config import Config
 from detector.core.errors import InputError
+from detector.core.masks import Masks
 from detector.core.structures import Detections, Proposals
 from detector.data.images import read_image
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -291,11 +292,65 @@ def test_a_list_of_images_needs_boxes_for_each(make: Make, tiny_root: Path) -> N
     for wrong in ([BOXES], BOXES):
         with pytest.raises(InputError, match="for a list of 2 images give a list of as many arrays"):
             detector(paths, boxes=wrong)
-    with pytest.raises(InputError, match="either boxes or proposals"):
+    with pytest.raises(InputError, match="only one of boxes, masks and proposals"):
         detector(paths, boxes=[BOXES, BOXES], proposals="boxes.npz")
     found = detector(paths, boxes=[BOXES, torch.from_numpy(BOXES).bfloat16()])
     assert same(found[0], detector(paths[0], boxes=BOXES.tolist()))
     assert len(detector(paths[0], boxes=[])) == len(detector(paths[0], boxes=np.zeros((0, 4)))) == 0
+
+
+def blobs(size: tuple[int, int]) -> np.ndarray:
+    """Two masks (2, H, W) of other shapes than their boxes."""
+    masks = np.zeros((2, *size), bool)
+    masks[0, 5:40, 8:30] = True
+    masks[0, 20:40, 20:30] = False
+    masks[1, 12, 3] = masks[1, 50, 60] = True
+    return masks
+
+
+def test_masks_are_regions_like_their_boxes(make: Make, tiny_root: Path) -> None:
+    detector, image = make(), image_paths(tiny_root)[0]
+    masks = blobs(read_image(image).shape[:2])
+    boxes = [[8, 5, 30, 40], [3, 12, 61, 51]]
+    expected, regions = detector(image, boxes=boxes), detector.classify(image, boxes)
+    rles = Masks.encode(masks).rles()
+    for form in (masks, masks.astype(np.uint8) * 7, torch.from_numpy(masks), rles, Masks.encode(masks)):
+        assert same(detector(image, masks=form), expected)
+        assert torch.equal(detector.classify(image, masks=form).scores, regions.scores)
+    assert same(detector([image], masks=[masks])[0], expected)
+    assert [same(found, expected) for found in detector.stream([image] * 2, masks=[rles, masks])] == [
+        True
+    ] * 2
+    assert len(detector(image, masks=masks[:0])) == len(detector(image, masks=[])) == 0
+
+
+@pytest.mark.parametrize(
+    ("masks", "fault"),
+    [
+        (np.zeros((2, 3, 4), bool), r"expected boolean numbers of shape \(P, \d+, \d+\).*\(2, 3, 4\)"),
+        (np.zeros((3, 4), bool), r"not bool of shape \(3, 4\)"),
+        ("masks", "expected boolean numbers"),
+        ([np.zeros((2, 3)), np.zeros((3, 2))], "expected boolean numbers"),
+        ([{"size": [3, 4], "counts": [12]}], r"masks, mask 0: its size \[3, 4\] is not the image's"),
+        ([{"counts": [12]}], "masks, mask 0: expected a run-length encoding"),
+        (Masks.absent(1, (3, 4)), r"masks are of an image of \(3, 4\)"),
+    ],
+    ids=str,
+)
+def test_wrong_masks_are_one_clear_error(make: Make, tiny_root: Path, masks: object, fault: str) -> None:
+    detector, image = make(), image_paths(tiny_root)[0]
+    with pytest.raises(InputError, match=f"{image}: .*{fault}"):
+        detector(image, masks=masks)
+    empty = blobs(read_image(image).shape[:2])
+    empty[1] = False
+    with pytest.raises(InputError, match="mask 1 has no pixel"):
+        detector.classify(image, masks=empty)
+    with pytest.raises(InputError, match="as boxes or as masks, not both"):
+        detector.classify(image, BOXES, masks=empty)
+    with pytest.raises(InputError, match=r"as boxes or as masks$"):
+        detector.classify(image)
+    with pytest.raises(InputError, match="masks: for a list of 1 images give a list"):
+        detector([image], masks=empty)
 
 
 def test_a_stream_needs_boxes_for_each_image(make: Make, tiny_root: Path) -> None:

@@ -11,7 +11,8 @@ from detector.config import Config, load_config
 from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.machine import process_seconds
-from detector.core.progress import said_once, show
+from detector.core.progress import note, said_once, show
+from detector.evaluation.region_scores import check_name
 from detector.evaluation.report import metrics_shown, write_json
 
 
@@ -55,7 +56,16 @@ def score_given(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     split = arguments.split or config.data.test_split
     use_cores(config, device)
     folder = results_folder(arguments, split, checkpoint["step"])
-    metrics = score_checkpoint(config, checkpoint, arguments.checkpoint, split, folder, device)
+    save_scores = None if arguments.save_scores is None else Path(arguments.save_scores)
+    if save_scores is not None and config.task == "classification":
+        raise InputError(
+            "--save-scores: task: classification scores whole images; there are no regions to save"
+        )
+    metrics = score_checkpoint(
+        config, checkpoint, arguments.checkpoint, split, folder, device, save_scores=save_scores
+    )
+    if save_scores is not None and is_main():
+        note(f"wrote all scores of all regions to {save_scores}")
     metrics = {**metrics, "seconds": round(process_seconds(), 1), "step": checkpoint["step"]}
     if is_main():
         write_json(folder / "metrics.json", metrics)
@@ -63,9 +73,18 @@ def score_given(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
 
 
 def score_checkpoint(
-    config: Config, checkpoint: dict[str, Any], source: str, split: str, folder: Path, device: str
+    config: Config,
+    checkpoint: dict[str, Any],
+    source: str,
+    split: str,
+    folder: Path,
+    device: str,
+    *,
+    save_scores: Path | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a checkpoint read from ``source``; write result files and pictures to ``folder``.
+
+    ``save_scores`` names a file for all scores of all regions (`detector.evaluation.region_scores`).
 
     Raises:
         InputError: a checkpoint of another network, task or classes than the config's, or missing data.
@@ -80,7 +99,7 @@ def score_checkpoint(
         model = restore_model(config, checkpoint, source).to(device)
         with said_once():
             scorer = build_scorer(config, device, classes=checkpoint["classes"], split=split)
-        evaluation = scorer.evaluate(model)
+        evaluation = scorer.evaluate(model, save_scores=save_scores)
     if is_main():
         scorer.write_results(folder, evaluation)
     return {**evaluation.at_threshold(checkpoint.get("score_threshold")).metrics, **peak_memory(device)}
@@ -132,6 +151,12 @@ def parse() -> argparse.Namespace:
         help="write the metrics there too, and result files into a folder FILE",
     )
     parser.add_argument(
+        "--save-scores",
+        metavar="FILE.npz",
+        help="write all class scores of all regions there too, before threshold and suppression, with the "
+        "regions and their refined boxes; numpy.load reads one image at a time (docs/multilabel.md)",
+    )
+    parser.add_argument(
         "--detections",
         metavar="PLACE",
         help="score the comp4_det_SPLIT_CLASS.txt files in this folder, or this COCO results.json",
@@ -155,6 +180,10 @@ def parse() -> argparse.Namespace:
         raise InputError("give --config and --checkpoint, or --detections and --annotations")
     if arguments.detections:
         arguments.metric = arguments.metric or "voc07"
+    if arguments.save_scores is not None:
+        if arguments.detections:
+            raise InputError("--save-scores needs a checkpoint; result files hold detections only")
+        check_name("--save-scores", Path(arguments.save_scores))
     if arguments.output and Path(arguments.output).suffix.lower() != ".json":
         raise InputError(f"--output {arguments.output}: name a .json file")
     if not 0 < arguments.iou <= 1:

@@ -32,9 +32,9 @@ def main() -> int:
                     go_on = arguments.resume or bool(arguments.stage)
                     held.enter_context(run_folder(folder, go_on=go_on, overwrite=arguments.overwrite))
             use_cores(config, device)
-            (train_stages if config.stages else train)(config, folder, device, arguments)
+            (train_stages if config.all_stages else train)(config, folder, device, arguments)
     except StopRequested as stop:
-        note(f"{stop}{' of its stage' if config.stages else ''}; go on with --resume")
+        note(f"{stop}{' of its stage' if config.all_stages else ''}; go on with --resume")
         return stop.exit_status
     return 0
 

@@ -222,6 +222,8 @@ def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[s
             dropped = set(base) - kept
         case "pool" if "kind" in top and top["kind"] != base.get("kind", "roi"):
             dropped = set(base)
+        case "head" if "kind" in top and top["kind"] != base.get("kind", "softmax"):
+            dropped = set(base)
         case "sampling" if "kind" in top and top["kind"] != base.get("kind", "random"):
             dropped = set(base) - {"rois_per_image", "foreground_iou", "add_targets"}
         case "backbone" if top.get("name", base.get("name")) != base.get("name"):

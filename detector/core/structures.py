@@ -28,12 +28,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
+from detector.core.masks import Masks
+
+if TYPE_CHECKING:
+    from detector.core.cell_masks import CellMasks
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
@@ -145,22 +149,33 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposals:
-    """The P proposals of one image: boxes (P, 4) in original-image pixels, scores (P,) or None."""
+    """The P proposals of one image: boxes (P, 4) in original-image pixels, scores (P,) or None.
+
+    ``masks`` are those of the P regions, None where no region has one. The box of a region with a mask is
+    that of its mask.
+    """
 
     boxes: Tensor
     scores: Tensor | None = None
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         _check("Proposals.boxes", self.boxes, (None, 4), torch.float32)
         if self.scores is not None:
             _check("Proposals.scores", self.scores, (len(self.boxes),), torch.float32)
+        if self.masks is not None and len(self.masks) != len(self.boxes):
+            raise ValueError(f"Proposals.masks must be {len(self.boxes)} masks, not {len(self.masks)}")
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def select(self, keep: Tensor) -> Proposals:
         """Return the proposals that ``keep`` selects, a mask (P,) or indices (n,)."""
-        return Proposals(boxes=self.boxes[keep], scores=None if self.scores is None else self.scores[keep])
+        return Proposals(
+            boxes=self.boxes[keep],
+            scores=None if self.scores is None else self.scores[keep],
+            masks=None if self.masks is None else self.masks.select(keep),
+        )
 
 
 ProposalSource = Callable[[ImageRecord], Proposals]
@@ -236,6 +251,22 @@ def window_size(size: tuple[int, int], window: Window | None) -> tuple[int, int]
     return size if window is None else (window[3] - window[1], window[2] - window[0])
 
 
+class DrawnRegions(NamedTuple):
+    """The r regions that are drawn of one image for a training step.
+
+    ``boxes`` (r, 4) are in the pixels of the regions that they were drawn from, ``labels`` (r,) int64 in
+    0..K, and ``box_targets`` (r, 4) or (r, K+1, 4) and ``label_sets`` (r, K+1) as in `SampledRoIs`. ``rows``
+    (r,) int64 are the regions' places among those that they were drawn from, -1 for the box of an annotated
+    object.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    box_targets: Tensor
+    rows: Tensor
+    label_sets: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledRoIs:
     """The RoIs of one training step and what the network should predict for each.
@@ -243,7 +274,12 @@ class SampledRoIs:
     ``rois`` (R, 5) are in network-input pixels; ``labels`` (R,) int64 in 0..K; ``box_targets`` (R, 4) are
     standardised by the box coder and zero for background; ``roi_levels`` (R,) int64, always on the CPU, is
     None where there is only one level. The RoIs of an image follow each other; ``counts`` has their number
-    for each of the N images, and is empty where it is not known.
+    for each of the N images, and is empty where it is not known. ``masks`` are those of the R RoIs at the
+    maps of their levels, None where none has a mask or the network pools boxes.
+
+    Where a region can have several labels, ``label_sets`` (R, K+1) bool are all labels of each RoI,
+    ``labels`` is one of them, and ``box_targets`` (R, K+1, 4) are those of every label, zero for the other
+    classes. Column 0 is False: background has no label. Elsewhere ``label_sets`` is None.
     """
 
     rois: Tensor
@@ -251,30 +287,34 @@ class SampledRoIs:
     box_targets: Tensor
     roi_levels: Tensor | None = None
     counts: tuple[int, ...] = ()
+    label_sets: Tensor | None = None
+    masks: CellMasks | None = None
 
     def __post_init__(self) -> None:
         count = len(self.rois)
         _check("SampledRoIs.rois", self.rois, (None, 5), torch.float32)
         _check("SampledRoIs.labels", self.labels, (count,), torch.int64)
-        _check("SampledRoIs.box_targets", self.box_targets, (count, 4), torch.float32)
+        columns: tuple[int, ...] = ()
+        if self.label_sets is not None:
+            _check("SampledRoIs.label_sets", self.label_sets, (count, None), torch.bool)
+            columns = (self.label_sets.shape[1],)
+        _check("SampledRoIs.box_targets", self.box_targets, (count, *columns, 4), torch.float32)
         if self.roi_levels is not None:
             _check("SampledRoIs.roi_levels", self.roi_levels, (count,), torch.int64)
         if self.counts and sum(self.counts) != count:
             raise ValueError(f"SampledRoIs.counts must add up to {count}, not {sum(self.counts)}")
 
     @classmethod
-    def stack(
-        cls,
-        boxes_per_image: Sequence[Tensor],
-        labels_per_image: Sequence[Tensor],
-        box_targets_per_image: Sequence[Tensor],
-    ) -> SampledRoIs:
-        """Make the RoIs of a batch from boxes (r_i, 4), labels (r_i,) and targets (r_i, 4) per image."""
+    def stack(cls, drawn: Sequence[DrawnRegions]) -> SampledRoIs:
+        """Make the RoIs of a batch from the regions that are drawn of each of its images."""
+        boxes_per_image = [one.boxes for one in drawn]
+        label_sets = [one.label_sets for one in drawn if one.label_sets is not None]
         return cls(
             rois=stack_rois(boxes_per_image),
-            labels=torch.cat(list(labels_per_image)),
-            box_targets=torch.cat(list(box_targets_per_image)),
+            labels=torch.cat([one.labels for one in drawn]),
+            box_targets=torch.cat([one.box_targets for one in drawn]),
             counts=tuple(map(len, boxes_per_image)),
+            label_sets=torch.cat(label_sets) if label_sets else None,
         )
 
     def to(self, device: torch.device | str) -> SampledRoIs:
@@ -284,11 +324,15 @@ class SampledRoIs:
             rois=self.rois.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             box_targets=self.box_targets.to(device, non_blocking=True),
+            label_sets=None if self.label_sets is None else self.label_sets.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device),
         )
 
     def device_tensors(self) -> list[Tensor]:
         """Return the tensors that `to` moves."""
-        return [self.rois, self.labels, self.box_targets]
+        several = [] if self.label_sets is None else [self.label_sets]
+        masks = [] if self.masks is None else self.masks.device_tensors()
+        return [self.rois, self.labels, self.box_targets, *several, *masks]
 
     def pin_memory(self) -> SampledRoIs:
         """Return a copy in page-locked memory, from which a GPU copies without waiting."""
@@ -297,19 +341,9 @@ class SampledRoIs:
             rois=self.rois.pin_memory(),
             labels=self.labels.pin_memory(),
             box_targets=self.box_targets.pin_memory(),
+            label_sets=None if self.label_sets is None else self.label_sets.pin_memory(),
+            masks=None if self.masks is None else self.masks.pin_memory(),
         )
-
-
-class DrawnRegions(NamedTuple):
-    """The r regions that are drawn of one image for a training step.
-
-    ``boxes`` (r, 4) are in the pixels of the regions that they were drawn from, ``labels`` (r,) int64 in
-    0..K, and ``box_targets`` (r, 4) as in `SampledRoIs`.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    box_targets: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -389,6 +423,9 @@ class Embedded(NamedTuple):
 
 class HeadOutput(NamedTuple):
     """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None.
+
+    Column 0 is the background. A network that scores every class by itself has no use for its logit; the
+    column exists so that label k is column k everywhere.
 
     ``region_logits`` (R, K+1) are the second stream of weakly supervised detection, and None elsewhere. A
     softmax over the regions of an image reads them, so they mean something only beside those of all regions.

@@ -262,10 +262,20 @@ def shown_in_window(
     if window is None:
         return proposals, targets
     boxes, kept = clip_to_window(proposals.boxes, window)
-    proposals = replace(proposals, boxes=boxes).select(kept)
+    proposals = _masks_in_window(replace(proposals, boxes=boxes).select(kept), window)
     boxes, kept = clip_to_window(targets.boxes, window)
     kept |= targets.crowd & (box_ops.area(boxes) > 0)
     return proposals, targets.with_boxes(boxes).select(kept)
+
+
+def _masks_in_window(proposals: Proposals, window: Window) -> Proposals:
+    """Return ``proposals`` with masks and their boxes cut off at ``window``; those left empty are dropped."""
+    if proposals.masks is None:
+        return proposals
+    masks = proposals.masks.within(window)
+    present = torch.from_numpy(masks.present)
+    boxes = torch.where(present[:, None], masks.boxes(), proposals.boxes)
+    return replace(proposals, boxes=boxes, masks=masks).select(box_ops.area(boxes) > 0)
 
 
 def _counted(targets: Targets) -> Tensor:

@@ -25,7 +25,7 @@ _PATTERNS = [
     re.compile(pattern)
     for pattern in (
         rf"({_STAGE}/)?(log\.jsonl|log\.tmp|config\.yaml|metrics\.json|run\.png)",
-        rf"({_STAGE}/)?(environment|trackers)\.json",
+        rf"({_STAGE}/)?(environment|trackers)\.json|refit\.json",
         rf"({_STAGE}/)?wandb/((offline-)?run-\d{{8}}_\d{{6}}-[^/]+/.+|latest-run|debug(-internal)?\.log)",
         rf"({_STAGE}/)?checkpoints/((step_\d+|best)\.pt|{_TEMPORARY})",
         rf"({_STAGE}/)?tensorboard/events\.out\.tfevents\.[^/]+",
@@ -41,6 +41,7 @@ _PATTERNS = [
 _ROOTS = (
     *("checkpoints", "tensorboard", "results", *PICTURE_FOLDERS, "stages", "cache", "faults", "wandb"),
     *("log.jsonl", "config.yaml", "metrics.json", "run.png", "environment.json", "trackers.json"),
+    "refit.json",
 )
 _CONFIG_KEYS = (b"data:", b"model:", b"train:")
 

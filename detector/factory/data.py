@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from detector.config import Config
+from detector.core.box_labels import labels_of_boxes
 from detector.core.distributed import check_shares, main_first
-from detector.core.errors import InputError
+from detector.core.errors import InputError, listed
 from detector.core.listing import real_paths
 from detector.core.progress import note
 from detector.core.records import Records
@@ -22,11 +25,14 @@ from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.annotation_cache import CACHE_FOLDER, AnnotationCache
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
+from detector.data.labelme.source import LabelMeSource
+from detector.data.labelstudio.source import LabelStudioSource
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
 from detector.data.targets import OTHER_CLASS, ObjectRules
 from detector.data.voc.source import VOC_CLASSES, VocSource
+from detector.data.yolo.source import YoloSource
 from detector.models.roi_sampler import trained_objects
 
 DEFAULT_FRACTION = 0.15
@@ -55,6 +61,35 @@ def build_source(config: Config) -> DataSource:
                 annotations=data.annotations,
                 images=data.images,
                 rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "yolo":
+            return YoloSource(
+                root,
+                annotations=data.annotations,
+                whole=data.split_ratio is not None,
+                rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "labelme":
+            return LabelMeSource(
+                root,
+                annotations=data.annotations,
+                images=data.images,
+                splits=None if data.split_ratio else data.splits,
+                rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "labelstudio":
+            return LabelStudioSource(
+                root,
+                annotations=data.annotations,
+                images=data.images,
+                rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
         case "voc":
@@ -65,6 +100,7 @@ def build_source(config: Config) -> DataSource:
                 splits=None if data.split_ratio else data.splits,
                 first_pixel=data.first_pixel,
                 rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
 
@@ -72,7 +108,8 @@ def build_source(config: Config) -> DataSource:
 def class_names(config: Config) -> tuple[str, ...]:
     """Return the K class names: those of the config, or those in the data set.
 
-    VOC: all names in the annotations, sorted. COCO: the training split's categories by rising id.
+    COCO: the training split's categories by rising id. YOLO: the names in data.yaml. Otherwise all names in
+    the annotations, sorted.
     """
     match config.data.classes:
         case None:
@@ -85,12 +122,19 @@ def class_names(config: Config) -> tuple[str, ...]:
 
 
 def load_split(
-    config: Config, split: str, classes: Sequence[str], *, training: bool, choose: Selection | None = None
+    config: Config,
+    split: str,
+    classes: Sequence[str],
+    *,
+    training: bool,
+    choose: Selection | None = None,
+    look_at_images: bool = True,
 ) -> Dataset:
     """Read a split; for evaluation every object is kept as annotated, for training invalid ones are not.
 
     For evaluation the split may have no annotations at all: see `Dataset.annotated`. For training it must
     have some, and probable mistakes in it are reported. ``choose`` picks some of the split's images.
+    Without ``look_at_images`` no image file is opened, unless its annotation does not give its size.
     """
     selections = [split_selection(config, split), *([] if choose is None else [choose])]
     dataset = build_source(config).load(
@@ -100,15 +144,43 @@ def load_split(
     if others:
         note(f"{split}: {others} objects of other classes than data.classes are left out")
     if training:
-        report_suspicions(dataset)
+        report_suspicions(dataset, look_at_images=look_at_images)
     return dataset
 
 
-def report_suspicions(dataset: Dataset) -> None:
+def report_suspicions(dataset: Dataset, *, look_at_images: bool = True) -> None:
     """Print a warning for each kind of probable mistake that `detector.data.suspicions` knows."""
-    deep = sampled_unused_bits(dataset.records.folder, dataset.records.files)
+    files = dataset.records.files if look_at_images else ()
+    deep = sampled_unused_bits(dataset.records.folder, files)
     for line in summary([*dataset.suspicions, *deep]):
         note(line)
+
+
+def report_several_labels(config: Config, dataset: Dataset) -> None:
+    """Print how many objects of the training images have several labels, where any has.
+
+    Unless ``model.head.scores`` is sigmoid this is a warning, which names the first of them.
+    """
+    records, split = dataset.records, config.data.train_split
+    objects = records.objects
+    found = labels_of_boxes(objects, ~np.asarray(objects.crowd))
+    several = np.flatnonzero(found.counts > 1)
+    if not len(several):
+        return
+    how_many = f"{len(several)} of {len(found.rows)} boxes have several labels"
+    if config.model.head.scores == "sigmoid":
+        note(f"{split}: {how_many}, and are trained with all of them")
+        return
+    row = int(found.rows[several[0]])
+    labels = found.labels[found.offsets[several[0]] : found.offsets[several[0] + 1]]
+    image = records.image_ids[int(objects.image_numbers()[row])]
+    box = ", ".join(f"{number:g}" for number in objects.boxes[row].tolist())
+    note(
+        f"warning: {split}: {how_many}, the first in {image!r} at {box}: "
+        f"{listed(dataset.classes[label - 1] for label in labels)}; a region is trained with one of them "
+        "only. Set model.head.scores to sigmoid to train all labels (docs/multilabel.md), or choose the "
+        "wanted ones with data.classes and data.other_classes: ignore"
+    )
 
 
 def split_selection(config: Config, split: str) -> Selection:
@@ -198,11 +270,14 @@ def find_validation(config: Config) -> Validation:
     return Validation(fraction=DEFAULT_FRACTION if needed else 0.0)
 
 
-def load_training(config: Config, classes: Sequence[str], *, training: bool) -> Dataset:
-    """Read the training split without the images that are set aside; ``training`` as in `load_split`."""
+def load_training(
+    config: Config, classes: Sequence[str], *, training: bool, look_at_images: bool = True
+) -> Dataset:
+    """Read the training split without the images that are set aside; the rest is as in `load_split`."""
     fraction = find_validation(config).fraction
     kept = _part(config, fraction, validation=False) if fraction else None
-    return load_split(config, config.data.train_split, classes, training=training, choose=kept)
+    split = config.data.train_split
+    return load_split(config, split, classes, training=training, choose=kept, look_at_images=look_at_images)
 
 
 def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import Config
-from detector.config.schema import CropPoolConfig, OhemSamplingConfig, RoIPoolConfig, SPPPoolConfig
+from detector.config.schema import (
+    CropPoolConfig,
+    KnnHeadConfig,
+    OhemSamplingConfig,
+    PrototypesHeadConfig,
+    RoIAlignPoolConfig,
+    RoIPoolConfig,
+    SoftmaxHeadConfig,
+    SPPPoolConfig,
+)
 from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
@@ -18,7 +27,7 @@ from detector.core.structures import Batch, HeadOutput, Normalization
 from detector.engine import optim
 from detector.engine.checkpoint import check_model_state, weights_to_use
 from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
-from detector.factory.weights import differences, load_initial, load_published
+from detector.factory.weights import check_scores, differences, load_initial, load_published
 from detector.models import weights
 from detector.models.backbones import Backbone, identity_backbone
 from detector.models.backbones import build_backbone as make_backbone
@@ -27,14 +36,30 @@ from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.compiled import CompiledDetector
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
+from detector.models.feature_pyramid import FeaturePyramid
 from detector.models.hard_examples import EveryRegion, HardExamples
-from detector.models.heads import BoxHead, BoxPredictor
+from detector.models.heads import (
+    MAX_STORED_EXAMPLES,
+    BoxHead,
+    BoxPredictor,
+    NearestExamples,
+    Prototypes,
+)
 from detector.models.losses import DetectionLoss
-from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
-from detector.models.region_pools import PyramidPooling, RoIPooling
+from detector.models.postprocess import (
+    Postprocess,
+    class_scores,
+    independent_scores,
+    margin_scores,
+    softmax_scores,
+)
+from detector.models.region_pools import PyramidPooling, RoIAlignPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois
 from detector.models.wsddn import TwoStreamPredictor, two_stream_scores
+
+SCORES = {"softmax": softmax_scores, "sigmoid": independent_scores, "svm": margin_scores}
+"""What turns a network's output into scores, by ``model.head.scores``."""
 
 
 def build_backbone(config: Config) -> Backbone:
@@ -46,13 +71,25 @@ def build_backbone(config: Config) -> Backbone:
         freeze="all" if config.train.trainable == "boxes" else chosen.freeze,
         feature_scale=chosen.feature_scale,
         reduce_channels=chosen.reduce_channels,
+        pyramid=config.model.neck is not None,
     )
+
+
+def build_neck(config: Config, backbone: Backbone) -> FeaturePyramid | None:
+    """Return the feature pyramid over the maps of ``backbone``; None without ``model.neck``."""
+    if config.model.neck is None:
+        return None
+    widths, strides, centers = zip(*backbone.maps, strict=True)
+    return FeaturePyramid(widths, strides, centers, config.model.fpn.channels)
 
 
 def build_normalization(config: Config) -> Normalization:
     """Return the normalisation of images that the configured weights expect."""
     chosen = config.model.backbone
-    return weights.normalization(chosen.convention, chosen.pixel_mean)
+    mean, deviation = chosen.pixel_mean, chosen.pixel_std
+    if chosen.convention == "torchvision" and mean is None and deviation is None:
+        mean, deviation = weights.library_normalization(chosen.name)
+    return weights.normalization(chosen.convention, mean, deviation)
 
 
 def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None) -> RegionDetector:
@@ -64,7 +101,7 @@ def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None)
     torch.manual_seed(config.seed)
     model = _random_model(config, num_classes, coder)
     if config.model.backbone.weights is not None:
-        head = model.box_head.layers if config.model.head.weights else None
+        head = model.box_head.layers if config.model.published_head else None
         load_published(config, convolutions(model), head)
     return model
 
@@ -75,12 +112,13 @@ def initial_model(config: Config, classes: Sequence[str], coder: BoxCoder | None
     Prints a warning if random convolutions are frozen: the network is then trained on random filters.
     """
     if config.train.initial_weights is None:
-        freezes = config.train.trainable == "boxes" or config.model.backbone.freeze not in (0, "none")
+        frozen = config.train.trainable == "boxes" or config.train.head_only
+        freezes = frozen or config.model.backbone.freeze not in (0, "none")
         if config.model.backbone.weights is None and freezes:
             note(
                 "warning: the run starts from random convolutions and keeps them, because of "
-                "model.backbone.freeze or train.trainable; name trained ones in model.backbone.weights or "
-                "train.initial_weights, unless you want to study random filters"
+                "model.backbone.freeze, train.trainable or train.head_only; name trained ones in "
+                "model.backbone.weights or train.initial_weights, unless you want to study random filters"
             )
         return build_model(config, len(classes), coder)
     torch.manual_seed(config.seed)
@@ -97,19 +135,40 @@ def restore_model(
     These are the averaged weights where there are any; ``raw`` takes those that were trained, for resuming.
 
     Raises:
-        InputError: the weights do not fit the config's network, or its settings fit no network; ``source`` is
-            named. Only shapes are compared, before memory is allocated for a network.
+        InputError: the weights do not fit the config's network or its kind of scores, or its settings fit no
+            network; ``source`` is named. Only shapes are compared, before memory is allocated for a network.
     """
+    check_scores(config, checkpoint, source)
     classes = len(checkpoint["classes"])
+    examples = _stored_examples(config, checkpoint, source)
     try:
         with torch.device("meta"):
-            shapes = _random_model(config, classes, None)
+            shapes = _random_model(config, classes, None, examples)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     check_model_state(shapes, checkpoint, source, differences(config, checkpoint.get("config")))
-    model = _random_model(config, classes, None)
+    model = _random_model(config, classes, None, examples)
     model.load_state_dict(checkpoint["model"] if raw else weights_to_use(checkpoint))
+    cls_score = model.predictor.cls_score
+    fault = cls_score.fault() if isinstance(cls_score, Prototypes | NearestExamples) else None
+    if fault is not None:
+        raise InputError(f"{source}: predictor.cls_score: {fault}; use another checkpoint")
     return model.eval()
+
+
+def _stored_examples(config: Config, checkpoint: dict[str, Any], source: str) -> int:
+    """Return how many examples the checkpoint's ``knn`` head stores, the only shape that no setting decides.
+
+    Its other shapes and its type are checked with those of all tensors.
+    """
+    stored = checkpoint["model"].get("predictor.cls_score.examples")
+    if not isinstance(config.model.head, KnnHeadConfig) or stored is None or stored.dim() != 2:
+        return 1
+    if not 1 <= len(stored) <= MAX_STORED_EXAMPLES:
+        raise InputError(
+            f"{source}: predictor.cls_score has {len(stored)} examples; 1 to {MAX_STORED_EXAMPLES} are possible"
+        )
+    return len(stored)
 
 
 def convolutions(model: RegionDetector) -> Backbone:
@@ -118,12 +177,14 @@ def convolutions(model: RegionDetector) -> Backbone:
     return pool.convolutions if isinstance(pool, CropPooling) else model.backbone
 
 
-def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> RegionDetector:
+def _random_model(
+    config: Config, num_classes: int, coder: BoxCoder | None, examples: int = 1
+) -> RegionDetector:
     settings = config.model
     backbone = build_backbone(config)
-    pool = build_region_pool(config, backbone)
-    head = BoxHead(pool.out_features, settings.head.hidden, settings.head.dropout)
-    predictor = _predictor(config, pool.out_features, head.out_features, num_classes)
+    neck = build_neck(config, backbone)
+    pool = build_region_pool(config, backbone, neck)
+    head, predictor = _random_head(config, pool.out_features, num_classes, examples)
     if coder is None:  # ridge regression standardises its targets itself
         ridge = settings.box.regression == "ridge"
         constants = ((0.0,) * 4, (1.0,) * 4) if ridge else (settings.box.means, settings.box.deviations)
@@ -131,7 +192,7 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     if isinstance(pool, CropPooling):
         backbone = identity_backbone()  # the convolutions belong to the pool: one pass per region
     model = RegionDetector(
-        backbone, pool, head, predictor, coder, settings.roi_chunk, build_normalization(config)
+        backbone, pool, head, predictor, coder, settings.roi_chunk, build_normalization(config), neck
     )
     if config.train.trainable == "boxes":  # stage-wise training: Fast R-CNN, section 5.1
         if predictor.bbox_pred is None:
@@ -141,38 +202,74 @@ def _random_model(config: Config, num_classes: int, coder: BoxCoder | None) -> R
     return model
 
 
-def _predictor(config: Config, pooled: int, hidden: int, num_classes: int) -> BoxPredictor:
-    """Return the last layers for ``pooled`` and ``hidden`` features; only detection has a box layer."""
-    if config.task == "weak_detection":
-        return TwoStreamPredictor(hidden, num_classes)
+def _random_head(config: Config, width: int, num_classes: int, examples: int) -> tuple[BoxHead, BoxPredictor]:
+    """Return the layers after a region pool of ``width`` features; ``examples`` are those of a ``knn`` head."""
     boxes = config.model.box.regression if config.task == "detection" else "none"
-    box_features = {"linear": None, "ridge": pooled, "none": 0}[boxes]
-    return BoxPredictor(hidden, num_classes, config.model.head.class_agnostic, box_features)
+    box_features = {"linear": None, "ridge": width, "none": 0}[boxes]
+    chosen = config.model.head
+    if isinstance(chosen, SoftmaxHeadConfig):
+        layers = BoxHead(width, chosen.hidden, chosen.dropout)
+        if config.task == "weak_detection":
+            return layers, TwoStreamPredictor(layers.out_features, num_classes)
+        independent = chosen.scores == "sigmoid" and config.task == "detection"
+        return layers, BoxPredictor(
+            layers.out_features, num_classes, chosen.class_agnostic, box_features, independent=independent
+        )
+    cls_score: Prototypes | NearestExamples | None = None  # of logistic regression and SVMs: a linear layer
+    if isinstance(chosen, PrototypesHeadConfig):
+        cls_score = Prototypes(
+            width, num_classes, background=chosen.background_prototypes, temperature=chosen.temperature
+        )
+    elif isinstance(chosen, KnnHeadConfig):
+        cls_score = NearestExamples(
+            width, num_classes, examples=examples, k=chosen.k, temperature=chosen.temperature
+        )
+    return BoxHead(width, ()), BoxPredictor(width, num_classes, False, box_features, cls_score)
 
 
 def measures_targets(config: Config) -> bool:
-    """Return whether the coder's constants have to be measured on the training set."""
-    return config.model.box.regression == "linear" and config.model.box.normalize == "dataset"
+    """Return whether the coder's constants have to be measured on the training set.
+
+    Ridge regression, which also fits the boxes of every head but softmax, standardises its targets itself.
+    """
+    box, trained = config.model.box, isinstance(config.model.head, SoftmaxHeadConfig)
+    return trained and box.regression == "linear" and box.normalize == "dataset"
 
 
-def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
-    """Return the pool of regions, or of whole images for classification, for maps of ``backbone``."""
+def build_region_pool(config: Config, backbone: Backbone, neck: FeaturePyramid | None = None) -> RegionPool:
+    """Return the pool of regions, or of whole images for classification, for the levels of ``neck`` or, where
+    there is none, the map of ``backbone``.
+    """
+    channels = backbone.channels if neck is None else neck.channels
+    strides = (backbone.stride,) if neck is None else neck.strides
+    centers = (backbone.center,) if neck is None else neck.centers
+    # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
+    edges = tuple(center + 0.5 for center in centers)
     match config.model.pool:
         case RoIPoolConfig() as pool:
-            # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
-            center = backbone.center + 0.5 if pool.center == "network" else 0.0
-            return RoIPooling(backbone.channels, pool.output_size, backbone.stride, center)
+            placed = edges if pool.center == "network" else 0.0
+            return RoIPooling(channels, pool.output_size, strides, placed, mask=pool.mask)
+        case RoIAlignPoolConfig() as pool:
+            return RoIAlignPooling(
+                channels,
+                pool.output_size,
+                strides,
+                edges if pool.center == "network" else None,
+                sampling_ratio=pool.sampling_ratio,
+                mask=pool.mask,
+            )
         case SPPPoolConfig() as pool if config.task == "classification":
-            return WholeMapPool(backbone.channels, pool.levels, pool.reduction, pool.rule)
+            return WholeMapPool(channels, pool.levels, pool.reduction, pool.rule)
         case SPPPoolConfig() as pool:
             return PyramidPooling(
-                backbone.channels,
+                channels,
                 pool.levels,
-                backbone.stride,
+                strides,
                 reduction=pool.reduction,
                 window=pool.window,
-                center=0.0 if pool.center == "caffe" or pool.window == "roi" else backbone.center,
+                center=0.0 if pool.center == "caffe" or pool.window == "roi" else centers,
                 shrink=pool.shrink,
+                mask=pool.mask,
             )
         case CropPoolConfig() as pool:
             return CropPooling(
@@ -191,6 +288,7 @@ def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegi
     """
     settings = config.train.sampling.model_dump(exclude={"kind"})
     settings["use_difficult"] = config.data.difficult == "train"
+    settings["multi_label"] = config.model.head.scores == "sigmoid"
     if isinstance(config.train.sampling, OhemSamplingConfig):
         del settings["rois_per_image"]  # they are chosen once the network has seen all
         return EveryRegion(coder, **settings)
@@ -258,7 +356,7 @@ def _scores(config: Config) -> Callable[[HeadOutput], Tensor]:
     """Return how the scores of regions are read from the network's output."""
     if config.task == "weak_detection":
         return two_stream_scores
-    return margin_scores if config.model.head.scores == "svm" else softmax_scores
+    return SCORES[config.model.head.scores]
 
 
 Predictor = Callable[[Sequence[Batch]], Any]

@@ -17,6 +17,7 @@ import torch
 
 from detector.config import Config
 from detector.config.schema import ProposalsConfig, ProposalsWithOptions
+from detector.core.box_labels import labels_of_boxes
 from detector.core.distributed import local_place, main_first, world_size
 from detector.core.errors import InputError
 from detector.core.machine import available_cores
@@ -31,10 +32,10 @@ from detector.proposals.convert import conversion_name, convert, record_digest, 
 from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
 from detector.proposals.image_names import keys_of, match_store
-from detector.proposals.inspection import guess_format
 from detector.proposals.kept import kept
 from detector.proposals.methods import full_parameters, propose, store_name
 from detector.proposals.recall import recall
+from detector.proposals.recognition import guess_format
 from detector.proposals.store import ProposalStore
 
 PROPOSALS_FOLDER = Path("data/proposals")
@@ -330,26 +331,36 @@ def target_sums(
     iou_threshold: float,
     *,
     use_difficult: bool,
+    multi_label: bool = False,
 ) -> TargetSums:
     """Return the sums of the box targets of all training images, for `detector.models.box_coder`.
 
     Every proposal of ``source`` whose best IoU with an object of its image is ``iou_threshold`` or more
     counts, and so do the objects themselves; crowd regions, and difficult objects without ``use_difficult``,
-    are no objects here. The result is kept with the store (`detector.proposals.kept`).
+    are no objects here. With ``multi_label``, objects with exactly the same box are one object, and its
+    targets count for each of its labels. The result is kept with the store (`detector.proposals.kept`).
     """
     columns = Records.of(records)
 
     def compute() -> dict[str, Any]:
         every = columns.objects
         left_out = every.crowd if use_difficult else every.crowd | every.difficult
-        objects = BulkObjects.select(every, ~left_out)
+        keep, several = ~left_out, None
+        if multi_label:
+            several = labels_of_boxes(every, keep)
+            keep = np.isin(np.arange(len(every)), several.rows)
+        objects = BulkObjects.select(every, keep)
         boxes = torch.from_numpy(objects.boxes)
         labels = torch.from_numpy(np.asarray(every.labels)[objects.rows])
         sums = TargetSums.empty(num_classes)
         for found in matches_of_all(
             source.store, columns, objects, iou_threshold, source.limits, full_image=source.full_image
         ):
-            sums.add(found.boxes, boxes[found.rows], labels[found.rows])
+            if several is None:
+                sums.add(found.boxes, boxes[found.rows], labels[found.rows])
+            else:
+                places, own = map(torch.from_numpy, several.repeated(found.rows.numpy()))
+                sums.add(found.boxes[places], boxes[found.rows[places]], own)
         return {name: getattr(sums, name).tolist() for name in ("count", "total", "squares")}
 
     def depends_on() -> dict[str, Any]:
@@ -360,6 +371,7 @@ def target_sums(
             "num_classes": num_classes,
             "iou_threshold": iou_threshold,
             "use_difficult": use_difficult,
+            **({"multi_label": True} if multi_label else {}),
         }
 
     read = partial(read_target_sums, num_classes=num_classes)

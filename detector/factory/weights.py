@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from detector.models.published import FEATURES, FULLY_CONNECTED, HEAD, our_names
 from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
 from detector.models.weights import DEFAULT, default_weights, read_state_dict
 
-_INPUT_KEYS = ("convention", "pixel_mean", "feature_scale")
+_INPUT_KEYS = ("convention", "pixel_mean", "pixel_std", "feature_scale")
 
 
 def check_weights(config: Config) -> None:
@@ -67,7 +68,8 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
 
     Backbone and box head have to fit by name and shape, whatever the checkpoint was trained for. The
     predictor and the constants of the box targets are copied if task, classes and shapes are the same;
-    otherwise they stay as they are in ``model``, with the constants of the new data.
+    otherwise they stay as they are in ``model``, with the constants of the new data. With
+    ``train.head_only`` only the backbone is copied: the head is what is trained, from scratch.
 
     Raises:
         InputError: not a checkpoint, another input convention, or a backbone or box head that does not fit,
@@ -79,14 +81,20 @@ def load_initial(config: Config, model: nn.Module, classes: Sequence[str]) -> No
     if not config.train.allow_partial:
         _check_input(config, checkpoint["config"], source)
     reason = _other_purpose(config, checkpoint, classes)
-    if reason is not None:
+    if reason is not None and not config.train.head_only:
         note(f"{source}: {reason}: predictor and box targets start from scratch")
     wanted = {_common_name(name): tensor for name, tensor in model.state_dict().items()}
+    remake: tuple[str, ...] = HEADS if reason is not None else ()
+    if config.train.head_only:
+        remake = (*HEADS, "box_head.")
     transfer = plan_transfer(
         wanted,
         {_common_name(name): tensor for name, tensor in weights_to_use(checkpoint).items()},
-        remake=HEADS if reason is not None else (),
+        remake=remake,
     )
+    if config.train.head_only:  # what is left out on purpose needs no table
+        kept = tuple(row for row in transfer.rows if row.outcome not in ("re-made", "left out"))
+        transfer = replace(transfer, rows=kept)
     made_with = differences(config, checkpoint["config"], predictor=False)
     report(transfer, source, "train.allow_partial", config.train.allow_partial, made_with)
     for name, tensor in transfer.tensors.items():
@@ -111,11 +119,40 @@ def _check_input(config: Config, before: Any, source: str) -> None:
             )
 
 
+def check_scores(config: Config, checkpoint: dict[str, Any], source: str) -> None:
+    """Raise InputError if logits trained as independent scores would be read otherwise, or the reverse.
+
+    They would fit, but mean something else. ``source`` is named.
+    """
+    scores = _other_scores(config, checkpoint)
+    if scores is not None:
+        raise InputError(
+            f"{source}: trained with model.head.scores: {scores}, the config says "
+            f"{config.model.head.scores}; use the config that the checkpoint was trained with"
+        )
+
+
+def _other_scores(config: Config, checkpoint: dict[str, Any]) -> str | None:
+    """Return the checkpoint's ``model.head.scores`` if either its or the config's is sigmoid, but not both.
+
+    Checkpoints of softmax scores and of SVMs are not told apart, since staged training starts SVMs from
+    softmax scores. Classifiers of whole images have no use for the key.
+    """
+    if config.task == "classification":
+        return None
+    stored = next(iter(value_at(checkpoint.get("config"), ["model", "head", "scores"])), "softmax")
+    differs = (stored == "sigmoid") != (config.model.head.scores == "sigmoid")
+    return f"{stored!s:.40}" if differs else None
+
+
 def _other_purpose(config: Config, checkpoint: dict[str, Any], classes: Sequence[str]) -> str | None:
     """Return why the predictor of a checkpoint cannot be used here, or None if it can."""
     task = checkpoint["config"].get("task", "detection")
     if task != config.task:
         return f"trained for {task}, not {config.task}"
+    scores = _other_scores(config, checkpoint)
+    if scores is not None:
+        return f"trained with model.head.scores: {scores}, not {config.model.head.scores}"
     before = list(checkpoint["classes"])
     if before != list(classes):
         return f"trained for other classes ({listed(before)}) than this data set's ({listed(classes)})"
@@ -158,15 +195,22 @@ _SHAPING = (
     "model.backbone.name",
     "model.backbone.stage",
     "model.backbone.reduce_channels",
+    "model.neck",
+    "model.fpn.channels",
     "model.pool.kind",
     "model.pool.output_size",
     "model.pool.levels",
+    "model.head.kind",
     "model.head.hidden",
     "model.head.class_agnostic",
+    "model.head.background_prototypes",
     "model.box.regression",
 )
 """The keys that decide which tensors a network has."""
-_OF_PREDICTOR = {"task", "model.head.class_agnostic", "model.box.regression"}
+_OF_PREDICTOR = {
+    *("task", "model.head.kind", "model.head.class_agnostic", "model.head.background_prototypes"),
+    "model.box.regression",
+}
 
 
 def differences(config: Config, stored: Any, *, predictor: bool = True) -> str:

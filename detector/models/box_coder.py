@@ -55,6 +55,20 @@ class BoxCoder(nn.Module):
         # An index by a mask would wait for a GPU.
         return torch.where(labels[:, None] > 0, targets, torch.zeros_like(targets))
 
+    @property
+    def num_classes(self) -> int:
+        """K, without the background."""
+        return len(self.means) - 1
+
+    def encode_sets(self, proposals: Tensor, boxes: Tensor, label_sets: Tensor) -> Tensor:
+        """Return the targets (R, K+1, 4) for every label that ``label_sets`` (R, K+1) bool gives each row.
+
+        They differ between labels in the constants only. Elsewhere, and so in column 0, they are zero.
+        """
+        means, deviations = self.means.to(proposals.device), self.deviations.to(proposals.device)
+        targets = (box_deltas(proposals, boxes)[:, None] - means) / deviations
+        return torch.where(label_sets[..., None], targets, torch.zeros_like(targets))
+
     def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
         """Return the boxes (R, K+1, 4) of the network's output ``deltas``, in the pixels of the proposals.
 

@@ -23,7 +23,15 @@ from detector.core import boxes as box_ops
 from detector.core.structures import DrawnRegions, HeadOutput, SampledRoIs, Targets
 from detector.models.box_coder import BoxCoder
 from detector.models.losses import DetectionLoss
-from detector.models.roi_sampler import drawn_regions, in_crowds, match_proposals, on_cpu, trained_objects
+from detector.models.roi_sampler import (
+    drawn_regions,
+    in_crowds,
+    joined_labels,
+    match_proposals,
+    on_cpu,
+    trained_objects,
+    with_objects,
+)
 
 SAME_PLACE = 0.7
 """RoIs with a higher IoU than this stand for the same place (paper, section 4.2)."""
@@ -33,7 +41,8 @@ class EveryRegion:
     """Gives all RoIs of an image that can be trained on, in place of the random ones of ``RoISampler``.
 
     A RoI is foreground if its best IoU is ``foreground_iou`` or more, and otherwise background. Background
-    that lies in a crowd region is left out, and so are boxes without an area. Several threads may share it.
+    that lies in a crowd region is left out, and so are boxes without an area. ``multi_label`` is that of
+    ``RoISampler``. Several threads may share it.
     """
 
     def __init__(
@@ -43,25 +52,31 @@ class EveryRegion:
         foreground_iou: float = 0.5,
         add_targets: bool = True,
         use_difficult: bool = True,
+        multi_label: bool = False,
     ) -> None:
         self.coder = on_cpu(coder)
         self.foreground_iou = foreground_iou
         self.add_targets = add_targets
         self.use_difficult = use_difficult
+        self.multi_label = multi_label
 
     def __call__(self, rois: Tensor, targets: Targets, rng: np.random.Generator) -> DrawnRegions:
         """Return the regions of one image; nothing is random.
 
         ``rois`` (P, 4) and the boxes of ``targets`` are in the same pixels, and so are the regions.
         """
-        objects = trained_objects(targets, use_difficult=self.use_difficult)
+        objects, label_sets = trained_objects(targets, use_difficult=self.use_difficult), None
+        if self.multi_label:
+            objects, label_sets = joined_labels(objects, self.coder.num_classes)
+        rows = torch.arange(len(rois))
         if self.add_targets:
-            rois = torch.cat((objects.boxes, rois))
+            rois, rows = with_objects(rois, rows, objects)
         overlap, match = match_proposals(rois, objects)
         foreground = (overlap >= self.foreground_iou) & bool(len(objects))
         usable = foreground | ~in_crowds(rois, targets.boxes[targets.crowd])
         kept = torch.nonzero(usable & (box_ops.area(rois) > 0))[:, 0]
-        return drawn_regions(rois[kept], foreground[kept], match[kept], objects, self.coder)
+        places = rois[kept], rows[kept]
+        return drawn_regions(*places, foreground[kept], match[kept], objects, self.coder, label_sets)
 
 
 class Head(Protocol):
@@ -109,6 +124,7 @@ class HardExamples:
             box_targets=sampled.box_targets.index_select(0, rows),
             roi_levels=roi_levels,
             counts=counts,
+            label_sets=None if sampled.label_sets is None else sampled.label_sets.index_select(0, rows),
         )
 
 

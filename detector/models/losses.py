@@ -18,6 +18,12 @@ class DetectionLoss:
     Each is a mean over ALL RoIs of a step: the box loss, a sum over the four coordinates of the foreground
     RoIs, is divided by the number of RoIs, background included, as in the release. ``box_weight`` is the
     paper's lambda, ``beta`` the point where smooth L1 turns from squared to linear.
+
+    Where the RoIs have label sets, the class loss is the binary cross entropy of every class, a sum over the
+    columns 1..K, also divided by the number of RoIs: K classifiers trained at the same time, as in
+    `multi_label_loss`. The target is 1 for the labels of a RoI and 0 for the other classes, so a background
+    RoI has zeros only; column 0 has no loss. The box loss of a RoI is then the sum over its labels if each
+    class has a regressor of its own, and is counted once if all share one.
     """
 
     box_weight: float = 1.0
@@ -32,7 +38,7 @@ class DetectionLoss:
         """
         logits = _precise(output.class_logits)
         count = max(len(logits) if count is None else count, 1)  # without RoIs the loss is zero, not NaN
-        losses = {"loss_cls": functional.cross_entropy(logits, sampled.labels, reduction="sum") / count}
+        losses = {"loss_cls": _class_loss(logits, sampled, "sum") / count}
         if output.box_deltas is not None:
             losses["loss_box"] = self._box_loss(output.box_deltas.to(logits.dtype), sampled) / count
         return losses
@@ -40,12 +46,12 @@ class DetectionLoss:
     def per_region(self, output: HeadOutput, sampled: SampledRoIs) -> Tensor:
         """Return the loss (R,) of each region, class and box together, without a division."""
         logits = _precise(output.class_logits)
-        losses = functional.cross_entropy(logits, sampled.labels, reduction="none")
+        losses = _class_loss(logits, sampled, "none")
         if output.box_deltas is None:
             return losses
         chosen, targets = _compared(output.box_deltas.to(logits.dtype), sampled)
         box_losses = functional.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="none")
-        return losses + self.box_weight * box_losses.sum(dim=1)
+        return losses + self.box_weight * box_losses.flatten(1).sum(dim=1)
 
     def _box_loss(self, deltas: Tensor, sampled: SampledRoIs) -> Tensor:
         """Return the sum over the foreground."""
@@ -59,20 +65,38 @@ def _precise(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def _class_loss(logits: Tensor, sampled: SampledRoIs, reduction: str) -> Tensor:
+    """Return the class loss (R,) of each region, or with the ``reduction`` "sum" that of all."""
+    if sampled.label_sets is None:
+        return functional.cross_entropy(logits, sampled.labels, reduction=reduction)
+    wanted = sampled.label_sets[:, 1:].to(logits.dtype)
+    losses = functional.binary_cross_entropy_with_logits(logits[:, 1:], wanted, reduction="none").sum(dim=1)
+    return losses.sum() if reduction == "sum" else losses
+
+
 def _compared(deltas: Tensor, sampled: SampledRoIs) -> tuple[Tensor, Tensor]:
     """Return the deltas of each region's own class and its targets, (R, 4) each, both zero for background.
+
+    Where regions have label sets and each class has deltas of its own, they are (R, K+1, 4) each, zero for
+    the classes that a region does not have.
 
     They are chosen by masks: an index by a mask would wait for the device. Values that are masked out may be
     infinite or NaN; they add neither to the loss nor to the gradient.
     """
     labels = sampled.labels[:, None]
     foreground = labels > 0
+    box_targets = sampled.box_targets
+    if sampled.label_sets is not None:
+        if deltas.shape[1] > 1:
+            own = sampled.label_sets[..., None]
+            return torch.where(own, deltas, 0.0), torch.where(own, box_targets, 0.0)
+        box_targets = box_targets.gather(1, labels[..., None].expand(-1, 1, 4))[:, 0]
     if deltas.shape[1] > 1:
         own = (labels == torch.arange(deltas.shape[1], device=labels.device)) & foreground
         chosen = torch.where(own[..., None], deltas, 0.0).sum(dim=1)  # exact: all but one are zero
     else:
         chosen = torch.where(foreground, deltas[:, 0], 0.0)
-    return chosen, torch.where(foreground, sampled.box_targets, 0.0)
+    return chosen, torch.where(foreground, box_targets, 0.0)
 
 
 def multi_label_loss(output: HeadOutput, presence: Tensor, count: float | None = None) -> dict[str, Tensor]:

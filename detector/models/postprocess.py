@@ -22,6 +22,15 @@ def softmax_scores(output: HeadOutput) -> Tensor:
     return torch.softmax(output.class_logits.float(), dim=1)
 
 
+def independent_scores(output: HeadOutput) -> Tensor:
+    """Return the probability of each class by itself in the columns 1..K of (R, K+1), float32.
+
+    Column 0 is 1 minus the highest of them: high where no class is likely. Its logit is not used.
+    """
+    scores = class_scores(output)
+    return torch.cat((1 - scores.amax(dim=1, keepdim=True), scores), dim=1)
+
+
 def margin_scores(output: HeadOutput) -> Tensor:
     """Return the margins (R, K+1) of linear SVMs as they are, float32."""
     return output.class_logits.float()

@@ -31,6 +31,20 @@ def trained_objects(targets: Targets, *, use_difficult: bool) -> Targets:
     return targets.select(~left_out) if left_out.numpy().any() else targets
 
 
+def joined_labels(objects: Targets, num_classes: int) -> tuple[Targets, Tensor]:
+    """Return the objects whose box no earlier one has, and the label sets (G, K+1) bool of these G.
+
+    An object's set holds the labels of all objects with exactly its box: an object with several labels is
+    annotated as several objects. Column 0 is False. The order is kept.
+    """
+    boxes, place = torch.unique(objects.boxes, dim=0, return_inverse=True)
+    sets = torch.zeros(len(boxes), num_classes + 1, dtype=torch.bool)
+    sets[place, objects.labels] = True
+    rows = torch.arange(len(objects))
+    first = torch.full((len(boxes),), len(objects)).scatter_reduce(0, place, rows, "amin").sort()
+    return objects.select(first.values), sets[first.indices]
+
+
 class RoISampler:
     """Draws ``rois_per_image`` RoIs per image, at most ``foreground_fraction`` of them foreground.
 
@@ -47,6 +61,9 @@ class RoISampler:
 
     Boxes without an area are never drawn, since nothing can be regressed from them.
 
+    With ``multi_label`` a region has the labels of all objects with exactly the box of its object; such
+    objects are added once by ``add_targets``.
+
     The sampler has no state: what it draws depends on its arguments only, and several threads may share it.
     """
 
@@ -61,6 +78,7 @@ class RoISampler:
         far_background_fraction: float = 0.0,
         add_targets: bool = True,
         use_difficult: bool = True,
+        multi_label: bool = False,
     ) -> None:
         self.coder = on_cpu(coder)
         self.rois_per_image = rois_per_image
@@ -70,15 +88,19 @@ class RoISampler:
         self.far_background_fraction = far_background_fraction
         self.add_targets = add_targets
         self.use_difficult = use_difficult
+        self.multi_label = multi_label
 
     def __call__(self, rois: Tensor, targets: Targets, rng: np.random.Generator) -> DrawnRegions:
         """Return the regions of one image; ``rng`` draws them.
 
         ``rois`` (P, 4) and the boxes of ``targets`` are in the same pixels, and so are the drawn boxes.
         """
-        objects = trained_objects(targets, use_difficult=self.use_difficult)
+        objects, label_sets = trained_objects(targets, use_difficult=self.use_difficult), None
+        if self.multi_label:
+            objects, label_sets = joined_labels(objects, self.coder.num_classes)
+        rows = torch.arange(len(rois))
         if self.add_targets:
-            rois = torch.cat((objects.boxes, rois))
+            rois, rows = with_objects(rois, rows, objects)
         overlap, match = match_proposals(rois, objects)
         usable = box_ops.area(rois) > 0
         foreground = _draw(usable & (overlap >= self.foreground_iou), self.foreground_count, rng)
@@ -90,7 +112,8 @@ class RoISampler:
         )
         chosen = torch.cat((foreground, background))
         is_foreground = torch.arange(len(chosen)) < len(foreground)
-        return drawn_regions(rois[chosen], is_foreground, match[chosen], objects, self.coder)
+        places = rois[chosen], rows[chosen]
+        return drawn_regions(*places, is_foreground, match[chosen], objects, self.coder, label_sets)
 
     def _draw_background(
         self, background: Tensor, is_far: Tensor, count: int, rng: np.random.Generator
@@ -121,16 +144,32 @@ def in_crowds(rois: Tensor, crowds: Tensor) -> Tensor:
     return share.amax(dim=1) > CROWD_OVERLAP
 
 
+def with_objects(rois: Tensor, rows: Tensor, objects: Targets) -> tuple[Tensor, Tensor]:
+    """Return the boxes of ``objects``, whose rows are -1, followed by ``rois`` (P, 4) and ``rows`` (P,)."""
+    return torch.cat((objects.boxes, rois)), torch.cat((rows.new_full((len(objects),), -1), rows))
+
+
 def drawn_regions(
-    rois: Tensor, foreground: Tensor, match: Tensor, objects: Targets, coder: BoxCoder
+    rois: Tensor,
+    rows: Tensor,
+    foreground: Tensor,
+    match: Tensor,
+    objects: Targets,
+    coder: BoxCoder,
+    label_sets: Tensor | None = None,
 ) -> DrawnRegions:
-    """Return ``rois`` (r, 4) with labels and box targets; where ``foreground`` (r,), those of the object
-    that ``match`` (r,) gives, elsewhere the background's.
+    """Return ``rois`` (r, 4) and ``rows`` (r,) with labels and box targets; where ``foreground`` (r,), those
+    of the object that ``match`` (r,) gives, elsewhere the background's. ``label_sets`` (G, K+1) are those of
+    the objects, None for objects of one label each.
     """
     labels = torch.zeros(len(rois), dtype=torch.int64)
     labels[foreground] = objects.labels[match[foreground]]
     matched = objects.boxes[match] if len(objects) else torch.zeros(len(rois), 4)
-    return DrawnRegions(rois, labels, coder.encode(rois, matched, labels))
+    if label_sets is None:
+        return DrawnRegions(rois, labels, coder.encode(rois, matched, labels), rows)
+    sets = torch.zeros(len(rois), label_sets.shape[1], dtype=torch.bool)
+    sets[foreground] = label_sets[match[foreground]]
+    return DrawnRegions(rois, labels, coder.encode_sets(rois, matched, sets), rows, sets)
 
 
 def _draw(wanted: Tensor, count: int, rng: np.random.Generator) -> Tensor:

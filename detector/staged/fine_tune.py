@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detector.config import Config
 from detector.core.devices import pins
-from detector.core.structures import ImageMeta, SampledRoIs
+from detector.core.structures import DrawnRegions, ImageMeta, SampledRoIs
 from detector.data.loader import load, on_device
 from detector.data.samplers import Part, TrainingBatches
 from detector.data.samples import region_stream
@@ -82,28 +82,24 @@ class FineTuningTask(RegionTask[CachedBatch]):
     def _batch(self, part: Part) -> CachedBatch:
         levels: list[Tensor] = []
         metas: list[ImageMeta] = []
-        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor]] = []
+        regions: list[DrawnRegions] = []
         for index, draw in part.keys:
             record, rng = self.records[index], region_stream(self.config.seed, draw)
             proposals = self.proposals(record).boxes
-            boxes, labels, box_targets = self.draw_regions(proposals, record.targets, rng)
-            views = self.cache.views(record.key)
+            regions.append(self.draw_regions(proposals, record.targets, rng))
+            boxes, views = regions[-1].boxes, self.cache.views(record.key)
             drawn = torch.from_numpy(rng.integers(len(views), size=len(boxes)))
             if self.hard_examples is not None:  # it compares the boxes of an image, so they share a scale
                 drawn = drawn[:1].expand(len(boxes))
             by_view = torch.stack([view.to_input(boxes) for view in views])
             chosen = by_view[drawn, torch.arange(len(boxes))]
-            parts.append((chosen, labels, box_targets, drawn + len(levels)))
+            parts.append((chosen, drawn + len(levels)))
             levels += self.cache.levels(record.key)
             metas.append(views[0])
-        rois, labels, box_targets, roi_levels = (torch.cat(rows) for rows in zip(*parts, strict=True))
+        rois, roi_levels = (torch.cat(rows) for rows in zip(*parts, strict=True))
         rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)  # every level is a batch of one
-        sampled = SampledRoIs(
-            rois=rows,
-            labels=labels,
-            box_targets=box_targets,
-            roi_levels=roi_levels,
-            counts=tuple(len(part[0]) for part in parts),
-        )
+        sampled = SampledRoIs.stack(regions)
+        sampled = replace(sampled, rois=rows, roi_levels=roi_levels)
         batch = CachedBatch(levels, sampled, metas)
         return batch.pin_memory() if pins(self.device) else batch

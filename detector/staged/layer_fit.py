@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,6 +62,9 @@ class LayerFit(ABC, Generic[Settings]):
         require_objects((record.targets for record in self.records), config)
         self.source = stored_proposals(config, store, training=True)
         self.cache = open_cache(config, model, self.records, cache_folder, device)
+
+    steps: ClassVar[int] = 1
+    """Optimizer steps that the fit counts as, in a run's checkpoints and log."""
 
     @abstractmethod
     def fit(self, settings: Settings) -> None:
@@ -133,10 +136,10 @@ def feature_width(model: RegionDetector, *, pooled: bool) -> int:
     return model.region_pool.out_features if pooled else model.box_head.out_features
 
 
-def fault_of_fit(kind: type[LayerFit[Any]], state: Any, num_classes: int, width: int) -> str | None:
+def fault_of_fit(state: Any, find_fault: Callable[[dict[str, Any]], str | None]) -> str | None:
     """Return what is wrong with the saved state of an unfinished fit (``fit.pt``), or None.
 
-    ``state`` is the content of the file, whatever it is; the layer that is fitted reads ``width`` features.
+    ``state`` is the content of the file, whatever it is; ``find_fault`` looks at what only its kind has.
     """
     if not isinstance(state, dict) or not isinstance(state.get("key"), str):
         return "it has no key"
@@ -145,7 +148,7 @@ def fault_of_fit(kind: type[LayerFit[Any]], state: Any, num_classes: int, width:
         return "seconds is not a number"
     if not isinstance(state.get("data_fingerprint", {}), dict):
         return "data_fingerprint is not a mapping"
-    return kind.find_fault(state, num_classes, width)
+    return find_fault(state)
 
 
 def is_finite_float(value: Any, shape: tuple[int, ...]) -> bool:

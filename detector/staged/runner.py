@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detector.config import Config, require_stage, stage_config
-from detector.config.schema import StageConfig
+from detector.config.schema import HeadStageConfig, StageConfig
 from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.files import read_json, write_text
@@ -37,7 +38,9 @@ from detector.factory.weights import check_weights
 from detector.models.detector import RegionDetector
 from detector.staged.box_ridge import RidgeFit
 from detector.staged.fine_tune import FineTuningTask
+from detector.staged.head_fit import HeadFit
 from detector.staged.layer_fit import LayerFit, fault_of_fit, feature_width
+from detector.staged.region_features import RegionFeatures
 from detector.staged.svm import SVMFit
 from detector.tasks.resume import ACCEPTED, changed_settings, check_fingerprint
 from detector.tasks.scoring import Evaluation, known_classes
@@ -62,6 +65,8 @@ class StageRecord(BaseModel):
     """Time that this stage took, without the stages before it."""
     data_fingerprint: dict[str, str] = Field(default_factory=dict)
     """Digests of the data that the stage used, by role and split."""
+    features: str | None = None
+    """The folder of the stored region features that the stage used, if it is of kind ``head``."""
 
     def write(self, path: Path) -> None:
         """Write the record; InputError where the disk refuses, and ``path`` is then as it was."""
@@ -88,15 +93,27 @@ class _Outcome(NamedTuple):
     steps: int
     data_fingerprint: dict[str, str]
     earlier: float
+    features: str | None = None
 
 
 class StagedTraining:
-    """Runs the ``stages`` of a config in one folder."""
+    """Runs the ``stages`` of a config, or that of ``train.head_only``, in one folder."""
 
     def __init__(
-        self, config: Config, folder: Path, device: str, *, accept_changed_data: bool = False
+        self,
+        config: Config,
+        folder: Path,
+        device: str,
+        *,
+        accept_changed_data: bool = False,
+        features: RegionFeatures | None = None,
     ) -> None:
+        """Given ``features`` are what a stage of kind ``head`` works on; then no image is opened and the
+        detector is not scored.
+        """
+        self.features = features
         self.config = config
+        self.stages = config.all_stages
         self.folder = folder
         self.device = device
         self.accept_changed_data = accept_changed_data
@@ -110,7 +127,7 @@ class StagedTraining:
             InputError: a stage was made with other settings, or ``only`` needs one that is not done.
             StopRequested: after a signal; the same call resumes the training.
         """
-        names = [stage.name for stage in self.config.stages]
+        names = [stage.name for stage in self.stages]
         if only is not None:
             require_stage(self.config, only)
         with said_once():
@@ -150,7 +167,7 @@ class StagedTraining:
 
         With ``overwrite``, also refuse weights that are part of the run, which will be deleted first.
         """
-        config = stage_config(self.config, self.config.stages[0])
+        config = stage_config(self.config, self.stages[0])
         check_weights(config)
         weights = config.train.initial_weights
         if overwrite and weights is not None and self.folder.resolve() in Path(weights).resolve().parents:
@@ -160,9 +177,9 @@ class StagedTraining:
             )
 
     def _run_stages(self, only: str | None) -> Evaluation[Detections] | None:
-        for number, stage in enumerate(self.config.stages):
+        for number, stage in enumerate(self.stages):
             if number == len(self._done):
-                note(f"stage {number + 1} of {len(self.config.stages)}: {stage.name} ({stage.kind})")
+                note(f"stage {number + 1} of {len(self.stages)}: {stage.name} ({stage.kind})")
                 self._done.append(self._run_stage(number, stage))
             if only == stage.name:
                 note(f"stage {only} is done: {self._checkpoint(number)}")
@@ -180,7 +197,7 @@ class StagedTraining:
         return sum(done.seconds for done in self._done) + max(process_seconds() - self._in_stages, 0.0)
 
     def _place(self, number: int) -> Path:
-        return self.folder / "stages" / f"{number + 1:02d}_{self.config.stages[number].name}"
+        return self.folder / "stages" / f"{number + 1:02d}_{self.stages[number].name}"
 
     def _checkpoint(self, number: int) -> Path:
         return self._place(number) / self._done[number].checkpoint
@@ -195,10 +212,10 @@ class StagedTraining:
             "stages": True,
             "test": True,
             "data": {"workers"},
-            "train": {"deterministic", "callbacks"},
+            "train": {"deterministic", "callbacks", "features_folder"},
         }
         whole = config.model_dump(mode="json", exclude=left_out)
-        stages = [stage.model_dump(mode="json") for stage in config.stages[: number + 1]]
+        stages = [stage.model_dump(mode="json") for stage in self.stages[: number + 1]]
         of_views = {"resize", "scales", "max_size", "scale_rule"}  # cached features are made and pooled so
         views = config.test.model_dump(mode="json", include=of_views)
         text = json.dumps([whole, stages, views], sort_keys=True)
@@ -207,7 +224,7 @@ class StagedTraining:
     def _finished_stages(self) -> list[StageRecord]:
         """Return the stages that are done, up to the last one whose checkpoint can be read."""
         finished: list[StageRecord] = []
-        for number in range(len(self.config.stages)):
+        for number in range(len(self.stages)):
             if (record := self._finished(number)) is None:
                 break
             finished.append(record)
@@ -217,7 +234,7 @@ class StagedTraining:
                 checkpoints.load_checkpoint(self._place(number) / finished[-1].checkpoint)
                 break
             except InputError as error:
-                note(f"warning: {error}; the stage {self.config.stages[number].name} is done again")
+                note(f"warning: {error}; the stage {self.stages[number].name} is done again")
                 finished.pop()
         return finished
 
@@ -247,7 +264,7 @@ class StagedTraining:
         """Return in words the first setting that differs from those in a stage's checkpoint, or ""."""
         if checkpoint is None or not checkpoint.is_file():
             return ""
-        config = stage_config(self.config, self.config.stages[number])
+        config = stage_config(self.config, self.stages[number])
         try:
             state = checkpoints.load_checkpoint(checkpoint)
             changes = changed_settings(state["config"], config, str(checkpoint))
@@ -278,6 +295,7 @@ class StagedTraining:
             steps=outcome.steps + (self._done[-1].steps if number else 0),
             seconds=round(outcome.earlier + took, 1),
             data_fingerprint=outcome.data_fingerprint,
+            features=outcome.features,
         )
         if distributed.is_main():
             record.write(place / "done.json")
@@ -285,7 +303,7 @@ class StagedTraining:
         return record
 
     def _train(self, config: Config, number: int) -> _Outcome:
-        stage = self.config.stages[number]
+        stage = self.stages[number]
         run = start_run(
             config,
             self._place(number),
@@ -308,8 +326,8 @@ class StagedTraining:
             check_fingerprint(fingerprint, known)
 
     def _fit(self, config: Config, number: int) -> _Outcome:
-        stage = self.config.stages[number]
-        if number == 0:
+        stage = self.stages[number]
+        if number == 0 and stage.kind != "head":
             raise InputError(f"stages: {stage.name}: a stage of kind {stage.kind} needs one before it")
         classes = known_classes(config)
         model = initial_model(config, classes)
@@ -327,22 +345,31 @@ class StagedTraining:
             }
             checkpoints.save_checkpoint(kept, {**fit, **own})
 
-        cache = self.folder / CACHE
-        kind, settings = self._layer(number)
+        layer: LayerFit[Any] | HeadFit
         with said_once():
-            layer = kind(config, model, classes, cache, self.device, save, state)
+            if isinstance(stage, HeadStageConfig):
+                place = self._place(number)
+                layer = HeadFit(
+                    config, model, classes, place, self.device, save, state, stage.ridge, self.features
+                )
+                fit = layer.fit
+            else:
+                kind, settings = self._layer(number)
+                layer = kind(config, model, classes, self.folder / CACHE, self.device, save, state)
+                fit = partial(layer.fit, settings)
             self._check_data(layer.data_fingerprint)
         if distributed.is_main():
             with distributed.busy(), distributed.alone():
-                layer.fit(settings)
-            target = self._place(number) / "checkpoints" / "step_1.pt"
-            checkpoints.save_checkpoint(target, _state(config, model, classes, 1))
+                fit()
+            target = self._place(number) / "checkpoints" / f"step_{layer.steps}.pt"
+            checkpoints.save_checkpoint(target, _state(config, model, classes, layer.steps))
             kept.unlink(missing_ok=True)
-        return _Outcome(1, layer.data_fingerprint, earlier)
+        features = str(layer.features.folder) if isinstance(layer, HeadFit) else None
+        return _Outcome(layer.steps, layer.data_fingerprint, earlier, features)
 
     def _layer(self, number: int) -> tuple[type[LayerFit[Any]], Any]:
         """Return what fits the layer of a stage, and its settings."""
-        stage = self.config.stages[number]
+        stage = self.stages[number]
         if stage.kind == "svm":
             return SVMFit, stage.svm
         assert stage.kind == "box_ridge"  # the other kinds are trained
@@ -354,24 +381,31 @@ class StagedTraining:
         """Return the saved state of a fit that was stopped, or None where it is missing or damaged."""
         if not path.is_file():
             return None
-        kind, settings = self._layer(number)
-        width = feature_width(model, pooled=kind.reads_pooled(settings))
+        if self.stages[number].kind == "head":
+            find_fault = partial(HeadFit.find_fault, model=model)
+        else:
+            kind, settings = self._layer(number)
+            width = feature_width(model, pooled=kind.reads_pooled(settings))
+            find_fault = partial(kind.find_fault, num_classes=num_classes, width=width)
         try:
             state = checkpoints.read_saved(path)
-            fault = fault_of_fit(kind, state, num_classes, width)
+            fault = fault_of_fit(state, find_fault)
         except InputError as error:
             fault = str(error)
         if fault is not None:
             note(
                 f"warning: {path}: not the state of an unfinished fit: {fault}; the stage "
-                f"{self.config.stages[number].name} starts again from the beginning"
+                f"{self.stages[number].name} starts again from the beginning"
             )
             return None
         self._check_key(number, state["key"], path)
         return {**dict(state), ACCEPTED: self.accept_changed_data}
 
-    def _score(self) -> Evaluation[Detections]:
-        """Keep the finished detector as the run's checkpoint, score it, and store its score threshold."""
+    def _score(self) -> Evaluation[Detections] | None:
+        """Keep the finished detector as the run's checkpoint, score it, and store its score threshold.
+
+        Where region features were given, it is not scored, and None is returned.
+        """
         path, steps = self._checkpoint(len(self._done) - 1), self._done[-1].steps
         state = checkpoints.load_checkpoint(path)
         model = restore_model(self.config, state, str(path))
@@ -379,6 +413,9 @@ class StagedTraining:
         finished = _state(self.config, model, tuple(state["classes"]), steps)
         if distributed.is_main():
             checkpoints.save_checkpoint(self.detector, finished)
+        if self.features is not None:
+            self._write_log(None)
+            return None
         with said_once():
             self.scorer = build_scorer(self.config, self.device, classes=state["classes"])
         assessment = self.scorer.assess(model.to(self.device), last=True)
@@ -390,18 +427,19 @@ class StagedTraining:
             self._write_log(assessment.test)
         return assessment.test
 
-    def _write_log(self, evaluation: Evaluation[Detections]) -> None:
+    def _write_log(self, evaluation: Evaluation[Detections] | None) -> None:
         """Put the stages' losses and the detector's metrics into one log, with consecutive steps."""
         with closing(RunLog(self.folder)) as log:
             steps = 0
-            for number, stage in enumerate(self.config.stages):
+            for number, stage in enumerate(self.stages):
                 for record in read_log(self._place(number) / "log.jsonl"):
                     if record["kind"] == "train":
                         values = {name: value for name, value in record.items() if name != "kind"}
                         shifted = {"step": record["step"] + steps, "stage": stage.name}
                         log.write("train", {**values, **shifted})
                 steps = self._done[number].steps
-            log.write("evaluate", {"step": steps, **evaluation.history()})
+            if evaluation is not None:
+                log.write("evaluate", {"step": steps, **evaluation.history()})
 
 
 def fine_tuning_in(folder: Path) -> MakeTask:

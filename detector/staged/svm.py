@@ -47,7 +47,11 @@ class SVMFit(LayerFit[SVMConfig]):
             InputError: a class without positives, unless the settings say that it never fires, or a box head
                 with hidden layers where pooled features are asked for.
         """
-        pooled = self.reads_pooled(settings)
+        pooled, layer = self.reads_pooled(settings), self.model.predictor.cls_score
+        if not isinstance(layer, nn.Linear):
+            raise InputError(
+                "the stage svm needs model.head.kind: softmax, whose linear cls_score it replaces"
+            )
         if pooled and self.model.box_head.out_features != self.model.region_pool.out_features:
             raise InputError("svm.features: pooled needs model.head.hidden: [], so that cls_score reads them")
         factor = settings.feature_norm / self.mean_norm(pooled=pooled)
@@ -60,7 +64,7 @@ class SVMFit(LayerFit[SVMConfig]):
             if mining.images % SAVE_EVERY == 0:
                 self.save(mining.state_dict())
         note_unconverged(mining)
-        fold_svms(self.model.predictor.cls_score, mining.weights, mining.biases, factor)
+        fold_svms(layer, mining.weights, mining.biases, factor)
 
     @staticmethod
     def reads_pooled(settings: SVMConfig) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
 from detector.core.records import Records
@@ -19,6 +21,7 @@ from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord,
 from detector.data.images import read_image
 from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
+from detector.engine.inference import MaskCount, RegionPredictor
 from detector.evaluation.operating_point import OperatingPoint, best_f1
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
@@ -30,6 +33,7 @@ from detector.models.box_coder import BoxCoder, measured_coder
 from detector.models.compiled import CompiledDetector
 from detector.models.detector import RegionDetector
 from detector.tasks.base import AnyBatch, BaseTask
+from detector.tasks.region_scores import saving_regions
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
 from detector.visualize import draw_detections, example_grid
 
@@ -73,6 +77,14 @@ class DetectionScorer(Scorer[Detections]):
         if score_threshold is None:
             return ", without a score threshold"
         return f", score threshold {score_threshold:.3f}"
+
+    def _predicting(
+        self, predictor: Callable[[Any], Detections], test_set: TestSet, save_scores: Path | None
+    ) -> AbstractContextManager[Callable[[Any], Detections]]:
+        if save_scores is None:
+            return nullcontext(predictor)
+        assert isinstance(predictor, RegionPredictor)  # as `build_predictor` makes for every detector
+        return saving_regions(predictor, test_set.records, test_set.classes, save_scores)
 
     def _proposals(self, split: str, records: Sequence[ImageRecord], *, annotated: bool) -> ProposalSource:
         config = self.config
@@ -176,13 +188,28 @@ class RegionTask(ProposalTask[AnyBatch]):
     draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
+        if config.model.head.kind != "softmax":
+            raise InputError(
+                f"model.head.kind: {config.model.head.kind} is fitted on stored features and not trained on "
+                "images; set train.head_only to true, or add a stage of kind head, and take softmax in the "
+                "settings of the other stages"
+            )
         super().__init__(config, device, state)
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
         self.hard_examples = model_parts.build_hard_examples(config)
+        self.masks = MaskCount()
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
+
+    def counted(self) -> dict[str, int]:
+        """Return ``masked_rois``, the RoIs that were pooled by masks in this process, and ``mask_fallbacks``,
+        those of them whose mask covers no cell centre; nothing where there are no masks.
+        """
+        counted, self.masks = self.masks, MaskCount()
+        regions, fallbacks = counted.regions, counted.fallbacks
+        return {"masked_rois": regions, "mask_fallbacks": fallbacks} if regions else {}
 
     def count(self, batch: AnyBatch) -> int:
         return self._count(self._sampled(batch))
@@ -192,6 +219,8 @@ class RegionTask(ProposalTask[AnyBatch]):
             output, sampled = self._output(
                 self.model, self.network, self._levels(batch), self._sampled(batch)
             )
+        if sampled.masks is not None:
+            self.masks.add(sampled.masks)
         return self.loss(output, sampled, count)
 
     def image_losses(self, model: RegionDetector, batch: Batch) -> tuple[dict[str, Tensor], int]:
@@ -225,7 +254,7 @@ class RegionTask(ProposalTask[AnyBatch]):
         """Return the output of ``network``, perhaps ``model`` compiled, and the regions that it is for."""
         if self.hard_examples is not None:
             sampled = self.hard_examples(model, levels, sampled)
-        return network.predict(levels, sampled.rois, sampled.roi_levels), sampled
+        return network.predict(levels, sampled.rois, sampled.roi_levels, sampled.masks), sampled
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
@@ -234,6 +263,7 @@ class RegionTask(ProposalTask[AnyBatch]):
             f"{len(dataset.records.objects)} objects of {len(dataset.classes)} classes; boxes dropped or "
             f"clipped: {faults}"
         )
+        data_parts.report_several_labels(self.config, dataset)
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
 
@@ -246,8 +276,9 @@ class RegionTask(ProposalTask[AnyBatch]):
             len(self.classes),
             self.config.train.sampling.foreground_iou,
             use_difficult=self.config.data.difficult == "train",
+            multi_label=self.config.model.head.scores == "sigmoid",
         )
-        return measured_coder(sums, class_agnostic=self.config.model.head.class_agnostic)
+        return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
 
 class DetectionTask(RegionTask[Batch]):
@@ -255,7 +286,13 @@ class DetectionTask(RegionTask[Batch]):
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         return loaders.training_batches(
-            self.config, self.records, self.proposals, start, self.device, draw_regions=self.draw_regions
+            self.config,
+            self.records,
+            self.proposals,
+            start,
+            self.device,
+            draw_regions=self.draw_regions,
+            network=self.model,
         )
 
     def _sampled(self, batch: Batch) -> SampledRoIs:

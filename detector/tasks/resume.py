@@ -36,7 +36,8 @@ APPLIED = frozenset(
             "schedule.kind schedule.milestones schedule.gamma schedule.final schedule.warmup "
             "schedule.warmup_start clip_gradient_norm box_loss_weight smooth_l1_beta ema precision compile "
             "deterministic log_every checkpoint_every keep_checkpoints evaluate_every early_stopping "
-            "validation_loss evaluate_split cache_dtype draw_images callbacks"
+            "validation_loss evaluate_split cache_dtype features_folder draw_images "
+            "callbacks"
         ),
         "test": (
             "metric scales scale_rule flip box_regression resize max_size score_threshold nms_threshold "
@@ -56,12 +57,13 @@ SAME_DATA = frozenset(
 REFUSED = {
     "train.optimizer": "the other optimizer keeps another state of every parameter",
     "train.trainable": "the optimizer's state belongs to the parameters that have been trained so far",
+    "train.head_only": "the run trains either the whole network or its head",
     "train.initial_weights": "the run has its own weights by now",
     "train.allow_partial": "the run has its own weights by now",
     **dict.fromkeys(
         (
             *("data.format", "data.split_ratio", "data.split_seed", "data.train_split"),
-            *("data.classes", "data.other_classes", "data.first_pixel", "data.difficult"),
+            *("data.classes", "data.other_classes", "data.attributes", "data.first_pixel", "data.difficult"),
             *("data.invalid_boxes", "data.min_box_size", "train.validation_fraction"),
         ),
         "it decides what is trained on",

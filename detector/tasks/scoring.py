@@ -11,7 +11,7 @@ import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -35,10 +35,11 @@ from detector.engine.run_folder import note_pictures
 from detector.engine.run_log import read_log
 from detector.evaluation.average_precision import PrecisionRecall
 from detector.evaluation.operating_point import OperatingPoint, at_threshold
+from detector.engine.inference import RegionPredictor
 from detector.evaluation.report import NOTHING_SCORED, metrics_shown, write_json
 from detector.factory.data import class_names, load_split, load_validation
 from detector.factory.loaders import inference_views, naming
-from detector.factory.model import build_predictor
+from detector.factory.model import Predictor, build_predictor
 from detector.models.detector import RegionDetector
 from detector.visualize import run_charts, save_image
 
@@ -184,14 +185,18 @@ class Scorer(ABC, Generic[Result]):
             coco=self._coco_evaluator(split, dataset),
         )
 
-    def evaluate(self, model: RegionDetector, test_set: TestSet | None = None) -> Evaluation[Result]:
+    def evaluate(
+        self, model: RegionDetector, test_set: TestSet | None = None, save_scores: Path | None = None
+    ) -> Evaluation[Result]:
         """Run the network over ``test_set``, by default the test split, and score its results.
 
         For a split without annotations, the metrics hold ``annotated: False`` instead of scores.
+        ``save_scores`` names a file for all scores of all regions (`detector.evaluation.region_scores`).
         """
         test_set = test_set or self.test_set
         started = time.perf_counter()
-        results = self._results(model, test_set)
+        predictor = build_predictor(self.config, model.eval(), self.device)
+        results = self._predicted(self._predicting(predictor, test_set, save_scores), test_set)
         evaluator = self._compare(test_set, results)
         seconds = time.perf_counter() - started
         metrics = {
@@ -199,19 +204,22 @@ class Scorer(ABC, Generic[Result]):
             "split": test_set.split,
             "images": len(test_set.records),
             "seconds_per_image": seconds / len(test_set.records),
+            **_masks_of(predictor),
         }
         return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
 
-    def _results(self, model: RegionDetector, test_set: TestSet) -> dict[str, Result]:
-        """Return the network's result for each image, by its id."""
-        return self.predicted(build_predictor(self.config, model.eval(), self.device), test_set)
-
     def predicted(self, predict: Callable[[Any], Result], test_set: TestSet) -> dict[str, Result]:
         """Return what ``predict`` gives for the views of each image; every process does its share of them."""
+        return self._predicted(nullcontext(predict), test_set)
+
+    def _predicted(
+        self, predicting: AbstractContextManager[Callable[[Any], Result]], test_set: TestSet
+    ) -> dict[str, Result]:
         records = distributed.share(test_set.records)
         own: list[Result] = []
         views = inference_views(self.config, records, test_set.proposals, self.device)
-        with closing(views):  # ends the threads that load images, also after an error
+        # `closing` ends the threads that load images, also after an error.
+        with closing(views), predicting as predict:
             for image in track(views, len(records), f"testing on {test_set.split}"):
                 with naming(image[0].metas):
                     own.append(predict(image))
@@ -312,6 +320,17 @@ class Scorer(ABC, Generic[Result]):
 
     # What tasks differ in:
 
+    def _predicting(
+        self, predictor: Callable[[Any], Result], test_set: TestSet, save_scores: Path | None
+    ) -> AbstractContextManager[Callable[[Any], Result]]:
+        """Return what provides the function that predicts an image, and saves all scores if asked to.
+
+        Raises InputError where a task has no regions whose scores could be saved.
+        """
+        if save_scores is not None:
+            raise InputError(f"{save_scores}: this task scores whole images; there are no regions to save")
+        return nullcontext(predictor)
+
     def choose_point(self, validation: Evaluation[Result] | None) -> OperatingPoint | None:
         """Return the operating point at which to use the network; None if the task chooses none."""
         return None
@@ -356,6 +375,19 @@ class Scorer(ABC, Generic[Result]):
     @abstractmethod
     def _draw_examples(self, evaluation: Evaluation[Result], width: int) -> np.ndarray:
         """Return images with their results, (h, ``width``, 3) uint8 RGB, to be shown below the charts."""
+
+
+def _masks_of(predict: Predictor) -> dict[str, int]:
+    """Return how many regions were pooled by masks, in all views, and how many of them as their boxes.
+
+    Nothing is returned if there were none.
+    """
+    if not isinstance(predict, RegionPredictor):
+        return {}
+    regions, fallbacks = map(int, distributed.total(predict.masks.regions, predict.masks.fallbacks))
+    if fallbacks:
+        note(f"{fallbacks} of {regions} regions have a mask that covers no cell centre: pooled as boxes")
+    return {"masked_regions": regions, "mask_fallbacks": fallbacks} if regions else {}
 
 
 def headline(config: Config, metrics: dict[str, Any]) -> float:

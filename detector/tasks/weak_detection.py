@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from detector.core.errors import listed
 from detector.core.progress import note
 from detector.core.records import Records
 from detector.core.structures import Batch, Detections, stack_rois
+from detector.data.samples import covered
 from detector.data.source import Dataset
 from detector.engine.inference import RegionPredictor
 from detector.engine.run import Assessment
@@ -53,9 +55,11 @@ class WeakDetectionScorer(DetectionScorer):
         proposals = self._proposals(split, records, annotated=False)  # the task prints their recall
         return TestSet(split=split, records=records, classes=self.classes, proposals=proposals)
 
-    def evaluate(self, model: RegionDetector, test_set: TestSet | None = None) -> Evaluation[Detections]:
+    def evaluate(
+        self, model: RegionDetector, test_set: TestSet | None = None, save_scores: Path | None = None
+    ) -> Evaluation[Detections]:
         """As `Scorer.evaluate`; for the training split, if it was asked for, with CorLoc."""
-        evaluation = super().evaluate(model, test_set)
+        evaluation = super().evaluate(model, test_set, save_scores)
         scored, wanted = test_set or self.test_set, self.config.data.train_split
         if self.training is None and scored.annotated and scored.split == wanted:
             return self._with_corloc(evaluation, model, scored)
@@ -110,11 +114,14 @@ class WeakDetectionTask(ProposalTask[Batch]):
         self, network: RegionDetector | CompiledDetector, batch: Batch, count: float | None
     ) -> dict[str, Tensor]:
         presence = torch.stack([targets.presence(len(self.classes)) for targets in batch.targets])
-        rois = sent(stack_rois(batch.rois_per_image), self.device)
+        rows, counts = stack_rois(batch.rois_per_image), list(map(len, batch.rois_per_image))
+        rois, roi_levels = sent(rows, self.device), self.model.place(rows, None)
+        masks = covered(
+            [proposals.masks for proposals in batch.proposals], batch.metas, counts, roi_levels, self.model
+        )
         images = self.model.inputs(batch.images, batch.sizes)
         with self.autocast(), loaders.naming(batch.metas):
-            output = network(images, rois)
-        counts = [len(boxes) for boxes in batch.rois_per_image]
+            output = network(images, rois, roi_levels, None if masks is None else masks.to(self.device))
         return image_label_loss(output, counts, sent(presence, self.device), count)
 
     def _describe(self, dataset: Dataset) -> None:

@@ -173,11 +173,12 @@ class _Canvas:
         """Yield the rectangles where a label of this size may be drawn, the best one first.
 
         First come those above the box (or inside it, at the upper edge of the image), then those at its
-        other edges, from left to right.
+        other edges, from left to right. A box with many labels also has lines further above and below it.
         """
         x1, y1, x2, y2 = box
         above = y1 - height if y1 >= height else y1
-        for y in dict.fromkeys((above, y1, y2, y2 - height)):
+        further = (y for line in range(1, 4) for y in (above - line * height, y2 + line * height))
+        for y in dict.fromkeys((above, y1, y2, y2 - height, *further)):
             for x in dict.fromkeys((x1, (x1 + x2 - width) // 2, x2 - width)):
                 left, top = min(max(x, 0), self.width - width), min(max(y, 0), self.height - height)
                 yield left, top, left + width, top + height

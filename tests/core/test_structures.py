@@ -11,6 +11,7 @@ import torch
 from detector.core.structures import (
     Batch,
     Detections,
+    DrawnRegions,
     HeadOutput,
     ImageMeta,
     Proposals,
@@ -119,7 +120,12 @@ def test_a_batch_checks_its_images_and_knows_their_sizes(make_boxes: MakeBoxes) 
 def test_sampled_regions_are_stacked_image_after_image(make_boxes: MakeBoxes) -> None:
     boxes = [make_boxes(2), torch.zeros(0, 4), make_boxes(1, seed=1)]
     labels = [torch.tensor([3, 0]), torch.zeros(0, dtype=torch.int64), torch.tensor([1])]
-    sampled = SampledRoIs.stack(boxes, labels, [2 * each for each in boxes])
+    sampled = SampledRoIs.stack(
+        [
+            DrawnRegions(one, names, 2 * one, torch.arange(len(one)))
+            for one, names in zip(boxes, labels, strict=True)
+        ]
+    )
     assert sampled.rois[:, 0].tolist() == [0, 0, 2]
     assert torch.equal(sampled.rois[:, 1:], torch.cat(boxes))
     assert torch.equal(sampled.rois, stack_rois(boxes))
@@ -133,7 +139,12 @@ def test_what_a_device_needs_goes_there_and_the_rest_stays(make_boxes: MakeBoxes
     """On the meta device, which holds no values, every tensor shows whether it was moved."""
     boxes = [make_boxes(2), make_boxes(1, seed=1)]
     labels = [torch.ones(len(each), dtype=torch.int64) for each in boxes]
-    sampled = SampledRoIs.stack(boxes, labels, boxes)
+    sampled = SampledRoIs.stack(
+        [
+            DrawnRegions(one, names, one, torch.arange(len(one)))
+            for one, names in zip(boxes, labels, strict=True)
+        ]
+    )
     if levels:
         sampled = dataclasses.replace(sampled, roi_levels=torch.tensor([0, 1, 0]))
     batch = batch_of(boxes, sampled)
@@ -150,10 +161,10 @@ def test_what_a_device_needs_goes_there_and_the_rest_stays(make_boxes: MakeBoxes
     assert len(batch_of(boxes).to("meta").device_tensors()) == 1
 
 
-@pytest.mark.parametrize("absent", [(), ("box_deltas",), ("box_deltas", "region_logits")])
-def test_outputs_are_joined_and_taken_apart_by_rows(absent: tuple[str, ...]) -> None:
-    whole = HeadOutput(torch.randn(6, 3), torch.randn(6, 3, 4), torch.randn(6, 3))
-    whole = whole._replace(**dict.fromkeys(absent))
+@pytest.mark.parametrize(("boxes", "regions"), [(True, True), (False, True), (False, False)])
+def test_outputs_are_joined_and_taken_apart_by_rows(boxes: bool, regions: bool) -> None:
+    deltas, logits = torch.randn(6, 3, 4) if boxes else None, torch.randn(6, 3) if regions else None
+    whole = HeadOutput(torch.randn(6, 3), deltas, logits)
     parts = [whole.take(torch.tensor(rows)) for rows in ([0, 1], [2], [3, 4, 5])]
     for outputs in (parts, [whole]):
         for found, expected in zip(HeadOutput.join(outputs), whole, strict=True):

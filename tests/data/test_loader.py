@@ -295,7 +295,7 @@ def proposals(_record: ImageRecord) -> Proposals:
 
 def draw(rois: torch.Tensor, targets: Targets, rng: np.random.Generator) -> DrawnRegions:
     rows = torch.from_numpy(rng.permutation(len(rois)))
-    return DrawnRegions(rois[rows], targets.labels[:1].expand(len(rows)), torch.zeros(len(rows), 4))
+    return DrawnRegions(rois[rows], targets.labels[:1].expand(len(rows)), torch.zeros(len(rows), 4), rows)
 
 
 def training(records: list[ImageRecord]) -> Generator[Batch, None, None]:

@@ -35,7 +35,9 @@ def samples(number: int) -> list[Sample]:
             rois=boxes(5),
             targets=Targets.empty(),
             meta=ImageMeta(image_id=f"{number}", original_size=size, input_size=size),
-            drawn=DrawnRegions(boxes(64), torch.from_numpy(rng.integers(0, 21, 64)), boxes(64)),
+            drawn=DrawnRegions(
+                boxes(64), torch.from_numpy(rng.integers(0, 21, 64)), boxes(64), torch.arange(64)
+            ),
         )
         for size in SIZES
     ]

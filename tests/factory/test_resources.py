@@ -148,7 +148,9 @@ def test_training_draws_only_what_it_is_asked_for(tiny: Load, record: ImageRecor
 
     def draw(rois: torch.Tensor, targets: Targets, rng: np.random.Generator) -> DrawnRegions:
         seen.append(threading.current_thread().name)
-        return DrawnRegions(targets.boxes, targets.labels, torch.zeros(len(targets), 4))
+        return DrawnRegions(
+            targets.boxes, targets.labels, torch.zeros(len(targets), 4), torch.arange(len(targets))
+        )
 
     config = tiny("data.workers=2")
     with closing(training_batches(config, [record] * 4, no_proposals, 0)) as plain:

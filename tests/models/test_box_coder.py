@@ -197,3 +197,17 @@ def test_degenerate_proposals_do_not_spoil_the_statistics(make_boxes: MakeBoxes)
 def test_plain_deltas_of_a_box_to_itself_are_zero(make_boxes: MakeBoxes) -> None:
     boxes = make_boxes(10)
     assert not box_deltas(boxes, boxes).any()
+
+
+def test_every_label_of_a_region_has_targets_in_its_own_units() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coder = BoxCoder(torch.randn(4, 4, generator=generator), 0.5 + torch.rand(4, 4, generator=generator))
+    proposals = torch.tensor([[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 9.0, 11.0], [0.0, 0.0, 8.0, 8.0]])
+    boxes = torch.tensor([[1.0, 0.0, 12.0, 9.0], [5.0, 4.0, 9.0, 12.0], [0.0, 0.0, 0.0, 0.0]])
+    sets = torch.tensor([[False, True, False, True], [False, False, True, False], [False] * 4])
+    found = coder.encode_sets(proposals, boxes, sets)
+    assert coder.num_classes == 3
+    for row, label in sets.nonzero().tolist():
+        expected = coder.encode(proposals[row, None], boxes[row, None], torch.tensor([label]))[0]
+        assert torch.equal(found[row, label], expected)
+    assert not found[~sets].any()

@@ -154,3 +154,67 @@ def test_extreme_logits_and_no_images_stay_finite() -> None:
     assert loss.item() == pytest.approx(2e4)
     nothing = multi_label_loss(HeadOutput(torch.zeros(0, 3), None), torch.zeros(0, 2, dtype=torch.int64))
     assert nothing["loss_cls"].item() == 0
+
+
+def several(sets: list[list[int]], classes: int, seed: int = 0) -> SampledRoIs:
+    """RoIs with the labels of ``sets``, and random box targets for each label."""
+    label_sets = torch.zeros(len(sets), classes + 1, dtype=torch.bool)
+    for row, labels in enumerate(sets):
+        label_sets[row, labels] = True
+    targets = torch.randn(len(sets), classes + 1, 4, generator=torch.Generator().manual_seed(seed))
+    return SampledRoIs(
+        rois=torch.zeros(len(sets), 5),
+        labels=torch.tensor([labels[-1] if labels else 0 for labels in sets]),
+        box_targets=torch.where(label_sets[..., None], targets, 0.0),
+        label_sets=label_sets,
+    )
+
+
+def several_written_out(
+    found: HeadOutput, wanted: SampledRoIs, sets: list[list[int]], weight: float, beta: float
+) -> list[tuple[float, float]]:
+    """The class and box loss of each RoI, number by number."""
+    losses = []
+    deltas = present(found.box_deltas)
+    for row, labels in enumerate(sets):
+        class_loss = box_loss = 0.0
+        for label in range(1, found.class_logits.shape[1]):
+            score = 1 / (1 + math.exp(-found.class_logits[row, label].item()))
+            class_loss -= math.log(score if label in labels else 1 - score)
+        regressed = labels if deltas.shape[1] > 1 else labels[-1:]
+        for label in regressed:
+            own = deltas[row, label if deltas.shape[1] > 1 else 0]
+            for difference in (own - wanted.box_targets[row, label]).abs().tolist():
+                box_loss += difference**2 / (2 * beta) if difference < beta else difference - beta / 2
+        losses.append((class_loss, weight * box_loss))
+    return losses
+
+
+@pytest.mark.parametrize("rows", [4, 1], ids=["per class", "class agnostic"])
+def test_the_loss_of_several_labels_is_the_sum_written_out(rows: int) -> None:
+    sets = [[2], [], [1, 3], [], [1, 2, 3], [3]]
+    wanted = several(sets, 3)
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(6, 4, generator=generator).requires_grad_()
+    deltas = torch.randn(6, rows, 4, generator=generator).requires_grad_()
+    found, loss = HeadOutput(logits, deltas), DetectionLoss(2.0, 0.5)
+    expected = several_written_out(found, wanted, sets, 2.0, 0.5)
+    losses = loss(found, wanted)
+    assert losses["loss_cls"].item() == pytest.approx(sum(one for one, _ in expected) / 6, rel=1e-5)
+    assert losses["loss_box"].item() == pytest.approx(sum(one for _, one in expected) / 6, rel=1e-5)
+    assert loss.per_region(found, wanted).tolist() == pytest.approx([sum(one) for one in expected], rel=1e-5)
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert not present(logits.grad)[:, 0].any()  # column 0 has no loss
+    assert bool(present(logits.grad)[:, 1:].all())
+    trained = present(deltas.grad).abs().sum(dim=2) > 0
+    assert torch.equal(trained, present(wanted.label_sets) if rows > 1 else wanted.labels[:, None] > 0)
+    half = loss(found, wanted, count=12)
+    assert half["loss_cls"].item() == pytest.approx(losses["loss_cls"].item() / 2)
+
+
+def test_a_class_that_a_region_does_not_have_may_have_any_deltas() -> None:
+    wanted = several([[1], []], 2)
+    deltas = torch.zeros(2, 3, 4)
+    deltas[0, 2] = deltas[1] = torch.nan
+    loss = DetectionLoss()(HeadOutput(torch.zeros(2, 3), deltas), wanted)["loss_box"]
+    assert math.isfinite(loss.item())

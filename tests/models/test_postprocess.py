@@ -6,13 +6,20 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from detector.core.structures import Detections, HeadOutput, ImageMeta
 from detector.models.box_coder import BoxCoder, fixed_coder
-from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
+from detector.models.postprocess import (
+    Postprocess,
+    class_scores,
+    independent_scores,
+    margin_scores,
+    softmax_scores,
+)
 from tests.conftest import MakeBoxes
 from tests.typed import present
 
@@ -269,3 +276,22 @@ def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> N
 def test_class_scores_are_probabilities_of_the_classes_without_the_background() -> None:
     scores = class_scores(HeadOutput(torch.tensor([[9.0, 0.0, math.log(3)]]), None))
     torch.testing.assert_close(scores, torch.tensor([[0.5, 0.75]]))
+
+
+def test_independent_scores_are_sigmoids_and_column_0_is_what_the_best_leaves() -> None:
+    logits = torch.tensor([[9.0, 0.0, 2.0], [-9.0, -3.0, -4.0]])
+    scores = independent_scores(HeadOutput(logits, None))
+    expected = 1 / (1 + np.exp(-logits[:, 1:].double().numpy()))
+    np.testing.assert_allclose(scores[:, 1:], expected, rtol=1e-6)
+    np.testing.assert_allclose(scores[:, 0], 1 - expected.max(axis=1), rtol=1e-6)
+
+
+def test_one_region_is_detected_with_several_labels() -> None:
+    proposals = torch.tensor([[10.0, 10.0, 30.0, 30.0], [12.0, 10.0, 32.0, 30.0], [60.0, 60.0, 80.0, 80.0]])
+    logits = torch.tensor([[0.0, 3.0, 2.0, -5.0], [0.0, 2.0, 2.5, -5.0], [0.0, -5.0, -5.0, -5.0]])
+    meta = ImageMeta(image_id="one", original_size=(100, 100), input_size=(100, 100))
+    post = Postprocess(fixed_coder(3, (0.0,) * 4, (1.0,) * 4), score_threshold=0.3, scores=independent_scores)
+    found = post([(HeadOutput(logits, None), meta)], proposals)
+    assert found.labels.tolist() == [1, 2]  # each class suppresses its own only
+    assert torch.equal(found.boxes, proposals[[0, 1]])
+    torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.5]).sigmoid())

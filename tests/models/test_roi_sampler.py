@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor
 from detector.core.boxes import iou
 from detector.core.structures import DrawnRegions, SampledRoIs, Targets
 from detector.models.box_coder import BoxCoder, fixed_coder
+from detector.models.hard_examples import EveryRegion
 from detector.models.roi_sampler import RoISampler, match_proposals
 from tests.conftest import MakeBoxes
+from tests.typed import present
 
 CODER = fixed_coder(3, (0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
 
@@ -54,7 +58,10 @@ def crowded_scene(make_boxes: MakeBoxes, seed: int) -> tuple[Tensor, Targets]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_drawn_roi_follows_the_rules(make_boxes: MakeBoxes, seed: int) -> None:
     rois, targets = crowded_scene(make_boxes, seed)
-    boxes, labels, box_targets = drawn(RoISampler(CODER, rois_per_image=128), rois, targets, seed)
+    boxes, labels, box_targets, rows, _ = drawn(RoISampler(CODER, rois_per_image=128), rois, targets, seed)
+    assert torch.equal(boxes[rows >= 0], rois[rows[rows >= 0]])
+    objects = {tuple(box) for box in targets.boxes.tolist()}
+    assert all(tuple(box) in objects for box in boxes[rows < 0].tolist())
     foreground, background = roles(rois, targets)
     drawn_foreground = int((labels > 0).sum())
     assert drawn_foreground == min(32, len(foreground))
@@ -75,7 +82,7 @@ def test_every_drawn_roi_follows_the_rules(make_boxes: MakeBoxes, seed: int) -> 
 def test_the_paper_draws_128_rois_of_two_images_at_most_32_foreground(make_boxes: MakeBoxes) -> None:
     scenes = [crowded_scene(make_boxes, seed) for seed in (3, 4)]
     parts = [drawn(RoISampler(CODER), *scene) for scene in scenes]
-    sampled = SampledRoIs.stack(*zip(*parts, strict=True))
+    sampled = SampledRoIs.stack(parts)
     assert sampled.rois.shape == (128, 5)
     assert sampled.rois[:, 0].tolist() == [0] * 64 + [1] * 64
     assert [int((part > 0).sum()) for part in sampled.labels.split(64)] == [16, 16]
@@ -88,7 +95,7 @@ def test_only_the_arguments_decide_what_is_drawn(make_boxes: MakeBoxes) -> None:
     expected = [drawn(sampler, *scene, seed=7) for scene in scenes]
     again = [drawn(sampler, *scene, seed=7) for scene in reversed(scenes)][::-1]
     for one, other in zip(expected, again, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True))
     assert not torch.equal(drawn(sampler, *scenes[0], seed=8).boxes, expected[0].boxes)
 
 
@@ -157,7 +164,7 @@ def test_the_bounds_themselves_belong_to_foreground_and_to_background() -> None:
 
 
 def test_an_image_without_objects_gives_only_background(make_boxes: MakeBoxes) -> None:
-    boxes, labels, targets = drawn(RoISampler(CODER, rois_per_image=8), make_boxes(30), Targets.empty())
+    boxes, labels, targets = drawn(RoISampler(CODER, rois_per_image=8), make_boxes(30), Targets.empty())[:3]
     assert boxes.shape == targets.shape == (8, 4)
     assert not labels.any()
     assert not targets.any()
@@ -208,7 +215,7 @@ def test_a_crowd_is_neither_object_nor_background() -> None:
 def test_boxes_without_area_are_never_drawn() -> None:
     flat = [[20.0, 20.0, 20.0, 40.0], [40.0, 40.0, 30.0, 45.0], [5.0, 5.0, 5.0, 5.0]]
     assert labels_of(RoISampler(CODER), flat, Targets.empty()) == {}
-    _, _, targets = drawn(RoISampler(CODER), torch.tensor([*flat, NEAR]), one_object())
+    _, _, targets = drawn(RoISampler(CODER), torch.tensor([*flat, NEAR]), one_object())[:3]
     assert targets.isfinite().all()
 
 
@@ -224,7 +231,7 @@ def test_targets_use_the_statistics_of_the_matched_class() -> None:
     deviations = torch.ones(4, 4)
     deviations[2] = 0.5
     sampler = RoISampler(BoxCoder(torch.zeros(4, 4), deviations), add_targets=False)
-    _, _, halved = drawn(sampler, torch.tensor([ON_OBJECT]), one_object())
+    _, _, halved = drawn(sampler, torch.tensor([ON_OBJECT]), one_object())[:3]
     plain = RoISampler(BoxCoder(torch.zeros(4, 4), torch.ones(4, 4)), add_targets=False)
     assert torch.equal(halved, 2 * drawn(plain, torch.tensor([ON_OBJECT]), one_object())[2])
 
@@ -236,7 +243,7 @@ def test_the_wanted_share_of_the_background_lies_far_from_objects(
 ) -> None:
     rois, targets = crowded_scene(make_boxes, seed)
     sampler = RoISampler(CODER, rois_per_image=32, far_background_fraction=fraction)
-    boxes, labels, _ = drawn(sampler, rois, targets)
+    boxes, labels, _ = drawn(sampler, rois, targets)[:3]
     overlap, _ = match_proposals(boxes[labels == 0], targets)
     count = len(overlap)
     assert count == 24
@@ -250,13 +257,13 @@ def test_each_part_of_the_background_fills_what_the_other_lacks(make_boxes: Make
     for few, others in ((overlap < 0.1, overlap >= 0.1), (overlap >= 0.1, overlap < 0.1)):
         chosen = torch.cat((torch.nonzero(few)[:2, 0], torch.nonzero(others & (overlap < 0.5))[:, 0]))
         sampler = RoISampler(CODER, rois_per_image=16, foreground_fraction=0.0, far_background_fraction=0.5)
-        boxes, _, _ = drawn(sampler, rois[chosen], targets)
+        boxes, _, _ = drawn(sampler, rois[chosen], targets)[:3]
         assert len(boxes) == 16
 
 
 def test_an_image_without_objects_has_background_of_every_kind(make_boxes: MakeBoxes) -> None:
     sampler = RoISampler(CODER, rois_per_image=16, far_background_fraction=0.5)
-    boxes, labels, _ = drawn(sampler, make_boxes(40), Targets.empty())
+    boxes, labels, _ = drawn(sampler, make_boxes(40), Targets.empty())[:3]
     assert (len(boxes), int(labels.sum())) == (16, 0)
 
 
@@ -275,3 +282,80 @@ def test_matching_equals_the_slow_computation(data: st.DataObject) -> None:
         assert torch.equal(match, first)
     else:
         assert len(overlap) == len(match) == 0
+
+
+def with_several_labels(make_boxes: MakeBoxes, seed: int) -> tuple[Tensor, Targets]:
+    """A crowded scene in which the first object has two more labels, one of them twice."""
+    rois, targets = crowded_scene(make_boxes, seed)
+    first = int(targets.labels[0])
+    others = [first % 3 + 1, (first + 1) % 3 + 1, first]
+    boxes = torch.cat((targets.boxes, targets.boxes[:1].expand(3, 4)))
+    return rois, Targets.make(boxes, torch.cat((targets.labels, torch.tensor(others))))
+
+
+def slow_label_sets(boxes: Tensor, targets: Targets) -> list[set[int]]:
+    """The labels of all objects with the box of each region's best object, none below an IoU of 0.5."""
+    found = []
+    objects, labels = targets.boxes.tolist(), targets.labels.tolist()
+    for box in boxes.tolist():
+        overlaps = [slow_iou(box, one) for one in objects]
+        best = objects[overlaps.index(max(overlaps))]
+        same = {label for one, label in zip(objects, labels, strict=True) if one == best}
+        found.append(same if max(overlaps) >= 0.5 else set())
+    return found
+
+
+def unequal_coder() -> BoxCoder:
+    generator = torch.Generator().manual_seed(0)
+    return BoxCoder(torch.randn(4, 4, generator=generator), 0.1 + torch.rand(4, 4, generator=generator))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("every", [False, True], ids=["random", "ohem"])
+def test_a_region_has_the_labels_of_all_objects_with_its_box(
+    make_boxes: MakeBoxes, seed: int, every: bool
+) -> None:
+    rois, targets = with_several_labels(make_boxes, seed)
+    coder = unequal_coder()
+    kind = EveryRegion if every else RoISampler
+    found = kind(coder, multi_label=True)(rois, targets, np.random.default_rng(seed))
+    sets = present(found.label_sets)
+    expected = slow_label_sets(found.boxes, targets)
+    assert [set(row.nonzero()[:, 0].tolist()) for row in sets] == expected
+    assert {0, 1, 3} <= {len(one) for one in expected}
+    assert found.box_targets.shape == (len(rois) + 3 if every else len(found.boxes), 4, 4)
+    assert len({tuple(box) for box in found.boxes.tolist()}) == len(found.boxes)  # no object is added twice
+    for row, labels in enumerate(expected):
+        assert int(found.labels[row]) in (labels or {0})
+        overlap = [slow_iou(found.boxes[row].tolist(), one) for one in targets.boxes.tolist()]
+        matched = targets.boxes[overlap.index(max(overlap))][None]
+        for label in range(4):
+            wanted = coder.encode(found.boxes[row, None], matched, torch.tensor([label]))[0]
+            own = found.box_targets[row, label]
+            torch.testing.assert_close(own, wanted if label in labels else torch.zeros(4))
+
+
+def test_objects_of_one_label_each_are_drawn_as_without_label_sets(make_boxes: MakeBoxes) -> None:
+    rois, targets = crowded_scene(make_boxes, 1)
+    one, several = (drawn(RoISampler(CODER, multi_label=each), rois, targets, 7) for each in (False, True))
+    assert torch.equal(one.boxes, several.boxes)
+    assert torch.equal(one.labels, several.labels)
+    assert one.label_sets is None
+    assert torch.equal(present(several.label_sets).sum(dim=1), (one.labels > 0).long())
+    own = several.box_targets[torch.arange(len(one.labels)), one.labels]
+    torch.testing.assert_close(own, one.box_targets)
+    none = drawn(RoISampler(CODER, multi_label=True), rois, Targets.empty())
+    assert len(none.boxes) > 0
+    assert not present(none.label_sets).any()
+    assert not none.box_targets.any()
+
+
+def test_label_sets_follow_their_regions_into_a_batch(make_boxes: MakeBoxes) -> None:
+    sampler = RoISampler(CODER, multi_label=True)
+    parts = [drawn(sampler, *with_several_labels(make_boxes, seed)) for seed in (0, 1)]
+    sampled = SampledRoIs.stack(parts)
+    assert torch.equal(present(sampled.label_sets), torch.cat([present(part.label_sets) for part in parts]))
+    assert present(sampled.to("cpu").label_sets).any()
+    assert len(sampled.device_tensors()) == 4
+    with pytest.raises(ValueError, match="box_targets"):
+        replace(sampled, box_targets=sampled.box_targets[:, 0])

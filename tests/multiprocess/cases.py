@@ -177,7 +177,10 @@ def evaluate(folder: Path) -> None:
     ):
         path = sorted((ONE / source / "checkpoints").glob("step_*.pt"))[-1]
         config = config_of(*overrides)
-        metrics = score_checkpoint(config, load_checkpoint(path), str(path), "test", folder / name, "cpu")
+        saved = None if name == "classes" else folder / f"{name}.npz"
+        metrics = score_checkpoint(
+            config, load_checkpoint(path), str(path), "test", folder / name, "cpu", save_scores=saved
+        )
         (folder / f"{name}_{distributed.rank()}.json").write_text(json.dumps(metrics))
 
 

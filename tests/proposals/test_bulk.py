@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,10 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detector.core.boxes import iou
 from detector.core.records import Records, Texts
 from detector.core.structures import ImageRecord, Proposals, Targets
 from detector.factory.proposals import StoredProposals, target_sums
-from detector.models.box_coder import measured_coder
+from detector.models.box_coder import TargetSums, measured_coder
+from detector.models.roi_sampler import trained_objects
 from detector.proposals.bulk import BulkObjects, best_overlaps_of_all, content_digest
 from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.recall import ALL_PROPOSALS, recall
@@ -230,3 +233,38 @@ def test_the_digest_changes_with_all_that_counts_and_with_nothing_else(tmp_path:
     assert content_digest(ProposalStore.open(store.path), Records.of(list(columns))) == before
     store.append({records[2].key: Entry(Proposals(boxes=torch.ones(2, 4)))})
     assert content_digest(store, columns) != before
+
+
+@settings(max_examples=8, deadline=None)
+@given(seeds, st.booleans())
+def test_target_statistics_count_each_label_of_an_object(seed: int, difficult: bool) -> None:
+    """The same as where each object is matched once, and its targets are added for each of its labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        drawn, store = draw_set(seed, Path(folder), whole=False)
+        rng, records = np.random.default_rng(seed), []
+        for record in drawn:  # some objects are annotated again with other labels
+            again = torch.from_numpy(rng.integers(0, 3, len(record.targets)))
+            rows = torch.cat((torch.arange(len(again)), torch.arange(len(again)).repeat_interleave(again)))
+            targets = record.targets.select(rows)
+            labels = targets.labels.clone()
+            labels[len(again) :] = torch.from_numpy(rng.integers(1, 4, len(rows) - len(again)))
+            records.append(replace(record, targets=replace(targets, labels=labels)))
+        source = StoredProposals(store, 30, 2.0)
+        found = target_sums(records, source, 3, 0.5, use_difficult=difficult, multi_label=True)
+        wanted = TargetSums.empty(3)
+        for record in records:
+            labels_of: dict[tuple[float, ...], set[int]] = {}
+            objects = trained_objects(record.targets, use_difficult=difficult)
+            for box, label in zip(objects.boxes.tolist(), objects.labels.tolist(), strict=True):
+                labels_of.setdefault(tuple(box), set()).add(label)
+            boxes = torch.tensor(list(labels_of)).reshape(-1, 4)
+            regions = torch.cat((boxes, source(record).boxes))
+            if not len(boxes):
+                continue
+            overlap, match = iou(regions, boxes).max(dim=1)
+            for region, best, at in zip(regions, overlap.tolist(), match.tolist(), strict=True):
+                for label in labels_of[tuple(boxes[at].tolist())] if best >= 0.5 else ():
+                    wanted.add(region[None], boxes[at, None], torch.tensor([label]))
+        assert torch.equal(found.count, wanted.count)
+        torch.testing.assert_close(found.total, wanted.total, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found.squares, wanted.squares, rtol=1e-6, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,11 +22,13 @@ SVM = {
     "biases": torch.zeros(2),
 }
 RIDGE: dict[str, Any] = {"key": "abc", "fits": {2: (torch.zeros(4, 4), torch.zeros(4))}}
+OF_SVM = partial(SVMFit.find_fault, num_classes=2, width=4)
+OF_RIDGE = partial(RidgeFit.find_fault, num_classes=2, width=4)
 
 
 def test_the_saved_state_of_a_fit_has_no_fault() -> None:
-    assert fault_of_fit(SVMFit, SVM, 2, 4) is None
-    assert fault_of_fit(RidgeFit, RIDGE, 2, 4) is None
+    assert fault_of_fit(SVM, OF_SVM) is None
+    assert fault_of_fit(RIDGE, OF_RIDGE) is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_the_saved_state_of_a_fit_has_no_fault() -> None:
     ],
 )
 def test_faults_in_the_state_of_an_svm_fit_are_noticed(change: dict[str, Any]) -> None:
-    assert fault_of_fit(SVMFit, {**SVM, **change}, 2, 4) is not None
+    assert fault_of_fit({**SVM, **change}, OF_SVM) is not None
 
 
 @pytest.mark.parametrize(
@@ -59,5 +62,5 @@ def test_faults_in_the_state_of_an_svm_fit_are_noticed(change: dict[str, Any]) -
      {2: (torch.zeros(4, 3), torch.zeros(4))}],
 )  # fmt: skip
 def test_faults_in_the_state_of_a_ridge_fit_are_noticed(fits: Any) -> None:
-    assert fault_of_fit(RidgeFit, {**RIDGE, "fits": fits}, 2, 4) is not None
-    assert fault_of_fit(RidgeFit, [], 2, 4) is not None
+    assert fault_of_fit({**RIDGE, "fits": fits}, OF_RIDGE) is not None
+    assert fault_of_fit([], OF_RIDGE) is not None

@@ -85,12 +85,13 @@ def test_labels_stand_above_the_box_or_inside_the_image() -> None:
 
 
 def test_labels_of_one_place_do_not_cover_each_other() -> None:
-    box, first = (60, 80, 240, 160), [0.9, 0.8, 0.7]
+    box, first = (60, 80, 110, 130), [0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6]
     rows = [(*box, score, label) for label, score in enumerate(first, start=1)]
-    together = draw_detections(blank(), detections(*rows), CLASSES)
+    names = [*CLASSES, "red", "round", "old", "wet"]
+    together = draw_detections(blank(), detections(*rows), names)
     for row in rows:
-        alone = draw_detections(blank(), detections(row), CLASSES)
-        without = draw_detections(blank(), detections(row), CLASSES, labels=False)
+        alone = draw_detections(blank(), detections(row), names)
+        without = draw_detections(blank(), detections(row), names, labels=False)
         label = int(row[5])
         ground = int(is_colour(alone, label).sum() - is_colour(without, label).sum())
         assert is_colour(together, label).sum() >= 0.8 * ground

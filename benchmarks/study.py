@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Measures what each kind of augmentation brings to a detector that is trained on a few hundred images.
+"""Trains a config in several variants, with several seeds each, and compares their metrics.
 
-    python benchmarks/augmentation.py --config bccd_squeezenet --config cards_squeezenet --seeds 0 1 2
+    python benchmarks/study.py --study augmentation --config bccd_squeezenet --seeds 0 1 2
 
-Trains each config with no augmentation, with each of colour jitter, crops, expanding and cut-out, and with
-all of them, once per seed, by ``tools/train.py``. Only VALIDATION images are scored; no test split is read.
+A study, ``benchmarks/studies/NAME.yaml``, maps the name of each variant to overrides of the config.
+Differences are those from its first variant. Each run is one of ``tools/train.py``. Only VALIDATION images
+are scored; with ``--final`` the config's own splits are used, and its test split is scored: for what was
+chosen before.
 Proposals are made once, before the runs, of which ``--jobs`` go on at the same time with one compute thread
 each. A run that the folder has already is not trained again; its checkpoints are deleted when it is done.
 Prints a table and writes all metrics to ``--output``.
@@ -36,21 +38,11 @@ from detector.factory.proposals import open_proposals
 from detector.tasks.resume import changed_settings
 
 TRAIN = Path(__file__).resolve().parents[1] / "tools" / "train.py"
-EFFECTS = {
-    "colour jitter": "color_jitter={brightness: 0.2, contrast: 0.2, saturation: 0.2, hue: 0.02}",
-    "crop": "crop={probability: 0.5, min_scale: 0.5}",
-    "expand": "expand={probability: 0.5, max_ratio: 2.0}",
-    "cut-out": "cutout={probability: 0.5, count: 2, size: [0.1, 0.25]}",
-}
-VARIANTS = {
-    "none": [],
-    **{name: [f"train.augment.{text}"] for name, text in EFFECTS.items()},
-    "all": [f"train.augment.{text}" for text in EFFECTS.values()],
-}
+STUDIES = Path(__file__).resolve().parent / "studies"
 VALIDATION = {
-    "bccd_squeezenet": ["data.train_split=train", "data.test_split=val"],
+    "data/bccd": ["data.train_split=train", "data.test_split=val"],
     # A fifth of the training photographs, since they have no validation split.
-    "cards_squeezenet": [
+    "data/cards": [
         "data.annotations=images/train",
         "data.images=images/train",
         "data.split_ratio={train: 0.8, val: 0.2}",
@@ -58,7 +50,7 @@ VALIDATION = {
         "train.validation_fraction=0",
     ],
 }
-"""Overrides by the name of a config that train on a part of its training images and score the rest."""
+"""Overrides by the data set's folder that train on a part of its training images and score the rest."""
 METRICS = ("voc07_mAP", "voc_mAP")
 FREE = ("data.workers",)
 """Settings that do not change results."""
@@ -80,32 +72,51 @@ class Job(NamedTuple):
 
 def main() -> None:
     arguments = parse()
-    jobs = [job for config in arguments.config for job in jobs_of(config, arguments)]
-    for config in arguments.config:
-        make_proposals(next(job for job in jobs if job.config == config).loaded)
+    variants = read_study(arguments.study)
+    if arguments.variants:
+        variants = {name: variants[name] for name in arguments.variants}
+    jobs = [job for config in arguments.config for job in jobs_of(config, variants, arguments)]
+    sources = {json.dumps(job.loaded.proposals.model_dump(mode="json")) + job.config: job for job in jobs}
+    for job in sources.values():
+        make_proposals(job.loaded)
     results = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(partial(run, device=arguments.device), jobs):
             results.append(result)
-            write_json(arguments.output, {"steps": arguments.steps, "runs": results})
+            write_json(
+                arguments.output, {"study": arguments.study, "steps": arguments.steps, "runs": results}
+            )
     for config in arguments.config:
         Console(width=120).print(table(config, [one for one in results if one["config"] == config]))
 
 
-def jobs_of(config: str, arguments: argparse.Namespace) -> list[Job]:
+def read_study(name: str) -> dict[str, list[str]]:
+    """Return the overrides of each variant of a study. Raises InputError for an unknown name."""
+    path = STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(one.stem for one in STUDIES.glob("*.yaml")))
+        raise InputError(f"--study {name}: there is none of this name; known: {known}")
+    study: dict[str, list[str]] = yaml.safe_load(path.read_text())
+    return study
+
+
+def jobs_of(config: str, variants: dict[str, list[str]], arguments: argparse.Namespace) -> list[Job]:
     """Return the trainings of one config. Raises InputError where its test split would be scored."""
-    name = Path(config).stem
-    common = [*VALIDATION.get(name, []), *arguments.overrides, "train.draw_images=0"]
+    name, validation = Path(config).stem, VALIDATION.get(load_config(config).data.root, [])
+    common = [*([] if arguments.final else validation), *arguments.overrides, "train.draw_images=0"]
     if arguments.steps is not None:
         common += [f"train.steps={arguments.steps}", f"train.checkpoint_every={arguments.steps}"]
-    if load_config(config, common).data.test_split == load_config(config).data.test_split:
+    if (
+        not arguments.final
+        and load_config(config, common).data.test_split == load_config(config).data.test_split
+    ):
         raise InputError(
             f"{config}: its test split would be scored; name validation images instead, for instance "
             "data.train_split=train data.test_split=val"
         )
     return [
         Job(config, variant, seed, [*common, *changes, f"seed={seed}"], place / f"seed_{seed}")
-        for variant, changes in VARIANTS.items()
+        for variant, changes in variants.items()
         for place in [arguments.folder / name / variant.replace(" ", "_")]
         for seed in arguments.seeds
     ]
@@ -154,14 +165,14 @@ def run(job: Job, device: str) -> dict[str, Any]:
 
 
 def table(config: str, runs: list[dict[str, Any]]) -> Table:
-    """Return the means over the seeds, their standard deviations, and the mean difference from "none"."""
-    split, images = runs[0]["split"], runs[0]["images"]
-    rows = Table(title=f"{config}: {images} validation images ({split}), mean ± deviation over the seeds")
-    rows.add_column("augmentation")
+    """Return means and standard deviations over the seeds, and mean differences from the first variant."""
+    split, images, first = runs[0]["split"], runs[0]["images"], runs[0]["variant"]
+    rows = Table(title=f"{config}: {images} images ({split}), mean ± standard deviation over the seeds")
+    rows.add_column("variant")
     for name in ("11-point mAP", "difference", "area mAP", *runs[0]["per_class"]):
         rows.add_column(name, justify="right")
-    plain = {one["seed"]: one[METRICS[0]] for one in runs if one["variant"] == "none"}
-    for variant in VARIANTS:
+    plain = {one["seed"]: one[METRICS[0]] for one in runs if one["variant"] == first}
+    for variant in dict.fromkeys(one["variant"] for one in runs):
         own = [one for one in runs if one["variant"] == variant]
         gains = [one[METRICS[0]] - plain[one["seed"]] for one in own]
         columns = [[one[name] for one in own] for name in METRICS]
@@ -169,7 +180,7 @@ def table(config: str, runs: list[dict[str, Any]]) -> Table:
         rows.add_row(
             variant,
             spread(columns[0]),
-            f"{statistics.mean(gains):+.3f}" if variant != "none" else "",
+            f"{statistics.mean(gains):+.3f}" if variant != first else "",
             spread(columns[1]),
             *("-" if None in values else f"{statistics.mean(values):.3f}" for values in per_class),
         )
@@ -184,13 +195,16 @@ def spread(values: list[float]) -> str:
 def parse() -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--study", required=True, help="name of a file in benchmarks/studies")
+    parser.add_argument("--variants", nargs="+", help="only these variants (default: all)")
+    parser.add_argument("--final", action="store_true", help="score the config's own test split")
     parser.add_argument("--config", action="append", required=True, help="can be given several times")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="steps of each run (default: those of the config)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time (default 1)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--folder", type=Path, default=Path("runs/augmentation"), help="folder of the runs")
-    parser.add_argument("--output", type=Path, default=Path("runs/augmentation/metrics.json"), metavar="JSON")
+    parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=Path("runs/study/metrics.json"), metavar="JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace config values in all runs")
     return parser.parse_intermixed_args()
 

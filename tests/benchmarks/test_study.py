@@ -1,4 +1,4 @@
-"""The benchmark of augmentation: which trainings it starts, that it scores no test split, and its table."""
+"""Studies of variants: which trainings they start, that they score no test split, and their table."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import pytest
 import yaml
 from rich.console import Console
 
-from benchmarks import augmentation
+from benchmarks import study
 from detector.config import load_config
 from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
-CONFIGS = [str(PROJECT / "configs" / f"{name}.yaml") for name in augmentation.VALIDATION]
+CONFIGS = [str(PROJECT / "configs" / f"{name}_squeezenet.yaml") for name in ("bccd", "cards")]
+VARIANTS = study.read_study("augmentation")
 
 
 def options(folder: Path, *overrides: str) -> argparse.Namespace:
-    return argparse.Namespace(seeds=[0, 1], steps=7, folder=folder, overrides=[*overrides])
+    return argparse.Namespace(seeds=[0, 1], steps=7, final=False, folder=folder, overrides=[*overrides])
 
 
 @pytest.mark.parametrize("path", CONFIGS)
 def test_every_run_is_scored_on_images_that_are_not_the_test_split(path: str, tmp_path: Path) -> None:
-    jobs = augmentation.jobs_of(path, options(tmp_path))
-    assert len(jobs) == 2 * len(augmentation.VARIANTS)
+    jobs = study.jobs_of(path, VARIANTS, options(tmp_path))
+    assert len(jobs) == 2 * len(VARIANTS)
     assert len({job.folder for job in jobs}) == len(jobs)
     tested = load_config(path).data
     for job in jobs:
@@ -41,7 +42,8 @@ def test_every_run_is_scored_on_images_that_are_not_the_test_split(path: str, tm
 
 def test_all_together_is_the_sum_of_the_others(tmp_path: Path) -> None:
     jobs = {
-        job.variant: job.loaded.train.augment for job in augmentation.jobs_of(CONFIGS[0], options(tmp_path))
+        job.variant: job.loaded.train.augment
+        for job in study.jobs_of(CONFIGS[0], VARIANTS, options(tmp_path))
     }
     for part, name in {"color_jitter": "colour jitter", "crop": "crop", "cutout": "cut-out"}.items():
         assert getattr(jobs["all"], part) == getattr(jobs[name], part) != getattr(jobs["none"], part)
@@ -50,10 +52,10 @@ def test_all_together_is_the_sum_of_the_others(tmp_path: Path) -> None:
 
 def test_a_config_whose_test_split_would_be_scored_is_refused(tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tiny\.yaml: its test split would be scored"):
-        augmentation.jobs_of(str(tiny_config), options(tmp_path))
+        study.jobs_of(str(tiny_config), VARIANTS, options(tmp_path))
 
 
-def finished(job: augmentation.Job, score: float, **changes: Any) -> None:
+def finished(job: study.Job, score: float, **changes: Any) -> None:
     job.folder.mkdir(parents=True)
     stored = load_config(job.config, [*job.overrides, *changes.get("overrides", [])])
     (job.folder / "config.yaml").write_text(yaml.safe_dump(stored.model_dump(mode="json")))
@@ -64,12 +66,12 @@ def finished(job: augmentation.Job, score: float, **changes: Any) -> None:
 
 
 def test_a_finished_run_is_read_and_put_into_the_table(tiny_config: Path, tmp_path: Path) -> None:
-    jobs = augmentation.jobs_of(str(tiny_config), options(tmp_path / "runs", "data.test_split=val"))
+    jobs = study.jobs_of(str(tiny_config), VARIANTS, options(tmp_path / "runs", "data.test_split=val"))
     for number, job in enumerate(jobs):
         finished(job, number / 16, overrides=["data.workers=0"])
-    results = [augmentation.run(job, "cpu") for job in jobs]
+    results = [study.run(job, "cpu") for job in jobs]
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
-    console.print(augmentation.table("tiny", results))
+    console.print(study.table("tiny", results))
     lines = console.export_text().splitlines()
     (crop,) = [line for line in lines if line.startswith("│ crop")]
     assert "0.281 ± 0.044" in crop  # seeds 4 and 5 of 16
@@ -79,22 +81,22 @@ def test_a_finished_run_is_read_and_put_into_the_table(tiny_config: Path, tmp_pa
 
 
 def test_a_run_with_other_settings_is_refused(tiny_config: Path, tmp_path: Path) -> None:
-    job = augmentation.jobs_of(str(tiny_config), options(tmp_path / "runs", "data.test_split=val"))[0]
+    job = study.jobs_of(str(tiny_config), VARIANTS, options(tmp_path / "runs", "data.test_split=val"))[0]
     finished(job, 0.5, overrides=["train.learning_rate=0.5"])
     with pytest.raises(InputError, match=r"trained with another train\.learning_rate; give another --folder"):
-        augmentation.run(job, "cpu")
+        study.run(job, "cpu")
 
 
 def test_a_run_is_trained_once_and_leaves_no_checkpoints(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = augmentation.jobs_of(str(tiny_config), options(tmp_path / "runs", "data.test_split=val"))[-1]
-    found = augmentation.run(job, "cpu")
+    job = study.jobs_of(str(tiny_config), VARIANTS, options(tmp_path / "runs", "data.test_split=val"))[-1]
+    found = study.run(job, "cpu")
     assert (found["variant"], found["split"]) == ("all", "val")
     assert not (job.folder / "checkpoints").exists()
     (job.folder / "output.txt").unlink()
-    assert augmentation.run(job, "cpu") == found
+    assert study.run(job, "cpu") == found
     assert not (job.folder / "output.txt").exists()
 
 
@@ -102,7 +104,23 @@ def test_a_training_that_fails_is_named(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = augmentation.jobs_of(str(tiny_config), options(tmp_path / "runs", "data.test_split=nowhere"))[0]
+    job = study.jobs_of(str(tiny_config), VARIANTS, options(tmp_path / "runs", "data.test_split=nowhere"))[0]
     with pytest.raises(InputError, match=r"failed; see .*output\.txt"):
-        augmentation.run(job, "cpu")
+        study.run(job, "cpu")
     assert "nowhere" in (job.folder / "output.txt").read_text()
+
+
+def test_what_was_chosen_is_scored_on_the_test_split(tmp_path: Path) -> None:
+    chosen = options(tmp_path)
+    chosen.final = True
+    job = study.jobs_of(CONFIGS[0], VARIANTS, chosen)[0]
+    assert (job.loaded.data.train_split, job.loaded.data.test_split) == ("trainval", "test")
+
+
+@pytest.mark.parametrize("path", sorted(study.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_maps_names_to_overrides(path: Path) -> None:
+    for name, overrides in study.read_study(path.stem).items():
+        assert name
+        assert all("=" in text for text in overrides)
+    with pytest.raises(InputError, match=r"--study none: there is none of this name; known: .*augmentation"):
+        study.read_study("none")

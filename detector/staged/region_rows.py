@@ -1,0 +1,208 @@
+"""What a head learns from: the stored regions of a split, compared with the annotations of its images.
+
+The rules are those of ``train.sampling``, applied to all regions of all images at once: which region is
+foreground, which is background near or far from the objects, and which is not used. Only proposals are
+stored, so annotated boxes are not among the regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detector.config.schema import RandomSamplingConfig
+from detector.core import boxes as box_ops
+from detector.core.errors import InputError
+from detector.core.progress import note
+from detector.core.structures import ImageRecord
+from detector.models.box_coder import box_deltas
+from detector.models.roi_sampler import in_crowds, match_proposals, trained_objects
+from detector.staged.region_features import RegionFeatures
+
+MAX_FIT_BYTES = 2**31
+"""Bytes of features, as float32, that a fit holds in memory at a time."""
+_UNUSED, _NEAR, _FAR = 0, 1, 2
+
+
+class OnObjects(NamedTuple):
+    """The F regions that lie on objects, in the order of their ``rows`` (F,) among all stored regions.
+
+    ``labels`` (F,) int64 are 1..K; ``overlaps`` (F,) are the IoU with the object; ``boxes`` (F, 4) are the
+    regions and ``objects`` (F, 4) their objects, both in original-image pixels.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    overlaps: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    objects: NDArray[np.float32]
+
+    def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> OnObjects:
+        """Return those that ``keep`` selects, a mask (F,) or indices (n,)."""
+        return OnObjects(
+            self.rows[keep], self.labels[keep], self.overlaps[keep], self.boxes[keep], self.objects[keep]
+        )
+
+    def deltas(self) -> Tensor:
+        """Return the box deltas (F, 4) from the regions to their objects, not standardised."""
+        return box_deltas(torch.from_numpy(self.boxes), torch.from_numpy(self.objects))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RegionRows:
+    """The stored regions of a split with their labels.
+
+    ``foreground`` are the regions that count as objects; ``on_objects`` also has those with a lower IoU, down
+    to the limit that `label_regions` was given. ``near`` and ``far`` are the rows of the background, by the
+    interval ``train.sampling.background_iou`` and below it.
+    """
+
+    features: RegionFeatures
+    foreground: OnObjects
+    on_objects: OnObjects
+    near: NDArray[np.int64]
+    far: NDArray[np.int64]
+
+    @property
+    def width(self) -> int:
+        """Number of features D of a region."""
+        return self.features.width
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return the features (n, D) of ``rows`` (n,), in that order; the file is read in rising order."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        return np.asarray(self.features.all_features[wanted])[places]
+
+
+def label_regions(
+    features: RegionFeatures,
+    records: Sequence[ImageRecord],
+    sampling: RandomSamplingConfig,
+    *,
+    use_difficult: bool,
+    lowest_iou: float,
+) -> RegionRows:
+    """Compare the stored regions of ``records`` with their objects, as `RoISampler` does.
+
+    A region whose best IoU reaches ``sampling.foreground_iou`` is foreground; one in
+    ``sampling.background_iou`` is background near objects, and one below it is far from them. On an image
+    without objects every region is near background. Regions without an area, and those in crowd regions, are
+    no background. ``on_objects`` has all regions with an IoU of ``lowest_iou`` or more.
+
+    Raises:
+        InputError: an image without stored features, or of another size than when they were made.
+    """
+    numbers = _image_numbers(features, records)
+    state = np.zeros(int(features.offsets[-1]), np.uint8)
+    found: list[OnObjects] = []
+    low, high = sampling.background_iou
+    lowest = min(lowest_iou, sampling.foreground_iou)
+    for record, number in zip(records, numbers, strict=True):
+        boxes = torch.from_numpy(np.array(features.boxes(record.key), np.float32))
+        start = int(features.offsets[number])
+        objects = trained_objects(record.targets, use_difficult=use_difficult)
+        overlap, match = match_proposals(boxes, objects)
+        usable = box_ops.area(boxes) > 0
+        crowds = record.targets.boxes[record.targets.crowd]
+        background = usable & (overlap < high) & ~in_crowds(boxes, crowds)
+        is_far = (overlap < low) & bool(len(objects))
+        state[start : start + len(boxes)] = torch.where(background, torch.where(is_far, _FAR, _NEAR), _UNUSED)
+        on = torch.nonzero(usable & (overlap >= lowest) & bool(len(objects)))[:, 0]
+        if len(on):
+            matched = match[on]
+            columns = (on + start, objects.labels[matched], overlap[on], boxes[on], objects.boxes[matched])
+            found.append(OnObjects(*(column.numpy() for column in columns)))
+    every = _joined(found)
+    return RegionRows(
+        features=features,
+        foreground=every.take(every.overlaps >= np.float32(sampling.foreground_iou)),
+        on_objects=every,
+        near=np.flatnonzero(state == _NEAR),
+        far=np.flatnonzero(state == _FAR),
+    )
+
+
+def _image_numbers(features: RegionFeatures, records: Sequence[ImageRecord]) -> list[int]:
+    """Return the number of each record's image among the stored ones."""
+    known = {key: number for number, key in enumerate(features.images)}
+    missing = [record for record in records if record.key not in known]
+    if missing:
+        raise InputError(
+            f"{features.folder}: no region features of {len(missing)} of {len(records)} images, the first: "
+            f"{missing[0].key!r}; new images have to pass through the convolutions once: train with "
+            "train.head_only, which makes the features that are missing"
+        )
+    sizes = {one["key"]: (one["height"], one["width"]) for one in features.manifest["images"]}
+    for record in records:
+        if sizes[record.key] != (record.height, record.width):
+            height, width = sizes[record.key]
+            raise InputError(
+                f"{record.path}: annotated as {record.width}x{record.height} pixels, and its features were made "
+                f"of {width}x{height} pixels ({features.folder}); correct the annotation, or make the features "
+                "again with train.head_only"
+            )
+    return [known[record.key] for record in records]
+
+
+def _joined(found: Sequence[OnObjects]) -> OnObjects:
+    nothing = OnObjects(
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+        np.zeros(0, np.float32),
+        np.zeros((0, 4), np.float32),
+        np.zeros((0, 4), np.float32),
+    )
+    every = OnObjects(*(np.concatenate(columns) for columns in zip(nothing, *found, strict=True)))
+    return every.take(np.argsort(every.rows, kind="stable"))  # images may come in another order than stored
+
+
+class FitSample(NamedTuple):
+    """The features (n, D) float32 of n regions and their labels (n,) int64 in 0..K, 0 for background."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def draw_sample(
+    rows: RegionRows, num_classes: int, *, max_examples: int, max_background: int, far: float, seed: int
+) -> FitSample:
+    """Return the regions that a head is fitted on, at most ``max_examples`` per class and ``max_background``.
+
+    ``far`` is the share of the background that is drawn far from objects, as in training on images. The seed
+    draws them; where there are fewer, all are taken. Where they would take more than `MAX_FIT_BYTES`, every
+    limit is lowered by the same factor, and the log says so.
+    """
+    rng = np.random.default_rng((seed, 0))
+    by_label = [rows.foreground.rows[rows.foreground.labels == label] for label in range(1, num_classes + 1)]
+    counts = [min(len(one), max_examples) for one in by_label]
+    background = draw_background(rows, max_background, far, rng)
+    most = MAX_FIT_BYTES // (4 * rows.width)
+    total = sum(counts) + len(background)
+    if total > most:
+        note(
+            f"the head is fitted on {most} of {total} drawn regions, which take {MAX_FIT_BYTES / 2**30:g} GiB"
+        )
+        counts = [max(count * most // total, 1) if count else 0 for count in counts]
+        background = background[: max(len(background) * most // total, 1)]
+    drawn = [rng.permutation(one)[:count] for one, count in zip(by_label, counts, strict=True)]
+    chosen = np.concatenate((background, *drawn))
+    labels = np.repeat(np.arange(num_classes + 1), [len(background), *map(len, drawn)])
+    return FitSample(rows.read(chosen).astype(np.float32), labels)
+
+
+def draw_background(rows: RegionRows, count: int, far: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw ``count`` rows of background without repetition, the share ``far`` of them far from objects.
+
+    If one part of the background has too few regions, the other part replaces them.
+    """
+    wanted = min(round(count * far), len(rows.far))
+    far_count = max(wanted, min(count - len(rows.near), len(rows.far)) if far else 0)
+    near_count = min(count - far_count, len(rows.near))
+    near = rng.choice(rows.near, near_count, replace=False, shuffle=False)
+    return np.concatenate((near, rng.choice(rows.far, far_count, replace=False, shuffle=False)))

@@ -1,0 +1,268 @@
+"""Training of a softmax head with gradients, on stored features instead of images.
+
+A step is one of the optimizer, as in training on images: the same number of regions, the same shares of
+foreground and background, the same losses, optimizer and schedule. But its regions come from all images of
+the split, and are features on the disk, so a step takes about a millisecond.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from detector.config import Config
+from detector.config.schema import RandomSamplingConfig
+from detector.core.devices import sent
+from detector.core.errors import InputError
+from detector.core.progress import TrainingProgress
+from detector.core.structures import Embedded, HeadOutput, SampledRoIs
+from detector.engine.ema import AveragedWeights
+from detector.engine.optim import build_schedule, clip_gradients, load_optimizer_state, set_learning_rate
+from detector.engine.run_log import open_log
+from detector.factory.model import build_loss, build_optimizer
+from detector.models.detector import RegionDetector
+from detector.models.heads import BoxHead, BoxPredictor
+from detector.staged.linear_fit import Standardization
+from detector.staged.region_rows import RegionRows, draw_background, draw_sample
+
+STEPS_AT_ONCE = 32
+"""Steps whose features are read together: the file is then read in rising order, and in longer parts."""
+STANDARDIZED_ON = 4000
+"""Regions per class, and of background, on which the means and deviations of features are measured."""
+
+
+class Draw(NamedTuple):
+    """The regions of one step: ``rows`` (R,), the first of them foreground, as numbers in ``foreground``."""
+
+    foreground: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+class HeadLayers(nn.Module):
+    """fc6, fc7, ..., cls_score and bbox_pred, of which training changes those that read hidden features."""
+
+    def __init__(self, box_head: BoxHead, predictor: BoxPredictor) -> None:
+        super().__init__()
+        self.box_head = box_head
+        self.predictor = predictor
+
+    def forward(self, pooled: Tensor) -> HeadOutput:
+        """Return the output for pooled features (R, D); without box deltas where ridge regression fits them."""
+        output: HeadOutput = self.predictor(Embedded(pooled, self.box_head(pooled)))
+        return HeadOutput(output.class_logits, None) if self.predictor.reads_pooled else output
+
+    def first_layers(self) -> list[nn.Linear]:
+        """Return the trained layers that read pooled features: fc6, or without it cls_score and bbox_pred."""
+        hidden = [layer for layer in self.box_head.layers if isinstance(layer, nn.Linear)]
+        if hidden:
+            return hidden[:1]
+        layers = [self.predictor.cls_score, self.predictor.bbox_pred]
+        trained = layers[:1] if self.predictor.reads_pooled else layers
+        return [layer for layer in trained if isinstance(layer, nn.Linear)]
+
+
+class SoftmaxFit:
+    """Trains the head of ``model`` on the regions of ``rows`` and puts the result into it.
+
+    The layers that read pooled features see them standardised, so the learning rate does not depend on the
+    backbone; the standardisation is folded into them at the end. Published weights of fc6 and fc7 expect the
+    features as they are, and get them so.
+
+    ``save`` stores the state of the unfinished training every ``train.checkpoint_every`` steps; ``state`` is
+    what was stored last, or None. Everything random depends on the seed and the step only, so a training that
+    was stopped ends with the same weights. The losses go to the log in ``folder``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: RegionDetector,
+        rows: RegionRows,
+        device: str,
+        folder: Path,
+        save: Callable[[dict[str, Any]], None],
+        state: dict[str, Any] | None,
+        steps: int,
+    ) -> None:
+        self.config, self.rows, self.device, self.folder = config, rows, device, folder
+        self.save = save
+        self.layers = HeadLayers(model.box_head, model.predictor).to(device)
+        self.coder = model.box_coder.to(device)
+        self.loss = build_loss(config)
+        self.optimizer = build_optimizer(config, self.layers)
+        self.steps = steps
+        self.schedule = build_schedule(self.steps, **config.train.schedule.model_dump())
+        ema = config.train.ema
+        self.averaged = None if ema is None else AveragedWeights(self.layers, ema)
+        self.step = 0
+        self.standard = self._standardization()
+        if state is not None:
+            self._load(state)
+
+    def run(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            InputError: a loss that is not finite.
+        """
+        train = self.config.train
+        self.layers.train()
+        recent: list[dict[str, Tensor]] = []
+        since = time.perf_counter()
+        with (
+            closing(open_log(self.folder, self.step)) as log,
+            TrainingProgress(self.steps, self.step) as progress,
+            closing(self._batches()) as batches,
+        ):
+            for pooled, sampled in batches:
+                rate, losses = self._advance(pooled, sampled)
+                recent.append(losses)
+                progress.step(self.step)
+                last = self.step == self.steps
+                if self.step % train.log_every == 0 or last:
+                    record = self._record(recent, rate, time.perf_counter() - since)
+                    log.write("train", record)
+                    progress.record(record)
+                    recent, since = [], time.perf_counter()
+                if self.step % train.checkpoint_every == 0 and not last:
+                    self.save(self.state_dict())
+        self._finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that changes from step to step."""
+        return {
+            "step": self.step,
+            "layers": {name: value.cpu() for name, value in self.layers.state_dict().items()},
+            "ema": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.layers.load_state_dict(state["layers"])
+        load_optimizer_state(self.optimizer, state["optimizer"], str(self.folder / "fit.pt"))
+        if self.averaged is not None and state.get("ema") is not None:
+            self.averaged.load_state_dict(state["ema"])
+
+    def _standardization(self) -> Standardization | None:
+        if self.config.model.published_head:
+            return None
+        sample = draw_sample(
+            self.rows,
+            int(self.rows.foreground.labels.max(initial=0)),
+            max_examples=STANDARDIZED_ON,
+            max_background=STANDARDIZED_ON,
+            far=self._sampling.far_background_fraction,
+            seed=self.config.seed,
+        )
+        return Standardization.of(sample.features)
+
+    @property
+    def _sampling(self) -> RandomSamplingConfig:
+        sampling = self.config.train.sampling
+        assert isinstance(sampling, RandomSamplingConfig)  # the schema refuses others for a head
+        return sampling
+
+    def _batches(self) -> Generator[tuple[Tensor, SampledRoIs], None, None]:
+        """Yield the features (R, D) and the targets of each step that is left.
+
+        Blocks of steps begin at fixed steps, so a resumed training computes with the same numbers.
+        """
+        first = self.step
+        for start in range(first - first % STEPS_AT_ONCE, self.steps, STEPS_AT_ONCE):
+            draws = [self.draw(step) for step in range(start, min(start + STEPS_AT_ONCE, self.steps))]
+            features = self.rows.read(np.concatenate([draw.rows for draw in draws]))
+            parts = np.split(features, np.cumsum([len(draw.rows) for draw in draws])[:-1])
+            for number, (draw, part) in enumerate(zip(draws, parts, strict=True)):
+                if start + number >= first:
+                    values = part.astype(np.float32)
+                    standardised = values if self.standard is None else self.standard.apply(values)
+                    yield sent(torch.from_numpy(standardised), self.device), self._targets(draw)
+
+    def draw(self, step: int) -> Draw:
+        """Return the regions of a step: foreground and background in the shares of ``train.sampling``."""
+        sampling, rng = self._sampling, np.random.default_rng((self.config.seed, 1, step))
+        count = sampling.rois_per_image * self.config.train.images_per_batch
+        every = self.rows.foreground.rows
+        most = min(round(count * sampling.foreground_fraction), len(every))
+        foreground = rng.choice(len(every), most, replace=False) if most else np.zeros(0, np.int64)
+        background = draw_background(
+            self.rows, count - len(foreground), sampling.far_background_fraction, rng
+        )
+        return Draw(foreground, np.concatenate((every[foreground], background)))
+
+    def _targets(self, draw: Draw) -> SampledRoIs:
+        chosen = self.rows.foreground.take(draw.foreground)
+        labels = torch.zeros(len(draw.rows), dtype=torch.int64)
+        labels[: len(chosen.rows)] = torch.from_numpy(chosen.labels)
+        deltas = torch.zeros(len(draw.rows), 4)
+        deltas[: len(chosen.rows)] = chosen.deltas()
+        labels = sent(labels, self.device)
+        targets = (sent(deltas, self.device) - self.coder.means[labels]) / self.coder.deviations[labels]
+        targets = torch.where(labels[:, None] > 0, targets, 0.0)
+        rois = torch.zeros(len(draw.rows), 5, device=self.device)  # losses do not read the boxes
+        return SampledRoIs(rois=rois, labels=labels, box_targets=targets)
+
+    def _advance(self, pooled: Tensor, sampled: SampledRoIs) -> tuple[float, dict[str, Tensor]]:
+        rate = set_learning_rate(self.optimizer, self.schedule(self.step))
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout
+        losses: dict[str, Tensor] = self.loss(self.layers(pooled), sampled)
+        self.optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        if self.config.train.clip_gradient_norm is not None:
+            clip_gradients(self.optimizer, self.config.train.clip_gradient_norm)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update()
+        self.step += 1
+        return rate, {name: value.detach() for name, value in losses.items()}
+
+    def _record(self, recent: list[dict[str, Tensor]], rate: float, seconds: float) -> dict[str, float]:
+        means = {name: float(torch.stack([one[name] for one in recent]).mean()) for name in recent[0]}
+        loss = sum(means.values())
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is not finite at step {self.step} of the head; lower train.learning_rate, or set "
+                "train.clip_gradient_norm"
+            )
+        images = len(recent) * self.config.train.images_per_batch
+        return {
+            "step": self.step,
+            "loss": loss,
+            **means,
+            "learning_rate": rate,
+            "images_per_second": images / max(seconds, 1e-9),
+            "seconds_per_step": seconds / len(recent),
+        }
+
+    def _finish(self) -> None:
+        """Take the averaged weights if there are any, and fold the standardisation into the first layers."""
+        if self.averaged is not None:
+            self.layers.load_state_dict(self.averaged.state_dict())
+        if self.standard is None:
+            return
+        with torch.no_grad():
+            for layer in self.layers.first_layers():
+                folded = self.standard.fold(
+                    layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy()
+                )
+                layer.weight.copy_(torch.from_numpy(folded.weights))
+                layer.bias.copy_(torch.from_numpy(folded.biases))
+
+
+def head_steps(config: Config, images: int) -> int:
+    """Return the number of steps in which a softmax head is trained on ``images`` images."""
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None  # the schema requires exactly one of the two
+    return math.ceil(train.epochs * images / train.images_per_batch)
