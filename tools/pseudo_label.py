@@ -3,7 +3,7 @@
 
 import setup_check  # isort: skip  # noqa: F401
 
-from detector.commands import cli, pseudo_label
+from detector.commands import cli, label
 
 if __name__ == "__main__":
-    cli.run(pseudo_label.main)
+    cli.run(label.main)

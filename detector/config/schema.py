@@ -1491,6 +1491,7 @@ class Config(Section):
                 "all regions are trained on, and no region has a loss of its own",
             ),
             "train.trainable": (self.train.trainable == "boxes", "there is no box layer to train"),
+            "model.head.kind": (self.model.head.kind != "softmax", "its two streams are trained on images"),
             "model.head.scores": (self.model.head.scores != "softmax", "its scores come from two streams"),
             "test.refinements": (self.test.refinements > 0, "there is no box layer that moves boxes"),
             "stages": (bool(self.stages), "it is trained in one run"),

@@ -12,6 +12,7 @@ from detector.core.structures import (
     Batch,
     Detections,
     DrawnRegions,
+    HeadOutput,
     ImageMeta,
     Proposals,
     Sample,
@@ -20,6 +21,7 @@ from detector.core.structures import (
     stack_rois,
 )
 from tests.conftest import MakeBoxes
+from tests.typed import present
 
 META = ImageMeta(image_id="a", original_size=(100, 50), input_size=(200, 150))
 
@@ -157,3 +159,15 @@ def test_what_a_device_needs_goes_there_and_the_rest_stays(make_boxes: MakeBoxes
     assert moved.metas == batch.metas
     assert {tensor.device.type for tensor in batch.device_tensors()} == {"cpu"}
     assert len(batch_of(boxes).to("meta").device_tensors()) == 1
+
+
+@pytest.mark.parametrize(("boxes", "regions"), [(True, True), (False, True), (False, False)])
+def test_outputs_are_joined_and_taken_apart_by_rows(boxes: bool, regions: bool) -> None:
+    deltas, logits = torch.randn(6, 3, 4) if boxes else None, torch.randn(6, 3) if regions else None
+    whole = HeadOutput(torch.randn(6, 3), deltas, logits)
+    parts = [whole.take(torch.tensor(rows)) for rows in ([0, 1], [2], [3, 4, 5])]
+    for outputs in (parts, [whole]):
+        for found, expected in zip(HeadOutput.join(outputs), whole, strict=True):
+            assert (found is None) == (expected is None)
+            assert found is None or torch.equal(found, present(expected))
+    assert torch.equal(parts[2].class_logits, whole.class_logits[3:])

@@ -55,6 +55,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "detection": {},
     "crops": {"model": {"pool": {"kind": "warp", "output_size": 3, "crop_size": 44, "context": 4}}},
     "classification": {"task": "classification", "model": {"pool": {"kind": "spp", "levels": [1, 2]}}},
+    "weak_detection": {"task": "weak_detection"},
     "sliding": {
         "task": "classification",
         "model": {"pool": {"kind": "spp", "levels": [1, 2], "rule": "sliding"}},

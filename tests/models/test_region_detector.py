@@ -155,7 +155,7 @@ def test_chunks_pool_the_same_bits_and_predict_the_same_but_for_rounding(
         at_once = model.predict(levels, rois, roi_levels)
         for chunk in (1, 7, 50, 99):
             model.roi_chunk = chunk
-            for found, expected in zip(model.predict(levels, rois, roi_levels), at_once, strict=True):
+            for found, expected in zip(model.predict(levels, rois, roi_levels)[:2], at_once[:2], strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
             part = None if roi_levels is None else roi_levels[:chunk]
             assert torch.equal(model.embed(levels, rois[:chunk], part).pooled, pooled[:chunk])
@@ -281,9 +281,10 @@ def test_the_box_layer_reads_hidden_or_pooled_features_or_is_not_there() -> None
     embedded = Embedded(torch.randn(3, 10), torch.randn(3, 6))
     linear, ridge = BoxPredictor(6, 4), BoxPredictor(6, 4, box_features=10)
     for predictor, read in ((linear, embedded.hidden), (ridge, embedded.pooled)):
-        logits, deltas, _ = predictor(embedded)
+        logits, deltas, region_logits = predictor(embedded)
         assert torch.equal(logits, predictor.cls_score(embedded.hidden))
         assert torch.equal(deltas, present(predictor.bbox_pred)(read).view(3, 5, 4))
+        assert region_logits is None
     assert BoxPredictor(6, 4, box_features=0)(embedded)[1] is None
 
 

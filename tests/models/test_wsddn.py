@@ -138,7 +138,7 @@ def test_the_predictor_has_two_streams_and_no_box_layer() -> None:
     hidden = torch.randn(6, 5)
     found = layer(Embedded(torch.zeros(6, 0), hidden))
     assert found.box_deltas is None
-    assert torch.equal(found.class_logits, hidden @ layer.cls_score.weight.T + layer.cls_score.bias)
+    torch.testing.assert_close(found.class_logits, layer.cls_score(hidden))
     torch.testing.assert_close(present(found.region_logits), layer.region_score(hidden))
     assert set(layer.state_dict()) == {
         *("cls_score.weight", "cls_score.bias", "region_score.weight", "region_score.bias")

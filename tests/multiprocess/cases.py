@@ -47,6 +47,10 @@ CLASSIFIER = (
     "train.checkpoint_every=8",
     *SIX,
 )
+WEAK = (
+    *("task=weak_detection", "train.learning_rate=0.01", "test.score_threshold=0.0001"),
+    *("train.steps=6", "train.checkpoint_every=6", *SIX),
+)
 WITHOUT_BATCH_NORM = ("model.backbone.name=alexnet", "train.steps=4", "train.checkpoint_every=2", *SIX)
 
 OPTIONS = (
@@ -117,6 +121,10 @@ def with_dropout(folder: Path) -> None:
 
 def classify(folder: Path) -> None:
     train(folder, *CLASSIFIER)
+
+
+def from_image_labels(folder: Path) -> None:
+    train(folder, *WEAK)
 
 
 def with_options(folder: Path) -> None:
@@ -264,7 +272,18 @@ def talk(folder: Path) -> None:
 
 
 CASES: tuple[Callable[[Path], None], ...] = (
-    *(in_float64, in_float32, with_dropout, classify, in_one_part, in_parts, resumed, again, evaluate),
+    *(
+        in_float64,
+        in_float32,
+        with_dropout,
+        classify,
+        from_image_labels,
+        in_one_part,
+        in_parts,
+        resumed,
+        again,
+        evaluate,
+    ),
     *(evaluate_tool, with_options, proposals, staged, fits, dropped, talk),
 )
 

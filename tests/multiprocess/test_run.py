@@ -49,7 +49,10 @@ def files_of(folder: Path) -> set[str]:
 
 
 @several
-@pytest.mark.parametrize(("case", "limit"), [("in_float64", 1e-5), ("in_float32", 1e-4), ("classify", 1e-4)])
+@pytest.mark.parametrize(
+    ("case", "limit"),
+    [("in_float64", 1e-5), ("in_float32", 1e-4), ("classify", 1e-4), ("from_image_labels", 1e-4)],
+)
 def test_weights_are_those_of_one_process(start: Start, count: int, case: str, limit: float) -> None:
     found = distance(weights(start(1) / case), weights(start(count) / case))
     print(f"{case} on {count} processes: {found:.2e}")

@@ -178,6 +178,7 @@ def test_a_supervised_run_may_start_from_weak_weights(tiny: Load, tmp_path: Path
         ("train.sampling={kind: ohem}", "train.sampling.kind"),
         ("train.trainable=boxes", "train.trainable"),
         ("model.head.scores=svm", "model.head.scores"),
+        ("model.head={kind: knn}", "model.head.kind"),
         ("test.refinements=1", "test.refinements"),
         ("stages=[{name: a, kind: train}]", "stages"),
         ("proposals.method=null", "proposals"),
