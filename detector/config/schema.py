@@ -602,9 +602,8 @@ class LogisticHeadConfig(HeadConfig, choice="model.head.kind logistic"):
     """Multinomial logistic regression (scikit-learn) on standardised features, with background as a class."""
 
     kind: Literal["logistic"]
-    c: Positive = 0.01
-    """Weight of the training errors against the L2 penalty on the weights (scikit-learn's ``C``, times the
-    number of rows divided by 10,000: the same value suits few and many examples)."""
+    c: Positive = 0.001
+    """Weight of the training errors against the L2 penalty on the weights (scikit-learn's ``C``)."""
     max_iterations: int = Field(default=100, ge=1, le=100_000)
     """Limit on the iterations of the solver (L-BFGS)."""
     max_examples: FitRows = 3000

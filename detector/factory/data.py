@@ -213,9 +213,7 @@ def load_training(
     fraction = find_validation(config).fraction
     kept = _part(config, fraction, validation=False) if fraction else None
     split = config.data.train_split
-    return load_split(
-        config, split, classes, training=training, choose=kept, look_at_images=look_at_images
-    )
+    return load_split(config, split, classes, training=training, choose=kept, look_at_images=look_at_images)
 
 
 def load_validation(config: Config, classes: Sequence[str]) -> tuple[str, Dataset] | None:

@@ -176,9 +176,7 @@ def _random_model(
     return model
 
 
-def _random_head(
-    config: Config, width: int, num_classes: int, examples: int
-) -> tuple[BoxHead, BoxPredictor]:
+def _random_head(config: Config, width: int, num_classes: int, examples: int) -> tuple[BoxHead, BoxPredictor]:
     """Return the layers after a region pool of ``width`` features; ``examples`` are those of a ``knn`` head."""
     boxes = "none" if config.task == "classification" else config.model.box.regression
     box_features = {"linear": None, "ridge": width, "none": 0}[boxes]

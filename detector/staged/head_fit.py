@@ -92,9 +92,7 @@ class HeadData:
 
     def _describe(self, sampling: RandomSamplingConfig) -> None:
         counts = self.counts()
-        background = len(self.rows.near) + (
-            len(self.rows.far) if sampling.far_background_fraction else 0
-        )
+        background = len(self.rows.near) + (len(self.rows.far) if sampling.far_background_fraction else 0)
         shown = listed(f"{name} {count}" for name, count in zip(self.classes, counts, strict=True))
         note(f"regions to learn from: {shown}, background {background}")
         if not sum(counts):
@@ -139,9 +137,7 @@ class HeadFit:
         self.save, self.state, self.ridge = save, state, ridge
         split = config.data.train_split
         with main_first():
-            dataset = load_training(
-                config, classes, training=True, look_at_images=features is None
-            )
+            dataset = load_training(config, classes, training=True, look_at_images=features is None)
             self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
         records = dataset.records
         if features is None:
@@ -266,7 +262,7 @@ class HeadFit:
         for label in track(range(1, len(self.classes) + 1), len(self.classes), "ridge regression"):
             chosen = self._thinned(every.take(every.labels == label), label)
             if len(chosen.rows):
-                features = torch.from_numpy(rows.read(chosen.rows)).float()
+                features = rows.read(chosen.rows)
                 norm = float(features.norm(dim=1).mean())
                 factor = SVMConfig().feature_norm / norm if norm > 0 else 1.0
                 blocks = features.split(BLOCK_ROWS)

@@ -123,9 +123,7 @@ def _matched(before: ImageRecord, after: ImageRecord) -> list[tuple[int, int]]:
     return pairs
 
 
-def _renamed(
-    moves: Counter[tuple[str, str]], before: Sequence[str], after: Sequence[str]
-) -> dict[str, str]:
+def _renamed(moves: Counter[tuple[str, str]], before: Sequence[str], after: Sequence[str]) -> dict[str, str]:
     """Return the classes that are gone, most of whose objects have the same class, which is new."""
     renamed: dict[str, str] = {}
     for name in before:

@@ -77,9 +77,7 @@ class EarlierRun:
         chosen = stage_config(config, self.stage)
         train = {"initial_weights": self.checkpoint["file"], "head_only": False}
         stage = self.stage.model_copy(update={"settings": {}})
-        return chosen.model_copy(
-            update={"train": chosen.train.model_copy(update=train), "stages": (stage,)}
-        )
+        return chosen.model_copy(update={"train": chosen.train.model_copy(update=train), "stages": (stage,)})
 
     def changes(self, config: Config) -> LabelChanges:
         """Return how the labels of ``config`` differ from those that this run was trained with."""
@@ -108,7 +106,9 @@ def refit(run: EarlierRun, config: Config, folder: Path, device: str) -> StagedT
 
 def _head_stage(config: Config) -> tuple[int, HeadStageConfig]:
     """Return the number and the settings of the last stage of kind ``head``."""
-    stages = [(number, one) for number, one in enumerate(config.all_stages) if isinstance(one, HeadStageConfig)]
+    stages = [
+        (number, one) for number, one in enumerate(config.all_stages) if isinstance(one, HeadStageConfig)
+    ]
     return stages[-1] if stages else (0, HeadStageConfig(name="head", kind="head"))
 
 
