@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detector.core.structures import Embedded, HeadOutput, ImageMeta, SampledRoIs
+from detector.core.structures import Embedded, HeadOutput, ImageMeta, Proposals, SampledRoIs
 from detector.data.transforms import input_size
 from detector.engine.inference import Orientation
 from detector.evaluation.report import write_json
@@ -158,7 +158,11 @@ class Stopwatch:
 
 def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
     """Time a network whose regions share the feature maps of the whole image."""
-    model, images, regions = pipeline.model.eval(), pipeline.images(1, seconds.device), boxes(PROPOSALS)
+    model, images, regions = (
+        pipeline.model.eval(),
+        pipeline.images(1, seconds.device),
+        Proposals(boxes=boxes(PROPOSALS)),
+    )
 
     @torch.inference_mode()
     def features() -> list[Tensor]:
@@ -168,7 +172,7 @@ def time_shared(pipeline: Pipeline, seconds: Stopwatch) -> Times:
     def detect() -> object:
         levels = features()
         return model.predict(
-            levels, *Orientation(levels, pipeline.metas()).rois(regions, "area", seconds.device)
+            levels, *Orientation(levels, pipeline.metas()).rois(regions, "area", seconds.device, model)
         )
 
     convolutions, test = seconds(features), seconds(detect)

@@ -68,6 +68,7 @@ def check_data(config: Config, splits: Sequence[str], *, images: bool = True) ->
         train_split=data.train_split,
         images=images,
         first_pixel=data.first_pixel,
+        attributes=source.attributes,
     )
     checked = inspect_images(listed, rules)
     return summarise(

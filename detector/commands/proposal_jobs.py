@@ -25,9 +25,9 @@ from detector.factory import data as data_parts
 from detector.factory import proposals as proposal_parts
 from detector.proposals.convert import convert
 from detector.proposals.image_names import match_store
-from detector.proposals.inspection import guess_format
 from detector.proposals.readers.raw_images import files_of
 from detector.proposals.recall import recall
+from detector.proposals.recognition import guess_format
 from detector.proposals.store import ProposalStore, merge_stores
 
 Splits = Mapping[str, Sequence[ImageRecord]]

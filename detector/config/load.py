@@ -12,7 +12,7 @@ import ast
 import keyword
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from detector.config.explain import explain, shown
-from detector.config.files import merge, override, read_layers
+from detector.config.files import merge, override, read_layers, value_at
 from detector.config.schema import Config, FunctionProposals, Proposals, ProposalsConfig, Section, StageConfig
 from detector.core.errors import InputError, nearest
 
@@ -79,23 +79,30 @@ def parse_stored(
             f"{source}: the config in this checkpoint tests on images of {config.test.input_pixels} pixels, "
             f"which takes many gigabytes; give smaller test.scales, or these, on the command line"
         )
-    named = own["proposals"].get("method") if isinstance(own.get("proposals"), dict) else None
-    used = {"proposals.method": config.proposals}
+    configs = {"": config}
     if "stages" not in own:
-        used |= {f"stages: {stage.name}": stage_config(config, stage).proposals for stage in config.stages}
-    for key, proposals in used.items():
-        if not isinstance(proposals, FunctionProposals) or proposals.method in (named, *allow_code):
-            continue
-        method = proposals.method
-        allowed = "stages=[]" if key.startswith("stages") else "proposals.method=..."
-        raise InputError(
-            f"{source}: the config in this checkpoint has {key} = {method!r:.80}, the name of a function, "
-            "and a checkpoint may not choose code that runs here. If you know and trust it, say so on the "
-            f"command line with {allowed} (tools/demo.py: --set {allowed}), or in Python with "
-            f"Detector.load(..., allow_code=[{method!r:.80}]); methods such as selective_search are always "
-            "allowed"
-        )
+        configs |= {f"stages: {stage.name}": stage_config(config, stage) for stage in config.stages}
+    for place, each in configs.items():
+        for key, function in _functions(each):
+            if function in (*allow_code, *value_at(own, key.split("."))):
+                continue
+            allowed = "stages=[]" if place else f"{key}=..."
+            raise InputError(
+                f"{source}: the config in this checkpoint has {place or key} = {function!r:.80}, the name of "
+                "a function, and a checkpoint may not choose code that runs here. If you know and trust it, "
+                f"say so on the command line with {allowed} (tools/demo.py: --set {allowed}), or in Python "
+                f"with Detector.load(..., allow_code=[{function!r:.80}]); methods such as selective_search "
+                "are always allowed"
+            )
     return config
+
+
+def _functions(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the functions of the user that a config names, each with its key."""
+    if isinstance(config.proposals, FunctionProposals):
+        yield "proposals.method", config.proposals.method
+    if config.model.backbone.function is not None:
+        yield "model.backbone.name", config.model.backbone.function
 
 
 class _OnlyProposals(Section):

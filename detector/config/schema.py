@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from detector.core.errors import InputError, nearest
+from detector.core.libraries import LIBRARIES, check_network_name
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -126,22 +127,36 @@ class GenerateConfig(Section):
     """Another seed makes other images."""
 
 
+_NAMES = {
+    "coco": ("annotations/instances_{split}.json", "{split}"),
+    "yolo": ("data.yaml", "."),
+    "labelme": (".", "."),
+    "labelstudio": ("{split}.json", "."),
+}
+"""The defaults of ``data.annotations`` and ``data.images`` of the formats that differ from VOC's."""
+
+
 class DataConfig(Section):
     """The data set, how it is divided into splits, and how faulty annotations are treated."""
 
-    format: Literal["voc", "coco"] = "voc"
-    """How objects are annotated: "voc" is one XML file per image, "coco" one JSON file for all images."""
+    format: Literal["voc", "coco", "yolo", "labelme", "labelstudio"] = "voc"
+    """How objects are annotated. "voc": one XML file per image. "coco": one JSON file for all images. "yolo":
+    a data.yaml, and one text file of labels per image. "labelme": one JSON file per image, of LabelMe or
+    X-AnyLabeling. "labelstudio": one JSON file, exported by Label Studio in the format JSON.
+    docs/annotations.md describes each."""
     root: str
     """Folder of the data set. A relative path starts at the working directory."""
     annotations: str = "Annotations"
     """voc: the folder of the XML files. coco: the JSON file, by default
-    ``annotations/instances_{split}.json``. Here and in ``images``, ``{split}`` stands for the split's name.
-    Relative to ``root``."""
+    ``annotations/instances_{split}.json``. yolo: the YAML file, by default ``data.yaml``. labelme: the folder
+    of the JSON files, by default ``.``. labelstudio: the JSON file, by default ``{split}.json``. Here and in
+    ``images``, ``{split}`` stands for the split's name. Relative to ``root``."""
     images: str = "JPEGImages"
-    """The folder of the images, relative to ``root``; with coco the default is ``{split}``."""
+    """The folder of the images, relative to ``root``; with coco the default is ``{split}``, with labelme and
+    labelstudio it is ``.``. With yolo the YAML file names the images."""
     splits: str | None = "ImageSets/Main"
-    """voc: the folder, relative to ``root``, with one text file per split. null takes every annotated image
-    for every split."""
+    """voc and labelme: the folder, relative to ``root``, with one text file per split. null takes every
+    annotated image for every split."""
     split_ratio: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
     """Divides all annotated images at random instead of reading split files, for instance
     ``{train: 0.8, test: 0.2}``: each split's share, together at most 1. null reads split files."""
@@ -167,6 +182,12 @@ class DataConfig(Section):
     other_classes: Literal["error", "ignore"] = "error"
     """What to do with objects of a class that ``classes`` does not name: stop with an error, or leave them
     out of training and evaluation."""
+    attributes: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] | None = None
+    """Names of attributes of objects that count as further labels, for instance ``[colour, occluded]``: an
+    object whose colour is red then has the label "colour=red" besides its class, and one with a flag has the
+    flag's name. voc: ``<attributes>`` as CVAT writes them. coco: ``attributes`` of an annotation. labelme:
+    flags and attributes of a shape. labelstudio: choices, ratings and numbers per region. An object with two
+    labels counts once for each. null reads no attributes."""
     first_pixel: Literal[0, 1] = 1
     """voc: the coordinate of an image's first pixel in the XML files and in VOC result files. The standard
     counts from 1; some tools write coordinates that count from 0."""
@@ -186,17 +207,27 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _coco_has_its_own_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("format") == "coco":
-            return {"annotations": "annotations/instances_{split}.json", "images": "{split}", **values}
-        return values
+    def _formats_have_names_of_their_own(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or str(values.get("format")) not in _NAMES:
+            return values
+        annotations, images = _NAMES[values["format"]]
+        return {"annotations": annotations, "images": images, **values}
 
     @model_validator(mode="after")
     def _keys_fit_the_format(self) -> DataConfig:
-        if self.format == "coco" and self.splits not in (None, DataConfig.model_fields["splits"].default):
+        own_splits = self.splits not in (None, DataConfig.model_fields["splits"].default)
+        if self.format in ("coco", "labelstudio") and own_splits:
             raise ValueError("data.splits names folders of data.format: voc; name the JSON of each split")
+        if self.format == "yolo" and own_splits:
+            raise ValueError("data.splits names folders of data.format: voc; data.yaml names the splits")
+        if self.format == "yolo" and self.images != _NAMES["yolo"][1]:
+            raise ValueError("data.images is not for data.format: yolo; data.yaml names the images")
+        if self.format == "yolo" and self.attributes:
+            raise ValueError("data.attributes is not for data.format: yolo, whose labels have none")
         if self.format == "coco" and self.first_pixel == 0:
             raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
+        if self.format != "voc" and self.first_pixel == 0:
+            raise ValueError("data.first_pixel is for data.format: voc; the others always count from 0")
         return self
 
     @model_validator(mode="after")
@@ -304,7 +335,17 @@ class NoProposals(ProposalsConfig, choice="proposals without method and file"):
 
 
 BoxConvention = Literal[
-    "auto", "xyxy", "xyxy_inclusive", "xyxy_inclusive_1", "yxyx", "yxyx_inclusive", "yxyx_inclusive_1", "xywh"
+    "auto",
+    "xyxy",
+    "xyxy_inclusive",
+    "xyxy_inclusive_1",
+    "yxyx",
+    "yxyx_inclusive",
+    "yxyx_inclusive_1",
+    "xywh",
+    "xywh_normalized",
+    "cxcywh_normalized",
+    "xywh_percent",
 ]
 
 
@@ -313,12 +354,32 @@ class FileProposals(ProposalsConfig, choice="proposals.file"):
 
     method: None = None
     file: str | dict[str, str]
-    format: Literal["mat", "detectron", "detectron2", "mmdetection", "npz", "npy", "coco", "text", "store"]
+    format: Literal[
+        "mat",
+        "detectron",
+        "detectron2",
+        "mmdetection",
+        "npz",
+        "npy",
+        "coco",
+        "text",
+        "coco_annotations",
+        "sam",
+        "labels",
+        "cellpose",
+        "megadetector",
+        "yolo",
+        "voc",
+        "labelme",
+        "labelstudio",
+        "store",
+    ]
     """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
     convention: BoxConvention | None = None
-    """How the file writes a box: the order of the numbers, whether the last pixel is included, and ``_1``
-    where pixels count from 1. null takes the usual one of the format, "auto" compares the boxes with the
-    annotations. A store has only one convention."""
+    """How the file writes a box: the order of the numbers, whether the last pixel is included, ``_1`` where
+    pixels count from 1, ``_normalized`` and ``_percent`` where boxes are parts of the image. null takes the
+    usual one of the format, "auto" compares the boxes with the annotations. A store has only one
+    convention."""
 
     @model_validator(mode="after")
     def _store_has_one_convention(self) -> FileProposals:
@@ -444,21 +505,31 @@ Proposals = Annotated[
 ]
 
 
+NETWORKS = ("vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0", "small")
+"""The networks of this project; those of libraries and of users have a colon in their names."""
+
+
 class BackboneConfig(Section):
     """The convolutions: which network, up to which block, and where their weights come from."""
 
-    name: Literal["vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0", "small"]
-    """The network whose convolutions are used."""
+    name: str
+    """The network: "vgg16", "alexnet", "caffenet", "resnet18", "resnet50", "squeezenet1_0" or "small";
+    "torchvision:NAME", a classification network of torchvision, such as "torchvision:mobilenet_v2";
+    "timm:NAME", a network of the package timm; or "module:function", a function of yours without parameters
+    that returns a ``torch.nn.Module``, which turns images (N, 3, H, W) into a map (N, C, h, w). Of a vision
+    transformer, the patch tokens are the map."""
     stage: str | None = None
-    """Name of the last block that is kept, such as "fire8" or "layer3"; null keeps all up to the last
-    convolution (ResNet: C4)."""
+    """Name of the last block that is kept, such as "fire8" or "layer3"; an unknown name is answered with a
+    list of them. null keeps all up to the last convolution (ResNet: C4), or up to the last block of stride 16
+    in networks with a colon in their name."""
     weights: str | None = None
-    """A state dict file with torchvision's, timm's or Caffe's names; null starts from random weights.
-    "default" stands for this network's ImageNet weights (alexnet, resnet18, resnet50, squeezenet1_0, vgg16):
-    the first of these files that exists in ``data/weights/``: torchvision's name (IMAGENET1K_V1, for instance
-    ``resnet18-f37072fd.pth``), for squeezenet1_0 also ``squeezenet1_0-dc_tvnorm-fba6d0e6.pth``, and
-    ``NAME.pth`` with the network's name. If there is none, torchvision's file is downloaded there and its
-    checksum verified. A file whose name really is "default" is written ``./default``."""
+    """A state dict file (``.pth`` or ``.safetensors``) with torchvision's, timm's or Caffe's names; null
+    starts from random weights. "default" stands for the ImageNet weights that torchvision (IMAGENET1K_V1,
+    where there are several) or timm publishes for this network: the first of these files that exists in
+    ``data/weights/``: the published name (for instance ``resnet18-f37072fd.pth``), for squeezenet1_0 also
+    ``squeezenet1_0-dc_tvnorm-fba6d0e6.pth``, and ``NAME.pth`` or ``NAME.safetensors`` with the network's name
+    (without its library). If there is none, the published file is downloaded there and its checksum verified.
+    A file whose name really is "default" is written ``./default``."""
     allow_partial: bool = False
     """Accept a weights file that does not fit completely: take what fits and start the rest from random
     weights."""
@@ -466,7 +537,12 @@ class BackboneConfig(Section):
     """The input that the weights expect. "torchvision": RGB in [0, 1], normalised with mean and standard
     deviation. "caffe": BGR in 0..255 minus a mean (102.9801, 115.9465, 122.7717, as in the release)."""
     pixel_mean: tuple[float, float, float] | None = None
-    """Another mean, in the channel order and range of ``convention``; null is the convention's own."""
+    """Another mean, in the channel order and range of ``convention``; null is the convention's own, or that
+    of timm's published weights for a network of timm."""
+    pixel_std: tuple[Positive, Positive, Positive] | None = None
+    """Another standard deviation, by which pixels are divided after the mean is subtracted, in the channel
+    order and range of ``convention``; null as for ``pixel_mean``. (x - 127) / 128 is ``pixel_mean`` 127 / 255
+    and ``pixel_std`` 128 / 255 in the convention "torchvision"."""
     freeze: int | Literal["none", "all"] = 0
     """How many of the first blocks do not train, or "none", or "all"."""
     feature_scale: Positive = 1.0
@@ -476,12 +552,31 @@ class BackboneConfig(Section):
     """Output channels of a 1x1 convolution after the features, which makes fc6 cheaper; null adds none (as
     in the paper)."""
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_network(cls, name: str) -> str:
+        if name not in NETWORKS and not _FUNCTION.fullmatch(name):
+            raise ValueError(
+                f"expected {', '.join(NETWORKS)}, torchvision:NAME, timm:NAME, or module:function for a "
+                f"function of yours{nearest(name, NETWORKS)}"
+            )
+        try:
+            check_network_name(name)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    @property
+    def function(self) -> str | None:
+        """The function of the user that ``name`` names; None for other networks."""
+        return self.name if ":" in self.name and self.name.partition(":")[0] not in LIBRARIES else None
+
     @model_validator(mode="after")
     def _default_weights_exist(self) -> BackboneConfig:
-        if self.weights == "default" and self.name in ("caffenet", "small"):
+        if self.weights == "default" and (self.name in ("caffenet", "small") or self.function is not None):
             raise ValueError(
                 f"model.backbone.weights: default: {self.name} has no published weights; take alexnet, "
-                "resnet18, resnet50, squeezenet1_0 or vgg16, or name a file"
+                "resnet18, resnet50, squeezenet1_0, vgg16, torchvision:NAME or timm:NAME, or name a file"
             )
         if self.weights == "default" and self.convention != "torchvision":
             raise ValueError(
@@ -498,12 +593,13 @@ MAX_CROPS = 2**30
 
 
 class PoolConfig(Kind):
-    """How a region becomes a row of fixed length: RoI pooling, a spatial pyramid, or a crop of the image."""
+    """How a region becomes a row of fixed length: RoI pooling, RoIAlign, a pyramid or a crop."""
 
-    kind: Literal["roi", "spp", "warp", "crop"]
-    """"roi": Fast R-CNN's RoI pooling. "spp": SPP-net's pyramid, also what a classifier pools whole images
-    with. "warp" and "crop": R-CNN's; each region is cut out of the image, resized to ``crop_size``, and
-    passes through the convolutions by itself. A config without this key means "roi"."""
+    kind: Literal["roi", "roi_align", "spp", "warp", "crop"]
+    """"roi": Fast R-CNN's RoI pooling. "roi_align": Mask R-CNN's, which rounds nothing. "spp": SPP-net's
+    pyramid, also what a classifier pools whole images with. "warp" and "crop": R-CNN's; each region is cut
+    out of the image, resized to ``crop_size``, and passes through the convolutions by itself. A config
+    without this key means "roi"."""
 
 
 class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
@@ -515,6 +611,20 @@ class RoIPoolConfig(PoolConfig, choice="model.pool.kind roi"):
     center: Literal["caffe", "network"] | None = None
     """Where a cell of the feature map lies in the image: "caffe" puts cell k at k * stride, as the release
     does, "network" at the centre of its receptive field. null is "caffe", as published."""
+
+
+class RoIAlignPoolConfig(PoolConfig, choice="model.pool.kind roi_align"):
+    """RoIAlign (Mask R-CNN, He et al. 2017, section 3): torchvision's operator with ``aligned=True``."""
+
+    kind: Literal["roi_align"]
+    output_size: Cells = 7
+    """Bins per side (Mask R-CNN: 7 for boxes)."""
+    sampling_ratio: int = Field(default=0, ge=0, le=32)
+    """Samples per bin along each side; 0 takes as many as the bin has cells, rounded up, as detectron2
+    does."""
+    center: Literal["aligned", "network"] | None = None
+    """Where a cell of the feature map lies in the image: "aligned" puts the centre of cell k at
+    (k + 0.5) * stride, "network" at the centre of its receptive field. null is "aligned", as published."""
 
 
 class SPPPoolConfig(PoolConfig, choice="model.pool.kind spp"):
@@ -558,6 +668,7 @@ class CropPoolConfig(PoolConfig, choice="model.pool.kind warp or crop"):
 
 Pool = Annotated[
     Annotated[RoIPoolConfig, Tag("roi")]
+    | Annotated[RoIAlignPoolConfig, Tag("roi_align")]
     | Annotated[SPPPoolConfig, Tag("spp")]
     | Annotated[CropPoolConfig, Tag("warp")]
     | Annotated[CropPoolConfig, Tag("crop")],
@@ -688,16 +799,47 @@ class BoxConfig(Section):
     """fixed: standard deviations of the targets, in the same order and units."""
 
 
+class FpnConfig(Section):
+    """The feature pyramid of ``model.neck: fpn``."""
+
+    channels: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Channels of all levels (paper: 256)."""
+
+
 class ModelConfig(Section):
     """The network."""
 
     backbone: BackboneConfig
+    neck: Literal["fpn"] | None = None
+    """"fpn": a feature pyramid (FPN, Lin et al., 2017) over the last block of each stride from 4 on, up to
+    ``model.backbone.stage``, whose default is then the last block. A region is pooled from the level that its
+    size chooses: side 224 from stride 16, half the side from half the stride. null pools from the last
+    block."""
+    fpn: FpnConfig = FpnConfig()
     pool: Pool = RoIPoolConfig()
     head: Head = SoftmaxHeadConfig()
     box: BoxConfig = BoxConfig()
     roi_chunk: int = Field(default=1024, ge=1, le=16384)
     """RoIs that inference pools and classifies at a time. It bounds memory and changes results by no more
     than the last digits."""
+
+    @model_validator(mode="after")
+    def _neck_fits(self) -> ModelConfig:
+        if self.neck is None:
+            if self.fpn != FpnConfig():
+                raise ValueError("model.fpn is for model.neck: fpn, which is not set")
+            return self
+        if isinstance(self.pool, CropPoolConfig):
+            raise ValueError(
+                f"model.neck: fpn has no use with model.pool.kind: {self.pool.kind}, which runs the "
+                "convolutions on each region; set model.neck to null"
+            )
+        if self.backbone.reduce_channels is not None:
+            raise ValueError(
+                "model.backbone.reduce_channels: the levels of model.neck: fpn have model.fpn.channels; "
+                "leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:
@@ -1254,8 +1396,9 @@ class Config(Section):
 
     seed: Seed = 0
     """Seed of the weights and of everything random in training."""
-    task: Literal["detection", "classification"] = "detection"
-    """"classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
+    task: Literal["detection", "weak_detection", "classification"] = "detection"
+    """"weak_detection" trains a detector from the classes of whole images, without their boxes (WSDDN).
+    "classification" trains and scores a network for the classes of whole images (SPP-net, section 3)."""
     data: DataConfig
     proposals: Proposals = NoProposals()
     model: ModelConfig
@@ -1267,7 +1410,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         pool = self.model.pool
-        if self.task == "detection":
+        if self.model.neck is not None and self.task == "classification":
+            raise ValueError("model.neck: fpn pools regions; task: classification pools whole images")
+        if self.model.neck is not None and isinstance(self.train.sampling, OhemSamplingConfig):
+            raise ValueError(
+                "train.sampling.kind: ohem chooses the regions on the device, and model.neck: fpn has to "
+                "know their levels before; use random"
+            )
+        if self.task != "classification":
             if isinstance(self.proposals, NoProposals):
                 raise ValueError("proposals needs either 'file' with 'format', or 'method'")
             if isinstance(pool, SPPPoolConfig) and pool.rule == "sliding":
@@ -1282,10 +1432,31 @@ class Config(Section):
             raise ValueError(
                 "task: classification pools whole images by a pyramid; set model.pool.kind to spp"
             )
+        if self.task == "weak_detection":
+            self._check_weak()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("stages: each needs a name of its own, which names its folder")
         return self
+
+    def _check_weak(self) -> None:
+        """Refuse what needs boxes of objects, or what weak_detection's network does not have."""
+        augment = self.train.augment
+        refused = {
+            "train.augment.crop": (augment.crop.active, "a crop may not show what the image's labels name"),
+            "train.augment.cutout": (augment.cutout.active, "a hole may hide what the image's labels name"),
+            "train.sampling.kind": (
+                isinstance(self.train.sampling, OhemSamplingConfig),
+                "all regions are trained on, and no region has a loss of its own",
+            ),
+            "train.trainable": (self.train.trainable == "boxes", "there is no box layer to train"),
+            "model.head.scores": (self.model.head.scores == "svm", "its scores come from two streams"),
+            "test.refinements": (self.test.refinements > 0, "there is no box layer that moves boxes"),
+            "stages": (bool(self.stages), "it is trained in one run"),
+        }
+        for key, (given, reason) in refused.items():
+            if given:
+                raise ValueError(f"{key}: not for task: weak_detection, since {reason}; leave the key out")
 
     @model_validator(mode="after")
     def _head_can_be_trained(self) -> Config:

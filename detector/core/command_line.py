@@ -42,6 +42,7 @@ COMMANDS = (
         "keep the features of a split's regions on the disk, for classifiers that train in seconds",
         together=True,
     ),
+    Command("pseudo_label", "pseudo_label", "write what a detector finds as annotations to train another on"),
     Command("check", "check_data", "look for faults in a data set before training"),
     Command("convert", "convert_data", "convert annotations between VOC's layout and COCO's format"),
     Command("recall", "recall", "measure how many objects the proposals can reach"),

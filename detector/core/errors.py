@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional marks, surrogates.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -49,3 +50,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the valid name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+FaultHandler = Callable[[InputError], None]
+
+
+@contextmanager
+def faults_to(on_fault: FaultHandler | None) -> Iterator[None]:
+    """Pass an InputError of the block to ``on_fault`` and continue after the block; None raises it."""
+    try:
+        yield
+    except InputError as error:
+        if on_fault is None:
+            raise
+        on_fault(error)

@@ -103,6 +103,10 @@ class Masks:
             rows = np.flatnonzero(rows)
         return Masks(self.size, tuple(self.counts[row] for row in rows.tolist()))
 
+    def take(self, rows: Tensor) -> Masks:
+        """Return the masks of ``rows`` (n,) int64; -1 stands for a region without a mask."""
+        return Masks(self.size, tuple(b"" if row < 0 else self.counts[row] for row in rows.tolist()))
+
     def rles(self) -> list[dict[str, Any] | None]:
         """Return each mask as pycocotools takes it, None for a region without one."""
         size = list(self.size)

@@ -28,13 +28,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
 from detector.core.masks import Masks
+
+if TYPE_CHECKING:
+    from detector.core.cell_masks import CellMasks
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
@@ -269,7 +272,8 @@ class SampledRoIs:
     ``rois`` (R, 5) are in network-input pixels; ``labels`` (R,) int64 in 0..K; ``box_targets`` (R, 4) are
     standardised by the box coder and zero for background; ``roi_levels`` (R,) int64, always on the CPU, is
     None where there is only one level. The RoIs of an image follow each other; ``counts`` has their number
-    for each of the N images, and is empty where it is not known.
+    for each of the N images, and is empty where it is not known. ``masks`` are those of the R RoIs at the
+    maps of their levels, None where none has a mask or the network pools boxes.
     """
 
     rois: Tensor
@@ -277,6 +281,7 @@ class SampledRoIs:
     box_targets: Tensor
     roi_levels: Tensor | None = None
     counts: tuple[int, ...] = ()
+    masks: CellMasks | None = None
 
     def __post_init__(self) -> None:
         count = len(self.rois)
@@ -306,11 +311,13 @@ class SampledRoIs:
             rois=self.rois.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             box_targets=self.box_targets.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device),
         )
 
     def device_tensors(self) -> list[Tensor]:
         """Return the tensors that `to` moves."""
-        return [self.rois, self.labels, self.box_targets]
+        masks = [] if self.masks is None else self.masks.device_tensors()
+        return [self.rois, self.labels, self.box_targets, *masks]
 
     def pin_memory(self) -> SampledRoIs:
         """Return a copy in page-locked memory, from which a GPU copies without waiting."""
@@ -319,6 +326,7 @@ class SampledRoIs:
             rois=self.rois.pin_memory(),
             labels=self.labels.pin_memory(),
             box_targets=self.box_targets.pin_memory(),
+            masks=None if self.masks is None else self.masks.pin_memory(),
         )
 
 
@@ -398,10 +406,35 @@ class Embedded(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None."""
+    """``class_logits`` (R, K+1); ``box_deltas`` (R, K+1, 4), (R, 1, 4) if class-agnostic, or None.
+
+    ``region_logits`` (R, K+1) are the second stream of weakly supervised detection, and None elsewhere. A
+    softmax over the regions of an image reads them, so they mean something only beside those of all regions.
+    """
 
     class_logits: Tensor
     box_deltas: Tensor | None
+    region_logits: Tensor | None = None
+
+    def take(self, rows: Tensor) -> HeadOutput:
+        """Return the output for the RoIs ``rows`` (n,), in that order."""
+        return self._map(lambda part: part[0][rows], [self])
+
+    @classmethod
+    def join(cls, outputs: Sequence[HeadOutput]) -> HeadOutput:
+        """Return the output for the RoIs of all ``outputs``, one after the other."""
+        return outputs[0] if len(outputs) == 1 else cls._map(torch.cat, outputs)
+
+    @classmethod
+    def _map(cls, change: Callable[[list[Tensor]], Tensor], outputs: Sequence[HeadOutput]) -> HeadOutput:
+        """Return an output whose parts ``change`` makes of the same parts of all ``outputs``."""
+        deltas = [one.box_deltas for one in outputs if one.box_deltas is not None]
+        regions = [one.region_logits for one in outputs if one.region_logits is not None]
+        return cls(
+            change([one.class_logits for one in outputs]),
+            change(deltas) if deltas else None,
+            change(regions) if regions else None,
+        )
 
 
 View = tuple[HeadOutput, ImageMeta]

@@ -46,10 +46,14 @@ _LONGEST_NAME = 80
 
 
 class CachedColumns:
-    """Columns that an entry can hold: a dataclass of arrays and `Texts`, which ``LAYOUT`` names."""
+    """Columns that an entry can hold: a dataclass of arrays and `Texts`, which ``LAYOUT`` names.
+
+    An entry has all columns of ``OPTIONAL`` or none of them; the fields then have their defaults.
+    """
 
     __slots__ = ()
     LAYOUT: ClassVar[Layout]
+    OPTIONAL: ClassVar[Layout] = {}
 
     def arrays(self) -> Columns:
         """Return every array by its name in ``LAYOUT``."""
@@ -66,7 +70,14 @@ class CachedColumns:
     def of_arrays(cls, arrays: Columns) -> Self:
         """Undo `arrays`. Raises ValueError for columns that do not fit, which no entry of ours has."""
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        return cls(**{name: arrays[name] if name in arrays else _texts(arrays, name) for name in names})
+        whole = {name.removesuffix(".ends") for name in arrays}
+        return cls(
+            **{
+                name: arrays[name] if name in arrays else _texts(arrays, name)
+                for name in names
+                if name in whole
+            }
+        )
 
 
 def texts(*names: str) -> dict[str, tuple[str, int | None]]:
@@ -202,14 +213,15 @@ def _checked(content: memoryview, kind: type[Kept]) -> Entry[Kept]:
         raise ValueError("its content does not have its hash")
     header = json.loads(bytes(content[begin : begin + length]))
     data = body[_padded(begin + length) :]
+    layout = {**kind.LAYOUT, **kind.OPTIONAL}
     found: dict[str, NDArray[Any]] = {}
     for name, dtype, shape, start in header["columns"]:
-        expected, row = kind.LAYOUT.get(name, (None, None))
+        expected, row = layout.get(name, (None, None))
         if expected != dtype or shape[1:] != ([] if row is None else [row]):
             break
         count = int(np.prod(shape, dtype=np.int64))
         flat = np.frombuffer(data, dtype, count, start) if count else np.zeros(0, dtype)
         found[name] = flat.reshape(shape)
-    if found.keys() != kind.LAYOUT.keys():
+    if found.keys() not in (kind.LAYOUT.keys(), layout.keys()):
         raise ValueError("it has other columns than expected")
     return Entry(header["content"], kind.of_arrays(found))

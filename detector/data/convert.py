@@ -1,4 +1,4 @@
-"""Annotations from VOC layout to COCO's format and back.
+"""Annotations from VOC layout to COCO's format and back, and from the other formats to both.
 
 Content that has no field in COCO's format (pose, truncated, parts, source, ...) is kept under the key ``voc``
 as a tree [tag, text or list of children, attributes if any]. A null in it marks content that COCO's own
@@ -8,7 +8,8 @@ fields give, so converting back gives the same elements in the same order and ke
 tools ignore it too; `detector.data.coco.file` reads it as difficult, not as crowd. ``ignore`` is written as
 an additional <ignore> of an object, which `detector.data.voc.annotation` reads; a crowd region becomes such
 an object too, so that it is not trained on. An <object> with several boxes becomes as many annotations, and
-as many objects on the way back.
+as many objects on the way back. Several <name> become ``category_ids``, and <attributes>, which CVAT writes,
+``attributes``.
 
 Boxes are converted in decimal arithmetic, so 10.3 becomes 9.3 and 10.3 again.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -25,10 +27,18 @@ from xml.etree.ElementTree import Element
 
 from detector.core.errors import InputError
 from detector.core.files import require_regular, write_text
-from detector.data.coco.file import CocoData, Entry, category_names, image_file, read_coco
+from detector.data.coco.file import CocoData, Entry, category_ids, category_names, image_file, read_coco
+from detector.data.image_set import ImageSetSource
 from detector.data.source import size_of
 from detector.data.targets import AnnotatedObject
-from detector.data.voc.annotation import CORNERS, object_elements, read_element, to_annotation
+from detector.data.voc.annotation import (
+    CORNERS,
+    object_elements,
+    object_names,
+    read_attributes,
+    read_element,
+    to_annotation,
+)
 from detector.data.voc.source import VocSource
 
 Node = list[Any]
@@ -39,6 +49,9 @@ _OBJECT_FIELDS = ("/name", "/difficult", "/ignore", "/bndbox")
 
 _NEW_OBJECT: Node = ["object", [["name", None], ["difficult", None], ["bndbox", None]]]
 _FLAGS = ("/difficult", "/ignore")
+_ATTRIBUTES = "/attributes"
+_DECIMALS = 6
+"""Of a pixel: the rounding of files with fractions or percents is coarser."""
 
 
 def voc_to_coco(
@@ -69,11 +82,11 @@ def voc_to_coco(
     split = split or "all"
     layout = source.layout(split)
     ids, listed_in = layout.split_ids(source.splits, split)
-    category_ids = {name: number for number, name in enumerate(source.class_names(split), start=1)}
+    kinds = {name: number for number, name in enumerate(source.class_names(split), start=1)}
     data: CocoData = {
         "images": [],
         "annotations": [],
-        "categories": [{"id": number, "name": name} for name, number in category_ids.items()],
+        "categories": [{"id": number, "name": name} for name, number in kinds.items()],
     }
     for number, image_id in enumerate(ids, start=1):
         tree = read_element(path := layout.annotation(image_id, listed_in))
@@ -90,8 +103,10 @@ def voc_to_coco(
                 "voc": _encode(tree, _IMAGE_FIELDS),
             }
         )
-        for thing, (_, element) in zip(annotation.objects, object_elements(tree, path), strict=True):
-            entry = _to_entry(thing, element, category_ids, first_pixel)
+        things = iter(annotation.objects)  # one for each name of an object
+        for _, element in object_elements(tree, path):
+            own = [next(things) for _ in object_names(element)]
+            entry = _to_entry(own, element, kinds, first_pixel)
             data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": number, **entry})
     write_text(Path(output), json.dumps(data, ensure_ascii=False))
     return data
@@ -116,8 +131,14 @@ def coco_to_voc(
         InputError: a malformed file (see `read_coco`), two images with one id, a split or another
             annotation of the same name that exists already, or a folder that cannot be written.
     """
-    path, root = Path(annotation_file), Path(root)
-    data = read_coco(path)
+    path = Path(annotation_file)
+    return _write_voc(read_coco(path), path, Path(root), split, image_folder, first_pixel)
+
+
+def _write_voc(
+    data: CocoData, path: Path, root: Path, split: str, image_folder: Path | str | None, first_pixel: int
+) -> list[str]:
+    """Write ``data``, which was read from ``path``, as `coco_to_voc`."""
     names = category_names(data)
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     if split_file.exists():
@@ -125,7 +146,8 @@ def coco_to_voc(
     objects: dict[int, list[Element]] = {entry["id"]: [] for entry in data["images"]}
     for number, entry in enumerate(data["annotations"]):
         place = f"{path}: annotations[{number}]"
-        element = _to_object(entry, names[entry["category_id"]], place, first_pixel)
+        own_names = [names[kind] for kind in category_ids(entry)]
+        element = _to_object(entry, own_names, place, first_pixel)
         objects[entry["image_id"]].append(element)
     written: dict[str, str] = {}
     for number, entry in enumerate(data["images"]):
@@ -152,44 +174,153 @@ def _voc_id(name: str, image_folder: Path | str | None) -> str:
     return image.with_suffix("").as_posix()
 
 
+def to_coco(source: ImageSetSource, split: str, output: Path | str) -> CocoData:
+    """Write a split of YOLO's, LabelMe's or Label Studio's format in COCO's to ``output``, and return it.
+
+    ``file_name`` is the image's path below the root. Several labels of an object become ``category_ids``, its
+    attributes ``attributes``; outlines are left out. Objects stay as annotated, including invalid boxes.
+
+    Raises InputError for what the source refuses, or if ``output`` cannot be written.
+    """
+    data = _as_coco(source, split)
+    write_text(Path(output), json.dumps(data, ensure_ascii=False))
+    return data
+
+
+def to_voc(source: ImageSetSource, split: str, root: Path | str, *, first_pixel: int = 1) -> list[str]:
+    """Write a split of YOLO's, LabelMe's or Label Studio's format in VOC layout, and return the ids.
+
+    It is written as `coco_to_voc` writes what `to_coco` returns, with the source's root as the images.
+    """
+    data, path = _as_coco(source, split), source.image_list(split)
+    return _write_voc(data, path, Path(root), split, source.root, first_pixel)
+
+
+def _as_coco(source: ImageSetSource, split: str) -> CocoData:
+    names = source.class_names(split)
+    kinds = {name: number for number, name in enumerate(names, start=1)}
+    data: CocoData = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": number, "name": name} for name, number in kinds.items()],
+    }
+    for number, image in enumerate(source.whole_images(split), start=1):
+        height, width = image.size or size_of(image.path, f"{image.annotation}: no size", required=True)
+        side = {"height": height, "width": width}
+        data["images"].append({"id": number, "file_name": image.key, **side})
+        for _, own in groupby(image.objects or (), key=lambda thing: thing.place):
+            entry = _drawn_entry(list(own), kinds)
+            data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": number, **entry})
+    return data
+
+
+def _drawn_entry(things: list[AnnotatedObject], kinds: dict[str, int]) -> Entry:
+    """Return the annotation of one object, which is in ``things`` once for each of its labels."""
+    x1, y1, x2, y2 = (round(corner, _DECIMALS) for corner in things[0].box)
+    width, height = round(x2 - x1, _DECIMALS), round(y2 - y1, _DECIMALS)
+    difficult = int(things[0].difficult)
+    attributes: dict[str, Any] = {}
+    for name, label in things[-1].attributes:
+        value: Any = True if label == name else label.removeprefix(f"{name}=")
+        attributes[name] = [*_listed(attributes[name]), value] if name in attributes else value
+    return {
+        **_categories([thing.name for thing in things], kinds),
+        "bbox": [x1, y1, width, height],
+        "area": max(width, 0.0) * max(height, 0.0),
+        "iscrowd": difficult,
+        "difficult": difficult,
+        **({"attributes": attributes} if attributes else {}),
+    }
+
+
+def _categories(names: list[str], kinds: dict[str, int]) -> Entry:
+    several = [kinds[name] for name in names]
+    return {"category_id": several[0], **({"category_ids": several} if len(several) > 1 else {})}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _to_entry(
-    thing: AnnotatedObject, element: Element, category_ids: dict[str, int], first_pixel: int
+    things: list[AnnotatedObject], element: Element, kinds: dict[str, int], first_pixel: int
 ) -> Entry:
+    """Return the annotation of one object, which is in ``things`` once for each of its names."""
+    thing, attributes = things[0], read_attributes(element)
+    fields = (*_OBJECT_FIELDS, _ATTRIBUTES) if _are_plain(element) else _OBJECT_FIELDS
     xmin, ymin, xmax, ymax = (Decimal(repr(corner)) for corner in thing.written)
     width, height = xmax - xmin + 1, ymax - ymin + 1
     return {
-        "category_id": category_ids[thing.name],
+        **_categories([one.name for one in things], kinds),
         "bbox": [_number(value) for value in (xmin - first_pixel, ymin - first_pixel, width, height)],
         "area": _number(max(width, Decimal(0)) * max(height, Decimal(0))),
         "iscrowd": int(thing.difficult),
         "difficult": int(thing.difficult),
         **({"ignore": 1} if thing.ignore else {}),
-        "voc": _encode(element, _OBJECT_FIELDS),
+        **({"attributes": _single_values(attributes)} if attributes else {}),
+        "voc": _encode(element, fields),
     }
 
 
-def _to_object(entry: Entry, name: str, place: str, first_pixel: int) -> Element:
+def _single_values(attributes: dict[str, list[str]]) -> dict[str, Any]:
+    return {name: values[0] if len(values) == 1 else values for name, values in attributes.items()}
+
+
+def _are_plain(element: Element) -> bool:
+    """Say whether the <attributes> of an object are names with values only, which COCO's format can hold."""
+    every = element.findall("attributes")
+    if len(every) != 1 or every[0].attrib:
+        return False
+    return all(
+        one.tag == "attribute"
+        and not one.attrib
+        and [(child.tag, len(child), child.attrib) for child in one] == [("name", 0, {}), ("value", 0, {})]
+        for one in every[0]
+    )
+
+
+def _attributes_element(attributes: Any) -> Element:
+    """Return <attributes> with the ``attributes`` of an annotation, a list as one for each of its values."""
+    element = Element("attributes")
+    for name, value in attributes.items() if isinstance(attributes, dict) else ():
+        for each in _listed(value):
+            attribute = ElementTree.SubElement(element, "attribute")
+            text = each if isinstance(each, str) else json.dumps(each, ensure_ascii=False)
+            attribute.extend([_leaf("name", str(name)), _leaf("value", "" if each is None else text)])
+    return element
+
+
+def _to_object(entry: Entry, names: list[str], place: str, first_pixel: int) -> Element:
     x, y, width, height = (Decimal(repr(number)) for number in entry["bbox"])
     left, top = x + first_pixel, y + first_pixel
     box = Element("bndbox")
     for corner, value in zip(CORNERS, (left, top, left + width - 1, top + height - 1), strict=True):
         ElementTree.SubElement(box, corner).text = str(_number(value))
-    fields = {"/name": _leaf("name", name), "/bndbox": box, **_flags(entry)}
-    element = _decode(entry.get("voc", _NEW_OBJECT), lambda where: fields.pop(where, None), place)
+    fields = {"/name": [_leaf("name", name) for name in names], "/bndbox": [box], **_flags(entry)}
+    attributes = _attributes_element(entry.get("attributes"))
+    if len(attributes):
+        fields[_ATTRIBUTES] = [attributes]
+
+    def take(where: str) -> Element | None:
+        return fields[where].pop(0) if fields.get(where) else None
+
+    element = _decode(entry.get("voc", _NEW_OBJECT), take, place)
+    if element.find("attributes") is not None:
+        fields.pop(_ATTRIBUTES, None)  # what COCO's format cannot hold was kept as it was
     for flag in _FLAGS:
-        if flag in fields and fields[flag].text == "0":
+        if fields[flag] and fields[flag][0].text == "0":
             del fields[flag]  # without the element the meaning is the same
-    element.extend(fields.values())
+    element.extend(one for own in fields.values() for one in own)
     return element
 
 
-def _flags(entry: Entry) -> dict[str, Element]:
+def _flags(entry: Entry) -> dict[str, list[Element]]:
     """Return <difficult> and <ignore>; a crowd region has both, a difficult object of VOC is not a crowd."""
     of_voc = "difficult" in entry and "voc" in entry  # then ``iscrowd`` equals ``difficult``
     crowd = bool(entry.get("iscrowd", 0)) and not (of_voc or entry.get("difficult", 0))
     ignore = crowd or bool(entry.get("ignore", 0))
     values = {"difficult": ignore or bool(entry.get("difficult", 0)), "ignore": ignore}
-    return {f"/{flag}": _leaf(flag, str(int(value))) for flag, value in values.items()}
+    return {f"/{flag}": [_leaf(flag, str(int(value)))] for flag, value in values.items()}
 
 
 def _to_xml(entry: Entry, objects: list[Element], place: str) -> str:

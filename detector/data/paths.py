@@ -50,6 +50,21 @@ def require_inside(name: str, place: str, expected: str) -> None:
         )
 
 
+def inside(path: Path, root: Path) -> Path | None:
+    """Return ``path`` with its ``..`` resolved, below ``root`` as written; None where it leads out of it.
+
+    An absolute path may name the root as written or as it really is. Links that lie in the root are the
+    user's own and are followed.
+    """
+    if "\0" in str(path):
+        return None
+    plain = os.path.abspath(path)  # noqa: PTH100 - `Path.resolve` would follow links
+    for start in (os.path.abspath(root), os.path.realpath(root)):  # noqa: PTH100
+        if plain == start or plain.startswith(start.rstrip(os.sep) + os.sep):
+            return root / os.path.relpath(plain, start)
+    return None
+
+
 def _is_file_name(name: str) -> bool:
     """Say whether a file system accepts ``name``: no control characters, encodable, not too long."""
     encoded = name.encode("utf-8", errors="replace")

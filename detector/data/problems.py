@@ -1,18 +1,15 @@
-"""Problems of a data set, and how a reader continues after one.
+"""Problems of a data set.
 
 Training raises an error at the first fault; a check of the data set collects all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from detector.core.errors import InputError
-
-FaultHandler = Callable[[InputError], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,17 +47,6 @@ def whole_file(path: Path, error: InputError) -> Problem:
 def nothing_to_score(place: Path, split: str) -> Problem:
     message = f"no image of {split} has an annotation: result files can be written, and nothing is scored"
     return Problem(kind="no annotations", file=str(place), message=message, splits=(split,))
-
-
-@contextmanager
-def faults_to(on_fault: FaultHandler | None) -> Iterator[None]:
-    """Pass an InputError of the block to ``on_fault`` and continue after the block; None raises it."""
-    try:
-        yield
-    except InputError as error:
-        if on_fault is None:
-            raise
-        on_fault(error)
 
 
 def message_without(error: InputError, place: Path | str) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from detector.core.cell_masks import CellMasks
+from detector.core.masks import Masks
 from detector.core.structures import (
     Batch,
     DrawnRegions,
@@ -125,8 +128,26 @@ class InferenceViews:
         return [make_sample(record, image, proposals, meta) for meta in metas]
 
 
-def collate(samples: Sequence[Sample], *, pin: bool = False, sizes: Sequence[tuple[int, int]] = ()) -> Batch:
+class Placing(Protocol):
+    """What says where regions lie at a network's feature maps: ``models.detector.RegionDetector``."""
+
+    def place(self, rois: torch.Tensor, roi_levels: torch.Tensor | None) -> torch.Tensor | None: ...
+    def cover(
+        self, masks: Masks, metas: Sequence[ImageMeta], roi_levels: torch.Tensor | None
+    ) -> CellMasks | None: ...
+
+
+def collate(
+    samples: Sequence[Sample],
+    *,
+    pin: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
+    network: Placing | None = None,
+) -> Batch:
     """Put N samples into one batch; ``pin`` puts what goes to a GPU into page-locked memory.
+
+    ``network`` gives the levels of the drawn regions, and their masks at these levels' maps; without it they
+    are boxes at a single level.
 
     Images are padded with zeros at the right and bottom, to the largest of them and of ``sizes``, (height,
     width) each, those of images in other parts of the batch. `RegionDetector.inputs` replaces the padding.
@@ -134,14 +155,17 @@ def collate(samples: Sequence[Sample], *, pin: bool = False, sizes: Sequence[tup
     every = [*sizes, *(sample.meta.input_size for sample in samples)]
     height, width = (max(sides) for sides in zip(*every, strict=True))
     images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8, pin_memory=pin)
-    places = images.numpy()
-    for place, sample in zip(places, samples, strict=True):
+    for pixels, sample in zip(images.numpy(), samples, strict=True):
         inside = sample.image.shape
-        place[: inside[0], : inside[1]] = sample.image.numpy()
-        place[inside[0] :] = 0
-        place[: inside[0], inside[1] :] = 0
+        pixels[: inside[0], : inside[1]] = sample.image.numpy()
+        pixels[inside[0] :] = 0
+        pixels[: inside[0], inside[1] :] = 0
     drawn = [sample.drawn for sample in samples if sample.drawn is not None]
     sampled = SampledRoIs.stack(drawn) if drawn else None
+    if sampled is not None and network is not None:
+        roi_levels, metas = network.place(sampled.rois, None), [sample.meta for sample in samples]
+        masks = covered(list(map(_masks_drawn, samples)), metas, sampled.counts, roi_levels, network)
+        sampled = replace(sampled, roi_levels=roi_levels, masks=masks)
     return Batch(
         images=images,
         proposals=[sample.proposals for sample in samples],
@@ -150,3 +174,34 @@ def collate(samples: Sequence[Sample], *, pin: bool = False, sizes: Sequence[tup
         metas=[sample.meta for sample in samples],
         sampled=sampled.pin_memory() if pin and sampled is not None else sampled,
     )
+
+
+def covered(
+    masks: Sequence[Masks | None],
+    metas: Sequence[ImageMeta],
+    counts: Sequence[int],
+    roi_levels: torch.Tensor | None,
+    network: Placing,
+) -> CellMasks | None:
+    """Return the masks of the RoIs of a batch at the maps of their levels.
+
+    ``counts`` has the number of RoIs of each image, which follow each other, and ``masks`` their masks, None
+    for an image whose regions are boxes. None is returned if no image has any, or the network pools boxes.
+    """
+    if all(own is None for own in masks):
+        return None
+    levels = [None] * len(metas) if roi_levels is None else roi_levels.split(list(counts))
+    parts = []
+    for own, meta, count, at in zip(masks, metas, counts, levels, strict=True):
+        own = Masks.absent(count, meta.original_size) if own is None else own
+        part = network.cover(own, [meta], at)
+        if part is None:
+            return None
+        parts.append(part)
+    return CellMasks.join(parts)
+
+
+def _masks_drawn(sample: Sample) -> Masks | None:
+    if sample.proposals.masks is None or sample.drawn is None:
+        return None
+    return sample.proposals.masks.take(sample.drawn.rows)

@@ -60,11 +60,16 @@ class DataSource(Protocol):
 
     A file or a folder says which images belong to a split (`image_list`); a `Selection` may choose some.
     ``declares_classes`` says whether the format lists its classes; otherwise every object's name is a class.
+    ``attributes`` are those of the objects that count as labels (`detector.data.attributes`). An object with
+    several labels is several rows with the same box.
     All methods raise InputError for a file that is missing or malformed.
     """
 
     @property
     def rules(self) -> ObjectRules: ...
+
+    @property
+    def attributes(self) -> tuple[str, ...]: ...
 
     declares_classes: ClassVar[bool]
 
@@ -79,8 +84,9 @@ class DataSource(Protocol):
     def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
         """Return the names of the annotated classes in the order of their labels.
 
-        Where the format declares classes, they are those of the first split. Otherwise they are the sorted
-        names in all annotations of the folders of ``splits``; ``choose`` may pick some of the images.
+        Where the format declares classes, they are those of the first split, followed by the sorted labels
+        of its ``attributes``. Otherwise they are the sorted names, those of attributes too, in all
+        annotations of the folders of ``splits``; ``choose`` may pick some of the images.
         """
         ...
 

@@ -23,6 +23,8 @@ OTHER_CLASS_ADVICE = (
 OTHER_CLASS = "of other classes"
 """Key of `TargetBuilder.counts` for objects whose class is not asked for."""
 Box = tuple[float, float, float, float]
+Attribute = tuple[str, str]
+"""The name of an attribute and the label that it gives an object, see `detector.data.attributes`."""
 
 MAX_COORDINATE = 2.0**24
 """Pixels; up to here float32 holds every whole pixel."""
@@ -40,6 +42,7 @@ class AnnotatedObject:
 
     ``ignore`` is COCO's flag of that name: the object is not trained on and cannot be missed. ``file`` and
     ``place`` in it say where the object is written; ``written`` is its box in that file's own convention.
+    An object with several names is one of these for each; the last of them has the ``attributes``.
     """
 
     name: str
@@ -51,6 +54,7 @@ class AnnotatedObject:
     file: Path
     place: str
     written: Sequence[float]
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def where(self) -> str:

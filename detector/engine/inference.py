@@ -7,16 +7,28 @@ changes nothing in the predictor or the network, so several threads may share on
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from detector.core import boxes as box_ops
+from detector.core.cell_masks import CellMasks
 from detector.core.devices import sent
 from detector.core.errors import InputError
-from detector.core.structures import Batch, Detections, Embedded, HeadOutput, ImageMeta, View
+from detector.core.masks import Masks
+from detector.core.structures import (
+    Batch,
+    Detections,
+    Embedded,
+    HeadOutput,
+    ImageMeta,
+    Proposals,
+    View,
+)
 
 REFERENCE_AREA = 224.0**2
 """Rule "area": a region is scored at the scale where its area is closest to this (Fast R-CNN's release)."""
@@ -42,11 +54,23 @@ class Network(Protocol):
 
     def inputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor: ...
     def features(self, images: Tensor) -> list[Tensor]: ...
+    def place(self, rois: Tensor, roi_levels: Tensor | None) -> Tensor | None: ...
+    def cover(
+        self, masks: Masks, metas: Sequence[ImageMeta], roi_levels: Tensor | None
+    ) -> CellMasks | None: ...
     def predict(
-        self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
     ) -> HeadOutput: ...
     def describe(
-        self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
     ) -> tuple[Embedded, HeadOutput]: ...
 
 
@@ -74,21 +98,54 @@ class Regions:
     hidden: Tensor | None = None
 
 
+class PlacedRoIs(NamedTuple):
+    """P regions of an image in one orientation, as `Network.predict` takes them after the levels.
+
+    ``rois`` (P, 5) are RoI rows on the network's device, ``roi_levels`` (P,) the level of each, None for a
+    single one. ``masks`` are the masks of the regions at these levels, None for boxes.
+    """
+
+    rois: Tensor
+    roi_levels: Tensor | None
+    masks: CellMasks | None
+
+
+class MaskCount:
+    """Counts the regions that were pooled by their masks, and those whose mask covers no cell centre.
+
+    Several threads may count at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.regions = self.fallbacks = 0
+
+    def add(self, masks: CellMasks) -> None:
+        with self._lock:
+            self.regions += len(masks)
+            self.fallbacks += masks.fallbacks
+
+
 @dataclass(frozen=True)
 class Orientation:
-    """An image in one orientation, straight or mirrored: a feature level and an ``ImageMeta`` per scale."""
+    """An image in one orientation, straight or mirrored: the feature levels of each scale, one after another,
+    and an ``ImageMeta`` per scale.
+    """
 
     levels: list[Tensor]
     metas: list[ImageMeta]
 
-    def rois(self, boxes: Tensor, rule: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
-        """Return RoI rows (P, 5) of ``boxes`` (P, 4), original-image pixels, each at the scale that ``rule``
-        chooses, and the level (P,) of each, None for a single one.
-        """
-        rois, roi_levels = choose_scales([meta.to_input(boxes) for meta in self.metas], rule)
-        rows = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
+    def rois(
+        self, proposals: Proposals, rule: str, device: torch.device | str, network: Network
+    ) -> PlacedRoIs:
+        """Return the RoIs of ``proposals``, each at the scale that ``rule`` chooses, for ``network``."""
+        boxes, scales = choose_scales([meta.to_input(proposals.boxes) for meta in self.metas], rule)
+        rows = torch.cat((boxes.new_zeros(len(boxes), 1), boxes), dim=1)
+        roi_levels, masks = network.place(rows, scales), None
+        if proposals.masks is not None:
+            masks = network.cover(proposals.masks, self.metas, roi_levels)
         # Another copy would wait until the GPU has computed the features.
-        return sent(rows, device), roi_levels
+        return PlacedRoIs(sent(rows, device), roi_levels, None if masks is None else masks.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +155,8 @@ class RegionPredictor:
     Views of the same orientation (straight or mirrored) belong together: ``scale_rule`` "area" or "side"
     chooses for each region the scale at which it is scored. With "all" every region is scored in every view.
     With ``refinements`` the detections are pooled and classified again that many times, each time from their
-    latest boxes (iterative localisation); the features are computed once.
+    latest boxes (iterative localisation); the features are computed once. Masks belong to the first pass only.
+    ``masks`` counts the regions that were pooled by their masks.
 
     One image per forward pass, so that the result does not depend on what else is in a batch.
     """
@@ -109,21 +167,22 @@ class RegionPredictor:
     precision: torch.dtype = torch.float32
     refinements: int = 0
     scale_rule: str = "area"
+    masks: MaskCount = field(default_factory=MaskCount)
 
     @torch.inference_mode()
     def __call__(self, views: Sequence[Batch]) -> Detections:
         """Return the detections; the results of several orientations are merged before suppression."""
-        proposals = views[0].proposals[0].boxes
+        proposals = views[0].proposals[0]
         if not len(proposals):
             return Detections.empty()
         with autocast(self.device, self.precision):
             orientations = self._orientations(views)
             outputs = self._outputs(orientations, proposals)
             if not self.refinements:
-                return self.postprocess(outputs, proposals)
-            candidates = self.postprocess.candidates(outputs, proposals)
+                return self.postprocess(outputs, proposals.boxes)
+            candidates = self.postprocess.candidates(outputs, proposals.boxes)
             for _ in range(self.refinements):
-                outputs = self._outputs(orientations, candidates.boxes)
+                outputs = self._outputs(orientations, Proposals(boxes=candidates.boxes))
                 candidates = self.postprocess.refine(outputs, candidates)
         return self.postprocess.finish(candidates)
 
@@ -136,16 +195,16 @@ class RegionPredictor:
         one (rule "all": the first view), since pooling a mirrored region gives the cells in another order.
         ``refinements`` are not applied.
         """
-        proposals, embedded = views[0].proposals[0].boxes, None
+        proposals, embedded = views[0].proposals[0], None
         with autocast(self.device, self.precision):
             first, *others = self._orientations(views)
             if features:
-                rois = first.rois(proposals, self.scale_rule, self.device)
+                rois = self._rois(first, proposals)
                 embedded, output = self.model.describe(first.levels, *rois)
                 outputs = [(output, first.metas[0]), *self._outputs(others, proposals)]
             else:
                 outputs = self._outputs([first, *others], proposals)
-            boxes, scores = self.postprocess.regions(outputs, proposals)
+            boxes, scores = self.postprocess.regions(outputs, proposals.boxes)
         pooled, hidden = (None, None) if embedded is None else (part.float().cpu() for part in embedded)
         return Regions(scores=scores.cpu(), boxes=boxes.cpu(), pooled=pooled, hidden=hidden)
 
@@ -158,14 +217,37 @@ class RegionPredictor:
         """
         with autocast(self.device, self.precision):
             first = self._orientations(views)[0]
-            rois = first.rois(views[0].proposals[0].boxes, self.scale_rule, self.device)
-            return pool(first.levels, *rois).float()
+            return pool(first.levels, *self._rois(first, views[0].proposals[0])).float()
 
-    def _outputs(self, orientations: Sequence[Orientation], boxes: Tensor) -> list[View]:
+    def best(self, views: Sequence[Batch]) -> Detections:
+        """Return the region that scores highest of each class, one detection per class, by falling score.
+
+        Scores and boxes are those of `regions`, so that no threshold or suppression is applied. Among equal
+        scores the first region is taken. Boxes without an area are not; a class with no other has none.
+        """
+        if not len(views[0].proposals[0]):
+            return Detections.empty()
+        found = self.regions(views)
+        boxes = found.boxes[:, 1:]
+        usable = torch.isfinite(boxes).all(dim=-1) & (box_ops.area(boxes) > 0)
+        scores = found.scores[:, 1:].masked_fill(~usable, -torch.inf)
+        rows, labels = scores.argmax(dim=0), torch.arange(scores.shape[1])
+        labels = labels[torch.sort(scores[rows, labels], descending=True, stable=True).indices]
+        labels = labels[usable[rows[labels], labels]]
+        rows = rows[labels]
+        return Detections(boxes=boxes[rows, labels], scores=scores[rows, labels], labels=labels + 1)
+
+    def _outputs(self, orientations: Sequence[Orientation], proposals: Proposals) -> list[View]:
         return [
-            (self.model.predict(one.levels, *one.rois(boxes, self.scale_rule, self.device)), one.metas[0])
+            (self.model.predict(one.levels, *self._rois(one, proposals)), one.metas[0])
             for one in orientations
         ]
+
+    def _rois(self, orientation: Orientation, proposals: Proposals) -> PlacedRoIs:
+        placed = orientation.rois(proposals, self.scale_rule, self.device, self.model)
+        if placed.masks is not None:
+            self.masks.add(placed.masks)
+        return placed
 
     def _orientations(self, views: Sequence[Batch]) -> list[Orientation]:
         """Compute the features of each view once; the scales of one orientation belong together."""

@@ -117,6 +117,9 @@ class Task(Protocol[AnyEvaluation]):
     def facts(self) -> dict[str, Any]:
         """Return what the log records of the data."""
 
+    def counted(self) -> dict[str, int]:
+        """Return what the log records of the steps since the last call, besides their losses."""
+
     def computing(self) -> AbstractContextManager[None]:
         """Return the context in which everything is computed."""
 
@@ -375,6 +378,7 @@ class Run(Generic[AnyEvaluation]):
 
     def _record(self, rate: float) -> None:
         record = self._losses.record(self.step, rate) | self._waited.record()
+        record |= self.task.counted()
         record |= peak_gpu_memory(self.task.device) | (self.scaler.record() if self.scaler else {})
         self._log("train", record)
         self.progress.record(record)

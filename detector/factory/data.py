@@ -22,11 +22,14 @@ from detector.core.structures import ImageName, ImageRecord, Targets
 from detector.data.annotation_cache import CACHE_FOLDER, AnnotationCache
 from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
+from detector.data.labelme.source import LabelMeSource
+from detector.data.labelstudio.source import LabelStudioSource
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
 from detector.data.targets import OTHER_CLASS, ObjectRules
 from detector.data.voc.source import VOC_CLASSES, VocSource
+from detector.data.yolo.source import YoloSource
 from detector.models.roi_sampler import trained_objects
 
 DEFAULT_FRACTION = 0.15
@@ -55,6 +58,35 @@ def build_source(config: Config) -> DataSource:
                 annotations=data.annotations,
                 images=data.images,
                 rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "yolo":
+            return YoloSource(
+                root,
+                annotations=data.annotations,
+                whole=data.split_ratio is not None,
+                rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "labelme":
+            return LabelMeSource(
+                root,
+                annotations=data.annotations,
+                images=data.images,
+                splits=None if data.split_ratio else data.splits,
+                rules=rules,
+                attributes=data.attributes or (),
+                cache=AnnotationCache(CACHE_FOLDER),
+            )
+        case "labelstudio":
+            return LabelStudioSource(
+                root,
+                annotations=data.annotations,
+                images=data.images,
+                rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
         case "voc":
@@ -65,6 +97,7 @@ def build_source(config: Config) -> DataSource:
                 splits=None if data.split_ratio else data.splits,
                 first_pixel=data.first_pixel,
                 rules=rules,
+                attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
 
@@ -72,7 +105,8 @@ def build_source(config: Config) -> DataSource:
 def class_names(config: Config) -> tuple[str, ...]:
     """Return the K class names: those of the config, or those in the data set.
 
-    VOC: all names in the annotations, sorted. COCO: the training split's categories by rising id.
+    COCO: the training split's categories by rising id. YOLO: the names in data.yaml. Otherwise all names in
+    the annotations, sorted.
     """
     match config.data.classes:
         case None:
@@ -171,7 +205,7 @@ class Validation:
         """Return a sentence on where ``images`` validation images come from and what they are for."""
         limit = config.test.max_images
         scored = "they" if limit is None or limit >= images else f"the first {limit} (test.max_images)"
-        chosen = "best.pt and the score threshold" if config.task == "detection" else "best.pt"
+        chosen = "best.pt" if config.task == "classification" else "best.pt and the score threshold"
         use = f"{scored} choose {chosen}; training does not use these images"
         if self.split is not None:
             return f"validation images: {images}, the split {self.split}; {use}"
@@ -294,13 +328,13 @@ def require_objects(targets: Iterable[Targets], config: Config, more: str = "") 
     """Raise InputError unless at least one of the training images' ``targets`` has an object to learn from.
 
     Crowd regions and ignored objects do not count; nor do difficult objects with ``data.difficult: skip`` or
-    for a classifier. ``more`` is added to the message.
+    where the labels of whole images are trained on. ``more`` is added to the message.
     """
-    classifies = config.task == "classification"
-    use_difficult = config.data.difficult == "train" and not classifies
+    of_images = config.task != "detection"
+    use_difficult = config.data.difficult == "train" and not of_images
     if any(len(trained_objects(one, use_difficult=use_difficult)) for one in targets):
         return
-    why = "difficult ones show no class" if classifies else "data.difficult is skip"
+    why = "difficult ones show no class" if of_images else "data.difficult is skip"
     unused = "crowd regions" if use_difficult else f"crowd regions and difficult objects ({why})"
     place = f"{config.data.root}: nothing to train on in {config.data.train_split}"
     raise InputError(f"{place}: no image has any objects but {unused}{more}")

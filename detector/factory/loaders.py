@@ -22,7 +22,7 @@ from detector.core.structures import (
 from detector.data.augmentation import Augmentation, ColorJitter, Crop, Cutout, Expand
 from detector.data.loader import load, on_device
 from detector.data.samplers import Part, TrainingBatches, aspect_groups, parts
-from detector.data.samples import DrawRegions, InferenceViews, TrainingSamples, collate
+from detector.data.samples import DrawRegions, InferenceViews, Placing, TrainingSamples, collate
 from detector.data.transforms import Colour, ImageTransform
 from detector.factory.model import build_normalization
 from detector.factory.resources import worker_count
@@ -36,6 +36,7 @@ def training_batches(
     device: str = "cpu",
     *,
     draw_regions: DrawRegions | None = None,
+    network: Placing | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the endless training batches from ``start_step`` on, on ``device``, where the training runs.
 
@@ -43,7 +44,7 @@ def training_batches(
     the largest of all.
 
     ``source`` returns the proposals of an image; ``draw_regions`` draws those of a step from them, and None
-    draws none. Both are called by several threads at once.
+    draws none; ``network`` says where they lie at its maps. All are called by several threads at once.
 
     Raises:
         InputError: an image or its proposals cannot be read.
@@ -70,7 +71,7 @@ def training_batches(
     def make(part: Part) -> Batch:
         others = [key for key in part.whole if key not in part.keys]
         sizes = [sample.plan(*key).input_size for key in others]
-        return collate([sample(*key) for key in part.keys], pin=pin, sizes=sizes)
+        return collate([sample(*key) for key in part.keys], pin=pin, sizes=sizes, network=network)
 
     with closing(load(own_parts(config, order), make, worker_count(config, device))) as batches:
         yield from on_device(batches, device)
@@ -83,6 +84,7 @@ def loss_batches(
     numbers: Sequence[int],
     device: str,
     draw_regions: DrawRegions | None,
+    network: Placing | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield those of ``records`` that ``numbers`` give, each as a batch of one, for its losses.
 
@@ -94,7 +96,7 @@ def loss_batches(
     pin = pins(device)
 
     def make(number: int) -> Batch:
-        return collate([sample(number, number)], pin=pin)
+        return collate([sample(number, number)], pin=pin, network=network)
 
     with closing(load(numbers, make, min(worker_count(config, device), len(numbers)))) as batches:
         yield from on_device(batches, device)

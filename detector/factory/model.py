@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detector.config import Config
 from detector.config.schema import (
@@ -15,6 +15,7 @@ from detector.config.schema import (
     KnnHeadConfig,
     OhemSamplingConfig,
     PrototypesHeadConfig,
+    RoIAlignPoolConfig,
     RoIPoolConfig,
     SoftmaxHeadConfig,
     SPPPoolConfig,
@@ -22,7 +23,7 @@ from detector.config.schema import (
 from detector.core import distributed
 from detector.core.errors import InputError
 from detector.core.progress import note
-from detector.core.structures import Batch, Normalization
+from detector.core.structures import Batch, HeadOutput, Normalization
 from detector.engine import optim
 from detector.engine.checkpoint import check_model_state, weights_to_use
 from detector.engine.inference import ImagePredictor, RegionPredictor, number_type, with_weights_in
@@ -35,6 +36,7 @@ from detector.models.box_coder import BoxCoder, fixed_coder
 from detector.models.compiled import CompiledDetector
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector, RegionPool
+from detector.models.feature_pyramid import FeaturePyramid
 from detector.models.hard_examples import EveryRegion, HardExamples
 from detector.models.heads import (
     MAX_STORED_EXAMPLES,
@@ -45,9 +47,10 @@ from detector.models.heads import (
 )
 from detector.models.losses import DetectionLoss
 from detector.models.postprocess import Postprocess, class_scores, margin_scores, softmax_scores
-from detector.models.region_pools import PyramidPooling, RoIPooling
+from detector.models.region_pools import PyramidPooling, RoIAlignPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois
+from detector.models.wsddn import TwoStreamPredictor, two_stream_scores
 
 
 def build_backbone(config: Config) -> Backbone:
@@ -59,13 +62,25 @@ def build_backbone(config: Config) -> Backbone:
         freeze="all" if config.train.trainable == "boxes" else chosen.freeze,
         feature_scale=chosen.feature_scale,
         reduce_channels=chosen.reduce_channels,
+        pyramid=config.model.neck is not None,
     )
+
+
+def build_neck(config: Config, backbone: Backbone) -> FeaturePyramid | None:
+    """Return the feature pyramid over the maps of ``backbone``; None without ``model.neck``."""
+    if config.model.neck is None:
+        return None
+    widths, strides, centers = zip(*backbone.maps, strict=True)
+    return FeaturePyramid(widths, strides, centers, config.model.fpn.channels)
 
 
 def build_normalization(config: Config) -> Normalization:
     """Return the normalisation of images that the configured weights expect."""
     chosen = config.model.backbone
-    return weights.normalization(chosen.convention, chosen.pixel_mean)
+    mean, deviation = chosen.pixel_mean, chosen.pixel_std
+    if chosen.convention == "torchvision" and mean is None and deviation is None:
+        mean, deviation = weights.library_normalization(chosen.name)
+    return weights.normalization(chosen.convention, mean, deviation)
 
 
 def build_model(config: Config, num_classes: int, coder: BoxCoder | None = None) -> RegionDetector:
@@ -157,7 +172,8 @@ def _random_model(
 ) -> RegionDetector:
     settings = config.model
     backbone = build_backbone(config)
-    pool = build_region_pool(config, backbone)
+    neck = build_neck(config, backbone)
+    pool = build_region_pool(config, backbone, neck)
     head, predictor = _random_head(config, pool.out_features, num_classes, examples)
     if coder is None:  # ridge regression standardises its targets itself
         ridge = settings.box.regression == "ridge"
@@ -166,7 +182,7 @@ def _random_model(
     if isinstance(pool, CropPooling):
         backbone = identity_backbone()  # the convolutions belong to the pool: one pass per region
     model = RegionDetector(
-        backbone, pool, head, predictor, coder, settings.roi_chunk, build_normalization(config)
+        backbone, pool, head, predictor, coder, settings.roi_chunk, build_normalization(config), neck
     )
     if config.train.trainable == "boxes":  # stage-wise training: Fast R-CNN, section 5.1
         if predictor.bbox_pred is None:
@@ -178,11 +194,13 @@ def _random_model(
 
 def _random_head(config: Config, width: int, num_classes: int, examples: int) -> tuple[BoxHead, BoxPredictor]:
     """Return the layers after a region pool of ``width`` features; ``examples`` are those of a ``knn`` head."""
-    boxes = "none" if config.task == "classification" else config.model.box.regression
+    boxes = config.model.box.regression if config.task == "detection" else "none"
     box_features = {"linear": None, "ridge": width, "none": 0}[boxes]
     chosen = config.model.head
     if isinstance(chosen, SoftmaxHeadConfig):
         layers = BoxHead(width, chosen.hidden, chosen.dropout)
+        if config.task == "weak_detection":
+            return layers, TwoStreamPredictor(layers.out_features, num_classes)
         return layers, BoxPredictor(layers.out_features, num_classes, chosen.class_agnostic, box_features)
     cls_score: Prototypes | NearestExamples | None = None  # of logistic regression and SVMs: a linear layer
     if isinstance(chosen, PrototypesHeadConfig):
@@ -205,23 +223,36 @@ def measures_targets(config: Config) -> bool:
     return trained and box.regression == "linear" and box.normalize == "dataset"
 
 
-def build_region_pool(config: Config, backbone: Backbone) -> RegionPool:
-    """Return the pool of regions, or of whole images for classification, for maps of ``backbone``."""
+def build_region_pool(config: Config, backbone: Backbone, neck: FeaturePyramid | None = None) -> RegionPool:
+    """Return the pool of regions, or of whole images for classification, for the levels of ``neck`` or, where
+    there is none, the map of ``backbone``.
+    """
+    channels = backbone.channels if neck is None else neck.channels
+    strides = (backbone.stride,) if neck is None else neck.strides
+    centers = (backbone.center,) if neck is None else neck.centers
+    # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
+    edges = tuple(center + 0.5 for center in centers)
     match config.model.pool:
         case RoIPoolConfig() as pool:
-            # RoI pooling assumes cell k at k * stride; +0.5 goes from the index of a pixel to its centre.
-            center = backbone.center + 0.5 if pool.center == "network" else 0.0
-            return RoIPooling(backbone.channels, pool.output_size, backbone.stride, center)
+            return RoIPooling(channels, pool.output_size, strides, edges if pool.center == "network" else 0.0)
+        case RoIAlignPoolConfig() as pool:
+            return RoIAlignPooling(
+                channels,
+                pool.output_size,
+                strides,
+                edges if pool.center == "network" else None,
+                sampling_ratio=pool.sampling_ratio,
+            )
         case SPPPoolConfig() as pool if config.task == "classification":
-            return WholeMapPool(backbone.channels, pool.levels, pool.reduction, pool.rule)
+            return WholeMapPool(channels, pool.levels, pool.reduction, pool.rule)
         case SPPPoolConfig() as pool:
             return PyramidPooling(
-                backbone.channels,
+                channels,
                 pool.levels,
-                backbone.stride,
+                strides,
                 reduction=pool.reduction,
                 window=pool.window,
-                center=0.0 if pool.center == "caffe" or pool.window == "roi" else backbone.center,
+                center=0.0 if pool.center == "caffe" or pool.window == "roi" else centers,
                 shrink=pool.shrink,
             )
         case CropPoolConfig() as pool:
@@ -300,8 +331,15 @@ def build_postprocess(config: Config, coder: BoxCoder, score_threshold: float | 
         nested_threshold=settings.nested_threshold,
         max_detections=settings.max_detections,
         box_regression=settings.box_regression,
-        scores=margin_scores if config.model.head.scores == "svm" else softmax_scores,
+        scores=_scores(config),
     )
+
+
+def _scores(config: Config) -> Callable[[HeadOutput], Tensor]:
+    """Return how the scores of regions are read from the network's output."""
+    if config.task == "weak_detection":
+        return two_stream_scores
+    return margin_scores if config.model.head.scores == "svm" else softmax_scores
 
 
 Predictor = Callable[[Sequence[Batch]], Any]

@@ -31,10 +31,10 @@ from detector.proposals.convert import conversion_name, convert, record_digest, 
 from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.generate import HOW_TO_LEAVE_OUT, generate_store
 from detector.proposals.image_names import keys_of, match_store
-from detector.proposals.inspection import guess_format
 from detector.proposals.kept import kept
 from detector.proposals.methods import full_parameters, propose, store_name
 from detector.proposals.recall import recall
+from detector.proposals.recognition import guess_format
 from detector.proposals.store import ProposalStore
 
 PROPOSALS_FOLDER = Path("data/proposals")

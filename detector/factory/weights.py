@@ -22,7 +22,7 @@ from detector.models.published import FEATURES, FULLY_CONNECTED, HEAD, our_names
 from detector.models.transfer import HEADS, Row, Transfer, plan_transfer
 from detector.models.weights import DEFAULT, default_weights, read_state_dict
 
-_INPUT_KEYS = ("convention", "pixel_mean", "feature_scale")
+_INPUT_KEYS = ("convention", "pixel_mean", "pixel_std", "feature_scale")
 
 
 def check_weights(config: Config) -> None:
@@ -166,6 +166,8 @@ _SHAPING = (
     "model.backbone.name",
     "model.backbone.stage",
     "model.backbone.reduce_channels",
+    "model.neck",
+    "model.fpn.channels",
     "model.pool.kind",
     "model.pool.output_size",
     "model.pool.levels",

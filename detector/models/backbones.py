@@ -1,15 +1,21 @@
-"""Convolutional backbones that are cut after a named block, with their channels, stride and centre.
+"""Backbones that are cut after a named block, with their channels, stride and centre.
 
 Parameter names are torchvision's (its ``features.N`` or ``conv1``, ``layer1``, ...), so that published
 state dicts load by name; see ``published``. A block (in the config ``model.backbone.stage``) begins with the
 pooling before its convolutions. So no pooling follows the last block, and RoI pooling takes its place, as in
 Fast R-CNN.
+
+The names without a colon are those of this module, whose geometry follows from their layers. The networks of
+torchvision, of timm and of the user (``library:NAME``) come from ``networks``, their geometry from
+``probing``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +24,34 @@ from torchvision.models import alexnet, resnet, squeezenet1_0, vgg
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.core.errors import InputError, nearest
+from detector.core.libraries import LIBRARIES
 from detector.models.batch_norm import SharedBatchNorm2d
-from detector.models.receptive_field import geometry, out_channels
+from detector.models.networks import (
+    OpenNetwork,
+    is_library_name,
+    open_network,
+    published_names,
+)
+from detector.models.probing import (
+    Misplaced,
+    ProbedGeometry,
+    on_meta,
+    pad_to_multiple,
+    probe,
+    survey,
+)
+from detector.models.receptive_field import Geometry, geometry, out_channels
+
+NAMES = ("vgg16", "alexnet", "caffenet", "squeezenet1_0", "resnet18", "resnet50", "small")
+"""The networks of this module; the others have a colon in their names."""
+
+
+class Map(NamedTuple):
+    """The map that a block gives: its channels, and stride and centre in network-input pixels."""
+
+    channels: int
+    stride: int
+    center: float
 
 
 class Backbone(nn.Module):
@@ -29,8 +61,12 @@ class Backbone(nn.Module):
     multiplied by ``feature_scale`` and, with ``reduce_channels``, go through a 1x1 convolution.
 
     Attributes: ``channels``; ``stride`` in input pixels; ``center``, the 0-based input pixel on which the
-    receptive field of the first cell is centred.
+    receptive field of the first cell is centred; ``maps``, those that a feature pyramid is built on, from
+    fine to coarse: with ``pyramid`` the last block of each stride from 4 on, otherwise only the last block.
     """
+
+    features: nn.Module
+    geometry: Geometry | ProbedGeometry
 
     def __init__(
         self,
@@ -40,27 +76,48 @@ class Backbone(nn.Module):
         freeze: int = 0,
         feature_scale: float = 1.0,
         reduce_channels: int | None = None,
+        pyramid: bool = False,
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(children)
         self.blocks = blocks
-        self.feature_scale = feature_scale
-        self.geometry = geometry(self.features)
-        width = out_channels(self.features)
-        self.reduce = nn.Identity() if reduce_channels is None else nn.Conv2d(width, reduce_channels, 1)
-        self.channels = reduce_channels or width
-        self.stride = self.geometry.stride
-        self.center = self.geometry.center
+        layers = list(children.values())
+        self._ends = [blocks[block] for block in _of_each_stride(_strides(layers, blocks))] if pyramid else []
+        self._ends = self._ends or [len(layers)]
+        maps = [
+            Map(out_channels(layers[:end]), place.stride, place.center)
+            for end in self._ends
+            for place in [geometry(layers[:end])]
+        ]
+        self.geometry = geometry(layers)
+        self._finish(maps, feature_scale, reduce_channels)
         self.frozen_children = 0 if freeze == 0 else list(blocks.values())[freeze - 1]
         for child in list(self.features)[: self.frozen_children]:
             child.requires_grad_(False)
 
+    def _finish(self, maps: Sequence[Map], feature_scale: float, reduce_channels: int | None) -> None:
+        """Set what follows the features, whose ``maps`` a pyramid uses, and the attributes."""
+        self.maps = tuple(maps)
+        width = maps[-1].channels
+        self.feature_scale = feature_scale
+        self.reduce = nn.Identity() if reduce_channels is None else nn.Conv2d(width, reduce_channels, 1)
+        self.channels = reduce_channels or width
+        self.stride = self.geometry.stride
+        self.center = self.geometry.center
+
     def train(self, mode: bool = True) -> Backbone:
         """Set training mode for the layers that train; frozen ones keep their batch statistics."""
         super().train(mode)
-        for child in list(self.features)[: self.frozen_children]:
+        for child in list(self.features.children())[: self.frozen_children]:
             child.eval()
         return self
+
+    def _check_size(self, images: Tensor) -> None:
+        if min(self.map_size((images.shape[-2], images.shape[-1]))) < 1:
+            raise InputError(
+                f"an input of {images.shape[-1]}x{images.shape[-2]} pixels is smaller than one cell of "
+                "the feature map; raise the scales in the config"
+            )
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) of the map in cells for an input of ``size``, (height, width) in pixels."""
@@ -72,20 +129,110 @@ class Backbone(nn.Module):
         Raises:
             InputError: images smaller than one cell of the map.
         """
-        if min(self.map_size((images.shape[-2], images.shape[-1]))) < 1:
-            raise InputError(
-                f"an input of {images.shape[-1]}x{images.shape[-2]} pixels is smaller than one cell of "
-                "the feature map; raise the scales in the config"
-            )
-        layers = list(self.features)
-        with torch.no_grad():  # frozen layers have no backward pass to keep anything for
-            for layer in layers[: self.frozen_children]:
-                images = layer(images)
-        for layer in layers[self.frozen_children :]:
-            images = layer(images)
-        scaled = images if self.feature_scale == 1.0 else images * self.feature_scale
-        features: Tensor = self.reduce(scaled)
+        self._check_size(images)
+        features: Tensor = self.reduce(self._scaled(self.run(images)[-1]))
         return features
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Return the features (N, C, h, w) of the block of each of ``maps``, from fine to coarse.
+
+        Raises:
+            InputError: images smaller than one cell of the coarsest map.
+        """
+        self._check_size(images)
+        return [self._scaled(features) for features in self.run(images)]
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return features if self.feature_scale == 1.0 else features * self.feature_scale
+
+    def run(self, images: Tensor) -> list[Tensor]:
+        """Return ``maps`` (N, C, h, w) for images (N, 3, H, W), as the network gives them."""
+        found = []
+        with torch.no_grad():  # frozen layers have no backward pass to keep anything for
+            for number, layer in enumerate(list(self.features.children())[: self.frozen_children], start=1):
+                images = layer(images)
+                if number in self._ends:
+                    found.append(images)
+        later = list(self.features.children())[self.frozen_children :]
+        for number, layer in enumerate(later, start=self.frozen_children + 1):
+            images = layer(images)
+            if number in self._ends:
+                found.append(images)
+        return found or [images]
+
+
+class NetworkBackbone(Backbone):
+    """A network of a library or of the user, cut after a block; parameters keep the library's names.
+
+    ``places`` has the probed geometry of the blocks whose maps are used. Inputs are padded with zeros to
+    whole patches where the network needs that (``geometry.multiple``). Batch norms are frozen, in training
+    too: one or two images per batch are too few for batch statistics. A network of the user trains those that
+    are `SharedBatchNorm2d`. Positional embeddings never train, since their interpolation has no gradient on
+    CUDA that is the same in every run.
+    """
+
+    def __init__(
+        self,
+        opened: OpenNetwork,
+        places: dict[str, ProbedGeometry],
+        *,
+        freeze: int = 0,
+        feature_scale: float = 1.0,
+        reduce_channels: int | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.features = opened.network
+        self.blocks = {name: number for number, name in enumerate(opened.blocks, start=1)}
+        self._run, self._wanted = opened.run, tuple(places)
+        *_, last_place = places.values()
+        self.geometry, self._multiple = last_place, last_place.multiple
+        maps = [Map(place.channels, place.stride, place.center) for place in places.values()]
+        self._finish(maps, feature_scale, reduce_channels)
+        last = list(opened.blocks.values())[freeze - 1][-1] if freeze else None
+        self.resting = _resting(self.features, last)
+        for name in self.resting:
+            module = self.features.get_submodule(name)
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+            if isinstance(module, nn.BatchNorm2d):
+                module.num_batches_tracked = None  # nothing is counted
+        for name, parameter in self.features.named_parameters():
+            if name.rpartition(".")[2] in _POSITIONS:
+                parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> NetworkBackbone:
+        """Set training mode for what trains; frozen blocks and batch norms stay in evaluation mode."""
+        nn.Module.train(self, mode)
+        for name in self.resting:
+            self.features.get_submodule(name).training = False
+        return self
+
+    def run(self, images: Tensor) -> list[Tensor]:
+        """Return ``maps`` (N, C, h, w) for images (N, 3, H, W), as the network gives them."""
+        return self._run(self.features, pad_to_multiple(images, self._multiple), self._wanted)
+
+
+_POSITIONS = ("pos_embed", "pos_embedding")
+
+
+def _resting(network: nn.Module, last: str | None) -> list[str]:
+    """Return the modules that never train: batch norms, and all up to the end of the module ``last``.
+
+    Modules are registered in the order in which they run. Those around ``last`` count for the parameters
+    that they have themselves, such as positional embeddings.
+    """
+    names = [name for name, _ in network.named_modules()]
+    ends = [
+        number
+        for number, name in enumerate(names)
+        if last is not None and (name == last or name.startswith(f"{last}.") or last == "")
+    ]
+    return [
+        name
+        for number, (name, module) in enumerate(network.named_modules())
+        if (ends and number <= ends[-1])
+        or (isinstance(module, nn.BatchNorm2d) and not isinstance(module, SharedBatchNorm2d))
+    ]
 
 
 class ChannelNorm(nn.LocalResponseNorm):
@@ -111,8 +258,11 @@ def build_backbone(
     freeze: int | str = 0,
     feature_scale: float = 1.0,
     reduce_channels: int | None = None,
+    pyramid: bool = False,
 ) -> Backbone:
     """Build a backbone with random weights, cut after the block ``stage`` (None: the default one).
+
+    With ``pyramid`` the default is the last block, and the maps of several blocks are used.
 
     ``freeze`` is the number of frozen blocks, counted from the input; "none" is 0, "all" every block that is
     kept.
@@ -120,22 +270,131 @@ def build_backbone(
     Raises:
         InputError: unknown name or block, or more frozen blocks than there are.
     """
+    options: dict[str, Any] = {"feature_scale": feature_scale, "reduce_channels": reduce_channels}
+    if is_library_name(name):
+        return _network_backbone(name, stage, freeze, pyramid=pyramid, **options)
     children, blocks, default = _family(name)
-    stage = stage or default
+    kept_names = _kept(name, list(blocks), stage or (list(blocks)[-1] if pyramid else default))
+    kept = {block: blocks[block] for block in kept_names}
+    if pyramid:
+        _require_levels(name, _strides(list(children.values()), kept))
+    cut = OrderedDict(list(children.items())[: kept[kept_names[-1]]])
+    return Backbone(cut, kept, freeze=_frozen(name, kept_names, freeze), pyramid=pyramid, **options)
+
+
+FINEST_STRIDE = 4
+"""The finest level of a feature pyramid (FPN, section 3: finer maps take too much memory)."""
+
+
+def _strides(layers: Sequence[nn.Module], blocks: Mapping[str, int]) -> dict[str, int]:
+    """Return the stride of each of ``blocks``, given as the number of ``layers`` up to its end."""
+    return {block: geometry(layers[:end]).stride for block, end in blocks.items()}
+
+
+def _of_each_stride(strides: Mapping[str, int]) -> list[str]:
+    """Return the last block of each stride from 4 on, from fine to coarse."""
+    last = {stride: block for block, stride in strides.items() if stride >= FINEST_STRIDE}
+    return [last[stride] for stride in sorted(last)]
+
+
+def _require_levels(name: str, strides: Mapping[str, int]) -> None:
+    if len(_of_each_stride(strides)) < 2:
+        raise InputError(
+            f"model.neck: fpn needs maps of at least two strides from {FINEST_STRIDE} on, and the blocks of "
+            f"{name} have the strides {', '.join(map(str, sorted(set(strides.values()))))}; take another "
+            "backbone or a later model.backbone.stage, or leave model.neck out"
+        )
+
+
+def _kept(name: str, blocks: Sequence[str], stage: str) -> list[str]:
+    """Return the blocks up to ``stage``; InputError if there is none of this name."""
     if stage not in blocks:
         raise InputError(
             f"model.backbone.stage {stage!r} is not a block of {name}{nearest(stage, blocks)}; "
             f"it has: {', '.join(blocks)}"
         )
-    kept = dict(list(blocks.items())[: list(blocks).index(stage) + 1])
+    return list(blocks[: blocks.index(stage) + 1])
+
+
+def _frozen(name: str, kept: Sequence[str], freeze: int | str) -> int:
+    """Return the number of frozen blocks among those that are ``kept``."""
     frozen = {"none": 0, "all": len(kept)}.get(freeze, freeze) if isinstance(freeze, str) else freeze
     if not isinstance(frozen, int) or not 0 <= frozen <= len(kept):
         raise InputError(
-            f"model.backbone.freeze {freeze!r}: {name} up to {stage} has {len(kept)} blocks; "
+            f"model.backbone.freeze {freeze!r}: {name} up to {kept[-1]} has {len(kept)} blocks; "
             f'give a number from 0 to {len(kept)}, "none" or "all"'
         )
-    cut = OrderedDict(list(children.items())[: kept[stage]])
-    return Backbone(cut, kept, freeze=frozen, feature_scale=feature_scale, reduce_channels=reduce_channels)
+    return frozen
+
+
+DEFAULT_STRIDE = 16
+"""Without ``stage``, other libraries' networks are cut after the last block of at most this stride, as the
+ResNets of Faster R-CNN are after C4."""
+
+
+def _network_backbone(
+    name: str, stage: str | None, freeze: int | str, *, pyramid: bool, **options: Any
+) -> NetworkBackbone:
+    opened = open_network(name)
+    library = name.partition(":")[0] in LIBRARIES  # a user's function may change while this program runs
+    surveyed = _surveyed if library else _surveyed.__wrapped__
+    placed = _places if library else _places.__wrapped__
+    blocks = list(opened.blocks)
+    kept = _kept(name, blocks, stage or (blocks[-1] if pyramid else _default(surveyed(name))))
+    wanted = [kept[-1]]
+    if pyramid:
+        strides = {block: stride for block, stride in surveyed(name).items() if block in kept}
+        _require_levels(name, strides)
+        wanted = _of_each_stride(strides)
+    places = dict(zip(wanted, placed(name, tuple(wanted)), strict=True))
+    frozen = _frozen(name, kept, freeze)
+    return NetworkBackbone(opened.cut(kept[-1]), places, freeze=frozen, **options)
+
+
+def _default(strides: Mapping[str, int]) -> str:
+    """Return the block after which a network is cut by default, from the strides of all blocks."""
+    largest = max(DEFAULT_STRIDE, min(strides.values()))
+    return [block for block, stride in strides.items() if stride <= largest][-1]
+
+
+@lru_cache
+def _surveyed(name: str) -> dict[str, int]:
+    """Return the stride of each block of a network."""
+    opened = _opened_on_meta(name)
+    blocks = list(opened.blocks)
+    try:
+        places = survey(lambda images: opened.run(opened.network, images, blocks))
+    except Misplaced as error:
+        raise _cannot_be_placed(name, error) from None
+    return {block: stride for block, (_, stride, _) in zip(blocks, places, strict=True)}
+
+
+@lru_cache
+def _places(name: str, blocks: tuple[str, ...]) -> list[ProbedGeometry]:
+    """Return the probed geometry of the maps of some ``blocks``."""
+    opened = _opened_on_meta(name)
+    try:
+        return probe(lambda images: opened.run(opened.network, images, blocks))
+    except Misplaced as error:
+        raise _cannot_be_placed(name, error) from None
+
+
+def _opened_on_meta(name: str) -> OpenNetwork:
+    made: list[OpenNetwork] = []
+
+    def make() -> nn.Module:
+        made.append(open_network(name))
+        return made[-1].network
+
+    network = on_meta(make)
+    return OpenNetwork(network, made[-1].blocks, made[-1].run)
+
+
+def _cannot_be_placed(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"model.backbone.name: {name} cannot be a backbone: {error}; a backbone gives a map whose cells lie "
+        "on one regular grid, the same for inputs of every size"
+    )
 
 
 def identity_backbone() -> Backbone:
@@ -148,6 +407,8 @@ def whole_network(name: str) -> dict[str, Tensor]:
 
     The tensors are on the meta device: they have shapes and no values.
     """
+    if is_library_name(name):
+        return {f"features.{key}": tensor for key, tensor in published_names(name).items()}
     with torch.device("meta"):
         layers = nn.Sequential(_family(name)[0])
     return {f"features.{key}": tensor for key, tensor in layers.state_dict().items()}
@@ -181,9 +442,9 @@ def _family(name: str) -> tuple[OrderedDict[str, nn.Module], dict[str, int], str
         case "small":
             return _small(), _SMALL_BLOCKS, "conv4"
         case _:
-            known = ["vgg16", "alexnet", "caffenet", "squeezenet1_0", "resnet18", "resnet50", "small"]
             raise InputError(
-                f"model.backbone.name {name!r} is unknown{nearest(name, known)}; known: {', '.join(known)}"
+                f"model.backbone.name {name!r} is unknown{nearest(name, NAMES)}; known: {', '.join(NAMES)}, "
+                "torchvision:NAME, timm:NAME, or module:function of yours"
             )
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from detector.core.errors import InputError
+from detector.core.cell_masks import CellMasks
 from detector.core.structures import Embedded, HeadOutput
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector
+from detector.models.region_pools import LevelPool
 
 
 class CompiledDetector:
@@ -23,8 +25,8 @@ class CompiledDetector:
 
     The sizes of the images and the number of RoIs are variables of the compiled code, so other ones are not
     compiled again; only 0 and 1 are special. Nothing falls back to Python in between (``fullgraph``), except
-    that RoIs are sorted by level, where there are several, and cut out of the image, in R-CNN, by the usual
-    code. ``backend`` is torch.compile's.
+    that RoIs are sorted by level, where there are several, pooled by their masks, and cut out of the image, in
+    R-CNN, by the usual code. ``backend`` is torch.compile's.
     """
 
     def __init__(self, model: RegionDetector, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -34,7 +36,7 @@ class CompiledDetector:
             return torch.compile(function, backend=backend, dynamic=True, fullgraph=True)
 
         pool = model.region_pool
-        self._features = compiled(_features_of(model))
+        self._features = compiled(lambda images: model.features(images))
         self._convolutions = compiled(pool.convolutions.forward) if isinstance(pool, CropPooling) else None
         self._pool_and_head = compiled(lambda level, rois: self._head(pool([level], rois, None)))
         self._head_only = compiled(self._head)
@@ -48,26 +50,35 @@ class CompiledDetector:
         if self._convolutions is not None or min(self.model.backbone.map_size(size)) < 1:
             # The convolutions run on crops, and the levels are the images; or the network refuses them.
             return self.model.features(images)
-        return [self._features(images)]
+        levels: list[Tensor] = self._features(images)
+        return levels
 
-    def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
+    def predict(
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> HeadOutput:
         """Return class logits and box deltas for RoI rows (R, 5), as ``RegionDetector.predict``."""
         pool = self.model.region_pool
         if isinstance(pool, CropPooling):
-            return self._head_only(pool.pool(levels[0], rois, self._convolutions))
-        if roi_levels is not None:
-            return self._head_only(pool(levels, rois, roi_levels))
+            return self._head_only(pool.pool(levels[0], rois, convolutions=self._convolutions))
+        if roi_levels is not None or (isinstance(pool, LevelPool) and pool.mask != "none"):
+            return self._head_only(pool(levels, rois, roi_levels, masks))
         return self._pool_and_head(levels[0], rois)
 
-    def __call__(self, images: Tensor, rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
-        return self.predict(self.features(images), rois, roi_levels)
+    def __call__(
+        self,
+        images: Tensor,
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> HeadOutput:
+        return self.predict(self.features(images), rois, roi_levels, masks)
 
     def _head(self, pooled: Tensor) -> HeadOutput:
         return self.model.predictor(Embedded(pooled, self.model.box_head(pooled)))
-
-
-def _features_of(model: RegionDetector) -> Callable[[Tensor], Tensor]:
-    return lambda images: model.features(images)[0]
 
 
 def check_compiler(device: torch.device | str) -> None:

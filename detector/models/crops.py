@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from detector.core.cell_masks import CellMasks
 from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.models.backbones import Backbone
@@ -98,9 +99,18 @@ class CropPooling(LevelPool):
         return cut_windows(images.to(rois.dtype), windows, rois[:, 0], self.crop_size)
 
     def pool(
-        self, features: Tensor, rois: Tensor, convolutions: Callable[[Tensor], Tensor] | None = None
+        self,
+        features: Tensor,
+        rois: Tensor,
+        level: int = 0,
+        masks: CellMasks | None = None,
+        *,
+        convolutions: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Return (R, D) as every pool; ``convolutions`` may be a compiled version of the pool's own."""
+        """Return (R, D) as every pool; ``convolutions`` may be a compiled version of the pool's own.
+
+        There are no masks: the pool cuts out boxes.
+        """
         if not len(rois):  # batch statistics of no crop would be NaN
             return features.new_zeros(0, self.out_features)
         maps: Tensor = (convolutions or self.convolutions)(self.cut(features, rois))

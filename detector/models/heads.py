@@ -64,9 +64,9 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.rows = 1 if class_agnostic else num_classes + 1
         self.reads_pooled = bool(box_features)
-        self.cls_score = _linear(in_features, num_classes + 1, 0.01) if cls_score is None else cls_score
+        self.cls_score = score_layer(in_features, num_classes + 1, 0.01) if cls_score is None else cls_score
         width = in_features if box_features is None else box_features
-        self.bbox_pred = _linear(width, self.rows * 4, 0.001) if width else None
+        self.bbox_pred = score_layer(width, self.rows * 4, 0.001) if width else None
 
     def forward(self, embedded: Embedded) -> HeadOutput:
         """Return class logits (R, K+1) and box deltas (R, K+1, 4), class-agnostic ones (R, 1, 4), or None."""
@@ -167,7 +167,8 @@ class NearestExamples(_Similarities):
         return None
 
 
-def _linear(in_features: int, out_features: int, standard_deviation: float) -> nn.Linear:
+def score_layer(in_features: int, out_features: int, standard_deviation: float) -> nn.Linear:
+    """Return a layer with Gaussian weights of this standard deviation, and biases at zero."""
     layer = nn.Linear(in_features, out_features)
     nn.init.normal_(layer.weight, std=standard_deviation)
     nn.init.zeros_(layer.bias)

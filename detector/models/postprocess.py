@@ -17,14 +17,14 @@ CANDIDATE_NMS = 0.5
 """IoU threshold for candidates that the network sees a second time: loose, since their boxes still move."""
 
 
-def softmax_scores(class_logits: Tensor) -> Tensor:
+def softmax_scores(output: HeadOutput) -> Tensor:
     """Return class probabilities (R, K+1), float32."""
-    return torch.softmax(class_logits.float(), dim=1)
+    return torch.softmax(output.class_logits.float(), dim=1)
 
 
-def margin_scores(class_logits: Tensor) -> Tensor:
+def margin_scores(output: HeadOutput) -> Tensor:
     """Return the margins (R, K+1) of linear SVMs as they are, float32."""
-    return class_logits.float()
+    return output.class_logits.float()
 
 
 def class_scores(output: HeadOutput) -> Tensor:
@@ -61,7 +61,7 @@ class Postprocess:
     nested_threshold: float | None = None
     max_detections: int = 100
     box_regression: bool = True
-    scores: Callable[[Tensor], Tensor] = softmax_scores
+    scores: Callable[[HeadOutput], Tensor] = softmax_scores
 
     def __call__(self, views: Sequence[View], proposals: Tensor) -> Detections:
         """Return the detections of one image for its ``proposals`` (P, 4) in original-image pixels.
@@ -131,7 +131,7 @@ class Postprocess:
         Boxes are in pixels of the original image. Box deltas do not depend on the scale, so they are applied
         to the proposals in original-image pixels; only a mirrored view has to be mirrored back.
         """
-        scores = self.scores(output.class_logits).float()
+        scores = self.scores(output).float()
         proposals = proposals.to(scores.device, non_blocking=True)
         if output.box_deltas is None or not self.box_regression:
             return proposals[:, None, :], scores

@@ -3,12 +3,14 @@
 torchvision: ``features.N`` or ResNet's names, and ``classifier.N``. timm: the same for the convolutions of
 ResNet and VGG; its fully connected layers are the convolutions ``pre_logits.fc1`` and ``fc2``. Files
 converted from Caffe have Caffe's names (``conv1_1``, ``fc6``), or torchvision's names from before it moved
-VGG's dropout layers, with fc6 and fc7 at ``classifier.1`` and ``classifier.4``.
+VGG's dropout layers, with fc6 and fc7 at ``classifier.1`` and ``classifier.4``. The networks that are named
+``library:NAME`` have their library's names; EfficientNet-Lite also has those of efficientnet-lite-pytorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -53,6 +55,8 @@ def our_names(
     for key, tensor in state.items():
         layer, _, kind = key.rpartition(".")
         name = f"{layers[layer]}.{kind}" if layer in layers else key
+        if f"{FEATURES}{key}" in network:  # also parameters of the network itself, such as class tokens
+            name = f"{FEATURES}{key}"
         if name in named:  # two layers of the file have the same name here: keep both, to report one
             name = key
         named[name] = _reshaped(tensor, wanted[name]) if name in wanted else tensor
@@ -69,7 +73,40 @@ def _layers(family: str, network: Mapping[str, Tensor]) -> dict[str, str]:
     layers |= {f"features.{layer.removeprefix(FEATURES)}": layer for layer in ours}
     if family == "vgg16":
         layers |= {caffe: f"{FEATURES}{number}" for caffe, number in _VGG16_CONVOLUTIONS.items()}
+    if family.startswith("timm:tf_efficientnet_lite"):
+        layers |= {theirs: f"{FEATURES}{ours}" for theirs, ours in _efficientnet_lite(ours).items()}
     return layers | {theirs: f"{HEAD}{name}" for theirs, name in FULLY_CONNECTED.get(family, {}).items()}
+
+
+def _efficientnet_lite(ours: Collection[str]) -> dict[str, str]:
+    """Return timm's names for those of the package efficientnet-lite-pytorch, which numbers all blocks.
+
+    ``ours`` are the layers of the network here, as ``backbone.features.blocks.STAGE.BLOCK.conv_dw``.
+    """
+    places = {tuple(map(int, match.groups())) for match in map(_TIMM_BLOCK.search, ours) if match}
+    names = dict(_LITE_ENDS)
+    for number, (stage, block) in enumerate(sorted(places)):
+        inner = _LITE_SEPARABLE if stage == 0 else _LITE_INVERTED
+        names |= {f"_blocks.{number}.{theirs}": f"blocks.{stage}.{block}.{name}" for theirs, name in inner}
+    return names
+
+
+_TIMM_BLOCK = re.compile(r"\.blocks\.(\d+)\.(\d+)\.")
+_LITE_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+_LITE_ENDS |= {"_fc": "classifier"}
+_LITE_SEPARABLE = [
+    ("_depthwise_conv", "conv_dw"),
+    ("_bn1", "bn1"),
+    ("_project_conv", "conv_pw"),
+    ("_bn2", "bn2"),
+]
+_LITE_INVERTED = [
+    ("_expand_conv", "conv_pw"),
+    ("_bn0", "bn1"),
+    ("_depthwise_conv", "conv_dw"),
+    ("_bn1", "bn2"),
+]
+_LITE_INVERTED += [("_project_conv", "conv_pwl"), ("_bn2", "bn3")]
 
 
 def _reshaped(tensor: Tensor, wanted: Tensor) -> Tensor:

@@ -10,18 +10,15 @@ import http.client
 import re
 import socket
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.models import (
-    AlexNet_Weights,
-    ResNet18_Weights,
-    ResNet50_Weights,
-    SqueezeNet1_0_Weights,
-    VGG16_Weights,
-)
+from torchvision import models
 
 from detector.core.errors import InputError
+from detector.core.libraries import timm_library
+from detector.core.safetensors_file import read_safetensors
 from detector.core.structures import Normalization
 from detector.core.tensor_files import DamagedFile, ForeignContent, read_tensor_file
 
@@ -33,24 +30,26 @@ WEIGHTS_FOLDER = Path("data/weights")
 TIMEOUT_SECONDS = 30.0
 """How long a download waits for an answer of the server."""
 
-_PUBLISHED = {
-    "alexnet": AlexNet_Weights.IMAGENET1K_V1,
-    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
-    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
-    "squeezenet1_0": SqueezeNet1_0_Weights.IMAGENET1K_V1,
-    "vgg16": VGG16_Weights.IMAGENET1K_V1,
-}
+_OF_TORCHVISION = ("alexnet", "resnet18", "resnet50", "squeezenet1_0", "vgg16")
+"""This project's own networks with published weights, under torchvision's names for them."""
 _OTHER_FILES = {"squeezenet1_0": ("squeezenet1_0-dc_tvnorm-fba6d0e6.pth",)}
+_HUB = "https://huggingface.co/{repository}/resolve/main/{file}"
 # No network, no permission; another checksum; an answer that is not HTTP, or whose length is not a number.
 _NO_DOWNLOAD = (OSError, RuntimeError, http.client.HTTPException, ValueError)
 _CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # torchvision's names end with the first digits of SHA-256
 
 
-def normalization(convention: str, pixel_mean: tuple[float, float, float] | None = None) -> Normalization:
+Channels = tuple[float, float, float]
+
+
+def normalization(
+    convention: str, pixel_mean: Channels | None = None, pixel_std: Channels | None = None
+) -> Normalization:
     """Return the input normalisation that weights of a ``convention`` expect.
 
     "torchvision": RGB in [0, 1], ImageNet mean and standard deviation. "caffe": BGR in 0..255 minus a mean,
-    by default that of Fast R-CNN's release (102.9801, 115.9465, 122.7717). ``pixel_mean`` replaces the mean.
+    by default that of Fast R-CNN's release (102.9801, 115.9465, 122.7717). ``pixel_mean`` replaces the mean,
+    ``pixel_std`` the deviation by which the difference is divided, both in the same order and range.
 
     Raises:
         InputError: an unknown convention.
@@ -58,10 +57,12 @@ def normalization(convention: str, pixel_mean: tuple[float, float, float] | None
     match convention:
         case "torchvision":
             mean = pixel_mean or (0.485, 0.456, 0.406)
-            return Normalization(mean=mean, deviation=(0.229, 0.224, 0.225), maximum=255.0, bgr=False)
+            deviation = pixel_std or (0.229, 0.224, 0.225)
+            return Normalization(mean=mean, deviation=deviation, maximum=255.0, bgr=False)
         case "caffe":
             mean = pixel_mean or (102.9801, 115.9465, 122.7717)
-            return Normalization(mean=mean, deviation=(1.0, 1.0, 1.0), maximum=1.0, bgr=True)
+            deviation = pixel_std or (1.0, 1.0, 1.0)
+            return Normalization(mean=mean, deviation=deviation, maximum=1.0, bgr=True)
         case _:
             raise InputError(f"convention {convention!r} is unknown; known: torchvision, caffe")
 
@@ -79,7 +80,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "model.backbone.weights to null to start from random weights"
         )
     try:
-        state = read_tensor_file(path, legacy=True)
+        safe = path.suffix == ".safetensors"
+        state: Any = read_safetensors(path) if safe else read_tensor_file(path, legacy=True)
     except OSError as error:
         raise InputError(f"{path}: cannot read the weights file: {error.strerror}") from None
     except DamagedFile as error:
@@ -118,15 +120,70 @@ def _check_tensors(state: dict[object, object], path: Path) -> None:
             raise InputError(f"{path}: {name} has NaN or infinite values; the file is damaged")
 
 
-def default_file_names(backbone: str) -> list[str]:
-    """Return the possible names of the file of a backbone's default weights; the first is torchvision's.
+class Download(NamedTuple):
+    """Published weights: their address, and the names under which they may lie in a folder, the first as
+    they are downloaded."""
+
+    url: str
+    names: tuple[str, ...]
+
+
+def published(backbone: str) -> Download:
+    """Return where the default weights of a backbone are published, and their possible file names.
+
+    torchvision's are IMAGENET1K_V1, or the default ones of a network that has no others. timm's are those of
+    the network's ``pretrained_cfg``.
 
     Raises:
         InputError: a backbone without default weights.
     """
-    if backbone not in _PUBLISHED:
-        raise InputError(f"{backbone} has no default weights; known: {', '.join(_PUBLISHED)}")
-    return [_PUBLISHED[backbone].url.rpartition("/")[2], *_OTHER_FILES.get(backbone, ()), f"{backbone}.pth"]
+    library, _, own = backbone.rpartition(":")
+    if library == "timm":
+        return _published_by_timm(own)
+    if library == "torchvision" or backbone in _OF_TORCHVISION:
+        weights = models.get_model_weights(own)
+        chosen = weights["IMAGENET1K_V1"] if "IMAGENET1K_V1" in weights.__members__ else weights["DEFAULT"]
+        others = _OTHER_FILES.get(own, ())
+        return Download(chosen.url, (chosen.url.rpartition("/")[2], *others, *_plain_names(own)))
+    raise InputError(
+        f"{backbone} has no default weights; known: {', '.join(_OF_TORCHVISION)}, and the networks of "
+        "torchvision and timm"
+    )
+
+
+def _plain_names(name: str) -> tuple[str, str]:
+    return f"{name}.pth", f"{name}.safetensors"
+
+
+def _published_by_timm(name: str) -> Download:
+    chosen = timm_library().get_pretrained_cfg(name)
+    if chosen is None or not (chosen.url or chosen.hf_hub_id):
+        raise InputError(f"timm:{name} has no default weights in timm; set model.backbone.weights to a file")
+    if _CHECKSUM.search(chosen.url or ""):
+        return Download(chosen.url, (chosen.url.rpartition("/")[2], *_plain_names(name)))
+    if not chosen.hf_hub_id:
+        return Download(chosen.url, (*_plain_names(name), chosen.url.rpartition("/")[2]))
+    tag = f"{name}.{chosen.tag}" if chosen.tag else name
+    repository = f"{chosen.hf_hub_id}{tag}" if chosen.hf_hub_id.endswith("/") else chosen.hf_hub_id
+    file = chosen.hf_hub_filename or "model.safetensors"
+    ending = Path(file).suffix
+    return Download(_HUB.format(repository=repository, file=file), (f"{tag}{ending}", *_plain_names(name)))
+
+
+def library_normalization(backbone: str) -> tuple[Channels | None, Channels | None]:
+    """Return mean and deviation, RGB in [0, 1], of what timm's weights expect; None for other networks."""
+    library, _, own = backbone.partition(":")
+    chosen = timm_library().get_pretrained_cfg(own) if library == "timm" else None
+    return (None, None) if chosen is None else (chosen.mean, chosen.std)
+
+
+def default_file_names(backbone: str) -> list[str]:
+    """Return the possible names of the file of a backbone's default weights; the first is the published one.
+
+    Raises:
+        InputError: a backbone without default weights.
+    """
+    return list(published(backbone).names)
 
 
 def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
@@ -137,12 +194,12 @@ def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
     Raises:
         InputError: the checksum differs, or there is no file and it cannot be downloaded.
     """
-    names = default_file_names(backbone)
+    url, names = published(backbone)
     for path in (folder / name for name in names):
         if path.is_file():
             _compare_checksum(path)
             return path
-    url, target = _PUBLISHED[backbone].url, folder / names[0]
+    target = folder / names[0]
     try:
         _download(url, target)
     except _NO_DOWNLOAD as error:
@@ -155,14 +212,17 @@ def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
 
 
 def _download(url: str, target: Path) -> None:
-    """Download ``url`` to ``target``, which appears only when it is complete and its checksum is right."""
+    """Download ``url`` to ``target``, which appears only when it is complete and its checksum is right.
+
+    The checksum is that in the file's name; files of the Hugging Face hub have none, and are checked by their
+    content when they are read.
+    """
     checksum = _CHECKSUM.search(target.name)
-    assert checksum is not None  # every file name of torchvision has one
     target.parent.mkdir(parents=True, exist_ok=True)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torch.hub has no parameter for it
     try:
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum[1])
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum[1] if checksum else None)
     finally:
         socket.setdefaulttimeout(before)
 

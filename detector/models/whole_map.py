@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detector.core.cell_masks import CellMasks
 from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta
@@ -41,11 +42,18 @@ class WholeMapPool(nn.Module):
         self.rule = rule
         self.out_features = channels * sum(side * side for side in self.grids)
 
-    def forward(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> Tensor:
         """Return (R, C * sum(l * l)) from the only level, a map (N, C, H, W), and RoIs (R, 5) in whole cells.
 
-        RoIs on the CPU are sent to the map's device. With the rule "sliding" they should be on the CPU: the
-        host computes the windows, and would have to wait for RoIs on a GPU.
+        ``masks`` are not used: a RoI is a whole image. RoIs on the CPU are sent to the map's device. With the
+        rule "sliding" they should be on the CPU: the host computes the windows, and would have to wait for
+        RoIs on a GPU.
 
         Raises:
             InputError: the rule is "sliding", and a side does not give the number of bins of a grid.
@@ -57,7 +65,7 @@ class WholeMapPool(nn.Module):
             return spp_pool(levels[0], rois, self.grids, reduction=self.reduction, window="cells")
         return torch.cat([self._slide(levels[0], *row) for row in rois.long().tolist()])
 
-    def windows(self, rois: Tensor) -> Tensor:
+    def windows(self, rois: Tensor, roi_levels: Tensor | None = None) -> Tensor:
         """Return ``rois`` (R, 5), which are whole cells already."""
         return rois
 

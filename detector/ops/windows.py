@@ -10,22 +10,28 @@ import torch
 from torch import Tensor
 
 
-def rounded_windows(rois: Tensor, spatial_scale: float) -> Tensor:
+def rounded_windows(rois: Tensor, spatial_scale: Tensor | float) -> Tensor:
     """Return (R, 5) for float32 ``rois`` (R, 5): the image, then the corners rounded to cells.
+
+    ``spatial_scale`` is one number or (R, 1) for levels of different strides.
 
     These are the windows of ``roi_pool``, for all of its ``bins``, and of ``spp_pool`` with ``window="roi"``.
     """
+    if isinstance(spatial_scale, Tensor):
+        spatial_scale = spatial_scale.to(rois.dtype)
     corners = rois[:, 1:] * spatial_scale
     whole = corners.trunc()
     away_from_zero = whole + (corners - whole).abs().ge(0.5) * corners.sign()
     return torch.cat((rois[:, :1].trunc(), away_from_zero), dim=1)
 
 
-def projected_windows(rois: Tensor, spatial_scale: float, center: float, shrink: float) -> Tensor:
+def projected_windows(
+    rois: Tensor, spatial_scale: Tensor | float, center: Tensor | float, shrink: Tensor | float
+) -> Tensor:
     """Return (R, 5) for ``rois`` (R, 5): the image, then the first and the last cells, float64.
 
     These are the windows of ``spp_pool`` with ``window="spp"``. ``center`` and ``shrink`` are in pixels of
-    the network's input.
+    the network's input. Each is one number or (R, 1) float64, for levels of different strides.
     """
     stride = 1 / spatial_scale
     first, last = rois[:, 1:].double().split(2, dim=1)

@@ -22,19 +22,33 @@ class BoxConvention:
     """``axes`` names the four columns; ``first_pixel`` is the number of the leftmost pixel.
 
     ``inclusive``: the last corner is the last pixel inside the box, as in MATLAB and in Caffe's detectors,
-    and not the edge after it.
+    and not the edge after it. ``whole`` is the number that stands for the whole width or height where boxes
+    are parts of the image: 1 for fractions, 100 for percentages, None for pixels.
     """
 
     axes: str
     inclusive: bool = False
     first_pixel: int = 0
+    whole: int | None = None
 
-    def to_half_open(self, boxes: NDArray[Any]) -> BoxArray:
-        """Return ``boxes`` (P, 4) as float64 (x1, y1, x2, y2), continuous and half-open."""
+    def to_half_open(self, boxes: NDArray[Any], size: tuple[int, int] = (0, 0)) -> BoxArray:
+        """Return ``boxes`` (P, 4) as float64 (x1, y1, x2, y2), continuous, half-open and in pixels.
+
+        ``size`` is the image's (height, width), which only a convention with ``whole`` needs.
+        """
         exact = np.asarray(boxes, np.float64)  # before any subtraction: 0 - 1 in uint16 is 65535
+        if self.whole is not None:
+            with np.errstate(over="ignore", invalid="ignore"):  # numbers that are refused afterwards
+                exact = exact * (np.array((size[1], size[0]) * 2, np.float64) / self.whole)
+                return self._corners(exact)
+        return self._corners(exact)
+
+    def _corners(self, exact: BoxArray) -> BoxArray:
         first, last = exact[:, :2] - self.first_pixel, exact[:, 2:] - self.first_pixel + self.inclusive
         if self.axes == "xywh":
             last = first + exact[:, 2:]
+        elif self.axes == "cxcywh":
+            first, last = first - exact[:, 2:] / 2, first + exact[:, 2:] / 2
         elif self.axes == "yxyx":
             first, last = first[:, ::-1], last[:, ::-1]
         return np.concatenate((first, last), axis=1)
@@ -48,8 +62,12 @@ CONVENTIONS = {
     "yxyx_inclusive": BoxConvention("yxyx", True),
     "yxyx_inclusive_1": BoxConvention("yxyx", True, 1),
     "xywh": BoxConvention("xywh"),
+    "xywh_normalized": BoxConvention("xywh", whole=1),
+    "cxcywh_normalized": BoxConvention("cxcywh", whole=1),
+    "xywh_percent": BoxConvention("xywh", whole=100),
 }
-CORNER_CONVENTIONS = tuple(name for name in CONVENTIONS if name != "xywh")
+CORNER_CONVENTIONS = tuple(name for name in CONVENTIONS if not name.startswith(("xywh", "cxcywh")))
+FRACTION_CONVENTIONS = ("xywh_normalized", "cxcywh_normalized")
 # MATLAB code, and files that were made from its results, always name the last pixel inside.
 MATLAB_CONVENTIONS = ("xyxy_inclusive", "xyxy_inclusive_1", "yxyx_inclusive", "yxyx_inclusive_1")
 
@@ -101,7 +119,7 @@ def detect_convention(
         )
     evidence = {name: weigh(samples, find_convention(name)) for name in candidates}
     best = min(evidence, key=lambda name: evidence[name])
-    swapped = best.replace("xyxy", "yxyx") if best.startswith("xyxy") else best.replace("yxyx", "xyxy")
+    swapped = _other_axes(best)
     chosen, other = evidence[best], evidence[swapped]
     compared = "there are no objects to compare with"
     if any((~record.targets.crowd).any() for record, _ in samples):
@@ -120,13 +138,20 @@ def detect_convention(
     )
 
 
+def _other_axes(name: str) -> str:
+    """Return the convention with the axes that ``name`` is most easily mistaken for."""
+    pairs = (("xyxy", "yxyx"), ("yxyx", "xyxy"), ("cxcywh", "xywh"), ("xywh", "cxcywh"))
+    old, new = next(pair for pair in pairs if name.startswith(pair[0]))
+    return new + name.removeprefix(old)
+
+
 def weigh(samples: Sequence[WrittenBoxes], convention: BoxConvention) -> Evidence:
     """Return how badly ``convention`` fits ``samples``."""
     outside, boxes = 0, 0
     reached = np.zeros(4, bool)
     overlaps = [torch.zeros(0)]
     for record, raw in samples:
-        half_open = convention.to_half_open(raw)
+        half_open = convention.to_half_open(raw, (record.height, record.width))
         limits = np.array((0, 0, record.width, record.height))
         outside += int(((half_open[:, :2] < 0) | (half_open[:, 2:] > limits[2:])).any(axis=1).sum())
         boxes += len(half_open)

@@ -39,8 +39,9 @@ class Row(NamedTuple):
 
     ``scored`` says whether the segment's scores belong to them, ``height`` and ``width`` are the image's or 0
     where they are unknown, ``checksum`` is the CRC-32 of the bytes of the boxes and then of the scores,
-    ``content_hash`` identifies the image file that the boxes were made for ("" where it is unknown). The
-    fields are those of the table.
+    ``content_hash`` identifies the image file that the boxes were made for ("" where it is unknown).
+    ``masked`` says whether some of them have masks, and ``mask_checksum`` is the CRC-32 of their lengths and
+    bytes. The fields are those of the table; a table in which nothing has masks does without the last two.
     """
 
     image_id: str
@@ -52,18 +53,22 @@ class Row(NamedTuple):
     width: int
     checksum: int
     content_hash: str
+    masked: bool = False
+    mask_checksum: int = 0
 
 
 class Index:
     """Rows sorted by image id, read-only, on disk or in memory; ``index[place]`` is a `Row`.
 
-    ``checked`` has a byte for each place, in which a reader notes that it has compared the checksum.
+    ``checked`` and ``masks_checked`` have a byte for each place, in which a reader notes that it has compared
+    the checksum of boxes and scores, and that of the masks.
     """
 
     def __init__(self, table: NDArray[np.void]) -> None:
         self._table = table
         self._keys: NDArray[np.bytes_] = table["id"]
         self.checked = bytearray(len(table))
+        self.masks_checked = bytearray(len(table))
 
     @classmethod
     def empty(cls) -> Index:
@@ -113,16 +118,17 @@ class Index:
         both = _row_type(
             max(self._table.dtype["id"].itemsize, added.dtype["id"].itemsize),
             max(self._table.dtype["hash"].itemsize, added.dtype["hash"].itemsize),
+            masked=True,
         )
-        table = np.concatenate((self._table.astype(both), added.astype(both)))
+        table = np.concatenate((_as_type(self._table, both), _as_type(added, both)))
         table = table[np.argsort(table["id"], kind="stable")]
         last = np.append(table["id"][1:] != table["id"][:-1], True) if len(table) else slice(0)
-        return Index(table[last])
+        return Index(_narrowed(table[last]))
 
     def without(self, image_ids: Iterable[str]) -> Index:
         """Return an index without the rows of ``image_ids``."""
         keys = [image_id.encode("utf-8", "surrogatepass") for image_id in image_ids]
-        return Index(self._table[~np.isin(self._keys, np.array(keys, dtype="S"))])
+        return Index(_narrowed(self._table[~np.isin(self._keys, np.array(keys, dtype="S"))]))
 
     def find(self, image_id: str) -> int | None:
         """Return the place of ``image_id``, or None."""
@@ -154,7 +160,8 @@ class Index:
         # Any: numpy's annotations do not know the fields of a structured scalar.
         values: Any = self._table[place].item()
         row = Row(*values)
-        image_id, content_hash = (bytes(text).decode(errors="replace") for text in (values[0], values[-1]))
+        texts: list[Any] = [row.image_id, row.content_hash]  # bytes, as numpy has them
+        image_id, content_hash = (bytes(text).decode(errors="replace") for text in texts)
         return row._replace(image_id=image_id, content_hash=content_hash)
 
     def __len__(self) -> int:
@@ -217,7 +224,9 @@ def _checksum(content: memoryview) -> bytes:
     return _CHECKSUM.pack(_CHECKSUM_NAME, zlib.crc32(content))
 
 
-def _row_type(id_bytes: int, hash_bytes: int) -> np.dtype[np.void]:
+def _row_type(id_bytes: int, hash_bytes: int, *, masked: bool = False) -> np.dtype[np.void]:
+    """Return the type of a row; without ``masked`` it is that of the versions that had no masks."""
+    masks = [("masked", "?"), ("mask_checksum", "<u4")] if masked else []
     return np.dtype(
         [
             ("id", f"S{id_bytes}"),
@@ -229,18 +238,43 @@ def _row_type(id_bytes: int, hash_bytes: int) -> np.dtype[np.void]:
             ("width", "<u4"),
             ("checksum", "<u4"),
             ("hash", f"S{hash_bytes}"),
+            *masks,
         ]
     )
 
 
+def _as_type(table: NDArray[np.void], dtype: np.dtype[np.void]) -> NDArray[np.void]:
+    """Return ``table`` with the fields of ``dtype``; those that it does not have are zero."""
+    widened = np.zeros(len(table), dtype)
+    for name in table.dtype.names or ():
+        widened[name] = table[name]
+    return widened
+
+
+def _narrowed(table: NDArray[np.void]) -> NDArray[np.void]:
+    """Return ``table`` without the fields about masks if no row has any."""
+    if "masked" not in (table.dtype.names or ()) or table["masked"].any():
+        return table
+    plain = np.empty(len(table), _row_type(table.dtype["id"].itemsize, table.dtype["hash"].itemsize))
+    for name in plain.dtype.names or ():
+        plain[name] = table[name]
+    return plain
+
+
 def _is_row_type(dtype: np.dtype[Any]) -> bool:
-    if dtype.names is None or dtype.fields is None or dtype.names != _row_type(1, 1).names:
+    if dtype.names is None or dtype.fields is None:
         return False
-    return dtype == _row_type(dtype.fields["id"][0].itemsize, dtype.fields["hash"][0].itemsize)
+    masked = "masked" in dtype.names
+    if dtype.names != _row_type(1, 1, masked=masked).names:
+        return False
+    return dtype == _row_type(dtype.fields["id"][0].itemsize, dtype.fields["hash"][0].itemsize, masked=masked)
 
 
 def _table(rows: Iterable[Row]) -> NDArray[np.void]:
-    packed = [(row.image_id.encode(), *row[1:-1], row.content_hash.encode()) for row in rows]
+    packed = [
+        (row.image_id.encode(), *row[1:-3], row.content_hash.encode(), row.masked, row.mask_checksum)
+        for row in rows
+    ]
     id_bytes = max((len(row[0]) for row in packed), default=1)
-    hash_bytes = max((len(row[-1]) for row in packed), default=1)
-    return np.array(packed, dtype=_row_type(id_bytes, max(hash_bytes, 1)))
+    hash_bytes = max((len(row[-3]) for row in packed), default=1)
+    return np.array(packed, dtype=_row_type(id_bytes, max(hash_bytes, 1), masked=True))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detector.core.errors import InputError
-from detector.core.files import is_hidden
+from detector.proposals.conventions import find_convention
 from detector.proposals.readers import read_images
-from detector.proposals.readers.pickles import read_pickle
 from detector.proposals.readers.raw_images import RawImage
+from detector.proposals.recognition import guess_format
 from detector.proposals.store import ProposalStore
 
 
@@ -21,9 +19,9 @@ def inspect(source: Path | str, file_format: str | None = None) -> dict[str, Any
     """Return what ``source`` seems to be; the boxes are described as they are in the file.
 
     Keys: ``format``, ``images``, ``ids`` (the first few), ``boxes``, ``boxes_per_image`` (least, mean,
-    most), ``columns`` (least and greatest of each of the four), ``whole_numbers``, ``scores`` (least and
-    greatest, or None), ``not_finite`` (boxes) and ``remarks``; for a store also ``generator``,
-    ``parameters`` and ``notes``. Raises InputError as the readers do.
+    most), ``masks`` (how many regions have one), ``columns`` (least and greatest of each of the four),
+    ``whole_numbers``, ``scores`` (least and greatest, or None), ``not_finite`` (boxes) and ``remarks``; for a
+    store also ``generator``, ``parameters`` and ``notes``. Raises InputError as the readers do.
     """
     source = Path(source)
     file_format = file_format or guess_format(source)
@@ -43,6 +41,8 @@ def describe(summary: Mapping[str, Any]) -> list[str]:
         f"images: {summary['images']}{ids}",
         f"boxes: {summary['boxes']}, {least} to {most} per image, {mean:g} on average",
     ]
+    if summary["masks"]:
+        lines.append(f"masks: {summary['masks']} of the regions have one")
     for number, (low, high) in enumerate(summary["columns"], 1):
         lines.append(f"column {number}: {low:g} to {high:g}")
     lines.append(
@@ -54,30 +54,11 @@ def describe(summary: Mapping[str, Any]) -> list[str]:
     return lines + [f"note: {text}" for text in [*summary.get("notes", []), *summary["remarks"]]]
 
 
-def guess_format(source: Path) -> str:
-    """Return the format that ``source`` seems to have, or "store"; InputError where nothing fits."""
-    name: str | None
-    if source.is_dir():
-        shown = (path for path in source.rglob("*") if not is_hidden(path, source))
-        suffixes = {path.suffix.lower() for path in islice(shown, 1000) if path.is_file()}
-        name = next((kind for kind in ("npy", "mat", "txt") if f".{kind}" in suffixes), None)
-        name = "store" if (source / "manifest.json").exists() else "text" if name == "txt" else name
-    elif source.suffix.lower() in (".pkl", ".pickle"):
-        content = read_pickle(source)
-        detectron = isinstance(content, dict) and "boxes" in content
-        name = "mmdetection" if not detectron else "detectron" if "indexes" in content else "detectron2"
-    else:
-        name = {".npz": "npz", ".mat": "mat", ".json": "coco"}.get(source.suffix.lower())
-    if name is None:
-        raise InputError(f"{source} is not a proposal file whose format its name shows; give the format")
-    return name
-
-
 def _stored_images(store: ProposalStore) -> Iterator[RawImage]:
     for image_id in store.ids():
         stored = store[image_id]
         scores = None if stored.scores is None else stored.scores.numpy()
-        yield RawImage(image_id, stored.boxes.numpy(), scores, "xyxy")
+        yield RawImage(image_id, stored.boxes.numpy(), scores, "xyxy", masks=stored.masks)
 
 
 def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
@@ -86,12 +67,13 @@ def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
     conventions: set[str] = set()
     counts: list[int] = []
     least, most = np.full(5, np.inf), np.full(5, -np.inf)  # of the columns and of the score
-    whole, not_finite, backward = True, 0, 0
+    whole, not_finite, backward, masks = True, 0, 0, 0
     for image in images:
         if isinstance(image.key, str) and len(ids) < 3:
             ids.append(image.key)
         conventions.add(image.convention)
         counts.append(len(image.boxes))
+        masks += 0 if image.masks is None else int(image.masks.present.sum())
         boxes = np.asarray(image.boxes, np.float64)
         finite = np.isfinite(boxes).all(axis=1)
         not_finite += int((~finite).sum())
@@ -110,10 +92,13 @@ def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
             conventions == {"auto"}
         ),
         f"{backward} boxes end before they begin, as if columns 3 and 4 were width and height": (
-            backward > total // 100 and conventions != {"xywh"}
+            backward > total // 100 and not any("xywh" in name for name in conventions)
+        ),
+        "boxes are parts of the image; the sizes of the images are needed to convert it": any(
+            name != "auto" and find_convention(name).whole is not None for name in conventions
         ),
         "whole numbers from 1: it may count pixels from 1 and include the last": (
-            whole and least[:2].min() == 1
+            whole and least[:2].min() == 1 and not masks
         ),
         f"{not_finite} boxes are not finite": not_finite > 0,
     }
@@ -124,6 +109,7 @@ def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
         "boxes_per_image": (
             (min(counts), round(total / len(counts), 1), max(counts)) if counts else (0, 0.0, 0)
         ),
+        "masks": masks,
         "columns": columns if total else [],
         "whole_numbers": whole,
         "scores": (lowest, highest) if lowest <= highest else None,

@@ -19,6 +19,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ import torch
 
 from detector.core.errors import InputError
 from detector.core.files import require_regular
+from detector.core.masks import Masks
 from detector.core.structures import Proposals
 from detector.proposals.index import is_content_hash
 from detector.proposals.readers.raw_images import MAX_BOXES
@@ -35,7 +37,7 @@ from detector.proposals.store import Entry, check_entry
 NAME = "unfinished.journal"
 _NAMES = re.compile(r"unfinished(_\d+)?\.journal")
 _HEAD = struct.Struct("<II")  # length and CRC-32 of what follows
-_MAX_RECORD = MAX_BOXES * 5 * 4 + (1 << 16)
+_MAX_RECORD = MAX_BOXES * 5 * 4 + (1 << 30)  # a line of JSON and masks included
 _MAX_SIDE = 1 << 32  # the index has 32 bits for a side
 
 
@@ -102,13 +104,18 @@ def entries(path: Path) -> Iterator[tuple[str, Entry]]:
 
 
 def encode_entry(image_id: str, entry: Entry) -> bytes:
-    """Return an image's record: length and checksum, a line of JSON, the bytes of boxes and scores."""
+    """Return an image's record: length and checksum, a line of JSON, the bytes of boxes, scores and masks."""
     boxes, scores = entry.proposals.boxes.numpy(), entry.proposals.scores
     facts: dict[str, Any] = {"id": image_id, "hash": entry.content_hash, "size": entry.size}
     facts |= {"boxes": len(boxes), "scored": scores is not None}
+    masks = entry.proposals.masks
+    if masks is not None:
+        facts |= {"size": masks.size, "masks": list(map(len, masks.counts))}
     payload = json.dumps(facts).encode() + b"\n" + boxes.tobytes()
     if scores is not None:
         payload += scores.numpy().tobytes()
+    if masks is not None:
+        payload += b"".join(masks.counts)
     return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
@@ -123,6 +130,7 @@ def _decode(payload: bytes) -> tuple[str, Entry]:
         facts = json.loads(line)
         image_id, content_hash, count, scored = (facts[name] for name in ("id", "hash", "boxes", "scored"))
         height, width = facts["size"]
+        numbers, masks = _divided(numbers, facts, (height, width))
         values = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"not a record of a journal ({error})") from error
@@ -131,15 +139,31 @@ def _decode(payload: bytes) -> tuple[str, Entry]:
     if not whole or not named or type(scored) is not bool or len(values) != count * (5 if scored else 4):
         raise InputError("not a record of a journal (other types or another length)")
     scores = values[4 * count :] if scored else None
-    proposals = Proposals(boxes=values[: 4 * count].reshape(-1, 4), scores=scores)
+    if masks is not None and len(masks) != count:
+        raise InputError("not a record of a journal (masks of other regions)")
+    proposals = Proposals(boxes=values[: 4 * count].reshape(-1, 4), scores=scores, masks=masks)
     return image_id, Entry(proposals, content_hash, (height, width))
+
+
+def _divided(content: bytes, facts: dict[str, Any], size: tuple[int, int]) -> tuple[bytes, Masks | None]:
+    """Return the bytes of boxes and scores, and the masks of an image of ``size`` that follow them."""
+    if "masks" not in facts:
+        return content, None
+    lengths = facts["masks"]
+    if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) > len(content):
+        raise ValueError("other lengths of masks")
+    places = [len(content) - sum(lengths), *lengths]
+    ends = list(accumulate(places))
+    parts = [content[first:end] for first, end in pairwise(ends)]
+    rles = [{"size": list(size), "counts": part} if part else None for part in parts]
+    return content[: places[0]], Masks.from_rles(rles, size, "a record of a journal")
 
 
 def _sound_records(file: IO[bytes]) -> Iterator[bytes]:
     """Yield the payload of each record whose checksum fits, up to the first incomplete record."""
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         length, checksum = _HEAD.unpack(head)
-        if not 0 < length <= _MAX_RECORD:
+        if not 0 < length <= min(_MAX_RECORD, os.fstat(file.fileno()).st_size):
             return
         payload = file.read(length)
         if len(payload) < length:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from detector.core.errors import InputError, nearest
 from detector.core.structures import Proposals
+from detector.core.user_code import load_object
 from detector.proposals.dense import dense_proposals
 from detector.proposals.readers.raw_images import make_proposals
 
@@ -93,21 +93,8 @@ def propose(
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Return the function ``module:function``; the module may be a file in the working directory.
-
-    Raises InputError where there is none.
-    """
-    module_name, _, function_name = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the module is the user's, and may fail in any way
-        raise InputError(
-            f"proposal method {name!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(function):
-        raise InputError(f"proposal method {name!r} is not a function")
+    """Return the function ``module:function``, as `load_object` does."""
+    function: Callable[..., Any] = load_object(name, "proposal method")
     return function
 
 

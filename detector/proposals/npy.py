@@ -27,10 +27,11 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(file: IO[bytes]) -> Header:
+def read_header(file: IO[bytes], *, objects: bool = False) -> Header:
     """Read the header of a ``.npy`` file, at most 10,000 bytes; ``file`` is then at the start of the array.
 
-    Raises ValueError for anything else, and for an array of Python objects.
+    Raises ValueError for anything else, and for an array of Python objects unless ``objects`` is set: such an
+    array is a pickle, which must not be loaded by numpy.
     """
     start = file.read(8)
     width = _LENGTH_BYTES.get(start[6:], 0)
@@ -48,7 +49,7 @@ def read_header(file: IO[bytes]) -> Header:
             header = Header(*read(whole, max_header_size=_MAX_HEADER))
     except Exception as error:  # numpy lets many kinds out of a damaged header, those of a tokenizer too
         raise ValueError(f"a damaged .npy header: {error}") from error
-    if header.dtype.hasobject:
+    if header.dtype.hasobject and not objects:
         raise ValueError("Python objects and not plain numbers")
     if any(type(side) is not int or side < 0 for side in header.shape):
         raise ValueError(f"an array of shape {header.shape}")

@@ -1,4 +1,4 @@
-"""The segments of a proposal store: immutable pairs of ``.npy`` files that hold the boxes and the scores."""
+"""The segments of a proposal store: immutable ``.npy`` files that hold boxes, scores and masks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,18 +19,21 @@ from torch import Tensor
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, remove_abandoned, require_regular
+from detector.core.masks import Masks
 from detector.core.structures import Proposals
 from detector.proposals.filtering import Limits
 from detector.proposals.index import Row
 from detector.proposals.npy import read_header
 
 FloatArray = NDArray[np.float32]
-BoxesAndScores = tuple[FloatArray, FloatArray | None]
+Counts = tuple[bytes, ...]
+"""The compressed counts of the masks of an image's regions, as in `detector.core.masks.Masks`."""
 Offset = TypeVar("Offset", int, NDArray[np.int64])
-_NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores)\.npy")
+_NAME = re.compile(r"segment_(\d{6,})\.(boxes|scores|masks|mask_offsets)\.npy")
 _OTHERS = re.compile(r"index\.npy|manifest\.json|checked\.bin")
 _OLD_TEMPORARY = re.compile(rf"({_NAME.pattern}|index\.npy|manifest\.json)\.tmp")  # of earlier versions
-_COLUMNS: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": ()}
+_COLUMNS: dict[str, tuple[int, ...]] = {"boxes": (4,), "scores": (), "masks": (), "mask_offsets": ()}
+_TYPES = {"boxes": "<f4", "scores": "<f4", "masks": "|u1", "mask_offsets": "<i8"}
 _OPEN_FILES = 128  # most systems allow a process 1024 of them
 
 
@@ -37,29 +41,55 @@ class DamagedStore(InputError):
     """A file of the store does not hold what was written to it."""
 
 
-def write_segment(
-    folder: Path, number: int, images: Iterable[BoxesAndScores], *, rows: int, scored: bool
-) -> None:
-    """Write segment ``number`` from the boxes (P, 4) and scores (P,) of its images, ``rows`` boxes in all.
+class StoredImage(NamedTuple):
+    """What a segment has of one image: boxes (P, 4), scores (P,) or None, the counts of P masks or None."""
 
-    Images are written as they come, so that the largest one bounds the memory. ``scored`` says whether
-    any image has scores; images without scores get zeros, which the index marks as not theirs.
+    boxes: FloatArray
+    scores: FloatArray | None = None
+    counts: Counts | None = None
+
+
+def write_segment(
+    folder: Path, number: int, images: Iterable[StoredImage], *, rows: int, scored: bool, masked: bool = False
+) -> None:
+    """Write segment ``number`` of its ``images``, which have ``rows`` boxes in all.
+
+    Images are written as they come, so that the largest one bounds the memory. ``scored`` says whether any
+    image has scores; images without scores get zeros, which the index marks as not theirs. ``masked`` says
+    the same of masks; where there are none, their length is zero.
     """
+    kinds = ["boxes", *(["scores"] if scored else []), *(["masks", "mask_offsets"] if masked else [])]
     with ExitStack() as stack:
         files = {}
-        for kind in ("boxes", "scores") if scored else ("boxes",):
+        for kind in kinds:
             files[kind] = stack.enter_context(atomic_write(segment_path(folder, number, kind)))
-            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, *_COLUMNS[kind])}
-            np.lib.format.write_array_header_1_0(files[kind], header)
-        for boxes, scores in images:
+            _write_header(files[kind], kind, rows + (kind == "mask_offsets"))
+        if masked:
+            files["mask_offsets"].write(bytes(8))
+        end = 0
+        for boxes, scores, counts in images:
             files["boxes"].write(np.ascontiguousarray(boxes, "<f4").data)
             if scored:
                 values = np.zeros(len(boxes)) if scores is None else scores
                 files["scores"].write(np.ascontiguousarray(values, "<f4").data)
+            if masked:
+                lengths = mask_lengths(counts or (b"",) * len(boxes))
+                files["mask_offsets"].write((end + np.cumsum(lengths)).astype("<i8").data)
+                end += int(lengths.sum())
+                files["masks"].write(b"".join(counts or ()))
+        if masked:  # only now their length is known; a header has the same length for each
+            files["masks"].seek(0)
+            _write_header(files["masks"], "masks", end)
+            files["masks"].seek(0, os.SEEK_END)
+
+
+def _write_header(file: IO[bytes], kind: str, rows: int) -> None:
+    header = {"descr": _TYPES[kind], "fortran_order": False, "shape": (rows, *_COLUMNS[kind])}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def segment_path(folder: Path, number: int, kind: str) -> Path:
-    """Return the path of the ``boxes`` or ``scores`` of segment ``number``."""
+    """Return the path of the ``boxes``, ``scores``, ``masks`` or ``mask_offsets`` of segment ``number``."""
     return folder / f"segment_{number:06d}.{kind}.npy"
 
 
@@ -84,6 +114,16 @@ def checksum_of(boxes: FloatArray, scores: FloatArray | None) -> int:
     return checksum if scores is None else zlib.crc32(np.ascontiguousarray(scores).data, checksum)
 
 
+def mask_lengths(counts: Counts) -> NDArray[np.int64]:
+    """Return (P,) the number of bytes of each mask."""
+    return np.fromiter(map(len, counts), np.int64, len(counts))
+
+
+def mask_checksum_of(counts: Counts) -> int:
+    """Return the CRC-32 of the lengths of masks, (P,) int64, and then of their bytes."""
+    return zlib.crc32(b"".join(counts), zlib.crc32(mask_lengths(counts).astype("<i8").data))
+
+
 class Located(NamedTuple):
     """Where images lie: ``places`` (n, 6) as `detector.ops.proposals` takes them, while ``files`` exist."""
 
@@ -101,18 +141,52 @@ class SegmentReader:
         self._folder = folder
         self._open = lru_cache(maxsize=_OPEN_FILES)(self._open_file)
 
-    def read(self, row: Row, *, check: bool) -> BoxesAndScores:
-        """Return the boxes (P, 4) and the scores (P,) or None at ``row``, in new arrays.
+    def read(self, row: Row, *, check: bool) -> StoredImage:
+        """Return the boxes (P, 4) and the scores (P,) or None at ``row``, in new arrays, without masks.
 
         With ``check`` their checksum is compared. Raises `DamagedStore` where a file is missing or does not
         hold what ``row`` says.
         """
-        boxes = self._open(row.segment, "boxes").read(row)
-        scores = self._open(row.segment, "scores").read(row) if row.scored else None
+        boxes = self._open(row.segment, "boxes").read(row.offset, row.boxes)
+        scores = self._open(row.segment, "scores").read(row.offset, row.boxes) if row.scored else None
         if check and checksum_of(boxes, scores) != row.checksum:
-            path = segment_path(self._folder, row.segment, "boxes")
-            raise DamagedStore(f"{path} is damaged: image {row.image_id!r} is not as it was written")
-        return boxes, scores
+            raise self._changed(row, "boxes")
+        return StoredImage(boxes, scores)
+
+    def read_masks(self, row: Row, *, check: bool) -> Counts | None:
+        """Return the counts of the masks at ``row``, ``b""`` for a region without one; None without any.
+
+        With ``check`` their checksum is compared, and whether each describes an image of the size that
+        ``row`` says. Raises `DamagedStore` where a file is missing or does not hold what ``row`` says.
+        """
+        if not row.masked:
+            return None
+        ends = self._open(row.segment, "mask_offsets").read(row.offset, row.boxes + 1)
+        if (ends[1:] < ends[:-1]).any() or ends[0] < 0:
+            raise self._changed(row, "mask_offsets")
+        start = int(ends[0])
+        content = self._open(row.segment, "masks").read(start, int(ends[-1]) - start).tobytes()
+        places = (ends - start).tolist()
+        counts = tuple(content[first:end] for first, end in pairwise(places))
+        if check:
+            if mask_checksum_of(counts) != row.mask_checksum:
+                raise self._changed(row, "masks")
+            self._require_masks(row, counts)
+        return counts
+
+    def _require_masks(self, row: Row, counts: Counts) -> None:
+        """Raise `DamagedStore` for masks that no encoder writes: pycocotools trusts what it decodes."""
+        size = (row.height, row.width)
+        rles = [{"size": size, "counts": one} if one else None for one in counts]
+        path = segment_path(self._folder, row.segment, "masks")
+        try:
+            Masks.from_rles(rles, size, f"{path}, image {row.image_id!r}")
+        except ValueError as error:
+            raise DamagedStore(f"{path} is damaged: {error}") from None
+
+    def _changed(self, row: Row, kind: str) -> DamagedStore:
+        path = segment_path(self._folder, row.segment, kind)
+        return DamagedStore(f"{path} is damaged: image {row.image_id!r} is not as it was written")
 
     def read_filtered(
         self, row: Row, size: tuple[int, int], limits: Limits, *, check: bool
@@ -161,15 +235,16 @@ class SegmentReader:
         self._open.cache_clear()
 
     def _open_file(self, number: int, kind: str) -> _SegmentFile:
-        return _SegmentFile(segment_path(self._folder, number, kind), _COLUMNS[kind])
+        return _SegmentFile(segment_path(self._folder, number, kind), kind)
 
 
 class _SegmentFile:
-    """An open file of a segment, whose array has the shape (M, *columns)."""
+    """An open file of a segment, whose array has the type and the shape of its ``kind``."""
 
-    def __init__(self, path: Path, columns: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, kind: str) -> None:
         self._path = path
-        self._columns = columns
+        self._columns = _COLUMNS[kind]
+        self._type = np.dtype(_TYPES[kind])
         self._handle = -1
         try:
             if path.exists():
@@ -184,7 +259,7 @@ class _SegmentFile:
             raise DamagedStore(str(error)) from None
         except (OSError, ValueError) as error:
             raise self._damaged(str(error)) from error
-        if header.dtype != np.float32 or header.fortran_order or header.shape[1:] != columns:
+        if header.dtype != self._type or header.fortran_order or header.shape[1:] != self._columns:
             raise self._damaged(f"it holds {header.dtype} of shape {header.shape}")
         if self._start + header.data_bytes > os.fstat(self._handle).st_size:
             raise self._damaged("its end is missing")
@@ -201,13 +276,14 @@ class _SegmentFile:
 
     def place(self, offset: Offset) -> tuple[int, Offset]:
         """Return the descriptor of the file and where in it row ``offset`` begins, in bytes."""
-        return self._handle, self._start + offset * (4 * (self._columns or (1,))[0])
+        return self._handle, self._start + offset * (self._type.itemsize * (self._columns or (1,))[0])
 
-    def read(self, row: Row) -> FloatArray:
-        self.require(row.offset + row.boxes)
-        values = np.empty((row.boxes, *self._columns), np.float32)
+    def read(self, offset: int, rows: int) -> NDArray[Any]:
+        """Return ``rows`` rows from ``offset`` on in a new array."""
+        self.require(offset + rows)
+        values = np.empty((rows, *self._columns), self._type)
         try:
-            read = os.preadv(self._handle, [values.data], self.place(row.offset)[1])
+            read = os.preadv(self._handle, [values.data], self.place(offset)[1])
         except OSError as error:
             raise self._damaged(str(error)) from error
         if read != values.nbytes:

@@ -7,6 +7,9 @@ A store is a folder:
                                   after the array its own checksum
     segment_000001.boxes.npy      (M, 4) float32: x1, y1, x2, y2, half-open pixels of the original image
     segment_000001.scores.npy     (M,) float32; absent where no image of the segment has scores
+    segment_000001.masks.npy      (B,) uint8: the compressed counts of all masks, as pycocotools encodes them
+    segment_000001.mask_offsets.npy  (M + 1,) int64: where the mask of each box begins; these two are absent
+                                  where no image of the segment has masks
     checked.bin                   what a start found unchanged (detector.proposals.checked); may be deleted
     writer.lock                   held (flock) by the one process that writes
 
@@ -15,7 +18,8 @@ killed in between leaves the store as it was. Readers need no lock and write not
 deletes ``checked.bin``.
 
 Damage is reported before it is used: the checksums of manifest and index are compared when the store is
-opened, that of an image's boxes and scores when a process first reads them.
+opened, that of an image's boxes and scores when a process first reads them, that of its masks when it first
+reads these. What needs only boxes reads no masks.
 """
 
 from __future__ import annotations
@@ -40,17 +44,20 @@ from torch import Tensor
 
 from detector.core.errors import InputError
 from detector.core.files import atomic_write, is_hidden, make_folder, read_short_text, require_regular
+from detector.core.masks import Masks
 from detector.core.records import Texts
 from detector.core.structures import Proposals
 from detector.proposals.checked import forget
 from detector.proposals.filtering import Limits, filter_proposals
 from detector.proposals.index import Index, Row, check_image_id, is_content_hash
 from detector.proposals.segments import (
-    BoxesAndScores,
+    Counts,
     DamagedStore,
     SegmentReader,
+    StoredImage,
     checksum_of,
     greatest_number,
+    mask_checksum_of,
     remove_segments,
     write_segment,
 )
@@ -71,13 +78,15 @@ _SEGMENT_BOXES = 1 << 20  # 16 MiB of boxes in memory
 _COMPACT_BOXES = 1 << 24  # 256 MiB of boxes per segment
 _MAX_SEGMENT = (1 << 32) - 1  # the index has 32 bits for it
 _SCAN_BOXES = 1 << 19  # 8 MiB of boxes at once
+_MASK_BYTES_OF_A_BOX = 16  # so many bytes of masks count as a box where memory is limited
 _SCAN_SEGMENTS = 50  # at once, each with one open file or two
 
 
 class Entry(NamedTuple):
     """What is stored per image: its proposals, the hash of its file, its (height, width).
 
-    ``content_hash`` is None and ``size`` (0, 0) where they are unknown.
+    ``content_hash`` is None and ``size`` (0, 0) where they are unknown; where there are masks, the size is
+    theirs.
     """
 
     proposals: Proposals
@@ -172,13 +181,16 @@ class ProposalStore:
         """Return the proposals of ``image_id``, filtered by `filter_proposals`; None if the store has none.
 
         ``size`` is the image's (height, width). Almost all of the work is one native call without Python's
-        global lock. Raises `DamagedStore` as ``store[image_id]`` does.
+        global lock, unless the image has masks. Raises `DamagedStore` as ``store[image_id]`` does.
         """
         index = self._index
         place = self._find(index, image_id)
         if place is None:
             return None
-        found = self._segments.read_filtered(index[place], size, limits, check=not index.checked[place])
+        row = index[place]
+        if row.masked:
+            return filter_proposals(self[image_id], size, **limits._asdict())
+        found = self._segments.read_filtered(row, size, limits, check=not index.checked[place])
         if found is None:  # damaged, or another process has compacted the store
             return filter_proposals(self[image_id], size, **limits._asdict())
         index.checked[place] = True
@@ -241,6 +253,8 @@ class ProposalStore:
         rows = index.rows(places[places >= 0])
         for name in ("boxes", "scored", "checksum"):
             digest.update(rows[name].tobytes())
+        if "masked" in (rows.dtype.names or ()) and rows["masked"].any():
+            digest.update(rows["mask_checksum"].tobytes())
         return digest.hexdigest()
 
     def require(self, image_ids: Texts) -> None:
@@ -282,9 +296,11 @@ class ProposalStore:
         return self._row(image_id).boxes
 
     def fingerprint(self, image_id: str) -> tuple[int, int, str]:
-        """Return what distinguishes two entries: number and checksum of the boxes, hash of the image."""
+        """Return what distinguishes two entries: number of boxes, checksum of them and of the masks, hash of
+        the image.
+        """
         row = self._row(image_id)
-        return row.boxes, row.checksum, row.content_hash
+        return row.boxes, row.checksum + (row.mask_checksum << 32), row.content_hash
 
     def image_size(self, image_id: str) -> tuple[int, int] | None:
         """Return the image's (height, width), or None where it is unknown."""
@@ -303,23 +319,28 @@ class ProposalStore:
         """
         if not entries:
             return
-        images: list[BoxesAndScores] = []
+        images: list[StoredImage] = []
         rows: list[Row] = []
         for image_id, entry in entries.items():
             check_entry(self.path, image_id, entry)
             boxes, ranks = entry.proposals.boxes.numpy(), entry.proposals.scores
             scores = None if ranks is None else ranks.numpy()
-            images.append((boxes, scores))
+            masks = entry.proposals.masks
+            counts = masks.counts if masks is not None and any(masks.counts) else None
+            size = masks.size if masks is not None and counts is not None else entry.size
+            images.append(StoredImage(boxes, scores, counts))
             row = Row(
                 image_id,
                 segment=0,
                 offset=0,  # both until the segment is written
                 boxes=len(boxes),
                 scored=scores is not None,
-                height=entry.size[0],
-                width=entry.size[1],
+                height=size[0],
+                width=size[1],
                 checksum=checksum_of(boxes, scores),
                 content_hash=entry.content_hash or "",
+                masked=counts is not None,
+                mask_checksum=0 if counts is None else mask_checksum_of(counts),
             )
             rows.append(row)
         with self.lock(_WAIT_SECONDS):
@@ -334,7 +355,7 @@ class ProposalStore:
 
         ``progress`` is called after each segment.
         """
-        for batch in _batches(entries, lambda item: len(item[1].proposals), _SEGMENT_BOXES):
+        for batch in _batches(entries, lambda item: _weight(item[1].proposals), _SEGMENT_BOXES):
             self.append(dict(batch))
             progress()
 
@@ -361,7 +382,7 @@ class ProposalStore:
             moved: list[Row] = []
             rows = (self._index[place] for place in range(len(self._index)))
             for group in _batches(rows, lambda row: row.boxes, _COMPACT_BOXES):
-                images = (self._segments.read(row, check=True) for row in group)
+                images = (self._read_whole(row) for row in group)
                 moved += self._write_segment(number, group, images)
                 number += 1
             self._save(self._index.merged(moved))
@@ -385,6 +406,8 @@ class ProposalStore:
             try:
                 if not index.checked[place]:
                     self._read_checked(index, place, row)
+                if not index.masks_checked[place]:
+                    self._read_masks(index, place, row)
             except DamagedStore as error:
                 lost[row.segment].append(row.image_id)
                 reasons.setdefault(row.segment, str(error))
@@ -435,9 +458,13 @@ class ProposalStore:
     def _read(self, image_id: str) -> Proposals:
         index = self._index
         place = self._place(index, image_id)
-        boxes, scores = self._read_checked(index, place, index[place])
+        row = index[place]
+        boxes, scores, _ = self._read_checked(index, place, row)
+        counts = self._read_masks(index, place, row)
         return Proposals(
-            boxes=torch.from_numpy(boxes), scores=None if scores is None else torch.from_numpy(scores)
+            boxes=torch.from_numpy(boxes),
+            scores=None if scores is None else torch.from_numpy(scores),
+            masks=None if counts is None else Masks((row.height, row.width), counts),
         )
 
     def _visit(
@@ -461,19 +488,29 @@ class ProposalStore:
         checked[places[known & (held.numpy() > 0)]] = 1
         return result
 
-    def _read_checked(self, index: Index, place: int, row: Row) -> BoxesAndScores:
+    def _read_checked(self, index: Index, place: int, row: Row) -> StoredImage:
         image = self._segments.read(row, check=not index.checked[place])
         index.checked[place] = True
         return image
+
+    def _read_masks(self, index: Index, place: int, row: Row) -> Counts | None:
+        counts = self._segments.read_masks(row, check=not index.masks_checked[place])
+        index.masks_checked[place] = True
+        return counts
+
+    def _read_whole(self, row: Row) -> StoredImage:
+        image = self._segments.read(row, check=True)
+        return image._replace(counts=self._segments.read_masks(row, check=True))
 
     def _save(self, index: Index) -> None:
         index.save(self.path / "index.npy")
         self._index = index
 
-    def _write_segment(self, number: int, rows: list[Row], images: Iterable[BoxesAndScores]) -> list[Row]:
+    def _write_segment(self, number: int, rows: list[Row], images: Iterable[StoredImage]) -> list[Row]:
         """Write ``images`` as segment ``number`` and return ``rows`` with their place in it."""
         ends = list(accumulate((row.boxes for row in rows), initial=0))
-        write_segment(self.path, number, images, rows=ends[-1], scored=any(row.scored for row in rows))
+        scored, masked = any(row.scored for row in rows), any(row.masked for row in rows)
+        write_segment(self.path, number, images, rows=ends[-1], scored=scored, masked=masked)
         return [row._replace(segment=number, offset=end) for row, end in zip(rows, ends, strict=False)]
 
     def _next_segment(self, index: Index) -> int:
@@ -543,6 +580,9 @@ def check_entry(path: Path, image_id: str, entry: Entry) -> None:
     if not finite.all():
         row = int((~finite).nonzero()[0])
         raise InputError(f"{path}: box {row} of image {image_id!r} is not finite; leave it out")
+    masks = entry.proposals.masks
+    if masks is not None and all(entry.size) and masks.size != tuple(entry.size):
+        raise ValueError(f"masks of an image of {masks.size} for an image of {entry.size}")
 
 
 @contextmanager
@@ -666,6 +706,13 @@ def _batches(items: Iterable[Item], boxes_of: Callable[[Item], int], most_boxes:
             batch, boxes = [], 0
     if batch:
         yield batch
+
+
+def _weight(proposals: Proposals) -> int:
+    """Return how many boxes take as much memory as ``proposals`` with their masks."""
+    masks = proposals.masks
+    bytes_of_masks = 0 if masks is None else sum(map(len, masks.counts))
+    return len(proposals) + bytes_of_masks // _MASK_BYTES_OF_A_BOX
 
 
 def _parts(rows: NDArray[np.void], known: NDArray[np.bool_]) -> Iterator[slice]:

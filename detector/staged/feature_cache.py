@@ -3,21 +3,14 @@
 Staged SPP-net needs the features of each image many times, for fine-tuning, for the SVMs and for the box
 regression, while the convolutions stay as they are (He et al. 2014, section 4.2). So they run only once.
 
-A cache is a folder of three files: ``maps.bin``, all maps one after another; ``done.bin``, the CRC-32 of each
-image's maps (four bytes, little-endian; 0 until the maps are on the disk, and 1 where the CRC-32 is 0);
-``cache.json``, which says what the features were made with. A process that is killed loses only the images
-whose checksum is not written yet. Each process compares an image's checksum when it first reads the image.
-
-Several processes (`detector.core.distributed`) fill one cache together, in a folder that all of them share.
+A cache is a folder as `detector.staged.cache_folder` describes it: ``maps.bin`` holds all maps one after
+another, and ``cache.json`` says what the features were made with. Each process compares an image's checksum
+when it first reads the image.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import struct
 import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -30,25 +23,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector.config import Config
-from detector.core import distributed
 from detector.core.errors import InputError
-from detector.core.files import file_hash, read_json, require_regular, write_text
 from detector.core.progress import ReportProgress, note, progress_bar
 from detector.core.structures import ImageMeta, ImageRecord
 from detector.factory.loaders import inference_transforms, inference_views, no_proposals
 from detector.factory.model import build_normalization
 from detector.models.detector import RegionDetector
+from detector.staged.cache_folder import (
+    CacheFolder,
+    Outputs,
+    PlannedFile,
+    content_hashes,
+    digest_of,
+    tensors_digest,
+)
 
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 FORMAT = 2
-FLUSH_EVERY = 16
-"""Number of images after which maps, and then their checksums, are forced to the disk: a crash loses at most
-these."""
-_CHECKSUM = struct.Struct("<I")
-_MAKE_AGAIN = "remove cache.json in its folder, and the feature cache is made again"
+_MAPS = "maps.bin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +90,24 @@ class CachePlan:
         for image in images:
             self.maps.append(tuple(self._place(image.key, view, map_size, channels) for view in image.views))
         contents = [[image.key, image.content, list(map(_geometry, image.views))] for image in images]
-        self.parts = {**source, "images": _digest(contents), "dtype": dtype, "channels": str(channels)}
-        self.key = _digest(self.parts)
+        self.parts = {**source, "images": digest_of(contents), "dtype": dtype, "channels": str(channels)}
+        self.key = digest_of(self.parts)
 
     def manifest(self) -> dict[str, object]:
         """Return the content of ``cache.json``, by which the features are recognised."""
         return {"format": FORMAT, "key": self.key, "parts": self.parts, "bytes": self.bytes}
+
+    def folder(self, place: Path) -> CacheFolder:
+        """Return the cache's folder ``place``, which may not exist yet."""
+        return CacheFolder(
+            folder=place,
+            what="feature cache",
+            record="cache.json",
+            manifest=self.manifest(),
+            files={_MAPS: PlannedFile(self.bytes)},
+            images=len(self.images),
+            cheaper="take fewer or smaller scales",
+        )
 
     def _place(
         self, key: str, view: ImageMeta, map_size: Callable[[tuple[int, int]], tuple[int, int]], channels: int
@@ -117,9 +124,18 @@ class CachePlan:
 
 
 def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRecord]) -> CachePlan:
-    """Return the plan for the features of ``records`` at every test scale, not mirrored."""
+    """Return the plan for the features of ``records`` at every test scale, not mirrored.
+
+    Raises:
+        InputError: a network with a feature pyramid, of which a cache cannot hold the levels.
+    """
+    if config.model.neck is not None:
+        raise InputError(
+            f"model.neck: {config.model.neck}: stages that work on cached features keep one map per scale; "
+            "set model.neck to null, or train end to end, without stages"
+        )
     transforms = inference_transforms(_unflipped(config))
-    contents = _contents(records)
+    contents = content_hashes(records)
     images = [
         CachedImage(
             key=record.key,
@@ -136,9 +152,10 @@ def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRec
         for record, content in zip(records, contents, strict=True)
     ]
     backbone = model.backbone
+    left_out = {"weights", "freeze", *(() if config.model.backbone.pixel_std else ("pixel_std",))}
     source = {
-        "weights": weights_digest(backbone),
-        "backbone": json.dumps(config.model.backbone.model_dump(mode="json", exclude={"weights", "freeze"})),
+        "weights": tensors_digest(backbone.state_dict()),
+        "backbone": json.dumps(config.model.backbone.model_dump(mode="json", exclude=left_out)),
         "normalization": repr(build_normalization(config)),
         "decoding": "JPEG files in a smaller size where that suffices",
         "scales": json.dumps([list(config.test.scales), config.test.max_size]),
@@ -146,13 +163,6 @@ def plan_cache(config: Config, model: RegionDetector, records: Sequence[ImageRec
     return CachePlan(
         images, source, map_size=backbone.map_size, channels=backbone.channels, dtype=config.train.cache_dtype
     )
-
-
-def _contents(records: Sequence[ImageRecord]) -> list[str]:
-    """Return a digest of each image's file; every process reads its share of the files."""
-    own = [file_hash(record.path) for record in distributed.share(records)]
-    distributed.barrier()  # a process may take long, on another machine with a slow disk
-    return distributed.interleaved([text.split() for text in distributed.gather_texts(" ".join(own))])
 
 
 def open_cache(
@@ -198,13 +208,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, plan: CachePlan) -> None:
-        _check_manifest(folder, plan)
-        self._checksums = _checksums(folder, plan)
-        if (done := np.count_nonzero(self._checksums)) < len(plan.images):
-            raise InputError(
-                f"{folder}: the feature cache holds {done} of {len(plan.images)} images; let the run that "
-                "makes it finish"
-            )
+        self._checksums = plan.folder(folder).require_complete()
         self.folder = folder
         self.plan = plan
         self._index = {image.key: number for number, image in enumerate(plan.images)}
@@ -241,13 +245,14 @@ class FeatureCache:
             checksum = zlib.crc32(content.data, checksum)
         if (checksum or 1) != self._checksums[number]:
             raise InputError(
-                f"{self.folder / 'maps.bin'} is damaged: the features of image "
-                f"{self.plan.images[number].key!r} are not as they were written; {_MAKE_AGAIN}"
+                f"{self.folder / _MAPS} is damaged: the features of image "
+                f"{self.plan.images[number].key!r} are not as they were written; "
+                f"{self.plan.folder(self.folder).make_again}"
             )
 
     @cached_property
     def _maps(self) -> NDArray[np.uint8]:
-        return np.memmap(self.folder / "maps.bin", dtype=np.uint8, mode="r")
+        return np.memmap(self.folder / _MAPS, dtype=np.uint8, mode="r")
 
 
 def fill_cache(
@@ -267,68 +272,26 @@ def fill_cache(
         InputError: too little free disk (checked before any work), a folder that holds a cache of
             other features, or a map that float16 cannot hold.
     """
-    with distributed.main_first():
-        _prepare(folder, plan)
-    # The share does not depend on what is done, which another process may be changing already.
-    own, checksums = distributed.share(range(len(plan.images))), _checksums(folder, plan)
-    missing = [number for number in own if not checksums[number]]
-    done = len(own) - len(missing)
-    try:
-        with (
-            _Output(folder / "maps.bin") as maps,
-            _Output(folder / "done.bin") as flags,
-            closing(load(missing)) as images,  # closing ends the threads that load them
-        ):
-            unflagged: dict[int, int] = {}
-            for number, views in zip(missing, images, strict=True):
-                checksum = 0
-                for place, view in enumerate(views):
-                    checksum = _write_map(maps, plan, number, place, features(view), checksum)
-                unflagged[number] = checksum or 1
-                if len(unflagged) == FLUSH_EVERY or number == missing[-1]:
-                    _flag(maps, flags, unflagged)
-                    unflagged = {}
-                done += 1
-                progress(done, len(own))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write the feature cache: {error.strerror or error}") from None
-    distributed.barrier()
+
+    def results(numbers: Sequence[int]) -> Generator[list[Tensor], None, None]:
+        with closing(load(numbers)) as images:  # closing ends the threads that load them
+            for views in images:
+                yield [features(view).cpu() for view in views]
+
+    def write(outputs: Outputs, number: int, maps: list[Tensor]) -> int:
+        checksum = 0
+        for place, values in enumerate(maps):
+            checksum = zlib.crc32(_write_map(outputs, plan, number, place, values), checksum)
+        return checksum
+
+    plan.folder(folder).fill(results, write, progress)
     return FeatureCache(folder, plan)
 
 
-class _Output:
-    """A file in which several processes write different parts at the same time.
-
-    It is opened for writing only, and nothing is buffered: a network file system would read, and later write
-    back, whole pages, with what another machine has changed in them since.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_WRONLY)
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
-
-    def write_at(self, offset: int, content: bytes) -> None:
-        left = memoryview(content)
-        while left:
-            written = os.pwrite(self._handle, left, offset)
-            left, offset = left[written:], offset + written
-
-    def sync(self) -> None:
-        """Wait until all is on the disk."""
-        os.fsync(self._handle)
-
-
-def _write_map(
-    maps: _Output, plan: CachePlan, number: int, place: int, features: Tensor, checksum: int
-) -> int:
-    """Write one map; return ``checksum``, the CRC-32 of the image's maps before it, continued over it."""
+def _write_map(outputs: Outputs, plan: CachePlan, number: int, place: int, features: Tensor) -> bytes:
+    """Write one map, and return its bytes."""
     stored = plan.maps[number][place]
-    values = features[0].permute(1, 2, 0).float().cpu().numpy()
+    values = features[0].permute(1, 2, 0).float().numpy()
     if values.shape != stored.shape:
         raise ValueError(f"a feature map of shape {values.shape} where {stored.shape} was planned")
     limit = float(np.finfo(plan.dtype).max)
@@ -338,95 +301,9 @@ def _write_map(
             f"{plan.dtype.name} cannot hold; cache in float32, or lower model.backbone.feature_scale"
         )
     content = values.astype(plan.dtype).tobytes()
-    maps.write_at(stored.offset, content)
-    return zlib.crc32(content, checksum)
-
-
-def _flag(maps: _Output, flags: _Output, checksums: Mapping[int, int]) -> None:
-    """Mark images as done: their maps reach the disk before the checksums that say so."""
-    maps.sync()
-    for number, checksum in checksums.items():
-        flags.write_at(number * _CHECKSUM.size, _CHECKSUM.pack(checksum))
-    flags.sync()
-
-
-def _prepare(folder: Path, plan: CachePlan) -> None:
-    """Make the cache's files at their full size, or check those that are there."""
-    if (folder / "cache.json").exists():
-        _check_manifest(folder, plan)
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "maps.bin").unlink(missing_ok=True)  # of a run killed right here; its space counts as free
-        if plan.bytes > (free := shutil.disk_usage(folder).free):
-            raise InputError(
-                f"{folder}: the feature cache needs {_size(plan.bytes)} and the disk has {_size(free)} free; "
-                "free some space, put the run on another disk, or take fewer or smaller scales"
-            )
-        with (folder / "maps.bin").open("wb") as file:
-            file.truncate(plan.bytes)
-            if plan.bytes and hasattr(os, "posix_fallocate"):  # macOS has none; a disk may fill up there
-                os.posix_fallocate(file.fileno(), 0, plan.bytes)
-        (folder / "done.bin").write_bytes(bytes(_CHECKSUM.size * len(plan.images)))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot make the feature cache: {error.strerror or error}") from None
-    write_text(folder / "cache.json", json.dumps(plan.manifest(), indent=1) + "\n")
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def _check_manifest(folder: Path, plan: CachePlan) -> None:
-    path = folder / "cache.json"
-    if not path.is_file():
-        raise InputError(f"{folder}: holds no feature cache")
-    manifest = read_json(path)
-    parts = manifest.get("parts") if isinstance(manifest, dict) else None
-    if not isinstance(parts, dict):
-        raise InputError(f"{path}: not the record of a feature cache; {_MAKE_AGAIN}")
-    if manifest == plan.manifest():
-        return
-    differing = sorted(name for name in plan.parts | parts if plan.parts.get(name) != parts.get(name))
-    raise InputError(
-        f"{folder}: a feature cache made with different {', '.join(differing) or 'format'}; {_MAKE_AGAIN}"
-    )
-
-
-def _checksums(folder: Path, plan: CachePlan) -> NDArray[np.uint32]:
-    """Return the checksum of each image, 0 where it is not done; InputError for files of another size."""
-    try:
-        require_regular(folder / "done.bin")
-        data = (folder / "done.bin").read_bytes()
-        size = (folder / "maps.bin").stat().st_size
-    except (InputError, OSError) as error:
-        raise InputError(f"{folder}: a damaged feature cache ({error}); {_MAKE_AGAIN}") from None
-    count = len(data) // _CHECKSUM.size
-    if size != plan.bytes or count != len(plan.images):
-        raise InputError(
-            f"{folder}: a damaged feature cache: maps.bin has {size} bytes and must have {plan.bytes}, "
-            f"done.bin is of {count} images and must be of {len(plan.images)}; {_MAKE_AGAIN}"
-        )
-    return np.frombuffer(data, "<u4", count)
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Return a digest of all parameters and buffers of ``module``: names, types, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        values = tensor.detach().cpu().contiguous().numpy()
-        digest.update(_json([name, str(values.dtype), list(values.shape)]))
-        digest.update(values.tobytes())
-    return digest.hexdigest()
+    outputs[_MAPS].write_at(stored.offset, content)
+    return content
 
 
 def _geometry(view: ImageMeta) -> list[object]:
     return [*view.original_size, *view.input_size, view.flipped, view.flipped_vertically]
-
-
-def _digest(value: object) -> str:
-    return hashlib.blake2b(_json(value), digest_size=16).hexdigest()
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()

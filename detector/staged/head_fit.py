@@ -38,7 +38,7 @@ from detector.staged.box_ridge import Regression, fit_ridge, fold_ridge
 from detector.staged.layer_fit import is_finite_float
 from detector.staged.linear_fit import LinearScores, fit_logistic, fit_svms
 from detector.staged.region_features import RegionFeatures, embed_split
-from detector.staged.region_rows import FitSample, OnObjects, RegionRows, draw_sample, label_regions
+from detector.staged.region_rows import OnObjects, RegionRows, draw_sample, label_regions
 from detector.staged.similarity_fit import fill_examples, fill_prototypes
 from detector.staged.softmax_fit import HeadLayers, SoftmaxFit, head_steps
 from detector.tasks.resume import checked_fingerprint

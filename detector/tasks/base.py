@@ -107,6 +107,9 @@ class BaseTask(ABC, Generic[AnyBatch]):
     def facts(self) -> dict[str, Any]:
         return {"images": len(self.records)}
 
+    def counted(self) -> dict[str, int]:
+        return {}
+
     def computing(self) -> AbstractContextManager[None]:
         return cuda_algorithms(self.device, deterministic=self.config.train.deterministic)
 
@@ -145,7 +148,13 @@ class BaseTask(ABC, Generic[AnyBatch]):
         model.eval()
         numbers = distributed.share(range(len(images.records)))
         batches = loaders.loss_batches(
-            self.config, images.records, images.proposals, numbers, self.device, self.draw_regions
+            self.config,
+            images.records,
+            images.proposals,
+            numbers,
+            self.device,
+            self.draw_regions,
+            model,
         )
         names = ("loss_cls", "loss_box")
         rows = torch.zeros(len(numbers), 5, dtype=torch.float64)  # the count; both losses; which there are

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.config import Config
 from detector.core.devices import sent
 from detector.core.errors import listed
 from detector.core.progress import note
@@ -104,15 +105,24 @@ class ClassificationTask(BaseTask[Batch]):
         return multi_label_loss(output, sent(presence, self.device), count)
 
     def _describe(self, dataset: Dataset) -> None:
-        split, records = self.config.data.train_split, dataset.records
         data_parts.report_suspicions(dataset)
-        data_parts.require_objects((record.targets for record in records), self.config)
-        counts = dict(zip(self.classes, _images_by_class(records.objects, len(self.classes)), strict=True))
-        shown = listed(f"{name} on {count}" for name, count in counts.items())
-        note(f"{split}: {len(records)} images; {shown}")
-        for name, count in counts.items():
-            if count == 0:
-                note(f"warning: no image of {split} shows {name!r}: the network learns that it never occurs")
+        describe_labels(self.config, dataset)
+
+
+def describe_labels(config: Config, dataset: Dataset) -> None:
+    """Print on how many training images each class is, with a warning for a class that is on none.
+
+    Raises:
+        InputError: no image shows any class.
+    """
+    split, records = config.data.train_split, dataset.records
+    data_parts.require_objects((record.targets for record in records), config)
+    counts = dict(zip(dataset.classes, _images_by_class(records.objects, len(dataset.classes)), strict=True))
+    shown = listed(f"{name} on {count}" for name, count in counts.items())
+    note(f"{split}: {len(records)} images; {shown}")
+    for name, count in counts.items():
+        if count == 0:
+            note(f"warning: no image of {split} shows {name!r}: the network learns that it never occurs")
 
 
 def _images_by_class(objects: Objects, num_classes: int) -> list[int]:

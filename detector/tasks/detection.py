@@ -20,6 +20,7 @@ from detector.core.structures import Batch, Detections, HeadOutput, ImageRecord,
 from detector.data.images import read_image
 from detector.data.samples import DrawRegions
 from detector.data.source import Dataset
+from detector.engine.inference import MaskCount
 from detector.evaluation.operating_point import OperatingPoint, best_f1
 from detector.evaluation.result_files import write_result_files
 from detector.evaluation.voc import VocEvaluator
@@ -144,11 +145,35 @@ class DetectionScorer(Scorer[Detections]):
         return example_grid(examples, self.classes, width, threshold)
 
 
-class RegionTask(BaseTask[AnyBatch]):
+class ProposalTask(BaseTask[AnyBatch]):
+    """Images with proposals."""
+
+    role = "training"
+    proposals: proposal_parts.StoredProposals
+
+    def _trained_records(self, dataset: Dataset) -> Records:
+        """Open the proposals, and return the images that have any."""
+        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
+        if validation is not None and not any(len(record.targets) for record in validation.records):
+            note("warning: no validation image has an object: best.pt will be the last checkpoint")
+        every = dataset.records
+        store = proposal_parts.open_proposals(config, every, split)
+        records = proposal_parts.with_proposals(config, every, store)
+        data_parts.require_objects(
+            (record.targets for record in records),
+            config,
+            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
+        )
+        data_parts.check_batch_size(config, len(records), " with proposals")
+        proposal_parts.report_recall(records, store, config, split)
+        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
+        return records
+
+
+class RegionTask(ProposalTask[AnyBatch]):
     """Images with proposals, a ``RegionDetector``, and the multi-task loss of sampled regions."""
 
     scorer_class = DetectionScorer
-    role = "training"
     uses_boxes = True
     draw_regions: DrawRegions
 
@@ -163,9 +188,18 @@ class RegionTask(BaseTask[AnyBatch]):
         self.draw_regions = model_parts.build_roi_sampler(config, self.model.box_coder)
         self.loss = model_parts.build_loss(config)
         self.hard_examples = model_parts.build_hard_examples(config)
+        self.masks = MaskCount()
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "dropped_boxes": self.dropped}
+
+    def counted(self) -> dict[str, int]:
+        """Return ``masked_rois``, the RoIs that were pooled by masks in this process, and ``mask_fallbacks``,
+        those of them whose mask covers no cell centre; nothing where there are no masks.
+        """
+        counted, self.masks = self.masks, MaskCount()
+        regions, fallbacks = counted.regions, counted.fallbacks
+        return {"masked_rois": regions, "mask_fallbacks": fallbacks} if regions else {}
 
     def count(self, batch: AnyBatch) -> int:
         return self._count(self._sampled(batch))
@@ -175,6 +209,8 @@ class RegionTask(BaseTask[AnyBatch]):
             output, sampled = self._output(
                 self.model, self.network, self._levels(batch), self._sampled(batch)
             )
+        if sampled.masks is not None:
+            self.masks.add(sampled.masks)
         return self.loss(output, sampled, count)
 
     def image_losses(self, model: RegionDetector, batch: Batch) -> tuple[dict[str, Tensor], int]:
@@ -208,7 +244,7 @@ class RegionTask(BaseTask[AnyBatch]):
         """Return the output of ``network``, perhaps ``model`` compiled, and the regions that it is for."""
         if self.hard_examples is not None:
             sampled = self.hard_examples(model, levels, sampled)
-        return network.predict(levels, sampled.rois, sampled.roi_levels), sampled
+        return network.predict(levels, sampled.rois, sampled.roi_levels, sampled.masks), sampled
 
     def _describe(self, dataset: Dataset) -> None:
         faults = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "none"
@@ -219,24 +255,6 @@ class RegionTask(BaseTask[AnyBatch]):
         )
         targets = (record.targets for record in dataset.records)
         data_parts.require_objects(targets, self.config, f"; boxes dropped: {faults}")
-
-    def _trained_records(self, dataset: Dataset) -> Records:
-        """Open the proposals, and return the images that have any."""
-        config, split, validation = self.config, self.config.data.train_split, self.scorer.validation
-        if validation is not None and not any(len(record.targets) for record in validation.records):
-            note("warning: no validation image has an object: best.pt will be the last checkpoint")
-        every = dataset.records
-        store = proposal_parts.open_proposals(config, every, split)
-        records = proposal_parts.with_proposals(config, every, store)
-        data_parts.require_objects(
-            (record.targets for record in records),
-            config,
-            f"; of {len(every)} images {len(records)} have proposals in {store.path}",
-        )
-        data_parts.check_batch_size(config, len(records), " with proposals")
-        proposal_parts.report_recall(records, store, config, split)
-        self.proposals = proposal_parts.stored_proposals(config, store, training=True)
-        return records
 
     def _measured_coder(self) -> BoxCoder | None:
         if not model_parts.measures_targets(self.config):
@@ -256,7 +274,13 @@ class DetectionTask(RegionTask[Batch]):
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
         return loaders.training_batches(
-            self.config, self.records, self.proposals, start, self.device, draw_regions=self.draw_regions
+            self.config,
+            self.records,
+            self.proposals,
+            start,
+            self.device,
+            draw_regions=self.draw_regions,
+            network=self.model,
         )
 
     def _sampled(self, batch: Batch) -> SampledRoIs:

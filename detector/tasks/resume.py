@@ -63,7 +63,7 @@ REFUSED = {
     **dict.fromkeys(
         (
             *("data.format", "data.split_ratio", "data.split_seed", "data.train_split"),
-            *("data.classes", "data.other_classes", "data.first_pixel", "data.difficult"),
+            *("data.classes", "data.other_classes", "data.attributes", "data.first_pixel", "data.difficult"),
             *("data.invalid_boxes", "data.min_box_size", "train.validation_fraction"),
         ),
         "it decides what is trained on",

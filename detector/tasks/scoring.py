@@ -35,10 +35,11 @@ from detector.engine.run_folder import note_pictures
 from detector.engine.run_log import read_log
 from detector.evaluation.average_precision import PrecisionRecall
 from detector.evaluation.operating_point import OperatingPoint, at_threshold
+from detector.engine.inference import RegionPredictor
 from detector.evaluation.report import NOTHING_SCORED, metrics_shown, write_json
 from detector.factory.data import class_names, load_split, load_validation
 from detector.factory.loaders import inference_views, naming
-from detector.factory.model import build_predictor
+from detector.factory.model import Predictor, build_predictor
 from detector.models.detector import RegionDetector
 from detector.visualize import run_charts, save_image
 
@@ -191,7 +192,8 @@ class Scorer(ABC, Generic[Result]):
         """
         test_set = test_set or self.test_set
         started = time.perf_counter()
-        results = self._results(model, test_set)
+        predict = build_predictor(self.config, model.eval(), self.device)
+        results = self.predicted(predict, test_set)
         evaluator = self._compare(test_set, results)
         seconds = time.perf_counter() - started
         metrics = {
@@ -199,13 +201,12 @@ class Scorer(ABC, Generic[Result]):
             "split": test_set.split,
             "images": len(test_set.records),
             "seconds_per_image": seconds / len(test_set.records),
+            **_masks_of(predict),
         }
         return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
 
-    def _results(self, model: RegionDetector, test_set: TestSet) -> dict[str, Result]:
-        """Return the network's result for each image, by its id; every process predicts its share of them."""
-        model.eval()
-        predict: Callable[[Any], Result] = build_predictor(self.config, model, self.device)
+    def predicted(self, predict: Callable[[Any], Result], test_set: TestSet) -> dict[str, Result]:
+        """Return what ``predict`` gives for the views of each image; every process does its share of them."""
         records = distributed.share(test_set.records)
         own: list[Result] = []
         views = inference_views(self.config, records, test_set.proposals, self.device)
@@ -354,6 +355,19 @@ class Scorer(ABC, Generic[Result]):
     @abstractmethod
     def _draw_examples(self, evaluation: Evaluation[Result], width: int) -> np.ndarray:
         """Return images with their results, (h, ``width``, 3) uint8 RGB, to be shown below the charts."""
+
+
+def _masks_of(predict: Predictor) -> dict[str, int]:
+    """Return how many regions were pooled by masks, in all views, and how many of them as their boxes.
+
+    Nothing is returned if there were none.
+    """
+    if not isinstance(predict, RegionPredictor):
+        return {}
+    regions, fallbacks = map(int, distributed.total(predict.masks.regions, predict.masks.fallbacks))
+    if fallbacks:
+        note(f"{fallbacks} of {regions} regions have a mask that covers no cell centre: pooled as boxes")
+    return {"masked_regions": regions, "mask_fallbacks": fallbacks} if regions else {}
 
 
 def headline(config: Config, metrics: dict[str, Any]) -> float:

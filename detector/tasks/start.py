@@ -27,6 +27,7 @@ from detector.tasks.classification import ClassificationTask
 from detector.tasks.detection import DetectionTask
 from detector.tasks.resume import evaluates_differently, find_state, schedule_changed
 from detector.tasks.scoring import Scorer, known_classes
+from detector.tasks.weak_detection import WeakDetectionTask
 
 MakeTask = Callable[[Config, str, dict[str, Any] | None], Task[Any]]
 """Builds a task for a device, new or from a checkpoint's state."""
@@ -37,6 +38,8 @@ def task_class(config: Config) -> type[BaseTask[Batch]]:
     match config.task:
         case "detection":
             return DetectionTask
+        case "weak_detection":
+            return WeakDetectionTask
         case "classification":
             return ClassificationTask
 

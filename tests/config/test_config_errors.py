@@ -137,7 +137,7 @@ MISTAKES = [
         "model.pool={kind: crop, levels: [1]}",
         r"model\.pool\.kind warp or crop has no key 'levels'; model\.pool",
     ),
-    ("model.pool={kind: spp, output_size: 6}", r"kind roi or model\.pool\.kind warp or crop has it$"),
+    ("model.pool={kind: spp, output_size: 6}", r"kind roi_align or model\.pool\.kind warp or crop has it$"),
     (
         "model.pool={kind: spp, level: [1]}",
         r"level: unknown key \(did you mean 'levels'\?\); model\.pool\.kind spp",

@@ -21,8 +21,8 @@ from detector.core.files import (
     require_regular,
     write_text,
 )
+from detector.core.xml_files import parse_xml
 from detector.data.images import read_image, stored_view
-from detector.data.voc.xml import parse_xml
 
 Reader = Callable[[Path], object]
 READERS: tuple[Reader, ...] = (

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,10 +23,11 @@ from detector.data.coco import columns as coco_columns
 from detector.data.coco.columns import CocoColumns, read_columns
 from detector.data.coco.source import CocoSource
 from detector.data.convert import voc_to_coco
+from detector.data.file_columns import FileAnnotation, FileColumns
 from detector.data.generated.dataset import generate_voc
 from detector.data.source import Dataset
 from detector.data.targets import ObjectRules
-from detector.data.voc import columns as voc_columns
+from detector.data.voc import source as voc_source
 from detector.data.voc.source import VocSource
 
 
@@ -366,7 +367,11 @@ def test_a_voc_data_set_is_the_same_from_the_cache(
     assert any(one.suspicions for one in expected)
     assert cached.load("test", classes).records.paths() == expected[0].records.paths()  # a part first
     assert cached.class_names("trainval") == names
-    monkeypatch.setattr(voc_columns, "read_annotation", None)  # parsing again would fail
+
+    def parse_again(path: Path) -> FileAnnotation:
+        raise AssertionError(f"{path} is parsed again")
+
+    monkeypatch.setattr(voc_source, "VOC_FILES", replace(voc_source.VOC_FILES, parse=parse_again))
     for split, one in zip(("test", "trainval"), expected, strict=True):
         assert_same(cached.load(split, classes), one)
     assert cached.class_names("trainval") == names
@@ -379,13 +384,13 @@ def test_only_a_changed_annotation_is_parsed_again(
     source = VocSource(voc, cache=cache)
     source.class_names("trainval")
     parsed: list[str] = []
-    read = voc_columns.read_annotation
+    read = voc_source.VOC_FILES.parse
 
-    def spy(path: Path) -> object:
+    def spy(path: Path) -> FileAnnotation:
         parsed.append(path.name)
         return read(path)
 
-    monkeypatch.setattr(voc_columns, "read_annotation", spy)
+    monkeypatch.setattr(voc_source, "VOC_FILES", replace(voc_source.VOC_FILES, parse=spy))
     changed = sorted((voc / "Annotations").iterdir())[1]
     changed.write_text(changed.read_text().replace("<xmax>", "<xmax>1", 1))
     assert_same(source.load("trainval"), VocSource(voc).load("trainval"))
@@ -409,7 +414,7 @@ def test_annotations_that_are_gone_leave_the_cache(voc: Path, cache: AnnotationC
     first.unlink()
     second.write_text(second.read_text() + "\n")
     source.load("x")
-    entry = cache.read(voc / "Annotations", voc_columns.VocColumns)
+    entry = cache.read(voc / "Annotations", FileColumns)
     assert entry is not None
     kept = {path.name for path in (voc / "Annotations").iterdir()}
     assert sorted(entry.columns.files) == sorted(kept)

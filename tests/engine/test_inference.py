@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from detector.core.cell_masks import CellMasks
 from detector.core.structures import (
     Batch,
     Detections,
@@ -106,13 +108,30 @@ class Recorder:
         self.images.append(images[0, 0, 0, 0].item())
         return [images]
 
-    def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
+    def place(self, rois: Tensor, roi_levels: Tensor | None) -> Tensor | None:
+        return roi_levels
+
+    def cover(self, *_: object) -> NoReturn:
+        raise AssertionError("the proposals are boxes")
+
+    def predict(
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> HeadOutput:
+        assert masks is None
         assert 1 <= len(levels) <= len(self.images)
         self.calls.append((rois, roi_levels))
         return HeadOutput(torch.zeros(len(rois), 2), None)
 
     def describe(
-        self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
     ) -> tuple[Embedded, HeadOutput]:
         height = levels[0].shape[2]
         rows = torch.full((len(rois), 2), float(height))

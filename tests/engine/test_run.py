@@ -97,6 +97,9 @@ class ToyTask:
     def count(self, batch: Batch) -> int:
         return 1
 
+    def counted(self) -> dict[str, int]:
+        return {}
+
     def facts(self) -> dict[str, Any]:
         return {"images": 0}
 

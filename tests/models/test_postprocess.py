@@ -85,7 +85,9 @@ def certain(scores: list[float]) -> Tensor:
 
 
 def plain(**settings: Any) -> Postprocess:
-    return Postprocess(coder(), scores=lambda logits: logits, **{"score_threshold": 0.05, **settings})
+    return Postprocess(
+        coder(), scores=lambda output: output.class_logits, **{"score_threshold": 0.05, **settings}
+    )
 
 
 def test_ties_go_to_the_earlier_proposal_and_the_lower_label() -> None:
@@ -194,7 +196,7 @@ def test_margins_are_scores_as_they_are() -> None:
 
 
 def test_scores_are_probabilities_in_float32() -> None:
-    scores = softmax_scores(torch.randn(5, 4).bfloat16())
+    scores = softmax_scores(HeadOutput(torch.randn(5, 4).bfloat16(), None))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.sum(1), torch.ones(5))
 
@@ -232,7 +234,7 @@ def test_finishing_suppresses_and_caps_as_select_does(make_boxes: MakeBoxes) -> 
 def test_a_gpu_gives_the_same_detections(make_boxes: MakeBoxes, rows: int, threshold: float) -> None:
     """Scores are taken as they are, so that nothing but the boxes' last digits may differ."""
     output, proposals = random_output(500, 0, rows), make_boxes(500, 75.0)
-    on_gpu = HeadOutput(*(present(part).cuda() for part in output))
+    on_gpu = HeadOutput(output.class_logits.cuda(), present(output.box_deltas).cuda())
     step = plain(score_threshold=threshold)
     expected, found = step([(output, META)], proposals), step([(on_gpu, META)], proposals)
     assert found.boxes.device.type == "cpu"
@@ -252,7 +254,7 @@ def test_a_gpu_gives_the_same_detections(make_boxes: MakeBoxes, rows: int, thres
 @pytest.mark.gpu
 def test_a_gpu_is_waited_for_at_most_twice_per_image(make_boxes: MakeBoxes) -> None:
     output, proposals = random_output(500, 0), make_boxes(500, 75.0)
-    on_gpu = HeadOutput(*(present(part).cuda() for part in output))
+    on_gpu = HeadOutput(output.class_logits.cuda(), present(output.box_deltas).cuda())
     step = Postprocess(coder().cuda())
     step([(on_gpu, META)], proposals)  # the first call may wait for other reasons
     torch.cuda.set_sync_debug_mode("warn")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detector.core import boxes as box_ops
+from detector.core.cell_masks import CellMasks
 from detector.core.structures import Batch, HeadOutput, ImageMeta, Proposals, Targets
 from detector.engine.inference import RegionPredictor
 from detector.models.box_coder import box_deltas, fixed_coder
@@ -32,7 +33,19 @@ class HalfWay:
         self.feature_calls += 1
         return [images]
 
-    def predict(self, levels: Sequence[Tensor], rois: Tensor, roi_levels: Tensor | None = None) -> HeadOutput:
+    def place(self, rois: Tensor, roi_levels: Tensor | None) -> Tensor | None:
+        return roi_levels
+
+    def cover(self, *_: object) -> NoReturn:
+        raise AssertionError("the proposals are boxes")
+
+    def predict(
+        self,
+        levels: Sequence[Tensor],
+        rois: Tensor,
+        roi_levels: Tensor | None = None,
+        masks: CellMasks | None = None,
+    ) -> HeadOutput:
         boxes = rois[:, 1:]
         self.calls.append(len(boxes))
         deltas = box_deltas(boxes, (boxes + TARGET) / 2)

@@ -157,7 +157,7 @@ def test_every_backbone_with_published_weights_has_names_the_first_with_its_chec
     names = default_file_names(backbone)
     assert names[0].startswith(backbone)
     assert module._CHECKSUM.search(names[0])
-    assert names[-1] == f"{backbone}.pth"
+    assert names[-2:] == [f"{backbone}.pth", f"{backbone}.safetensors"]
 
 
 def test_the_first_name_that_is_there_is_taken(tmp_path: Path) -> None:

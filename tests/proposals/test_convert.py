@@ -17,9 +17,10 @@ import pytest
 from detector.core.errors import InputError
 from detector.core.structures import ImageRecord, Targets
 from detector.proposals.convert import conversion_name, convert, source_parameters
-from detector.proposals.inspection import guess_format, inspect
+from detector.proposals.inspection import inspect
 from detector.proposals.readers import read_images
 from detector.proposals.readers.raw_images import RawImages, files_of
+from detector.proposals.recognition import guess_format
 from detector.proposals.store import ProposalStore
 from tests.proposals.formats import (
     SCORED,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta
-from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache, weights_digest
+from detector.staged.cache_folder import tensors_digest
+from detector.staged.feature_cache import CachedImage, CachePlan, FeatureCache, fill_cache
 
 SCALES = (32, 64)
 
@@ -118,7 +119,7 @@ def test_images_of_two_splits_may_have_one_id(tmp_path: Path) -> None:
 def test_an_interrupted_cache_is_resumed_and_not_read_before_it_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detector.staged.feature_cache.FLUSH_EVERY", 1)
+    monkeypatch.setattr("detector.staged.cache_folder.FLUSH_EVERY", 1)
     stopped = Counter(stop_after=5)
     with pytest.raises(KeyboardInterrupt):
         fill_cache(tmp_path / "cache", plan(), stopped, load)
@@ -273,7 +274,7 @@ def test_images_smaller_than_a_cell_and_features_too_large_for_the_type_are_name
 def test_the_digest_sees_every_value_and_name() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     second.load_state_dict(first.state_dict())
-    assert weights_digest(first) == weights_digest(second)
+    assert tensors_digest(first.state_dict()) == tensors_digest(second.state_dict())
     with torch.no_grad():
         second.weight[0, 0] += 1e-6
-    assert weights_digest(first) != weights_digest(second)
+    assert tensors_digest(first.state_dict()) != tensors_digest(second.state_dict())

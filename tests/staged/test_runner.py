@@ -90,7 +90,7 @@ def run_alone(config: Config, folder: Path) -> None:
     os.chdir(folder)
     monkey = pytest.MonkeyPatch()
     monkey.setattr("detector.staged.svm.SAVE_EVERY", 1)
-    monkey.setattr("detector.staged.feature_cache.FLUSH_EVERY", 1)
+    monkey.setattr("detector.staged.cache_folder.FLUSH_EVERY", 1)
     StagedTraining(config, folder, "cpu").run()
 
 

@@ -20,12 +20,13 @@ from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES
 from detector.core.machine import available_cores
 from detector.core.progress import track
+from detector.data.attributes import with_attribute_objects
 from detector.data.images import TruncatedImage, WrongImageSize, read_image, stored_view
 from detector.data.problems import Problem, message_without
 from detector.data.source import ImageToCheck
 from detector.data.suspicions import at_wrong_edge, unused_bits
 from detector.data.targets import OTHER_CLASS_ADVICE, AnnotatedObject, ObjectRules
-from detector.data.voc.annotation import read_element, to_annotation
+from detector.data.voc.annotation import read_element, suspicions, to_annotation
 
 _CHUNK = 16  # images that a process takes at a time
 _USABLE = ("duplicate object", "several boxes")  # problems of objects that are used nevertheless
@@ -36,7 +37,8 @@ class Rules:
     """What training would accept, as in the config.
 
     ``classes`` None accepts any name. ``objects`` applies to boxes of the split ``train_split``; its
-    ``other_classes`` to all. With ``images`` False no image file is opened.
+    ``other_classes`` to all. With ``images`` False no image file is opened. ``attributes`` are those that
+    count as labels.
     """
 
     classes: frozenset[str] | None
@@ -44,6 +46,7 @@ class Rules:
     train_split: str
     images: bool = True
     first_pixel: int = 1
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -112,8 +115,22 @@ def inspect_image(listed: ImageToCheck, rules: Rules) -> CheckedImage:
         if size is not None and checked.from_voc:
             written = np.array([one.written for one in objects]).reshape(-1, 4)
             checked.at_edge = int(at_wrong_edge(written, np.array(size), rules.first_pixel).sum())
-        _check_objects(checked, objects, size, rules)
+        _check_objects(checked, _with_attributes(checked, objects, rules), size, rules)
     return checked
+
+
+def _with_attributes(
+    checked: CheckedImage, objects: Sequence[AnnotatedObject], rules: Rules
+) -> list[AnnotatedObject]:
+    """Return ``objects`` with one more for each label of an attribute; faulty attributes are problems."""
+    labelled: list[AnnotatedObject] = []
+    for thing in objects:
+        try:
+            labelled += with_attribute_objects([thing], rules.attributes)
+        except InputError as error:
+            labelled.append(thing)
+            checked.add("attribute", thing.file, str(error), thing.place, stops=True)
+    return labelled
 
 
 def _read_xml(
@@ -138,7 +155,8 @@ def _read_xml(
         on_fault(error)
         return None, ()
     if checked.listed.splits and checked.listed.path.is_file():
-        checked.suspect(annotation.suspicions(checked.listed.path))
+        places = [thing.place for thing in annotation.objects]
+        checked.suspect(suspicions(annotation.filename, places, checked.listed.path, path))
     checked.from_voc = len(annotation.objects)
     return annotation.size, tuple(annotation.objects)
 
@@ -168,7 +186,7 @@ def _check_pixels(checked: CheckedImage, size: tuple[int, int] | None) -> tuple[
 
 
 def _check_objects(
-    checked: CheckedImage, objects: tuple[AnnotatedObject, ...], size: tuple[int, int] | None, rules: Rules
+    checked: CheckedImage, objects: Sequence[AnnotatedObject], size: tuple[int, int] | None, rules: Rules
 ) -> None:
     file = checked.listed.annotation
     stops = rules.objects.invalid_boxes == "error" and rules.train_split in checked.listed.splits

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import msgspec
 import numpy as np
@@ -25,7 +25,6 @@ from detector.core.files import MAX_JSON_BYTES, file_hash, read_json_bytes, requ
 from detector.core.records import Texts
 from detector.data.annotation_cache import (
     AnnotationCache,
-    CachedColumns,
     Columns,
     Entry,
     Layout,
@@ -34,17 +33,20 @@ from detector.data.annotation_cache import (
     require_pixels,
     texts,
 )
+from detector.data.attributes import AttributeColumns, attribute_columns, attribute_labels
 from detector.data.coco.file import (
     MAX_ID,
     CocoData,
     annotation_place,
+    category_ids,
     category_names,
     missing_section,
     read_coco,
     record_id,
 )
+from detector.data.file_columns import WITH_ATTRIBUTES
 from detector.data.paths import require_inside
-from detector.data.targets import MAX_COORDINATE, AnnotatedObject, ObjectColumns
+from detector.data.targets import MAX_COORDINATE, AnnotatedObject, Attribute, ObjectColumns
 
 _AT_ONCE = 2**14
 """Annotations that are decoded at once: as objects they take some ten times the memory of their columns."""
@@ -53,11 +55,13 @@ _LONGEST_NUMBER = 4300
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,199}")
 _UTF8_BLOCK = 2**22
 _FLAGS = ("iscrowd", "difficult", "ignore")
+_EXACT = 2.0**53
+"""Up to here every way of reading a whole number gives the same."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
-class CocoColumns(CachedColumns):
-    """The N images, K categories and A annotations of a file.
+class CocoColumns(AttributeColumns):
+    """The N images, K categories and A annotations of a file; one with several categories counts for each.
 
     ``ids`` (N,) are the images' ids, ``record_ids`` those of their records, ``files`` their names as written.
     ``sizes`` (N, 2) are (height, width), 0 where the file does not give both. ``category_ids`` (K,) rise.
@@ -107,6 +111,7 @@ class CocoColumns(CachedColumns):
             raise ValueError("the lengths of its columns do not fit")
         require_below(self.categories, len(self.category_names))
         require_pixels(self.boxes, self.sizes)
+        self.require_attributes(len(self.numbers))
 
     @classmethod
     def of_arrays(cls, arrays: Columns) -> Self:
@@ -120,13 +125,15 @@ class CocoColumns(CachedColumns):
         """Return the number of images N."""
         return len(self.ids)
 
-    def objects(self, path: Path) -> ObjectColumns:
-        """Return the annotations as objects with half-open boxes; ``path`` is the file, for messages."""
+    def objects(self, path: Path, wanted: Sequence[str] = ()) -> ObjectColumns:
+        """Return the annotations as objects with half-open boxes; ``path`` is the file, for messages.
+
+        There is a further row for each label of the attributes ``wanted``.
+        """
         names = tuple(self.category_names)
         ends = self.boxes[:, :2] + self.boxes[:, 2:]
 
-        def describe(number: int) -> AnnotatedObject:
-            row = int(np.flatnonzero(self.numbers == number)[0])
+        def describe(row: int) -> AnnotatedObject:
             image = int(np.searchsorted(self.offsets, row, side="right")) - 1
             x, y, width, height = self.boxes[row].tolist()
             area = float(self.area[row])
@@ -138,11 +145,11 @@ class CocoColumns(CachedColumns):
                 ignore=bool(self.ignore[row]),
                 area=None if math.isnan(area) else area,
                 file=path,
-                place=annotation_place(number, int(self.ids[image])),
+                place=annotation_place(int(self.numbers[row]), int(self.ids[image])),
                 written=(x, y, width, height),
             )
 
-        return ObjectColumns(
+        things = ObjectColumns(
             names=names,
             offsets=self.offsets,
             classes=self.categories,
@@ -152,17 +159,21 @@ class CocoColumns(CachedColumns):
             crowd=self.iscrowd & ~self.difficult,
             ignore=self.ignore,
             area=self.area,
-            numbers=self.numbers,
+            numbers=np.arange(len(self.numbers)),
             describe=describe,
         )
+        return self.labelled(things, wanted)
 
 
-def read_columns(path: Path, cache: AnnotationCache | None, *, unannotated: bool = False) -> CocoColumns:
+def read_columns(
+    path: Path, cache: AnnotationCache | None, *, unannotated: bool = False, attributes: bool = False
+) -> CocoColumns:
     """Return the content of the file ``path``, from ``cache`` if it has that of the file as it is now.
 
+    Only with ``attributes`` are those of the annotations needed, which entries of earlier versions lack.
     ``unannotated`` and errors are those of `read_coco`.
     """
-    columns = _from_cache(path, cache)
+    columns = _from_cache(path, cache, attributes=attributes)
     if columns is None:
         content = read_json_bytes(path)
         columns, digest = decode(content), _hash_of(content)
@@ -174,7 +185,7 @@ def read_columns(path: Path, cache: AnnotationCache | None, *, unannotated: bool
             # Where sections may be missing, an empty one may be a missing one.
             whole = all(data.values()) or not unannotated
         if cache is not None and whole and digest == file_hash(path):
-            cache.write(path, Entry(digest, columns))
+            cache.write(path, Entry(digest + WITH_ATTRIBUTES, columns))
     if len(columns.missing) and not unannotated:
         raise missing_section(path, columns.missing[0])
     return columns
@@ -205,12 +216,15 @@ def columns_of(data: CocoData) -> CocoColumns:
         for one in data["images"]
     ]
     entries = data["annotations"]
+    kinds = list(map(category_ids, entries))
     written = _Written(
         images=np.array([int(one["image_id"]) for one in entries], np.int64),
-        categories=np.array([int(one["category_id"]) for one in entries], np.int64),
+        categories=np.array([int(kind) for own in kinds for kind in own], np.int64),
+        kinds=np.array(list(map(len, kinds)), np.int64),
         boxes=np.array([one["bbox"] for one in entries], np.float64).reshape(-1, 4),
         area=np.array([one.get("area", math.nan) for one in entries], np.float64),
         flags=np.array([[one.get(flag, 0) for flag in _FLAGS] for one in entries], np.float64),
+        attributes=[attribute_labels(one.get("attributes")) for one in entries],
     )
     return _columns(images, list(category_names(data).items()), written, [])
 
@@ -234,8 +248,10 @@ class _Category(msgspec.Struct, gc=False):
 
 class _Annotation(msgspec.Struct, gc=False):
     image_id: int
-    category_id: int
     bbox: tuple[float, float, float, float]
+    category_id: int | msgspec.UnsetType = msgspec.UNSET
+    category_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    attributes: Any = None
     area: float = math.nan
     iscrowd: bool | int | float = 0
     difficult: bool | int | float = 0
@@ -255,13 +271,19 @@ _ImageRow = tuple[int, str, str, int, int]
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class _Written:
-    """A annotations in the file's order: ids (A,), boxes (A, 4), areas (A,) and flags (A, 3)."""
+    """A annotations in the file's order: ids (A,), boxes (A, 4), areas (A,) and flags (A, 3).
+
+    ``kinds`` (A,) is the number of categories of each annotation, which follow each other in ``categories``.
+    ``attributes`` has the attributes of each annotation, or is empty if none has any.
+    """
 
     images: NDArray[np.int64]
     categories: NDArray[np.int64]
+    kinds: NDArray[np.int64]
     boxes: NDArray[np.float64]
     area: NDArray[np.float64]
     flags: NDArray[np.float64]
+    attributes: list[tuple[Attribute, ...]]
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -299,12 +321,15 @@ def _joined(annotations: Sequence[msgspec.Raw]) -> Iterator[bytes]:
 def _decode_annotations(content: bytes) -> _Written:
     entries, count = _annotations.decode(content), -1
     flags = [(one.iscrowd, one.difficult, one.ignore) for one in entries]
+    kinds = list(map(_categories_of, entries))
     written = _Written(
         images=np.fromiter((one.image_id for one in entries), np.int64, count),
-        categories=np.fromiter((one.category_id for one in entries), np.int64, count),
+        categories=np.array([kind for own in kinds for kind in own], np.int64),
+        kinds=np.fromiter(map(len, kinds), np.int64, count),
         boxes=np.array([one.bbox for one in entries], np.float64),
         area=np.fromiter((one.area for one in entries), np.float64, count),
         flags=np.array(flags, np.float64),
+        attributes=[_attributes_of(one) for one in entries],
     )
     areas = np.nan_to_num(written.area, nan=0.0)
     if (
@@ -316,17 +341,51 @@ def _decode_annotations(content: bytes) -> _Written:
     return written
 
 
+def _categories_of(entry: _Annotation) -> Sequence[int]:
+    """Return the ids of the categories, as `category_ids` does. Raises _UnexpectedError for none."""
+    if entry.category_ids is msgspec.UNSET:
+        if entry.category_id is msgspec.UNSET:
+            raise _UnexpectedError
+        return (entry.category_id,)
+    several = list(dict.fromkeys(entry.category_ids))
+    if not several or not (entry.category_id is msgspec.UNSET or entry.category_id in several):
+        raise _UnexpectedError
+    return several
+
+
+def _attributes_of(entry: _Annotation) -> tuple[Attribute, ...]:
+    """Return the attributes. Raises _UnexpectedError for numbers that the other way may write otherwise."""
+    if not isinstance(entry.attributes, dict):
+        return ()
+    if not all(isinstance(value, str | bool | None) for value in entry.attributes.values()):
+        for value in _numbers_in(entry.attributes):
+            if not abs(value) < _EXACT:
+                raise _UnexpectedError
+    return attribute_labels(entry.attributes)
+
+
+def _numbers_in(attributes: dict[str, Any]) -> Iterator[float]:
+    for value in attributes.values():
+        yield from (
+            one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int | float)
+        )
+
+
 def _concatenated(parts: Iterable[_Written]) -> _Written:
     nothing = _Written(
         images=np.zeros(0, np.int64),
         categories=np.zeros(0, np.int64),
+        kinds=np.zeros(0, np.int64),
         boxes=np.zeros((0, 4)),
         area=np.zeros(0),
         flags=np.zeros((0, len(_FLAGS))),
+        attributes=[],
     )
     every = [nothing, *parts]
+    arrays = [name for name in _Written.__slots__ if name != "attributes"]
     return _Written(
-        **{name: np.concatenate([getattr(one, name) for one in every]) for name in _Written.__slots__}
+        attributes=[attributes for one in every for attributes in one.attributes],
+        **{name: np.concatenate([getattr(one, name) for one in every]) for name in arrays},
     )
 
 
@@ -375,8 +434,11 @@ def _columns(
     """Return the columns, with annotations ordered by image. Raises _UnexpectedError for an unknown id."""
     ids = np.array([row[0] for row in images], np.int64)
     category_ids = np.array([key for key, _ in categories], np.int64)
-    rows = _rows_of(written.images, ids)
-    order = np.argsort(rows, kind="stable")
+    # A row for each category of each annotation; `of` is the number of its annotation in the file.
+    of = np.repeat(np.arange(len(written.kinds)), written.kinds)
+    rows = _rows_of(written.images[of], ids)
+    by_image = np.argsort(rows, kind="stable")
+    order = of[by_image]
     counts = np.bincount(rows, minlength=len(ids))
     sizes = np.array([row[3:] for row in images], np.int32).reshape(-1, 2)
     sizes[(sizes == 0).any(1)] = 0
@@ -391,13 +453,23 @@ def _columns(
         missing=Texts.of(missing),
         offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64))),
         numbers=order.astype(np.int64),
-        categories=_rows_of(written.categories, category_ids)[order].astype(np.int32),
+        categories=_rows_of(written.categories, category_ids)[by_image].astype(np.int32),
         boxes=written.boxes[order],
         area=written.area[order],
         iscrowd=iscrowd,
         difficult=difficult,
         ignore=ignore,
+        **_attributes(written.attributes, order),
     )
+
+
+def _attributes(attributes: Sequence[Sequence[Attribute]], order: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the columns of the attributes, on the last row of each annotation; ``order`` (A,) as above."""
+    if not any(attributes):
+        return {}
+    last = np.append(order[1:] != order[:-1], True)[: len(order)].tolist()
+    numbers = zip(order.tolist(), last, strict=True)
+    return attribute_columns([attributes[number] if is_last else () for number, is_last in numbers])
 
 
 def _rows_of(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -416,11 +488,15 @@ def _hash_of(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _from_cache(path: Path, cache: AnnotationCache | None) -> CocoColumns | None:
+def _from_cache(path: Path, cache: AnnotationCache | None, *, attributes: bool) -> CocoColumns | None:
     if cache is None:
         return None
     require_regular(path)
     if path.stat().st_size > MAX_JSON_BYTES:  # refused when it is read
         return None
     entry = cache.read(path, CocoColumns)
-    return entry.columns if entry is not None and entry.content == file_hash(path) else None
+    if entry is None:
+        return None
+    digest = file_hash(path)
+    accepted = (digest + WITH_ATTRIBUTES, *(() if attributes else (digest,)))
+    return entry.columns if entry.content in accepted else None

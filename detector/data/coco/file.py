@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from detector.core.errors import InputError
+from detector.core.errors import FaultHandler, InputError
 from detector.core.files import read_json
 from detector.core.structures import ImageName
+from detector.data.attributes import attribute_labels
 from detector.data.paths import image_key, require_inside
-from detector.data.problems import FaultHandler
 from detector.data.targets import MAX_COORDINATE, AnnotatedObject
 
 Entry = dict[str, Any]
@@ -61,7 +61,7 @@ def read_coco(
     def check_annotation(entry: Entry, place: str) -> None:
         _check_annotation(entry, place)
         _check_reference(entry, "image_id", known["images"], "images", place)
-        _check_reference(entry, "category_id", known["categories"], "categories", place)
+        _check_categories(entry, known["categories"], place)
 
     data["annotations"] = _accepted(data["annotations"], f"{path}: annotations", check_annotation, on_fault)
     return data
@@ -96,22 +96,53 @@ def annotations_by_image(data: CocoData) -> defaultdict[int, list[tuple[int, Ent
 def annotated_objects(
     annotations: list[tuple[int, Entry]], names: Mapping[int, str], path: Path
 ) -> Iterator[AnnotatedObject]:
-    """Yield one image's ``annotations``, as `annotations_by_image` returns them, with half-open boxes."""
+    """Yield one image's ``annotations``, as `annotations_by_image` returns them, with half-open boxes.
+
+    An annotation with several categories is yielded once for each.
+    """
     for number, entry in annotations:
         x, y, width, height = entry["bbox"]
-        difficult = bool(entry.get("difficult", 0))
-        yield AnnotatedObject(
-            name=names[entry["category_id"]],
-            box=(x, y, x + width, y + height),
-            difficult=difficult,
-            # A difficult object of VOC is written as a crowd, so that COCO's tools ignore it too.
-            crowd=bool(entry.get("iscrowd", 0)) and not difficult,
-            ignore=bool(entry.get("ignore", 0)),
-            area=entry.get("area"),
-            file=path,
-            place=annotation_place(number, entry["image_id"]),
-            written=entry["bbox"],
-        )
+        difficult, kinds = bool(entry.get("difficult", 0)), category_ids(entry)
+        attributes = attribute_labels(entry.get("attributes"))
+        for kind in kinds:
+            yield AnnotatedObject(
+                name=names[kind],
+                box=(x, y, x + width, y + height),
+                difficult=difficult,
+                # A difficult object of VOC is written as a crowd, so that COCO's tools ignore it too.
+                crowd=bool(entry.get("iscrowd", 0)) and not difficult,
+                ignore=bool(entry.get("ignore", 0)),
+                area=entry.get("area"),
+                file=path,
+                place=annotation_place(number, entry["image_id"]),
+                written=entry["bbox"],
+                attributes=attributes if kind == kinds[-1] else (),
+            )
+
+
+def category_ids(entry: Entry) -> list[int]:
+    """Return the ids of an annotation's categories, each once: ``category_ids``, else ``category_id``."""
+    several = entry.get("category_ids")
+    return [entry["category_id"]] if several is None else list(dict.fromkeys(several))
+
+
+def with_single_categories(data: CocoData, labels: Mapping[str, int], wanted: Sequence[str]) -> CocoData:
+    """Return ``data`` with a single category in every annotation, as COCO's tools expect it.
+
+    An annotation with several categories is written once for each. So is one with attributes named by
+    ``wanted`` for their labels, whose categories ``labels`` has by name; other labels are left out.
+    """
+    entries: list[Entry] = []
+    for entry in data["annotations"]:
+        attributes = dict.fromkeys(attribute_labels(entry.get("attributes"))) if wanted else ()
+        found = [labels[label] for name, label in attributes if name in wanted and label in labels]
+        kinds = [*category_ids(entry), *found]
+        single = {key: value for key, value in entry.items() if key != "category_ids"}
+        plain = single == entry and not found
+        entries += [entry] if plain else [{**single, "category_id": kind} for kind in kinds]
+    if len(entries) > len(data["annotations"]):
+        entries = [{**entry, "id": number} for number, entry in enumerate(entries, start=1)]
+    return {**data, "annotations": entries}
 
 
 def annotation_place(number: int, image_id: int) -> str:
@@ -236,6 +267,23 @@ def _check_annotation(entry: Entry, place: str) -> None:
 def _check_reference(entry: Entry, key: str, known: set[int], section: str, place: str) -> None:
     if not isinstance(entry.get(key), int) or entry[key] not in known:
         raise InputError(f"{place}: {key} is {_short(entry.get(key))}, which is not an id in {section!r}")
+
+
+def _check_categories(entry: Entry, known: set[int], place: str) -> None:
+    """Check ``category_id``, or ``category_ids``, besides which ``category_id`` may be one of them."""
+    several = entry.get("category_ids")
+    if several is None:
+        _check_reference(entry, "category_id", known, "categories", place)
+        return
+    if not isinstance(several, list) or not several:
+        raise InputError(f"{place}: category_ids is {_short(several)}; expected a list of ids, at least one")
+    for one in several:
+        _check_reference({"category_ids": one}, "category_ids", known, "categories", place)
+    if "category_id" in entry and entry["category_id"] not in several:
+        raise InputError(
+            f"{place}: category_id is {_short(entry['category_id'])}, which is not among category_ids; add "
+            "it there or leave it out"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -6,7 +6,7 @@ Category ids, which may have gaps, stay here: label k is the k-th category by id
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.core.errors import InputError
+from detector.core.errors import FaultHandler, InputError
 from detector.core.listing import existing
 from detector.core.records import Records, Texts
 from detector.core.structures import ImageName
@@ -31,9 +31,10 @@ from detector.data.coco.file import (
     image_names,
     read_coco,
     record_id,
+    with_single_categories,
 )
 from detector.data.paths import image_keys
-from detector.data.problems import FaultHandler, Problem, Reporter, nothing_to_score, whole_file
+from detector.data.problems import Problem, Reporter, nothing_to_score, whole_file
 from detector.data.selection import Selection
 from detector.data.source import Dataset, ImageToCheck, for_split, size_of
 from detector.data.suspicions import same_image, similar_names
@@ -47,7 +48,8 @@ class CocoSource:
     ``annotations`` is the JSON file and ``images`` the folder of the images, both below ``root``;
     ``{split}`` in them is replaced by the split's name. Keys are paths below ``root``. A record's id is
     COCO's id as text, see `detector.data.coco.file.record_id`. ``iscrowd`` becomes ``Targets.crowd``, and
-    ``area`` the annotated area. With a ``cache``, a file is decoded once per change of it.
+    ``area`` the annotated area. ``attributes`` are those that count as labels. With a ``cache``, a file is
+    decoded once per change of it.
     """
 
     root: Path
@@ -55,6 +57,7 @@ class CocoSource:
     annotations: str = "annotations/instances_{split}.json"
     images: str = "{split}"
     rules: ObjectRules = field(default_factory=ObjectRules)
+    attributes: tuple[str, ...] = ()
     cache: AnnotationCache | None = None
 
     declares_classes: ClassVar[bool] = True
@@ -66,12 +69,12 @@ class CocoSource:
         return self.root / for_split(self.images, split)
 
     def image_names(self, split: str) -> list[ImageName]:
-        columns = read_columns(self.image_list(split), self.cache, unannotated=True)
+        columns = self._columns(split, unannotated=True)
         return list(map(ImageName, columns.record_ids, self._files(split, columns)[1]))
 
     def class_names(self, *splits: str, choose: Selection | None = None) -> tuple[str, ...]:
         """Return the names of the first split's categories by rising id; ``choose`` has no effect on them."""
-        return tuple(read_columns(self.image_list(splits[0]), self.cache).category_names)
+        return _class_names(self._columns(splits[0]), self.attributes)
 
     def load(
         self,
@@ -84,7 +87,7 @@ class CocoSource:
         require_images: bool = True,
     ) -> Dataset:
         path, folder = self.image_list(split), self.image_folder(split)
-        columns = read_columns(path, self.cache, unannotated=unannotated)
+        columns = self._columns(split, unannotated=unannotated)
         record_ids = _distinct_ids(list(columns.record_ids), path)
         files, keys = self._files(split, columns)
         rows = _chosen_rows(record_ids, keys, choose)
@@ -92,7 +95,7 @@ class CocoSource:
             raise InputError(f"{folder} does not exist; expected the folder of the images that {path} names")
         if not len(rows):
             raise InputError(f"{path}: all {len(columns)} images are left out; keep at least one")
-        names = tuple(columns.category_names)
+        names = _class_names(columns, self.attributes)
         classes = names if classes is None else tuple(classes)
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
         chosen_all = np.array_equal(rows, np.arange(len(columns)))
@@ -101,7 +104,7 @@ class CocoSource:
         ids = columns.ids[rows].tolist()
         sizes, fault = self._sizes(columns, rows, folder, files, path, training, require_images)
         sound = len(rows) if fault is None else fault[0]
-        things = columns.objects(path)
+        things = columns.objects(path, self.attributes)
         if sound < len(columns) or not chosen_all:
             things = things.take(rows[:sound])
         objects = build_targets.columns(things, sizes)
@@ -125,6 +128,10 @@ class CocoSource:
                 *similar_names([*names, *sorted(classes)], str(path)),
             ),
         )
+
+    def _columns(self, split: str, *, unannotated: bool = False) -> CocoColumns:
+        path, wanted = self.image_list(split), bool(self.attributes)
+        return read_columns(path, self.cache, unannotated=unannotated, attributes=wanted)
 
     def _files(self, split: str, columns: CocoColumns) -> tuple[list[str], list[str]]:
         """Return the files of the images below the split's folder, and their keys."""
@@ -176,19 +183,30 @@ class CocoSource:
         data = read_coco(path, unannotated=True)
         taken = category_names(data)
         missing = set(classes) - set(taken.values())
-        if not missing:
-            return data
-        added = [entry for entry in read_coco(training)["categories"] if entry["name"] in missing]
-        missing -= {entry["name"] for entry in added}
         if missing:
-            raise InputError(f"{path}: no category is named {min(missing)!r}; add the class to the file")
-        for entry in added:
-            if entry["id"] in taken:
-                raise InputError(
-                    f"{path}: category {entry['id']} is {taken[entry['id']]!r}, and {entry['name']!r} in "
-                    f"{training}; give both files the same categories"
-                )
-        return {**data, "categories": [*data["categories"], *added]}
+            added = [entry for entry in read_coco(training)["categories"] if entry["name"] in missing]
+            missing -= {entry["name"] for entry in added}
+            for entry in added:
+                if entry["id"] in taken:
+                    raise InputError(
+                        f"{path}: category {entry['id']} is {taken[entry['id']]!r}, and {entry['name']!r} in "
+                        f"{training}; give both files the same categories"
+                    )
+            data = {**data, "categories": [*data["categories"], *added]}
+        data = {**data, "categories": [*data["categories"], *self._label_categories(missing, data, path)]}
+        labels = {entry["name"]: entry["id"] for entry in data["categories"]}
+        return with_single_categories(data, labels, self.attributes)
+
+    def _label_categories(self, labels: Iterable[str], data: CocoData, path: Path) -> list[Entry]:
+        """Return categories, with ids of their own, for the ``labels`` of attributes.
+
+        Raises InputError for a name that is not the label of an attribute.
+        """
+        for name in sorted(labels):
+            if name.partition("=")[0] not in self.attributes:
+                raise InputError(f"{path}: no category is named {name!r}; add the class to the file")
+        last = max((entry["id"] for entry in data["categories"]), default=0)
+        return [{"id": number, "name": name} for number, name in enumerate(sorted(labels), start=last + 1)]
 
     def images_to_check(
         self, selections: Mapping[str, Selection], train_split: str, kept: Selection | None, report: Reporter
@@ -240,6 +258,11 @@ class CocoSource:
         entries = dict(zip(record_ids, data["images"], strict=True))
         names = image_names(data, self.image_folder(split), self.root)
         return data, entries, choose(names)
+
+
+def _class_names(columns: CocoColumns, attributes: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the categories by rising id, then the labels of ``attributes``, sorted."""
+    return tuple(dict.fromkeys((*columns.category_names, *columns.labels_of(attributes))))
 
 
 def _distinct_ids(record_ids: list[str], path: Path) -> list[str]:

@@ -4,22 +4,24 @@ Source: the annotation format of the PASCAL VOC 2007 development kit. The file's
 with inclusive ends; they are converted here. Only what a detector needs is read, so files of
 other tools with missing, additional or differently ordered elements are accepted, as are element names in
 another case or with a namespace prefix, and objects inside <objects>. An object with several boxes is read as
-one object per box. An object or a box anywhere else is an error: it is never silently ignored.
+one object per box, and one with several names, or with the attributes that CVAT writes, as one per label. An
+object or a box anywhere else is an error: it is never silently ignored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from detector.core.errors import InputError
-from detector.data.problems import FaultHandler, Problem, faults_to
+from detector.core.errors import FaultHandler, InputError, faults_to
+from detector.core.xml_files import parse_xml
+from detector.data.attributes import attribute_labels
+from detector.data.file_columns import FileAnnotation
+from detector.data.problems import Problem
 from detector.data.suspicions import other_image, several_boxes
 from detector.data.targets import MAX_COORDINATE, AnnotatedObject
-from detector.data.voc.xml import parse_xml
 
 MAX_COPIED = 2**20  # elements of objects with several boxes, counted once for each of their boxes
 
@@ -41,29 +43,20 @@ _NO_BOX = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VocAnnotation:
-    """One file: ``size`` is (height, width) in pixels, None where <size> is missing or zero.
+def suspicions(filename: str | None, places: Iterable[str], image: Path, path: Path) -> Iterator[Problem]:
+    """Yield what is suspicious about the file ``path``, where ``image`` is the image that is read for it.
 
-    ``filename`` is the image's name according to the file, None where it gives none.
+    ``filename`` is the image's name in the file, and ``places`` are those of its objects.
     """
-
-    path: Path
-    size: tuple[int, int] | None
-    objects: list[AnnotatedObject]
-    filename: str | None = None
-
-    def suspicions(self, image: Path) -> Iterator[Problem]:
-        """Yield what is suspicious about this file, where ``image`` is the image that is read for it."""
-        yield from other_image(self.filename, image, self.path)
-        yield from several_boxes((thing.place for thing in self.objects), self.path)
+    yield from other_image(filename or None, image, path)
+    yield from several_boxes(places, path)
 
 
-def read_annotation(path: Path, first_pixel: int = 1) -> VocAnnotation:
+def read_annotation(path: Path, first_pixel: int = 1) -> FileAnnotation:
     """Read one annotation file, in which the first pixel has the number ``first_pixel``, 0 or 1.
 
     Raises:
-        InputError: an unreadable, hostile or malformed file (see `detector.data.voc.xml.parse_xml`), or an
+        InputError: an unreadable, hostile or malformed file (see `detector.core.xml_files.parse_xml`), or an
             object without a name or without four finite coordinates; the message names the file and the
             object's number, from 1.
     """
@@ -90,7 +83,7 @@ def read_element(path: Path) -> Element:
 
 def to_annotation(
     root: Element, path: Path, first_pixel: int = 1, on_fault: FaultHandler | None = None
-) -> VocAnnotation:
+) -> FileAnnotation:
     """Return the content of ``root``, the result of `read_element` for ``path``. Errors as `read_annotation`.
 
     With ``on_fault`` a faulty object or size is passed to it and left out, and the rest is read.
@@ -100,12 +93,12 @@ def to_annotation(
     objects, size, filename = [], None, None
     for place, element in object_elements(root, path, on_fault):
         with faults_to(on_fault):
-            objects.append(_read_object(element, place, path, first_pixel))
+            objects += _read_object(element, place, path, first_pixel)
     with faults_to(on_fault):
         size = _read_size(root, path)
     with faults_to(on_fault):
         filename = _text(root, "filename", str(path)) or None
-    return VocAnnotation(path=path, size=size, objects=objects, filename=filename)
+    return FileAnnotation(path=path, size=size, objects=objects, filename=filename)
 
 
 def object_elements(
@@ -162,33 +155,54 @@ def _strays_below(element: Element, inside: str, own: str | None = None) -> Iter
             yield from _strays_below(child, element.tag)
 
 
-def _read_object(element: Element, place: str, path: Path, first_pixel: int) -> AnnotatedObject:
-    """Return an object with its half-open box, which counts from 0.
+def _read_object(element: Element, place: str, path: Path, first_pixel: int) -> list[AnnotatedObject]:
+    """Return an object with its half-open box, which counts from 0, once for each of its names.
 
     Where pixels count from 1, as in VOC, xmin and ymin are reduced by 1, and xmax and ymax stay; where they
     count from 0, xmin and ymin stay, and xmax and ymax are increased by 1.
     """
-    name = _text(element, "name", f"{path}: {place}")
-    if not name:
+    names = object_names(element)
+    if not names:
         raise InputError(f"{path}: {place} has no <name>; add one or remove the object")
     number, comma, box = place.partition(",")
-    place = f"{number} ({name}){comma}{box}"
-    where = f"{path}: {place}"
+    where = f"{path}: {number} ({', '.join(names)}){comma}{box}"
     corners = element.find("bndbox")
     if corners is None:
         instead = next((f" but {text}" for tag, text in _NO_BOX.items() if element.find(tag) is not None), "")
         raise InputError(f"{where} has no <bndbox>{instead}; add an upright box or remove the object")
     xmin, ymin, xmax, ymax = (_read_coordinate(corners, corner, where) for corner in CORNERS)
     to_end = 1 - first_pixel
-    return AnnotatedObject(
-        name=name,
-        box=(xmin - first_pixel, ymin - first_pixel, xmax + to_end, ymax + to_end),
-        difficult=_read_flag(element, "difficult", where),
-        ignore=_read_flag(element, "ignore", where),
-        file=path,
-        place=place,
-        written=(xmin, ymin, xmax, ymax),
-    )
+    difficult, ignore = (_read_flag(element, flag, where) for flag in ("difficult", "ignore"))
+    attributes = attribute_labels(read_attributes(element))
+    return [
+        AnnotatedObject(
+            name=name,
+            box=(xmin - first_pixel, ymin - first_pixel, xmax + to_end, ymax + to_end),
+            difficult=difficult,
+            ignore=ignore,
+            file=path,
+            place=f"{number} ({name}){comma}{box}",
+            written=(xmin, ymin, xmax, ymax),
+            attributes=attributes if name == names[-1] else (),
+        )
+        for name in names
+    ]
+
+
+def object_names(element: Element) -> list[str]:
+    """Return the names of an object, each once; an empty <name> is none."""
+    texts = ((one.text or "").strip() for one in element.findall("name"))
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def read_attributes(element: Element) -> dict[str, list[str]]:
+    """Return the texts of each attribute of an object: <attributes> with a <name> and <value> for each."""
+    found: dict[str, list[str]] = {}
+    for attribute in element.iterfind("attributes/attribute"):
+        name, value = ((attribute.findtext(tag) or "").strip() for tag in ("name", "value"))
+        if name:
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def _read_flag(element: Element, flag: str, place: str) -> bool:

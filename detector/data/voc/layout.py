@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from detector.core.errors import InputError, nearest
+from detector.core.errors import FaultHandler, InputError, faults_to, nearest
 from detector.core.files import ASCII_SPACE, IMAGE_SUFFIXES, is_hidden, read_short_text
 from detector.core.structures import ImageName
 from detector.data.paths import FileFinder, image_key, require_inside
-from detector.data.problems import FaultHandler, faults_to
 from detector.data.selection import Selection
 
 # The per-class lists of VOC ("aeroplane_test.txt") have 1, -1 or 0 after each id. Only spaces may separate
@@ -26,14 +25,19 @@ class VocLayout:
     """The annotation folder and the image folder below ``root``, and the files in them by image id.
 
     Use one object per call of a reader: it remembers which files it has seen. ``require_images`` says that
-    the image folder must exist.
+    the image folder must exist. ``suffix`` is that of the annotation files, in lower case.
 
     Raises InputError, with the expected layout, if the root or a folder is missing.
     """
 
-    def __init__(self, root: Path, annotations: str, images: str, *, require_images: bool = False) -> None:
-        self.root = root
-        self.annotations = _resolve(root, annotations, f"one XML file per image ({images}/ has the images)")
+    def __init__(
+        self, root: Path, annotations: str, images: str, *, require_images: bool = False, suffix: str = ".xml"
+    ) -> None:
+        self.root, self._suffix = root, suffix
+        kind = suffix[1:].upper()
+        self.annotations = _resolve(
+            root, annotations, f"one {kind} file per image ({images}/ has the images)"
+        )
         self.images = _resolve(root, images, "the images") if require_images else root / images
         self._images_as_written = root / images
         self._finder = FileFinder()
@@ -76,23 +80,25 @@ class VocLayout:
         Raises InputError if there are none.
         """
         folder = self.annotations
-        paths = (path for path in folder.rglob("*.[xX][mM][lL]") if not is_hidden(path, folder))
+        pattern = "*." + "".join(f"[{letter}{letter.upper()}]" for letter in self._suffix[1:])
+        paths = (path for path in folder.rglob(pattern) if not is_hidden(path, folder))
         ids = {path.relative_to(folder).with_suffix("").as_posix() for path in paths}
         if not ids:
-            raise InputError(f"{folder}: no annotation file (*.xml) in this folder")
+            raise InputError(f"{folder}: no annotation file (*{self._suffix}) in this folder")
         return sorted(ids)
 
     def find_annotation(self, image_id: str) -> Path | None:
         """Return the annotation file of an id, None where there is none."""
-        return self._finder.find(self.annotations / image_id, (".xml",))
+        return self._finder.find(self.annotations / image_id, (self._suffix,))
 
     def annotation(self, image_id: str, listed_in: Path) -> Path:
         """Return the annotation file of an id. Raises InputError naming ``listed_in`` if it is missing."""
         path = self.find_annotation(image_id)
         if path is None:
+            expected = f"{self.annotations / image_id}{self._suffix}"
             raise InputError(
-                f"{listed_in}: image id {image_id!r} has no annotation: {self.annotations / image_id}.xml is "
-                "missing; put it there or take the id out of the split"
+                f"{listed_in}: image id {image_id!r} has no annotation: {expected} is missing; put it there "
+                "or take the id out of the split"
             )
         return path
 

@@ -10,17 +10,18 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.core.errors import InputError
-from detector.core.records import Records, Texts
+from detector.core.errors import InputError, faults_to
+from detector.core.records import Records, Texts, image_numbers
 from detector.core.structures import ImageName
+from detector.core.xml_files import read_xml_bytes
 from detector.data.annotation_cache import AnnotationCache
-from detector.data.problems import Reporter, faults_to, nothing_to_score, whole_file
+from detector.data.file_columns import FileAnnotation, FileColumns, FileParser, read_files
+from detector.data.problems import Problem, Reporter, nothing_to_score, whole_file
 from detector.data.selection import Selection
 from detector.data.source import Dataset, ImageToCheck, for_split, size_of
 from detector.data.suspicions import at_wrong_edge, similar_names, wrong_first_pixel
 from detector.data.targets import ObjectRules, TargetBuilder
-from detector.data.voc.annotation import VocAnnotation
-from detector.data.voc.columns import VocColumns, read_files
+from detector.data.voc.annotation import read_annotation, suspicions
 from detector.data.voc.layout import VocLayout
 
 # In the order of the VOC 2007 development kit (VOCinit.m).
@@ -29,6 +30,7 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
     "tvmonitor",
 )
+VOC_FILES = FileParser("VOC annotations by file and hash", read_annotation, read_xml_bytes)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class VocSource:
     ``annotations``, ``images`` and ``splits`` are folders below ``root``; ``{split}`` in the first two is
     replaced by the split's name. ``splits`` None takes every annotated image for every split.
     ``first_pixel``, 0 or 1, is the number of the first pixel in the XML files. Sizes come from <size>,
-    otherwise from the image. Keys are paths below ``root``. With a ``cache``, an annotation file is parsed
-    once per change of it.
+    otherwise from the image. Keys are paths below ``root``. ``attributes`` are those that count as labels.
+    With a ``cache``, an annotation file is parsed once per change of it.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class VocSource:
     splits: str | None = "ImageSets/Main"
     first_pixel: int = 1
     rules: ObjectRules = field(default_factory=ObjectRules)
+    attributes: tuple[str, ...] = ()
     cache: AnnotationCache | None = None
 
     declares_classes: ClassVar[bool] = False
@@ -75,7 +78,8 @@ class VocSource:
             layout = VocLayout(self.root, *folders)
             ids = layout.chosen_ids(layout.annotated_ids(), choose)
             files = [layout.annotation(image_id, layout.annotations) for image_id in ids]
-            names.update(read_files(files, layout.annotations, self.cache).class_names)
+            columns = self._columns(files, layout)
+            names.update(columns.class_names, columns.labels_of(self.attributes))
         return tuple(sorted(names))
 
     def load(
@@ -92,7 +96,7 @@ class VocSource:
         ids, listed_in = layout.split_ids(self.splits, split, choose)
         annotated = not unannotated or any(map(layout.find_annotation, ids))
         files, columns = self._read(layout, ids, listed_in, annotated=annotated)
-        names = tuple(columns.class_names)
+        names = tuple(sorted({*columns.class_names, *columns.labels_of(self.attributes)}))
         classes = names if classes is None else tuple(classes)
         build_targets = TargetBuilder(classes, self.rules.when(training=training))
         images, sizes, fault = _images(
@@ -103,11 +107,13 @@ class VocSource:
             columns,
             required=require_images or training,
         )
-        things = columns.objects(files, self.first_pixel).take(np.arange(len(images)))
+        starts, ends = columns.corners[:, :2] - self.first_pixel, columns.corners[:, 2:]
+        boxes = np.concatenate((starts, ends + (1 - self.first_pixel)), axis=1)
+        things = columns.objects(files, boxes, self.attributes).take(np.arange(len(images)))
         objects = build_targets.columns(things, sizes)
         if fault is not None:
             raise fault
-        at_edge = at_wrong_edge(columns.corners, sizes[things.image_numbers()], self.first_pixel)
+        at_edge = at_wrong_edge(columns.corners, sizes[image_numbers(columns.offsets)], self.first_pixel)
         return Dataset(
             records=Records(
                 folder=layout.images,
@@ -122,7 +128,7 @@ class VocSource:
             coco_ids={image_id: number for number, image_id in enumerate(ids, start=1)},
             annotated=annotated,
             suspicions=(
-                *columns.suspicions(files, images),
+                *_suspicions(columns, files, images),
                 *wrong_first_pixel(int(at_edge.sum()), len(at_edge), self.first_pixel, str(listed_in)),
                 *similar_names([*classes, *sorted(build_targets.others)], str(layout.annotations)),
             ),
@@ -130,14 +136,18 @@ class VocSource:
 
     def _read(
         self, layout: VocLayout, ids: Sequence[str], listed_in: Path, *, annotated: bool
-    ) -> tuple[list[Path], VocColumns]:
+    ) -> tuple[list[Path], FileColumns]:
         """Return each image's annotation file and its content; without any, the images and no objects."""
         if not annotated:
             images = [layout.image(image_id, listed_in) for image_id in ids]
-            empty = [VocAnnotation(path=image, size=None, objects=[]) for image in images]
-            return images, VocColumns.of_annotations(empty)
+            empty = [FileAnnotation(path=image, size=None, objects=[]) for image in images]
+            return images, FileColumns.of_annotations(empty)
         files = [layout.annotation(image_id, listed_in) for image_id in ids]  # before any of them is read
-        return files, read_files(files, layout.annotations, self.cache)
+        return files, self._columns(files, layout)
+
+    def _columns(self, files: Sequence[Path], layout: VocLayout) -> FileColumns:
+        wanted = bool(self.attributes)
+        return read_files(files, layout.annotations, VOC_FILES, self.cache, attributes=wanted)
 
     def coco_annotations(self, split: str, classes: Sequence[str], train_split: str) -> None:
         return None
@@ -177,12 +187,17 @@ class VocSource:
         return splits_of
 
 
+def _suspicions(columns: FileColumns, files: Sequence[Path], images: Sequence[Path]) -> Iterator[Problem]:
+    for row, (filename, places) in enumerate(columns.places_by_file()):
+        yield from suspicions(filename, places, images[row], files[row])
+
+
 def _images(
     layout: VocLayout,
     ids: Sequence[str],
     listed_in: Path | None,
     files: Sequence[Path],
-    columns: VocColumns,
+    columns: FileColumns,
     *,
     required: bool,
 ) -> tuple[list[Path], NDArray[np.int32], InputError | None]:

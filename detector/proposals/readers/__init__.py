@@ -8,12 +8,21 @@ from pathlib import Path
 
 from detector.core.errors import InputError, nearest
 from detector.core.files import require_regular
+from detector.proposals.readers.cellpose import read_cellpose
+from detector.proposals.readers.coco_annotations import read_coco_annotations
 from detector.proposals.readers.coco_results import read_coco_results
+from detector.proposals.readers.label_images import read_label_images
+from detector.proposals.readers.label_studio import read_label_studio
+from detector.proposals.readers.labelme import read_labelme
 from detector.proposals.readers.matlab import read_matlab
+from detector.proposals.readers.megadetector import read_megadetector
 from detector.proposals.readers.numpy_files import read_npy_folder, read_npz
 from detector.proposals.readers.pickles import read_detectron, read_mmdetection
 from detector.proposals.readers.raw_images import RawImages
+from detector.proposals.readers.sam import read_sam
 from detector.proposals.readers.text_files import read_text_folder
+from detector.proposals.readers.voc import read_voc
+from detector.proposals.readers.yolo import read_yolo
 
 _READERS: dict[str, Callable[[Path], RawImages]] = {
     "mat": read_matlab,
@@ -24,6 +33,15 @@ _READERS: dict[str, Callable[[Path], RawImages]] = {
     "npy": read_npy_folder,
     "coco": read_coco_results,
     "text": read_text_folder,
+    "coco_annotations": read_coco_annotations,
+    "sam": read_sam,
+    "labels": read_label_images,
+    "cellpose": read_cellpose,
+    "megadetector": read_megadetector,
+    "yolo": read_yolo,
+    "voc": read_voc,
+    "labelme": read_labelme,
+    "labelstudio": read_label_studio,
 }
 FORMATS = tuple(_READERS)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from detector.core.errors import InputError
-from detector.proposals.readers.raw_images import RawImage, RawImages, clear_errors
-
-_BLOCK = 1 << 20
-_MAX_OBJECT = 16 << 20  # a result with a mask in run lengths has a few kilobytes
+from detector.proposals.readers.json_stream import json_text
+from detector.proposals.readers.raw_images import RawImage, RawImages
 
 
 def read_coco_results(source: Path) -> RawImages:
@@ -57,59 +54,6 @@ def _values(source: Path, number: int, result: Any) -> list[float]:
 
 def _results(source: Path) -> Iterator[Any]:
     """Yield the elements of the JSON list in ``source``, a block of text in memory at a time."""
-    with (
-        clear_errors(source, "list of COCO results", ValueError, RecursionError),
-        source.open(encoding="utf-8-sig") as file,
-    ):
-        text = _Text(file)
-        text.expect("[")
-        if text.next_character() == "]":
-            return
-        while True:
+    with json_text(source, "list of COCO results") as text:
+        for _ in text.items():
             yield text.element()
-            if text.next_character() == "]":
-                return
-            text.expect(",")
-
-
-class _Text:
-    """A window on a text file, which moves forward as JSON values are taken from it."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._decoder = json.JSONDecoder()
-        self._window = ""
-        self._place = 0
-
-    def next_character(self) -> str:
-        """Return the next character that is not a blank, without taking it; "" at the end of the file."""
-        while True:
-            while self._place < len(self._window) and self._window[self._place].isspace():
-                self._place += 1
-            if self._place < len(self._window):
-                return self._window[self._place]
-            if not self._more():
-                return ""
-
-    def expect(self, character: str) -> None:
-        if (following := self.next_character()) != character:
-            raise ValueError(f"{character!r} expected, not {following!r}")
-        self._place += 1
-
-    def element(self) -> Any:
-        """Take one object. Results are objects, and unlike a number an object shows where it ends."""
-        if self.next_character() != "{":
-            raise ValueError(f"an object expected, not {self.next_character()!r}")
-        while True:
-            try:
-                value, self._place = self._decoder.raw_decode(self._window, self._place)
-            except json.JSONDecodeError:
-                if len(self._window) - self._place > _MAX_OBJECT or not self._more():
-                    raise
-            else:
-                return value
-
-    def _more(self) -> bool:
-        block = self._file.read(_BLOCK)
-        self._window, self._place = self._window[self._place :] + block, 0
-        return bool(block)

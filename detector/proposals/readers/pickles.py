@@ -33,7 +33,7 @@ from detector.proposals.readers.raw_images import (
 
 _BOX_MODES = ("xyxy", "xywh")  # detectron2's BoxMode
 _MAX_SIDES = 8
-_NUMBERS = {f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8)} - {"f1"}
+_NUMBERS = {f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8)} - {"f1"} | {"b1"}
 
 
 def read_detectron(source: Path, convention: str) -> RawImages:
@@ -150,8 +150,22 @@ def _row(item: Any) -> Any:
     return row
 
 
-def read_pickle(source: Path) -> Any:
-    """Return what the pickle ``source`` holds. Nothing in it is run, and its arrays stay on the disk.
+def first_of(value: Any) -> Any:
+    """Return the only element of an array of objects, as which numpy saves any other object."""
+    content = value.content if isinstance(value, _Array) else None
+    return content[0] if isinstance(content, list) and len(content) == 1 else None
+
+
+def array_of(value: Any) -> NDArray[Any] | None:
+    """Return an array of numbers in what `read_pickle` returns, None for anything else."""
+    content = value.content if isinstance(value, _Array) else None
+    return content if isinstance(content, np.ndarray) else None
+
+
+def read_pickle(source: Path, start: int = 0) -> Any:
+    """Return what the pickle holds that begins at the byte ``start`` of ``source``.
+
+    Nothing in it is run, and its arrays stay on the disk.
 
     Raises InputError for a damaged file and for one that needs anything but plain data.
     """
@@ -162,7 +176,7 @@ def read_pickle(source: Path) -> Any:
     except (OSError, ValueError) as error:  # ValueError: an empty file has no map
         raise InputError(f"cannot read the pickle {source}: {error}") from error
     try:
-        return PlainUnpickler(data, _NAMES).load()
+        return PlainUnpickler(data, _NAMES, start).load()
     except Refused as error:
         raise InputError(
             f"{source}: {error}; only numpy arrays, numbers, texts, lists and dictionaries are read"
@@ -241,6 +255,13 @@ def _scalar(kind: Any, content: Any) -> Any:
     return value[0] if isinstance(value, list) else value[0].item()
 
 
+def _path_text(*parts: Any) -> str:
+    """Return a path as text; no path is made of it."""
+    if not all(isinstance(part, str) for part in parts):
+        raise TypeError("a path that is not text")
+    return "/".join(parts)
+
+
 def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
     """Do what Python 3 writes into the older protocols to make bytes."""
     if not isinstance(text, str) or encoding not in ("latin-1", "latin1"):
@@ -257,6 +278,11 @@ _NAMES = {
     ("_codecs", "encode"): Builder(_encode),
     ("__builtin__", "bytes"): Builder(lambda: b""),  # Python 3's way of writing them in Python 2's protocols
     ("collections", "OrderedDict"): Builder(from_pairs),
+    **{
+        (module, f"{kind}Path"): Builder(_path_text)
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("Posix", "Windows")
+    },
     ("detectron2.structures.boxes", "BoxMode"): Builder(int),
     ("mmengine.structures.instance_data", "InstanceData"): Builder(_Fields),
     ("mmengine.data.instance_data", "InstanceData"): Builder(_Fields),

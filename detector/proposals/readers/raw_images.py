@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from detector.core.errors import InputError
 from detector.core.files import is_hidden
+from detector.core.masks import MAX_PIXELS, Masks
 from detector.core.structures import Proposals
+from detector.proposals.readers.polygons import FractionalPolygons
 
 # A hundred times what the largest published sets hold; more is a mistake or an attack.
 MAX_BOXES = 1_000_000
-_MAX_COORDINATE = float(1 << 24)  # float32 holds every whole number up to here
+MAX_SIDE = 1 << 24
+"""The longest side of an image: float32 holds every whole number up to here."""
 MAX_RATIO, ALWAYS_ALLOWED = 100, 64 << 20
 """A file may unpack to this many times its size, or to this many bytes. Boxes compress to a tenth of their
 size at best; a file that is made to fill the memory, to a thousandth."""
@@ -34,13 +37,17 @@ class RawImage(NamedTuple):
     """One image as the file has it: ``boxes`` (P, 4) of any number type, ``scores`` (P,) or None.
 
     ``key`` is the image's name in the file, or its place; ``convention`` is the name of the format's box
-    convention (`detector.proposals.conventions`), or "auto".
+    convention (`detector.proposals.conventions`), or "auto". ``size`` is the (height, width) that the file
+    gives for the image, None where it gives none. ``masks`` are those of the P regions, or polygons that
+    become masks once the size is known; None where no region has one.
     """
 
     key: str | Position
     boxes: NDArray[Any]
     scores: NDArray[Any] | None
     convention: str
+    size: tuple[int, int] | None = None
+    masks: Masks | FractionalPolygons | None = None
 
 
 class RawImages:
@@ -90,6 +97,40 @@ def files_of(folder: Path, *suffixes: str) -> list[tuple[str, Path]]:
     return [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
 
 
+def files_or_one(source: Path, *suffixes: str) -> list[tuple[str, Path]]:
+    """Return (id, path) for each file of the folder ``source``, as `files_of`, or for that one file."""
+    return files_of(source, *suffixes) if source.is_dir() else [(source.stem, source)]
+
+
+def number_of_pixels(height: object, width: object, where: str) -> tuple[int, int]:
+    """Return the (height, width) of an image as a file gives it; InputError for anything but whole numbers.
+
+    A whole number may be written as 640.0. An image may have `detector.core.masks.MAX_PIXELS` pixels.
+    """
+    sides: list[int] = []
+    for side in (height, width):
+        if not is_number(side) or side != side // 1 or not 0 < side <= MAX_SIDE:
+            raise InputError(f"{where}: {width!r:.40} x {height!r:.40} is not the size of an image in pixels")
+        sides.append(int(side))
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise InputError(f"{where}: an image of {sides[1]} x {sides[0]} pixels is refused; cut it into tiles")
+    return sides[0], sides[1]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Say whether a value from JSON is a number that a float64 can hold; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**63
+
+
+def numbers(values: object, count: int, where: str) -> list[float]:
+    """Return a list of ``count`` numbers from JSON; InputError, which begins with ``where``, for others."""
+    if not isinstance(values, list) or len(values) != count or not all(map(is_number, values)):
+        raise InputError(f"{where} must be {count} numbers, not {values!r:.80}")
+    return [float(value) for value in values]
+
+
 def raw_image(key: str | Position, array: NDArray[Any], convention: str, where: str) -> RawImage:
     """Split (P, 4) boxes, or (P, 5) with a score last; ``where`` names file and image.
 
@@ -105,18 +146,27 @@ def raw_image(key: str | Position, array: NDArray[Any], convention: str, where: 
     return RawImage(key, array[:, :4], scores, convention)
 
 
-def make_proposals(boxes: NDArray[Any], scores: NDArray[Any] | None, where: str) -> Proposals:
-    """Check boxes (P, 4) and scores (P,) of any number type and return them as float32 proposals."""
+def make_proposals(
+    boxes: NDArray[Any], scores: NDArray[Any] | None, where: str, masks: Masks | None = None
+) -> Proposals:
+    """Check boxes (P, 4) and scores (P,) of any number type and return them as float32 proposals.
+
+    The box of a region with one of the ``masks`` (P) is the mask's own.
+    """
     if len(boxes) > MAX_BOXES:
         raise InputError(f"{where}: {len(boxes)} boxes are more than {MAX_BOXES} for one image")
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused below
         exact = np.array(boxes, dtype=np.float32)
         ranks = None if scores is None else np.array(scores, dtype=np.float32)
-    bad = ~(np.abs(exact) < _MAX_COORDINATE).all(axis=1)
+    bad = ~(np.abs(exact) < MAX_SIDE).all(axis=1)
     if ranks is not None:
         bad |= ~np.isfinite(ranks)
     if bad.any():
         row = int(bad.argmax())
         value = exact[row].tolist() + ([] if ranks is None else [float(ranks[row])])
         raise InputError(f"{where}: row {row} is {value}; leave out what is not finite or not in pixels")
-    return Proposals(boxes=torch.from_numpy(exact), scores=None if ranks is None else torch.from_numpy(ranks))
+    found = torch.from_numpy(exact)
+    if masks is not None:
+        present = torch.from_numpy(masks.present)
+        found = torch.where(present[:, None], masks.boxes(), found)
+    return Proposals(boxes=found, scores=None if ranks is None else torch.from_numpy(ranks), masks=masks)

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from detector.core.errors import InputError
+from detector.core.xml_files import MAX_BYTES, parse_xml
 from detector.data.images import read_image
 from detector.data.source import Dataset
 from detector.data.targets import ObjectRules
 from detector.data.voc.annotation import read_annotation
 from detector.data.voc.source import VOC_CLASSES, VocSource
-from detector.data.voc.xml import MAX_BYTES, parse_xml
 from detector.models.roi_sampler import trained_objects
 
 BCCD = Path(__file__).parents[3] / "data" / "bccd"

@@ -20,9 +20,9 @@ import scipy.io
 
 from detector.core.errors import InputError
 from detector.proposals.convert import source_parameters
-from detector.proposals.inspection import guess_format
 from detector.proposals.readers import FORMATS, read_images
 from detector.proposals.readers.pickles import read_pickle
+from detector.proposals.recognition import guess_format
 from tests.proposals.formats import (
     make_boxes,
     make_records,

@@ -1,0 +1,1 @@
+"""Data sets annotated with LabelMe: one JSON file per image."""

@@ -1,0 +1,1 @@
+"""Data sets annotated with Label Studio: one exported JSON file of tasks."""

@@ -1,0 +1,265 @@
+"""The shapes in files of YOLO, LabelMe and Label Studio, against boxes that are worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from detector.core.annotation_files import (
+    Shape,
+    read_label_studio,
+    read_labelme,
+    read_yolo,
+    reference_parts,
+)
+from detector.core.errors import InputError
+from tests.data.layouts import label_studio_region, label_studio_task, labelme_shape
+
+
+def written(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "file.txt"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_yolo_boxes_polygons_and_keypoints(tmp_path: Path) -> None:
+    text = "\ufeff0 0.5 0.5 0.2 0.4\r\n\n17 .1 .2 .3 .2 .3 .6 .15 .5\n2.0 0.5 0.5 1 1\n"
+    box, polygon, whole = read_yolo(written(tmp_path, text))
+    assert box.labels == ("0",)
+    assert box.box == pytest.approx((0.4, 0.3, 0.6, 0.7))
+    assert box.polygons == ()
+    assert polygon.labels == ("17",)
+    assert polygon.box == (0.1, 0.2, 0.3, 0.6)
+    assert polygon.polygons == (((0.1, 0.2), (0.3, 0.2), (0.3, 0.6), (0.15, 0.5)),)
+    assert whole.labels == ("2",)
+    assert whole.place == "line 4"
+    (pose,) = read_yolo(written(tmp_path, "0 0.5 0.5 0.2 0.4 0.1 0.1 2 0.9 0.9 1"), keypoints=True)
+    assert pose.box == box.box
+    assert read_yolo(written(tmp_path, "\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 0.2", "4 numbers; expected 5"),
+        ("0 0.5 0.5 0.2 0.4 0.9", "6 numbers"),
+        ("0 .1 .1 .2 .2 .3", "6 numbers"),
+        ("0 0.5 0.5 453 0.4", "'453' is no fraction"),
+        ("0 0.5 0.5 nan 0.4", "'nan' is no fraction"),
+        ("0 0.5 0.5 1_0 0.4", "'1_0' is no fraction"),
+        ("cat 0.5 0.5 0.2 0.4", "'cat' is no class"),
+        ("-1 0.5 0.5 0.2 0.4", "'-1' is no class"),
+        ("1.5 0.5 0.5 0.2 0.4", "'1.5' is no class"),
+        ("1e300 0.5 0.5 0.2 0.4", "'1e300' is no class"),
+    ],
+)
+def test_yolo_lines_that_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    path = written(tmp_path, f"0 0.5 0.5 0.1 0.1\n{line}\n1 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(InputError, match=message) as caught:
+        read_yolo(path)
+    assert str(caught.value).startswith(f"{path}: line 2: ")
+    faults: list[InputError] = []
+    assert [shape.labels for shape in read_yolo(path, on_fault=faults.append)] == [("0",), ("1",)]
+    assert len(faults) == 1
+
+
+def labelme(tmp_path: Path, *shapes: object, **more: Any) -> list[Shape]:
+    content = {"shapes": shapes, "imagePath": "a.jpg", "imageHeight": 40, "imageWidth": 60, **more}
+    return read_labelme(written(tmp_path, content)).shapes
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "box"),
+    [
+        ("rectangle", [(30, 5), (10, 20.5)], (10, 5, 30, 20.5)),
+        ("rectangle", [(10, 5), (30, 5), (30, 20), (10, 20)], (10, 5, 30, 20)),
+        ("polygon", [(10, 5), (30, 7), (20, 20)], (10, 5, 30, 20)),
+        ("circle", [(20, 20), (23, 24)], (15, 15, 25, 25)),
+        ("linestrip", [(1, 2), (3, 8), (9, 4)], (1, 2, 9, 8)),
+        ("mask", [(3, 4), (7, 9)], (3, 4, 8, 10)),
+        ("rotation", [(10, 5), (30, 7), (28, 20), (8, 18)], (8, 5, 30, 20)),
+    ],
+)
+def test_labelme_shapes(tmp_path: Path, kind: str, points: list[Any], box: tuple[float, ...]) -> None:
+    (shape,) = labelme(tmp_path, labelme_shape(" cat ", points, kind))
+    assert shape.box == pytest.approx(box)
+    assert shape.labels == ("cat",)
+    assert bool(shape.polygons) == (kind in ("polygon", "rotation"))
+
+
+def test_a_labelme_file(tmp_path: Path) -> None:
+    plain = labelme_shape("cat", [(1, 2), (3, 4)], "rectangle", flags={"occluded": True}, difficult=True)
+    parts = [
+        labelme_shape("dog", [(x, 5), (x + 2, 9)], "rectangle", group_id=7, attributes={"n": x})
+        for x in (10, 30)
+    ]
+    other = labelme_shape("cat", [(5, 6), (9, 8)], "rectangle", group_id=7)
+    found = labelme(tmp_path, plain, parts[0], other, parts[1], flags={}, imageData="x" * 1000)
+    assert [(shape.labels[0], shape.box) for shape in found] == [
+        ("cat", (1, 2, 3, 4)),
+        ("dog", (10, 5, 32, 9)),
+        ("cat", (5, 6, 9, 8)),
+    ]
+    assert found[0].difficult
+    assert found[0].attributes == {"occluded": True}
+    file = read_labelme(written(tmp_path, {"shapes": []}))
+    assert (file.image, file.size, file.shapes) == (None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (7, r"shapes\[1\] is 7"),
+        (labelme_shape("", [(1, 2), (3, 4)], "rectangle"), "the label is ''"),
+        (labelme_shape("a", [(1, 2)], "point"), "a 'point' has no box"),
+        (labelme_shape("a", [(1, 2)], "rectangle"), "a rectangle of 1 points"),
+        (labelme_shape("a", [(1, 2), (3, 4)], "polygon"), "a polygon of 2 points"),
+        (labelme_shape("a", [], "polygon"), r"points is \[\]"),
+        (labelme_shape("a", [(1, 2, 3)], "polygon"), r"a point is \[1, 2, 3\]"),
+        ({**labelme_shape("a", [], "line"), "points": [[1, "2"], [3, 4]]}, "y is '2'"),
+        (labelme_shape("a", [(1, 2), (3, 1e300)], "line"), "y is 1e[+]300"),
+        (labelme_shape("a", [(1, 2), (3, 4)], "line", difficult="no"), "difficult is 'no'"),
+    ],
+)
+def test_labelme_shapes_that_are_refused(tmp_path: Path, shape: Any, message: str) -> None:
+    good = labelme_shape("cat", [(1, 2), (3, 4)], "rectangle")
+    with pytest.raises(InputError, match=message) as caught:
+        labelme(tmp_path, good, shape)
+    assert "file.txt: shapes[1]" in str(caught.value)
+    faults: list[InputError] = []
+    assert len(read_labelme(tmp_path / "file.txt", faults.append).shapes) == 1
+    assert len(faults) == 1
+
+
+@pytest.mark.parametrize("content", [[], {"images": []}, {"shapes": {}}, {"shapes": [], "imagePath": 3}])
+def test_what_is_no_labelme_file(tmp_path: Path, content: object) -> None:
+    with pytest.raises(InputError, match=r"LabelMe|imagePath"):
+        read_labelme(written(tmp_path, content))
+
+
+SIZE = (200, 400)
+
+
+def studio(tmp_path: Path, *regions: dict[str, Any]) -> list[Shape]:
+    tasks = read_label_studio(written(tmp_path, [label_studio_task(1, "a.jpg", regions)]))
+    return tasks[0].shapes
+
+
+def test_label_studio_regions(tmp_path: Path) -> None:
+    box = (40, 20, 120, 60)
+    plain = label_studio_region(1, ["cat", "small"], box, SIZE)
+    polygon = {**label_studio_region(2, [], box, SIZE), "type": "polygonlabels"}
+    polygon["value"] = {"points": [[10, 10], [30, 20], [20, 50]], "polygonlabels": ["dog"]}
+    ellipse = {**label_studio_region(3, [], box, SIZE), "type": "ellipselabels"}
+    ellipse["value"] = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 5, "ellipselabels": ["egg"]}
+    region = {**label_studio_region(4, [], box, SIZE), "type": "rectangle"}
+    label = {**region, "type": "labels", "value": {"labels": ["bird"]}}
+    choice = {"id": "r4", "type": "choices", "from_name": "colour", "value": {"choices": ["red", "blue"]}}
+    whole = {"id": "w", "type": "choices", "from_name": "weather", "value": {"choices": ["sun"]}}
+    found = studio(tmp_path, plain, polygon, ellipse, region, label, choice, whole)
+    assert [shape.labels for shape in found] == [("cat", "small"), ("dog",), ("egg",), ("bird",)]
+    assert found[0].box == pytest.approx(box)
+    assert found[1].box == pytest.approx((40, 20, 120, 100))
+    assert len(found[1].polygons[0]) == 3
+    assert found[2].box == pytest.approx((160, 90, 240, 110))
+    assert found[3].attributes == {"colour": ["red", "blue"]}
+
+
+@pytest.mark.parametrize("degrees", [15, 90, 200, -30])
+def test_turned_rectangles_and_ellipses_of_label_studio(tmp_path: Path, degrees: float) -> None:
+    """Against OpenCV: the corners turned by a matrix, and the points of a turned ellipse."""
+    x, y, width, height = 200.0, 100.0, 60.0, 30.0
+    turned = label_studio_region(1, ["a"], (x, y, x + width, y + height), SIZE, rotation=degrees)
+    matrix = cv2.getRotationMatrix2D((x, y), -degrees, 1)  # its angles are counter-clockwise
+    corners = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
+    expected = cv2.transform(corners[None], matrix)[0]
+    ellipse = {**label_studio_region(2, [], (0, 0, 1, 1), SIZE), "type": "ellipselabels"}
+    radii = {"radiusX": 10, "radiusY": 10}  # 40 and 20 pixels
+    ellipse["value"] = {"x": 50, "y": 50, **radii, "rotation": degrees, "ellipselabels": ["egg"]}
+    rectangle, egg = studio(tmp_path, turned, ellipse)
+    assert rectangle.box == pytest.approx((*expected.min(0), *expected.max(0)))
+    angles = np.linspace(0, 2 * math.pi, 20_000)
+    points = np.stack((200 + 40 * np.cos(angles), 100 + 20 * np.sin(angles)), 1)
+    points = cv2.transform(points[None], cv2.getRotationMatrix2D((200, 100), -degrees, 1))[0]
+    assert egg.box == pytest.approx((*points.min(0), *points.max(0)), abs=1e-3)
+
+
+def test_which_annotation_of_a_task_is_read(tmp_path: Path) -> None:
+    def annotation(label: str, **more: Any) -> dict[str, Any]:
+        return {"result": [label_studio_region(1, [label], (1, 2, 3, 4), SIZE)], **more}
+
+    early, late = {"created_at": "2024-01-01"}, {"created_at": "2024-02-01"}
+    cases = [
+        ([annotation("a", **late), annotation("b", **early)], "a"),
+        ([annotation("a", **early, ground_truth=True), annotation("b", **late)], "a"),
+        ([annotation("a", **early), annotation("b", **late, was_cancelled=True)], "a"),
+        ([annotation("a"), annotation("b")], "b"),
+    ]
+    content = [{"annotations": found, "data": {"image": "a.jpg"}} for found, _ in cases]
+    content.append({"annotations": [annotation("a", was_cancelled=True)], "data": {"img": "x/b.PNG?v=1"}})
+    tasks = read_label_studio(written(tmp_path, content))
+    assert [task.shapes[0].labels[0] for task in tasks[:-1]] == [label for _, label in cases]
+    assert [task.annotations for task in tasks] == [2, 2, 1, 2, 0]
+    assert tasks[-1].image == "x/b.PNG?v=1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": {"x": 1, "y": 1, "width": 2, "height": 2}}, "has no label"),
+        ({"value": {"x": 1, "y": 1, "width": 2, "rectanglelabels": ["a"]}}, "height is None"),
+        ({"value": {"x": 1, "y": 1, "width": "2", "height": 2, "rectanglelabels": ["a"]}}, "width is '2'"),
+        ({"value": {"rectanglelabels": "a"}}, "rectanglelabels is 'a'"),
+        ({"original_width": None}, "no original_width"),
+        ({"original_width": 1.5}, "whole number"),
+        ({"image_rotation": 90}, "turned in Label Studio"),
+        ({"type": "brushlabels"}, "a brushlabels has no box"),
+        ({"type": "polygonlabels"}, "points is None"),
+        ({"original_width": 30}, "the image is"),
+    ],
+)
+def test_label_studio_regions_that_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    regions = [label_studio_region(number, ["a"], (1, 2, 3, 4), SIZE) for number in (1, 2)]
+    regions[1] |= change
+    with pytest.raises(InputError, match=message) as caught:
+        studio(tmp_path, *regions)
+    assert "file.txt: tasks[0], region 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "expected a Label Studio export"),
+        ([{"image": "a.jpg", "label": []}], "not JSON-MIN"),
+        ([{"annotations": [{"result": []}], "data": {"text": "hello"}}], "0 texts in 'data' name an image"),
+        ([{"annotations": [{"result": []}]}], "has no 'data'"),
+        ([{"annotations": 3, "data": {"image": "a.jpg"}}], "annotations is 3"),
+        ([{"annotations": [{"result": 3}], "data": {"image": "a.jpg"}}], "result is 3"),
+    ],
+)
+def test_what_is_no_label_studio_export(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_label_studio(written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("/data/upload/1/ab-x.jpg", ("data", "upload", "1", "ab-x.jpg")),
+        ("/data/local-files/?d=set%2Fimages/x%20y.jpg", ("set", "images", "x y.jpg")),
+        ("https://host/a/b.jpg?token=1#x", ("a", "b.jpg")),
+        ("s3://bucket/a/b.jpg", ("a", "b.jpg")),
+        ("C:\\a\\b.jpg", ("a", "b.jpg")),
+        ("../../etc/../b.jpg", ("etc", "b.jpg")),
+        ("%2e%2e/%2e%2e/b.jpg", ("b.jpg",)),
+        ("http://[", ()),
+    ],
+)
+def test_paths_in_references(reference: str, parts: tuple[str, ...]) -> None:
+    assert reference_parts(reference) == parts
