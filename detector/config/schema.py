@@ -1462,21 +1462,19 @@ class Config(Section):
     def _head_can_be_trained(self) -> Config:
         head = self.model.head
         if self.train.head_only and self.stages:
-            raise ValueError(
-                "train.head_only is for a config without stages; leave it out, and give stages one of kind head"
-            )
+            raise ValueError("train.head_only is for a config without stages; use a stage of kind head there")
         if not self.train.head_only:
             return self
         if self.task != "detection":
             raise ValueError("train.head_only works on the features of regions, task: detection")
         if isinstance(self.model.pool, CropPoolConfig):
             raise ValueError(
-                f"train.head_only: model.pool.kind: {self.model.pool.kind} has no features that the regions of "
-                "an image share; take roi or spp"
+                f"train.head_only: model.pool.kind: {self.model.pool.kind} has no features that the regions "
+                "of an image share; take roi or spp"
             )
         if isinstance(self.train.sampling, OhemSamplingConfig):
             raise ValueError(
-                "train.sampling.kind: ohem compares the regions of one image; a head that is trained on stored "
+                "train.sampling.kind: ohem compares the regions of one image; a head on stored "
                 "features draws from all images: take random"
             )
         if self.train.augment.active:

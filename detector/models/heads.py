@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ class BoxPredictor(nn.Module):
 
     ``box_features`` None lets bbox_pred read the hidden features; a number, the pooled features of that width
     (SPP-net's ridge regression); 0 leaves bbox_pred out. Weights start Gaussian with standard deviations 0.01
-    (cls_score) and 0.001 (bbox_pred), biases at zero (Fast R-CNN, section 2.3). ``cls_score`` None is a linear
-    layer; another module has to turn hidden features (R, F) into logits (R, K+1).
+    (cls_score) and 0.001 (bbox_pred), biases at zero (Fast R-CNN, section 2.3). ``cls_score`` None is a
+    linear layer; another module has to turn hidden features (R, F) into logits (R, K+1).
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.rows = 1 if class_agnostic else num_classes + 1
         self.reads_pooled = bool(box_features)
-        self.cls_score = score_layer(in_features, num_classes + 1, 0.01) if cls_score is None else cls_score
+        linear = score_layer(in_features, num_classes + 1, 0.01) if cls_score is None else None
+        self.cls_score: Any = cls_score if linear is None else linear
         width = in_features if box_features is None else box_features
         self.bbox_pred = score_layer(width, self.rows * 4, 0.001) if width else None
 
@@ -105,9 +107,9 @@ class _Similarities(nn.Module):
 class Prototypes(_Similarities):
     """Class scores from the similarity to one prototype per class, and to several of the background.
 
-    ``classes`` (K, F) and ``background`` (B, F) are of length 1. The logit of a class is its cosine similarity
-    divided by ``temperature``; that of the background is the best of its B prototypes. A class of zeros was
-    never seen, and its logit is the lowest that a similarity can give.
+    ``classes`` (K, F) and ``background`` (B, F) are of length 1. The logit of a class is its cosine
+    similarity divided by ``temperature``; that of the background is the best of its B
+    prototypes. A class of zeros was never seen, and its logit is the lowest that a similarity can give.
     """
 
     classes: Tensor

@@ -56,7 +56,7 @@ class HeadLayers(nn.Module):
         self.predictor = predictor
 
     def forward(self, pooled: Tensor) -> HeadOutput:
-        """Return the output for pooled features (R, D); without box deltas where ridge regression fits them."""
+        """Return the output for pooled features (R, D), without boxes where ridge regression fits them."""
         output: HeadOutput = self.predictor(Embedded(pooled, self.box_head(pooled)))
         return HeadOutput(output.class_logits, None) if self.predictor.reads_pooled else output
 

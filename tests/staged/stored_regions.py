@@ -61,7 +61,7 @@ def synthetic(
         regions, labels = [], []
         for label, box in enumerate(objects, start=1):
             regions += [box + rng.uniform(-1.5, 1.5, 4) for _ in range(4)]
-            regions += [box + [6, 12, 6, 12]]  # IoU 0.27: background near the object
+            regions.append(box + np.array([6, 12, 6, 12]))  # IoU 0.27: background near the object
             labels += [label] * 4 + [0]
         regions += [np.array([x, 60, x + 15, 80]) for x in range(0, 80, 10)]  # IoU 0
         labels += [0] * 8

@@ -63,7 +63,8 @@ def test_each_kind_gives_a_checkpoint_that_the_tools_read(tiny: Load, tmp_path: 
     [path] = numbered_checkpoints(folder / "checkpoints")
     state = load_checkpoint(path)
     assert json.loads((folder / "metrics.json").read_text())["voc_mAP"] == evaluation.metrics["voc_mAP"]
-    assert (folder / "run.png").is_file() and (folder / "environment.json").is_file()
+    assert (folder / "run.png").is_file()
+    assert (folder / "environment.json").is_file()
     model = restore_model(load_config(folder / "config.yaml"), state, str(path))
     again = build_scorer(config, "cpu", split="test").evaluate(model)
     assert again.metrics["voc_mAP"] == evaluation.metrics["voc_mAP"]
@@ -152,7 +153,8 @@ def test_a_head_after_a_training_keeps_its_convolutions(tiny: Load, tmp_path: Pa
     ]
     names = [name for name in at[0] if name.startswith("backbone.")]
     assert all(torch.equal(at[0][name], at[1][name]) for name in names)
-    assert "box_head.layers.fc6.weight" in at[0] and "box_head.layers.fc6.weight" not in at[1]
+    assert "box_head.layers.fc6.weight" in at[0]
+    assert "box_head.layers.fc6.weight" not in at[1]
     (tmp_path / "new").mkdir()
     earlier = EarlierRun.open(tmp_path / "run")
     assert earlier.new_config(None, ["seed=4"]).stages[0].ridge.max_rows == 50  # type: ignore[union-attr]
@@ -219,11 +221,13 @@ def test_a_refit_for_other_labels_opens_no_image_and_leaves_the_run_as_it_was(
     earlier = EarlierRun.open(folder)
     config = earlier.new_config(str(labels), [])
     changes = earlier.changes(config)
-    assert changes.renamed == {"disc": "coin"} and not changes.relabelled
+    assert changes.renamed == {"disc": "coin"}
+    assert not changes.relabelled
     assert changes.lines() == ["class 'disc' is now called 'coin'"]
     training = refit(earlier, config, tmp_path / "new", "cpu")
     state, old = load_checkpoint(training.detector), earlier.checkpoint
-    assert "coin" in state["classes"] and "disc" not in state["classes"]
+    assert "coin" in state["classes"]
+    assert "disc" not in state["classes"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     # The classes are in the order of their names, and the rest is as in the first run.
     order = [0, *(1 + old["classes"].index(name.replace("coin", "disc")) for name in state["classes"])]
@@ -277,9 +281,12 @@ def test_changes_of_labels_are_counted(tiny: Load) -> None:
     found = compare_labels(records, names, after, ("a", "b", "c", "d", "x", "y"))
     assert found.relabelled == (("a", "b", 1),)
     assert (found.added, found.removed, found.compared) == (1, 1, len(labels) - 1)
-    assert found.renamed == {"e": "x"} and found.added_classes == ["y"] and found.removed_classes == []
+    assert found.renamed == {"e": "x"}
+    assert found.added_classes == ["y"]
+    assert found.removed_classes == []
     fewer = compare_labels(records, names, records[1:], names)
-    assert fewer.removed == len(records[0].targets) and fewer.added == 0
+    assert fewer.removed == len(records[0].targets)
+    assert fewer.added == 0
 
 
 def records_with(records: Any, labels: np.ndarray, boxes: np.ndarray) -> Any:

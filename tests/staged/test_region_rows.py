@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,9 @@ def test_every_region_has_the_label_that_its_iou_says() -> None:
             assert labels.get(row) == expected
             assert (row in near, row in far) == (0.1 <= best < 0.5, best < 0.1)
             row += 1
-    assert near and far and len(labels) == 6 * 3 * 4
+    assert near
+    assert far
+    assert len(labels) == 6 * 3 * 4
     assert row == features.offsets[-1]
 
 
@@ -48,7 +52,8 @@ def test_images_without_objects_crowds_and_empty_boxes_follow_the_rules_of_the_s
     features = FakeFeatures([empty, crowded], [boxes, boxes], np.zeros((6, 2)))
     rows = rows_of([empty, crowded], features)
     assert rows.near.tolist() == [0, 2, 3]  # the last box lies in the crowd region, the second has no area
-    assert not len(rows.far) and not len(rows.foreground.rows)
+    assert not len(rows.far)
+    assert not len(rows.foreground.rows)
 
 
 def test_records_may_come_in_another_order_and_be_fewer() -> None:
@@ -65,14 +70,14 @@ def test_an_image_without_features_or_of_another_size_is_named() -> None:
     with pytest.raises(InputError, match=r"no region features of 1 of 3 images, the first: 'new'.*head_only"):
         rows_of([*records, record("new", [], [])], features)
     features.manifest["images"][1]["width"] = 90
-    with pytest.raises(InputError, match="annotated as 100x100 pixels, .* of 90x100"):
+    with pytest.raises(InputError, match=r"annotated as 100x100 pixels, .* of 90x100"):
         label_regions(features, records, SAMPLING, use_difficult=True, lowest_iou=0.5)
 
 
 def test_a_sample_is_bounded_seeded_and_has_the_features_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     records, features, _ = synthetic()
     rows = rows_of(records, features)
-    limits = {"max_examples": 5, "max_background": 9, "far": 1 / 3}
+    limits: dict[str, Any] = {"max_examples": 5, "max_background": 9, "far": 1 / 3}
     sample = draw_sample(rows, 4, seed=1, **limits)
     assert np.bincount(sample.labels, minlength=5).tolist() == [9, 5, 5, 5, 0]
     again, other = draw_sample(rows, 4, seed=1, **limits), draw_sample(rows, 4, seed=2, **limits)

@@ -30,7 +30,8 @@ def fit(
     folder.mkdir(exist_ok=True)
     config = load(
         "train.head_only=true", "model.pool={kind: spp, levels: [1]}", "model.box.normalize=fixed",
-        "train.sampling.foreground_fraction=0.5", "train.schedule.milestones=[0.6]", "train.learning_rate=0.1",
+        "train.sampling.foreground_fraction=0.5", "train.schedule.milestones=[0.6]",
+        "train.learning_rate=0.1",
         "train.checkpoint_every=2", *more,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -43,8 +44,9 @@ def fit(
 def test_a_linear_head_equals_a_plain_loop_over_standardised_features(tiny: Load, tmp_path: Path) -> None:
     training, model, rows = fit(tiny, tmp_path / "run", "model.head.hidden=[]", "model.head.dropout=0")
     weights = [p.detach().clone().requires_grad_() for p in model.predictor.parameters()]
+    groups: list[dict[str, Any]] = [{"params": weights[::2]}, {"params": weights[1::2], "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(
-        [{"params": weights[::2]}, {"params": weights[1::2], "weight_decay": 0.0}],
+        groups,
         lr=0.1, momentum=0.9, weight_decay=5e-4,
     )  # fmt: skip
     features = torch.from_numpy(rows.features.all_features.astype(np.float32))
@@ -77,9 +79,11 @@ def test_a_linear_head_equals_a_plain_loop_over_standardised_features(tiny: Load
 def test_a_step_draws_the_shares_of_foreground_and_background_by_the_seed(tiny: Load, tmp_path: Path) -> None:
     training, _, rows = fit(tiny, tmp_path / "run", "train.sampling.far_background_fraction=0.25")
     one, again, other = training.draw(1), training.draw(1), training.draw(2)
-    assert len(one.rows) == 32 and len(one.foreground) == 16
+    assert len(one.rows) == 32
+    assert len(one.foreground) == 16
     assert np.isin(one.rows[:16], rows.foreground.rows).all()
-    assert np.isin(one.rows[16:], rows.far).sum() == 4 and np.isin(one.rows[16:], rows.near).sum() == 12
+    assert np.isin(one.rows[16:], rows.far).sum() == 4
+    assert np.isin(one.rows[16:], rows.near).sum() == 12
     np.testing.assert_array_equal(one.rows, again.rows)
     assert not np.array_equal(one.rows, other.rows)
 
@@ -110,7 +114,8 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     logs = [[one["loss"] for one in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "stopped")]
-    assert len(logs[0]) == STEPS and logs[0] == logs[1]
+    assert len(logs[0]) == STEPS
+    assert logs[0] == logs[1]
 
 
 def test_box_layers_that_ridge_regression_fits_are_not_trained(tiny: Load, tmp_path: Path) -> None:
@@ -119,7 +124,8 @@ def test_box_layers_that_ridge_regression_fits_are_not_trained(tiny: Load, tmp_p
     training.run()
     assert torch.equal(before, model.predictor.bbox_pred.weight)
     first = HeadLayers(model.box_head, model.predictor).first_layers()
-    assert [type(layer) for layer in first] == [nn.Linear] and first[0] is model.box_head.layers.fc6
+    assert [type(layer) for layer in first] == [nn.Linear]
+    assert first[0] is model.box_head.layers.fc6
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit(tiny: Load, tmp_path: Path) -> None:
