@@ -14,6 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_pool
 
 from detector.config import Config
+from detector.config.schema import SoftmaxHeadConfig
 from detector.core.structures import Batch
 
 FROZEN_LAYERS = 10
@@ -41,7 +42,9 @@ class Peer(nn.Module):
         self.backbone = vgg16(weights=None).features[:-1]
         for layer in list(self.backbone)[:FROZEN_LAYERS]:
             layer.requires_grad_(False)
-        hidden = config.model.head.hidden[0]
+        head = config.model.head
+        assert isinstance(head, SoftmaxHeadConfig)
+        hidden = head.hidden[0]
         self.heads = RoIHeads(
             Pool(),
             TwoMLPHead(512 * 49, hidden),

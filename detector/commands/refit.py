@@ -85,7 +85,5 @@ def parse() -> argparse.Namespace:
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.labels is None and not arguments.overrides:
-        raise InputError(
-            "nothing would change: give --labels, or values such as data.annotations=... or model.head.kind=knn"
-        )
+        raise InputError("nothing would change: give --labels, or values such as model.head.kind=knn")
     return arguments

@@ -728,9 +728,8 @@ class LogisticHeadConfig(HeadConfig, choice="model.head.kind logistic"):
     """Multinomial logistic regression (scikit-learn) on standardised features, with background as a class."""
 
     kind: Literal["logistic"]
-    c: Positive = 0.01
-    """Weight of the training errors against the L2 penalty on the weights (scikit-learn's ``C``, times the
-    number of rows divided by 10,000: the same value suits few and many examples)."""
+    c: Positive = 0.001
+    """Weight of the training errors against the L2 penalty on the weights (scikit-learn's ``C``)."""
     max_iterations: int = Field(default=100, ge=1, le=100_000)
     """Limit on the iterations of the solver (L-BFGS)."""
     max_examples: FitRows = 3000
@@ -1504,21 +1503,19 @@ class Config(Section):
     def _head_can_be_trained(self) -> Config:
         head = self.model.head
         if self.train.head_only and self.stages:
-            raise ValueError(
-                "train.head_only is for a config without stages; leave it out, and give stages one of kind head"
-            )
+            raise ValueError("train.head_only is for a config without stages; use a stage of kind head there")
         if not self.train.head_only:
             return self
         if self.task != "detection":
             raise ValueError("train.head_only works on the features of regions, task: detection")
         if isinstance(self.model.pool, CropPoolConfig):
             raise ValueError(
-                f"train.head_only: model.pool.kind: {self.model.pool.kind} has no features that the regions of "
-                "an image share; take roi or spp"
+                f"train.head_only: model.pool.kind: {self.model.pool.kind} has no features that the regions "
+                "of an image share; take roi or spp"
             )
         if isinstance(self.train.sampling, OhemSamplingConfig):
             raise ValueError(
-                "train.sampling.kind: ohem compares the regions of one image; a head that is trained on stored "
+                "train.sampling.kind: ohem compares the regions of one image; a head on stored "
                 "features draws from all images: take random"
             )
         if self.train.augment.active:

@@ -157,7 +157,7 @@ class RegionPredictor:
     Views of the same orientation (straight or mirrored) belong together: ``scale_rule`` "area" or "side"
     chooses for each region the scale at which it is scored. With "all" every region is scored in every view.
     With ``refinements`` the detections are pooled and classified again that many times, each time from their
-    latest boxes (iterative localisation); the features are computed once. Masks belong to the first pass only.
+    latest boxes (iterative localisation); the features are computed once. Masks belong to the first pass.
     ``masks`` counts the regions that were pooled by their masks.
 
     One image per forward pass, so that the result does not depend on what else is in a batch.

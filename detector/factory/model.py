@@ -166,7 +166,7 @@ def _stored_examples(config: Config, checkpoint: dict[str, Any], source: str) ->
         return 1
     if not 1 <= len(stored) <= MAX_STORED_EXAMPLES:
         raise InputError(
-            f"{source}: predictor.cls_score has {len(stored)} examples; 1 to {MAX_STORED_EXAMPLES} are possible"
+            f"{source}: predictor.cls_score has {len(stored)} examples; expected 1 to {MAX_STORED_EXAMPLES}"
         )
     return len(stored)
 
@@ -203,7 +203,7 @@ def _random_model(
 
 
 def _random_head(config: Config, width: int, num_classes: int, examples: int) -> tuple[BoxHead, BoxPredictor]:
-    """Return the layers after a region pool of ``width`` features; ``examples`` are those of a ``knn`` head."""
+    """Return the layers after a pool of ``width`` features; ``examples`` are those of a ``knn`` head."""
     boxes = config.model.box.regression if config.task == "detection" else "none"
     box_features = {"linear": None, "ridge": width, "none": 0}[boxes]
     chosen = config.model.head

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.core.errors import InputError
 from detector.core.cell_masks import CellMasks
+from detector.core.errors import InputError
 from detector.core.structures import Embedded, HeadOutput
 from detector.models.crops import CropPooling
 from detector.models.detector import RegionDetector
@@ -25,8 +25,8 @@ class CompiledDetector:
 
     The sizes of the images and the number of RoIs are variables of the compiled code, so other ones are not
     compiled again; only 0 and 1 are special. Nothing falls back to Python in between (``fullgraph``), except
-    that RoIs are sorted by level, where there are several, pooled by their masks, and cut out of the image, in
-    R-CNN, by the usual code. ``backend`` is torch.compile's.
+    that RoIs are sorted by level, where there are several, pooled by their masks, and, in R-CNN, cut out of
+    the image by the usual code. ``backend`` is torch.compile's.
     """
 
     def __init__(self, model: RegionDetector, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -99,7 +99,7 @@ class RegionDetector(nn.Module):
         return roi_levels if self.neck is None else self.neck.place(rois, roi_levels)
 
     def cover(self, masks: Masks, metas: Sequence[ImageMeta], roi_levels: Tensor | None) -> CellMasks | None:
-        """Return the ``masks`` of R regions at the maps of their levels, on the CPU; None if boxes are pooled.
+        """Return the ``masks`` of R regions at the maps of their levels, on the CPU; None where boxes pool.
 
         ``metas`` has the view of the image at each scale; ``roi_levels`` (R,) are as `place` returns them.
         """

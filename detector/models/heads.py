@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.rows = 1 if class_agnostic else num_classes + 1
         self.reads_pooled = bool(box_features)
-        self.cls_score = score_layer(in_features, num_classes + 1, 0.01) if cls_score is None else cls_score
+        linear = score_layer(in_features, num_classes + 1, 0.01) if cls_score is None else None
+        self.cls_score: Any = cls_score if linear is None else linear
         if independent:
             assert isinstance(self.cls_score, nn.Linear)
             nn.init.constant_(self.cls_score.bias[1:], -math.log((1 - PRIOR) / PRIOR))
@@ -118,9 +120,9 @@ class _Similarities(nn.Module):
 class Prototypes(_Similarities):
     """Class scores from the similarity to one prototype per class, and to several of the background.
 
-    ``classes`` (K, F) and ``background`` (B, F) are of length 1. The logit of a class is its cosine similarity
-    divided by ``temperature``; that of the background is the best of its B prototypes. A class of zeros was
-    never seen, and its logit is the lowest that a similarity can give.
+    ``classes`` (K, F) and ``background`` (B, F) are of length 1. The logit of a class is its cosine
+    similarity divided by ``temperature``; that of the background is the best of its B
+    prototypes. A class of zeros was never seen, and its logit is the lowest that a similarity can give.
     """
 
     classes: Tensor

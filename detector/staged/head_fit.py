@@ -103,7 +103,7 @@ class HeadData:
         if not background:
             raise InputError(
                 "no stored region is background by train.sampling.background_iou: "
-                f"{list(sampling.background_iou)}; use proposals that cover more than the objects, or another "
+                f"{list(sampling.background_iou)}; use proposals that cover more than objects, or another "
                 "interval"
             )
         for name, count in zip(self.classes, counts, strict=True):
@@ -131,7 +131,7 @@ class HeadFit:
         ridge: RidgeConfig,
         features: RegionFeatures | None = None,
     ) -> None:
-        """Read the annotations, and make the ``features`` that are missing; given ones are used as they are."""
+        """Read the annotations, and make the ``features`` that are missing; given ones are not changed."""
         self.config, self.classes, self.device, self.folder = config, tuple(classes), device, folder
         self.model = model.to(device).eval()
         self.save, self.state, self.ridge = save, state, ridge
@@ -235,8 +235,8 @@ class HeadFit:
             case SVMHeadConfig():
                 if head.scores == "svm" and self.config.test.score_threshold > MARGINS_BELOW:
                     note(
-                        f"warning: test.score_threshold {self.config.test.score_threshold:g} hides regions with "
-                        "lower margins, and margins of SVMs are often negative; -1 is usual"
+                        f"warning: test.score_threshold {self.config.test.score_threshold:g} hides regions "
+                        "with lower margins, and margins of SVMs are often negative; -1 is usual"
                     )
                 self._put(fit_svms(sample, len(self.classes), head, seed))
             case PrototypesHeadConfig():
@@ -254,7 +254,7 @@ class HeadFit:
             layer.bias.copy_(torch.from_numpy(scores.biases))
 
     def _fit_boxes(self, rows: RegionRows) -> None:
-        """Fit one ridge regression per class to the regions on its objects, as the stage ``box_ridge`` does."""
+        """Fit one ridge regression per class to the regions on its objects, as ``box_ridge`` does."""
         layer = self.model.predictor.bbox_pred
         assert layer is not None
         fits: dict[int, Regression] = {}
@@ -262,7 +262,7 @@ class HeadFit:
         for label in track(range(1, len(self.classes) + 1), len(self.classes), "ridge regression"):
             chosen = self._thinned(every.take(every.labels == label), label)
             if len(chosen.rows):
-                features = torch.from_numpy(rows.read(chosen.rows)).float()
+                features = rows.read(chosen.rows)
                 norm = float(features.norm(dim=1).mean())
                 factor = SVMConfig().feature_norm / norm if norm > 0 else 1.0
                 blocks = features.split(BLOCK_ROWS)

@@ -1,4 +1,4 @@
-"""Linear heads that scikit-learn fits: multinomial logistic regression, and SVMs of each class against the rest.
+"""Linear heads that scikit-learn fits: logistic regression, and SVMs of each class against the rest.
 
 Both see standardised features. The standardisation is then folded into weights and biases, so the network
 applies them to features as it computes them.

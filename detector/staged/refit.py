@@ -71,8 +71,8 @@ class EarlierRun:
         for key, (before, now) in changed_settings(self.checkpoint["config"], config, str(source)).items():
             if not key.startswith(CHANGEABLE) and not key.startswith("stages"):
                 raise InputError(
-                    f"{key} = {now}: the stored features were made with {before}; a refit keeps it. Train into "
-                    "a new folder with tools/train.py instead"
+                    f"{key} = {now}: the stored features were made with {before}; a refit keeps it. Train "
+                    "into a new folder with tools/train.py instead"
                 )
         chosen = stage_config(config, self.stage)
         train = {"initial_weights": self.checkpoint["file"], "head_only": False}
@@ -98,7 +98,7 @@ class EarlierRun:
 
 
 def refit(run: EarlierRun, config: Config, folder: Path, device: str) -> StagedTraining:
-    """Fit a new head in ``folder`` by ``config``, which `EarlierRun.new_config` has made, and return its run."""
+    """Fit a new head in ``folder`` by ``config``, which `EarlierRun.new_config` has made; return its run."""
     training = StagedTraining(config, folder, device, features=run.features)
     training.run()
     return training

@@ -74,10 +74,14 @@ class RegionRows:
         """Number of features D of a region."""
         return self.features.width
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the features (n, D) of ``rows`` (n,), in that order; the file is read in rising order."""
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return the features (n, D) float32 of ``rows`` (n,), in that order.
+
+        The file is read in rising order, each row once.
+        """
         wanted, places = np.unique(rows, return_inverse=True)
-        return np.asarray(self.features.all_features[wanted])[places]
+        stored = torch.from_numpy(np.asarray(self.features.all_features[wanted]))
+        return stored[torch.from_numpy(places)].float()  # torch converts several times as fast as NumPy
 
 
 def label_regions(
@@ -143,9 +147,9 @@ def _image_numbers(features: RegionFeatures, records: Sequence[ImageRecord]) -> 
         if sizes[record.key] != (record.height, record.width):
             height, width = sizes[record.key]
             raise InputError(
-                f"{record.path}: annotated as {record.width}x{record.height} pixels, and its features were made "
-                f"of {width}x{height} pixels ({features.folder}); correct the annotation, or make the features "
-                "again with train.head_only"
+                f"{record.path}: annotated as {record.width}x{record.height} pixels, and its features were "
+                f"made of {width}x{height} pixels ({features.folder}); correct the annotation, or make the "
+                "features again with train.head_only"
             )
     return [known[record.key] for record in records]
 
@@ -172,11 +176,22 @@ class FitSample(NamedTuple):
 def draw_sample(
     rows: RegionRows, num_classes: int, *, max_examples: int, max_background: int, far: float, seed: int
 ) -> FitSample:
-    """Return the regions that a head is fitted on, at most ``max_examples`` per class and ``max_background``.
+    """Return the features of the regions that `draw_rows` draws."""
+    chosen, labels = draw_rows(
+        rows, num_classes, max_examples=max_examples, max_background=max_background, far=far, seed=seed
+    )
+    return FitSample(rows.read(chosen).numpy(), labels)
 
-    ``far`` is the share of the background that is drawn far from objects, as in training on images. The seed
-    draws them; where there are fewer, all are taken. Where they would take more than `MAX_FIT_BYTES`, every
-    limit is lowered by the same factor, and the log says so.
+
+def draw_rows(
+    rows: RegionRows, num_classes: int, *, max_examples: int, max_background: int, far: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows (n,) and labels (n,) of the regions that a head is fitted on.
+
+    These are at most ``max_examples`` per class and ``max_background``, and all where there are fewer.
+    ``far`` is the share of the background that is drawn far from objects, as in training on images. The
+    seed draws them. Where their features would take more than `MAX_FIT_BYTES`, every limit is lowered by the
+    same factor, and the log says so.
     """
     rng = np.random.default_rng((seed, 0))
     by_label = [rows.foreground.rows[rows.foreground.labels == label] for label in range(1, num_classes + 1)]
@@ -191,9 +206,8 @@ def draw_sample(
         counts = [max(count * most // total, 1) if count else 0 for count in counts]
         background = background[: max(len(background) * most // total, 1)]
     drawn = [rng.permutation(one)[:count] for one, count in zip(by_label, counts, strict=True)]
-    chosen = np.concatenate((background, *drawn))
     labels = np.repeat(np.arange(num_classes + 1), [len(background), *map(len, drawn)])
-    return FitSample(rows.read(chosen).astype(np.float32), labels)
+    return np.concatenate((background, *drawn)), labels
 
 
 def draw_background(rows: RegionRows, count: int, far: float, rng: np.random.Generator) -> NDArray[np.int64]:

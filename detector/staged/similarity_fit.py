@@ -1,4 +1,4 @@
-"""Heads that compare regions with examples: prototypes and nearest neighbours, for a few examples per class."""
+"""Heads that compare regions with a few examples per class: prototypes and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from detector.staged.region_rows import FitSample
 def fill_prototypes(module: Prototypes, sample: FitSample, seed: int) -> None:
     """Set the prototypes of ``module``: the mean of each class, and the centres of clusters of background.
 
-    Features are centred by the mean of the background, of which there are many regions, and scaled to length 1
-    before the mean and again after it (SimpleShot, Wang et al., 2019). k-means divides the background, which
+    Features are centred by the mean of the background, and scaled to length 1 before the mean and
+    again after it (SimpleShot, Wang et al., 2019). k-means divides the background, which
     looks more varied than a class. A class without regions stays at zero.
     """
     unit, labels = _centred(module, sample)

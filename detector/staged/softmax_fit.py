@@ -56,7 +56,7 @@ class HeadLayers(nn.Module):
         self.predictor = predictor
 
     def forward(self, pooled: Tensor) -> HeadOutput:
-        """Return the output for pooled features (R, D); without box deltas where ridge regression fits them."""
+        """Return the output for pooled features (R, D), without boxes where ridge regression fits them."""
         output: HeadOutput = self.predictor(Embedded(pooled, self.box_head(pooled)))
         return HeadOutput(output.class_logits, None) if self.predictor.reads_pooled else output
 
@@ -177,16 +177,18 @@ class SoftmaxFit:
 
         Blocks of steps begin at fixed steps, so a resumed training computes with the same numbers.
         """
-        first = self.step
+        first, mean, factor = self.step, None, None
+        if self.standard is not None:
+            mean, factor = (torch.from_numpy(one).float() for one in self.standard)
         for start in range(first - first % STEPS_AT_ONCE, self.steps, STEPS_AT_ONCE):
             draws = [self.draw(step) for step in range(start, min(start + STEPS_AT_ONCE, self.steps))]
             features = self.rows.read(np.concatenate([draw.rows for draw in draws]))
-            parts = np.split(features, np.cumsum([len(draw.rows) for draw in draws])[:-1])
+            if mean is not None and factor is not None:
+                features.sub_(mean).mul_(factor)
+            parts = features.split([len(draw.rows) for draw in draws])
             for number, (draw, part) in enumerate(zip(draws, parts, strict=True)):
                 if start + number >= first:
-                    values = part.astype(np.float32)
-                    standardised = values if self.standard is None else self.standard.apply(values)
-                    yield sent(torch.from_numpy(standardised), self.device), self._targets(draw)
+                    yield sent(part, self.device), self._targets(draw)
 
     def draw(self, step: int) -> Draw:
         """Return the regions of a step: foreground and background in the shares of ``train.sampling``."""

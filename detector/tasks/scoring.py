@@ -28,14 +28,13 @@ from detector.core.progress import note, show, track
 from detector.core.structures import ImageRecord, ProposalSource
 from detector.data.source import Dataset
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.inference import number_type
+from detector.engine.inference import RegionPredictor, number_type
 from detector.engine.memory import peak_memory
 from detector.engine.run import UNSCORED, Assessment
 from detector.engine.run_folder import note_pictures
 from detector.engine.run_log import read_log
 from detector.evaluation.average_precision import PrecisionRecall
 from detector.evaluation.operating_point import OperatingPoint, at_threshold
-from detector.engine.inference import RegionPredictor
 from detector.evaluation.report import NOTHING_SCORED, metrics_shown, write_json
 from detector.factory.data import class_names, load_split, load_validation
 from detector.factory.loaders import inference_views, naming

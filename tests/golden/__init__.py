@@ -74,7 +74,7 @@ class Golden:
             if not (PROJECT / name).exists():
                 return f"{name} is missing"
         made_on = read_json(self.path)["made"]["machine"] if self.path.exists() else platform.machine()
-        if self.config().model.head.dropout and platform.machine() != made_on:
+        if getattr(self.config().model.head, "dropout", 0) and platform.machine() != made_on:
             return f"torch draws other dropout on {platform.machine()} than on {made_on}"
         return None
 
