@@ -517,6 +517,7 @@ def _made_with(config: Config, model: RegionDetector, *, hidden: bool) -> dict[s
             "head": True,
             "box": True,
             "roi_chunk": True,
+            "fpn": config.model.neck is None,  # what a neck that is not there would be like
             "backbone": {"weights", "freeze", "allow_partial"},
         },
     )

@@ -126,6 +126,30 @@ def test_stored_features_are_those_of_classify(
         assert found.scores(record.key) is None
 
 
+def test_stored_features_are_pooled_by_masks(tiny: Load, tmp_path: Path) -> None:
+    config = tiny("model.pool.output_size=2", "model.pool.mask=cells")
+
+    def shapes(record: ImageRecord) -> np.ndarray:
+        masks = np.zeros((2, record.height, record.width), bool)
+        masks[0, 10:70, 10:30], masks[0, 50:70, 10:90], masks[1, 20:60, 30:90] = True, True, True
+        return masks
+
+    def masked(record: ImageRecord) -> Proposals:
+        masks = Masks.encode(shapes(record))
+        return Proposals(boxes=torch.as_tensor(masks.boxes()), masks=masks)
+
+    parts = parts_of(config, masked)
+    found = embed(parts, tmp_path)
+    state = {"classes": class_names(config), "file": "x.pt", "model": parts.model.state_dict()}
+    record = parts.records[0]
+    regions = Detector(config, state).classify(record.path, masks=shapes(record), features=True)
+    assert regions.pooled is not None
+    features = found.features(record.key)
+    np.testing.assert_array_equal(features, regions.pooled.numpy().astype(np.float16))
+    boxes = parts._replace(source=lambda record: Proposals(boxes=masked(record).boxes))
+    assert not np.array_equal(features, embed(boxes, tmp_path).features(record.key))
+
+
 def test_three_lines_of_numpy_read_the_arrays(parts: Parts, tmp_path: Path) -> None:
     found = embed(parts, tmp_path)
     offsets, features = np.load(found.folder / "offsets.npy"), np.load(found.folder / "features.npy", "r")
