@@ -165,7 +165,7 @@ def require_one_process(what: str) -> None:
         sys.exit(0)  # another status would make torchrun end rank 0 before it has said anything
     raise InputError(
         f"{what} works in one process: start it with python instead of torchrun; training, evaluating a "
-        "checkpoint and making proposals can use several"
+        "checkpoint, making proposals and storing region features can use several"
     )
 
 
