@@ -16,6 +16,8 @@
   ``--test-images`` limits the test images for both alike; the time per image is that from the file to the
   detections.
 - ``few_shot``: 1, 5, 10 and 30 annotated objects per class. Regions on other objects are not used at all.
+  Test images are scored on stored features, too; with ``--crops`` also by the classifier of crops, whose
+  features of test regions are computed once for all draws.
 
 Each part prints one JSON object per line. The parts share stored features in ``--work``.
 """
@@ -44,7 +46,7 @@ from torch.nn import functional
 from detector.config import Config, load_config
 from detector.config.schema import LogisticHeadConfig, RandomSamplingConfig, RidgeConfig
 from detector.core.records import Records
-from detector.core.structures import HeadOutput, ImageMeta, ImageRecord
+from detector.core.structures import Embedded, HeadOutput, ImageMeta, ImageRecord
 from detector.data.images import read_image
 from detector.evaluation.voc import VocEvaluator
 from detector.factory.data import class_names, load_split, load_training
@@ -222,6 +224,20 @@ class StoredHead:
             **self.score(fit.model.eval()),
         }
 
+    @torch.inference_mode()
+    def score_stored(
+        self, model: RegionDetector, features: RegionFeatures, records: Records
+    ) -> dict[str, Any]:
+        """Return mAP on test images of which ``features`` are stored; the network moves no boxes."""
+        evaluator = VocEvaluator(records, class_names(self.config))
+        postprocess = build_postprocess(self.config, model.box_coder)
+        for record in records:
+            pooled = torch.from_numpy(np.array(features.features(record.key), np.float32))
+            output = model.predictor(Embedded(pooled, model.box_head(pooled)))
+            boxes = torch.from_numpy(np.array(features.boxes(record.key)))
+            evaluator.update([record.image_id], [postprocess([(output, unscaled(record))], boxes)])
+        return scores(evaluator.compute())
+
     def score(self, model: RegionDetector) -> dict[str, Any]:
         """Return mAP on the test images and the seconds per image, from its file to the scores."""
         config = self.config.model_copy(
@@ -235,6 +251,12 @@ class StoredHead:
         return {"seconds_per_image": seconds / images, "images": images, **scores(evaluation.metrics)}
 
 
+def unscaled(record: ImageRecord) -> ImageMeta:
+    """Return the view of an image at its own size."""
+    size = record.height, record.width
+    return ImageMeta(image_id=record.image_id, original_size=size, input_size=size)
+
+
 class CropPeer:
     """The usual way: cut each region out, run the same backbone on it, and classify the mean of its map."""
 
@@ -243,6 +265,7 @@ class CropPeer:
         self.backbone = initial_model(config, class_names(config)).backbone.eval()
         normalization = build_normalization(config)
         self.table, self.bgr = normalization_table(normalization), normalization.bgr
+        self.embedded: dict[str, NDArray[np.float32]] = {}  # of the test images
 
     @torch.inference_mode()
     def embed(self, record: ImageRecord, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -315,14 +338,12 @@ class CropPeer:
             boxes = source(record).boxes
             logits = torch.full((len(boxes), len(classes) + 1), -1e4)
             if len(boxes):
-                values = classifier.predict_log_proba(self.embed(record, boxes.numpy()))
+                if record.key not in self.embedded:
+                    self.embedded[record.key] = self.embed(record, boxes.numpy())
+                values = classifier.predict_log_proba(self.embedded[record.key])
                 logits[:, classifier.classes_] = torch.from_numpy(values).float().clamp(min=-1e4)
-            meta = ImageMeta(
-                image_id=record.image_id,
-                original_size=(record.height, record.width),
-                input_size=(record.height, record.width),
-            )
-            evaluator.update([record.image_id], [postprocess([(HeadOutput(logits, None), meta)], boxes)])
+            output = HeadOutput(logits, None)
+            evaluator.update([record.image_id], [postprocess([(output, unscaled(record))], boxes)])
         seconds = (time.perf_counter() - started) / len(records)
         return {"seconds_per_image": seconds, "images": len(records), **scores(evaluator.compute())}
 
@@ -332,6 +353,9 @@ def few_shot(arguments: argparse.Namespace) -> None:
     base = shipped(arguments, *head_overrides(arguments, "logistic"), "model.box.regression=none")
     features = stored(base, base.data.train_split, arguments)
     records, _ = split_and_regions(base, base.data.train_split, arguments)
+    tests, tested = stored(base, base.data.test_split, arguments), base.data.test_split
+    images, _ = split_and_regions(base, tested, arguments)
+    peer = CropPeer(base, arguments) if arguments.crops else None
     for shots in arguments.shots:
         for draw in range(arguments.draws):
             chosen = few(records, len(class_names(base)), shots, draw)
@@ -341,10 +365,10 @@ def few_shot(arguments: argparse.Namespace) -> None:
                 started = time.perf_counter()
                 fit = fitted(config, features, chosen)
                 values = {"seconds": time.perf_counter() - started}
-                values |= StoredHead(config, arguments).score(fit.model.eval())
+                values |= StoredHead(config, arguments).score_stored(fit.model.eval(), tests, images)
                 report("few_shot", arguments, shots=shots, draw=draw, method=kind, **values)
-            if arguments.crops:
-                values = CropPeer(base, arguments).run(labelled(base, features, chosen))
+            if peer is not None:
+                values = peer.run(labelled(base, features, chosen))
                 report("few_shot", arguments, shots=shots, draw=draw, method="crops", **values)
 
 
@@ -382,9 +406,7 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--shots", type=numbers, default=[1, 5, 10, 30])
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument(
-        "--crops", action="store_true", help="few_shot: the classifier of crops too, which takes hours"
-    )
+    parser.add_argument("--crops", action="store_true", help="few_shot: the classifier of crops too")
     parser.add_argument("--crop-rows", type=int, default=500, help="crops: regions per class to train on")
     parser.add_argument("--test-images", type=int, help="score only this many test images")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark_heads"))
