@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, nn
 
 from detector.config.schema import RidgeConfig, SVMConfig
@@ -195,10 +194,14 @@ def _primal(blocks: Iterable[Tensor], targets: Matrix, width: int, factor: float
         gram += rows.T @ rows
         moment += rows.T @ targets[start : start + len(rows)]
         start += len(rows)
+    from scipy.linalg import cho_factor, cho_solve
+
     return np.asarray(cho_solve(cho_factor(gram, overwrite_a=True), moment))
 
 
 def _dual(blocks: Iterable[Tensor], targets: Matrix, factor: float, penalty: float) -> Matrix:
     rows = np.concatenate([_design(block, factor) for block in blocks])
     kernel = rows @ rows.T + penalty * np.eye(len(rows))
+    from scipy.linalg import cho_factor, cho_solve
+
     return np.asarray(rows.T @ cho_solve(cho_factor(kernel, overwrite_a=True), targets))

@@ -7,18 +7,18 @@ applies them to features as it computes them.
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.svm import LinearSVC
 
 from detector.config.schema import LogisticHeadConfig, SVMHeadConfig
 from detector.core.progress import note
 from detector.staged.region_rows import FitSample
 from detector.staged.svm import NEVER_FIRES
+
+if TYPE_CHECKING:  # scikit-learn takes a second to import, and softmax heads do not need it
+    from sklearn.linear_model import LogisticRegression
 
 MAX_PASSES = 1000
 """Passes of liblinear over the regions, its default."""
@@ -88,6 +88,9 @@ def fit_logistic(
 def _logistic(
     features: NDArray[np.float32], labels: NDArray[Any], settings: LogisticHeadConfig, seed: int
 ) -> LogisticRegression:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     solver = LogisticRegression(C=settings.c, max_iter=settings.max_iterations, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported below
@@ -105,6 +108,9 @@ def fit_svms(sample: FitSample, num_classes: int, settings: SVMHeadConfig, seed:
 
     The row of the background is zero, as in `detector.staged.svm`.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
     standard = Standardization.of(sample.features)
     features = standard.apply(sample.features)
     present = [label for label in range(1, num_classes + 1) if (sample.labels == label).any()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,6 +34,8 @@ def _clusters(unit: Tensor, count: int, seed: int) -> Tensor:
     """Return ``count`` centres (count, F) of length 1; with fewer regions, these regions, repeated."""
     if len(unit) <= count:
         return unit[torch.arange(count) % len(unit)]
+    from sklearn.cluster import KMeans
+
     centres = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit(unit.numpy()).cluster_centers_
     return functional.normalize(torch.from_numpy(np.asarray(centres, np.float32)), dim=1)
 

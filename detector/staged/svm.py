@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torchvision.ops import nms
 
@@ -228,6 +226,9 @@ def fit_svm(positives: Tensor, negatives: Tensor, settings: SVMConfig) -> Fitted
     """
     features = torch.cat((positives, negatives)).double().numpy()
     labels = np.concatenate((np.ones(len(positives)), np.zeros(len(negatives))))
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
     solver = LinearSVC(
         loss="hinge",
         C=settings.c,
