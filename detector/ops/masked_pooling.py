@@ -3,8 +3,8 @@
 Each mask has a window of cells, whose size the host knows. The windows are copied out of the map in groups of
 about the same size, padded to the largest of the group, and each group is pooled at once. Nothing here makes
 the host wait for a GPU. On a CPU averages and samples are sums over lists of cells instead
-(``ops.masked_bags``), which is several times as fast. With ``torch.use_deterministic_algorithms``, which ``train.deterministic`` sets,
-gradients are the same on every run.
+(``ops.masked_bags``), which is several times as fast. With ``torch.use_deterministic_algorithms``, which
+``train.deterministic`` sets, gradients are the same on every run.
 
 - ``"cells"``: a bin's maximum is that of its covered cells, those whose centre the mask covers. For RoIAlign
   it is the maximum of the bin's samples that lie in covered cells, each interpolated as usual.
