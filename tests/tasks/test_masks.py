@@ -202,7 +202,7 @@ def test_a_step_of_a_mirrored_image_pools_what_the_mirrored_mask_covers(
 
 
 def seen(
-    mask: NDArray[np.bool_], size: tuple[int, int], extents: tuple[int, ...], stride: int
+    mask: NDArray[np.bool_], size: tuple[int, int], extents: tuple[int, ...], stride: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the coverage of the cells around the multiples of ``stride``, and which centres are covered.
 
