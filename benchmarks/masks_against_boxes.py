@@ -60,7 +60,7 @@ ROWS = {
 SPLITS = ("train", "val")
 
 
-def segment(green: NDArray[np.uint8], box: Sequence[int]) -> NDArray[np.uint8] | None:
+def segment(green: NDArray[Any], box: Sequence[int]) -> NDArray[Any] | None:
     """Return the mask of the dark object in ``box`` (x1, y1, x2, y2) of ``green`` (H, W), within the box.
 
     None is returned where the box is empty or has only one colour.
@@ -200,7 +200,7 @@ def main() -> None:
     for split, records in split_records(config, SPLITS).items():
         make_stores(config, records, split, arguments)
     results = [run(arguments, row, seed) for row in ROWS for seed in arguments.seeds]
-    write_json(arguments.folder / "masks_against_boxes.json", results)
+    write_json(arguments.folder / "masks_against_boxes.json", {"results": results})
     Console().print(table(results))
 
 

@@ -217,7 +217,7 @@ def seen(
         centers.append(np.floor(middle[:, 0] * pixels / shown).astype(int))
     coverage = shares[0] @ mask @ shares[1].T
     inside = (centers[0] < mask.shape[0])[:, None] & (centers[1] < mask.shape[1])
-    padded = np.pad(mask, ((0, stride), (0, stride)))
+    padded = np.pad(mask, ((0, 1), (0, 1)))
     covered = padded[
         np.ix_(*(center.clip(max=side) for center, side in zip(centers, mask.shape, strict=True)))
     ]
