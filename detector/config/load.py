@@ -21,7 +21,15 @@ from pydantic import ValidationError
 
 from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers, value_at
-from detector.config.schema import Config, FunctionProposals, Proposals, ProposalsConfig, Section, StageConfig
+from detector.config.schema import (
+    Config,
+    FunctionProposals,
+    Proposals,
+    ProposalsConfig,
+    Section,
+    StageConfig,
+    pools_by_masks,
+)
 from detector.core.errors import InputError, nearest
 
 Checked = TypeVar("Checked", bound=Section)
@@ -196,6 +204,11 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
         raise InputError(
             f"{source}: a stage of kind {stage.kind} works on cached features, which "
             "train.augment cannot change; set it in the settings of the stages of kind train instead"
+        )
+    if stage.kind in ("fine_tune", "svm", "box_ridge") and pools_by_masks(chosen.model.pool):
+        raise InputError(
+            f"{source}: a stage of kind {stage.kind} pools stored feature maps by boxes; set model.pool.mask "
+            "to none, or use stages of kind train and head"
         )
     return chosen
 

@@ -1406,6 +1406,11 @@ Stage = Annotated[
 ]
 
 
+def pools_by_masks(pool: Pool) -> bool:
+    """Return whether ``pool`` uses the masks of regions; not every kind can."""
+    return getattr(pool, "mask", "none") != "none"
+
+
 class Config(Section):
     """An experiment."""
 
@@ -1453,6 +1458,11 @@ class Config(Section):
             )
         elif pool.mask != "none":
             raise ValueError("model.pool.mask: task: classification pools whole images; set none")
+        if pools_by_masks(pool) and isinstance(self.train.sampling, OhemSamplingConfig):
+            raise ValueError(
+                "train.sampling.kind: ohem chooses the regions on the device, and model.pool.mask has to "
+                "know them before; use random, or model.pool.mask: none"
+            )
         if self.model.head.scores == "sigmoid":
             self._check_sigmoid()
         if self.task == "weak_detection":

@@ -79,7 +79,7 @@ def build_neck(config: Config, backbone: Backbone) -> FeaturePyramid | None:
     """Return the feature pyramid over the maps of ``backbone``; None without ``model.neck``."""
     if config.model.neck is None:
         return None
-    widths, strides, centers = zip(*backbone.maps, strict=True)
+    widths, strides, centers, _ = zip(*backbone.maps, strict=True)
     return FeaturePyramid(widths, strides, centers, config.model.fpn.channels)
 
 

@@ -197,6 +197,21 @@ def test_a_mistake_is_named(mistake: str, message: str) -> None:
     assert str(caught.value).startswith(f"{QUICKSTART}: ")
 
 
+MASK_MISTAKES = [
+    ("quickstart", ["train.sampling.kind=ohem"], r"train\.sampling\.kind: ohem chooses .* model\.pool\.mask"),
+    ("spp_net_staged_quickstart", [], r"stages: fine_tune: .* model\.pool\.mask to none"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), MASK_MISTAKES)
+def test_masks_are_refused_where_regions_would_lose_them(
+    name: str, settings: list[str], message: str
+) -> None:
+    load_config(name, settings)
+    with pytest.raises(InputError, match=message):
+        load_config(name, [*settings, "model.pool.mask=cells"])
+
+
 def test_unknown_keys_come_with_the_valid_ones() -> None:
     with pytest.raises(
         InputError, match=r"model\.pool\.kind roi has center, kind, mask, output_size$"
