@@ -51,6 +51,8 @@ def main() -> None:
     bare(model, inputs, device)  # warms up
     times: dict[str, list[float]] = {"bare": [], "embed": []}
     cpu: dict[str, list[float]] = {"bare": [], "embed": []}
+    if arguments.folder is not None:
+        Path(arguments.folder).mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="embed_", dir=arguments.folder))
     speak_as(1)  # only warnings
     with said_once():
