@@ -17,6 +17,7 @@ import json
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import closing
@@ -27,6 +28,7 @@ import torch
 
 from detector.commands import cli
 from detector.config import Config, load_config
+from detector.core.errors import InputError
 from detector.core.progress import said_once, show, speak_as
 from detector.core.structures import ImageRecord
 from detector.factory.data import class_names, split_records
@@ -129,4 +131,7 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
