@@ -346,6 +346,7 @@ def _read_plan(path: Path) -> FeaturePlan:
             _require_types(image)
         plan = FeaturePlan(images, found["source"], int(found["width"]))
         known = found["format"] == FORMAT and found["key"] == plan.key and plan.width > 0
+        known = known and len({image.key for image in images}) == len(images)
     except (KeyError, TypeError, ValueError, OverflowError):
         known = False
     if not known:
@@ -388,6 +389,7 @@ def embed_named_split(
     Raises:
         InputError: as `embed_split`, and for data or proposals that are missing or faulty.
     """
+    _require_regions(config)
     every = split_records(config, [split])[split]
     store = open_proposals(config, every, split)
     records = with_proposals(config, every, store)
@@ -418,8 +420,7 @@ def embed_split(
         InputError: a network that classifies whole images, an image that cannot be read, features that
             float16 cannot hold, or too little free disk.
     """
-    if config.task == "classification":
-        raise InputError("task: classification has no regions; region features need task: detection")
+    _require_regions(config)
     view = _one_view(config)
     plan = plan_features(view, model, records, source, hidden=hidden)
     place = folder / plan.key[:16]
@@ -469,6 +470,12 @@ class _Embedding:
                 features = _half(self.predictor.features(views, self.pool))
         scores = None if proposals.scores is None else proposals.scores.numpy()
         return EmbeddedRegions(proposals.boxes.numpy(), scores, features)
+
+
+def _require_regions(config: Config) -> None:
+    """Raise InputError where the config's network classifies whole images."""
+    if config.task == "classification":
+        raise InputError("task: classification has no regions; region features need task: detection")
 
 
 def plan_features(
