@@ -21,7 +21,15 @@ from pydantic import ValidationError
 
 from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers, value_at
-from detector.config.schema import Config, FunctionProposals, Proposals, ProposalsConfig, Section, StageConfig
+from detector.config.schema import (
+    Config,
+    FunctionPoolConfig,
+    FunctionProposals,
+    Proposals,
+    ProposalsConfig,
+    Section,
+    StageConfig,
+)
 from detector.core.errors import InputError, nearest
 
 Checked = TypeVar("Checked", bound=Section)
@@ -103,6 +111,8 @@ def _functions(config: Config) -> Iterator[tuple[str, str]]:
         yield "proposals.method", config.proposals.method
     if config.model.backbone.function is not None:
         yield "model.backbone.name", config.model.backbone.function
+    if isinstance(config.model.pool, FunctionPoolConfig):
+        yield "model.pool.kind", config.model.pool.kind
 
 
 class _OnlyProposals(Section):
