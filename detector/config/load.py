@@ -23,6 +23,7 @@ from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers, value_at
 from detector.config.schema import (
     Config,
+    FunctionPoolConfig,
     FunctionProposals,
     Proposals,
     ProposalsConfig,
@@ -111,6 +112,8 @@ def _functions(config: Config) -> Iterator[tuple[str, str]]:
         yield "proposals.method", config.proposals.method
     if config.model.backbone.function is not None:
         yield "model.backbone.name", config.model.backbone.function
+    if isinstance(config.model.pool, FunctionPoolConfig):
+        yield "model.pool.kind", config.model.pool.kind
 
 
 class _OnlyProposals(Section):

@@ -161,8 +161,11 @@ MISTAKES = [
         "model.pool={kind: spp, level: [1]}",
         r"level: unknown key \(did you mean 'levels'\?\); model\.pool\.kind spp",
     ),
-    ("model.pool.kind=sp", r"model\.pool\.kind = 'sp': expected 'roi' or .* \(did you mean 'spp'\?\)$"),
-    ("model.pool.kind=[spp]", r"model\.pool\.kind = \"\('spp',\)\": expected 'roi'"),
+    (
+        "model.pool.kind=sp",
+        r"model\.pool\.kind = 'sp': .* \(did you mean 'spp'\?\); use one of roi, .* or module:Name",
+    ),
+    ("model.pool.kind=[spp]", r"model\.pool\.kind = \['spp'\]: expected a text"),
     (
         "stages=[{name: a, kind: train, svm: {c: 1.0}}]",
         r"stages\.0\.svm: a stage of kind train or fine_tune has no",
