@@ -88,7 +88,19 @@ def parse_stored(
             f"{source}: the config in this checkpoint tests on images of {config.test.input_pixels} pixels, "
             f"which takes many gigabytes; give smaller test.scales, or these, on the command line"
         )
-    configs = {"": config}
+    refuse_code(config, overrides, source, allow_code=allow_code)
+    return config
+
+
+def refuse_code(
+    config: Config, overrides: Sequence[str], source: str, *, allow_code: Collection[str] = ()
+) -> None:
+    """Raise InputError if ``config``, which somebody else may have written, names a function of the user.
+
+    Allowed are those of ``allow_code``, and those that the user's ``overrides`` name. ``source`` is the file
+    that holds the config.
+    """
+    own, configs = override({}, overrides), {"": config}
     if "stages" not in own:
         configs |= {f"stages: {stage.name}": stage_config(config, stage) for stage in config.stages}
     for place, each in configs.items():
@@ -97,13 +109,12 @@ def parse_stored(
                 continue
             allowed = "stages=[]" if place else f"{key}=..."
             raise InputError(
-                f"{source}: the config in this checkpoint has {place or key} = {function!r:.80}, the name of "
-                "a function, and a checkpoint may not choose code that runs here. If you know and trust it, "
+                f"{source}: the config in it has {place or key} = {function!r:.80}, the name of a function, "
+                "and a checkpoint or a run may not choose code that runs here. If you know and trust it, "
                 f"say so on the command line with {allowed} (tools/demo.py: --set {allowed}), or in Python "
                 f"with Detector.load(..., allow_code=[{function!r:.80}]); methods such as selective_search "
                 "are always allowed"
             )
-    return config
 
 
 def _functions(config: Config) -> Iterator[tuple[str, str]]:
