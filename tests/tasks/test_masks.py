@@ -19,8 +19,9 @@ from detector.core.masks import Masks
 from detector.data.images import read_image
 from detector.engine.run import Run
 from detector.factory import model as model_parts
-from detector.factory.data import class_names, split_records
+from detector.factory.data import class_names, load_split, split_records
 from detector.factory.model import initial_model
+from detector.factory.proposals import open_proposals, report_recall
 from detector.models.compiled import CompiledDetector
 from detector.models.detector import RegionDetector
 from detector.models.region_pools import RoIPooling
@@ -258,3 +259,17 @@ def test_a_compiled_run_pools_by_masks(
         logs.append([(line["loss"], line["masked_rois"]) for line in lines if line["kind"] == "train"])
     assert len(logs[0]) == 2
     np.testing.assert_allclose(logs[0], logs[1], rtol=1e-4)
+
+
+def test_proposals_without_masks_are_pointed_out(
+    tiny: Load, masked: Callable[..., Config], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for config, warned in (
+        (tiny("model.pool.mask=cells"), True),
+        (masked("labels", "model.pool.mask=cells"), False),
+        (tiny(), False),
+    ):
+        records = load_split(config, "trainval", class_names(config), training=True).records
+        report_recall(records, open_proposals(config, records, "trainval"), config, "trainval")
+        printed = " ".join(capfd.readouterr().err.split())
+        assert ("has no masks for trainval: every region is pooled as its box" in printed) == warned
