@@ -730,10 +730,10 @@ class HeadConfig(Kind):
     key means "softmax"."""
     scores: Literal["softmax", "sigmoid", "svm"] = "softmax"
     """How the output of cls_score is read: "softmax" as probabilities that exclude each other; "sigmoid", for
-    heads of kind ``softmax``, as an independent probability per class, so that an object can have several
-    labels (docs/multilabel.md); "svm" as the margins of linear SVMs, which the stage ``svm`` or the head of
-    kind ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly. A classifier of
-    whole images always has independent scores."""
+    heads of kind ``softmax`` and ``logistic``, as an independent probability per class, so that an object can
+    have several labels (docs/multilabel.md); "svm" as the margins of linear SVMs, which the stage ``svm`` or
+    the head of kind ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly. A
+    classifier of whole images always has independent scores."""
 
 
 class SoftmaxHeadConfig(HeadConfig, choice="model.head.kind softmax"):
@@ -1504,18 +1504,14 @@ class Config(Section):
     def _check_sigmoid(self) -> None:
         """Refuse sigmoid scores where nothing trains or reads independent scores."""
         kinds = {stage.kind for stage in self.stages}
-        if self.model.head.kind != "softmax":
+        if self.model.head.kind not in ("softmax", "logistic"):
             raise ValueError(
-                f"model.head.scores: sigmoid is for model.head.kind softmax, not {self.model.head.kind}"
+                "model.head.scores: sigmoid is for model.head.kind softmax or logistic, not "
+                f"{self.model.head.kind}"
             )
         if "svm" in kinds:
             raise ValueError(
                 "model.head.scores: sigmoid does not read the SVMs of a stage of kind svm; set it to svm"
-            )
-        if self.train.head_only or "head" in kinds:
-            raise ValueError(
-                "model.head.scores: sigmoid is trained on images or by a stage of kind fine_tune, not by "
-                "train.head_only or a stage of kind head, which give a region one label"
             )
 
     def _check_weak(self) -> None:

@@ -206,6 +206,9 @@ class NetworkBackbone(Backbone):
                 parameter.requires_grad_(False)
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # nothing is counted
+                module.track_running_stats = (
+                    False  # else torch expects the counter in a state without versions
+                )
         for name, parameter in self.features.named_parameters():
             if name.rpartition(".")[2] in _POSITIONS:
                 parameter.requires_grad_(False)

@@ -28,7 +28,7 @@ from detector.core.distributed import main_first
 from detector.core.errors import InputError, listed
 from detector.core.progress import note, track
 from detector.core.records import Records
-from detector.factory.data import load_training, require_objects
+from detector.factory.data import load_training, report_several_labels, require_objects
 from detector.factory.model import measures_targets
 from detector.factory.proposals import open_proposals, report_recall, stored_proposals, with_proposals
 from detector.models.box_coder import BoxCoder, TargetSums, measured_coder
@@ -75,19 +75,22 @@ class HeadData:
             sampling,
             use_difficult=config.data.difficult == "train",
             lowest_iou=ridge.min_iou,
+            multi_label=len(self.classes) if config.model.head.scores == "sigmoid" else None,
         )
         self._describe(sampling)
 
     def counts(self) -> list[int]:
         """Return the number of foreground regions of each class."""
-        labels = self.rows.foreground.labels
-        return np.bincount(labels, minlength=len(self.classes) + 1)[1:].tolist()
+        return self.rows.foreground.counts(len(self.classes))
 
     def coder(self) -> BoxCoder:
         """Return the coder of box targets whose constants are measured on the foreground regions."""
         sums, rows = TargetSums.empty(len(self.classes)), self.rows.foreground
-        boxes, objects, labels = (torch.from_numpy(one) for one in (rows.boxes, rows.objects, rows.labels))
-        sums.add(boxes, objects, labels)
+        places, labels = np.arange(len(rows.rows)), rows.labels
+        if rows.label_sets is not None:  # measured per label
+            places, labels = np.nonzero(rows.label_sets)
+        boxes, objects = torch.from_numpy(rows.boxes[places]), torch.from_numpy(rows.objects[places])
+        sums.add(boxes, objects, torch.from_numpy(labels))
         return measured_coder(sums, class_agnostic=self.config.model.agnostic_boxes)
 
     def _describe(self, sampling: RandomSamplingConfig) -> None:
@@ -140,6 +143,7 @@ class HeadFit:
             dataset = load_training(config, classes, training=True, look_at_images=features is None)
             self.data_fingerprint = checked_fingerprint("training", split, dataset.records, state)
         records = dataset.records
+        report_several_labels(config, dataset)
         if features is None:
             store = open_proposals(config, records, split)
             records = with_proposals(config, records, store)
@@ -260,7 +264,7 @@ class HeadFit:
         fits: dict[int, Regression] = {}
         every = rows.on_objects.take(rows.on_objects.overlaps > self.ridge.min_iou)
         for label in track(range(1, len(self.classes) + 1), len(self.classes), "ridge regression"):
-            chosen = self._thinned(every.take(every.labels == label), label)
+            chosen = self._thinned(every.take(every.of(label)), label)
             if len(chosen.rows):
                 features = rows.read(chosen.rows)
                 norm = float(features.norm(dim=1).mean())

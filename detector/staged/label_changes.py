@@ -78,7 +78,7 @@ def compare_labels(
         if old is None:
             added += len(record.targets)
             continue
-        pairs = _matched(old, record)
+        pairs = _matched(old, classes_before, record, classes_after)
         added, removed = added + len(record.targets) - len(pairs), removed + len(old.targets) - len(pairs)
         for one, other in pairs:
             names = (
@@ -104,14 +104,26 @@ def compare_labels(
     )
 
 
-def _matched(before: ImageRecord, after: ImageRecord) -> list[tuple[int, int]]:
-    """Pair the objects of an image, those with the highest IoU first."""
+def _matched(
+    before: ImageRecord, classes_before: Sequence[str], after: ImageRecord, classes_after: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Pair the objects of an image, those with the highest IoU first.
+
+    Of equal overlaps a pair with the same class comes first, since an object with several labels is several
+    objects with the same box. Then comes one with the same number in both files: they are in the same order.
+    """
+    names_before = [classes_before[label - 1] for label in before.targets.labels.tolist()]
+    names_after = [classes_after[label - 1] for label in after.targets.labels.tolist()]
     overlaps = box_ops.iou(before.targets.boxes, after.targets.boxes)
     rows, columns = torch.nonzero(overlaps >= SAME_OBJECT, as_tuple=True)
-    # Of equal overlaps, a pair with the same number in both files comes first: they are in the same order.
     order = sorted(
         zip((-overlaps[rows, columns]).tolist(), rows.tolist(), columns.tolist(), strict=True),
-        key=lambda pair: (pair[0], abs(pair[1] - pair[2]), pair[1]),
+        key=lambda pair: (
+            pair[0],
+            names_before[pair[1]] != names_after[pair[2]],
+            abs(pair[1] - pair[2]),
+            pair[1],
+        ),
     )
     used: tuple[set[int], set[int]] = set(), set()
     pairs = []

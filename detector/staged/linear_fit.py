@@ -7,7 +7,7 @@ applies them to features as it computes them.
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,22 +58,46 @@ class Standardization(NamedTuple):
 def fit_logistic(
     sample: FitSample, num_classes: int, settings: LogisticHeadConfig, seed: int
 ) -> LinearScores:
-    """Return the logistic regression of 0..K; a class that ``sample`` lacks is never reported."""
+    """Return the logistic regression of 0..K; a class that ``sample`` lacks is never reported.
+
+    Where ``sample`` has label sets, each class has a regression of its own, of the regions that have the
+    label against all others, and the row of the background is zero.
+    """
     standard = Standardization.of(sample.features)
-    solver = LogisticRegression(C=settings.c, max_iter=settings.max_iterations, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # reported below
-        solver.fit(standard.apply(sample.features), sample.labels)
-    if int(np.max(solver.n_iter_)) >= settings.max_iterations:
-        note(
-            f"the logistic regression stopped after {settings.max_iterations} iterations, close to the best "
-            "one; model.head.max_iterations raises the limit, and a smaller model.head.c needs fewer"
-        )
+    features = standard.apply(sample.features)
+    if sample.label_sets is not None:
+        solvers = [
+            (label, _logistic(features, sample.label_sets[:, label], settings, seed))
+            for label in range(1, num_classes + 1)
+            if sample.label_sets[:, label].any()
+        ]
+        weights = np.concatenate([solver.coef_ for _, solver in solvers])
+        biases = np.concatenate([solver.intercept_ for _, solver in solvers])
+        present = np.array([label for label, _ in solvers])
+        placed = _placed(standard.fold(weights, biases), present, num_classes)
+        placed.biases[0] = 0.0
+        return placed
+    solver = _logistic(features, sample.labels, settings, seed)
     coefficients, intercepts = solver.coef_, solver.intercept_
     if len(solver.classes_) == 2:  # then scikit-learn gives one row, that of the second class
         coefficients = np.concatenate((-coefficients, coefficients)) / 2
         intercepts = np.concatenate((-intercepts, intercepts)) / 2
     return _placed(standard.fold(coefficients, intercepts), solver.classes_, num_classes)
+
+
+def _logistic(
+    features: NDArray[np.float32], labels: NDArray[Any], settings: LogisticHeadConfig, seed: int
+) -> LogisticRegression:
+    solver = LogisticRegression(C=settings.c, max_iter=settings.max_iterations, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported below
+        solver.fit(features, labels)
+    if int(np.max(solver.n_iter_)) >= settings.max_iterations:
+        note(
+            f"the logistic regression stopped after {settings.max_iterations} iterations, close to the best "
+            "one; model.head.max_iterations raises the limit, and a smaller model.head.c needs fewer"
+        )
+    return solver
 
 
 def fit_svms(sample: FitSample, num_classes: int, settings: SVMHeadConfig, seed: int) -> LinearScores:

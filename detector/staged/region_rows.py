@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from detector.core.errors import InputError
 from detector.core.progress import note
 from detector.core.structures import ImageRecord
 from detector.models.box_coder import box_deltas
-from detector.models.roi_sampler import in_crowds, match_proposals, trained_objects
+from detector.models.roi_sampler import in_crowds, joined_labels, match_proposals, trained_objects
 from detector.staged.region_features import RegionFeatures
 
 MAX_FIT_BYTES = 2**31
@@ -34,7 +34,9 @@ class OnObjects(NamedTuple):
     """The F regions that lie on objects, in the order of their ``rows`` (F,) among all stored regions.
 
     ``labels`` (F,) int64 are 1..K; ``overlaps`` (F,) are the IoU with the object; ``boxes`` (F, 4) are the
-    regions and ``objects`` (F, 4) their objects, both in original-image pixels.
+    regions and ``objects`` (F, 4) their objects, both in original-image pixels. ``label_sets`` (F, K+1) bool
+    are all labels of each object where it can have several, of which ``labels`` has the first; column 0 is
+    False. Elsewhere ``label_sets`` is None.
     """
 
     rows: NDArray[np.int64]
@@ -42,12 +44,23 @@ class OnObjects(NamedTuple):
     overlaps: NDArray[np.float32]
     boxes: NDArray[np.float32]
     objects: NDArray[np.float32]
+    label_sets: NDArray[np.bool_] | None = None
 
     def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> OnObjects:
         """Return those that ``keep`` selects, a mask (F,) or indices (n,)."""
-        return OnObjects(
-            self.rows[keep], self.labels[keep], self.overlaps[keep], self.boxes[keep], self.objects[keep]
-        )
+        columns: Any = self
+        taken: list[Any] = [None if column is None else column[keep] for column in columns]
+        return OnObjects(*taken)
+
+    def of(self, label: int) -> NDArray[np.bool_]:
+        """Return the mask (F,) of the regions on objects that have ``label``."""
+        if self.label_sets is not None:
+            return self.label_sets[:, label]
+        return np.asarray(self.labels == label)
+
+    def counts(self, num_classes: int) -> list[int]:
+        """Return how many regions lie on objects of each of the labels 1..K, one with two labels for both."""
+        return [int(np.count_nonzero(self.of(label))) for label in range(1, num_classes + 1)]
 
     def deltas(self) -> Tensor:
         """Return the box deltas (F, 4) from the regions to their objects, not standardised."""
@@ -91,13 +104,16 @@ def label_regions(
     *,
     use_difficult: bool,
     lowest_iou: float,
+    multi_label: int | None = None,
 ) -> RegionRows:
     """Compare the stored regions of ``records`` with their objects, as `RoISampler` does.
 
     A region whose best IoU reaches ``sampling.foreground_iou`` is foreground; one in
     ``sampling.background_iou`` is background near objects, and one below it is far from them. On an image
     without objects every region is near background. Regions without an area, and those in crowd regions, are
-    no background. ``on_objects`` has all regions with an IoU of ``lowest_iou`` or more.
+    no background. ``on_objects`` has all regions with an IoU of ``lowest_iou`` or more. ``multi_label`` is
+    the number of classes K where an object can have several labels: objects with exactly the same box are
+    then one object with the labels of all.
 
     Raises:
         InputError: an image without stored features, or of another size than when they were made.
@@ -111,6 +127,9 @@ def label_regions(
         boxes = torch.from_numpy(np.array(features.boxes(record.key), np.float32))
         start = int(features.offsets[number])
         objects = trained_objects(record.targets, use_difficult=use_difficult)
+        label_sets = None
+        if multi_label is not None:
+            objects, label_sets = joined_labels(objects, multi_label)
         overlap, match = match_proposals(boxes, objects)
         usable = box_ops.area(boxes) > 0
         crowds = record.targets.boxes[record.targets.crowd]
@@ -120,9 +139,17 @@ def label_regions(
         on = torch.nonzero(usable & (overlap >= lowest) & bool(len(objects)))[:, 0]
         if len(on):
             matched = match[on]
-            columns = (on + start, objects.labels[matched], overlap[on], boxes[on], objects.boxes[matched])
-            found.append(OnObjects(*(column.numpy() for column in columns)))
-    every = _joined(found)
+            found.append(
+                OnObjects(
+                    rows=(on + start).numpy(),
+                    labels=objects.labels[matched].numpy(),
+                    overlaps=overlap[on].numpy(),
+                    boxes=boxes[on].numpy(),
+                    objects=objects.boxes[matched].numpy(),
+                    label_sets=None if label_sets is None else label_sets[matched].numpy(),
+                )
+            )
+    every = _joined(found, multi_label)
     return RegionRows(
         features=features,
         foreground=every.take(every.overlaps >= np.float32(sampling.foreground_iou)),
@@ -154,33 +181,47 @@ def _image_numbers(features: RegionFeatures, records: Sequence[ImageRecord]) -> 
     return [known[record.key] for record in records]
 
 
-def _joined(found: Sequence[OnObjects]) -> OnObjects:
+def _joined(found: Sequence[OnObjects], multi_label: int | None) -> OnObjects:
     nothing = OnObjects(
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros(0, np.float32),
         np.zeros((0, 4), np.float32),
         np.zeros((0, 4), np.float32),
+        None if multi_label is None else np.zeros((0, multi_label + 1), np.bool_),
     )
-    every = OnObjects(*(np.concatenate(columns) for columns in zip(nothing, *found, strict=True)))
+    columns: Any = zip(nothing, *found, strict=True)
+    joined: list[Any] = [None if parts[0] is None else np.concatenate(parts) for parts in columns]
+    every = OnObjects(*joined)
     return every.take(np.argsort(every.rows, kind="stable"))  # images may come in another order than stored
 
 
 class FitSample(NamedTuple):
-    """The features (n, D) float32 of n regions and their labels (n,) int64 in 0..K, 0 for background."""
+    """The features (n, D) float32 of n regions and their labels (n,) int64 in 0..K, 0 for background.
+
+    ``label_sets`` (n, K+1) bool are all labels of each region where it can have several, None elsewhere.
+    """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
+    label_sets: NDArray[np.bool_] | None = None
 
 
 def draw_sample(
     rows: RegionRows, num_classes: int, *, max_examples: int, max_background: int, far: float, seed: int
 ) -> FitSample:
-    """Return the features of the regions that `draw_rows` draws."""
+    """Return the features of the regions that `draw_rows` draws, each region once."""
     chosen, labels = draw_rows(
         rows, num_classes, max_examples=max_examples, max_background=max_background, far=far, seed=seed
     )
-    return FitSample(rows.read(chosen).numpy(), labels)
+    every = rows.foreground
+    if every.label_sets is None:
+        return FitSample(rows.read(chosen).numpy(), labels)
+    chosen, first = np.unique(chosen, return_index=True)  # a region with two labels may be drawn for both
+    labels, label_sets = labels[first], np.zeros((len(chosen), num_classes + 1), np.bool_)
+    on = labels > 0
+    label_sets[on] = every.label_sets[np.searchsorted(every.rows, chosen[on])]
+    return FitSample(rows.read(chosen).numpy(), labels, label_sets)
 
 
 def draw_rows(
@@ -194,7 +235,7 @@ def draw_rows(
     same factor, and the log says so.
     """
     rng = np.random.default_rng((seed, 0))
-    by_label = [rows.foreground.rows[rows.foreground.labels == label] for label in range(1, num_classes + 1)]
+    by_label = [rows.foreground.rows[rows.foreground.of(label)] for label in range(1, num_classes + 1)]
     counts = [min(len(one), max_examples) for one in by_label]
     background = draw_background(rows, max_background, far, rng)
     most = MAX_FIT_BYTES // (4 * rows.width)

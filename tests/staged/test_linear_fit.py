@@ -37,6 +37,21 @@ def test_logistic_regression_is_scikit_learns_with_the_standardisation_folded_in
     assert found.biases[missing].tolist() == [NEVER_FIRES] * len(missing)
 
 
+def test_a_region_with_several_labels_is_positive_for_each_of_them() -> None:
+    data = sample([0, 1, 3])
+    sets = np.zeros((len(data.labels), 4), bool)
+    sets[data.labels == 1, 1] = sets[data.labels == 3, 1] = sets[data.labels == 3, 3] = True
+    settings = LogisticHeadConfig(kind="logistic", c=0.1, max_iterations=1000)
+    found = fit_logistic(data._replace(label_sets=sets), 3, settings, 0)
+    logits = data.features.astype(np.float64) @ found.weights.T + found.biases
+    for label in (1, 3):
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+        expected = pipeline.fit(data.features.astype(np.float64), sets[:, label]).predict_proba(data.features)
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits[:, label])), expected[:, 1], atol=2e-3)
+    assert not logits[:, 0].any()
+    assert found.biases[2] == NEVER_FIRES
+
+
 def test_svms_are_scikit_learns_each_against_the_rest() -> None:
     data = sample([0, 1, 3])
     found = fit_svms(data, 3, SVMHeadConfig(kind="svm", c=0.01), 0)

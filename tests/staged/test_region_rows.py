@@ -36,6 +36,25 @@ def test_every_region_has_the_label_that_its_iou_says() -> None:
     assert row == features.offsets[-1]
 
 
+def test_objects_with_the_same_box_are_one_object_with_all_labels() -> None:
+    same, other = [10, 10, 30, 30], [50, 50, 80, 80]
+    regions = np.array([other, same, [0, 60, 10, 70], same])
+    image = record("a", [same, other, same], [3, 2, 1])
+    stored: Any = FakeFeatures([image], [regions], np.arange(4.0)[:, None])
+    found = label_regions(stored, [image], SAMPLING, use_difficult=True, lowest_iou=0.5, multi_label=3)
+    every = found.foreground
+    assert every.rows.tolist() == [0, 1, 3]
+    assert every.labels.tolist() == [2, 3, 3]
+    assert every.label_sets is not None
+    assert every.label_sets.tolist() == [[False, False, True, False], *[[False, True, False, True]] * 2]
+    assert every.counts(3) == [2, 1, 2]
+    sample = draw_sample(found, 3, max_examples=9, max_background=9, far=0.5, seed=0)
+    assert sample.features[:, 0].tolist() == [0, 1, 2, 3]  # each region once, though two have two labels
+    assert sample.label_sets is not None
+    assert np.array_equal(sample.label_sets[[0, 1, 3]], every.label_sets)
+    assert not sample.label_sets[2].any()
+
+
 def test_deltas_lead_from_the_regions_to_their_objects() -> None:
     records, features, _ = synthetic(images=2)
     rows = rows_of(records, features)

@@ -20,7 +20,7 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.factory.data import class_names, load_split
 from detector.factory.model import restore_model
 from detector.factory.proposals import open_proposals, stored_proposals
-from detector.staged.runner import fine_tuning_in
+from detector.staged.runner import StagedTraining, fine_tuning_in
 from detector.tasks.start import start_run
 from tests.multilabel import CLASSES, CONFIG, write_voc
 
@@ -128,6 +128,28 @@ def test_layers_on_cached_features_take_label_sets(load: Load, tmp_path: Path) -
     assert torch.equal(sampled.box_targets.any(dim=2) & ~sampled.label_sets, sampled.label_sets & False)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+def test_heads_on_stored_features_learn_both_labels(
+    trained: Path, load: Load, tmp_path: Path, kind: str
+) -> None:
+    config = load(
+        "train.head_only=true", "train.steps=100", "train.learning_rate=0.1", "train.log_every=50",
+        f"train.features_folder={tmp_path / 'features'}", f"train.initial_weights={checkpoint_of(trained)}",
+        "model.head={hidden: [], scores: sigmoid}" if kind == "softmax"
+        else "model.head={kind: logistic, scores: sigmoid}",
+    )  # fmt: skip
+    training = StagedTraining(config, tmp_path, "cpu")
+    training.run()
+    detector = Detector.load(training.detector, device="cpu")
+    right = []
+    for record in records_of(config):
+        labels = record.targets.labels.reshape(-1, 2)  # of blue, plain, red and striped, 1..4
+        scores = detector.classify(record.path, record.targets.boxes[::2]).scores
+        best = torch.stack((scores[:, [1, 3]].argmax(1) * 2 + 1, scores[:, [2, 4]].argmax(1) * 2 + 2), dim=1)
+        right.append(best.sort(1).values == labels.sort(1).values)
+    assert torch.cat([part.flatten() for part in right]).float().mean() > 0.8  # 0.5 by chance
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -135,8 +157,10 @@ def test_layers_on_cached_features_take_label_sets(load: Load, tmp_path: Path) -
             "stages=[{name: a, kind: train}, {name: b, kind: svm}]",
             "does not read the SVMs of a stage of kind svm",
         ),
-        ("model.head={kind: knn, scores: sigmoid}", "sigmoid is for model.head.kind softmax, not knn"),
-        ("train.head_only=true", "sigmoid is trained on images or by a stage of kind fine_tune"),
+        (
+            "model.head={kind: knn, scores: sigmoid}",
+            "sigmoid is for model.head.kind softmax or logistic, not knn",
+        ),
     ],
 )
 def test_what_cannot_train_independent_scores_is_refused(load: Load, override: str, message: str) -> None:
