@@ -17,6 +17,7 @@ import json
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import closing
@@ -27,6 +28,7 @@ import torch
 
 from detector.commands import cli
 from detector.config import Config, load_config
+from detector.core.errors import InputError
 from detector.core.progress import said_once, show, speak_as
 from detector.core.structures import ImageRecord
 from detector.factory.data import class_names, split_records
@@ -51,6 +53,8 @@ def main() -> None:
     bare(model, inputs, device)  # warms up
     times: dict[str, list[float]] = {"bare": [], "embed": []}
     cpu: dict[str, list[float]] = {"bare": [], "embed": []}
+    if arguments.folder is not None:
+        Path(arguments.folder).mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="embed_", dir=arguments.folder))
     speak_as(1)  # only warnings
     with said_once():
@@ -127,4 +131,7 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -45,6 +45,7 @@ from torch.nn import functional
 
 from detector.config import Config, load_config
 from detector.config.schema import LogisticHeadConfig, RandomSamplingConfig, RidgeConfig
+from detector.core.errors import InputError
 from detector.core.records import Records
 from detector.core.structures import Embedded, HeadOutput, ImageMeta, ImageRecord
 from detector.data.images import read_image
@@ -422,4 +423,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

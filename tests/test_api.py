@@ -327,10 +327,10 @@ def test_masks_are_regions_like_their_boxes(make: Make, tiny_root: Path) -> None
 @pytest.mark.parametrize(
     ("masks", "fault"),
     [
-        (np.zeros((2, 3, 4), bool), r"expected boolean numbers of shape \(P, \d+, \d+\).*\(2, 3, 4\)"),
+        (np.zeros((2, 3, 4), bool), r"expected a boolean array of shape \(P, \d+, \d+\).*\(2, 3, 4\)"),
         (np.zeros((3, 4), bool), r"not bool of shape \(3, 4\)"),
-        ("masks", "expected boolean numbers"),
-        ([np.zeros((2, 3)), np.zeros((3, 2))], "expected boolean numbers"),
+        ("masks", "expected a boolean array"),
+        ([np.zeros((2, 3)), np.zeros((3, 2))], "expected a boolean array"),
         ([{"size": [3, 4], "counts": [12]}], r"masks, mask 0: its size \[3, 4\] is not the image's"),
         ([{"counts": [12]}], "masks, mask 0: expected a run-length encoding"),
         (Masks.absent(1, (3, 4)), r"masks are of an image of \(3, 4\)"),

@@ -117,6 +117,23 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def checkpoint_file(place: Path) -> Path:
+    """Return the checkpoint that ``place`` of --checkpoint names: a file, or the best.pt of a run's folder.
+
+    Raises:
+        InputError: a folder without that file.
+    """
+    if not place.is_dir():
+        return place
+    best = place / "checkpoints" / "best.pt"
+    if not best.is_file():
+        raise InputError(
+            f"--checkpoint {place}: the folder has no checkpoints/best.pt; name the folder of a finished "
+            "run, or a checkpoint"
+        )
+    return best
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or the GPU has too little memory; torch reports it only in its message."""
     messages = ("not enough memory", "can't allocate memory", "out of memory")

@@ -67,7 +67,7 @@ def network(config: Config, checkpoint: str | None, *, hidden: bool) -> RegionDe
     from detector.factory.model import initial_model, restore_model
 
     if checkpoint is not None:
-        path = checkpoint_file(Path(checkpoint))
+        path = cli.checkpoint_file(Path(checkpoint))
         return restore_model(config, load_checkpoint(path), str(path))
     if hidden and not config.model.published_head and config.train.initial_weights is None:
         note(
@@ -78,16 +78,6 @@ def network(config: Config, checkpoint: str | None, *, hidden: bool) -> RegionDe
         ensure_data(config)
         classes = class_names(config)
     return initial_model(config, classes)
-
-
-def checkpoint_file(place: Path) -> Path:
-    """Return the checkpoint that ``place``, a run's folder or a file, stands for."""
-    if not place.is_dir():
-        return place
-    best = place / "checkpoints" / "best.pt"
-    if not best.is_file():
-        raise InputError(f"--checkpoint {place}: the folder has no checkpoints/best.pt; name a checkpoint")
-    return best
 
 
 def export_all(arguments: argparse.Namespace, split: str, features: RegionFeatures) -> list[str]:

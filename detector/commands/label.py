@@ -38,7 +38,7 @@ def main() -> int:
 
     output, split = Path(arguments.output), arguments.split
     refuse_existing(output)
-    source = checkpoint_of(Path(arguments.checkpoint))
+    source = cli.checkpoint_file(Path(arguments.checkpoint))
     checkpoint = load_checkpoint(source)
     config = labelling_config(checkpoint, arguments, str(source))
     tests = test_names(config, split)
@@ -54,20 +54,6 @@ def main() -> int:
     note(f"wrote {output}: {record['boxes']} boxes in {len(images)} images of {split}: {each}")
     note(f"train on them with a config of the same data and: {shlex.join(record['changes'])}")
     return 0
-
-
-def checkpoint_of(place: Path) -> Path:
-    """Return the checkpoint that ``place`` names: a file, or a run's folder, which stands for its best.pt.
-
-    Raises:
-        InputError: a folder without that file.
-    """
-    if not place.is_dir():
-        return place
-    best = place / "checkpoints" / "best.pt"
-    if not best.is_file():
-        raise InputError(f"{place}: no finished run: {best} is missing; name a checkpoint file")
-    return best
 
 
 def labelling_config(checkpoint: dict[str, Any], arguments: argparse.Namespace, source: str) -> Config:

@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
         "--shard", default="1/1", metavar="i/n", help="make only part i of n, in a store of its own"
     )
     reading = parser.add_argument_group("converting a file")
-    reading.add_argument("--format", choices=[*FORMATS, "store"], help="default: by the file's name")
+    reading.add_argument("--format", choices=[*FORMATS, "store"], help="default: by its content")
     reading.add_argument("--convention", help="how the file writes a box, or auto; see data/README.md")
     reading.add_argument("--faults", choices=FAULT_POLICIES, help="images with faulty boxes (default error)")
     reading.add_argument("--missing", choices=FAULT_POLICIES, help="images not in the file (default error)")

@@ -30,7 +30,9 @@ def main() -> int:
     earlier, folder = Path(arguments.earlier), Path(arguments.output)
     if folder.resolve() == earlier.resolve():
         raise InputError(f"--output {folder}: is the run that --from names; give another folder")
-    run = EarlierRun.open(earlier, None if arguments.features is None else Path(arguments.features))
+    run = EarlierRun.open(
+        earlier, None if arguments.features is None else Path(arguments.features), arguments.overrides
+    )
     config = run.new_config(arguments.labels, arguments.overrides)
     use_cores(config, device)
     with run_folder(folder, go_on=arguments.resume, overwrite=False):

@@ -21,7 +21,16 @@ from pydantic import ValidationError
 
 from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers, value_at
-from detector.config.schema import Config, FunctionProposals, Proposals, ProposalsConfig, Section, StageConfig
+from detector.config.schema import (
+    Config,
+    FunctionPoolConfig,
+    FunctionProposals,
+    Proposals,
+    ProposalsConfig,
+    Section,
+    StageConfig,
+    pools_by_masks,
+)
 from detector.core.errors import InputError, nearest
 
 Checked = TypeVar("Checked", bound=Section)
@@ -79,7 +88,19 @@ def parse_stored(
             f"{source}: the config in this checkpoint tests on images of {config.test.input_pixels} pixels, "
             f"which takes many gigabytes; give smaller test.scales, or these, on the command line"
         )
-    configs = {"": config}
+    refuse_code(config, overrides, source, allow_code=allow_code)
+    return config
+
+
+def refuse_code(
+    config: Config, overrides: Sequence[str], source: str, *, allow_code: Collection[str] = ()
+) -> None:
+    """Raise InputError if ``config``, which somebody else may have written, names a function of the user.
+
+    Allowed are those of ``allow_code``, and those that the user's ``overrides`` name. ``source`` is the file
+    that holds the config.
+    """
+    own, configs = override({}, overrides), {"": config}
     if "stages" not in own:
         configs |= {f"stages: {stage.name}": stage_config(config, stage) for stage in config.stages}
     for place, each in configs.items():
@@ -88,13 +109,12 @@ def parse_stored(
                 continue
             allowed = "stages=[]" if place else f"{key}=..."
             raise InputError(
-                f"{source}: the config in this checkpoint has {place or key} = {function!r:.80}, the name of "
-                "a function, and a checkpoint may not choose code that runs here. If you know and trust it, "
+                f"{source}: the config in it has {place or key} = {function!r:.80}, the name of a function, "
+                "and a checkpoint or a run may not choose code that runs here. If you know and trust it, "
                 f"say so on the command line with {allowed} (tools/demo.py: --set {allowed}), or in Python "
                 f"with Detector.load(..., allow_code=[{function!r:.80}]); methods such as selective_search "
                 "are always allowed"
             )
-    return config
 
 
 def _functions(config: Config) -> Iterator[tuple[str, str]]:
@@ -103,6 +123,8 @@ def _functions(config: Config) -> Iterator[tuple[str, str]]:
         yield "proposals.method", config.proposals.method
     if config.model.backbone.function is not None:
         yield "model.backbone.name", config.model.backbone.function
+    if isinstance(config.model.pool, FunctionPoolConfig):
+        yield "model.pool.kind", config.model.pool.kind
 
 
 class _OnlyProposals(Section):
@@ -196,6 +218,11 @@ def stage_config(config: Config, stage: StageConfig, source: str = "the config")
         raise InputError(
             f"{source}: a stage of kind {stage.kind} works on cached features, which "
             "train.augment cannot change; set it in the settings of the stages of kind train instead"
+        )
+    if stage.kind in ("fine_tune", "svm", "box_ridge") and pools_by_masks(chosen.model.pool):
+        raise InputError(
+            f"{source}: a stage of kind {stage.kind} pools stored feature maps by boxes; set model.pool.mask "
+            "to none, or use stages of kind train and head"
         )
     return chosen
 

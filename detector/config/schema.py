@@ -595,11 +595,11 @@ MAX_CROPS = 2**30
 class PoolConfig(Kind):
     """How a region becomes a row of fixed length: RoI pooling, RoIAlign, a pyramid or a crop."""
 
-    kind: Literal["roi", "roi_align", "spp", "warp", "crop"]
+    kind: str
     """"roi": Fast R-CNN's RoI pooling. "roi_align": Mask R-CNN's, which rounds nothing. "spp": SPP-net's
     pyramid, also what a classifier pools whole images with. "warp" and "crop": R-CNN's; each region is cut
-    out of the image, resized to ``crop_size``, and passes through the convolutions by itself. A config
-    without this key means "roi"."""
+    out of the image, resized to ``crop_size``, and passes through the convolutions by itself.
+    "module:Name": a class or function of yours. A config without this key means "roi"."""
 
 
 MaskUse = Literal["none", "cells", "weighted"]
@@ -679,13 +679,42 @@ class CropPoolConfig(PoolConfig, choice="model.pool.kind warp or crop"):
         return self
 
 
+class FunctionPoolConfig(PoolConfig, choice="model.pool.kind module:Name"):
+    """A region pool of yours: a ``torch.nn.Module`` with ``out_features`` and ``windows``, called with
+    (levels, rois, roi_levels, masks), that returns a row per region."""
+
+    kind: str
+    options: Options = Field(default_factory=dict)
+    """Keyword arguments of the class or function, besides ``channels``, ``strides`` and ``centers``."""
+
+    @field_validator("kind")
+    @classmethod
+    def _is_a_name(cls, kind: str) -> str:
+        if not _FUNCTION.fullmatch(kind):
+            raise ValueError(
+                f"model.pool.kind {kind!r} is unknown{nearest(kind, POOLS)}; use one of {', '.join(POOLS)}, "
+                "or module:Name for a pool of yours"
+            )
+        return kind
+
+
+POOLS = ("roi", "roi_align", "spp", "warp", "crop")
+"""The pools of this project."""
+
+
+def _pool_kind(values: Any) -> str | None:
+    kind = values.get("kind", "roi") if isinstance(values, Mapping) else getattr(values, "kind", None)
+    return kind if kind is None or kind in POOLS else "module:Name"
+
+
 Pool = Annotated[
     Annotated[RoIPoolConfig, Tag("roi")]
     | Annotated[RoIAlignPoolConfig, Tag("roi_align")]
     | Annotated[SPPPoolConfig, Tag("spp")]
     | Annotated[CropPoolConfig, Tag("warp")]
-    | Annotated[CropPoolConfig, Tag("crop")],
-    _kind_of("roi"),
+    | Annotated[CropPoolConfig, Tag("crop")]
+    | Annotated[FunctionPoolConfig, Tag("module:Name")],
+    Discriminator(_pool_kind),
 ]
 
 
@@ -1406,6 +1435,11 @@ Stage = Annotated[
 ]
 
 
+def pools_by_masks(pool: Pool) -> bool:
+    """Return whether ``pool`` uses the masks of regions; not every kind can."""
+    return getattr(pool, "mask", "none") != "none"
+
+
 class Config(Section):
     """An experiment."""
 
@@ -1453,6 +1487,11 @@ class Config(Section):
             )
         elif pool.mask != "none":
             raise ValueError("model.pool.mask: task: classification pools whole images; set none")
+        if pools_by_masks(pool) and isinstance(self.train.sampling, OhemSamplingConfig):
+            raise ValueError(
+                "train.sampling.kind: ohem chooses the regions on the device, and model.pool.mask has to "
+                "know them before; use random, or model.pool.mask: none"
+            )
         if self.model.head.scores == "sigmoid":
             self._check_sigmoid()
         if self.task == "weak_detection":

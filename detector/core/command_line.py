@@ -44,7 +44,7 @@ COMMANDS = (
     ),
     Command("label", "pseudo_label", "write what a detector finds as annotations to train another on"),
     Command("check", "check_data", "look for faults in a data set before training"),
-    Command("convert", "convert_data", "convert annotations between VOC's layout and COCO's format"),
+    Command("convert", "convert_data", "convert annotations of any format to VOC layout or COCO's format"),
     Command("recall", "recall", "measure how many objects the proposals can reach"),
     Command("draw", "draw_pooling", "draw how a region is pooled by each rule"),
     Command("samples", "draw_samples", "draw training samples as the network will see them"),

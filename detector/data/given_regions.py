@@ -38,7 +38,7 @@ def _mask_array(masks: object, size: tuple[int, int], name: str) -> np.ndarray:
         array = np.empty(0, object)
     if array.dtype.kind not in "bui" or array.ndim != 3 or array.shape[1:] != size:
         raise InputError(
-            f"{name}: masks: expected boolean numbers of shape (P, {size[0]}, {size[1]}) or run-length "
+            f"{name}: masks: expected a boolean array of shape (P, {size[0]}, {size[1]}) or run-length "
             f"encodings, not {array.dtype} of shape {array.shape}"
         )
     return array

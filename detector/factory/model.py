@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detector.config import Config
 from detector.config.schema import (
     CropPoolConfig,
+    FunctionPoolConfig,
     KnnHeadConfig,
     OhemSamplingConfig,
     PrototypesHeadConfig,
@@ -46,6 +47,7 @@ from detector.models.heads import (
     Prototypes,
 )
 from detector.models.losses import DetectionLoss
+from detector.models.own_pool import own_pool
 from detector.models.postprocess import (
     Postprocess,
     class_scores,
@@ -79,7 +81,7 @@ def build_neck(config: Config, backbone: Backbone) -> FeaturePyramid | None:
     """Return the feature pyramid over the maps of ``backbone``; None without ``model.neck``."""
     if config.model.neck is None:
         return None
-    widths, strides, centers = zip(*backbone.maps, strict=True)
+    widths, strides, centers, _ = zip(*backbone.maps, strict=True)
     return FeaturePyramid(widths, strides, centers, config.model.fpn.channels)
 
 
@@ -279,6 +281,8 @@ def build_region_pool(config: Config, backbone: Backbone, neck: FeaturePyramid |
                 context=pool.context,
                 square=pool.kind == "crop",
             )
+        case FunctionPoolConfig() as pool:
+            return own_pool(pool.kind, pool.options, channels, strides, centers)
 
 
 def build_roi_sampler(config: Config, coder: BoxCoder) -> RoISampler | EveryRegion:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from detector.config import Config
-from detector.config.schema import ProposalsConfig, ProposalsWithOptions
+from detector.config.schema import ProposalsConfig, ProposalsWithOptions, pools_by_masks
 from detector.core.box_labels import labels_of_boxes
 from detector.core.distributed import local_place, main_first, world_size
 from detector.core.errors import InputError
@@ -309,6 +309,11 @@ def report_recall(records: Sequence[ImageRecord], store: ProposalStore, config: 
         else "no annotated objects to measure recall with"
     )
     note(f"proposals for {split}: {metrics['proposals_per_image']:.0f} per image, {reached}")
+    if pools_by_masks(config.model.pool) and not store.count_masked(known.keys):
+        note(
+            f"warning: model.pool.mask pools what masks cover, but {store.path} has no masks for {split}: "
+            "every region is pooled as its box; give proposals with masks, or set model.pool.mask to none"
+        )
     if counts.max(initial=0) > limit:
         whole, limited = recall(known, store)["recall_0.5"], metrics["recall_0.5"]
         if whole - limited > LOST_RECALL:  # as in files without any ranking

@@ -198,6 +198,7 @@ _SHAPING = (
     "model.neck",
     "model.fpn.channels",
     "model.pool.kind",
+    "model.pool.options",
     "model.pool.output_size",
     "model.pool.levels",
     "model.head.kind",

@@ -47,11 +47,19 @@ NAMES = ("vgg16", "alexnet", "caffenet", "squeezenet1_0", "resnet18", "resnet50"
 
 
 class Map(NamedTuple):
-    """The map that a block gives: its channels, and stride and centre in network-input pixels."""
+    """The map that a block gives: its channels, and stride and centre in network-input pixels.
+
+    ``cells`` gives the number of cells along an axis for a number of input pixels.
+    """
 
     channels: int
     stride: int
     center: float
+    cells: Callable[[int], int]
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) of the map in cells for an input of ``size``, (height, width)."""
+        return self.cells(size[0]), self.cells(size[1])
 
 
 class Backbone(nn.Module):
@@ -85,7 +93,7 @@ class Backbone(nn.Module):
         self._ends = [blocks[block] for block in _of_each_stride(_strides(layers, blocks))] if pyramid else []
         self._ends = self._ends or [len(layers)]
         maps = [
-            Map(out_channels(layers[:end]), place.stride, place.center)
+            Map(out_channels(layers[:end]), place.stride, place.center, place.size)
             for end in self._ends
             for place in [geometry(layers[:end])]
         ]
@@ -186,7 +194,7 @@ class NetworkBackbone(Backbone):
         self._run, self._wanted = opened.run, tuple(places)
         *_, last_place = places.values()
         self.geometry, self._multiple = last_place, last_place.multiple
-        maps = [Map(place.channels, place.stride, place.center) for place in places.values()]
+        maps = [Map(place.channels, place.stride, place.center, place.size) for place in places.values()]
         self._finish(maps, feature_scale, reduce_channels)
         ends = [paths[-1] for paths in opened.blocks.values()]
         ends[-1] = ""  # a final normalisation may follow the last block

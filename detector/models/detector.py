@@ -109,7 +109,7 @@ class RegionDetector(nn.Module):
         if self.neck is None:
             grids = [pool.cell_grid(0, self.backbone.map_size)]
         else:
-            grids = [pool.cell_grid(level) for level in range(len(self.neck.strides))]
+            grids = [pool.cell_grid(level, place.size) for level, place in enumerate(self.backbone.maps)]
         return cell_masks_by_level(masks, metas, grids, roi_levels)
 
     def embed(

@@ -76,7 +76,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise InputError(
-            f"{path}: no such weights file; put a torchvision state dict there, or set "
+            f"{path}: no such weights file; put a state dict there, or set "
             "model.backbone.weights to null to start from random weights"
         )
     try:

@@ -2,8 +2,9 @@
 
 Each mask has a window of cells, whose size the host knows. The windows are copied out of the map in groups of
 about the same size, padded to the largest of the group, and each group is pooled at once. Nothing here makes
-the host wait for a GPU. With ``torch.use_deterministic_algorithms``, which ``train.deterministic`` sets,
-gradients are the same on every run.
+the host wait for a GPU. On a CPU averages and samples are sums over lists of cells instead
+(``ops.masked_bags``), which is several times as fast. With ``torch.use_deterministic_algorithms``, which
+``train.deterministic`` sets, gradients are the same on every run.
 
 - ``"cells"``: a bin's maximum is that of its covered cells, those whose centre the mask covers. For RoIAlign
   it is the maximum of the bin's samples that lie in covered cells, each interpolated as usual.
@@ -23,15 +24,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from detector.core.cell_masks import CellMasks
 from detector.core.devices import sent
+from detector.ops.masked_bags import Bins, Cells, bin_averages, sample_maxima
 from detector.ops.roi_align import axis_weights, ordered, roi_align, sample_grid
 from detector.ops.roi_pool import roi_pool
 from detector.ops.spp_pool import spp_pool
 from detector.ops.windows import projected_windows, rounded_windows
 
 MODES = ("cells", "weighted")
+Parts = Iterator[tuple[Tensor, Tensor]]
+"""Numbers of RoIs (r,) on the CPU, and (r, D), what is pooled for them."""
 _NUMBERS = 2**24
 """Numbers that a group of windows may have, channels counted."""
 _STEPS = (3, 6, 10, 16, 25, 40, 64, 100, 160, 256)
@@ -66,7 +71,12 @@ def masked_roi_pool(
     def averages(crops: _Crops) -> Tensor:
         return _averages(crops, sides, bins)
 
-    return _pool(features, rois, masks, mode, boxed, maxima if mode == "cells" else averages)
+    def on_cpu(cells: Cells, rows: Tensor) -> Parts:
+        return bin_averages(cells, rows, sides, bins)
+
+    if mode == "cells":
+        return _pool(features, rois, masks, mode, boxed, maxima)
+    return _pool(features, rois, masks, mode, boxed, averages, on_cpu)
 
 
 def masked_spp_pool(
@@ -120,7 +130,12 @@ def masked_spp_pool(
     def averages(crops: _Crops) -> Tensor:
         return _averages(crops, levels, bins)
 
-    return _pool(features, rois, masks, mode, boxed, maxima if mode == "cells" else averages)
+    def on_cpu(cells: Cells, rows: Tensor) -> Parts:
+        return bin_averages(cells, rows, levels, bins)
+
+    if mode == "cells":
+        return _pool(features, rois, masks, mode, boxed, maxima)
+    return _pool(features, rois, masks, mode, boxed, averages, on_cpu)
 
 
 def masked_roi_align(
@@ -158,18 +173,14 @@ def masked_roi_align(
     def maxima(crops: _Crops) -> Tensor:
         return _sample_maxima(crops, *settings)
 
-    if mode == "cells":
-        masks = _with_boxes(features, rois, masks, spatial_scale)
-    rois = ordered(rois, len(features))
-    return _pool(
-        features,
-        rois,
-        masks,
-        mode,
-        boxed,
-        maxima if mode == "cells" else averages,
-        samples=output_size if mode == "cells" else 0,
-    )
+    def on_cpu(cells: Cells, rows: Tensor) -> Parts:
+        return sample_maxima(cells, rows, *settings)
+
+    corners = ordered(rois, len(features))
+    if mode == "weighted":
+        return _pool(features, corners, masks, mode, boxed, averages)
+    masks = _with_boxes(features, rois, masks, spatial_scale)
+    return _pool(features, corners, masks, mode, boxed, maxima, on_cpu, samples=output_size)
 
 
 class _Crops(NamedTuple):
@@ -206,10 +217,13 @@ def _pool(
     mode: str,
     boxed: Callable[[Tensor], Tensor],
     masked: Callable[[_Crops], Tensor],
+    on_cpu: Callable[[Cells, Tensor], Parts] | None = None,
+    *,
     samples: int = 0,
 ) -> Tensor:
     """Pool the regions with masks by ``masked``, group by group, and the others by ``boxed``.
 
+    On a CPU ``on_cpu`` takes the place of ``masked`` where there is one: it pools the rows it is given.
     With ``samples``, the bins per side, ``masked`` interpolates: the crops show one cell more on each side,
     and values of cells that are not covered.
     """
@@ -225,22 +239,32 @@ def _pool(
     exact = torch.float64 if features.dtype == torch.float64 else torch.float32
     margin = min(samples, 1)
 
-    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+    def parts() -> Parts:
         boxes = whole.nonzero()[:, 0]
         if len(boxes) or not len(rois):
             yield boxes, boxed(rois.index_select(0, sent(boxes, rois.device)))
         numbers = _flat(features if hides else features.to(exact), hides)  # sums are computed in float32
+        if on_cpu is not None and _knows_rois(rois):
+            cells = Cells(numbers, extents, rois.to(exact), masks)
+            for rows, pooled in on_cpu(cells, (~whole).nonzero()[:, 0]) if not whole.all() else ():
+                yield rows, pooled.to(features.dtype)
+            return
         for rows in _groups(windows, whole, features.shape[1], samples):
             pooled = masked(_cut(numbers, rois.to(exact), masks, windows, rows, extents, margin, hides))
             if hides:
-                pooled = pooled.masked_fill(pooled <= _lowest(pooled.dtype), 0)
+                pooled = functional.threshold(pooled, _lowest(pooled.dtype), 0)
             yield rows, pooled.to(features.dtype)
 
     with torch.autocast(features.device.type, enabled=False):
         return _in_order(parts(), len(rois), rois.device)
 
 
-def _in_order(parts: Iterator[tuple[Tensor, Tensor]], count: int, device: torch.device) -> Tensor:
+def _knows_rois(rois: Tensor) -> bool:
+    """Return whether the host may look at ``rois`` without waiting for a device."""
+    return rois.device.type == "cpu"
+
+
+def _in_order(parts: Parts, count: int, device: torch.device) -> Tensor:
     """Return the rows (R, D) of all ``parts``, pairs of row numbers on the CPU and rows."""
     if torch.is_grad_enabled():
         order, results = zip(*parts, strict=True)
@@ -314,13 +338,6 @@ def _cut(
         cell = torch.where(covered, cell, len(numbers) - 1)
     maps = numbers.index_select(0, cell.flatten()).view(len(rows), down, across, -1).permute(0, 3, 1, 2)
     return _Crops(maps, coverage, covered, rows_here, (y[:, :, 0], x[:, 0, :]), extents)
-
-
-Bins = Callable[[Tensor, int, int, int], tuple[Tensor, Tensor]]
-"""Returns the first cells (R, n) and those after the last of the n bins of RoI rows, clipped to the map.
-
-The arguments are the RoI rows, the axis (0 for x, 1 for y), n, and the extent of the map.
-"""
 
 
 def _caffe_bins(first: Tensor, last: Tensor, side: int, extent: int) -> tuple[Tensor, Tensor]:

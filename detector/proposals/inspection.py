@@ -92,13 +92,13 @@ def _describe(images: Iterable[RawImage]) -> dict[str, Any]:
             conventions == {"auto"}
         ),
         f"{backward} boxes end before they begin, as if columns 3 and 4 were width and height": (
-            backward > total // 100 and not any("xywh" in name for name in conventions)
+            backward > total // 100 and not any(name.startswith(("xywh", "cxcywh")) for name in conventions)
         ),
         "boxes are parts of the image; the sizes of the images are needed to convert it": any(
             name != "auto" and find_convention(name).whole is not None for name in conventions
         ),
         "whole numbers from 1: it may count pixels from 1 and include the last": (
-            whole and least[:2].min() == 1 and not masks
+            whole and least[:2].min() == 1 and not masks and "xyxy_inclusive_1" not in conventions
         ),
         f"{not_finite} boxes are not finite": not_finite > 0,
     }

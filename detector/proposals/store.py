@@ -257,6 +257,13 @@ class ProposalStore:
             digest.update(rows["mask_checksum"].tobytes())
         return digest.hexdigest()
 
+    def count_masked(self, image_ids: Texts) -> int:
+        """Return how many of ``image_ids`` have regions with masks."""
+        index = self._index
+        places = self._find_all(index, image_ids)
+        rows = index.rows(places[places >= 0])
+        return int(rows["masked"].sum()) if "masked" in (rows.dtype.names or ()) else 0
+
     def require(self, image_ids: Texts) -> None:
         """Raise InputError for the first of ``image_ids`` that the store does not have."""
         missing = np.flatnonzero(self.find_all(image_ids) < 0)

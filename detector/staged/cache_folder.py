@@ -172,16 +172,16 @@ class CacheFolder:
             sizes = {name: self._check_head(name) for name in self.files}
         except (InputError, OSError) as error:
             raise InputError(f"{self.folder}: a damaged {self.what} ({error}); {self.make_again}") from None
-        count = len(data) // _CHECKSUM.size
-        wrong = [name for name, size in sizes.items() if size != self.files[name].size]
-        if wrong or count != self.images:
-            name = wrong[0] if wrong else next(iter(self.files))
-            raise InputError(
-                f"{self.folder}: a damaged {self.what}: {name} has {sizes[name]} bytes and must have "
-                f"{self.files[name].size}, {_DONE} is of {count} images and must be of {self.images}; "
-                f"{self.make_again}"
-            )
-        return np.frombuffer(data, "<u4", count)
+        sizes[_DONE] = len(data)
+        planned = {name: file.size for name, file in self.files.items()}
+        planned[_DONE] = _CHECKSUM.size * self.images
+        for name, size in planned.items():
+            if sizes[name] != size:
+                raise InputError(
+                    f"{self.folder}: a damaged {self.what}: {name} has {sizes[name]} bytes and must have "
+                    f"{size}; {self.make_again}"
+                )
+        return np.frombuffer(data, "<u4")
 
     def _check_head(self, name: str) -> int:
         """Return the size of a file in bytes; InputError where it does not begin as planned."""

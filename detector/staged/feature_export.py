@@ -70,8 +70,8 @@ def _pieces(features: RegionFeatures, dtype: np.dtype[Any]) -> Iterator[slice]:
 def _write_parquet(
     features: RegionFeatures, path: Path, dtype: np.dtype[Any], progress: ReportProgress
 ) -> None:
-    """One row per region: ``image`` (its key), ``region`` (its number in the image), ``box``, ``score``
-    (null where the proposals have none) and ``features``, a list of fixed size.
+    """One row per region: ``image`` (its key), ``hash`` (of the image file), ``region`` (its number in the
+    image), ``box``, ``score`` (null where the proposals have none) and ``features``, a list of fixed size.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -80,6 +80,7 @@ def _write_parquet(
     schema = pa.schema(
         [
             ("image", pa.string()),
+            ("hash", pa.string()),
             ("region", pa.int32()),
             ("box", pa.list_(pa.float32(), 4)),
             ("score", pa.float32()),
@@ -87,15 +88,18 @@ def _write_parquet(
         ]
     )
     keys = pa.array([key.encode("utf-8", "backslashreplace").decode() for key in features.images])
+    hashes = pa.array([image.hash for image in features.plan.images])
     scores = features.all_scores
     with atomic_write(path) as file, pq.ParquetWriter(file, schema) as writer:
         for part in _pieces(features, dtype):
             rows = np.arange(part.start, part.stop)
-            images = np.searchsorted(features.offsets, rows, side="right") - 1
+            numbers = np.searchsorted(features.offsets, rows, side="right") - 1
+            images = pa.array(numbers)
             score = np.full(len(rows), np.nan, np.float32) if scores is None else np.array(scores[part])
             columns = [
-                keys.take(pa.array(images)),
-                pa.array((rows - features.offsets[images]).astype(np.int32)),
+                keys.take(images),
+                hashes.take(images),
+                pa.array((rows - features.offsets[numbers]).astype(np.int32)),
                 _lists(pa, features.all_boxes[part]),
                 pa.array(score, mask=np.isnan(score)),
                 _lists(pa, features.all_features[part].astype(dtype)),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import Config, load_config, stage_config
+from detector.config.load import refuse_code
 from detector.config.schema import HeadStageConfig
 from detector.core.errors import InputError
 from detector.core.progress import note
@@ -40,15 +41,19 @@ class EarlierRun:
     stage: HeadStageConfig
 
     @classmethod
-    def open(cls, folder: Path, features: Path | None = None) -> EarlierRun:
+    def open(cls, folder: Path, features: Path | None = None, overrides: Sequence[str] = ()) -> EarlierRun:
         """Open the run in ``folder``; ``features`` names another place of its region features.
 
+        The run may be somebody else's: code that its config names is only loaded if ``overrides`` name it.
+
         Raises:
-            InputError: no run, one without stored region features, or features of other weights.
+            InputError: no run, one that names code, one without stored region features, or features of other
+                weights.
         """
         if not (folder / "config.yaml").is_file():
             raise InputError(f"{folder}: holds no run; --from names the folder of one, with its config.yaml")
         config = load_config(folder / "config.yaml")
+        refuse_code(config, overrides, str(folder / "config.yaml"))
         numbered = numbered_checkpoints(folder / "checkpoints")
         if not numbered:
             raise InputError(f"{folder}: the run has no checkpoint yet; let it finish, with --resume")
@@ -68,6 +73,7 @@ class EarlierRun:
         given = [] if labels is None else [f"data.annotations={json.dumps(str(Path(labels).absolute()))}"]
         source = self.folder / "config.yaml"
         config = load_config(source, [*given, *overrides])
+        refuse_code(config, overrides, str(source))
         for key, (before, now) in changed_settings(self.checkpoint["config"], config, str(source)).items():
             if not key.startswith(CHANGEABLE) and not key.startswith("stages"):
                 raise InputError(

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.config import Config
+from detector.config.schema import pools_by_masks
 from detector.core.errors import InputError
 from detector.core.files import file_hash, read_json
 from detector.core.progress import note, progress_bar
@@ -345,6 +346,7 @@ def _read_plan(path: Path) -> FeaturePlan:
             _require_types(image)
         plan = FeaturePlan(images, found["source"], int(found["width"]))
         known = found["format"] == FORMAT and found["key"] == plan.key and plan.width > 0
+        known = known and len({image.key for image in images}) == len(images)
     except (KeyError, TypeError, ValueError, OverflowError):
         known = False
     if not known:
@@ -387,6 +389,7 @@ def embed_named_split(
     Raises:
         InputError: as `embed_split`, and for data or proposals that are missing or faulty.
     """
+    _require_regions(config)
     every = split_records(config, [split])[split]
     store = open_proposals(config, every, split)
     records = with_proposals(config, every, store)
@@ -417,8 +420,7 @@ def embed_split(
         InputError: a network that classifies whole images, an image that cannot be read, features that
             float16 cannot hold, or too little free disk.
     """
-    if config.task == "classification":
-        raise InputError("task: classification has no regions; region features need task: detection")
+    _require_regions(config)
     view = _one_view(config)
     plan = plan_features(view, model, records, source, hidden=hidden)
     place = folder / plan.key[:16]
@@ -451,7 +453,7 @@ class _Embedding:
         self.pool = network.hidden if hidden else network.pooled
         self.predictor = predictor
         self.plan = plan
-        self.masked = _masked(config)
+        self.masked = pools_by_masks(config.model.pool)
 
     def __call__(self, number: int, views: Sequence[Batch]) -> EmbeddedRegions:
         """Return what is stored of image ``number``; InputError where its features do not fit float16."""
@@ -470,6 +472,12 @@ class _Embedding:
         return EmbeddedRegions(proposals.boxes.numpy(), scores, features)
 
 
+def _require_regions(config: Config) -> None:
+    """Raise InputError where the config's network classifies whole images."""
+    if config.task == "classification":
+        raise InputError("task: classification has no regions; region features need task: detection")
+
+
 def plan_features(
     config: Config,
     model: RegionDetector,
@@ -480,7 +488,7 @@ def plan_features(
 ) -> FeaturePlan:
     """Return the plan for the features of ``records``, for which image files and proposals are read."""
 
-    masked = _masked(config)
+    masked = pools_by_masks(config.model.pool)
 
     def describe(record: ImageRecord) -> str:
         proposals = source(record)
@@ -511,16 +519,15 @@ def _made_with(config: Config, model: RegionDetector, *, hidden: bool) -> dict[s
     """Return all that the features depend on but images and regions: each part as a text."""
     left_out = _OF_THE_HEAD[1:] if hidden else _OF_THE_HEAD
     weights = {name: one for name, one in model.state_dict().items() if not name.startswith(left_out)}
-    network = config.model.model_dump(
-        mode="json",
-        exclude={
-            "head": True,
-            "box": True,
-            "roi_chunk": True,
-            "fpn": config.model.neck is None,  # what a neck that is not there would be like
-            "backbone": {"weights", "freeze", "allow_partial"},
-        },
-    )
+    unused: dict[str, Any] = {
+        "head": True,
+        "box": True,
+        "roi_chunk": True,
+        "backbone": {"weights", "freeze", "allow_partial"},
+    }
+    if config.model.neck is None:
+        unused["fpn"] = True  # what a neck that is not there would be like
+    network = config.model.model_dump(mode="json", exclude=unused)
     test = config.test
     transform: dict[str, Any] = {"resize": test.resize}
     if test.resize != "none":
@@ -555,11 +562,6 @@ def _regions_digest(proposals: Proposals, *, masked: bool) -> str:
         parts.append(json_bytes([proposals.masks.size, list(map(len, proposals.masks.counts))]))
         parts.extend(proposals.masks.counts)
     return bytes_digest(parts)
-
-
-def _masked(config: Config) -> bool:
-    """Return whether the config's region pool uses the masks of regions."""
-    return getattr(config.model.pool, "mask", "none") != "none"  # not every pool can
 
 
 def _half(features: Tensor) -> NDArray[np.float16]:

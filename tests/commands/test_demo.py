@@ -128,7 +128,7 @@ def test_code_that_a_checkpoint_names_does_not_run(tool: Tool, checkpoint: Path,
     arguments = ("--checkpoint", "evil.pt", photo, "--output", "out", "--device", "cpu")
     result = tool("demo", *arguments)
     assert result.returncode == 2
-    assert "evil.pt: the config in this checkpoint has proposals.method = 'pydoc:pipepager'" in result.stderr
+    assert "evil.pt: the config in it has proposals.method = 'pydoc:pipepager'" in result.stderr
     assert "--set proposals.method=..." in result.stderr
     assert not (tmp_path / "pwned").exists()
     result = tool("demo", *arguments, "--set", "proposals.method=dense")

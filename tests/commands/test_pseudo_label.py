@@ -114,7 +114,7 @@ def test_what_is_refused(run: Path, root: Path, tmp_path: Path, tool: Tool) -> N
     assert "nothing is overwritten" in refused("--output", "kept")
     assert not list((tmp_path / "kept").iterdir())
     assert "this is the test split" in refused("--split", "test")
-    assert "best.pt is missing" in refused(checkpoint=tmp_path / "kept")
+    assert "the folder has no checkpoints/best.pt" in refused(checkpoint=tmp_path / "kept")
     assert "finite" in refused("--score-threshold", "nan")
     assert "no box was found" in refused("--score-threshold", "2.0")
     (root / "ImageSets/Main/both.txt").write_text((root / "ImageSets/Main/test.txt").read_text())

@@ -161,8 +161,11 @@ MISTAKES = [
         "model.pool={kind: spp, level: [1]}",
         r"level: unknown key \(did you mean 'levels'\?\); model\.pool\.kind spp",
     ),
-    ("model.pool.kind=sp", r"model\.pool\.kind = 'sp': expected 'roi' or .* \(did you mean 'spp'\?\)$"),
-    ("model.pool.kind=[spp]", r"model\.pool\.kind = \"\('spp',\)\": expected 'roi'"),
+    (
+        "model.pool.kind=sp",
+        r"model\.pool\.kind = 'sp': .* \(did you mean 'spp'\?\); use one of roi, .* or module:Name",
+    ),
+    ("model.pool.kind=[spp]", r"model\.pool\.kind = \['spp'\]: expected a text"),
     (
         "stages=[{name: a, kind: train, svm: {c: 1.0}}]",
         r"stages\.0\.svm: a stage of kind train or fine_tune has no",
@@ -195,6 +198,21 @@ def test_a_mistake_is_named(mistake: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_config(QUICKSTART, [mistake])
     assert str(caught.value).startswith(f"{QUICKSTART}: ")
+
+
+MASK_MISTAKES = [
+    ("quickstart", ["train.sampling.kind=ohem"], r"train\.sampling\.kind: ohem chooses .* model\.pool\.mask"),
+    ("spp_net_staged_quickstart", [], r"stages: fine_tune: .* model\.pool\.mask to none"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), MASK_MISTAKES)
+def test_masks_are_refused_where_regions_would_lose_them(
+    name: str, settings: list[str], message: str
+) -> None:
+    load_config(name, settings)
+    with pytest.raises(InputError, match=message):
+        load_config(name, [*settings, "model.pool.mask=cells"])
 
 
 def test_unknown_keys_come_with_the_valid_ones() -> None:

@@ -85,6 +85,7 @@ def test_the_maps_are_those_of_the_last_block_of_each_stride() -> None:
     ]
     found = backbone.pyramid(images)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert [each.size((64, 96)) for each in backbone.maps] == [tuple(map.shape[2:]) for map in found]
     assert torch.equal(backbone(images), expected[-1])
 
 

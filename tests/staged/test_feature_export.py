@@ -34,12 +34,13 @@ def test_parquet_has_a_row_per_region(features: RegionFeatures, tmp_path: Path, 
     assert done[-1] == (len(features), len(features))
     assert pq.ParquetFile(path).num_row_groups == len(done) > 3
     table = pq.read_table(path)
-    assert table.column_names == ["image", "region", "box", "score", "features"]
+    assert table.column_names == ["image", "hash", "region", "box", "score", "features"]
     assert str(table.schema.field("features").type).endswith(f"[{features.width}]")
     rows = table.to_pylist()
     assert len(rows) == len(features)
-    for key in features.images:
+    for key, image in zip(features.images, features.plan.images, strict=True):
         own = [row for row in rows if row["image"] == key]
+        assert {row["hash"] for row in own} <= {image.hash}
         scores = features.scores(key)
         assert [row["region"] for row in own] == list(range(len(features.boxes(key))))
         assert [row["score"] for row in own] == ([None] * len(own) if scores is None else scores.tolist())

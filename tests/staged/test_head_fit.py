@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from detector.api import Detector
 from detector.config import Config, load_config
@@ -293,3 +294,19 @@ def records_with(records: Any, labels: np.ndarray, boxes: np.ndarray) -> Any:
     from dataclasses import replace
 
     return replace(records, objects=replace(records.objects, labels=labels, boxes=boxes))
+
+
+def test_code_that_only_the_run_of_somebody_else_names_is_not_loaded(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('loaded', 'w').close()\ndef network():\n    raise OSError\n")
+    config = tiny().model_dump(mode="json")
+    config["model"]["backbone"]["name"] = "evil:network"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match=r"model\.backbone\.name = 'evil:network'.*may not choose code"):
+        EarlierRun.open(tmp_path / "run")
+    with pytest.raises(InputError, match="has no checkpoint yet"):  # the user has named it
+        EarlierRun.open(tmp_path / "run", overrides=["model.backbone.name=evil:network"])
+    assert not (tmp_path / "loaded").exists()

@@ -24,6 +24,7 @@ from detector.factory.model import initial_model
 from detector.factory.proposals import open_proposals, stored_proposals
 from detector.models.detector import RegionDetector
 from detector.staged.region_features import (
+    FeaturePlan,
     RegionFeatures,
     _regions_digest,
     embed_named_split,
@@ -293,15 +294,27 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(
         assert path.read_bytes() == (place / path.name).read_bytes(), path.name
 
 
-def test_files_of_another_size_are_named(parts: Parts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["features.npy", "done.bin"])
+def test_files_of_another_size_are_named(parts: Parts, tmp_path: Path, name: str) -> None:
     folder = embed(parts, tmp_path).folder
-    with (folder / "features.npy").open("ab") as file:
-        file.write(b"tail")
+    with (folder / name).open("ab") as file:
+        file.write(b"+++")
     for use in (lambda: RegionFeatures.open(folder), lambda: embed(parts, tmp_path)):
-        with pytest.raises(InputError, match=r"damaged set of region features: features.npy has \d+ bytes"):
+        with pytest.raises(
+            InputError, match=rf"set of region features: {name} has \d+ bytes and must have \d+;"
+        ):
             use()
     (folder / "features.json").unlink()  # the repair that the message names
     embed(parts, tmp_path).check()
+
+
+def test_a_record_that_names_an_image_twice_is_refused(parts: Parts, tmp_path: Path) -> None:
+    sound = embed(parts, tmp_path)
+    first, _, *others = sound.plan.images
+    twice = FeaturePlan([first, first, *others], sound.plan.source, sound.width)
+    (sound.folder / "features.json").write_text(json.dumps(twice.manifest()))
+    with pytest.raises(InputError, match=r"features\.json: not the record of a set"):
+        RegionFeatures.open(sound.folder)
 
 
 def test_flipped_bits_are_found_when_their_image_is_first_read(parts: Parts, tmp_path: Path) -> None:
@@ -373,8 +386,13 @@ def test_training_images_have_the_proposals_of_training(tiny: Load, tmp_path: Pa
 
 def test_a_classifier_of_whole_images_is_refused(tiny: Load, tmp_path: Path) -> None:
     config = tiny("task=classification", "model.pool={kind: spp, levels: [1]}")
-    with pytest.raises(InputError, match="task: classification has no regions"):
-        embed(parts_of(config, scored_source), tmp_path)
+    parts = parts_of(config, scored_source)
+    for use in (
+        lambda: embed(parts, tmp_path),
+        lambda: embed_named_split(config, parts.model, "trainval", tmp_path, "cpu"),
+    ):
+        with pytest.raises(InputError, match="task: classification has no regions"):
+            use()
 
 
 def test_proposals_that_change_meanwhile_are_noticed(parts: Parts, tmp_path: Path) -> None:

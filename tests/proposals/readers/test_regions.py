@@ -595,3 +595,19 @@ def test_labels_written_as_every_type(tmp_path: Path, regions: dict[str, Regions
     write = label_writer(".tif", np.uint8, "")
     for image, wanted in zip(read_images(write(tmp_path, regions), "labels"), regions.values(), strict=True):
         assert np.array_equal(image.boxes, wanted.boxes)
+
+
+def test_inspect_does_not_doubt_the_convention_of_a_format(tmp_path: Path) -> None:
+    yolo = tmp_path / "yolo"
+    yolo.mkdir()
+    (yolo / "a.txt").write_text("0 0.5 0.5 0.25 0.25\n")  # width and height below the centre
+    remarks = inspect(yolo)["remarks"]
+    assert len(remarks) == 1
+    assert "parts of the image" in remarks[0]
+    (tmp_path / "a.xml").write_text(
+        "<annotation><object><name>cell</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax>"
+        "<ymax>9</ymax></bndbox></object></annotation>"
+    )
+    assert inspect(tmp_path / "a.xml")["remarks"] == []
+    np.savez(tmp_path / "corners.npz", a=np.array([[1.0, 1, 9, 9]]))
+    assert "may count pixels from 1" in inspect(tmp_path / "corners.npz")["remarks"][0]

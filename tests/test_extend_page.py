@@ -1,0 +1,61 @@
+"""The page about parts of your own: its examples are short, and each one trains."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.api import Detector
+from detector.config import Config
+from detector.core.errors import InputError
+from detector.tasks.start import start_run
+from tests.conftest import PROJECT
+
+Load = Callable[..., Config]
+PAGE = (PROJECT / "docs" / "extend.md").read_text()
+EXAMPLES: dict[str, str] = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
+USES = {
+    "my_backbone": "model.backbone.name=my_backbone:network",
+    "my_pool": "model.pool={kind: 'my_pool:CenterPool', options: {size: 3}}",
+    "my_boxes": "proposals={method: 'my_boxes:tiles', options: {side: 32}}",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name, code in EXAMPLES.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in EXAMPLES:
+        sys.modules.pop(name, None)
+
+
+def test_the_examples_are_short_and_all_used() -> None:
+    assert EXAMPLES.keys() == USES.keys()
+    for name, code in EXAMPLES.items():
+        assert len(code.splitlines()) < 25
+        assert USES[name] in PAGE
+
+
+@pytest.mark.parametrize("name", USES)
+def test_each_example_trains_and_is_loaded_only_if_it_is_allowed(tiny: Load, folder: Path, name: str) -> None:
+    config = tiny(USES[name], "train.steps=2", "train.checkpoint_every=2")
+    run = start_run(config, folder / "run", "cpu")
+    run.run()
+    (checkpoint,) = (folder / "run" / "checkpoints").glob("step_*.pt")
+    sys.modules.pop(name, None)
+    with pytest.raises(InputError, match="may not choose code that runs here"):
+        Detector.load(checkpoint, "cpu")
+    assert name not in sys.modules
+    code = re.search(r"my_\w+:\w+", USES[name])
+    assert code is not None
+    image = next((Path(config.data.root) / "JPEGImages").iterdir())
+    found = Detector.load(checkpoint, "cpu", allow_code=[code[0]])(image)
+    assert torch.isfinite(found.scores).all()
