@@ -15,7 +15,7 @@ from detector.commands import cli
 from detector.core.errors import InputError
 from detector.core.machine import process_seconds
 from detector.core.progress import note, show
-from detector.engine.run_folder import run_folder
+from detector.engine.run_folder import holds_work, run_folder
 from detector.evaluation.report import write_json
 
 
@@ -30,6 +30,11 @@ def main() -> int:
     earlier, folder = Path(arguments.earlier), Path(arguments.output)
     if folder.resolve() == earlier.resolve():
         raise InputError(f"--output {folder}: is the run that --from names; give another folder")
+    if not arguments.resume and holds_work(folder):
+        raise InputError(
+            f"--output {folder}: holds a run already, which a refit never overwrites; go on with --resume, "
+            "or give another folder"
+        )
     run = EarlierRun.open(
         earlier, None if arguments.features is None else Path(arguments.features), arguments.overrides
     )

@@ -205,10 +205,8 @@ class NetworkBackbone(Backbone):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
             if isinstance(module, nn.BatchNorm2d):
-                module.num_batches_tracked = None  # nothing is counted
-                module.track_running_stats = (
-                    False  # else torch expects the counter in a state without versions
-                )
+                # Nothing is counted; otherwise torch adds a counter to a state without numbers of versions.
+                module.num_batches_tracked, module.track_running_stats = None, False
         for name, parameter in self.features.named_parameters():
             if name.rpartition(".")[2] in _POSITIONS:
                 parameter.requires_grad_(False)

@@ -124,6 +124,14 @@ def test_mobilenet_computes_what_torchvisions_does_with_its_weights(stage: str) 
         assert torch.equal(backbone.train()(images), expected)  # batch norms are frozen in training too
 
 
+def test_a_state_without_versions_loads_where_batch_norms_rest() -> None:
+    backbone = build_backbone("torchvision:mobilenet_v2", stage="features.2", freeze=2)
+    state = dict(backbone.state_dict())  # as a checkpoint stores it: without torch's numbers of versions
+    assert not [name for name in state if name.endswith("num_batches_tracked")]
+    backbone.load_state_dict(state)
+    assert backbone.state_dict().keys() == state.keys()
+
+
 LITE_STAGES = [(1, 3, 1, 16), (2, 3, 2, 24), (2, 5, 2, 40), (3, 3, 2, 80), (3, 5, 1, 112), (4, 5, 2, 192)]
 """Of EfficientNet-Lite0: blocks, kernel, stride of the first block, channels; up to the last at stride 32."""
 
