@@ -230,6 +230,23 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def read_limited_bytes(path: Path, what: str, limit: int) -> bytes:
+    """Return the bytes of ``path``; ``what`` is its content's name in messages.
+
+    Raises InputError for a file that cannot be read, or is over ``limit`` bytes.
+    """
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read {what}: {error.strerror}") from None
+    if len(content) > limit:
+        size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit} bytes"
+        raise InputError(f"{path}: larger than {size}, which {what} cannot need; refused")
+    return content
+
+
 def read_short_text(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     """Return the text of ``path`` without a byte-order mark; ``what`` is its content's name in messages.
 

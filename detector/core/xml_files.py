@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from detector.core.errors import InputError
-from detector.core.files import require_regular
+from detector.core.files import read_limited_bytes
 
 MAX_BYTES = 10 * 2**20
 MAX_DEPTH = 32  # elements within elements; VOC itself needs 5
@@ -130,12 +130,4 @@ def parse_xml(path: Path) -> Element:
 
 def read_xml_bytes(path: Path) -> bytes:
     """Return the bytes of an annotation file. Raises InputError if it cannot be read or is over 10 MiB."""
-    require_regular(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the annotation: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES // 2**20} MiB, which no annotation needs; refused")
-    return content
+    return read_limited_bytes(path, "the annotation", MAX_BYTES)

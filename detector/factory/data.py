@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,55 +55,24 @@ def build_source(config: Config) -> DataSource:
     rules = ObjectRules(
         invalid_boxes=data.invalid_boxes, min_box_size=data.min_box_size, other_classes=data.other_classes
     )
+    shared: dict[str, Any] = {
+        "annotations": data.annotations,
+        "rules": rules,
+        "attributes": data.attributes or (),
+        "cache": AnnotationCache(CACHE_FOLDER),
+    }
+    splits = None if data.split_ratio else data.splits
     match data.format:
         case "coco":
-            return CocoSource(
-                root,
-                annotations=data.annotations,
-                images=data.images,
-                rules=rules,
-                attributes=data.attributes or (),
-                cache=AnnotationCache(CACHE_FOLDER),
-            )
+            return CocoSource(root, images=data.images, **shared)
         case "yolo":
-            return YoloSource(
-                root,
-                annotations=data.annotations,
-                whole=data.split_ratio is not None,
-                rules=rules,
-                attributes=data.attributes or (),
-                cache=AnnotationCache(CACHE_FOLDER),
-            )
+            return YoloSource(root, whole=data.split_ratio is not None, **shared)
         case "labelme":
-            return LabelMeSource(
-                root,
-                annotations=data.annotations,
-                images=data.images,
-                splits=None if data.split_ratio else data.splits,
-                rules=rules,
-                attributes=data.attributes or (),
-                cache=AnnotationCache(CACHE_FOLDER),
-            )
+            return LabelMeSource(root, images=data.images, splits=splits, **shared)
         case "labelstudio":
-            return LabelStudioSource(
-                root,
-                annotations=data.annotations,
-                images=data.images,
-                rules=rules,
-                attributes=data.attributes or (),
-                cache=AnnotationCache(CACHE_FOLDER),
-            )
+            return LabelStudioSource(root, images=data.images, **shared)
         case "voc":
-            return VocSource(
-                root,
-                annotations=data.annotations,
-                images=data.images,
-                splits=None if data.split_ratio else data.splits,
-                first_pixel=data.first_pixel,
-                rules=rules,
-                attributes=data.attributes or (),
-                cache=AnnotationCache(CACHE_FOLDER),
-            )
+            return VocSource(root, images=data.images, splits=splits, first_pixel=data.first_pixel, **shared)
 
 
 def class_names(config: Config) -> tuple[str, ...]:

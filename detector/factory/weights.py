@@ -135,7 +135,7 @@ def check_scores(config: Config, checkpoint: dict[str, Any], source: str) -> Non
 def _other_scores(config: Config, checkpoint: dict[str, Any]) -> str | None:
     """Return the checkpoint's ``model.head.scores`` if either its or the config's is sigmoid, but not both.
 
-    Checkpoints of softmax scores and of SVMs are not told apart, since staged training starts SVMs from
+    Checkpoints of softmax scores and of SVMs are not distinguished, since staged training starts SVMs from
     softmax scores. Classifiers of whole images have no use for the key.
     """
     if config.task == "classification":

@@ -53,7 +53,6 @@ def masked_roi_pool(
     Raises:
         ValueError: another mode, or another number of masks than of RoIs; also as ``roi_pool``.
     """
-    sides = (output_size,)
 
     def bins(rows: Tensor, axis: int, side: int, extent: int) -> tuple[Tensor, Tensor]:
         corners = rounded_windows(rows, spatial_scale)
@@ -68,15 +67,7 @@ def masked_roi_pool(
         corners = rounded_windows(crops.rois, spatial_scale)[:, 1:]
         return roi_pool(crops.maps, crops.placed(corners), output_size, 1.0).flatten(1)
 
-    def averages(crops: _Crops) -> Tensor:
-        return _averages(crops, sides, bins)
-
-    def on_cpu(cells: Cells, rows: Tensor) -> Parts:
-        return bin_averages(cells, rows, sides, bins)
-
-    if mode == "cells":
-        return _pool(features, rois, masks, mode, boxed, maxima)
-    return _pool(features, rois, masks, mode, boxed, averages, on_cpu)
+    return _pool_bins(features, rois, masks, mode, (output_size,), bins, boxed, maxima)
 
 
 def masked_spp_pool(
@@ -127,14 +118,29 @@ def masked_spp_pool(
         placed = crops.placed(windows(crops.rois, height, width))
         return spp_pool(crops.maps, placed, levels, window="cells")
 
-    def averages(crops: _Crops) -> Tensor:
-        return _averages(crops, levels, bins)
+    return _pool_bins(features, rois, masks, mode, levels, bins, boxed, maxima)
 
-    def on_cpu(cells: Cells, rows: Tensor) -> Parts:
-        return bin_averages(cells, rows, levels, bins)
 
+def _pool_bins(
+    features: Tensor,
+    rois: Tensor,
+    masks: CellMasks,
+    mode: str,
+    sides: Sequence[int],
+    bins: Bins,
+    boxed: Callable[[Tensor], Tensor],
+    maxima: Callable[[_Crops], Tensor],
+) -> Tensor:
+    """Pool grids of ``sides`` x ``sides`` bins: ``maxima`` of covered cells, or averages over ``bins``."""
     if mode == "cells":
         return _pool(features, rois, masks, mode, boxed, maxima)
+
+    def averages(crops: _Crops) -> Tensor:
+        return _averages(crops, sides, bins)
+
+    def on_cpu(cells: Cells, rows: Tensor) -> Parts:
+        return bin_averages(cells, rows, sides, bins)
+
     return _pool(features, rois, masks, mode, boxed, averages, on_cpu)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from detector.core.annotation_files import read_yolo
 from detector.core.errors import FaultHandler, InputError
-from detector.core.files import MAX_TEXT_BYTES, require_regular
+from detector.core.files import MAX_TEXT_BYTES, read_limited_bytes
 from detector.core.listing import existing
 from detector.core.records import Texts
 from detector.data.annotation_cache import AnnotationCache
@@ -153,12 +153,4 @@ def _read(path: Path, *, keypoints: bool, on_fault: FaultHandler | None = None) 
 
 
 def _read_bytes(path: Path) -> bytes:
-    require_regular(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the labels: {error.strerror}") from None
-    if len(content) > MAX_TEXT_BYTES:
-        raise InputError(f"{path}: over {MAX_TEXT_BYTES} bytes; refused")
-    return content
+    return read_limited_bytes(path, "the labels", MAX_TEXT_BYTES)
