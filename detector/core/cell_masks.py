@@ -69,6 +69,11 @@ class CellMasks:
         return len(self.windows)
 
     @property
+    def present(self) -> int:
+        """How many regions have a mask, those included whose mask covers no cell centre."""
+        return int((self.fell_back | (self.offsets.diff() > 0)).sum())
+
+    @property
     def fallbacks(self) -> int:
         """How many regions have a mask that covers no cell centre, and so are pooled as their boxes."""
         return int(self.fell_back.sum())

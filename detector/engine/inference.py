@@ -113,7 +113,7 @@ class PlacedRoIs(NamedTuple):
 
 
 class MaskCount:
-    """Counts the regions that were pooled by their masks, and those whose mask covers no cell centre.
+    """Counts the regions that have masks, and those of them whose mask covers no cell centre.
 
     Several threads may count at the same time.
     """
@@ -124,7 +124,7 @@ class MaskCount:
 
     def add(self, masks: CellMasks) -> None:
         with self._lock:
-            self.regions += len(masks)
+            self.regions += masks.present
             self.fallbacks += masks.fallbacks
 
 

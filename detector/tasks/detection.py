@@ -204,7 +204,7 @@ class RegionTask(ProposalTask[AnyBatch]):
         return {**super().facts(), "dropped_boxes": self.dropped}
 
     def counted(self) -> dict[str, int]:
-        """Return ``masked_rois``, the RoIs that were pooled by masks in this process, and ``mask_fallbacks``,
+        """Return ``masked_rois``, the RoIs with masks in the steps of this process, and ``mask_fallbacks``,
         those of them whose mask covers no cell centre; nothing where there are no masks.
         """
         counted, self.masks = self.masks, MaskCount()
