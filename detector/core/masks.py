@@ -174,7 +174,9 @@ def _counts_of(rle: object, size: tuple[int, int], where: str) -> bytes:
     if rle is None:
         return b""
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
-        raise InputError(f"{where}: expected a run-length encoding with 'size' and 'counts'")
+        sam = isinstance(rle, Mapping) and "segmentation" in rle
+        fix = "; give what it has under 'segmentation'" if sam else ""
+        raise InputError(f"{where}: expected a run-length encoding with 'size' and 'counts'{fix}")
     given = rle["size"]
     if not isinstance(given, list | tuple) or [*given] != [*size]:
         raise InputError(f"{where}: its size {given!r:.80} is not the image's, [{size[0]}, {size[1]}]")

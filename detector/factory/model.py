@@ -173,6 +173,12 @@ def _stored_examples(config: Config, checkpoint: dict[str, Any], source: str) ->
     return len(stored)
 
 
+def check_network(config: Config) -> None:
+    """Raise InputError for a network that cannot be built, before hours are spent on proposals."""
+    with torch.device("meta"):
+        _random_model(config, 1, None)
+
+
 def convolutions(model: RegionDetector) -> Backbone:
     """Return the network's convolutions; R-CNN's run on regions and belong to the pool."""
     pool = model.region_pool

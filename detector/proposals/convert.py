@@ -196,6 +196,8 @@ class _Conversion:
             if found == _UNKNOWN_SIZE and record is None and self._by_key:
                 self._left_out[key] = "it is not in the data set, and its size is unknown"
                 continue
+            if found == _UNKNOWN_SIZE and record is None:
+                raise InputError(f"{image_place(self.source, image.key)}: {found}")
             if isinstance(found, Entry):
                 yield key, found
             else:
@@ -236,7 +238,7 @@ class _Conversion:
         if self._moved.boxes:
             notes.append(
                 f"{self._moved.boxes} boxes are written in {self.source.name} with other coordinates than "
-                f"those of their masks, up to {self._moved.most:.3g} pixels away"
+                f"those of their masks; the largest difference is {self._moved.most:.3g} px"
             )
         if self._foreign:
             use = "kept without a check" if self.keep_others else "not used"

@@ -19,7 +19,7 @@ from detector.engine.optim import build_schedule
 from detector.engine.run import Run, RunSettings, Task
 from detector.factory.callbacks import build_callbacks
 from detector.factory.data import ensure_data
-from detector.factory.model import build_optimizer
+from detector.factory.model import build_optimizer, check_network
 from detector.factory.resources import worker_count
 from detector.factory.weights import check_weights
 from detector.tasks.base import BaseTask
@@ -86,9 +86,9 @@ def start_run(
     called beside those of ``train.callbacks``.
 
     Raises:
-        InputError: a package that ``train.callbacks`` needs is missing, or weights cannot be read, which is
-            checked before hours are spent on proposals; data are missing or faulty; or the run in ``folder``
-            was made with other data or settings.
+        InputError: a package that ``train.callbacks`` needs is missing; the network cannot be built or weights
+            cannot be read, which is checked before hours are spent on proposals; data are missing or faulty; or
+            the run in ``folder`` was made with other data or settings.
     """
     began = time.perf_counter()
     state = None
@@ -98,6 +98,7 @@ def start_run(
             state = find_state(config, folder, accept_changed_data=accept_changed_data, ignored=ignored)
         _same_start(folder, state)
         if state is None:
+            check_network(config)
             check_weights(config)
         task = make_task(config, device, state)
         settings = run_settings(config, len(task.records))

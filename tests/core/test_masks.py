@@ -96,6 +96,7 @@ def test_regions_without_a_mask_stay_among_the_others() -> None:
     ("rle", "fault"),
     [
         ({"counts": [24]}, "expected a run-length encoding"),
+        ({"segmentation": {}, "bbox": []}, "give what it has under 'segmentation'"),
         ({"size": [6, 4], "counts": [24]}, r"its size \[6, 4\] is not the image's, \[4, 6\]"),
         ({"size": [4, 6], "counts": [23]}, "do not fill an image of 6x4"),
         ({"size": [4, 6], "counts": [-1, 25]}, "do not fill"),

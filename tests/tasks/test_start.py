@@ -433,3 +433,14 @@ def test_a_feature_pyramid_trains_at_the_levels_of_the_regions(tiny: Load, tmp_p
     moved = [name for name in biases if not torch.equal(state[name], before[name])]
     # All regions of these small images are pooled from the finer level, to which both maps contribute.
     assert moved == [name for name in biases if "layer_blocks.1" not in name]
+
+
+def test_a_network_that_cannot_be_built_is_refused_before_proposals_are_made(
+    tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: object, **__: object) -> None:
+        raise AssertionError("the network is built first")
+
+    monkeypatch.setattr("detector.factory.proposals.make_proposals", make)
+    with pytest.raises(InputError, match=r"model\.backbone\.stage 'layer9' is not a block"):
+        start_run(tiny("model.backbone.stage=layer9"), tmp_path / "run", "cpu")

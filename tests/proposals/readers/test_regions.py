@@ -325,8 +325,8 @@ class TestConversion:
         store = convert(write_sa1b(tmp_path, regions), "sam", tmp_path / "store")
         assert store.notes == [
             "6 regions have masks; their boxes are those of the masks",
-            "6 boxes are written in sa1b with other coordinates than those of their masks, "
-            "up to 1 pixels away",
+            "6 boxes are written in sa1b with other coordinates than those of their masks; "
+            "the largest difference is 1 px",
         ]
         assert store.image_size("a.jpg") == SIZES["a"]
 
