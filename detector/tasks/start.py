@@ -86,9 +86,9 @@ def start_run(
     called beside those of ``train.callbacks``.
 
     Raises:
-        InputError: a package that ``train.callbacks`` needs is missing; the network cannot be built or weights
-            cannot be read, which is checked before hours are spent on proposals; data are missing or faulty; or
-            the run in ``folder`` was made with other data or settings.
+        InputError: a package that ``train.callbacks`` needs is missing; the network cannot be built or its
+            weights cannot be read, which is checked before hours are spent on proposals; data are missing or
+            faulty; or the run in ``folder`` was made with other data or settings.
     """
     began = time.perf_counter()
     state = None
