@@ -302,18 +302,26 @@ def _names_image(text: str) -> bool:
     return bool(parts) and parts[-1].lower().endswith(IMAGE_SUFFIXES)
 
 
-def reference_parts(reference: str) -> tuple[str, ...]:
-    """Return the parts of the path in a reference to an image: a path, an address, or local-files/?d=PATH.
+def reference_path(reference: str) -> str:
+    """Return the decoded path in a reference to an image: a path, an address, or local-files/?d=PATH.
 
-    Parts that would lead upwards are left out, so that the result stays below any folder.
+    ``/`` separates its parts; it may lead upwards. It is empty for what is no reference.
     """
     try:
         address = urlsplit(reference.replace("\\", "/"))
     except ValueError:
-        return ()
+        return ""
     local = parse_qs(address.query).get("d", [""])[0] if "local-files" in address.path else ""
-    named = local or unquote(address.path)
-    return tuple(part for part in named.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    named = local or unquote(address.path)  # parse_qs has decoded what it returns
+    return named.replace("\\", "/")
+
+
+def reference_parts(reference: str) -> tuple[str, ...]:
+    """Return the parts of `reference_path`.
+
+    Parts that would lead upwards are left out, so that the result stays below any folder.
+    """
+    return tuple(part for part in reference_path(reference).split("/") if part not in ("", ".", ".."))
 
 
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels", "brushlabels", "keypointlabels")

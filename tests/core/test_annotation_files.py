@@ -253,6 +253,7 @@ def test_what_is_no_label_studio_export(tmp_path: Path, content: object, message
     [
         ("/data/upload/1/ab-x.jpg", ("data", "upload", "1", "ab-x.jpg")),
         ("/data/local-files/?d=set%2Fimages/x%20y.jpg", ("set", "images", "x y.jpg")),
+        ("/data/local-files/?d=set/x%2520y.jpg", ("set", "x%20y.jpg")),
         ("https://host/a/b.jpg?token=1#x", ("a", "b.jpg")),
         ("s3://bucket/a/b.jpg", ("a", "b.jpg")),
         ("C:\\a\\b.jpg", ("a", "b.jpg")),

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
+from detector.core.annotation_files import reference_path
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES
 from detector.core.masks import Masks
@@ -56,25 +56,15 @@ def _tasks(source: Path) -> Iterator[tuple[dict[str, Any], str]]:
 def _name(task: dict[str, Any], where: str) -> str:
     """Return the name of the image: the end of its address, without what Label Studio puts before it."""
     texts = {key: value for key, value in task["data"].items() if isinstance(value, str)}
-    images = [text for text in texts.values() if _path_in(text).lower().endswith(IMAGE_SUFFIXES)]
+    images = [text for text in texts.values() if reference_path(text).lower().endswith(IMAGE_SUFFIXES)]
     address = texts.get("image") or (images[0] if images else "")
-    path = _path_in(address)
+    path = reference_path(address)
     if not path:
         raise InputError(f"{where}: its 'data' names no image")
     folder, slash, name = path.rpartition("/")
     if "/data/upload/" in address or task.get("file_upload") == name:
         return _UPLOAD.sub("", name)
     return folder + slash + name
-
-
-def _path_in(address: str) -> str:
-    """Return the path in an address: of a URL, a storage, or Label Studio's ``?d=`` for local files."""
-    try:
-        parts = urlsplit(address)
-        local = parse_qs(parts.query).get("d", [""])[0]
-    except ValueError:
-        return ""
-    return unquote(local or parts.path)
 
 
 def _image(source: Path, task: dict[str, Any], where: str) -> RawImage:

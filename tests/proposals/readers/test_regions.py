@@ -223,6 +223,9 @@ def test_results_of_label_studio(tmp_path: Path) -> None:
     ("data", "name"),
     [
         ({"image": "/data/local-files/?d=set/cam%201/x.jpg"}, "set/cam 1/x.jpg"),
+        ({"image": "/data/local-files/?d=set/half%2520size.jpg"}, "set/half%20size.jpg"),
+        ({"image": "https://example.org/i/half%2520size.jpg?d=3"}, "/i/half%20size.jpg"),
+        ({"image": "C:\\set\\x.jpg"}, "/set/x.jpg"),
         ({"photo": "s3://bucket/set/x.png", "text": "a.b"}, "/set/x.png"),
         ({"image": "https://example.org/i/x.jpg?token=3"}, "/i/x.jpg"),
         ({"image": "/data/upload/3/0a1b2c3d-my-x.jpg"}, "my-x.jpg"),
