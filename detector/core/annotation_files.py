@@ -16,14 +16,12 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from detector.core.errors import FaultHandler, InputError, faults_to
-from detector.core.files import ASCII_SPACE, IMAGE_SUFFIXES, read_json, read_short_text
+from detector.core.files import IMAGE_SUFFIXES, read_json
 
 Point = tuple[float, float]
 
 MAX_PIXELS = 2.0**24
 """Pixels along a side; up to here float32 holds every whole pixel."""
-MAX_FRACTION = 2.0
-"""Numbers in YOLO's files are fractions of a side; one above this is a number of pixels by mistake."""
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -69,63 +67,6 @@ class LabelStudioTask:
     shapes: list[Shape]
     annotations: int
     place: str
-
-
-def read_yolo(path: Path, *, keypoints: bool = False, on_fault: FaultHandler | None = None) -> list[Shape]:
-    """Read one file of YOLO labels.
-
-    A line is ``class x y width height`` with the centre of the box, or ``class x1 y1 x2 y2 x3 y3 ...`` with
-    the corners of a polygon. With ``keypoints`` what follows the box are keypoints, which are left out.
-
-    Raises:
-        InputError: a file that cannot be read, or a line of another form; the message names file and line.
-            With ``on_fault`` a faulty line is passed to it and left out.
-    """
-    shapes = []
-    for number, line in enumerate(read_short_text(path, "the labels").split("\n"), start=1):
-        words = line.strip(ASCII_SPACE).split()
-        with faults_to(on_fault):
-            if words:
-                shapes.append(_yolo_shape(words, keypoints, path, f"line {number}"))
-    return shapes
-
-
-def _yolo_shape(words: Sequence[str], keypoints: bool, path: Path, place: str) -> Shape:
-    where = f"{path}: {place}"
-    numbers = [_fraction(word, where) for word in words[1:]]
-    label = _number_in(words[0])
-    if not 0 <= label <= 2**31 or label != int(label):
-        raise InputError(f"{where}: {words[0][:40]!r} is no class; expected a whole number from 0")
-    labels = (str(int(label)),)
-    if len(numbers) == 4 or (keypoints and len(numbers) > 4):
-        x, y, width, height = numbers[:4]
-        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        return Shape(labels=labels, box=box, place=place)
-    if len(numbers) < 6 or len(numbers) % 2:
-        raise InputError(
-            f"{where}: {len(words)} numbers; expected 5 (class, centre, width, height) or a class and the "
-            "corners of a polygon, two numbers for each of at least three"
-        )
-    corners = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-    return Shape(labels=labels, box=extent(corners), polygons=(corners,), place=place)
-
-
-def _fraction(word: str, where: str) -> float:
-    value = _number_in(word)
-    if not abs(value) <= MAX_FRACTION:
-        raise InputError(
-            f"{where}: {word[:40]!r} is no fraction of the image's width or height; YOLO's coordinates are "
-            "divided by them and lie between 0 and 1"
-        )
-    return value
-
-
-def _number_in(word: str) -> float:
-    """Return ``word`` as a number, NaN where it is none."""
-    try:
-        return math.nan if "_" in word else float(word)  # only Python allows 1_000
-    except ValueError:
-        return math.nan
 
 
 def extent(points: Sequence[Point]) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""The shapes in files of YOLO, LabelMe and Label Studio, against boxes that are worked out by hand."""
+"""The shapes in files of LabelMe and Label Studio, against boxes that are worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from detector.core.annotation_files import (
     Shape,
     read_label_studio,
     read_labelme,
-    read_yolo,
     reference_parts,
 )
 from detector.core.errors import InputError
@@ -26,47 +25,6 @@ def written(tmp_path: Path, content: object) -> Path:
     path = tmp_path / "file.txt"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
-
-
-def test_yolo_boxes_polygons_and_keypoints(tmp_path: Path) -> None:
-    text = "\ufeff0 0.5 0.5 0.2 0.4\r\n\n17 .1 .2 .3 .2 .3 .6 .15 .5\n2.0 0.5 0.5 1 1\n"
-    box, polygon, whole = read_yolo(written(tmp_path, text))
-    assert box.labels == ("0",)
-    assert box.box == pytest.approx((0.4, 0.3, 0.6, 0.7))
-    assert box.polygons == ()
-    assert polygon.labels == ("17",)
-    assert polygon.box == (0.1, 0.2, 0.3, 0.6)
-    assert polygon.polygons == (((0.1, 0.2), (0.3, 0.2), (0.3, 0.6), (0.15, 0.5)),)
-    assert whole.labels == ("2",)
-    assert whole.place == "line 4"
-    (pose,) = read_yolo(written(tmp_path, "0 0.5 0.5 0.2 0.4 0.1 0.1 2 0.9 0.9 1"), keypoints=True)
-    assert pose.box == box.box
-    assert read_yolo(written(tmp_path, "\n")) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("0 0.5 0.5 0.2", "4 numbers; expected 5"),
-        ("0 0.5 0.5 0.2 0.4 0.9", "6 numbers"),
-        ("0 .1 .1 .2 .2 .3", "6 numbers"),
-        ("0 0.5 0.5 453 0.4", "'453' is no fraction"),
-        ("0 0.5 0.5 nan 0.4", "'nan' is no fraction"),
-        ("0 0.5 0.5 1_0 0.4", "'1_0' is no fraction"),
-        ("cat 0.5 0.5 0.2 0.4", "'cat' is no class"),
-        ("-1 0.5 0.5 0.2 0.4", "'-1' is no class"),
-        ("1.5 0.5 0.5 0.2 0.4", "'1.5' is no class"),
-        ("1e300 0.5 0.5 0.2 0.4", "'1e300' is no class"),
-    ],
-)
-def test_yolo_lines_that_are_refused(tmp_path: Path, line: str, message: str) -> None:
-    path = written(tmp_path, f"0 0.5 0.5 0.1 0.1\n{line}\n1 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(InputError, match=message) as caught:
-        read_yolo(path)
-    assert str(caught.value).startswith(f"{path}: line 2: ")
-    faults: list[InputError] = []
-    assert [shape.labels for shape in read_yolo(path, on_fault=faults.append)] == [("0",), ("1",)]
-    assert len(faults) == 1
 
 
 def labelme(tmp_path: Path, *shapes: object, **more: Any) -> list[Shape]:

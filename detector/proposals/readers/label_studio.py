@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from detector.core.annotation_files import reference_path
+from detector.core.brush import brush_mask
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES
 from detector.core.masks import Masks
-from detector.proposals.readers.brush import brush_mask
+from detector.core.polygons import Polygon, corners, draw, ellipse, turned
 from detector.proposals.readers.json_stream import list_items
-from detector.proposals.readers.polygons import Polygon, corners, draw, ellipse, turned
 from detector.proposals.readers.raw_images import (
     RawImage,
     RawImages,

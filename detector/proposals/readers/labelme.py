@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from detector.core.errors import InputError
 from detector.core.files import read_json
 from detector.core.masks import Masks
-from detector.proposals.readers.polygons import corners, draw, ellipse
+from detector.core.polygons import corners, draw, ellipse
 from detector.proposals.readers.raw_images import (
     RawImage,
     RawImages,

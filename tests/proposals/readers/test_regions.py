@@ -169,6 +169,27 @@ def test_polygons_of_yolo(tmp_path: Path, records: list[ImageRecord], confidence
     assert (found.scores is None) == (confidence == "")
 
 
+@pytest.mark.parametrize("folder", ["labels", "labels/train", "train/labels/deep"])
+def test_keypoints_of_yolo_are_no_polygons(tmp_path: Path, folder: str) -> None:
+    labels = tmp_path / folder
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text(
+        "0 0.5 0.5 0.2 0.1 0.4 0.5 1 0.6 0.5 0\n0 0.5 0.5 0.2 0.1 0.4 0.5 1 0 0 0 0.25\n"
+    )
+    assert len(only(labels, "yolo").masks) == 2  # type: ignore[arg-type]
+    (tmp_path / "data.yaml").write_text("kpt_shape: [2, 3]\nnames: [person]\n")
+    assert guess_format(labels) == "yolo"
+    for source in (labels, labels / "a.txt"):
+        image = only(source, "yolo")
+        assert image.masks is None
+        assert image.boxes.tolist() == [[0.5, 0.5, 0.2, 0.1]] * 2
+        assert image.scores is not None
+        assert np.array_equal(image.scores, [np.nan, 0.25], equal_nan=True)
+    (tmp_path / "data.yaml").write_text("kpt_shape: 2\n")
+    with pytest.raises(InputError, match=r"data\.yaml: kpt_shape is 2"):
+        only(labels, "yolo")
+
+
 def test_shapes_of_labelme(tmp_path: Path) -> None:
     crop = np.array([[0, 1, 1], [1, 1, 0]], bool)
     shapes: list[dict[str, Any]] = [
@@ -345,15 +366,20 @@ class TestConversion:
         assert store.ids() == ["images/a.jpg"]
         assert "1 images left out: b: it is not in the data set, and its size is unknown" in store.notes[1]
 
-    def test_pixels_in_a_file_of_fractions(
+    def test_parts_that_leave_the_image(
         self, tmp_path: Path, regions: dict[str, Regions], records: list[ImageRecord]
     ) -> None:
         source = write_yolo(tmp_path, regions)
-        (source / "a.txt").write_text("0 20 30 99 20\n")
-        with pytest.raises(InputError, match="read as xywh_percent, leave"):
-            convert(source, "yolo", tmp_path / "store", records=records, convention="xywh_percent")
+        (source / "a.txt").write_text("0 1.5 0.5 0.1 0.2\n")
         with pytest.raises(InputError, match="100% of its boxes, read as cxcywh_normalized, leave the image"):
             convert(source, "yolo", tmp_path / "store", records=records)
+        (source / "a.txt").write_text("0 20 30 99 20\n")
+        with pytest.raises(InputError, match=r"a\.txt: line 1: '20' is no fraction of the image"):
+            convert(source, "yolo", tmp_path / "store", records=records, convention="xywh_percent")
+        value = {"x": 20, "y": 30, "width": 99, "height": 20}
+        source = dumped(tmp_path / "p.json", [task("a", SIZES["a"], [("rectanglelabels", value)])])
+        with pytest.raises(InputError, match="read as xywh_percent, leave"):
+            convert(source, "labelstudio", tmp_path / "store", records=records)
 
     def test_auto_finds_the_centre(
         self, tmp_path: Path, regions: dict[str, Regions], records: list[ImageRecord]
@@ -517,12 +543,15 @@ def test_json_that_ends_too_early_or_is_too_deep(tmp_path: Path, file_format: st
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.1", "line 1: a line must be a class number"),
-        ("0.5 0.5 0.5 0.1 0.1", "line 1: a line must be a class number"),
-        ("0 0.5 x 0.1 0.1", "line 1: could not convert"),
+        ("0 0.5 0.5 0.1", "line 1: 4 numbers; expected 5"),
+        ("0.5 0.5 0.5 0.1 0.1", "line 1: '0.5' is no class"),
+        ("0 0.5 x 0.1 0.1", "line 1: 'x' is no fraction"),
+        ("0 0.5 1_0 0.1 0.1", "line 1: '1_0' is no fraction"),
+        ("0 60 40 20 30", "line 1: '60' is no fraction"),
+        ("0 0.1 0.1 2 0.2 0.2 2", "line 1: a corner at 2"),
         ("0 " * 1_000_000, "line 1: a line of over"),
     ],
-    ids=range(4),
+    ids=range(7),
 )
 def test_hostile_lines_of_yolo(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.txt").write_text(line)
@@ -534,7 +563,7 @@ def test_hostile_lines_of_yolo(tmp_path: Path, line: str, message: str) -> None:
 def test_hostile_polygons_of_yolo(tmp_path: Path, records: list[ImageRecord], points: str) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.txt").write_text(f"0 {points}\n")
-    with pytest.raises(InputError, match=r"is not in an image of 60 x 40 pixels|is not finite"):
+    with pytest.raises(InputError, match="is no fraction of the image"):
         convert(tmp_path / "labels", "yolo", tmp_path / "store", records=records[:1])
 
 
