@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from detector.core.annotation_files import Point, Shape, extent
 from detector.core.errors import FaultHandler, InputError, faults_to
 from detector.core.files import ASCII_SPACE, read_short_text
+from detector.core.shapes import Point, Shape, extent
 
 MAX_LINES = 1_000_000
 """Lines with an object in one file."""

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.core.annotation_files import LabelStudioTask, read_label_studio, reference_parts
 from detector.core.errors import FaultHandler, InputError
 from detector.core.files import IMAGE_SUFFIXES, file_hash, is_hidden
+from detector.core.label_studio_file import LabelStudioTask, read_label_studio, reference_parts
 from detector.data.annotation_cache import AnnotationCache, Entry, Layout
 from detector.data.file_columns import UNKNOWN, FileAnnotation, FileColumns
 from detector.data.image_set import ImageSet, ImageSetSource, distinct_ids, objects_of

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from detector.core.annotation_files import reference_path
 from detector.core.brush import brush_mask
 from detector.core.errors import InputError
 from detector.core.files import IMAGE_SUFFIXES
+from detector.core.label_studio_file import reference_path
 from detector.core.masks import Masks
 from detector.core.polygons import Polygon, corners, draw, ellipse, turned
 from detector.proposals.readers.json_stream import list_items

@@ -200,12 +200,15 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
         {"shape_type": "mask", "points": [[4, 6], [6, 7]], "mask": png_text(crop)},
         {"shape_type": None, "points": [[40, 3], [50, 5], [45, 20]], "group_id": 1},
         {"shape_type": "polygon", "points": [[40, 30], [50, 35], [45, 39]], "group_id": 1},
+        {"shape_type": "rotation", "points": [[30, 5], [40, 10], [35, 20], [25, 15]], "direction": 0.4},
     ]
     image = only(dumped(tmp_path / "a.json", labelme_content("a", (40, 60), shapes)), "labelme")
-    whole = dense(Proposals(boxes=torch.zeros(4, 4), masks=image.masks.select(np.array([0, 2, 3, 4]))))  # type: ignore
-    assert len(image.boxes) == 5
+    whole = dense(Proposals(boxes=torch.zeros(5, 4), masks=image.masks.select(np.array([0, 2, 3, 4, 5]))))  # type: ignore
+    assert len(image.boxes) == 6
+    assert image.boxes[5].tolist() == [25, 5, 40, 20]
+    assert image.masks.counts[5] == drawn([30, 5, 40, 10, 35, 20, 25, 15], (40, 60))  # type: ignore[union-attr]
     assert image.boxes[1].tolist() == [1, 2, 5, 9]
-    assert image.masks.present.tolist() == [True, False, True, True, True]  # type: ignore[union-attr]
+    assert image.masks.present.tolist() == [True, False, True, True, True, True]  # type: ignore[union-attr]
     y, x = np.mgrid[:40, :60] + 0.5
     disc = (x - 20) ** 2 + (y - 20) ** 2 < 100
     assert (whole[1] != disc).sum() <= 0.1 * disc.sum()
@@ -492,7 +495,8 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ),
     ("megadetector", {"images": [{"file": "a.mp4", "frame_rate": 3, "detections": []}]}, "is a video"),
     ("megadetector", {"images": [{"file": 3}]}, "expected an object"),
-    ("labelme", {"shapes": [], "imageHeight": None, "imageWidth": 3}, "is not the size of an image"),
+    ("labelme", {"shapes": [], "imageHeight": None, "imageWidth": 3}, "expected the size of the image"),
+    ("labelme", {"shapes": [], "imageHeight": 2**16, "imageWidth": 2**16}, "is refused"),
     (
         "labelme",
         labelme_content("a", (4, 5), [{"shape_type": "x", "points": [[1, 1], [2, 2]]}]),
@@ -500,8 +504,32 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ),
     (
         "labelme",
-        labelme_content("a", (4, 5), [{"shape_type": "circle", "points": [[1, 1], [1e9, 2]]}]),
+        labelme_content("a", (4, 5), [{"shape_type": "circle", "points": [[1, 1], [1e6, 2]]}]),
         "not in an",
+    ),
+    (
+        "labelme",
+        labelme_content("a", (4, 5), [{"shape_type": "circle", "points": [[1, 1], [1e9, 2]]}]),
+        "x is 1000000000.0; expected a number up to 16777216",
+    ),
+    (
+        "labelme",
+        labelme_content("a", (4, 5), [{"shape_type": "polygon", "points": [["1", 1], [3, 2], [2, 4]]}]),
+        "x is '1'; expected a number",
+    ),
+    (
+        "labelme",
+        labelme_content("a", (4, 5), [{"shape_type": "mask", "points": [[1, 1], [5, 2]]}]),
+        "are not pixels of the image",
+    ),
+    (
+        "labelme",
+        labelme_content(
+            "a",
+            (4, 5),
+            [{"shape_type": "mask", "points": [[1, 1], [2, 3]], "mask": png_text(np.ones((2, 2)))}],
+        ),
+        "does not fit its corners",
     ),
     (
         "labelme",

@@ -1,4 +1,4 @@
-"""The shapes in files of LabelMe and Label Studio, against boxes that are worked out by hand."""
+"""The regions in exports of Label Studio, against boxes that are worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,94 +11,19 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.core.annotation_files import (
-    Shape,
+from detector.core.errors import InputError
+from detector.core.label_studio_file import (
     read_label_studio,
-    read_labelme,
     reference_parts,
 )
-from detector.core.errors import InputError
-from tests.data.layouts import label_studio_region, label_studio_task, labelme_shape
+from detector.core.shapes import Shape
+from tests.data.layouts import label_studio_region, label_studio_task
 
 
 def written(tmp_path: Path, content: object) -> Path:
     path = tmp_path / "file.txt"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
-
-
-def labelme(tmp_path: Path, *shapes: object, **more: Any) -> list[Shape]:
-    content = {"shapes": shapes, "imagePath": "a.jpg", "imageHeight": 40, "imageWidth": 60, **more}
-    return read_labelme(written(tmp_path, content)).shapes
-
-
-@pytest.mark.parametrize(
-    ("kind", "points", "box"),
-    [
-        ("rectangle", [(30, 5), (10, 20.5)], (10, 5, 30, 20.5)),
-        ("rectangle", [(10, 5), (30, 5), (30, 20), (10, 20)], (10, 5, 30, 20)),
-        ("polygon", [(10, 5), (30, 7), (20, 20)], (10, 5, 30, 20)),
-        ("circle", [(20, 20), (23, 24)], (15, 15, 25, 25)),
-        ("linestrip", [(1, 2), (3, 8), (9, 4)], (1, 2, 9, 8)),
-        ("mask", [(3, 4), (7, 9)], (3, 4, 8, 10)),
-        ("rotation", [(10, 5), (30, 7), (28, 20), (8, 18)], (8, 5, 30, 20)),
-    ],
-)
-def test_labelme_shapes(tmp_path: Path, kind: str, points: list[Any], box: tuple[float, ...]) -> None:
-    (shape,) = labelme(tmp_path, labelme_shape(" cat ", points, kind))
-    assert shape.box == pytest.approx(box)
-    assert shape.labels == ("cat",)
-    assert bool(shape.polygons) == (kind in ("polygon", "rotation"))
-
-
-def test_a_labelme_file(tmp_path: Path) -> None:
-    plain = labelme_shape("cat", [(1, 2), (3, 4)], "rectangle", flags={"occluded": True}, difficult=True)
-    parts = [
-        labelme_shape("dog", [(x, 5), (x + 2, 9)], "rectangle", group_id=7, attributes={"n": x})
-        for x in (10, 30)
-    ]
-    other = labelme_shape("cat", [(5, 6), (9, 8)], "rectangle", group_id=7)
-    found = labelme(tmp_path, plain, parts[0], other, parts[1], flags={}, imageData="x" * 1000)
-    assert [(shape.labels[0], shape.box) for shape in found] == [
-        ("cat", (1, 2, 3, 4)),
-        ("dog", (10, 5, 32, 9)),
-        ("cat", (5, 6, 9, 8)),
-    ]
-    assert found[0].difficult
-    assert found[0].attributes == {"occluded": True}
-    file = read_labelme(written(tmp_path, {"shapes": []}))
-    assert (file.image, file.size, file.shapes) == (None, None, [])
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        (7, r"shapes\[1\] is 7"),
-        (labelme_shape("", [(1, 2), (3, 4)], "rectangle"), "the label is ''"),
-        (labelme_shape("a", [(1, 2)], "point"), "a 'point' has no box"),
-        (labelme_shape("a", [(1, 2)], "rectangle"), "a rectangle of 1 points"),
-        (labelme_shape("a", [(1, 2), (3, 4)], "polygon"), "a polygon of 2 points"),
-        (labelme_shape("a", [], "polygon"), r"points is \[\]"),
-        (labelme_shape("a", [(1, 2, 3)], "polygon"), r"a point is \[1, 2, 3\]"),
-        ({**labelme_shape("a", [], "line"), "points": [[1, "2"], [3, 4]]}, "y is '2'"),
-        (labelme_shape("a", [(1, 2), (3, 1e300)], "line"), "y is 1e[+]300"),
-        (labelme_shape("a", [(1, 2), (3, 4)], "line", difficult="no"), "difficult is 'no'"),
-    ],
-)
-def test_labelme_shapes_that_are_refused(tmp_path: Path, shape: Any, message: str) -> None:
-    good = labelme_shape("cat", [(1, 2), (3, 4)], "rectangle")
-    with pytest.raises(InputError, match=message) as caught:
-        labelme(tmp_path, good, shape)
-    assert "file.txt: shapes[1]" in str(caught.value)
-    faults: list[InputError] = []
-    assert len(read_labelme(tmp_path / "file.txt", faults.append).shapes) == 1
-    assert len(faults) == 1
-
-
-@pytest.mark.parametrize("content", [[], {"images": []}, {"shapes": {}}, {"shapes": [], "imagePath": 3}])
-def test_what_is_no_labelme_file(tmp_path: Path, content: object) -> None:
-    with pytest.raises(InputError, match=r"LabelMe|imagePath"):
-        read_labelme(written(tmp_path, content))
 
 
 SIZE = (200, 400)
