@@ -30,7 +30,7 @@ from detector.core.shapes import (
     Point,
     Shape,
     extent,
-    label_of,
+    labels_of,
     mapping_of,
     points_of,
     short,
@@ -108,7 +108,7 @@ def _kind(entry: dict[str, Any]) -> str:
 def _shape(
     entry: dict[str, Any], size: tuple[int, int] | None, labelled: bool, path: Path, place: str
 ) -> Shape:
-    labels = _labels(entry.get("label"), labelled, f"{path}: {place}")
+    labels = labels_of((entry.get("label"),), labelled, f"{path}: {place}")
     place = f"{place} ({labels[0]})" if labels else place
     where = f"{path}: {place}"
     points = points_of(entry.get("points"), where)
@@ -127,12 +127,6 @@ def _shape(
         attributes={**mapping_of(entry.get("flags")), **mapping_of(entry.get("attributes"))},
         place=place,
     )
-
-
-def _labels(label: Any, labelled: bool, where: str) -> tuple[str, ...]:
-    if not labelled and (label is None or (isinstance(label, str) and not label.strip())):
-        return ()
-    return (label_of(label, where),)
 
 
 def _check_points(kind: str, points: Sequence[Point], where: str) -> None:

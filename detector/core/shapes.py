@@ -107,6 +107,14 @@ def label_of(label: Any, where: str) -> str:
     return label.strip()
 
 
+def labels_of(labels: Sequence[Any], required: bool, where: str) -> tuple[str, ...]:
+    """Return the different ones of ``labels``; blank ones and null are errors only if labels are required."""
+    given = [
+        one for one in labels if required or not (one is None or (isinstance(one, str) and not one.strip()))
+    ]
+    return tuple(dict.fromkeys(label_of(one, where) for one in given))
+
+
 def mapping_of(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else _NOTHING
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,20 @@ import pytest
 
 from detector.core.errors import InputError
 from detector.core.label_studio_file import (
-    read_label_studio,
+    read_regions,
     reference_parts,
 )
 from detector.core.shapes import Shape
-from tests.data.layouts import label_studio_region, label_studio_task
-
-
-def written(tmp_path: Path, content: object) -> Path:
-    path = tmp_path / "file.txt"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
+from tests.data.layouts import label_studio_region
 
 SIZE = (200, 400)
 
 
-def studio(tmp_path: Path, *regions: dict[str, Any]) -> list[Shape]:
-    tasks = read_label_studio(written(tmp_path, [label_studio_task(1, "a.jpg", regions)]))
-    return tasks[0].shapes
+def studio(*regions: dict[str, Any], **policy: Any) -> list[Shape]:
+    return read_regions({"result": list(regions)}, Path("file.txt"), "tasks[0]", **policy)[1]
 
 
-def test_label_studio_regions(tmp_path: Path) -> None:
+def test_label_studio_regions() -> None:
     box = (40, 20, 120, 60)
     plain = label_studio_region(1, ["cat", "small"], box, SIZE)
     polygon = {**label_studio_region(2, [], box, SIZE), "type": "polygonlabels"}
@@ -45,7 +36,7 @@ def test_label_studio_regions(tmp_path: Path) -> None:
     label = {**region, "type": "labels", "value": {"labels": ["bird"]}}
     choice = {"id": "r4", "type": "choices", "from_name": "colour", "value": {"choices": ["red", "blue"]}}
     whole = {"id": "w", "type": "choices", "from_name": "weather", "value": {"choices": ["sun"]}}
-    found = studio(tmp_path, plain, polygon, ellipse, region, label, choice, whole)
+    found = studio(plain, polygon, ellipse, region, label, choice, whole)
     assert [shape.labels for shape in found] == [("cat", "small"), ("dog",), ("egg",), ("bird",)]
     assert found[0].box == pytest.approx(box)
     assert found[1].box == pytest.approx((40, 20, 120, 100))
@@ -55,7 +46,7 @@ def test_label_studio_regions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("degrees", [15, 90, 200, -30])
-def test_turned_rectangles_and_ellipses_of_label_studio(tmp_path: Path, degrees: float) -> None:
+def test_turned_rectangles_and_ellipses_of_label_studio(degrees: float) -> None:
     """Against OpenCV: the corners turned by a matrix, and the points of a turned ellipse."""
     x, y, width, height = 200.0, 100.0, 60.0, 30.0
     turned = label_studio_region(1, ["a"], (x, y, x + width, y + height), SIZE, rotation=degrees)
@@ -65,31 +56,12 @@ def test_turned_rectangles_and_ellipses_of_label_studio(tmp_path: Path, degrees:
     ellipse = {**label_studio_region(2, [], (0, 0, 1, 1), SIZE), "type": "ellipselabels"}
     radii = {"radiusX": 10, "radiusY": 10}  # 40 and 20 pixels
     ellipse["value"] = {"x": 50, "y": 50, **radii, "rotation": degrees, "ellipselabels": ["egg"]}
-    rectangle, egg = studio(tmp_path, turned, ellipse)
+    rectangle, egg = studio(turned, ellipse)
     assert rectangle.box == pytest.approx((*expected.min(0), *expected.max(0)))
     angles = np.linspace(0, 2 * math.pi, 20_000)
     points = np.stack((200 + 40 * np.cos(angles), 100 + 20 * np.sin(angles)), 1)
     points = cv2.transform(points[None], cv2.getRotationMatrix2D((200, 100), -degrees, 1))[0]
     assert egg.box == pytest.approx((*points.min(0), *points.max(0)), abs=1e-3)
-
-
-def test_which_annotation_of_a_task_is_read(tmp_path: Path) -> None:
-    def annotation(label: str, **more: Any) -> dict[str, Any]:
-        return {"result": [label_studio_region(1, [label], (1, 2, 3, 4), SIZE)], **more}
-
-    early, late = {"created_at": "2024-01-01"}, {"created_at": "2024-02-01"}
-    cases = [
-        ([annotation("a", **late), annotation("b", **early)], "a"),
-        ([annotation("a", **early, ground_truth=True), annotation("b", **late)], "a"),
-        ([annotation("a", **early), annotation("b", **late, was_cancelled=True)], "a"),
-        ([annotation("a"), annotation("b")], "b"),
-    ]
-    content = [{"annotations": found, "data": {"image": "a.jpg"}} for found, _ in cases]
-    content.append({"annotations": [annotation("a", was_cancelled=True)], "data": {"img": "x/b.PNG?v=1"}})
-    tasks = read_label_studio(written(tmp_path, content))
-    assert [task.shapes[0].labels[0] for task in tasks[:-1]] == [label for _, label in cases]
-    assert [task.annotations for task in tasks] == [2, 2, 1, 2, 0]
-    assert tasks[-1].image == "x/b.PNG?v=1"
 
 
 @pytest.mark.parametrize(
@@ -107,28 +79,12 @@ def test_which_annotation_of_a_task_is_read(tmp_path: Path) -> None:
         ({"original_width": 30}, "the image is"),
     ],
 )
-def test_label_studio_regions_that_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_label_studio_regions_that_are_refused(change: dict[str, Any], message: str) -> None:
     regions = [label_studio_region(number, ["a"], (1, 2, 3, 4), SIZE) for number in (1, 2)]
     regions[1] |= change
     with pytest.raises(InputError, match=message) as caught:
-        studio(tmp_path, *regions)
+        studio(*regions)
     assert "file.txt: tasks[0], region 2" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({}, "expected a Label Studio export"),
-        ([{"image": "a.jpg", "label": []}], "not JSON-MIN"),
-        ([{"annotations": [{"result": []}], "data": {"text": "hello"}}], "0 texts in 'data' name an image"),
-        ([{"annotations": [{"result": []}]}], "has no 'data'"),
-        ([{"annotations": 3, "data": {"image": "a.jpg"}}], "annotations is 3"),
-        ([{"annotations": [{"result": 3}], "data": {"image": "a.jpg"}}], "result is 3"),
-    ],
-)
-def test_what_is_no_label_studio_export(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_label_studio(written(tmp_path, content))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_labelme_file(tmp_path: Path) -> None:
         (labelme_shape("a", [(1, 2), (3, 1e300)], "line"), "y is 1e[+]300"),
         (labelme_shape("a", [(1, 2), (3, 4)], "line", difficult="no"), "difficult is 'no'"),
         (labelme_shape("a", [(1, 2), (3, 4)], "star"), "the shape_type 'star' is unknown"),
-        (labelme_shape("a", [(1, 2), (3, 4)], 7), "the shape_type '7' is unknown"),
+        ({**labelme_shape("a", [(1, 2), (3, 4)], "x"), "shape_type": 7}, "the shape_type '7' is unknown"),
         (labelme_shape("a", [(1, 2), (3, 4), (5, 6)], "circle"), "a circle of 3 points; expected 2"),
         (labelme_shape("a", [(1, 2), (3, 4.5)], "mask"), "the mask's corners .* are not pixels"),
         (labelme_shape("a", [(1, 2), (60, 4)], "mask"), "the mask's corners .* are not pixels"),

@@ -542,8 +542,8 @@ HOSTILE: list[tuple[str, Any, str]] = [
         "its rle is damaged",
     ),
     ("labelstudio", [task("a", (2**15, 2**15), [("brush", {"format": "rle", "rle": []})])], "is refused"),
-    ("labelstudio", [task("a", (4, 5), [("polygon", {"points": 3})])], "a polygon must be a list"),
-    ("labelstudio", [{"data": {}, "annotations": []}], "names no image"),
+    ("labelstudio", [task("a", (4, 5), [("polygon", {"points": 3})])], "points is 3; expected a list"),
+    ("labelstudio", [{"data": {}, "annotations": []}], "0 texts in 'data' name an image file"),
 ]
 
 
