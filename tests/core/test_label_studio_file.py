@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from detector.core.errors import InputError
 from detector.core.label_studio_file import (
@@ -17,6 +18,7 @@ from detector.core.label_studio_file import (
 )
 from detector.core.shapes import Shape
 from tests.data.layouts import label_studio_region
+from tests.proposals.readers.region_files import brush_encoded
 
 SIZE = (200, 400)
 
@@ -64,6 +66,50 @@ def test_turned_rectangles_and_ellipses_of_label_studio(degrees: float) -> None:
     assert egg.box == pytest.approx((*points.min(0), *points.max(0)), abs=1e-3)
 
 
+def test_results_with_one_id() -> None:
+    """What draws the same again adds labels; what draws something else is another region."""
+    first = label_studio_region(1, ["cat"], (40, 20, 120, 60), SIZE)
+    again = {**first, "type": "rectangle", "value": {**first["value"], "labels": ["small", "cat"]}}
+    other = label_studio_region(1, ["dog"], (40, 20, 120, 61), SIZE)
+    rating = {"id": first["id"], "type": "rating", "from_name": "stars", "value": {"rating": 3}}
+    found = studio(rating, first, again, other)
+    assert [shape.labels for shape in found] == [("cat", "small"), ("dog",)]
+    assert [shape.attributes for shape in found] == [{"stars": 3}] * 2
+    assert found[1].box == pytest.approx((40, 20, 120, 61))
+
+
+def test_regions_without_labels() -> None:
+    """As regions of a proposal file need them."""
+    bare = label_studio_region(1, [], (40, 20, 120, 60), SIZE)
+    blank = {**label_studio_region(2, [" "], (4, 2, 12, 6), SIZE), "score": 0.5}
+    point = {**label_studio_region(3, ["a"], (4, 2, 12, 6), SIZE), "type": "keypointlabels"}
+    found = studio(bare, point, blank, labelled=False, skip_others=True)
+    assert [(shape.labels, shape.confidence, shape.place) for shape in found] == [
+        ((), None, "tasks[0], region 1"),
+        ((), 0.5, "tasks[0], region 2"),
+    ]
+    with pytest.raises(InputError, match="a keypointlabels has no box"):
+        studio(point, labelled=False)
+    with pytest.raises(InputError, match="score is 'high'"):
+        studio({**blank, "score": "high"}, labelled=False)
+    with pytest.raises(InputError, match="the label is 5"):
+        studio({**bare, "value": {**bare["value"], "labels": [5]}}, labelled=False)
+
+
+def test_brush_strokes_where_they_are_asked_for() -> None:
+    pixels = np.zeros((*SIZE, 4), np.uint8)
+    pixels[50:60, 100:130, 3] = 255
+    region = {**label_studio_region(1, [], (0, 0, 1, 1), SIZE), "type": "brushlabels"}
+    region["value"] = {"format": "rle", "rle": brush_encoded(pixels.ravel()), "brushlabels": ["a"]}
+    (stroke,) = studio(region, brushes=True)
+    assert (stroke.labels, stroke.box, stroke.is_box) == (("a",), (100, 50, 130, 60), False)
+    decoded = coco_mask.decode({"size": list(SIZE), "counts": stroke.mask(SIZE, "x")})
+    assert np.array_equal(decoded, pixels[..., 3] != 0)
+    region["value"]["format"] = "png"
+    with pytest.raises(InputError, match="must have the format 'rle'"):
+        studio(region, brushes=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -73,6 +119,12 @@ def test_turned_rectangles_and_ellipses_of_label_studio(degrees: float) -> None:
         ({"value": {"rectanglelabels": "a"}}, "rectanglelabels is 'a'"),
         ({"original_width": None}, "no original_width"),
         ({"original_width": 1.5}, "whole number"),
+        ({"original_width": ""}, "original_width is ''"),
+        (
+            {"value": {"x": 1, "y": 1, "width": 2, "height": 2, "rotation": "a", "rectanglelabels": ["a"]}},
+            "rotation is 'a'",
+        ),
+        ({"value": 3}, "has no label"),
         ({"image_rotation": 90}, "turned in Label Studio"),
         ({"type": "brushlabels"}, "a brushlabels has no box"),
         ({"type": "polygonlabels"}, "points is None"),

@@ -261,6 +261,30 @@ def test_names_of_images_in_label_studio(tmp_path: Path, data: dict[str, str], n
     assert only(source, "labelstudio").key == name
 
 
+def test_annotations_of_label_studio_that_are_read(tmp_path: Path) -> None:
+    """All that nobody skipped, in exports of old versions, too; an ambiguous image is refused."""
+    content = task(
+        "a", (40, 60), [("ellipse", {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 30})]
+    )
+    skipped, whole = content.pop("annotations")
+    content["completions"] = [{**skipped, "was_cancelled": False, "skipped": True}, whole, whole]
+    image = only(dumped(tmp_path / "p.json", [content]), "labelstudio")
+    turn = np.radians(30)
+    half = np.array(
+        [np.hypot(6 * np.cos(turn), 4 * np.sin(turn)), np.hypot(6 * np.sin(turn), 4 * np.cos(turn))]
+    )
+    corner = (np.array([30, 20]) - half) / [0.6, 0.4]
+    assert image.boxes == pytest.approx(np.array([[*corner, *(2 * half / [0.6, 0.4])]] * 2))
+    content["data"] = {"left": "a.jpg", "right": "b.jpg"}
+    with pytest.raises(InputError, match=r"tasks\[0\]: 2 texts in 'data' name an image file"):
+        only(dumped(tmp_path / "p.json", [content]), "labelstudio")
+    content["data"] = {"image": "a.jpg"}
+    other = task("a", (41, 60), [("rectangle", {"x": 1, "y": 1, "width": 1, "height": 1})])
+    content["completions"].append(other["annotations"][1])
+    with pytest.raises(InputError, match=r"image 'a.jpg': a region is of an image of 60 x 41 pixels"):
+        only(dumped(tmp_path / "p.json", [content]), "labelstudio")
+
+
 def test_predictions_of_label_studio_have_scores(tmp_path: Path) -> None:
     results = [("rectanglelabels", {"x": 50.0, "y": 25.0, "width": 10.0, "height": 30.0})]
     content = task("a", (40, 60), results)
@@ -543,6 +567,31 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ),
     ("labelstudio", [task("a", (2**15, 2**15), [("brush", {"format": "rle", "rle": []})])], "is refused"),
     ("labelstudio", [task("a", (4, 5), [("polygon", {"points": 3})])], "points is 3; expected a list"),
+    ("labelstudio", [3], "expected an object with 'data'"),
+    ("labelstudio", [{"data": {"image": "a.jpg"}, "annotations": 3}], "annotations is 3; expected a list"),
+    ("labelstudio", [{"data": {"image": "a.jpg"}, "annotations": [{"result": None}]}], "result is None"),
+    (
+        "labelstudio",
+        [
+            {
+                "data": {"image": "a.jpg"},
+                "predictions": [
+                    {
+                        **task("a", (4, 5), [("rectangle", {"x": 1, "y": 1, "width": 1, "height": 1})])[
+                            "annotations"
+                        ][1],
+                        "score": "x",
+                    }
+                ],
+            }
+        ],
+        "score is 'x'",
+    ),
+    (
+        "labelstudio",
+        [task("a", (2**16, 2**16), [("rectangle", {"x": 1, "y": 1, "width": 1, "height": 1})])],
+        "is refused",
+    ),
     ("labelstudio", [{"data": {}, "annotations": []}], "0 texts in 'data' name an image file"),
 ]
 
