@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.core.annotation_files import Shape
 from detector.core.errors import FaultHandler, InputError
 from detector.core.listing import asked, existing
 from detector.core.records import Records, Texts, image_numbers
+from detector.core.shapes import Shape
 from detector.core.structures import ImageName
 from detector.data.annotation_cache import AnnotationCache
 from detector.data.attributes import attribute_labels

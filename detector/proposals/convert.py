@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from detector.core.errors import InputError
 from detector.core.files import file_hash, is_hidden, make_folder
 from detector.core.masks import Masks
+from detector.core.polygons import FractionalPolygons
 from detector.core.records import Records
 from detector.core.structures import ImageRecord, Proposals
 from detector.proposals.conventions import (
@@ -33,7 +34,6 @@ from detector.proposals.image_names import ImageMatcher, NamedImage
 from detector.proposals.index import check_image_id
 from detector.proposals.methods import folder_name
 from detector.proposals.readers import read_images
-from detector.proposals.readers.polygons import FractionalPolygons
 from detector.proposals.readers.raw_images import Position, RawImage, image_place, make_proposals
 from detector.proposals.store import Entry, ProposalStore, writer_lock
 

@@ -12,11 +12,12 @@ from PIL import Image
 
 from detector.core.errors import InputError
 from detector.core.files import is_hidden, require_regular
+from detector.core.yolo_file import LONGEST_LINE, line_words, parse_words
 from detector.proposals.readers.cellpose import holds_objects
 from detector.proposals.readers.json_stream import JsonText, json_text
 from detector.proposals.readers.label_images import NAME_ENDS, SUFFIXES, read_labels
 from detector.proposals.readers.pickles import read_pickle
-from detector.proposals.readers.yolo import parse_line
+from detector.proposals.readers.yolo import keypoints_near
 
 _MOST_FILES = 1000  # of a folder that are listed
 _OPENED = 3  # of one kind that are opened
@@ -149,13 +150,17 @@ def _is_yolo(paths: Iterable[Path]) -> bool:
     named = [path for path in paths if path.stem.lower() not in ("classes", "notes", "readme")]
     for path in named[:_OPENED]:
         require_regular(path)
+        keypoints = keypoints_near(path)
         try:
             with path.open(encoding="utf-8-sig") as file:
-                for line in islice(iter(lambda: file.readline(1 << 20), ""), _MOST_LINES):
-                    values = parse_line(line, str(path))
-                    if any(not 0 <= value <= 1 for value in values[1:]):
+                for line in islice(iter(lambda: file.readline(LONGEST_LINE + 1), ""), _MOST_LINES):
+                    words = line_words(line, str(path))
+                    if not words:
+                        continue
+                    _, values, score = parse_words(words, str(path), keypoints=keypoints, confidences=True)
+                    if any(not 0 <= value <= 1 for value in (*values, score or 0)):
                         return False
-                    regions += bool(values)
+                    regions += 1
         except (InputError, UnicodeDecodeError, OSError):
             return False
     return regions > 0

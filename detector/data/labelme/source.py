@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
-from detector.core.annotation_files import read_labelme
 from detector.core.errors import FaultHandler, InputError
 from detector.core.files import IMAGE_SUFFIXES, read_json_bytes
+from detector.core.labelme_file import read_labelme
 from detector.core.listing import Listing
 from detector.data.annotation_cache import AnnotationCache
 from detector.data.file_columns import FileAnnotation, FileColumns, FileParser, read_files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.core.annotation_files import LabelStudioTask, read_label_studio, reference_parts
 from detector.core.errors import FaultHandler, InputError
 from detector.core.files import IMAGE_SUFFIXES, file_hash, is_hidden
+from detector.core.label_studio_file import UPLOADED, reference_parts
 from detector.data.annotation_cache import AnnotationCache, Entry, Layout
 from detector.data.file_columns import UNKNOWN, FileAnnotation, FileColumns
 from detector.data.image_set import ImageSet, ImageSetSource, distinct_ids, objects_of
+from detector.data.labelstudio.export import LabelStudioTask, read_label_studio
 from detector.data.paths import image_key, require_inside
 from detector.data.problems import Problem
 from detector.data.source import for_split
-
-_UPLOADED = re.compile(r"[0-9a-f]{8}-")
-"""What Label Studio puts before the name of a file that is uploaded."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -151,8 +148,8 @@ class _ImageFinder:
         if not parts:
             raise InputError(f"{place}: {reference!r:.80} names no image; expected a path or an address")
         require_inside("/".join(parts[-1:]), f"{place}: the image", "a file name")
-        plain = _UPLOADED.sub("", parts[-1], count=1) if _UPLOADED.match(parts[-1]) else ""
-        names = [parts[-1], *([plain] if plain else [])]
+        plain = UPLOADED.sub("", parts[-1])
+        names = list(dict.fromkeys((parts[-1], plain)))
         for start in range(len(parts)):
             for name in names:
                 path = self._folder.joinpath(*parts[start:-1], name)

@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from detector.core.errors import FaultHandler, InputError, faults_to, nearest
 from detector.core.files import ASCII_SPACE, IMAGE_SUFFIXES, is_hidden, read_short_text
+from detector.core.yolo_file import keypoint_numbers, read_data_yaml
 from detector.data.paths import inside
 
 SPLITS = ("train", "val", "test", "minival")
 """The keys of data.yaml that name images."""
-
-_MAX_YAML_BYTES = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +25,14 @@ class YoloYaml:
     """The content of a data.yaml.
 
     ``path`` is the file, and ``base`` the folder that its relative paths start at. ``names`` are those of
-    the classes 0, 1, ...; with ``keypoints`` the label files have keypoints behind each box. ``splits`` has
-    the folders, lists or images of each split as written.
+    the classes 0, 1, ...; ``keypoints`` is how many numbers of keypoints the label files have behind each
+    box. ``splits`` has the folders, lists or images of each split as written.
     """
 
     path: Path
     base: Path
     names: tuple[str, ...]
-    keypoints: bool
+    keypoints: int
     splits: dict[str, tuple[str, ...]]
 
 
@@ -47,7 +44,7 @@ def read_yolo_yaml(path: Path, root: Path) -> YoloYaml:
 
     Raises InputError for a file that cannot be read, or whose classes or splits have another form.
     """
-    values = _mapping(path)
+    values = read_data_yaml(path)
     names = _names(values.get("names"), path)
     count = values.get("nc", len(names))
     if count != len(names):
@@ -61,29 +58,9 @@ def read_yolo_yaml(path: Path, root: Path) -> YoloYaml:
         path=path,
         base=_base(values.get("path"), path.parent, root, path),
         names=names,
-        keypoints=values.get("kpt_shape") is not None,
+        keypoints=keypoint_numbers(values, path),
         splits=splits,
     )
-
-
-def _mapping(path: Path) -> dict[Any, Any]:
-    text = read_short_text(path, "the description of the data set", _MAX_YAML_BYTES)
-    try:
-        values = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path}: not readable as YAML: {' '.join(str(error.problem).split())}{place}"
-        ) from None
-    except RecursionError:
-        raise InputError(f"{path}: not readable as YAML: nested too deeply") from None
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
-        # The library's constructors raise the others, for instance at a date with a 13th month.
-        raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected the description of a data set: names, train, val, test")
-    return values
 
 
 def _names(names: Any, path: Path) -> tuple[str, ...]:

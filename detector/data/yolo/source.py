@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from detector.core.annotation_files import read_yolo
 from detector.core.errors import FaultHandler, InputError
 from detector.core.files import MAX_TEXT_BYTES, read_limited_bytes
 from detector.core.listing import existing
 from detector.core.records import Texts
+from detector.core.yolo_file import read_yolo
 from detector.data.annotation_cache import AnnotationCache
 from detector.data.file_columns import FileAnnotation, FileColumns, FileParser, read_files
 from detector.data.image_set import ImageSet, ImageSetSource, distinct_ids, objects_of
@@ -142,12 +142,12 @@ def _unknown_class(number: int, description: YoloYaml, path: Path, place: str) -
     )
 
 
-def _parser(*, keypoints: bool) -> FileParser:
-    kind = "YOLO labels with keypoints" if keypoints else "YOLO labels"
+def _parser(*, keypoints: int) -> FileParser:
+    kind = f"YOLO labels with {keypoints} numbers of keypoints" if keypoints else "YOLO labels"
     return FileParser(f"{kind} by file and hash", partial(_read, keypoints=keypoints), _read_bytes)
 
 
-def _read(path: Path, *, keypoints: bool, on_fault: FaultHandler | None = None) -> FileAnnotation:
+def _read(path: Path, *, keypoints: int, on_fault: FaultHandler | None = None) -> FileAnnotation:
     shapes = read_yolo(path, keypoints=keypoints, on_fault=on_fault)
     return FileAnnotation(path=path, size=None, objects=objects_of(shapes, path))
 

@@ -13,7 +13,7 @@ from detector.proposals.readers.coco_annotations import read_coco_annotations
 from detector.proposals.readers.coco_results import read_coco_results
 from detector.proposals.readers.label_images import read_label_images
 from detector.proposals.readers.label_studio import read_label_studio
-from detector.proposals.readers.labelme import read_labelme
+from detector.proposals.readers.labelme import read_labelme_regions
 from detector.proposals.readers.matlab import read_matlab
 from detector.proposals.readers.megadetector import read_megadetector
 from detector.proposals.readers.numpy_files import read_npy_folder, read_npz
@@ -40,7 +40,7 @@ _READERS: dict[str, Callable[[Path], RawImages]] = {
     "megadetector": read_megadetector,
     "yolo": read_yolo,
     "voc": read_voc,
-    "labelme": read_labelme,
+    "labelme": read_labelme_regions,
     "labelstudio": read_label_studio,
 }
 FORMATS = tuple(_READERS)

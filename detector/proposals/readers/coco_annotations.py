@@ -16,8 +16,8 @@ import numpy as np
 
 from detector.core.errors import InputError
 from detector.core.masks import Masks
+from detector.core.polygons import draw
 from detector.proposals.readers.json_stream import section_items
-from detector.proposals.readers.polygons import draw
 from detector.proposals.readers.raw_images import (
     RawImage,
     RawImages,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from detector.core.errors import InputError
 from detector.core.files import is_hidden
 from detector.core.masks import MAX_PIXELS, Masks
+from detector.core.polygons import FractionalPolygons
 from detector.core.structures import Proposals
-from detector.proposals.readers.polygons import FractionalPolygons
 
 # A hundred times what the largest published sets hold; more is a mistake or an attack.
 MAX_BOXES = 1_000_000

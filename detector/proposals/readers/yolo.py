@@ -1,27 +1,24 @@
-"""YOLO's text files: one per image, one line per region, in fractions of the image.
+"""YOLO's text files as regions: one file per image, one line per region, in fractions of the image.
 
-A line is ``class x y width height`` with the centre of the box, perhaps followed by a confidence
-(``yolo predict save_txt=True save_conf=True``), or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, which a
-confidence may follow, too: a polygon has an even number of coordinates. Source: the documentation of
-Ultralytics, "Object detection datasets" and "Instance segmentation datasets".
+`detector.core.yolo_file` describes the lines. A polygon is the mask of its region; of a line with keypoints
+the box is read.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from detector.core.errors import InputError
-from detector.proposals.readers.polygons import FractionalPolygons, Polygon
-from detector.proposals.readers.raw_images import MAX_BOXES, RawImage, RawImages, clear_errors, files_or_one
+from detector.core.polygons import FractionalPolygons, Polygon
+from detector.core.yolo_file import keypoint_numbers, read_data_yaml, yolo_lines
+from detector.proposals.readers.raw_images import RawImage, RawImages, files_or_one
 
 _NO_LABELS = frozenset(("classes", "notes", "readme"))  # files that programs put beside the others
-_LONGEST_LINE = 1 << 20
-_MAX_BYTES = 256 << 20
-_FEWEST_OF_A_POLYGON = 7  # numbers: a class and three points
+_FOLDERS_ABOVE = 3
 
 
 def read_yolo(source: Path) -> RawImages:
@@ -34,22 +31,8 @@ def read_yolo(source: Path) -> RawImages:
     if source.is_dir():
         files = [(key, path) for key, path in files if path.stem.lower() not in _NO_LABELS] or files
     named = [(_image_name(key), path) for key, path in files]
-    return RawImages([key for key, _ in named], (_image(key, path) for key, path in named))
-
-
-def parse_line(line: str, where: str) -> list[float]:
-    """Return the numbers of a line, none for an empty one; InputError for other than a region of YOLO."""
-    if len(line) > _LONGEST_LINE:
-        raise InputError(f"{where}: a line of over {_LONGEST_LINE} characters is refused")
-    try:
-        found = [float(word) for word in line.split()]
-    except ValueError as error:
-        raise InputError(f"{where}: {str(error)[:80]}") from error
-    if found and (len(found) < 5 or not found[0].is_integer() or found[0] < 0):
-        raise InputError(
-            f"{where}: a line must be a class number, then x, y, width and height, or the points of a polygon"
-        )
-    return found
+    keypoints = keypoints_near(source)
+    return RawImages([key for key, _ in named], (_image(key, path, keypoints) for key, path in named))
 
 
 def _image_name(key: str) -> str:
@@ -59,24 +42,13 @@ def _image_name(key: str) -> str:
     return "/".join(parts)
 
 
-def _image(key: str, path: Path) -> RawImage:
+def _image(key: str, path: Path, keypoints: int) -> RawImage:
     boxes, scores = array("d"), array("d")
     polygons: list[tuple[Polygon, ...]] = []
-    with clear_errors(path, "text file", UnicodeDecodeError):
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} has over {_MAX_BYTES} bytes, too many for the regions of one image")
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), ""), 1):
-                values = parse_line(line, f"{path}, line {number}")
-                if not values:
-                    continue
-                outline = _outline(values)
-                boxes.extend(values[1:5] if outline is None else _extent(outline))
-                polygons.append(() if outline is None else (outline,))
-                scored = len(values) % 2 == 0
-                scores.append(values[-1] if scored else math.nan)
-                if len(polygons) > MAX_BOXES:
-                    raise InputError(f"{path}: over {MAX_BOXES} regions are refused")
+    for line in yolo_lines(path, keypoints=keypoints, confidences=True):
+        boxes.extend(line.box)
+        polygons.append((np.array(line.polygon, np.float64),) if line.polygon else ())
+        scores.append(math.nan if line.confidence is None else line.confidence)
     found = np.frombuffer(scores, np.float64)
     return RawImage(
         key,
@@ -87,15 +59,15 @@ def _image(key: str, path: Path) -> RawImage:
     )
 
 
-def _outline(values: list[float]) -> Polygon | None:
-    """Return the polygon (n, 2) of a line in fractions of the image, None for a box."""
-    if len(values) < _FEWEST_OF_A_POLYGON:
-        return None
-    points = values[1 : len(values) - (len(values) % 2 == 0)]
-    return np.array(points, np.float64).reshape(-1, 2)
+def keypoints_near(source: Path) -> int:
+    """Return how many numbers of keypoints the lines of ``source`` have behind a box; 0 without keypoints.
 
-
-def _extent(outline: Polygon) -> list[float]:
-    """Return centre, width and height of the box around ``outline``."""
-    least, most = outline.min(axis=0), outline.max(axis=0)
-    return [*((least + most) / 2).tolist(), *(most - least).tolist()]
+    They are named in the data.yaml of the data set, which is looked for in the folder and the three above it:
+    labels are in ``labels/SPLIT`` or ``SPLIT/labels`` below its folder, perhaps in folders of their own.
+    Raises InputError for a data.yaml that cannot be read.
+    """
+    folder = (source if source.is_dir() else source.parent).absolute()
+    for place in (folder, *islice(folder.parents, _FOLDERS_ABOVE)):
+        if (path := place / "data.yaml").is_file():
+            return keypoint_numbers(read_data_yaml(path), path)
+    return 0

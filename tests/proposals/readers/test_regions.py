@@ -169,6 +169,27 @@ def test_polygons_of_yolo(tmp_path: Path, records: list[ImageRecord], confidence
     assert (found.scores is None) == (confidence == "")
 
 
+@pytest.mark.parametrize("folder", ["labels", "labels/train", "train/labels/deep"])
+def test_keypoints_of_yolo_are_no_polygons(tmp_path: Path, folder: str) -> None:
+    labels = tmp_path / folder
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text(
+        "0 0.5 0.5 0.2 0.1 0.4 0.5 1 0.6 0.5 0\n0 0.5 0.5 0.2 0.1 0.4 0.5 1 0 0 0 0.25\n"
+    )
+    assert len(only(labels, "yolo").masks) == 2  # type: ignore[arg-type]
+    (tmp_path / "data.yaml").write_text("kpt_shape: [2, 3]\nnames: [person]\n")
+    assert guess_format(labels) == "yolo"
+    for source in (labels, labels / "a.txt"):
+        image = only(source, "yolo")
+        assert image.masks is None
+        assert image.boxes.tolist() == [[0.5, 0.5, 0.2, 0.1]] * 2
+        assert image.scores is not None
+        assert np.array_equal(image.scores, [np.nan, 0.25], equal_nan=True)
+    (tmp_path / "data.yaml").write_text("kpt_shape: 2\n")
+    with pytest.raises(InputError, match=r"data\.yaml: kpt_shape is 2"):
+        only(labels, "yolo")
+
+
 def test_shapes_of_labelme(tmp_path: Path) -> None:
     crop = np.array([[0, 1, 1], [1, 1, 0]], bool)
     shapes: list[dict[str, Any]] = [
@@ -179,12 +200,15 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
         {"shape_type": "mask", "points": [[4, 6], [6, 7]], "mask": png_text(crop)},
         {"shape_type": None, "points": [[40, 3], [50, 5], [45, 20]], "group_id": 1},
         {"shape_type": "polygon", "points": [[40, 30], [50, 35], [45, 39]], "group_id": 1},
+        {"shape_type": "rotation", "points": [[30, 5], [40, 10], [35, 20], [25, 15]], "direction": 0.4},
     ]
     image = only(dumped(tmp_path / "a.json", labelme_content("a", (40, 60), shapes)), "labelme")
-    whole = dense(Proposals(boxes=torch.zeros(4, 4), masks=image.masks.select(np.array([0, 2, 3, 4]))))  # type: ignore
-    assert len(image.boxes) == 5
+    whole = dense(Proposals(boxes=torch.zeros(5, 4), masks=image.masks.select(np.array([0, 2, 3, 4, 5]))))  # type: ignore
+    assert len(image.boxes) == 6
+    assert image.boxes[5].tolist() == [25, 5, 40, 20]
+    assert image.masks.counts[5] == drawn([30, 5, 40, 10, 35, 20, 25, 15], (40, 60))  # type: ignore[union-attr]
     assert image.boxes[1].tolist() == [1, 2, 5, 9]
-    assert image.masks.present.tolist() == [True, False, True, True, True]  # type: ignore[union-attr]
+    assert image.masks.present.tolist() == [True, False, True, True, True, True]  # type: ignore[union-attr]
     y, x = np.mgrid[:40, :60] + 0.5
     disc = (x - 20) ** 2 + (y - 20) ** 2 < 100
     assert (whole[1] != disc).sum() <= 0.1 * disc.sum()
@@ -223,6 +247,9 @@ def test_results_of_label_studio(tmp_path: Path) -> None:
     ("data", "name"),
     [
         ({"image": "/data/local-files/?d=set/cam%201/x.jpg"}, "set/cam 1/x.jpg"),
+        ({"image": "/data/local-files/?d=set/half%2520size.jpg"}, "set/half%20size.jpg"),
+        ({"image": "https://example.org/i/half%2520size.jpg?d=3"}, "/i/half%20size.jpg"),
+        ({"image": "C:\\set\\x.jpg"}, "/set/x.jpg"),
         ({"photo": "s3://bucket/set/x.png", "text": "a.b"}, "/set/x.png"),
         ({"image": "https://example.org/i/x.jpg?token=3"}, "/i/x.jpg"),
         ({"image": "/data/upload/3/0a1b2c3d-my-x.jpg"}, "my-x.jpg"),
@@ -232,6 +259,30 @@ def test_names_of_images_in_label_studio(tmp_path: Path, data: dict[str, str], n
     source = dumped(tmp_path / "p.json", [{"data": data, "annotations": []}])
     assert guess_format(source) == "labelstudio"
     assert only(source, "labelstudio").key == name
+
+
+def test_annotations_of_label_studio_that_are_read(tmp_path: Path) -> None:
+    """All that nobody skipped, in exports of old versions, too; an ambiguous image is refused."""
+    content = task(
+        "a", (40, 60), [("ellipse", {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 30})]
+    )
+    skipped, whole = content.pop("annotations")
+    content["completions"] = [{**skipped, "was_cancelled": False, "skipped": True}, whole, whole]
+    image = only(dumped(tmp_path / "p.json", [content]), "labelstudio")
+    turn = np.radians(30)
+    half = np.array(
+        [np.hypot(6 * np.cos(turn), 4 * np.sin(turn)), np.hypot(6 * np.sin(turn), 4 * np.cos(turn))]
+    )
+    corner = (np.array([30, 20]) - half) / [0.6, 0.4]
+    assert image.boxes == pytest.approx(np.array([[*corner, *(2 * half / [0.6, 0.4])]] * 2))
+    content["data"] = {"left": "a.jpg", "right": "b.jpg"}
+    with pytest.raises(InputError, match=r"tasks\[0\]: 2 texts in 'data' name an image file"):
+        only(dumped(tmp_path / "p.json", [content]), "labelstudio")
+    content["data"] = {"image": "a.jpg"}
+    other = task("a", (41, 60), [("rectangle", {"x": 1, "y": 1, "width": 1, "height": 1})])
+    content["completions"].append(other["annotations"][1])
+    with pytest.raises(InputError, match=r"image 'a.jpg': a region is of an image of 60 x 41 pixels"):
+        only(dumped(tmp_path / "p.json", [content]), "labelstudio")
 
 
 def test_predictions_of_label_studio_have_scores(tmp_path: Path) -> None:
@@ -342,15 +393,20 @@ class TestConversion:
         assert store.ids() == ["images/a.jpg"]
         assert "1 images left out: b: it is not in the data set, and its size is unknown" in store.notes[1]
 
-    def test_pixels_in_a_file_of_fractions(
+    def test_parts_that_leave_the_image(
         self, tmp_path: Path, regions: dict[str, Regions], records: list[ImageRecord]
     ) -> None:
         source = write_yolo(tmp_path, regions)
-        (source / "a.txt").write_text("0 20 30 99 20\n")
-        with pytest.raises(InputError, match="read as xywh_percent, leave"):
-            convert(source, "yolo", tmp_path / "store", records=records, convention="xywh_percent")
+        (source / "a.txt").write_text("0 1.5 0.5 0.1 0.2\n")
         with pytest.raises(InputError, match="100% of its boxes, read as cxcywh_normalized, leave the image"):
             convert(source, "yolo", tmp_path / "store", records=records)
+        (source / "a.txt").write_text("0 20 30 99 20\n")
+        with pytest.raises(InputError, match=r"a\.txt: line 1: '20' is no fraction of the image"):
+            convert(source, "yolo", tmp_path / "store", records=records, convention="xywh_percent")
+        value = {"x": 20, "y": 30, "width": 99, "height": 20}
+        source = dumped(tmp_path / "p.json", [task("a", SIZES["a"], [("rectanglelabels", value)])])
+        with pytest.raises(InputError, match="read as xywh_percent, leave"):
+            convert(source, "labelstudio", tmp_path / "store", records=records)
 
     def test_auto_finds_the_centre(
         self, tmp_path: Path, regions: dict[str, Regions], records: list[ImageRecord]
@@ -463,7 +519,8 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ),
     ("megadetector", {"images": [{"file": "a.mp4", "frame_rate": 3, "detections": []}]}, "is a video"),
     ("megadetector", {"images": [{"file": 3}]}, "expected an object"),
-    ("labelme", {"shapes": [], "imageHeight": None, "imageWidth": 3}, "is not the size of an image"),
+    ("labelme", {"shapes": [], "imageHeight": None, "imageWidth": 3}, "expected the size of the image"),
+    ("labelme", {"shapes": [], "imageHeight": 2**16, "imageWidth": 2**16}, "is refused"),
     (
         "labelme",
         labelme_content("a", (4, 5), [{"shape_type": "x", "points": [[1, 1], [2, 2]]}]),
@@ -471,8 +528,32 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ),
     (
         "labelme",
-        labelme_content("a", (4, 5), [{"shape_type": "circle", "points": [[1, 1], [1e9, 2]]}]),
+        labelme_content("a", (4, 5), [{"shape_type": "circle", "points": [[1, 1], [1e6, 2]]}]),
         "not in an",
+    ),
+    (
+        "labelme",
+        labelme_content("a", (4, 5), [{"shape_type": "circle", "points": [[1, 1], [1e9, 2]]}]),
+        "x is 1000000000.0; expected a number up to 16777216",
+    ),
+    (
+        "labelme",
+        labelme_content("a", (4, 5), [{"shape_type": "polygon", "points": [["1", 1], [3, 2], [2, 4]]}]),
+        "x is '1'; expected a number",
+    ),
+    (
+        "labelme",
+        labelme_content("a", (4, 5), [{"shape_type": "mask", "points": [[1, 1], [5, 2]]}]),
+        "are not pixels of the image",
+    ),
+    (
+        "labelme",
+        labelme_content(
+            "a",
+            (4, 5),
+            [{"shape_type": "mask", "points": [[1, 1], [2, 3]], "mask": png_text(np.ones((2, 2)))}],
+        ),
+        "does not fit its corners",
     ),
     (
         "labelme",
@@ -485,8 +566,33 @@ HOSTILE: list[tuple[str, Any, str]] = [
         "its rle is damaged",
     ),
     ("labelstudio", [task("a", (2**15, 2**15), [("brush", {"format": "rle", "rle": []})])], "is refused"),
-    ("labelstudio", [task("a", (4, 5), [("polygon", {"points": 3})])], "a polygon must be a list"),
-    ("labelstudio", [{"data": {}, "annotations": []}], "names no image"),
+    ("labelstudio", [task("a", (4, 5), [("polygon", {"points": 3})])], "points is 3; expected a list"),
+    ("labelstudio", [3], "expected an object with 'data'"),
+    ("labelstudio", [{"data": {"image": "a.jpg"}, "annotations": 3}], "annotations is 3; expected a list"),
+    ("labelstudio", [{"data": {"image": "a.jpg"}, "annotations": [{"result": None}]}], "result is None"),
+    (
+        "labelstudio",
+        [
+            {
+                "data": {"image": "a.jpg"},
+                "predictions": [
+                    {
+                        **task("a", (4, 5), [("rectangle", {"x": 1, "y": 1, "width": 1, "height": 1})])[
+                            "annotations"
+                        ][1],
+                        "score": "x",
+                    }
+                ],
+            }
+        ],
+        "score is 'x'",
+    ),
+    (
+        "labelstudio",
+        [task("a", (2**16, 2**16), [("rectangle", {"x": 1, "y": 1, "width": 1, "height": 1})])],
+        "is refused",
+    ),
+    ("labelstudio", [{"data": {}, "annotations": []}], "0 texts in 'data' name an image file"),
 ]
 
 
@@ -514,12 +620,15 @@ def test_json_that_ends_too_early_or_is_too_deep(tmp_path: Path, file_format: st
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.1", "line 1: a line must be a class number"),
-        ("0.5 0.5 0.5 0.1 0.1", "line 1: a line must be a class number"),
-        ("0 0.5 x 0.1 0.1", "line 1: could not convert"),
+        ("0 0.5 0.5 0.1", "line 1: 4 numbers; expected 5"),
+        ("0.5 0.5 0.5 0.1 0.1", "line 1: '0.5' is no class"),
+        ("0 0.5 x 0.1 0.1", "line 1: 'x' is no fraction"),
+        ("0 0.5 1_0 0.1 0.1", "line 1: '1_0' is no fraction"),
+        ("0 60 40 20 30", "line 1: '60' is no fraction"),
+        ("0 0.1 0.1 2 0.2 0.2 2", "line 1: a corner at 2"),
         ("0 " * 1_000_000, "line 1: a line of over"),
     ],
-    ids=range(4),
+    ids=range(7),
 )
 def test_hostile_lines_of_yolo(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.txt").write_text(line)
@@ -531,7 +640,7 @@ def test_hostile_lines_of_yolo(tmp_path: Path, line: str, message: str) -> None:
 def test_hostile_polygons_of_yolo(tmp_path: Path, records: list[ImageRecord], points: str) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.txt").write_text(f"0 {points}\n")
-    with pytest.raises(InputError, match=r"is not in an image of 60 x 40 pixels|is not finite"):
+    with pytest.raises(InputError, match="is no fraction of the image"):
         convert(tmp_path / "labels", "yolo", tmp_path / "store", records=records[:1])
 
 
