@@ -29,6 +29,7 @@ from detector.config.schema import (
     ProposalsConfig,
     Section,
     StageConfig,
+    is_own,
     pools_by_masks,
 )
 from detector.core.errors import InputError, nearest
@@ -121,6 +122,8 @@ def _functions(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the functions of the user that a config names, each with its key."""
     if isinstance(config.proposals, FunctionProposals):
         yield "proposals.method", config.proposals.method
+    if is_own(config.proposals.format):
+        yield "proposals.format", str(config.proposals.format)
     if config.model.backbone.function is not None:
         yield "model.backbone.name", config.model.backbone.function
     if isinstance(config.model.pool, FunctionPoolConfig):

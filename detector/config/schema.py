@@ -24,10 +24,12 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     Tag,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
 from detector.core.errors import InputError, nearest
 from detector.core.libraries import LIBRARIES, check_network_name
@@ -42,6 +44,35 @@ Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Resize = Literal["shorter", "square", "none"]
 Precision = Literal["float32", "bfloat16", "float16"]
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class KnownOrOwn:
+    """The values of a text: one of ``choices``, or ``module:Name``, which is code of the user."""
+
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        own = {"type": "string", "pattern": f"^{_FUNCTION.pattern}$"}
+        return {"anyOf": [{"type": "string", "enum": list(self.choices)}, own]}
+
+    def _check(self, value: str) -> str:
+        if value in self.choices or _FUNCTION.fullmatch(value):
+            return value
+        *first, last = map(repr, self.choices)
+        raise ValueError(
+            f"expected {', '.join(first)} or {last}, or module:Name for code of yours"
+            f"{nearest(value, self.choices)}"
+        )
+
+
+def is_own(name: str | None) -> bool:
+    """Return whether the value of a key with `KnownOrOwn` names code of the user."""
+    return name is not None and ":" in name
 
 
 class Section(BaseModel):
@@ -267,7 +298,6 @@ MOST_PROPOSALS = 200_000
 MAX_OPTIONS = 100_000
 """Characters of ``proposals.options``, written as JSON."""
 METHODS = ("dense", "selective_search")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -349,32 +379,39 @@ BoxConvention = Literal[
 ]
 
 
+FILE_FORMATS = (
+    "mat",
+    "detectron",
+    "detectron2",
+    "mmdetection",
+    "npz",
+    "npy",
+    "coco",
+    "text",
+    "coco_annotations",
+    "sam",
+    "labels",
+    "cellpose",
+    "megadetector",
+    "yolo",
+    "voc",
+    "labelme",
+    "labelstudio",
+    "store",
+)
+"""The formats of proposal files that this project reads."""
+
+
 class FileProposals(ProposalsConfig, choice="proposals.file"):
     """Proposals that a file or a ProposalStore holds."""
 
     method: None = None
     file: str | dict[str, str]
-    format: Literal[
-        "mat",
-        "detectron",
-        "detectron2",
-        "mmdetection",
-        "npz",
-        "npy",
-        "coco",
-        "text",
-        "coco_annotations",
-        "sam",
-        "labels",
-        "cellpose",
-        "megadetector",
-        "yolo",
-        "voc",
-        "labelme",
-        "labelstudio",
-        "store",
-    ]
-    """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
+    format: Annotated[str, KnownOrOwn(*FILE_FORMATS)]
+    """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore.
+    "module:Name" is a function of yours that takes the path and yields, per image, its name and its boxes
+    (P, 4), as docs/extend.md describes; a change of its code is not noticed where the file has been converted
+    already."""
     convention: BoxConvention | None = None
     """How the file writes a box: the order of the numbers, whether the last pixel is included, ``_1`` where
     pixels count from 1, ``_normalized`` and ``_percent`` where boxes are parts of the image. null takes the
