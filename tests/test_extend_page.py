@@ -22,6 +22,7 @@ EXAMPLES: dict[str, str] = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", 
 USES = {
     "my_backbone": "model.backbone.name=my_backbone:network",
     "my_pool": "model.pool={kind: 'my_pool:CenterPool', options: {size: 3}}",
+    "my_head": "model.head={kind: 'my_head:NormHead', options: {width: 64}}",
     "my_boxes": "proposals={method: 'my_boxes:tiles', options: {side: 32}}",
     "my_reader": "proposals={file: boxes.csv, format: 'my_reader:rows'}",
 }

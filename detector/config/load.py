@@ -23,6 +23,7 @@ from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers, value_at
 from detector.config.schema import (
     Config,
+    FunctionHeadConfig,
     FunctionPoolConfig,
     FunctionProposals,
     Proposals,
@@ -128,6 +129,8 @@ def _functions(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.backbone.name", config.model.backbone.function
     if isinstance(config.model.pool, FunctionPoolConfig):
         yield "model.pool.kind", config.model.pool.kind
+    if isinstance(config.model.head, FunctionHeadConfig):
+        yield "model.head.kind", config.model.head.kind
 
 
 class _OnlyProposals(Section):
