@@ -22,14 +22,19 @@ EXAMPLES: dict[str, str] = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", 
 USES = {
     "my_backbone": "model.backbone.name=my_backbone:network",
     "my_pool": "model.pool={kind: 'my_pool:CenterPool', options: {size: 3}}",
+    "my_head": "model.head={kind: 'my_head:NormHead', options: {width: 64}}",
     "my_boxes": "proposals={method: 'my_boxes:tiles', options: {side: 32}}",
+    "my_reader": "proposals={file: boxes.csv, format: 'my_reader:rows'}",
 }
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, code in EXAMPLES.items():
         (tmp_path / f"{name}.py").write_text(code)
+    images = sorted(path.name for path in (tiny_root / "JPEGImages").iterdir())
+    lines = [f"{name},{x},10,{x + 50},60,0.{x}" for x in (0, 20, 40) for name in images]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -57,5 +62,6 @@ def test_each_example_trains_and_is_loaded_only_if_it_is_allowed(tiny: Load, fol
     code = re.search(r"my_\w+:\w+", USES[name])
     assert code is not None
     image = next((Path(config.data.root) / "JPEGImages").iterdir())
-    found = Detector.load(checkpoint, "cpu", allow_code=[code[0]])(image)
+    boxes = [[0, 0, 50, 50]] if name == "my_reader" else None  # its file has those of the data set only
+    found = Detector.load(checkpoint, "cpu", allow_code=[code[0]])(image, boxes=boxes)
     assert torch.isfinite(found.scores).all()

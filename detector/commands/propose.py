@@ -14,7 +14,7 @@ from pathlib import Path
 
 from detector.commands import cli
 from detector.config import load_config
-from detector.core.errors import InputError
+from detector.core.errors import InputError, nearest
 from detector.core.progress import said_once, show
 from detector.proposals.convert import FAULT_POLICIES
 from detector.proposals.inspection import describe, inspect
@@ -97,7 +97,11 @@ def parse() -> argparse.Namespace:
         "--shard", default="1/1", metavar="i/n", help="make only part i of n, in a store of its own"
     )
     reading = parser.add_argument_group("converting a file")
-    reading.add_argument("--format", choices=[*FORMATS, "store"], help="default: by its content")
+    reading.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)}, or module:Name, a function of yours (default: by its content)",
+    )
     reading.add_argument("--convention", help="how the file writes a box, or auto; see data/README.md")
     reading.add_argument("--faults", choices=FAULT_POLICIES, help="images with faulty boxes (default error)")
     reading.add_argument("--missing", choices=FAULT_POLICIES, help="images not in the file (default error)")
@@ -119,6 +123,11 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--workers {arguments.workers}: expected 0, for this process only, or more")
     if arguments.shard != "1/1" and (arguments.merge or arguments.source):
         raise InputError("--shard is for making proposals; leave it out with --from and --merge")
+    if arguments.format and ":" not in arguments.format and arguments.format not in (*FORMATS, "store"):
+        raise InputError(
+            f"--format {arguments.format}: unknown{nearest(arguments.format, FORMATS)}; use one of "
+            f"{', '.join(FORMATS)}, store, or module:Name for a function of yours"
+        )
     settings = arguments.overrides or arguments.method
     if settings and (arguments.merge or arguments.source) and not arguments.config:
         raise InputError("with --from and --merge, --method and key=value settings need --config")

@@ -23,12 +23,14 @@ from detector.config.explain import explain, shown
 from detector.config.files import merge, override, read_layers, value_at
 from detector.config.schema import (
     Config,
+    FunctionHeadConfig,
     FunctionPoolConfig,
     FunctionProposals,
     Proposals,
     ProposalsConfig,
     Section,
     StageConfig,
+    is_own,
     pools_by_masks,
 )
 from detector.core.errors import InputError, nearest
@@ -121,10 +123,14 @@ def _functions(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the functions of the user that a config names, each with its key."""
     if isinstance(config.proposals, FunctionProposals):
         yield "proposals.method", config.proposals.method
+    if is_own(config.proposals.format):
+        yield "proposals.format", str(config.proposals.format)
     if config.model.backbone.function is not None:
         yield "model.backbone.name", config.model.backbone.function
     if isinstance(config.model.pool, FunctionPoolConfig):
         yield "model.pool.kind", config.model.pool.kind
+    if isinstance(config.model.head, FunctionHeadConfig):
+        yield "model.head.kind", config.model.head.kind
 
 
 class _OnlyProposals(Section):

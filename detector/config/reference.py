@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detector.config.schema import Config, Section, sections_of
+from detector.config.schema import Config, Section, SelectiveSearchProposals, sections_of
 from detector.core.files import write_text
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ def _side_by_side(kinds: dict[str, type[Section]]) -> Iterator[str]:
             owners = "" if len(having) == len(tags) else _or([tags[kind] for kind in having])
             keys.append(_key(having, name, owners))
     yield "\n".join(keys)
-    if any("options" in kind.model_fields for kind in tags):
+    if SelectiveSearchProposals in tags:
         yield _search_options()
 
 

@@ -24,10 +24,12 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     Tag,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
 from detector.core.errors import InputError, nearest
 from detector.core.libraries import LIBRARIES, check_network_name
@@ -42,6 +44,35 @@ Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Resize = Literal["shorter", "square", "none"]
 Precision = Literal["float32", "bfloat16", "float16"]
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class KnownOrOwn:
+    """The values of a text: one of ``choices``, or ``module:Name``, which is code of the user."""
+
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        own = {"type": "string", "pattern": f"^{_FUNCTION.pattern}$"}
+        return {"anyOf": [{"type": "string", "enum": list(self.choices)}, own]}
+
+    def _check(self, value: str) -> str:
+        if value in self.choices or _FUNCTION.fullmatch(value):
+            return value
+        *first, last = map(repr, self.choices)
+        raise ValueError(
+            f"expected {', '.join(first)} or {last}, or module:Name for code of yours"
+            f"{nearest(value, self.choices)}"
+        )
+
+
+def is_own(name: str | None) -> bool:
+    """Return whether the value of a key with `KnownOrOwn` names code of the user."""
+    return name is not None and ":" in name
 
 
 class Section(BaseModel):
@@ -267,7 +298,6 @@ MOST_PROPOSALS = 200_000
 MAX_OPTIONS = 100_000
 """Characters of ``proposals.options``, written as JSON."""
 METHODS = ("dense", "selective_search")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -349,32 +379,39 @@ BoxConvention = Literal[
 ]
 
 
+FILE_FORMATS = (
+    "mat",
+    "detectron",
+    "detectron2",
+    "mmdetection",
+    "npz",
+    "npy",
+    "coco",
+    "text",
+    "coco_annotations",
+    "sam",
+    "labels",
+    "cellpose",
+    "megadetector",
+    "yolo",
+    "voc",
+    "labelme",
+    "labelstudio",
+    "store",
+)
+"""The formats of proposal files that this project reads."""
+
+
 class FileProposals(ProposalsConfig, choice="proposals.file"):
     """Proposals that a file or a ProposalStore holds."""
 
     method: None = None
     file: str | dict[str, str]
-    format: Literal[
-        "mat",
-        "detectron",
-        "detectron2",
-        "mmdetection",
-        "npz",
-        "npy",
-        "coco",
-        "text",
-        "coco_annotations",
-        "sam",
-        "labels",
-        "cellpose",
-        "megadetector",
-        "yolo",
-        "voc",
-        "labelme",
-        "labelstudio",
-        "store",
-    ]
-    """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore."""
+    format: Annotated[str, KnownOrOwn(*FILE_FORMATS)]
+    """The format of ``file``; data/README.md describes each. "store" is the folder of a ProposalStore.
+    "module:Name" is a function of yours that takes the path and yields, per image, its name and its boxes
+    (P, 4), as docs/extend.md describes; a change of its code is not noticed where the file has been converted
+    already."""
     convention: BoxConvention | None = None
     """How the file writes a box: the order of the numbers, whether the last pixel is included, ``_1`` where
     pixels count from 1, ``_normalized`` and ``_percent`` where boxes are parts of the image. null takes the
@@ -721,19 +758,20 @@ Pool = Annotated[
 class HeadConfig(Kind):
     """What decides the class of a region from its pooled features, and how the class scores are read."""
 
-    kind: Literal["softmax", "logistic", "svm", "prototypes", "knn"]
+    kind: str
     """"softmax": a linear layer after fc6, fc7 and so on, trained with gradients, end to end or on stored
     features. The others are fitted on stored features, by a stage of kind ``head`` or ``train.head_only``:
     "logistic": multinomial logistic regression. "svm": linear SVMs, each class against the rest.
     "prototypes": cosine similarity to the mean features of each class, and "knn": a vote of the nearest
-    examples; both work with a few examples per class. docs/heads.md helps to choose. A config without this
-    key means "softmax"."""
+    examples; both work with a few examples per class. docs/heads.md helps to choose. "module:Name": a class
+    or function of yours, whose layers take the place of fc6, fc7 and so on. A config without this key means
+    "softmax"."""
     scores: Literal["softmax", "sigmoid", "svm"] = "softmax"
     """How the output of cls_score is read: "softmax" as probabilities that exclude each other; "sigmoid", for
-    heads of kind ``softmax`` and ``logistic``, as an independent probability per class, so that an object can
-    have several labels (docs/multilabel.md); "svm" as the margins of linear SVMs, which the stage ``svm`` or
-    the head of kind ``svm`` trains. Margins may be negative: choose ``test.score_threshold`` accordingly. A
-    classifier of whole images always has independent scores."""
+    heads of kind ``softmax`` and ``logistic`` and for layers of yours, as an independent probability per
+    class, so that an object can have several labels (docs/multilabel.md); "svm" as the margins of linear
+    SVMs, which the stage ``svm`` or the head of kind ``svm`` trains. Margins may be negative: choose
+    ``test.score_threshold`` accordingly. A classifier of whole images always has independent scores."""
 
 
 class SoftmaxHeadConfig(HeadConfig, choice="model.head.kind softmax"):
@@ -750,6 +788,29 @@ class SoftmaxHeadConfig(HeadConfig, choice="model.head.kind softmax"):
     """One box regressor for all classes instead of one per class."""
 
 
+class FunctionHeadConfig(HeadConfig, choice="model.head.kind module:Name"):
+    """Layers of yours in the place of fc6, fc7 and so on, trained on images: a ``torch.nn.Module`` with
+    ``out_features`` that turns pooled features (R, D) into hidden ones (R, ``out_features``)."""
+
+    kind: str
+    options: Options = Field(default_factory=dict)
+    """Keyword arguments of the class or function, besides ``in_features`` and ``num_classes``."""
+    class_agnostic: bool = False
+    """One box regressor for all classes instead of one per class."""
+
+    @field_validator("kind")
+    @classmethod
+    def _is_a_name(cls, kind: str) -> str:
+        if not _FUNCTION.fullmatch(kind):
+            raise ValueError(
+                f"model.head.kind {kind!r} is unknown{nearest(kind, HEADS)}; use one of {', '.join(HEADS)}, "
+                "or module:Name for layers of yours"
+            )
+        return kind
+
+
+TrainedHead = SoftmaxHeadConfig | FunctionHeadConfig
+"""The heads that are trained with gradients; the others are fitted on stored features."""
 FitRows = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
@@ -816,13 +877,23 @@ class KnnHeadConfig(HeadConfig, choice="model.head.kind knn"):
     """Examples of background stored, drawn at random where there are more."""
 
 
+HEADS = ("softmax", "logistic", "svm", "prototypes", "knn")
+"""The heads of this project."""
+
+
+def _head_kind(values: Any) -> str | None:
+    kind = values.get("kind", "softmax") if isinstance(values, Mapping) else getattr(values, "kind", None)
+    return kind if kind is None or kind in HEADS else "module:Name"
+
+
 Head = Annotated[
     Annotated[SoftmaxHeadConfig, Tag("softmax")]
     | Annotated[LogisticHeadConfig, Tag("logistic")]
     | Annotated[SVMHeadConfig, Tag("svm")]
     | Annotated[PrototypesHeadConfig, Tag("prototypes")]
-    | Annotated[KnnHeadConfig, Tag("knn")],
-    _kind_of("softmax"),
+    | Annotated[KnnHeadConfig, Tag("knn")]
+    | Annotated[FunctionHeadConfig, Tag("module:Name")],
+    Discriminator(_head_kind),
 ]
 
 
@@ -887,8 +958,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:
-        if isinstance(self.head, SoftmaxHeadConfig):
-            self._softmax_fits(self.head)
+        if isinstance(self.head, TrainedHead):
+            self._trained_head_fits(self.head)
         if isinstance(self.pool, CropPoolConfig):
             crops = self.roi_chunk * self.pool.crop_size**2
             if crops > MAX_CROPS:
@@ -906,10 +977,10 @@ class ModelConfig(Section):
     @property
     def agnostic_boxes(self) -> bool:
         """Whether there is one box regressor for all classes."""
-        return isinstance(self.head, SoftmaxHeadConfig) and self.head.class_agnostic
+        return isinstance(self.head, TrainedHead) and self.head.class_agnostic
 
-    def _softmax_fits(self, head: SoftmaxHeadConfig) -> None:
-        if head.weights and self.backbone.weights is None:
+    def _trained_head_fits(self, head: TrainedHead) -> None:
+        if self.published_head and self.backbone.weights is None:
             raise ValueError(
                 "model.head.weights takes fc6 and fc7 from model.backbone.weights, which is null; name the "
                 "file there, or set model.head.weights to false"
@@ -1504,10 +1575,10 @@ class Config(Section):
     def _check_sigmoid(self) -> None:
         """Refuse sigmoid scores where nothing trains or reads independent scores."""
         kinds = {stage.kind for stage in self.stages}
-        if self.model.head.kind not in ("softmax", "logistic"):
+        if not isinstance(self.model.head, TrainedHead | LogisticHeadConfig):
             raise ValueError(
                 "model.head.scores: sigmoid is for model.head.kind softmax or logistic, not "
-                f"{self.model.head.kind}"
+                f"{self.model.head.kind}, and for layers of yours"
             )
         if "svm" in kinds:
             raise ValueError(
@@ -1543,6 +1614,11 @@ class Config(Section):
             return self
         if self.task != "detection":
             raise ValueError("train.head_only works on the features of regions, task: detection")
+        if isinstance(head, FunctionHeadConfig):
+            raise ValueError(
+                f"model.head.kind: {head.kind} is trained on images, and train.head_only and stages of kind "
+                f"head work on stored features; leave them out, or take one of {', '.join(HEADS)}"
+            )
         if isinstance(self.model.pool, CropPoolConfig):
             raise ValueError(
                 f"train.head_only: model.pool.kind: {self.model.pool.kind} has no features that the regions "

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from detector.config import Config
 from detector.config.schema import (
     CropPoolConfig,
+    FunctionHeadConfig,
     FunctionPoolConfig,
     KnnHeadConfig,
     OhemSamplingConfig,
     PrototypesHeadConfig,
     RoIAlignPoolConfig,
     RoIPoolConfig,
-    SoftmaxHeadConfig,
     SPPPoolConfig,
+    TrainedHead,
 )
 from detector.core import distributed
 from detector.core.errors import InputError
@@ -47,6 +48,7 @@ from detector.models.heads import (
     Prototypes,
 )
 from detector.models.losses import DetectionLoss
+from detector.models.own_head import own_head
 from detector.models.own_pool import own_pool
 from detector.models.postprocess import (
     Postprocess,
@@ -215,8 +217,8 @@ def _random_head(config: Config, width: int, num_classes: int, examples: int) ->
     boxes = config.model.box.regression if config.task == "detection" else "none"
     box_features = {"linear": None, "ridge": width, "none": 0}[boxes]
     chosen = config.model.head
-    if isinstance(chosen, SoftmaxHeadConfig):
-        layers = BoxHead(width, chosen.hidden, chosen.dropout)
+    if isinstance(chosen, TrainedHead):
+        layers = _hidden_layers(chosen, width, num_classes)
         if config.task == "weak_detection":
             return layers, TwoStreamPredictor(layers.out_features, num_classes)
         independent = chosen.scores == "sigmoid" and config.task == "detection"
@@ -235,12 +237,18 @@ def _random_head(config: Config, width: int, num_classes: int, examples: int) ->
     return BoxHead(width, ()), BoxPredictor(width, num_classes, False, box_features, cls_score)
 
 
+def _hidden_layers(chosen: TrainedHead, width: int, num_classes: int) -> BoxHead:
+    if isinstance(chosen, FunctionHeadConfig):
+        return own_head(chosen.kind, chosen.options, width, num_classes)
+    return BoxHead(width, chosen.hidden, chosen.dropout)
+
+
 def measures_targets(config: Config) -> bool:
     """Return whether the coder's constants have to be measured on the training set.
 
-    Ridge regression, which also fits the boxes of every head but softmax, standardises its targets itself.
+    Ridge regression, which also fits the boxes of heads that are fitted, standardises its targets itself.
     """
-    box, trained = config.model.box, isinstance(config.model.head, SoftmaxHeadConfig)
+    box, trained = config.model.box, isinstance(config.model.head, TrainedHead)
     return trained and box.regression == "linear" and box.normalize == "dataset"
 
 

@@ -46,12 +46,22 @@ def _fault(pool: Any, channels: int, strides: Sequence[float]) -> str | None:
         if not hasattr(pool, needed):
             return f"has no {needed}; a region pool needs out_features and windows"
     with torch.device("cpu"), torch.no_grad():
-        trial = deepcopy(pool).eval()  # the trial changes no weights, nor statistics of batches
-        if any(part.is_meta for part in (*trial.parameters(), *trial.buffers())):
-            trial = trial.to_empty(device="cpu")  # only shapes are wanted
+        trial = trial_copy(pool)
         maps = [torch.zeros(1, channels, 8, 8) for _ in strides]
         side = 8.0 * strides[0]
         rois = torch.tensor([[0.0, 0.0, 0.0, side, side], [0.0, 1.0, 1.0, side / 2, side / 2]])
         shape = tuple(trial(maps, rois, torch.zeros(2, dtype=torch.int64), None).shape)
     expected = (2, pool.out_features)
     return None if shape == expected else f"gave {shape} for 2 regions; expected {expected}"
+
+
+def trial_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of ``module`` on the CPU that computes the same shapes, in evaluation mode.
+
+    A trial with it changes neither weights nor statistics of batches. Its weights are arbitrary where
+    ``module`` has none yet (the device "meta").
+    """
+    trial = deepcopy(module).eval()
+    if any(part.is_meta for part in (*trial.parameters(), *trial.buffers())):
+        trial = trial.to_empty(device="cpu")
+    return trial

@@ -23,6 +23,7 @@ from detector.config.schema import (
     SoftmaxHeadConfig,
     SVMConfig,
     SVMHeadConfig,
+    TrainedHead,
 )
 from detector.core.distributed import main_first
 from detector.core.errors import InputError, listed
@@ -218,7 +219,7 @@ class HeadFit:
     def _fit_scores(self, rows: RegionRows) -> None:
         """Fit class scores with scikit-learn, or store the examples."""
         head, seed = self.config.model.head, self.config.seed
-        assert not isinstance(head, SoftmaxHeadConfig)
+        assert not isinstance(head, TrainedHead)
         sampling = self.config.train.sampling
         assert isinstance(sampling, RandomSamplingConfig)
         sample = draw_sample(

@@ -48,7 +48,8 @@ class SVMFit(LayerFit[SVMConfig]):
         pooled, layer = self.reads_pooled(settings), self.model.predictor.cls_score
         if not isinstance(layer, nn.Linear):
             raise InputError(
-                "the stage svm needs model.head.kind: softmax, whose linear cls_score it replaces"
+                "the stage svm needs model.head.kind: softmax, or module:Name, whose linear cls_score it "
+                "replaces"
             )
         if pooled and self.model.box_head.out_features != self.model.region_pool.out_features:
             raise InputError("svm.features: pooled needs model.head.hidden: [], so that cls_score reads them")

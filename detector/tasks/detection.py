@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detector.config import Config
+from detector.config.schema import TrainedHead
 from detector.core.errors import InputError
 from detector.core.files import file_name_of
 from detector.core.progress import note
@@ -188,7 +189,7 @@ class RegionTask(ProposalTask[AnyBatch]):
     draw_regions: DrawRegions
 
     def __init__(self, config: Config, device: str, state: dict[str, Any] | None = None) -> None:
-        if config.model.head.kind != "softmax":
+        if not isinstance(config.model.head, TrainedHead):
             raise InputError(
                 f"model.head.kind: {config.model.head.kind} is fitted on stored features and not trained on "
                 "images; set train.head_only to true, or add a stage of kind head, and take softmax in the "

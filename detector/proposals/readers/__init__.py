@@ -17,6 +17,7 @@ from detector.proposals.readers.labelme import read_labelme_regions
 from detector.proposals.readers.matlab import read_matlab
 from detector.proposals.readers.megadetector import read_megadetector
 from detector.proposals.readers.numpy_files import read_npy_folder, read_npz
+from detector.proposals.readers.own import read_own
 from detector.proposals.readers.pickles import read_detectron, read_mmdetection
 from detector.proposals.readers.raw_images import RawImages
 from detector.proposals.readers.sam import read_sam
@@ -49,14 +50,17 @@ FORMATS = tuple(_READERS)
 def read_images(source: Path, file_format: str) -> RawImages:
     """Return the images of ``source``, one in memory at a time where the format allows it.
 
-    ``file_format`` is one of ``FORMATS``. Raises InputError, which names file and image, for content that
-    does not follow the format, and for a pipe or a device.
+    ``file_format`` is one of ``FORMATS``, or ``module:Name``, a function of the user (`read_own`). Raises
+    InputError, which names file and image, for content that does not follow the format, and for a pipe or a
+    device.
     """
     if not source.is_dir():
         require_regular(source)
+    if ":" in file_format:
+        return read_own(source, file_format)
     if file_format not in _READERS:
         raise InputError(
             f"proposal format {file_format!r} is unknown{nearest(file_format, FORMATS)}; "
-            f"use one of {', '.join(FORMATS)}"
+            f"use one of {', '.join(FORMATS)}, or module:Name for a function of yours"
         )
     return _READERS[file_format](source)
