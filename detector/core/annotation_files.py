@@ -167,7 +167,7 @@ def _labelme_shape(entry: Any, path: Path, place: str) -> Shape:
     where = f"{path}: {place}"
     if not isinstance(entry, dict):
         raise InputError(f"{where} is {_short(entry)}; expected an object with 'label' and 'points'")
-    label = _label(entry.get("label"), where)
+    label = checked_label(entry.get("label"), where)
     place = f"{place} ({label})"
     points = _points(entry.get("points"), f"{path}: {place}")
     box, outline = _drawn(entry.get("shape_type") or "polygon", points, f"{path}: {place}")
@@ -360,7 +360,7 @@ def _region(
             given = value.get(kind, ())
             if not isinstance(given, list | tuple):
                 raise InputError(f"{path}: {place}: {kind} is {_short(given)}; expected a list of labels")
-            labels |= dict.fromkeys(_label(label, f"{path}: {place}") for label in given)
+            labels |= dict.fromkeys(checked_label(label, f"{path}: {place}") for label in given)
         if one.get("type") in _ATTRIBUTES and isinstance(one.get("from_name"), str):
             attributes[one["from_name"]] = value.get(one["type"])
     if not labels:
@@ -452,7 +452,8 @@ def _size(entry: Mapping[str, Any], height: str, width: str, where: str) -> tupl
     return (sides[0], sides[1]) if all(sides) else None
 
 
-def _label(label: Any, where: str) -> str:
+def checked_label(label: Any, where: str) -> str:
+    """Return the name of a class without blanks around it; InputError, which begins with ``where``."""
     if not isinstance(label, str) or not label.strip():
         raise InputError(f"{where}: the label is {_short(label)}; expected the name of a class")
     if label.encode("utf-8", errors="replace").decode() != label:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.config import Config
+from detector.config.schema import is_own
 from detector.core.box_labels import labels_of_boxes
 from detector.core.distributed import check_shares, main_first
 from detector.core.errors import InputError, listed
@@ -27,6 +28,7 @@ from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
 from detector.data.labelme.source import LabelMeSource
 from detector.data.labelstudio.source import LabelStudioSource
+from detector.data.own_source import OwnSource
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
@@ -103,6 +105,8 @@ def build_source(config: Config) -> DataSource:
                 attributes=data.attributes or (),
                 cache=AnnotationCache(CACHE_FOLDER),
             )
+        case _:
+            return OwnSource(root, function=data.format, whole=data.split_ratio is not None, rules=rules)
 
 
 def class_names(config: Config) -> tuple[str, ...]:
@@ -193,7 +197,7 @@ def kept_images(config: Config) -> Selection:
     listed = config.data.leave_out
     if listed is None:
         return in_turn([])
-    shared = "{split}" not in config.data.annotations + config.data.images
+    shared = "{split}" not in config.data.annotations + config.data.images and not is_own(config.data.format)
     return without(
         read_left_out(Path(listed)),
         listed,
