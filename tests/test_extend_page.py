@@ -13,6 +13,7 @@ import torch
 from detector.api import Detector
 from detector.config import Config
 from detector.core.errors import InputError
+from detector.data.voc.source import VocSource
 from detector.tasks.start import start_run
 from tests.conftest import PROJECT
 
@@ -24,8 +25,20 @@ USES = {
     "my_pool": "model.pool={kind: 'my_pool:CenterPool', options: {size: 3}}",
     "my_head": "model.head={kind: 'my_head:NormHead', options: {width: 64}}",
     "my_boxes": "proposals={method: 'my_boxes:tiles', options: {side: 32}}",
+    "my_data": "data={root: mine, format: 'my_data:load', generate: null}",
     "my_reader": "proposals={file: boxes.csv, format: 'my_reader:rows'}",
 }
+
+
+def label_lines(root: Path) -> Iterator[str]:
+    """Yield the lines of labels.csv for a data set in VOC layout."""
+    source = VocSource(root)
+    classes = source.class_names("trainval", "test")
+    for split in ("trainval", "test"):
+        for record in source.load(split, classes).records:
+            image = f"{split},JPEGImages/{record.path.name}"
+            for box, label in zip(record.targets.boxes.tolist(), record.targets.labels.tolist(), strict=True):
+                yield ",".join([image, classes[label - 1], *map(str, box)])
 
 
 @pytest.fixture
@@ -34,6 +47,9 @@ def folder(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / f"{name}.py").write_text(code)
     images = sorted(path.name for path in (tiny_root / "JPEGImages").iterdir())
     lines = [f"{name},{x},10,{x + 50},60,0.{x}" for x in (0, 20, 40) for name in images]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "JPEGImages").symlink_to(tiny_root / "JPEGImages")
+    (tmp_path / "mine" / "labels.csv").write_text("\n".join(label_lines(tiny_root)))
     (tmp_path / "boxes.csv").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -121,6 +121,8 @@ def refuse_code(
 
 def _functions(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the functions of the user that a config names, each with its key."""
+    if is_own(config.data.format):
+        yield "data.format", config.data.format
     if isinstance(config.proposals, FunctionProposals):
         yield "proposals.method", config.proposals.method
     if is_own(config.proposals.format):

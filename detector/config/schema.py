@@ -170,11 +170,12 @@ _NAMES = {
 class DataConfig(Section):
     """The data set, how it is divided into splits, and how faulty annotations are treated."""
 
-    format: Literal["voc", "coco", "yolo", "labelme", "labelstudio"] = "voc"
+    format: Annotated[str, KnownOrOwn("voc", "coco", "yolo", "labelme", "labelstudio")] = "voc"
     """How objects are annotated. "voc": one XML file per image. "coco": one JSON file for all images. "yolo":
     a data.yaml, and one text file of labels per image. "labelme": one JSON file per image, of LabelMe or
     X-AnyLabeling. "labelstudio": one JSON file, exported by Label Studio in the format JSON.
-    docs/annotations.md describes each."""
+    docs/annotations.md describes each. "module:Name": a function of yours that takes ``root`` and the name of
+    a split, and yields, per image, its path below the root and its objects; see docs/extend.md."""
     root: str
     """Folder of the data set. A relative path starts at the working directory."""
     annotations: str = "Annotations"
@@ -239,9 +240,10 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _formats_have_names_of_their_own(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or str(values.get("format")) not in _NAMES:
+        file_format = str(values.get("format")) if isinstance(values, dict) else "voc"
+        if file_format not in _NAMES and not is_own(file_format):
             return values
-        annotations, images = _NAMES[values["format"]]
+        annotations, images = _NAMES.get(file_format, (".", "."))
         return {"annotations": annotations, "images": images, **values}
 
     @model_validator(mode="after")
@@ -255,11 +257,26 @@ class DataConfig(Section):
             raise ValueError("data.images is not for data.format: yolo; data.yaml names the images")
         if self.format == "yolo" and self.attributes:
             raise ValueError("data.attributes is not for data.format: yolo, whose labels have none")
+        if is_own(self.format):
+            self._check_own_format(own_splits=own_splits)
         if self.format == "coco" and self.first_pixel == 0:
             raise ValueError("data.first_pixel is for data.format: voc; COCO's boxes always count from 0")
         if self.format != "voc" and self.first_pixel == 0:
             raise ValueError("data.first_pixel is for data.format: voc; the others always count from 0")
         return self
+
+    def _check_own_format(self, *, own_splits: bool) -> None:
+        unused = {
+            "annotations": self.annotations != ".",
+            "images": self.images != ".",
+            "splits": own_splits,
+            "attributes": bool(self.attributes),
+        }
+        for key, given in unused.items():
+            if given:
+                raise ValueError(
+                    f"data.{key} is not for data.format: {self.format}, a function of yours; leave it out"
+                )
 
     @model_validator(mode="after")
     def _splits_are_possible(self) -> DataConfig:

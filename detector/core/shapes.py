@@ -100,6 +100,7 @@ def size_of(entry: Mapping[str, Any], height: str, width: str, where: str) -> tu
 
 
 def label_of(label: Any, where: str) -> str:
+    """Return the name of a class without blanks around it; InputError, which begins with ``where``."""
     if not isinstance(label, str) or not label.strip():
         raise InputError(f"{where}: the label is {short(label)}; expected the name of a class")
     if label.encode("utf-8", errors="replace").decode() != label:

@@ -140,6 +140,8 @@ class ImageSetSource(ABC):
         require_images: bool = True,
     ) -> Dataset:
         images = self.open(split)
+        if not images.images:
+            raise InputError(f"{images.listed_in}: {split!r} has no images; name another split")
         rows = images.rows(choose)
         if not rows:
             raise InputError(
@@ -336,7 +338,7 @@ def _fault(error: InputError, file: Path, **more: Any) -> Problem:
     place, colon, rest = text.partition(": ")
     if not colon:  # "PLACE has no ..."
         place = text.partition(" has ")[0]
-    inside = place != text and place.startswith(("line ", "shapes[", "tasks["))
+    inside = place != text and place.startswith(("line ", "shapes[", "tasks[", "objects["))
     message = rest if inside and colon else text
     thing = place if inside else None
     return Problem(kind="annotation", file=str(file), object=thing, message=message, stops=True, **more)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from detector.config import Config
+from detector.config.schema import is_own
 from detector.core.box_labels import labels_of_boxes
 from detector.core.distributed import check_shares, main_first
 from detector.core.errors import InputError, listed
@@ -28,6 +29,7 @@ from detector.data.coco.source import CocoSource
 from detector.data.generated.dataset import ensure_generated
 from detector.data.labelme.source import LabelMeSource
 from detector.data.labelstudio.source import LabelStudioSource
+from detector.data.own_source import OwnSource
 from detector.data.selection import Selection, by_ratio, in_turn, read_left_out, set_aside, without
 from detector.data.source import Dataset, DataSource
 from detector.data.suspicions import sampled_unused_bits, summary
@@ -73,6 +75,8 @@ def build_source(config: Config) -> DataSource:
             return LabelStudioSource(root, images=data.images, **shared)
         case "voc":
             return VocSource(root, images=data.images, splits=splits, first_pixel=data.first_pixel, **shared)
+        case _:
+            return OwnSource(root, function=data.format, whole=data.split_ratio is not None, rules=rules)
 
 
 def class_names(config: Config) -> tuple[str, ...]:
@@ -163,7 +167,7 @@ def kept_images(config: Config) -> Selection:
     listed = config.data.leave_out
     if listed is None:
         return in_turn([])
-    shared = "{split}" not in config.data.annotations + config.data.images
+    shared = "{split}" not in config.data.annotations + config.data.images and not is_own(config.data.format)
     return without(
         read_left_out(Path(listed)),
         listed,
