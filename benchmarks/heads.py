@@ -15,11 +15,12 @@
   regions that are drawn as for the head of kind ``logistic``, ``--crop-rows`` per class at most.
   ``--test-images`` limits the test images for both alike; the time per image is that from the file to the
   detections.
-- ``few_shot``: 1, 5, 10 and 30 annotated objects per class. Regions on other objects are not used at all.
+- ``few_shot``: 1, 5, 10 and 30 annotated objects per class, for those of ``--kinds`` that are meant for so
+  few: prototypes, knn and logistic. Regions on other objects are not used at all.
   Test images are scored on stored features, too; with ``--crops`` also by the classifier of crops, whose
   features of test regions are computed once for all draws.
 
-Each part prints one JSON object per line. The parts share stored features in ``--work``.
+The convolutions run on ``--device``, heads are fitted on the CPU. Each part prints one JSON object per line. The parts share stored features in ``--work``.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def end_to_end(arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds:
         config = shipped(arguments, f"seed={seed}")
         started = time.perf_counter()
-        run = start_run(config, arguments.work / f"{arguments.tag}_end_to_end_{seed}", "cpu", resume=True)
+        folder = arguments.work / f"{arguments.tag}_end_to_end_{seed}"
+        run = start_run(config, folder, arguments.device, resume=True)
         evaluation = run.run()
         report(
             "end_to_end",
@@ -159,7 +161,8 @@ def stored(config: Config, split: str, arguments: argparse.Namespace) -> RegionF
     """Return the stored features of the images of a split."""
     records, source = split_and_regions(config, split, arguments)
     model = initial_model(config, class_names(config)).eval()
-    return embed_split(config, model, records, source, Path(config.train.features_folder), "cpu")
+    folder = Path(config.train.features_folder)
+    return embed_split(config, model, records, source, folder, arguments.device)
 
 
 def split_and_regions(config: Config, split: str, arguments: argparse.Namespace) -> tuple[Records, Any]:
@@ -263,15 +266,17 @@ class CropPeer:
 
     def __init__(self, config: Config, arguments: argparse.Namespace) -> None:
         self.config, self.arguments = config, arguments
-        self.backbone = initial_model(config, class_names(config)).backbone.eval()
+        self.device = torch.device(arguments.device)
+        self.backbone = initial_model(config, class_names(config)).backbone.to(self.device).eval()
         normalization = build_normalization(config)
-        self.table, self.bgr = normalization_table(normalization), normalization.bgr
+        self.table = normalization_table(normalization).to(self.device)
+        self.bgr = normalization.bgr
         self.embedded: dict[str, NDArray[np.float32]] = {}  # of the test images
 
     @torch.inference_mode()
     def embed(self, record: ImageRecord, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the features (P, C) of the regions ``boxes`` (P, 4) of an image."""
-        image = torch.from_numpy(read_image(record.path, (record.height, record.width)))
+        image = torch.from_numpy(read_image(record.path, (record.height, record.width))).to(self.device)
         rows = []
         for start in range(0, len(boxes), CROPS_AT_ONCE):
             cut = [self._crop(image, box) for box in boxes[start : start + CROPS_AT_ONCE].tolist()]
@@ -280,7 +285,7 @@ class CropPeer:
             ).contiguous(memory_format=torch.channels_last)
             levels = self.backbone(inputs)
             rows.append((levels[-1] if isinstance(levels, list) else levels).mean(dim=(2, 3)))
-        return torch.cat(rows).numpy() if rows else np.zeros((0, self.backbone.channels), np.float32)
+        return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, self.backbone.channels), np.float32)
 
     @staticmethod
     def _crop(image: Tensor, box: list[float]) -> Tensor:
@@ -360,7 +365,7 @@ def few_shot(arguments: argparse.Namespace) -> None:
     for shots in arguments.shots:
         for draw in range(arguments.draws):
             chosen = few(records, len(class_names(base)), shots, draw)
-            for kind in FEW_SHOT_KINDS:
+            for kind in (one for one in FEW_SHOT_KINDS if one in arguments.kinds):
                 overrides = head_overrides(arguments, kind)
                 config = shipped(arguments, *overrides, "model.box.regression=none", f"seed={draw}")
                 started = time.perf_counter()
@@ -404,12 +409,13 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", choices=("bccd", "cards"), default="bccd")
     parser.add_argument("--backbone", choices=BACKBONES, default="mobilenet_v2")
     parser.add_argument("--seeds", type=numbers, default=[0])
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="of heads")
     parser.add_argument("--shots", type=numbers, default=[1, 5, 10, 30])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--crops", action="store_true", help="few_shot: the classifier of crops too")
     parser.add_argument("--crop-rows", type=int, default=500, help="crops: regions per class to train on")
     parser.add_argument("--test-images", type=int, help="score only this many test images")
+    parser.add_argument("--device", default="cpu", help="where the convolutions run (default cpu)")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark_heads"))
     parser.add_argument("--override", action="append", default=[], metavar="key=value")
     arguments = parser.parse_args(given)

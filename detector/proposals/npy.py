@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from io import BytesIO
 from typing import IO, Any, NamedTuple
@@ -10,6 +11,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 _MAX_HEADER = 10_000
+# Up to Python 3.11, ast counts the depth of its recursion per interpreter: of two threads that parse headers at
+# the same time one fails with "AST constructor recursion depth mismatch".
+_PARSING = threading.Lock()
 # Version of the format: bytes of the number that gives the header's length.
 _LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}
 
@@ -43,7 +47,7 @@ def read_header(file: IO[bytes], *, objects: bool = False) -> Header:
     whole = BytesIO(start + length + file.read(int.from_bytes(length, "little")))
     read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
     try:
-        with warnings.catch_warnings():
+        with _PARSING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parser's own about odd headers
             np.lib.format.read_magic(whole)
             header = Header(*read(whole, max_header_size=_MAX_HEADER))

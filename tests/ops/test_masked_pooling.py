@@ -247,6 +247,31 @@ def test_several_levels_take_their_own_masks(make: Make, mode: str) -> None:
         torch.testing.assert_close(found[mine], alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.gpu
+@each_pool
+@each_mode
+def test_cuda_gives_what_the_cpu_gives_and_the_same_gradient_on_every_run(make: Make, mode: str) -> None:
+    pool, features = make(mode), make_features().requires_grad_()
+    rois, covered = regions(pool, blobs(40, seed=8))
+    covered = CellMasks.join([covered, CellMasks.absent(2)])
+    rois = torch.cat((rois, rois[:2]))
+    pooled = pool([features], rois, None, covered)
+    grad = torch.randn_like(pooled)
+    (expected,) = torch.autograd.grad(pooled, features, grad)
+    there = features.detach().cuda().requires_grad_()
+    gradients = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(5):
+            found = pool([there], rois.cuda(), None, covered.to("cuda"))
+            torch.testing.assert_close(found.cpu(), pooled, rtol=1e-5, atol=2e-6)
+            gradients.append(torch.autograd.grad(found, there, grad.cuda())[0])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(gradients[0].cpu(), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(gradients[0], one) for one in gradients[1:])
+
+
 def test_no_regions() -> None:
     for make in POOLS.values():
         for mode in MODES:

@@ -29,6 +29,10 @@ from detector.staged.region_features import embed_named_split
 from detector.tasks import base
 from detector.tasks.start import start_run
 from tests.ops import masked_reference as slow
+from tests.tasks.test_start import assert_identical, final_state
+from tests.tasks.test_steps_gpu import STEPS, checked_waits, without_waiting
+
+__all__ = ["checked_waits"]  # a fixture
 
 Load = Callable[..., Config]
 FPN = ("model.neck=fpn", "model.fpn.channels=8", "model.pool={kind: roi_align, output_size: 2}")
@@ -150,6 +154,30 @@ def test_from_files_to_features(
         boxes = detector.classify(record.path, Masks.encode(masks).boxes(), features=True)
         assert boxes.pooled is not None
         assert not torch.equal(boxes.pooled, regions.pooled)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("checked_waits")
+@pytest.mark.parametrize(("form", "overrides"), RUNS)
+def test_steps_on_a_gpu(
+    masked: Callable[..., Config], tmp_path: Path, form: str, overrides: tuple[str, ...]
+) -> None:
+    """The host does not wait for the GPU, runs are the same bit for bit, and the CPU scores as the GPU."""
+    length = (f"train.steps={STEPS}", "train.accumulate=1", "train.checkpoint_every=1000")
+    config = masked(form, *overrides, *length, "train.log_every=1000", "data.workers=2")
+    states = []
+    for number in range(2):
+        folder = tmp_path / f"run_{number}"
+        start_run(config, folder, "cuda", make_task=without_waiting).run()
+        states.append(final_state(folder, STEPS))
+    assert_identical(*states)
+
+    checkpoint = tmp_path / "run_0" / "checkpoints" / "best.pt"
+    here, there = (Detector.load(checkpoint, device=device) for device in ("cpu", "cuda"))
+    for record in list(split_records(config, ["test"])["test"])[:2]:
+        masks = shapes((record.height, record.width))
+        expected, found = (one.classify(record.path, masks=masks) for one in (here, there))
+        torch.testing.assert_close(found.scores.cpu(), expected.scores, rtol=1e-2, atol=1e-2)
 
 
 def by_box(boxes: NDArray[np.float32]) -> NDArray[np.intp]:

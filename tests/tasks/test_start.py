@@ -46,12 +46,15 @@ def train(
 
 
 def final_state(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
+    """Return the weights, and what the optimizer keeps of each parameter, of a run's checkpoint."""
     state = load_checkpoint(folder / "checkpoints" / f"step_{step}.pt")
-    momentum = {
-        f"momentum.{number}": entry["momentum_buffer"]
+    kept = {
+        f"{name}.{number}": value
         for number, entry in state["optimizer"]["state"].items()
+        for name, value in entry.items()
+        if isinstance(value, torch.Tensor)
     }
-    return {**state["model"], **momentum}
+    return {**state["model"], **kept}
 
 
 def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

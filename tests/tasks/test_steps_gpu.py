@@ -27,7 +27,10 @@ CHOSEN = (
 
 
 class OnlyPinned(TorchDispatchMode):
-    """Refuses copies to the GPU from memory that is not page-locked, unlike torch's own check."""
+    """Refuses copies to the GPU from memory that is not page-locked, unlike torch's own check.
+
+    An empty tensor has no memory, so it is never page-locked; nobody waits for its copy.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -38,7 +41,8 @@ class OnlyPinned(TorchDispatchMode):
             source = args[1] if name == "copy_" else args[0]
             target = args[0].device if name == "copy_" else kwargs.get("device") or source.device
             if torch.device(target).type == "cuda" and source.device.type == "cpu":
-                assert source.is_pinned(), f"a copy of {tuple(source.shape)} from pageable memory"
+                pinned = source.is_pinned() or not source.numel()
+                assert pinned, f"a copy of {tuple(source.shape)} from pageable memory"
         return func(*args, **kwargs)
 
 
