@@ -20,7 +20,8 @@
   Test images are scored on stored features, too; with ``--crops`` also by the classifier of crops, whose
   features of test regions are computed once for all draws.
 
-The convolutions run on ``--device``, heads are fitted on the CPU. Each part prints one JSON object per line. The parts share stored features in ``--work``.
+The convolutions run on ``--device``; heads are fitted on the CPU. Each part prints one JSON object per line.
+The parts share stored features in ``--work``.
 """
 
 from __future__ import annotations

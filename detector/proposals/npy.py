@@ -11,8 +11,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 _MAX_HEADER = 10_000
-# Up to Python 3.11, ast counts the depth of its recursion per interpreter: of two threads that parse headers at
-# the same time one fails with "AST constructor recursion depth mismatch".
+# Up to Python 3.11, ast counts the depth of its recursion per interpreter: of two threads that parse headers
+# at the same time one fails with "AST constructor recursion depth mismatch".
 _PARSING = threading.Lock()
 # Version of the format: bytes of the number that gives the header's length.
 _LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}
