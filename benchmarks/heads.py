@@ -72,6 +72,7 @@ EFFICIENTNET = (
     "model.backbone.freeze=all",
     f"model.backbone.pixel_mean={[127 / 255] * 3}",
     f"model.backbone.pixel_std={[128 / 255] * 3}",
+    "model.backbone.feature_scale=0.1",  # as in bccd_efficientnet_lite0
 )
 BACKBONES: dict[str, tuple[str, tuple[str, ...]]] = {
     "squeezenet": ("{data}_squeezenet", ()),
