@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test golden headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck clean
+.PHONY: help install quickstart test test-slow golden headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,8 +34,11 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 quickstart: install  ## generate data, train, evaluate, draw: five minutes, results in runs/quickstart
 	$(BIN)/python tools/train.py --config configs/quickstart.yaml --output runs/quickstart --overwrite
 
-test: install  ## run the tests
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+test: install  ## run the tests that take less than five seconds each
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow"
+
+test-slow: install  ## run the other tests: whole runs, killed and resumed ones, several processes
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m slow
 
 golden: install  ## compare the first losses with the stored ones; GOLDEN="--renew quickstart" stores them again
 	$(BIN)/python -m tests.golden $(GOLDEN)

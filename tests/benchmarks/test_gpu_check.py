@@ -44,6 +44,7 @@ def environment(tmp_path: Path, fuzz: str = FUZZ) -> dict[str, str]:
     return {**os.environ, "GPU_CHECK_FUZZ": str(tmp_path / "fuzz.py")}
 
 
+@pytest.mark.slow
 def test_a_rehearsal_writes_the_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     status = subprocess.run(
@@ -67,6 +68,7 @@ def test_a_rehearsal_writes_the_report(tmp_path: Path) -> None:
     assert "backward, 128 RoIs" in text
 
 
+@pytest.mark.slow
 def test_a_termination_still_leaves_a_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -93,6 +95,7 @@ def test_wrong_usage_has_a_status_of_its_own(tmp_path: Path) -> None:
     assert "no such part: nothing" in run.stderr
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
     programs = {
         "fails": "raise SystemExit(3)",

@@ -87,6 +87,7 @@ def test_a_run_with_other_settings_is_refused(tiny_config: Path, tmp_path: Path)
         study.run(job, "cpu")
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_leaves_no_checkpoints(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_run_is_trained_once_and_leaves_no_checkpoints(
     assert not (job.folder / "output.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_named(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

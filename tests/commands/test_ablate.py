@@ -109,6 +109,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_runs_once_and_tests_one_network_twice(tool: Tool, config: Path, tmp_path: Path) -> None:
     arguments = ["--suite", "fast_rcnn_paper", "--data", config, "--output", tmp_path / "suite"]
     arguments += ["--only", "boxes_off_at_test", "train.steps=2"]
@@ -129,6 +130,7 @@ def test_runs_once_and_tests_one_network_twice(tool: Tool, config: Path, tmp_pat
     assert "studied.json: the runs here were made with other values of train;" in other.stderr
 
 
+@pytest.mark.slow
 def test_runs_are_started_without_the_tools_folder(config: Path, tmp_path: Path) -> None:
     """An installed package has no ``tools/``; its suites are package data."""
     installed = tmp_path / "installed"

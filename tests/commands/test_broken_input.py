@@ -131,6 +131,7 @@ def test_an_image_smaller_than_one_cell_is_named(tool: Tool, config: Path, tmp_p
     refused(result, "0000", "is smaller than one cell of the feature map; raise the scales")
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving(config: Path, checkpoint: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands in for the full disk: the write fails in the middle."""
     folder = checkpoint.parent.parent

@@ -76,6 +76,7 @@ def test_training_scoring_and_checking(
     assert SHOWN in found
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_the_name_too_and_not_what_it_commands(config: Path) -> None:
     output, terminal = pty.openpty()
     line = [sys.executable, str(PROJECT / "tools" / "check_data.py"), "--config", str(config),

@@ -29,6 +29,7 @@ SMALL = [
 """The quick start made small enough for a test."""
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_the_order_given(tool: Tool, tmp_path: Path) -> None:
     names = [Path(command[1]).stem for command in COMMANDS]
     assert {"train", "evaluate", "draw_pooling"} <= set(names)

@@ -104,6 +104,7 @@ def test_every_other_instruction_is_refused() -> None:
             read(code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instruction", [b"]", b"}", b"(", b"\x85", b"\x94"])
 def test_a_file_cannot_build_many_times_its_size(instruction: bytes) -> None:
     with pytest.raises(Refused, match="more objects than a file of its size needs"):

@@ -39,6 +39,7 @@ def test_random_calls_equal_the_cpu_operators(fuzz: Fuzz, capsys: pytest.Capture
     assert fuzz.tally["calls compared with torchvision"] > 0
 
 
+@pytest.mark.slow
 def test_calls_that_chance_seldom_makes(fuzz: Fuzz, capsys: pytest.CaptureFixture[str]) -> None:
     fuzz.special(slow=False)
     assert fuzz.faulty == 0, capsys.readouterr().out
@@ -60,6 +61,7 @@ def test_more_than_kernels_hold_is_refused_in_words(
         spp_pool(features, rois, levels=levels)
 
 
+@pytest.mark.slow
 def test_the_most_edges_and_the_longest_side(fuzz: Fuzz, capsys: pytest.CaptureFixture[str]) -> None:
     rois = torch.tensor([[0.0, 0, 0, 8, 8]])
     for shape, size in (((9, 9), (1023, 1)), ((32767, 1), (2, 1)), ((1, 32767), (1, 2))):

@@ -26,6 +26,7 @@ def run() -> Run:
     return run
 
 
+@pytest.mark.slow
 @needs_emulator
 @pytest.mark.parametrize("threads", [0, 1, 2])
 @pytest.mark.parametrize(

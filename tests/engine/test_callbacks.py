@@ -101,6 +101,7 @@ def test_a_callback_is_told_what_the_folder_holds(tiny: Load, tmp_path: Path) ->
     assert recorder.names().count("close") == recorder.names().count("start") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["on_start", "on_log", "on_images", "on_checkpoint", "on_finish", "close"])
 def test_a_failing_callback_is_switched_off_and_the_run_goes_on(
     tiny: Load, tmp_path: Path, capfd: pytest.CaptureFixture[str], method: str

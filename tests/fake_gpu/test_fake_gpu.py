@@ -72,6 +72,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_run_mixes_no_devices_and_waits_seldom(data: dict[str, Any], tmp_path: Path, name: str) -> None:
     changes = NETWORKS[name]
@@ -87,6 +88,7 @@ def test_a_run_mixes_no_devices_and_waits_seldom(data: dict[str, Any], tmp_path:
         assert sum(result[kind].values()) <= most, f"{kind} a step:\n{listing}"
 
 
+@pytest.mark.slow
 def test_every_stage_of_spp_net_mixes_no_devices(data: dict[str, Any], tmp_path: Path) -> None:
     settings = {**TINY["train"], "steps": 3, "draw_images": 0}
     train({**TINY, "data": data, "train": settings, **STAGED}, tmp_path)

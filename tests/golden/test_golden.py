@@ -19,6 +19,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("golden")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("golden", RUNS.values(), ids=RUNS)
 def test_the_first_losses_are_as_stored(golden: Golden, place: Path) -> None:
     reason = golden.cannot_run()

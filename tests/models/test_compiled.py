@@ -90,6 +90,7 @@ def losses_and_gradients(network: Any, images: Tensor, sampled: SampledRoIs) -> 
     return loss.item(), [gradient(p).clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_losses_are_those_of_the_network_and_few_sizes_are_compiled(tiny: Load, name: str) -> None:
     model = build_model(tiny("model.head.dropout=0.0", *NETWORKS[name]), 3).train()

@@ -21,6 +21,8 @@ from tests.multiprocess.conftest import Start
 from tests.multiprocess.launch import run, started, tool, torchrun
 from tests.multiprocess.test_run import DROPOUT, FAULTY, identical, weights
 
+pytestmark = pytest.mark.slow
+
 PROCESS_ENDS = "another process of this training has ended or does not answer"
 
 

@@ -46,6 +46,7 @@ def test_each_image_is_done_once_and_the_store_is_that_of_one_process(start: Sta
     assert not journals(stores[1].path)
 
 
+@pytest.mark.slow
 def test_a_killed_job_has_lost_only_unfinished_images(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

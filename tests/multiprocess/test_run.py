@@ -20,6 +20,8 @@ from tests.multiprocess.cases import COCO, train
 from tests.multiprocess.conftest import Start
 from tests.multiprocess.launch import ranks, run, started, torchrun, wait_until
 
+pytestmark = pytest.mark.slow
+
 DROPOUT = ("train.images_per_batch=6",)
 FAULTY = "tests.multiprocess.faulty"
 several = pytest.mark.parametrize("count", [2, 3])

@@ -337,6 +337,7 @@ def test_any_content(height: int, width: int, levels: int, data: st.DataObject) 
     assert ((0.0, 0.0, float(width), float(height)) in rows(boxes)) == (min(height, width) >= config.min_side)
 
 
+@pytest.mark.slow
 def test_no_sanitizer_complains_and_the_portable_build_agrees(tmp_path: Path) -> None:
     """The core built with AddressSanitizer and UBSan, and without processor-specific code."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"

@@ -143,6 +143,7 @@ def test_best_overlaps_equal_those_image_by_image(
                     assert torch.equal(torch.from_numpy(found.best[:, column]), first)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seeds, st.booleans(), st.sampled_from([0.3, 0.5, 0.7]), st.booleans(), st.booleans(), st.integers(1, 40)

@@ -303,6 +303,7 @@ def logged(image: NDArray[np.uint8], log: str) -> list[list[int]]:
     return [[0, 0, 30, 30 + int(image[0, 0, 0]) // 20]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "kills"), [(0, 2), (2, 1)])
 def test_a_job_killed_again_and_again_does_nothing_twice(tmp_path: Path, workers: int, kills: int) -> None:
     """Killed by signal 9 a few times, at any moment; an image is lost only while it is being made."""
@@ -358,6 +359,7 @@ def slow_or_dying(image: NDArray[np.uint8]) -> list[list[int]]:
     return [[0, 0, 5, 5]]
 
 
+@pytest.mark.slow
 def test_a_slow_image_and_one_that_crashes_are_named_and_the_others_done(tmp_path: Path) -> None:
     records = write_images(tmp_path / "images", 5)
     failures: dict[str, str] = {}

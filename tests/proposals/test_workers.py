@@ -32,6 +32,7 @@ def test_every_task_is_answered_once() -> None:
     assert list(run_tasks(work, [], workers=2)) == []
 
 
+@pytest.mark.slow
 def test_a_slow_task_and_a_dying_process_cost_themselves_alone() -> None:
     tasks: list[object] = [1, "sleep", 2, "die", 3, 4]
     begun = time.monotonic()
@@ -52,6 +53,7 @@ def threads(_task: int) -> tuple[int, int]:
     return torch.get_num_threads(), cv2.getNumThreads()
 
 
+@pytest.mark.slow
 def test_the_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each had as many threads as there are cores."""
     monkeypatch.setattr("detector.proposals.workers.available_cores", lambda: 6)

@@ -25,6 +25,7 @@ def soaked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_kills_leave_no_trace(soaked: Path) -> None:
     result = json.loads((soaked / "soak.json").read_text())
     assert result["kills"] == sum(result["kills_by_phase"].values()) == 2

@@ -104,6 +104,7 @@ def start(config: Config, folder: Path) -> multiprocessing.process.BaseProcess:
     return process
 
 
+@pytest.mark.slow
 def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
     staged: Staged, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_killed_three_times_in_every_stage_ends_with_the_same_detector(
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+@pytest.mark.slow
 @each_device
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_in_both_trainings_it_ends_with_the_same_detector(

@@ -79,6 +79,7 @@ def test_three_steps_and_three_more_are_six_whatever_threads_load(
     assert_identical(final_state(tmp_path / "whole", 6), final_state(tmp_path / "parts", 6))
 
 
+@pytest.mark.slow
 @each_device
 def test_killed_three_times_it_ends_as_if_it_never_was(
     tiny: Load, tiny_config: Path, tmp_path: Path, device: str

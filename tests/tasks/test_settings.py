@@ -54,6 +54,7 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> dict[str, An
     return load_checkpoint(folder / "checkpoints" / f"step_{run.step}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_resumes_exactly(tiny: Load, tmp_path: Path, name: str) -> None:
     config = tiny(*FEW, *SETTINGS[name])

@@ -81,6 +81,7 @@ def test_a_finished_run_leaves_no_thread_behind(tiny: Load, tmp_path: Path, devi
     assert not {thread for thread in threading.enumerate() if thread.name.startswith("loader-")} - before
 
 
+@pytest.mark.slow
 @each_device
 @pytest.mark.parametrize(("first", "then"), [("0", "0"), ("2", "2"), ("0", "2"), ("2", "1")])
 def test_three_steps_and_three_more_are_six_whatever_threads_load(
@@ -201,6 +202,7 @@ def uninterrupted() -> dict[str, dict[str, torch.Tensor]]:
     return {}
 
 
+@pytest.mark.slow
 @each_device
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_exactly(
