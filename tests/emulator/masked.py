@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import torch
 
 from detector.core.cell_masks import CellMasks
@@ -57,7 +58,7 @@ def random_masks(draw: random.Random, count: int, height: int, width: int) -> Ce
     table = torch.tensor(windows, dtype=torch.int64).reshape(-1, 4)
     counts = (table[:, 2:] - table[:, :2]).prod(1)
     offsets = torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0)))
-    coverage = torch.rand(int(offsets[-1]))
-    coverage *= torch.rand(len(coverage)) < draw.choice((0.1, 0.6, 1.0))
-    covered = torch.rand(len(coverage)) < draw.choice((0.05, 0.5, 1.0))
+    chance = np.random.default_rng(draw.randrange(2**31)).random((3, int(offsets[-1])))
+    coverage = torch.from_numpy((chance[0] * (chance[1] < draw.choice((0.1, 0.6, 1.0)))).astype(np.float32))
+    covered = torch.from_numpy(chance[2] < draw.choice((0.05, 0.5, 1.0)))
     return CellMasks(table, offsets, coverage, covered, torch.zeros(count, dtype=torch.bool))
