@@ -73,7 +73,8 @@ DETECTOR_HOST_DEVICE bool read_cover(const int64_t* row, int64_t entries, int64_
   const int64_t wide = row[2] - row[0], high = row[3] - row[1];
   if (wide <= 0 || high <= 0) return true;
   if (row[4] < 0 || row[4] > entries || wide * high > entries - row[4]) return false;
-  const Edge rows{static_cast<int32_t>(clamp(row[1], 0, height)), static_cast<int32_t>(clamp(row[3], 0, height))};
+  const Edge rows{static_cast<int32_t>(clamp(row[1], 0, height)),
+                  static_cast<int32_t>(clamp(row[3], 0, height))};
   const Edge columns{static_cast<int32_t>(clamp(row[0], 0, width)),
                      static_cast<int32_t>(clamp(row[2], 0, width))};
   if (is_empty(rows, columns)) return true;
