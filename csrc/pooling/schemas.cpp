@@ -21,4 +21,13 @@ STABLE_TORCH_LIBRARY(detector, m) {
       "center, "
       "float[] shrink, int rule, int reduction, SymInt batch, SymInt channels, SymInt height, SymInt width) "
       "-> Tensor");
+  m.def(
+      "masked_pool(Tensor features, Tensor rois, Tensor windows, Tensor cover, int[] levels, float[] scale, "
+      "float[] center, float[] shrink, int rule, int sampling_ratio, bool keep) -> (Tensor pooled, Tensor "
+      "kept)");
+  m.def(
+      "masked_pool_backward(Tensor grad, Tensor rois, Tensor windows, Tensor cover, Tensor kept, int[] "
+      "levels, "
+      "float[] scale, float[] center, float[] shrink, int rule, int sampling_ratio, SymInt batch, SymInt "
+      "channels, SymInt height, SymInt width) -> Tensor");
 }

@@ -1,4 +1,4 @@
-"""What the two pooling operators share: input checks, gradients, fake kernels, and refused calls."""
+"""What the pooling operators share: input checks, gradients, fake kernels, and refused calls."""
 
 from __future__ import annotations
 
@@ -73,17 +73,21 @@ def register(
     fake: Callable[..., Any],
     fake_backward: Callable[..., Any],
     geometry: Callable[..., tuple[Any, ...]],
+    *,
+    tensors: int = 1,
 ) -> None:
     """Register the gradient and the fake kernels of ``detector::name``, and the calls that are refused.
 
-    ``geometry`` takes the operator's inputs and returns the arguments of ``detector::name_backward`` that
-    follow the gradient, the RoIs and the places of the maxima.
+    The inputs are the features, ``tensors`` others of which the first are the RoIs, and settings; the second
+    output is what the forward pass keeps, such as the places of the maxima. ``geometry`` takes the inputs and
+    returns the arguments of ``detector::name_backward`` that follow the gradient, the same tensors and what
+    was kept.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # otherwise torch makes a gradient of zeros for the places
-        ctx.save_for_backward(inputs[1], output[1])
+        ctx.save_for_backward(*inputs[1 : 1 + tensors], output[1])
         ctx.geometry, ctx.without_gradient = geometry(*inputs), (None,) * (len(inputs) - 1)
         ctx.channels_last = lies_channels_last(inputs[0])
 

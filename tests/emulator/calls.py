@@ -11,9 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detector.core.cell_masks import CellMasks
 from detector.ops import roi_pool, spp_pool
+from detector.ops.masked_pooling import masked_roi_align, masked_roi_pool, masked_spp_pool
 
-OPERATORS: dict[str, Callable[..., Tensor]] = {"roi_pool": roi_pool, "spp_pool": spp_pool}
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "roi_pool": roi_pool,
+    "spp_pool": spp_pool,
+    "masked_roi_pool": masked_roi_pool,
+    "masked_spp_pool": masked_spp_pool,
+    "masked_roi_align": masked_roi_align,
+}
 
 FATAL = (math.nan, math.inf, -math.inf)
 HOSTILE = (0.0, -0.0, 0.5, -0.5, 1e-45, 8.0, 24.0, 1e9, -1e9, 2.0**31, -(2.0**31), 3e38, -3e38)
@@ -37,7 +45,10 @@ LAYOUTS = (
 
 @dataclass
 class Call:
-    """One call: ``operator(features, rois, **options)``, with its gradient if ``grad_seed`` is given."""
+    """One call: ``operator(features, rois, **options)``, with its gradient if ``grad_seed`` is given.
+
+    ``masks`` are given to the operators of masked pooling, a mask for each of ``rois``.
+    """
 
     operator: str
     features: Tensor
@@ -46,10 +57,15 @@ class Call:
     grad_seed: int | None = None
     grad_layout: str = "plain"
     facts: dict[str, Any] = field(default_factory=dict)
+    masks: CellMasks | None = None
 
-    def run(self, features: Tensor, rois: Tensor) -> Tensor:
-        """Call the operator with its options on tensors of any device."""
-        return OPERATORS[self.operator](features, rois, **self.options)
+    def run(self, features: Tensor, rois: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Call the operator with its options on tensors of any device; ``rows`` are those of ``rois``."""
+        options = self.options
+        if self.masks is not None:
+            masks = self.masks if rows is None else self.masks.select(rows)
+            options = options | {"masks": masks.to(features.device)}
+        return OPERATORS[self.operator](features, rois, **options)
 
     def usable(self) -> Tensor:
         """Return a mask (R,) of the valid RoIs. The CPU refuses the others; on CUDA they give zeros."""
@@ -99,10 +115,15 @@ def random_call(draw: random.Random, *, big: bool = False) -> Call:
     if options.get("window") == "cells" and draw.random() < 0.9:
         rois[:, 1:] = (rois[:, 1:] * scale).round()
     call = Call(operator, features, rois, options, facts={"layout": layout})
+    drawn_gradient(draw, call)
+    return call
+
+
+def drawn_gradient(draw: random.Random, call: Call) -> None:
+    """Ask for a gradient in most cases."""
     if draw.random() < 0.7:
         call.grad_seed = draw.randrange(2**31)
         call.grad_layout = draw.choice(("plain",) * 5 + ("one row expanded", "transposed", "special numbers"))
-    return call
 
 
 def random_features(draw: random.Random, *, big: bool) -> tuple[Tensor, str]:

@@ -89,7 +89,7 @@ def pooled_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Run a call on tensors of any device; ``rows`` says which of the gradient's rows belong to ``rois``."""
     features = features.detach().requires_grad_(call.grad_seed is not None)
-    pooled = call.run(features, rois)
+    pooled = call.run(features, rois, rows)
     if call.grad_seed is None:
         return pooled, None
     grad = call.gradient(torch.Size((len(call.rois), *pooled.shape[1:])))

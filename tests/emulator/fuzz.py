@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,10 +23,12 @@ import torch
 from tests.emulator.calls import Call, random_call
 from tests.emulator.compare import Cuda, Device, Emulator, faults_of, image_faults_of
 from tests.emulator.images import ImageCall, random_image_call
+from tests.emulator.masked import random_masked_call
 from tests.emulator.special import special_calls
 
 SHOWN = 10  # faults printed in full
 IMAGES = 10  # of so many random calls, one is of the operator on images
+MASKED = 5  # of so many, one is of masked pooling
 
 
 class Fuzz:
@@ -56,7 +59,11 @@ class Fuzz:
 
     def random(self, seed: int, number: int, *, big: bool = False) -> bool:
         draw = random.Random(f"{seed}/{number}")
-        make_call = random_image_call if number % IMAGES == IMAGES - 1 else random_call
+        make_call: Callable[..., Call | ImageCall] = random_call
+        if number % IMAGES == IMAGES - 1:
+            make_call = random_image_call
+        elif number % MASKED == 0:
+            make_call = random_masked_call
         return self.make(f"call {number} of seed {seed}", make_call(draw, big=big), draw)
 
     def special(self, *, slow: bool, stop: bool = False) -> None:

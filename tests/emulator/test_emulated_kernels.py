@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from detector.ops import spp_pool
+from detector.ops.masked_pooling import MODES, masked_roi_pool
 from tests.emulator.build import why_not
 from tests.emulator.calls import Call
 from tests.emulator.compare import Emulator
 from tests.emulator.fuzz import Fuzz
+from tests.emulator.masked import random_masks
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -59,6 +62,36 @@ def test_more_than_kernels_hold_is_refused_in_words(
     features, rois = torch.randn(1, 1, *shape), torch.tensor([[0.0, 0, 0, 8, 8]])
     with emulator.kernels, pytest.raises(RuntimeError, match=message):
         spp_pool(features, rois, levels=levels)
+
+
+@pytest.mark.parametrize("samples", [-1, 0])
+@pytest.mark.parametrize("cover", [torch.ones(12), torch.ones(12, dtype=torch.bool)], ids=["float", "bool"])
+def test_windows_without_their_cells_give_zeros(emulator: Emulator, cover: Tensor, samples: int) -> None:
+    features, rois = torch.rand(1, 3, 5, 6) + 1, torch.tensor([[0.0, 0, 0, 2, 3]]).repeat(6, 1)
+    first = [[0, 0, 3, 4, 0], [0, 0, 3, 4, 1], [0, 0, 3, 4, -1], [0, 0, 2**62, 2**62, 0]]
+    windows = torch.tensor([*first, [-(2**63), 0, 2**63 - 1, 4, 0], [0, 0, 3, 4, 2**63 - 1]])
+    settings = ([2], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0], 0, samples)
+    with emulator.kernels:
+        pooled, kept = torch.ops.detector.masked_pool(features, rois, windows, cover, *settings, True)
+        grad = torch.ops.detector.masked_pool_backward(
+            torch.ones_like(pooled), rois, windows, cover, kept, *settings, *features.shape
+        )
+    assert pooled[0].all()
+    assert not pooled[1:].any()
+    expected = torch.ops.detector.masked_pool(features, rois[:1], windows[:1], cover, *settings, True)
+    assert torch.equal(pooled[:1], expected[0])
+    one = torch.ops.detector.masked_pool_backward(
+        torch.ones(1, 12), rois[:1], windows[:1], cover, expected[1], *settings, *features.shape
+    )
+    assert torch.equal(grad, one)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_masked_pooling_of_more_than_kernels_hold_is_refused(emulator: Emulator, mode: str) -> None:
+    rois = torch.tensor([[0.0, 0, 0, 8, 8]])
+    masks = random_masks(random.Random(0), 1, 9, 9)
+    with emulator.kernels, pytest.raises(RuntimeError, match="at most 1024 bin edges, not 1026"):
+        masked_roi_pool(torch.randn(1, 1, 9, 9), rois, masks, 513, 1.0, mode)
 
 
 @pytest.mark.slow

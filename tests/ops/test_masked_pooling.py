@@ -37,16 +37,6 @@ META = ImageMeta(image_id="", original_size=(70, 90), input_size=(70, 90))
 EXTENTS = (8, 11)  # fewer cells than the input has room for
 
 
-@pytest.fixture(params=["on the CPU", "as on a GPU"])
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pools as each of them does; both run on the CPU."""
-    if request.param == "as on a GPU":
-        monkeypatch.setattr("detector.ops.masked_pooling._knows_rois", lambda rois: False)
-
-
-each_machine = pytest.mark.usefixtures("machine")
-
-
 def blobs(count: int, seed: int) -> np.ndarray:
     """Return ellipses and speckles (count, 70, 90), one of each three cut by the image's edge."""
     generator = np.random.default_rng(seed)
@@ -98,12 +88,9 @@ def make_features(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(2, 3, *EXTENTS).to(dtype)
 
 
-@each_machine
 @each_pool
 @each_mode
-def test_equals_the_slow_reference(make: Make, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detector.ops.masked_pooling._NUMBERS", 800)  # several groups of each size
-    monkeypatch.setattr("detector.ops.masked_bags._NUMBERS", 200)
+def test_equals_the_slow_reference(make: Make, mode: str) -> None:
     pool, features = make(mode), make_features()
     rois, covered = regions(pool, blobs(14, seed=1))
     kept = covered.windows.sum(1) > 0
@@ -115,7 +102,6 @@ def test_equals_the_slow_reference(make: Make, mode: str, monkeypatch: pytest.Mo
     assert found.any()
 
 
-@each_machine
 @each_pool
 @each_mode
 def test_gradcheck(make: Make, mode: str) -> None:
@@ -145,7 +131,6 @@ def unmasked(pool: LevelPool, features: Tensor, rois: Tensor) -> Tensor | None:
     return None
 
 
-@each_machine
 @each_pool
 @each_mode
 def test_a_mask_without_a_cell_and_a_region_without_a_mask_give_the_bits_of_the_box(
@@ -169,7 +154,6 @@ def test_a_mask_without_a_cell_and_a_region_without_a_mask_give_the_bits_of_the_
     assert not all(torch.equal(found[row], boxes[row]) for row in (0, 2, 3, 5))
 
 
-@each_machine
 @each_pool
 @each_mode
 def test_boxes_equal_the_slow_reference(make: Make, mode: str) -> None:
@@ -218,7 +202,6 @@ def test_flips_and_scaling(seed: int, name: str, mode: str, flipped: bool) -> No
     )
 
 
-@each_machine
 @each_pool
 @each_mode
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

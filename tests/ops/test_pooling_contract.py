@@ -1,15 +1,19 @@
-"""What holds for both pooling operators: torch's contracts, refusals, errors, determinism."""
+"""What holds for all pooling operators: torch's contracts, refusals, errors, determinism."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from detector.core.cell_masks import CellMasks
 from detector.ops import RoIPool, SpatialPyramidPool, roi_pool, spp_pool
 from detector.ops._library import numbers_of
+from detector.ops.masked_pooling import MODES, masked_roi_align, masked_roi_pool, masked_spp_pool
+from tests.emulator.masked import random_masks
 from tests.ops.rois import random_rois
 from tests.typed import gradient
 
@@ -24,12 +28,32 @@ def pyramid_pooling(reduction: str, window: str) -> Pool:
     return lambda features, rois: spp_pool(features, rois.round(), (3, 2, 1), 1 / 16, reduction, window)
 
 
+def masks_for(rois: Tensor) -> CellMasks:
+    return random_masks(random.Random(1), len(rois), 7, 9)
+
+
+def masked_pooling(kind: str, mode: str) -> Pool:
+    def pool(features: Tensor, rois: Tensor) -> Tensor:
+        if kind == "roi":
+            return masked_roi_pool(features, rois, masks_for(rois), 3, 1 / 16, mode)
+        if kind == "align":
+            return masked_roi_align(features, rois, masks_for(rois), 2, 1 / 16, 0, mode)
+        return masked_spp_pool(features, rois, masks_for(rois), (3, 1), 1 / 16, kind, 0.0, None, mode)
+
+    return pool
+
+
 POOLS: dict[str, Pool] = {
     **{bins: roi_pooling(bins) for bins in ("caffe", "exact", "partition")},
     **{
         f"spp {reduction} {window}": pyramid_pooling(reduction, window)
         for reduction in ("max", "avg")
         for window in ("roi", "spp", "cells")
+    },
+    **{
+        f"masked {kind} {mode}": masked_pooling(kind, mode)
+        for kind in ("roi", "align", "spp")
+        for mode in MODES
     },
 }
 each_pool = pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
@@ -61,6 +85,16 @@ def operator_calls() -> list[tuple[str, tuple[object, ...]]]:
                 (torch.randn_like(pooled), rois, argmax, *spp_arguments, reduction, 2, 3, 7, 9),
             )
         )
+    masks = masks_for(rois)
+    windows = torch.cat((masks.windows, masks.offsets[:-1, None]), dim=1)
+    for cover in (masks.covered, masks.coverage):
+        for samples in (-1, 0):
+            masked = (*spp_arguments, samples)
+            pooled, kept = torch.ops.detector.masked_pool(features, rois, windows, cover, *masked, True)
+            calls.append(("masked_pool", (features, rois, windows, cover, *masked, False)))
+            calls.append(("masked_pool", (learning, rois, windows, cover, *masked, True)))
+            grad = torch.randn_like(pooled)
+            calls.append(("masked_pool_backward", (grad, rois, windows, cover, kept, *masked, 2, 3, 7, 9)))
     return calls
 
 
@@ -150,6 +184,23 @@ def test_compiles_without_a_graph_break(head: Head) -> None:
         (ours,) = torch.autograd.grad(output.sum(), head.convolution.weight)
         (theirs,) = torch.autograd.grad(expected.sum(), head.convolution.weight)
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_masked_pooling_compiles_without_a_graph_break(mode: str) -> None:
+    def pool(features: Tensor, rois: Tensor, masks: CellMasks) -> Tensor:
+        return masked_roi_align(features * 2, rois, masks, 2, 1 / 16, 0, mode).relu()
+
+    compiled = torch.compile(pool, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (4, 9):
+        features, rois = sample(3, count)
+        features.requires_grad_()
+        masks = masks_for(rois)
+        output, expected = compiled(features, rois, masks), pool(features, rois, masks)
+        assert torch.equal(output, expected)
+        (ours,) = torch.autograd.grad(output.sum(), features)
+        (theirs,) = torch.autograd.grad(expected.sum(), features)
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("head", heads(), ids=["roi", "spp"])
@@ -267,6 +318,56 @@ def test_the_backward_kernels_check_for_themselves() -> None:
             call(*arguments)
     wild = torch.full_like(argmax, 2**31 - 1)
     assert not call(pooled, rois, wild, 1.0, 0, 2, 7, 9).any()
+
+
+def test_the_kernels_of_masked_pooling_check_for_themselves() -> None:
+    features, rois = sample(3, 2)
+    cover = torch.ones(12)
+    windows = torch.tensor([[0, 0, 3, 2, 0], [2, 2, 4, 5, 6]])
+    settings = ([2], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0], 0)
+    call, backward = torch.ops.detector.masked_pool, torch.ops.detector.masked_pool_backward
+    _, kept = call(features, rois, windows, cover, *settings, -1, True)
+    row = r"row 1 of windows has cells that cover, with 12 numbers, does not have"
+    for changed in (
+        [2, 2, 4, 5, 7],
+        [2, 2, 4, 5, -1],
+        [2, 2, 4, 5, 2**63 - 1],
+        [2, 2, 4, 6, 6],
+        [-(2**40), 2, 4, 5, 6],
+        [0, 0, 2**63 - 1, 2**63 - 1, 0],
+        [-(2**63), -(2**63), 2**63 - 1, 2**63 - 1, 0],
+    ):
+        wrong = torch.stack((windows[0], torch.tensor(changed)))
+        with pytest.raises(RuntimeError, match=row):
+            call(features, rois, wrong, cover, *settings, -1, True)
+        grad = torch.ones(2, 12)
+        with pytest.raises(RuntimeError, match=row):
+            backward(grad, rois, wrong, cover, kept, *settings, -1, 2, 3, 7, 9)
+    for arguments, message in (
+        ((windows[:1], cover, *settings, -1), r"windows must have shape \(R, 5\)"),
+        ((windows.int(), cover, *settings, -1), "be int64"),
+        ((windows, cover.double(), *settings, -1), "cover must be bool or float32"),
+        ((windows, cover[None], *settings, -1), "cover must have one dimension"),
+        ((windows, cover, *settings, -2), "a sampling ratio is from 0"),
+        ((windows, cover, *settings, 2**40), "a sampling ratio is from 0"),
+        ((windows, cover, *settings[:4], 9, -1), "unknown rule 9"),
+        ((windows, cover, [], *settings[1:], -1), "at least one level"),
+        ((windows, cover, [0], *settings[1:], -1), "at least one bin"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(features, rois, *arguments, True)
+    for cells, places in ((cover > 0, torch.int32), (cover, torch.float32)):
+        for samples in (-1, 2):
+            pooled, kept = call(features, rois, windows, cells, *settings, samples, True)
+            assert kept.dtype == places
+            rest = (*settings, samples, 2, 3, 7, 9)
+            for wrong in (kept[:1], kept.double(), kept.long()):
+                with pytest.raises(RuntimeError, match="what was kept for it do not belong together"):
+                    backward(pooled, rois, windows, cells, wrong, *rest)
+            wild = torch.full_like(kept, 2**31 - 1 if places == torch.int32 else float("inf"))
+            assert not backward(pooled, rois, windows, cells, wild, *rest).any()
+            with pytest.raises(RuntimeError, match="features hold 1 image"):
+                backward(pooled, rois + 1, windows, cells, kept, *settings, samples, 1, 3, 7, 9)
 
 
 @each_pool
