@@ -1,9 +1,10 @@
-"""Multinomial logistic regression with scikit-learn's objective and solver, but products of matrices in float32.
+"""Multinomial logistic regression: scikit-learn's objective and solver, with products of matrices in float32.
 
 The objective is that of ``sklearn.linear_model.LogisticRegression``: the mean of the log losses, plus the
-squared weights times 1 / (2 C n); biases are not penalised. The solver is SciPy's L-BFGS-B with the options that
-scikit-learn gives it. scikit-learn multiplies float32 features by float64 weights, for which NumPy converts all
-features again at every evaluation; with 17,000 regions of 864 features that takes four times as long.
+squared weights times 1 / (2 C n); biases are not penalised. The solver is SciPy's L-BFGS-B with the options
+that scikit-learn gives it. scikit-learn multiplies float32 features by float64 weights, for which NumPy
+converts all features again at every evaluation; with 17,000 regions of 864 features that takes four times as
+long.
 """
 
 from __future__ import annotations
