@@ -23,8 +23,9 @@ def main() -> int:
     arguments = parse()
     cli.require_one_process("tools/refit.py")
 
-    from detector.factory.resources import choose_device, use_cores
-    from detector.staged.refit import EarlierRun, refit
+    with cli.importing():
+        from detector.factory.resources import choose_device, use_cores
+        from detector.staged.refit import EarlierRun, refit
 
     device = choose_device(arguments.device)
     earlier, folder = Path(arguments.earlier), Path(arguments.output)

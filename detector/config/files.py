@@ -201,6 +201,10 @@ _Loader.add_implicit_resolver(
 )
 
 
+_KEY_OF_CHOICE = re.compile(r"^[^=]*\.(kind|name|method|file)=")
+"""Overrides of the keys that `_inherited` looks at, such as ``model.head.kind=`` or ``proposals.method=``."""
+
+
 def merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
     """Return ``base`` with the values of ``top``, which wins; ``key`` is the key of both mappings, if any."""
     merged = _inherited(base, top, key)
@@ -236,8 +240,12 @@ def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[s
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``values`` with each ``key=value`` of ``overrides`` applied, in order."""
-    for written in overrides:
+    """Return ``values`` with each ``key=value`` of ``overrides`` applied.
+
+    Those that choose a kind or a network come first, since such a choice drops inherited options of others:
+    an option that is written before its kind belongs to that kind, too. Otherwise the order is that given.
+    """
+    for written in sorted(overrides, key=lambda one: _KEY_OF_CHOICE.search(one) is None):
         name, equals, text = written.partition("=")
         keys = name.split(".")
         if not equals or not all(keys):

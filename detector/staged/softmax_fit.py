@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from detector.core.devices import sent
 from detector.core.errors import InputError
 from detector.core.progress import TrainingProgress
 from detector.core.structures import Embedded, HeadOutput, SampledRoIs
+from detector.data.loader import load
 from detector.engine.ema import AveragedWeights
 from detector.engine.optim import build_schedule, clip_gradients, load_optimizer_state, set_learning_rate
 from detector.engine.run_log import open_log
@@ -34,8 +36,9 @@ from detector.models.heads import BoxHead, BoxPredictor
 from detector.staged.linear_fit import Standardization
 from detector.staged.region_rows import RegionRows, draw_background, draw_sample
 
-STEPS_AT_ONCE = 32
-"""Steps whose features are read together: the file is then read in rising order, and in longer parts."""
+STEPS_AT_ONCE = 16
+"""Steps whose features are read together: the file is then read in rising order, and in longer parts. The
+features of three times as many steps are in memory."""
 WEIGHTS_PER_THREAD = 2**21
 """A step on a CPU takes one thread per so many weights. Smaller layers take a few milliseconds, in
 which threads hardly help; where another program takes one of two cores, waiting for the second thread
@@ -49,6 +52,14 @@ class Draw(NamedTuple):
 
     foreground: NDArray[np.int64]
     rows: NDArray[np.int64]
+
+
+class StepData(NamedTuple):
+    """What one step is made with: features (R, D), targets, and the noise of each dropout layer (R, F)."""
+
+    pooled: Tensor
+    sampled: SampledRoIs
+    noise: list[Tensor]
 
 
 class HeadLayers(nn.Module):
@@ -108,6 +119,7 @@ class SoftmaxFit:
         ema = config.train.ema
         self.averaged = None if ema is None else AveragedWeights(self.layers, ema)
         self.step = 0
+        self.noise = DropoutNoise(model.box_head) if device == "cpu" else None
         self.standard = self._standardization()
         if state is not None:
             self._load(state)
@@ -125,11 +137,12 @@ class SoftmaxFit:
         with (
             closing(open_log(self.folder, self.step)) as log,
             TrainingProgress(self.steps, self.step) as progress,
-            closing(self._batches()) as batches,
             compute_threads(sum(one.numel() for one in self.layers.parameters()) // WEIGHTS_PER_THREAD),
+            nullcontext() if self.noise is None else self.noise.applied(),
+            closing(self._batches()) as batches,
         ):
-            for pooled, sampled in batches:
-                rate, losses = self._advance(pooled, sampled)
+            for batch in batches:
+                rate, losses = self._advance(batch)
                 recent.append(losses)
                 progress.step(self.step)
                 last = self.step == self.steps
@@ -178,23 +191,36 @@ class SoftmaxFit:
         assert isinstance(sampling, RandomSamplingConfig)  # the schema refuses others for a head
         return sampling
 
-    def _batches(self) -> Generator[tuple[Tensor, SampledRoIs], None, None]:
-        """Yield the features (R, D) and the targets of each step that is left.
+    def _batches(self) -> Generator[StepData, None, None]:
+        """Yield what each step that is left is made with.
 
-        Blocks of steps begin at fixed steps, so a resumed training computes with the same numbers.
+        On a CPU a second thread makes the next steps' data meanwhile; with a GPU the CPU has time for it.
         """
-        first, mean, factor = self.step, None, None
+        starts = range(self.step, self.steps, STEPS_AT_ONCE)
+        with closing(load(starts, self._block, 1 if self.device == "cpu" else 0, ahead=1)) as blocks:
+            for block in blocks:
+                yield from block
+
+    def _block(self, start: int) -> list[StepData]:
+        """Return the data of the steps from ``start`` on, `STEPS_AT_ONCE` of them or up to the last one."""
+        steps = range(start, min(start + STEPS_AT_ONCE, self.steps))
+        draws = [self.draw(step) for step in steps]
+        features = self.rows.read(np.concatenate([draw.rows for draw in draws]))
         if self.standard is not None:
             mean, factor = (torch.from_numpy(one).float() for one in self.standard)
-        for start in range(first - first % STEPS_AT_ONCE, self.steps, STEPS_AT_ONCE):
-            draws = [self.draw(step) for step in range(start, min(start + STEPS_AT_ONCE, self.steps))]
-            features = self.rows.read(np.concatenate([draw.rows for draw in draws]))
-            if mean is not None and factor is not None:
-                features.sub_(mean).mul_(factor)
-            parts = features.split([len(draw.rows) for draw in draws])
-            for number, (draw, part) in enumerate(zip(draws, parts, strict=True)):
-                if start + number >= first:
-                    yield sent(part, self.device), self._targets(draw)
+            features.sub_(mean).mul_(factor)
+        parts = features.split([len(draw.rows) for draw in draws])
+        return [
+            StepData(
+                sent(part, self.device),
+                self._targets(draw),
+                [] if self.noise is None else self.noise.draw(len(part), self._dropout_seed(step)),
+            )
+            for step, draw, part in zip(steps, draws, parts, strict=True)
+        ]
+
+    def _dropout_seed(self, step: int) -> int:
+        return self.config.seed * 1_000_003 + step
 
     def draw(self, step: int) -> Draw:
         """Return the regions of a step: foreground and background in the shares of ``train.sampling``."""
@@ -232,10 +258,12 @@ class SoftmaxFit:
         targets = torch.where(labels[:, None] > 0, targets, 0.0)
         return SampledRoIs(rois=rois, labels=labels, box_targets=targets)
 
-    def _advance(self, pooled: Tensor, sampled: SampledRoIs) -> tuple[float, dict[str, Tensor]]:
+    def _advance(self, data: StepData) -> tuple[float, dict[str, Tensor]]:
         rate = set_learning_rate(self.optimizer, self.schedule(self.step))
-        _seed_dropout(self.config.seed * 1_000_003 + self.step, self.device)
-        losses: dict[str, Tensor] = self.loss(self.layers(pooled), sampled)
+        _seed_dropout(self._dropout_seed(self.step), self.device)
+        if self.noise is not None:
+            self.noise.current = data.noise
+        losses: dict[str, Tensor] = self.loss(self.layers(data.pooled), data.sampled)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         if self.config.train.clip_gradient_norm is not None:
@@ -277,6 +305,48 @@ class SoftmaxFit:
                 )
                 layer.weight.copy_(torch.from_numpy(folded.weights))
                 layer.bias.copy_(torch.from_numpy(folded.biases))
+
+
+class DropoutNoise:
+    """Draws the noise of a head's dropout layers before their step: on a CPU it takes a fifth of the step.
+
+    The numbers are those that the layers would draw after `torch.manual_seed`. ``current`` has the noise of
+    the present step, one tensor per layer. Layers of a user's own head draw theirs themselves.
+    """
+
+    def __init__(self, head: BoxHead) -> None:
+        self.layers: list[tuple[nn.Dropout, int]] = []
+        self.current: list[Tensor] = []
+        width = 0
+        for layer in head.layers if type(head) is BoxHead else ():
+            width = layer.out_features if isinstance(layer, nn.Linear) else width
+            if isinstance(layer, nn.Dropout):
+                self.layers.append((layer, width))
+
+    def draw(self, rows: int, seed: int) -> list[Tensor]:
+        """Return what each layer multiplies its input (``rows``, F) by, as `torch.nn.functional.dropout`."""
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            torch.empty(rows, width).bernoulli_(1 - layer.p, generator=generator).div_(1 - layer.p)
+            for layer, width in self.layers
+        ]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the layers multiply by ``current`` instead of drawing; afterwards they draw again."""
+        handles = [
+            layer.eval().register_forward_hook(partial(self._multiplied, number))
+            for number, (layer, _) in enumerate(self.layers)
+        ]
+        try:
+            yield
+        finally:
+            for handle, (layer, _) in zip(handles, self.layers, strict=True):
+                handle.remove()
+                layer.train()
+
+    def _multiplied(self, number: int, _layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output * self.current[number]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from detector.models.losses import multi_label_loss
 from detector.models.whole_map import whole_image_rois
 from detector.tasks.base import BaseTask
 from detector.tasks.scoring import Evaluation, Scorer, TestSet
-from detector.visualize import ClassifiedImage, draw_class_scores, score_rows
+
+if TYPE_CHECKING:  # pictures need matplotlib, which takes a third of a second to import
+    from detector.visualize import ClassifiedImage
 
 EXTREMES = 4
 """How many images ``run.png`` shows whose scores fit best, and how many whose scores fit worst."""
@@ -57,12 +60,16 @@ class ClassificationScorer(Scorer[Tensor]):
         return evaluator
 
     def _draw(self, record: ImageRecord, result: Tensor, score_threshold: float | None = None) -> np.ndarray:
+        from detector.visualize import draw_class_scores
+
         return draw_class_scores(classified_image(record, result), self.classes)
 
     def _write_files(self, folder: Path, evaluation: Evaluation[Tensor]) -> None:
         write_class_scores(folder, evaluation.results, self.classes, self.test_set.split)
 
     def _draw_examples(self, evaluation: Evaluation[Tensor], width: int) -> np.ndarray:
+        from detector.visualize import score_rows
+
         records = self.test_set.records if self.test_set.annotated else []
         best, worst = (
             [classified_image(record, evaluation.results[record.image_id]) for record in group]
@@ -134,6 +141,8 @@ def _images_by_class(objects: Objects, num_classes: int) -> list[int]:
 
 def classified_image(record: ImageRecord, scores: Tensor) -> ClassifiedImage:
     """Return a record's image with the classes on it and the scores (K,) of all classes."""
+    from detector.visualize import ClassifiedImage
+
     image = read_image(record.path, (record.height, record.width))
     return ClassifiedImage(image, scores.tolist(), record.targets.presence(len(scores)).tolist())
 

@@ -36,7 +36,6 @@ from detector.models.detector import RegionDetector
 from detector.tasks.base import AnyBatch, BaseTask
 from detector.tasks.region_scores import saving_regions
 from detector.tasks.scoring import Evaluation, Evaluator, Scorer, TestSet
-from detector.visualize import draw_detections, example_grid
 
 if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator
@@ -132,6 +131,8 @@ class DetectionScorer(Scorer[Detections]):
     def _draw(
         self, record: ImageRecord, result: Detections, score_threshold: float | None = None
     ) -> np.ndarray:
+        from detector.visualize import draw_detections  # matplotlib takes a third of a second to import
+
         image = read_image(record.path, (record.height, record.width))
         return draw_detections(image, result, self.classes, score_threshold)
 
@@ -144,6 +145,8 @@ class DetectionScorer(Scorer[Detections]):
 
     def _draw_examples(self, evaluation: Evaluation[Detections], width: int) -> np.ndarray:
         """Draw evenly spaced images that have objects, or any images where none has one."""
+        from detector.visualize import example_grid
+
         all_records = self.test_set.records
         records = [record for record in all_records if len(record.targets)] or all_records
         count = min(EXAMPLES, len(records))

@@ -40,7 +40,6 @@ from detector.factory.data import class_names, load_split, load_validation
 from detector.factory.loaders import inference_views, naming
 from detector.factory.model import Predictor, build_predictor
 from detector.models.detector import RegionDetector
-from detector.visualize import run_charts, save_image
 
 if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator
@@ -264,6 +263,8 @@ class Scorer(ABC, Generic[Result]):
 
     def write_results(self, folder: Path, evaluation: Evaluation[Result]) -> None:
         """Write result files to ``folder/results`` and drawn images beside it."""
+        from detector.visualize import save_image  # matplotlib takes a third of a second to import
+
         self._write_files(folder / "results", evaluation)
         names, threshold = [], evaluation.metrics.get("score_threshold")
         place = folder / self.pictures_folder
@@ -285,6 +286,8 @@ class Scorer(ABC, Generic[Result]):
         Then print the metrics, and the command that uses ``checkpoint``, the run's best one. ``costs`` are
         added to the metrics: ``seconds`` and others.
         """
+        from detector.visualize import run_charts, save_image
+
         self.write_results(folder, evaluation)
         metrics = {**evaluation.metrics, **costs, **peak_memory(self.device)}
         losses, history = run_history(folder)

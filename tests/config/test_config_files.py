@@ -50,6 +50,20 @@ def test_overrides_take_yaml_values() -> None:
     assert config.train.clip_gradient_norm is None
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.head.c=0.3", "model.head.kind=logistic"),
+        ("model.pool.sampling_ratio=3", "model.pool.kind=roi_align"),
+        ("model.backbone.stage=features.4", "model.backbone.name=torchvision:mobilenet_v2"),
+    ],
+    ids=lambda overrides: overrides[1],
+)
+def test_an_option_may_be_written_before_its_kind(overrides: tuple[str, str]) -> None:
+    assert load(*overrides) == load(*reversed(overrides))
+    assert load(*overrides) != load(overrides[1])
+
+
 def test_later_overrides_win_and_leave_the_rest() -> None:
     config = load("train.steps=5", "train.steps=6", "train={flip: 0.25}")
     assert (config.train.steps, config.train.flip) == (6, 0.25)
@@ -66,7 +80,7 @@ def test_another_kind_of_pooling_replaces_the_inherited_one_and_the_same_kind_do
     smaller = ("model.pool.crop_size=96", "model.pool.context=8")
     given = load_config(PROJECT / "configs/rcnn_quickstart.yaml", [*smaller, "model.pool.kind=warp"])
     assert given.model.pool == CropPoolConfig(kind="warp", output_size=6, crop_size=96, context=8)
-    other = load_config(PROJECT / "configs/rcnn_quickstart.yaml", [*smaller, "model.pool.kind=crop"])
+    other = load_config(PROJECT / "configs/rcnn_quickstart.yaml", ["model.pool.kind=crop"])
     assert other.model.pool == CropPoolConfig(kind="crop")
 
 
