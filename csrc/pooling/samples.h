@@ -34,7 +34,8 @@ struct Sample {
   T high_weight;
 };
 
-// Along an axis an adaptive number of samples lie at least half a cell apart, or a bin has only one.
+// The most samples of a bin along an axis that can lie on the map. Where their number is adaptive they lie at
+// least half a cell apart, or the bin has only one.
 constexpr int64_t samples_within(int64_t extent, int64_t ratio) {
   return ratio > 0 ? ratio : 2 * extent + 8;
 }

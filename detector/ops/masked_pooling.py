@@ -84,8 +84,9 @@ def masked_roi_align(
 ) -> Tensor:
     """Return (R, C * n * n): RoIAlign with n x n bins over what ``masks`` cover.
 
-    The arguments are as those of ``roi_align``. Without masks, mode "weighted" is ``roi_align``, and "cells"
-    is the maximum of the samples instead of their mean. Samples outside the map are left out.
+    The arguments are as those of ``roi_align``. Without masks, mode "weighted" is ``roi_align`` (on CUDA up
+    to rounding), and "cells" is the maximum of the samples instead of their mean. Samples of a mask that lie
+    outside the map are left out. ``sampling_ratio`` is at most 32767.
 
     Raises:
         ValueError: another mode, or another number of masks than of RoIs; also as ``roi_align``.
