@@ -162,7 +162,7 @@ def fitted(config: Config, features: RegionFeatures, data: Records | None = None
 def stored(config: Config, split: str, arguments: argparse.Namespace) -> RegionFeatures:
     """Return the stored features of the images of a split."""
     records, source = split_and_regions(config, split, arguments)
-    model = initial_model(config, class_names(config)).eval()
+    model = initial_model(config, class_names(config)).to(arguments.device).eval()
     folder = Path(config.train.features_folder)
     return embed_split(config, model, records, source, folder, arguments.device)
 

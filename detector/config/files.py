@@ -201,8 +201,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-_KEY_OF_CHOICE = re.compile(r"^[^=]*\.(kind|name|method|file)=")
-"""Overrides of the keys that `_inherited` looks at, such as ``model.head.kind=`` or ``proposals.method=``."""
+_CHOICES = ("kind", "name", "method", "file")
+"""Keys that `_inherited` looks at, such as ``model.head.kind`` or ``proposals.method``."""
 
 
 def merge(base: dict[str, Any], top: Mapping[str, Any], key: str = "") -> dict[str, Any]:
@@ -239,13 +239,30 @@ def _inherited(base: dict[str, Any], top: Mapping[str, Any], key: str) -> dict[s
     return {name: value for name, value in base.items() if name not in dropped}
 
 
-def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``values`` with each ``key=value`` of ``overrides`` applied.
+def _choices_first(overrides: Sequence[str]) -> list[str]:
+    """Return ``overrides`` with each choice of a kind or a network before the options of the same section.
 
-    Those that choose a kind or a network come first, since such a choice drops inherited options of others:
-    an option that is written before its kind belongs to that kind, too. Otherwise the order is that given.
+    Such a choice drops inherited options of others, but an option that the user writes before the kind
+    belongs to that kind. After an earlier choice, or a whole section, options belong to that one instead.
     """
-    for written in sorted(overrides, key=lambda one: _KEY_OF_CHOICE.search(one) is None):
+    ordered: list[str] = []
+    for written in overrides:
+        section, _, last = written.partition("=")[0].rpartition(".")
+        place = len(ordered)
+        for number in range(len(ordered) - 1, -1, -1) if section and last in _CHOICES else ():
+            key = ordered[number].partition("=")[0]
+            inside = key.startswith(f"{section}.")
+            if f"{section}.".startswith(f"{key}.") or (inside and key.rpartition(".")[2] in _CHOICES):
+                place = len(ordered)
+                break
+            place = number if inside else place
+        ordered.insert(place, written)
+    return ordered
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``values`` with each ``key=value`` of ``overrides`` applied, ordered by `_choices_first`."""
+    for written in _choices_first(overrides):
         name, equals, text = written.partition("=")
         keys = name.split(".")
         if not equals or not all(keys):

@@ -832,8 +832,7 @@ FitRows = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
 class LogisticHeadConfig(HeadConfig, choice="model.head.kind logistic"):
-    """Multinomial logistic regression on standardised features, with background as a class (the objective and
-    the solver of scikit-learn)."""
+    """Multinomial logistic regression (scikit-learn) on standardised features, with background as a class."""
 
     kind: Literal["logistic"]
     c: Positive = 0.001

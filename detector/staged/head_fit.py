@@ -236,7 +236,7 @@ class HeadFit:
         cls_score = self.model.predictor.cls_score
         match head:
             case LogisticHeadConfig():
-                self._put(fit_logistic(sample, len(self.classes), head))
+                self._put(fit_logistic(sample, len(self.classes), head, seed))
             case SVMHeadConfig():
                 if head.scores == "svm" and self.config.test.score_threshold > MARGINS_BELOW:
                     note(

@@ -1,4 +1,4 @@
-"""Linear heads: logistic regression, and SVMs of each class against the rest, fitted by scikit-learn.
+"""Linear heads that scikit-learn fits: logistic regression, and SVMs of each class against the rest.
 
 Both see standardised features. The standardisation is then folded into weights and biases, so the network
 applies them to features as it computes them.
@@ -7,16 +7,18 @@ applies them to features as it computes them.
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.config.schema import LogisticHeadConfig, SVMHeadConfig
 from detector.core.progress import note
-from detector.staged.logistic_regression import LogisticFit, fit_logits
 from detector.staged.region_rows import FitSample
 from detector.staged.svm import NEVER_FIRES
+
+if TYPE_CHECKING:  # scikit-learn takes a second to import, and softmax heads do not need it
+    from sklearn.linear_model import LogisticRegression
 
 MAX_PASSES = 1000
 """Passes of liblinear over the regions, its default."""
@@ -53,7 +55,9 @@ class Standardization(NamedTuple):
         return LinearScores(folded.astype(np.float32), (biases - folded @ self.mean).astype(np.float32))
 
 
-def fit_logistic(sample: FitSample, num_classes: int, settings: LogisticHeadConfig) -> LinearScores:
+def fit_logistic(
+    sample: FitSample, num_classes: int, settings: LogisticHeadConfig, seed: int
+) -> LinearScores:
     """Return the logistic regression of 0..K; a class that ``sample`` lacks is never reported.
 
     Where ``sample`` has label sets, each class has a regression of its own, of the regions that have the
@@ -63,35 +67,41 @@ def fit_logistic(sample: FitSample, num_classes: int, settings: LogisticHeadConf
     features = standard.apply(sample.features)
     if sample.label_sets is not None:
         solvers = [
-            (label, _logistic(features, sample.label_sets[:, label], settings))
+            (label, _logistic(features, sample.label_sets[:, label], settings, seed))
             for label in range(1, num_classes + 1)
             if sample.label_sets[:, label].any()
         ]
-        weights = np.concatenate([solver.weights for _, solver in solvers])
-        biases = np.concatenate([solver.biases for _, solver in solvers])
+        weights = np.concatenate([solver.coef_ for _, solver in solvers])
+        biases = np.concatenate([solver.intercept_ for _, solver in solvers])
         present = np.array([label for label, _ in solvers])
         placed = _placed(standard.fold(weights, biases), present, num_classes)
         placed.biases[0] = 0.0
         return placed
-    present, numbers = np.unique(sample.labels, return_inverse=True)
-    solver = _logistic(features, numbers, settings)
-    coefficients, intercepts = solver.weights, solver.biases
-    if len(present) == 2:  # then there is one row, that of the second class
+    solver = _logistic(features, sample.labels, settings, seed)
+    coefficients, intercepts = solver.coef_, solver.intercept_
+    if len(solver.classes_) == 2:  # then scikit-learn gives one row, that of the second class
         coefficients = np.concatenate((-coefficients, coefficients)) / 2
         intercepts = np.concatenate((-intercepts, intercepts)) / 2
-    return _placed(standard.fold(coefficients, intercepts), present, num_classes)
+    return _placed(standard.fold(coefficients, intercepts), solver.classes_, num_classes)
 
 
 def _logistic(
-    features: NDArray[np.float32], classes: NDArray[Any], settings: LogisticHeadConfig
-) -> LogisticFit:
-    found = fit_logits(features, classes.astype(np.int64), settings.c, settings.max_iterations)
-    if found.iterations >= settings.max_iterations:
+    features: NDArray[np.float32], labels: NDArray[Any], settings: LogisticHeadConfig, seed: int
+) -> LogisticRegression:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    solver = LogisticRegression(C=settings.c, max_iter=settings.max_iterations, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported below
+        # Its weights are float64, so NumPy would convert float32 features at every evaluation.
+        solver.fit(features.astype(np.float64), labels)
+    if int(np.max(solver.n_iter_)) >= settings.max_iterations:
         note(
             f"the logistic regression stopped after {settings.max_iterations} iterations, close to the best "
             "one; model.head.max_iterations raises the limit, and a smaller model.head.c needs fewer"
         )
-    return found
+    return solver
 
 
 def fit_svms(sample: FitSample, num_classes: int, settings: SVMHeadConfig, seed: int) -> LinearScores:

@@ -64,6 +64,13 @@ def test_an_option_may_be_written_before_its_kind(overrides: tuple[str, str]) ->
     assert load(*overrides) != load(overrides[1])
 
 
+def test_a_later_choice_wins_over_an_earlier_one_and_over_a_whole_section() -> None:
+    for earlier in ("model.head={kind: softmax}", "model.head.kind=svm", "model={head: {kind: svm}}"):
+        config = load(earlier, "seed=3", "model.head.kind=knn", "model.head.k=4")
+        assert (config.model.head.kind, config.seed) == ("knn", 3)
+    assert load("model.head.kind=knn", "model.head={kind: softmax}").model.head.kind == "softmax"
+
+
 def test_later_overrides_win_and_leave_the_rest() -> None:
     config = load("train.steps=5", "train.steps=6", "train={flip: 0.25}")
     assert (config.train.steps, config.train.flip) == (6, 0.25)

@@ -124,8 +124,10 @@ def test_a_child_changes_the_kind_in_a_file_or_on_the_command_line() -> None:
     assert again.model.pool == RoIPoolConfig()
     at_default = load_config("quickstart", ["model.pool.kind=spp", "model.pool.output_size=7"])
     assert at_default.model.pool == SPPPoolConfig(kind="spp")
-    dense = load_config("quickstart", ["proposals.width=300", "proposals.method=dense"]).proposals
+    dense = load_config("quickstart", ["proposals.method=dense"]).proposals
     assert dense == DenseProposals(method="dense")
+    with pytest.raises(InputError, match=r"proposals\.width: proposals\.method dense has no key"):
+        load_config("quickstart", ["proposals.width=300", "proposals.method=dense"])
 
 
 def test_mining_has_the_keys_that_apply_to_it() -> None:

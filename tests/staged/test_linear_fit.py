@@ -27,7 +27,7 @@ def sample(labels: list[int], seed: int = 0) -> FitSample:
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 2], [0, 1, 3]])
 def test_logistic_regression_is_scikit_learns_with_the_standardisation_folded_in(labels: list[int]) -> None:
     data = sample(labels)
-    found = fit_logistic(data, 3, LogisticHeadConfig(kind="logistic", c=0.1, max_iterations=1000))
+    found = fit_logistic(data, 3, LogisticHeadConfig(kind="logistic", c=0.1, max_iterations=1000), 0)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     expected = pipeline.fit(data.features.astype(np.float64), data.labels).predict_proba(data.features)
     logits = data.features.astype(np.float64) @ found.weights.T + found.biases
@@ -42,7 +42,7 @@ def test_a_region_with_several_labels_is_positive_for_each_of_them() -> None:
     sets = np.zeros((len(data.labels), 4), bool)
     sets[data.labels == 1, 1] = sets[data.labels == 3, 1] = sets[data.labels == 3, 3] = True
     settings = LogisticHeadConfig(kind="logistic", c=0.1, max_iterations=1000)
-    found = fit_logistic(data._replace(label_sets=sets), 3, settings)
+    found = fit_logistic(data._replace(label_sets=sets), 3, settings, 0)
     logits = data.features.astype(np.float64) @ found.weights.T + found.biases
     for label in (1, 3):
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))

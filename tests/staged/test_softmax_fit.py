@@ -16,8 +16,9 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.engine.run_log import read_log
 from detector.factory.model import build_model
+from detector.models.heads import BoxHead
 from detector.staged.head_fit import HeadFit
-from detector.staged.softmax_fit import HeadLayers, SoftmaxFit
+from detector.staged.softmax_fit import DropoutNoise, HeadLayers, SoftmaxFit
 from tests.staged.stored_regions import rows_of, synthetic
 
 Load = Callable[..., Config]
@@ -132,3 +133,17 @@ def test_a_loss_that_is_not_finite_ends_the_fit(tiny: Load, tmp_path: Path) -> N
     training, _, _ = fit(tiny, tmp_path / "run", "train.learning_rate=1e30")
     with pytest.raises(InputError, match=r"not finite at step \d+ of the head; lower train.learning_rate"):
         training.run()
+
+
+def test_noise_drawn_ahead_is_that_of_torchs_dropout() -> None:
+    head = BoxHead(6, (16, 8), dropout=0.4)
+    pooled, noise = torch.randn(5, 6), DropoutNoise(head)
+    torch.manual_seed(7)
+    expected = head(pooled)
+    with noise.applied():
+        noise.current = noise.draw(len(pooled), 7)
+        found = head(pooled)
+    assert torch.equal(found, expected)
+    assert (found == 0).any()
+    torch.manual_seed(7)
+    assert torch.equal(head(pooled), expected)  # the layers draw again
