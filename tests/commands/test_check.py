@@ -298,6 +298,7 @@ def test_a_coco_split_with_a_class_that_is_not_trained(tool: Tool, root: Path, t
     assert {one["kind"] for one in problems(tmp_path)} == {"unknown class"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["coco", "voc"])
 def test_names_that_start_again_in_every_split(tool: Tool, tmp_path: Path, layout: str) -> None:
     """The images differ, so none is in two splits, and leaving one out leaves its namesake in."""

@@ -156,6 +156,7 @@ def test_files_that_a_checkpoint_names_are_not_opened(tool: Tool, checkpoint: Pa
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [None, 0.3])
 def test_the_threshold_is_the_checkpoints_unless_it_has_none_or_another_is_given(
     tool: Tool, checkpoint: Path, tmp_path: Path, stored: float | None

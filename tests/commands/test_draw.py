@@ -31,6 +31,7 @@ def test_a_network_without_weights_is_called_untrained(tool: Tool, image: Path) 
     assert "--checkpoint" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_draws_its_own_filters(tool: Tool, image: Path, tmp_path: Path) -> None:
     from detector.engine.checkpoint import save_checkpoint
     from detector.factory.model import initial_model

@@ -204,6 +204,7 @@ def split_config(tmp_path: Path, layout: str, **proposals: object) -> Path:
     return tmp_path / "splits.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["coco", "voc"])
 def test_names_that_start_again_in_every_split(tool: Tool, tmp_path: Path, layout: str) -> None:
     count = 8

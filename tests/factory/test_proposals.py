@@ -126,6 +126,7 @@ def quarters(image: NDArray[np.uint8], slow: str = "", part: int = 2) -> FloatAr
     return float32([[0, 0, width / part, height / part]])
 
 
+@pytest.mark.slow
 def test_a_function_of_the_users_own_and_an_image_that_takes_too_long(tiny: Load) -> None:
     function = "proposals.method=tests.factory.test_proposals:quarters"
     config = tiny(function, "proposals.options={part: 4}")

@@ -81,6 +81,7 @@ def array_pickle(shape: bytes, kind: bytes = b"\x8c\x02f4") -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
