@@ -243,7 +243,7 @@ def _choices_first(overrides: Sequence[str]) -> list[str]:
     """Return ``overrides`` with each choice of a kind or a network before the options of the same section.
 
     Such a choice drops inherited options of others, but an option that the user writes before the kind
-    belongs to that kind. After an earlier choice, or a whole section, options belong to that one instead.
+    belongs to that kind. After an earlier choice, or the whole section, options belong to that one instead.
     """
     ordered: list[str] = []
     for written in overrides:
@@ -251,10 +251,13 @@ def _choices_first(overrides: Sequence[str]) -> list[str]:
         place = len(ordered)
         for number in range(len(ordered) - 1, -1, -1) if section and last in _CHOICES else ():
             key = ordered[number].partition("=")[0]
-            inside = key.startswith(f"{section}.")
-            if f"{section}.".startswith(f"{key}.") or (inside and key.rpartition(".")[2] in _CHOICES):
+            parent, _, name = key.rpartition(".")
+            if key == section or (parent == section and name in _CHOICES):
                 place = len(ordered)
                 break
+            if section.startswith(f"{key}."):
+                break
+            inside = key.startswith(f"{section}.")
             place = number if inside else place
         ordered.insert(place, written)
     return ordered

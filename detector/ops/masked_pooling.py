@@ -7,7 +7,8 @@
 
 A bin's cells are those of the bin without a mask, by the rules of ``csrc/pooling/bins.h``. A bin without a
 covered cell, or with no coverage, gives 0 and passes no gradient on. A region with an empty window in
-``CellMasks`` is pooled as its whole box: by the same maximum or average over all cells of its bins.
+``CellMasks`` is pooled as its whole box: by the same maximum or average over all cells of its bins. Features
+that are infinite or NaN make an average of RoIAlign NaN also where their coverage is 0.
 
 ``detector::masked_pool`` (``csrc/pooling/masked.h``) computes all of it, on the CPU and on CUDA. Nothing here
 makes the host wait for a GPU, and gradients are the same on every run.

@@ -69,6 +69,10 @@ def test_a_later_choice_wins_over_an_earlier_one_and_over_a_whole_section() -> N
         config = load(earlier, "seed=3", "model.head.kind=knn", "model.head.k=4")
         assert (config.model.head.kind, config.seed) == ("knn", 3)
     assert load("model.head.kind=knn", "model.head={kind: softmax}").model.head.kind == "softmax"
+    larger = load("model={backbone: {freeze: all}}", "model.head.c=0.1", "model.head.kind=logistic").model
+    assert (larger.backbone.freeze, larger.head.c) == ("all", 0.1)  # type: ignore[union-attr]
+    function = load("proposals.options.name=a", "proposals.method=m:f")
+    assert function.proposals.options == {"name": "a"}  # type: ignore[union-attr]
 
 
 def test_later_overrides_win_and_leave_the_rest() -> None:
