@@ -118,21 +118,6 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Import modules without a search for unused objects meanwhile, and leave theirs out of later searches.
-
-    Importing torch makes more than a million objects, all of which stay: the searches would take a third of
-    a second.
-    """
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
-
-
 def checkpoint_file(place: Path) -> Path:
     """Return the checkpoint that ``place`` of --checkpoint names: a file, or the best.pt of a run's folder.
 

@@ -23,9 +23,8 @@ def main() -> int:
     arguments = parse()
     cli.require_one_process("tools/refit.py")
 
-    with cli.importing():
-        from detector.factory.resources import choose_device, use_cores
-        from detector.staged.refit import EarlierRun, refit
+    from detector.factory.resources import choose_device, use_cores
+    from detector.staged.refit import EarlierRun, refit
 
     device = choose_device(arguments.device)
     earlier, folder = Path(arguments.earlier), Path(arguments.output)

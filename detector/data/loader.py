@@ -35,12 +35,17 @@ class LoaderFailed(InputError):
 
 
 def load(
-    keys: Iterable[Key], make: Callable[[Key], Item], workers: int, *, ahead: int = AHEAD
+    keys: Iterable[Key],
+    make: Callable[[Key], Item],
+    workers: int,
+    *,
+    ahead: int = AHEAD,
+    reads: str = "image",
 ) -> Generator[Item, None, None]:
     """Yield ``make(key)`` for each of ``keys``, in their order; ``workers`` threads make the items ahead.
 
     With 0 workers each item is made when it is asked for. ``keys`` may be endless. Closing the generator ends
-    the threads, after the items that they are making.
+    the threads, after the items that they are making. ``reads`` says in errors what an item is read from.
 
     Raises:
         LoaderFailed: an item was not there after `WAIT_SECONDS`.
@@ -51,7 +56,7 @@ def load(
         return
     pool = _Pool(make, workers)
     try:
-        yield from _in_order(keys, pool, max(ahead, workers))
+        yield from _in_order(keys, pool, max(ahead, workers), reads)
     except LoaderFailed:
         pool.close(wait=False)
         raise
@@ -59,25 +64,27 @@ def load(
         pool.close()
 
 
-def _in_order(keys: Iterable[Key], pool: _Pool[Key, Item], ahead: int) -> Generator[Item, None, None]:
+def _in_order(
+    keys: Iterable[Key], pool: _Pool[Key, Item], ahead: int, reads: str
+) -> Generator[Item, None, None]:
     waiting: deque[Future[Item]] = deque()
     for key in keys:
         waiting.append(pool.submit(key))
         if len(waiting) > ahead:
-            yield _result(waiting.popleft())
+            yield _result(waiting.popleft(), reads)
     while waiting:
-        yield _result(waiting.popleft())
+        yield _result(waiting.popleft(), reads)
 
 
-def _result(future: Future[Item]) -> Item:
+def _result(future: Future[Item], reads: str) -> Item:
     try:
         return future.result(WAIT_SECONDS)
     except TimeoutError:
         if future.done():  # the item's own error, or it was finished just now
             return future.result()
         raise LoaderFailed(
-            f"no image was read within {WAIT_SECONDS:.0f} seconds; a network drive that does not answer is "
-            "the most likely reason: check the disk on which the images are"
+            f"no {reads} was read within {WAIT_SECONDS:.0f} seconds; a network drive that does not answer is "
+            f"the most likely reason: check the disk on which the {reads}s are"
         ) from None
 
 

@@ -66,7 +66,7 @@ def roi_align(
         )
     numbers = features if features.dtype == torch.float64 else features.float()
     settings = (output_size, spatial_scale, sampling_ratio)
-    corners = ordered(rois.detach().to(numbers.dtype), len(features))
+    corners = _ordered(rois.detach().to(numbers.dtype), len(features))
     if numbers.is_cuda and numbers.requires_grad and torch.is_grad_enabled():
         pooled: Tensor = _WithDeterministicGradient.apply(numbers, corners, *settings)
     else:
@@ -74,7 +74,7 @@ def roi_align(
     return pooled.to(features.dtype)
 
 
-def ordered(rois: Tensor, images: int) -> Tensor:
+def _ordered(rois: Tensor, images: int) -> Tensor:
     """Return ``rois`` with each last corner at or after the first; torchvision fails for reversed ones."""
     if rois.device.type == "cpu":
         sound = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < images)
@@ -118,8 +118,8 @@ def align_gradient(
     chunk = max(_NUMBERS // max(bins * max(channels * width, images * height), 1), 1)
     for start in range(0, len(rois), chunk):
         part, part_grad = rois[start : start + chunk], grad[start : start + chunk]
-        rows = axis_weights(part[:, 2], part[:, 4], bins, height, spatial_scale, sampling_ratio)
-        columns = axis_weights(part[:, 1], part[:, 3], bins, width, spatial_scale, sampling_ratio)
+        rows = _axis_weights(part[:, 2], part[:, 4], bins, height, spatial_scale, sampling_ratio)
+        columns = _axis_weights(part[:, 1], part[:, 3], bins, width, spatial_scale, sampling_ratio)
         of_image = part[:, :1] == torch.arange(images, device=part.device)
         rows = rows[:, :, None, :] * of_image[:, None, :, None]  # (r, n, N, H), zero in other images
         spread = torch.matmul(part_grad.transpose(1, 2).flatten(1, 2), columns)  # (r, n * C, W)
@@ -127,24 +127,23 @@ def align_gradient(
     return total.view(images, height, channels, width).transpose(1, 2)
 
 
-def axis_weights(
+def _axis_weights(
     first: Tensor,
     last: Tensor,
     bins: int,
     extent: int,
     spatial_scale: float,
     sampling_ratio: int,
-    cells: Tensor | None = None,
 ) -> Tensor:
-    """Return (R, n, h): the weight with which each of n bins reads each of h cells along one axis.
+    """Return (R, n, ``extent``): the weight with which each of n bins reads each cell along one axis.
 
-    ``first`` and ``last`` (R,) are the edges of the RoIs in pixels. ``cells`` (R, h) are of the map's
-    ``extent`` cells; None takes all. The samples' places are computed as torchvision computes them.
+    ``first`` and ``last`` (R,) are the edges of the RoIs in pixels. Sample i of bin p lies at
+    start + p * size + (i + 0.5) * size / count, and cell k at k, computed as torchvision computes them.
     """
-    start, size, count = sample_grid(first, last, bins, spatial_scale, sampling_ratio)
-    if cells is None:
-        cells = torch.arange(extent, device=first.device)[None]
-    cells = cells[:, None].to(first.dtype)
+    start, end = first * spatial_scale - 0.5, last * spatial_scale - 0.5
+    size = (end - start) / bins
+    count = torch.full_like(size, sampling_ratio) if sampling_ratio else size.ceil()
+    cells = torch.arange(extent, device=first.device)[None, None].to(first.dtype)
     origin = start[:, None] + torch.arange(bins, device=first.device) * size[:, None]  # of each bin
     step = (size / count.clamp(min=1))[:, None]
     if sampling_ratio:
@@ -156,16 +155,3 @@ def axis_weights(
     counts = (number >= 0) & (number < count[:, None, None]) & (place >= -1) & (place <= extent)
     weight = (1 - (place.clamp(0, extent - 1) - cells).abs()).clamp(min=0)
     return torch.where(counts, weight, 0).sum(0) / count.clamp(min=1)[:, None, None]
-
-
-def sample_grid(
-    first: Tensor, last: Tensor, bins: int, spatial_scale: float, sampling_ratio: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where RoIs start (R,) and how long a bin is (R,), in cells, and the samples per bin (R,).
-
-    Sample i of bin p lies at start + p * size + (i + 0.5) * size / count, and cell k at k.
-    """
-    start, end = first * spatial_scale - 0.5, last * spatial_scale - 0.5
-    size = (end - start) / bins
-    count = torch.full_like(size, sampling_ratio) if sampling_ratio else size.ceil()
-    return start, size, count

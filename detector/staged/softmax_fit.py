@@ -197,7 +197,9 @@ class SoftmaxFit:
         On a CPU a second thread makes the next steps' data meanwhile; with a GPU the CPU has time for it.
         """
         starts = range(self.step, self.steps, STEPS_AT_ONCE)
-        with closing(load(starts, self._block, 1 if self.device == "cpu" else 0, ahead=1)) as blocks:
+        with closing(
+            load(starts, self._block, int(self.device == "cpu"), ahead=1, reads="feature")
+        ) as blocks:
             for block in blocks:
                 yield from block
 
