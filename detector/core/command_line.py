@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("download", "download", "download data sets and weights, verified, to where the configs look"),
     Command(
         "train", "train", "train a detector or a classifier as a config says, and score it", together=True
     ),

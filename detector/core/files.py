@@ -122,7 +122,7 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb", *, durable: bool =
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 def remove_abandoned(folder: Path, named: Callable[[str], object]) -> None:
@@ -219,7 +219,7 @@ def _system_reason(error: BaseException | None, temporary: Path) -> str | None:
     return reason if error.filename in (None, str(temporary)) else f"{reason}: {error.filename}"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Force the names in ``folder`` to the disk: without it a rename can be lost. Windows cannot do it."""
     if os.name == "nt":
         return

@@ -5,17 +5,14 @@ Files are read without running code from them.
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import re
-import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision import models
 
+from detector.core.catalogue import CHECKSUM_IN_NAME, PublishedFile, find_weights, how_to_get
+from detector.core.download import Unavailable, fault_of, fetch
 from detector.core.errors import InputError
 from detector.core.libraries import timm_library
 from detector.core.safetensors_file import read_safetensors
@@ -27,16 +24,11 @@ MAX_TENSORS = 100_000
 DEFAULT = "default"
 """The value of ``model.backbone.weights`` that asks for ImageNet's weights of the backbone."""
 WEIGHTS_FOLDER = Path("data/weights")
-TIMEOUT_SECONDS = 30.0
-"""How long a download waits for an answer of the server."""
 
 _OF_TORCHVISION = ("alexnet", "resnet18", "resnet50", "squeezenet1_0", "vgg16")
 """This project's own networks with published weights, under torchvision's names for them."""
 _OTHER_FILES = {"squeezenet1_0": ("squeezenet1_0-dc_tvnorm-fba6d0e6.pth",)}
 _HUB = "https://huggingface.co/{repository}/resolve/main/{file}"
-# No network, no permission; another checksum; an answer that is not HTTP, or whose length is not a number.
-_NO_DOWNLOAD = (OSError, RuntimeError, http.client.HTTPException, ValueError)
-_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # torchvision's names end with the first digits of SHA-256
 
 
 Channels = tuple[float, float, float]
@@ -77,7 +69,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(
             f"{path}: no such weights file; put a state dict there, or set "
-            "model.backbone.weights to null to start from random weights"
+            f"model.backbone.weights to null to start from random weights{how_to_get(path)}"
         )
     try:
         safe = path.suffix == ".safetensors"
@@ -141,10 +133,8 @@ def published(backbone: str) -> Download:
     if library == "timm":
         return _published_by_timm(own)
     if library == "torchvision" or backbone in _OF_TORCHVISION:
-        weights = models.get_model_weights(own)
-        chosen = weights["IMAGENET1K_V1"] if "IMAGENET1K_V1" in weights.__members__ else weights["DEFAULT"]
-        others = _OTHER_FILES.get(own, ())
-        return Download(chosen.url, (chosen.url.rpartition("/")[2], *others, *_plain_names(own)))
+        file = find_weights(own).file
+        return Download(file.urls[0], (file.name, *_OTHER_FILES.get(own, ()), *_plain_names(own)))
     raise InputError(
         f"{backbone} has no default weights; known: {', '.join(_OF_TORCHVISION)}, and the networks of "
         "torchvision and timm"
@@ -159,7 +149,7 @@ def _published_by_timm(name: str) -> Download:
     chosen = timm_library().get_pretrained_cfg(name)
     if chosen is None or not (chosen.url or chosen.hf_hub_id):
         raise InputError(f"timm:{name} has no default weights in timm; set model.backbone.weights to a file")
-    if _CHECKSUM.search(chosen.url or ""):
+    if CHECKSUM_IN_NAME.search(chosen.url or ""):
         return Download(chosen.url, (chosen.url.rpartition("/")[2], *_plain_names(name)))
     if not chosen.hf_hub_id:
         return Download(chosen.url, (*_plain_names(name), chosen.url.rpartition("/")[2]))
@@ -199,45 +189,31 @@ def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
         if path.is_file():
             _compare_checksum(path)
             return path
-    target = folder / names[0]
     try:
-        _download(url, target)
-    except _NO_DOWNLOAD as error:
+        return fetch(_published_file(names[0], url), folder / names[0])
+    except Unavailable as error:
         raise InputError(
             f"model.backbone.weights: default: none of {', '.join(names)} is in {folder}, and the download "
-            f"of {url} failed: {str(error).strip() or type(error).__name__}. Put that file there, "
-            "or set model.backbone.weights to a file of your own, or to null for random weights"
+            f"failed: {error}; or set model.backbone.weights to a file of your own, or to null for random weights"
         ) from None
-    return target
 
 
-def _download(url: str, target: Path) -> None:
-    """Download ``url`` to ``target``, which appears only when it is complete and its checksum is right.
+def _published_file(name: str, url: str) -> PublishedFile:
+    """Return a file with the checksum in its ``name``.
 
-    The checksum is that in the file's name; files of the Hugging Face hub have none, and are checked by their
-    content when they are read.
+    Files of the Hugging Face hub have none, and are checked by their content when they are read.
     """
-    checksum = _CHECKSUM.search(target.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)  # torch.hub has no parameter for it
-    try:
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum[1] if checksum else None)
-    finally:
-        socket.setdefaulttimeout(before)
+    digits = CHECKSUM_IN_NAME.search(name)
+    return PublishedFile(name=name, urls=(url,), page=url, checksum=f"sha256:{digits[1]}" if digits else None)
 
 
 def _compare_checksum(path: Path) -> None:
-    expected = _CHECKSUM.search(path.name)
-    if expected is None:
-        return
     try:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        fault = fault_of(_published_file(path.name, ""), path)
     except OSError as error:
         raise InputError(f"{path}: cannot read the weights: {error.strerror}") from None
-    if not actual.startswith(expected[1]):
+    if fault is not None:
         raise InputError(
-            f"{path}: the file is damaged: its SHA-256 begins with {actual[: len(expected[1])]}, not with "
-            f"{expected[1]} as its name says; remove it, and it is downloaded again, or replace it"
+            f"{path}: the file is damaged: {fault}, as its name says; remove it, and it is downloaded again, or "
+            "replace it"
         )
