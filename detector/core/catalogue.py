@@ -323,7 +323,7 @@ def how_to_get(path: Path) -> str:
     It begins with "; " and is empty for what is not in the catalogue, or would come to lie at another place.
     """
     for place in (path, *path.parents):
-        if place.exists():
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
             break
         for data_set in DATA_SETS.values():
             if place.name == data_set.folder:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.core.catalogue import how_to_get
 from detector.core.errors import FaultHandler, InputError
 from detector.core.listing import existing
 from detector.core.records import Records, Texts
@@ -131,6 +132,10 @@ class CocoSource:
 
     def _columns(self, split: str, *, unannotated: bool = False) -> CocoColumns:
         path, wanted = self.image_list(split), bool(self.attributes)
+        if not path.exists():
+            raise InputError(
+                f"{path}: no such file; data.annotations names the COCO annotation file{how_to_get(path)}"
+            )
         return read_columns(path, self.cache, unannotated=unannotated, attributes=wanted)
 
     def _files(self, split: str, columns: CocoColumns) -> tuple[list[str], list[str]]:

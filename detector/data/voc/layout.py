@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from detector.core.catalogue import how_to_get
 from detector.core.errors import FaultHandler, InputError, faults_to, nearest
 from detector.core.files import ASCII_SPACE, IMAGE_SUFFIXES, is_hidden, read_short_text
 from detector.core.structures import ImageName
@@ -171,10 +172,11 @@ def _resolve(root: Path, name: str, content: str) -> Path:
         raise InputError(
             f"data root {root} does not exist; expected a folder in VOC layout: Annotations/ with one XML "
             "file per image, JPEGImages/ with the images, ImageSets/Main/ with one text file per split"
+            f"{how_to_get(root)}"
         )
     folder = root / name
     if not folder.is_dir():
         below = sorted(root.glob(f"*/{name}")) if not Path(name).is_absolute() else []
         hint = f"; did you mean the root {below[0].parents[len(Path(name).parts) - 1]}?" if below else ""
-        raise InputError(f"{folder} does not exist; expected {content}{hint}")
+        raise InputError(f"{folder} does not exist; expected {content}{hint}{how_to_get(root)}")
     return folder.resolve()
