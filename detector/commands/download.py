@@ -1,15 +1,14 @@
 """Download data sets and published weights, verified, to where the configs look for them.
 
 A name is one of --list, or weights:NAME for any network by which torchvision classifies images. What is there
-already is not downloaded again; a download that was stopped continues. The exit status is 1 if a name could not
-be downloaded, 2 if the command is wrong or the disk has too little space.
+already is not downloaded again; a download that was stopped continues. The exit status is 1 if a name could
+not be downloaded, 2 if the command is wrong or the disk has too little space.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from detector.core.catalogue import (
     MIB,
     PROJECT_WEIGHTS,
     WEIGHTS,
+    Archive,
     PublishedFile,
     find_weights,
 )
@@ -103,7 +103,7 @@ def find(name: str, root: Path, *, remove_archives: bool = False) -> Item:
 
 
 def obtain(item: Item) -> dict[str, Any]:
-    """Install an item and return what became of it; a fault is printed, so that the others are not held up."""
+    """Install an item and return what became of it; a fault is printed and does not stop the others."""
     try:
         path, there = item.install()
     except InputError as error:
@@ -170,7 +170,9 @@ def _size(item: Item) -> str:
 
 
 def _check(file: PublishedFile) -> str:
-    return f"checked by {file.checksum}" if file.checksum else "checked by its content after unpacking"
+    if file.checksum:
+        return f"checked by {file.checksum}"
+    return "its content is checked" if isinstance(file, Archive) else "it has no checksum"
 
 
 def parse() -> argparse.Namespace:
@@ -184,7 +186,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would be downloaded, and end")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     parser.add_argument(
-        "--remove-archives", action="store_true", help="remove the archives of a data set after unpacking them"
+        "--remove-archives",
+        action="store_true",
+        help="remove the archives of a data set after unpacking them",
     )
     arguments = parser.parse_args()
     if bool(arguments.names) == arguments.list:

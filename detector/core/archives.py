@@ -24,7 +24,14 @@ MAX_MEMBERS = 500_000
 _CHUNK = 1 << 20
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    UnicodeDecodeError,
+)
 
 
 class _Member(NamedTuple):
@@ -41,13 +48,13 @@ def unpack(
     """Write the members of ``archive``, a .tar or .zip, below the existing ``folder``.
 
     ``places`` says where a member belongs, see `detector.core.catalogue.Archive`; others are left out. Files
-    that exist are written again. ``most`` is the number of bytes that all members may have together. ``report``
-    is called with the number of members done and of all.
+    that exist are written again. ``most`` is the number of bytes that all members may have together.
+    ``report`` is called with the number of members done and of all.
 
     Raises:
-        InputError: the archive is damaged, or a member (also one that is left out) leads out of the folder, is
-            neither a file nor a folder, is encrypted, or has the same place as another; there are more than
-            `MAX_MEMBERS` members or ``most`` bytes; or the files cannot be written.
+        InputError: the archive is damaged, or a member (also one that is left out) leads out of the folder,
+            is neither a file nor a folder, is encrypted, or has the same place as another; there are more
+            than `MAX_MEMBERS` members or ``most`` bytes; or the files cannot be written.
     """
     require_regular(archive)
     try:
@@ -65,11 +72,13 @@ def unpack(
                     _extract(opened_tar, member, folder, target)
                     report(number, len(targets))
     except _DAMAGE as error:
-        raise InputError(f"{archive}: the archive is damaged: {error}; remove it, and download it again") from None
+        raise InputError(
+            f"{archive}: the archive is damaged: {error}; remove it, and download it again"
+        ) from None
     except OSError as error:
         raise InputError(
-            f"{archive}: cannot be unpacked into {folder}: {error.strerror or error}; free space on the disk, "
-            "and call the command again"
+            f"{archive}: cannot be unpacked into {folder}: {error.strerror or error}; free space on the "
+            "disk, and call the command again"
         ) from None
 
 
@@ -88,9 +97,8 @@ def _targets(
                 "archive cannot have; remove it, and download it again"
             )
         target = None if member.is_folder else _place(member.name, places)
-        if target is not None:
-            if targets.setdefault(target, member) is not member:
-                raise _refusal(archive, member, "its place is that of another member")
+        if target is not None and targets.setdefault(target, member) is not member:
+            raise _refusal(archive, member, "its place is that of another member")
     return [(member, target) for target, member in targets.items()]
 
 
@@ -106,14 +114,14 @@ def _check(archive: Path, member: _Member) -> None:
         raise _refusal(archive, member, "it is neither a file nor a folder")
     path = PurePosixPath(member.name)
     unsafe = path.is_absolute() or ".." in path.parts or not path.parts
-    if unsafe or any(character in member.name for character in '\\:\0'):
+    if unsafe or any(character in member.name for character in "\\:\0"):
         raise _refusal(archive, member, "its name may lead out of the folder")
 
 
 def _refusal(archive: Path, member: _Member, reason: str) -> InputError:
     return InputError(
-        f"{archive}: refused: member {member.name!r:.120}: {reason}; nothing was unpacked. Remove the archive, and "
-        "get it from its publisher"
+        f"{archive}: refused: member {member.name!r:.120}: {reason}; nothing was unpacked. Remove the "
+        "archive, and get it from its publisher"
     )
 
 

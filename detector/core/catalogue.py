@@ -1,10 +1,10 @@
 """What can be downloaded: data sets and weights, with their addresses, sizes, checksums, licences and places.
 
-Sources: addresses and MD5 of PASCAL VOC are those of ``torchvision.datasets.voc``, and the tests compare them;
-addresses and SHA-256 of weights are asked of ``torchvision.models``, whose file names end with the first digits
-of the SHA-256. COCO publishes no checksums: the MD5 here are those that many public projects check, among them
-PaddleDetection. GitHub packs the archive of BCCD when it is asked for, so that its bytes may change: its content
-has a checksum instead, computed from a copy of the data set.
+Sources: addresses and MD5 of PASCAL VOC are those of ``torchvision.datasets.voc``, and the tests compare
+them; addresses and SHA-256 of weights are asked of ``torchvision.models``, whose file names end with the
+first digits of the SHA-256. COCO publishes no checksums: the MD5 here are those that many public projects
+check, among them PaddleDetection. GitHub packs the archive of BCCD when it is asked for, so that its bytes
+may change: its content has a checksum instead, computed from a copy of the data set.
 """
 
 from __future__ import annotations
@@ -283,8 +283,8 @@ def find_weights(name: str) -> Weights:
     known = _torchvision_names()
     if own not in known:
         raise InputError(
-            f"{WEIGHTS}{name}: no such weights{nearest(own, [*known, CAFFE_VGG16])}; known: {CAFFE_VGG16} and "
-            "the networks by which torchvision classifies images, such as vgg16 or resnet50"
+            f"{WEIGHTS}{name}: no such weights{nearest(own, [*known, CAFFE_VGG16])}; known: {CAFFE_VGG16} "
+            "and the networks by which torchvision classifies images, such as vgg16 or resnet50"
         )
     chosen = torchvision_weights(own)
     file = chosen.url.rpartition("/")[2]
@@ -337,8 +337,8 @@ def _how_to_get_weights(file: str, root: Path) -> str:
     if file in _WITHOUT_ADDRESS:
         name = _WITHOUT_ADDRESS[file]
         return (
-            f"; this file has no public address. {SCRIPT} {WEIGHTS}{name} --root {root} downloads torchvision's "
-            "weights of the same network, which model.backbone.weights=default uses"
+            f"; this file has no public address. {SCRIPT} {WEIGHTS}{name} --root {root} downloads "
+            "torchvision's weights of the same network, which model.backbone.weights=default uses"
         )
     if file == _CAFFE.file.name:
         return f"; {SCRIPT} {WEIGHTS}{CAFFE_VGG16} --root {root} downloads it"

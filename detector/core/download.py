@@ -1,9 +1,9 @@
 """Download one file: continued after a break, verified, and either complete under its name or not there.
 
 Python's urllib does the transfer. `torchvision.datasets.utils.download_url` and
-`torch.hub.download_url_to_file` begin again from zero after each break, and have no time limit; the first also
-writes under the final name. Checksums are computed as `torchvision.datasets.utils.calculate_md5` does, which
-knows only MD5.
+`torch.hub.download_url_to_file` begin again from zero after each break, and have no time limit; the first
+also writes under the final name. Checksums are computed as `torchvision.datasets.utils.calculate_md5` does,
+which knows only MD5.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class _Refused(Exception):
 def fetch(file: PublishedFile, target: Path) -> Path:
     """Return ``target``, which holds ``file``: downloaded unless it is there already, and verified.
 
-    What has arrived lies in ``target``.part, and a later call continues with it. Of several processes that want
-    the same file, one downloads it, and the others wait.
+    What has arrived lies in ``target``.part, and a later call continues with it. Of several processes that
+    want the same file, one downloads it, and the others wait.
 
     Raises:
         Unavailable: no address has the file.
@@ -104,7 +104,7 @@ def fault_of(file: PublishedFile, path: Path) -> str | None:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise InputError unless the disk of ``folder`` has ``needed`` bytes free for ``what``, and a reserve."""
+    """Raise InputError unless the disk of ``folder`` has ``needed`` bytes and a reserve free for ``what``."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -123,8 +123,8 @@ def _megabytes(count: int) -> str:
 def held(path: Path, does: str, *, folder: bool = False) -> Iterator[int]:
     """Open the file or folder ``path``, made if it is missing, and hold it against other processes.
 
-    Gives the open handle. A process that finds ``path`` held waits until its holder ends, or renames or removes
-    it. ``does`` describes what a holder is doing. On a file system without locks, nothing is held.
+    Gives the open handle. A process that finds ``path`` held waits until its holder ends, or renames or
+    removes it. ``does`` describes what a holder is doing. On a file system without locks, nothing is held.
 
     Raises:
         InputError: ``path`` cannot be made or opened, or is something else.
@@ -255,8 +255,8 @@ def _download(file: PublishedFile, part: _Part, report: ReportProgress) -> None:
     if not part.size():
         part.discard()
     raise Unavailable(
-        f"{file.name} could not be downloaded: {'; '.join(reasons)}. Get it by hand from {file.page} and put it at "
-        f"{part.target}; then call the command again"
+        f"{file.name} could not be downloaded: {'; '.join(reasons)}. Get it by hand from {file.page} and put "
+        f"it at {part.target}; then call the command again"
     )
 
 

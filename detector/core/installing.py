@@ -1,8 +1,8 @@
 """Put a data set or weights of the catalogue where the configs look for them: whole, or not at all.
 
-Archives are unpacked into ROOT/.FOLDER.unpacking, which is renamed to ROOT/FOLDER when everything is there, checked
-and on the disk. After a kill the next call continues: with the bytes of an archive that have arrived, and with
-the archives that are not unpacked yet.
+Archives are unpacked into ROOT/.FOLDER.unpacking, which is renamed to ROOT/FOLDER when everything is there,
+checked and on the disk. After a kill the next call continues: with the bytes of an archive that have arrived,
+and with the archives that are not unpacked yet.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def weights_path(weights: Weights, root: Path) -> Path:
 
 
 def what_is_missing(data_set: DataSet, root: Path) -> list[str]:
-    """Return how the folder of a data set below ``root`` differs from what it should hold; empty if it is whole.
+    """Return how the folder of a data set below ``root`` differs from what it should hold; empty if whole.
 
     Files and lines of lists are counted; nothing is read or compared.
     """
@@ -55,7 +55,8 @@ def bytes_needed(data_set: DataSet, root: Path) -> int:
         return 0
     parts = [DATA_SETS[name] for name in data_set.made_from]
     return sum(bytes_needed(part, root) for part in parts) + sum(
-        _still_to_come(archive, archive_path(archive, root)) + archive.unpacked for archive in data_set.archives
+        _still_to_come(archive, archive_path(archive, root)) + archive.unpacked
+        for archive in data_set.archives
     )
 
 
@@ -71,9 +72,9 @@ def _still_to_come(file: PublishedFile, path: Path) -> int:
 
 
 def install_weights(weights: Weights, root: Path) -> tuple[Path, bool]:
-    """Return the file of ``weights`` below ``root``, downloaded if need be and verified; and whether it was there.
+    """Return the file of ``weights`` below ``root``, and whether it was there; else it is downloaded.
 
-    Raises InputError; see `detector.core.download.fetch`.
+    It is verified in both cases. Raises InputError; see `detector.core.download.fetch`.
     """
     path = weights_path(weights, root)
     there = path.exists()
@@ -81,10 +82,10 @@ def install_weights(weights: Weights, root: Path) -> tuple[Path, bool]:
 
 
 def install(data_set: DataSet, root: Path, *, remove_archives: bool = False) -> tuple[Path, bool]:
-    """Return the folder of ``data_set`` below ``root``, downloaded and unpacked if need be; and whether it was there.
+    """Return the folder of ``data_set`` below ``root``, and whether it was there; else it is downloaded.
 
-    Archives that are in the downloads folder already are verified and used. ``remove_archives`` removes them at
-    the end.
+    Archives that are in the downloads folder already are verified and used. ``remove_archives`` removes them
+    at the end.
 
     Raises:
         InputError: the folder exists and is not this data set, an archive cannot be had (`Unavailable`), is
@@ -95,6 +96,7 @@ def install(data_set: DataSet, root: Path, *, remove_archives: bool = False) -> 
     if _is_whole(data_set, target):
         if work.is_dir() and not work.is_symlink():
             shutil.rmtree(work, ignore_errors=True)  # a process was killed after the last step but one
+        _clear_up(data_set, root, remove_archives)
         return target, True
     for name in data_set.made_from:
         install(DATA_SETS[name], root, remove_archives=remove_archives)
@@ -105,10 +107,19 @@ def install(data_set: DataSet, root: Path, *, remove_archives: bool = False) -> 
             _fill(data_set, root, work)
             _publish(work / "content", target)
         shutil.rmtree(work, ignore_errors=True)
-    if remove_archives:
-        for archive in data_set.archives:
-            archive_path(archive, root).unlink(missing_ok=True)
+    _clear_up(data_set, root, remove_archives)
     return target, there
+
+
+def _clear_up(data_set: DataSet, root: Path, remove: bool) -> None:
+    """Remove the archives of a data set that is there, or say that they could be removed."""
+    left = [path for archive in data_set.archives if (path := archive_path(archive, root)).exists()]
+    size = sum(path.stat().st_size for path in left) // MIB
+    if remove:
+        for path in left:
+            path.unlink(missing_ok=True)
+    elif left:
+        note(f"{data_set.name}: the archives in {left[0].parent} ({size} MB) are no longer needed")
 
 
 def _is_whole(data_set: DataSet, target: Path) -> bool:
@@ -118,8 +129,8 @@ def _is_whole(data_set: DataSet, target: Path) -> bool:
     faults = _miscounts(data_set, target)
     if faults:
         raise InputError(
-            f"{target} exists, but is not the whole of {data_set.name}: {'; '.join(faults)}. Move it away, or "
-            "complete it by hand"
+            f"{target} exists, but is not the whole of {data_set.name}: {'; '.join(faults)}. Move it away, "
+            "or complete it by hand"
         )
     return True
 
@@ -146,8 +157,9 @@ def _fill(data_set: DataSet, root: Path, work: Path) -> None:
     if faults:
         shutil.rmtree(work, ignore_errors=True)
         raise InputError(
-            f"{data_set.name}: the archives do not hold what they should: {'; '.join(faults)}. Nothing was kept of "
-            f"them in {root / data_set.folder}. See {data_set.page}; a folder that you unpack there yourself is used"
+            f"{data_set.name}: the archives do not hold what they should: {'; '.join(faults)}. Nothing was "
+            f"kept of them in {root / data_set.folder}. See {data_set.page}; a folder that you unpack there "
+            "yourself is used"
         )
 
 
@@ -241,8 +253,8 @@ def _other_content(data_set: DataSet, folder: Path) -> list[str]:
 def content_digest(folder: Path, parts: Iterable[str]) -> str:
     """Return one SHA-256, in hexadecimal digits, for the files in the folders ``parts`` of ``folder``.
 
-    It is that of each file's path below ``folder``, a null byte and the SHA-256 of its bytes, in the order of the
-    paths. So it does not depend on the archive that the files came from.
+    It is that of each file's path below ``folder``, a null byte and the SHA-256 of its bytes, in the order of
+    the paths. So it does not depend on the archive that the files came from.
     """
     digest = hashlib.sha256()
     paths = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
@@ -256,11 +268,3 @@ def total_size(data_set: DataSet) -> int:
     """Return the bytes of all archives of a data set and of those that it is made from."""
     parts = sum(total_size(DATA_SETS[name]) for name in data_set.made_from)
     return parts + sum(archive.expected_bytes for archive in data_set.archives)
-
-
-def report_archives(data_set: DataSet, root: Path) -> None:
-    """Say which archives are no longer needed, if any is left."""
-    left = [path for archive in data_set.archives if (path := archive_path(archive, root)).exists()]
-    if left:
-        size = sum(path.stat().st_size for path in left) // MIB
-        note(f"{data_set.name}: the archives in {left[0].parent} ({size} MB) are no longer needed")

@@ -151,7 +151,8 @@ def _open_file(
     if not path.exists():
         raise InputError(
             f"{path}: no such proposals; proposals.file names a file of format {source.format!r} with the "
-            f"boxes of every image of {config.data.root}; proposals.method=selective_search makes them instead"
+            f"boxes of every image of {config.data.root}; proposals.method=selective_search makes them "
+            "instead"
         )
     # Where each split has a file of its own, and for images of no split, a file holds no other images.
     shared = split is not None and isinstance(source.file, str)

@@ -194,7 +194,8 @@ def default_weights(backbone: str, folder: Path = WEIGHTS_FOLDER) -> Path:
     except Unavailable as error:
         raise InputError(
             f"model.backbone.weights: default: none of {', '.join(names)} is in {folder}, and the download "
-            f"failed: {error}; or set model.backbone.weights to a file of your own, or to null for random weights"
+            f"failed: {error}; or set model.backbone.weights to a file of your own, or to null for random "
+            "weights"
         ) from None
 
 
@@ -214,6 +215,6 @@ def _compare_checksum(path: Path) -> None:
         raise InputError(f"{path}: cannot read the weights: {error.strerror}") from None
     if fault is not None:
         raise InputError(
-            f"{path}: the file is damaged: {fault}, as its name says; remove it, and it is downloaded again, or "
-            "replace it"
+            f"{path}: the file is damaged: {fault}, as its name says; remove it, and it is downloaded again, "
+            "or replace it"
         )

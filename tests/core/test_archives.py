@@ -92,7 +92,9 @@ def test_names_that_lead_out_are_refused_before_anything_is_written(
     tmp_path: Path, folder: Path, name: str, write: Write, evil: str
 ) -> None:
     archive = write(tmp_path / name, {**FILES, evil: b"evil"})
-    with pytest.raises(InputError, match=r"refused: member .*: its name may lead out of the folder; nothing was"):
+    with pytest.raises(
+        InputError, match=r"refused: member .*: its name may lead out of the folder; nothing was"
+    ):
         call(archive, folder)
     assert content(folder) == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "target"])

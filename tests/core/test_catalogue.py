@@ -52,6 +52,11 @@ def test_every_data_set_is_checked_and_has_a_page_and_a_licence(data_set: DataSe
         assert Path(archive.name).suffix in (".tar", ".zip")
 
 
+def test_every_archive_has_a_name_of_its_own_in_the_folder_of_downloads() -> None:
+    names = [archive.name for data_set in DATA_SETS.values() for archive in data_set.archives]
+    assert len(set(names)) == len(names)
+
+
 def test_every_network_by_which_torchvision_classifies_has_weights_with_a_checksum() -> None:
     for name in models.list_models(module=models):
         weights = find_weights(name)
@@ -94,7 +99,10 @@ def test_what_a_shipped_config_misses_has_a_command(path: Path) -> None:
     [
         ("VOC2007", "; tools/download.py voc2007 --root {root} downloads it"),
         ("VOC0712", "; tools/download.py voc0712 --root {root} downloads it"),
-        ("coco/annotations/instances_train2017.json", "; tools/download.py coco2017 --root {root} downloads it"),
+        (
+            "coco/annotations/instances_train2017.json",
+            "; tools/download.py coco2017 --root {root} downloads it",
+        ),
         ("bccd/Annotations", "; tools/download.py bccd --root {root} downloads it"),
         ("weights/vgg16-397923af.pth", "; tools/download.py weights:vgg16 --root {root} downloads it"),
         ("weights/vgg16_caffe.pth", "; tools/download.py weights:vgg16_caffe --root {root} downloads it"),

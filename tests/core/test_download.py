@@ -322,7 +322,9 @@ def test_a_full_disk_loses_nothing(web: Web, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(download.os, "fdopen", lambda *a, **k: Full(real(*a, **k)))
     monkeypatch.setattr(download, "_CHUNK", 1 << 14)
-    with pytest.raises(InputError, match=r"file\.bin\.part: cannot write: No space left on device; free space"):
+    with pytest.raises(
+        InputError, match=r"file\.bin\.part: cannot write: No space left on device; free space"
+    ):
         fetch(published(web), tmp_path / "file.bin")
     assert 0 < (tmp_path / "file.bin.part").stat().st_size <= 100_000
     monkeypatch.undo()

@@ -57,7 +57,9 @@ def archive_of(web: Web, name: str, place: str, files: dict[str, bytes], tmp_pat
 def voc_files(ids: list[str], **lists: list[str]) -> dict[str, bytes]:
     files = {f"JPEGImages/{image}.jpg": f"photo {image}".encode() for image in ids}
     files |= {f"Annotations/{image}.xml": f"<a>{image}</a>".encode() for image in ids}
-    texts = {f"ImageSets/Main/{name}.txt": "".join(f"{i}\n" for i in images) for name, images in lists.items()}
+    texts = {
+        f"ImageSets/Main/{name}.txt": "".join(f"{i}\n" for i in images) for name, images in lists.items()
+    }
     return files | {name: text.encode() for name, text in texts.items()}
 
 
@@ -135,7 +137,9 @@ def test_a_folder_that_is_something_else_is_left_as_it_is(web: Web, tmp_path: Pa
     with pytest.raises(InputError) as caught:
         install(data_set, root)
     assert "VOC exists, but is not the whole of voc: JPEGImages/ has 1 of 3 files *.jpg" in str(caught.value)
-    assert "ImageSets/Main/test.txt has 0 of 1 lines. Move it away, or complete it by hand" in str(caught.value)
+    assert "ImageSets/Main/test.txt has 0 of 1 lines. Move it away, or complete it by hand" in str(
+        caught.value
+    )
     assert content(root / "VOC") == {"JPEGImages/1.jpg": b"my own"}
     assert not web.asked
     shutil.rmtree(root / "VOC" / "JPEGImages")

@@ -6,18 +6,19 @@ import hashlib
 import pickle
 import struct
 import warnings
-from http.client import BadStatusLine, IncompleteRead
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
 from torch import nn
 
+from detector.core import download
+from detector.core.catalogue import CHECKSUM_IN_NAME
 from detector.core.errors import InputError
 from detector.models import weights as module
 from detector.models.weights import (
     MAX_TENSORS,
+    Download,
     default_file_names,
     default_weights,
     library_normalization,
@@ -25,6 +26,7 @@ from detector.models.weights import (
     published,
     read_state_dict,
 )
+from tests.web import serving
 
 
 def test_conventions() -> None:
@@ -143,9 +145,9 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise URLError("no route to host")
+        raise download._Refused("cannot be reached: no route to host")
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr(download, "_answer", refuse)
 
 
 def with_checksum(folder: Path, stem: str, content: bytes) -> Path:
@@ -158,7 +160,7 @@ def with_checksum(folder: Path, stem: str, content: bytes) -> Path:
 def test_every_backbone_with_published_weights_has_names_the_first_with_its_checksum(backbone: str) -> None:
     names = default_file_names(backbone)
     assert names[0].startswith(backbone)
-    assert module._CHECKSUM.search(names[0])
+    assert CHECKSUM_IN_NAME.search(names[0])
     assert names[-2:] == [f"{backbone}.pth", f"{backbone}.safetensors"]
 
 
@@ -182,7 +184,7 @@ def test_libraries_publish_weights(backbone: str, url: str, first: str, tmp_path
     own = backbone.partition(":")[2]
     assert found.url.startswith(url)
     assert found.names == (first, f"{own}.pth", f"{own}.safetensors")
-    with pytest.raises(InputError, match=f"none of {first}, .*the download of {found.url} failed"):
+    with pytest.raises(InputError, match=f"none of {first}, .*the download failed: .*{found.url}"):
         default_weights(backbone, tmp_path)
     (tmp_path / f"{own}.safetensors").write_bytes(b"any")
     assert default_weights(backbone, tmp_path) == tmp_path / f"{own}.safetensors"
@@ -213,44 +215,34 @@ def test_a_file_of_another_checksum_than_its_name_says_is_refused(
         default_weights("squeezenet1_0", tmp_path)
 
 
-def test_without_a_file_torchvisions_is_downloaded_with_its_checksum(
+def test_without_a_file_the_published_one_is_downloaded_with_its_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
-
-    def fetch(url: str, place: str, hash_prefix: str | None = None) -> None:
-        asked.append((url, hash_prefix))
-        Path(place).write_bytes(b"fetched")
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "*")
     folder = tmp_path / "data" / "weights"
-    assert default_weights("resnet18", folder) == folder / "resnet18-f37072fd.pth"
-    assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd")]
+    digits = hashlib.sha256(b"fetched").hexdigest()[:8]
+    with serving() as web:
+        name = f"resnet18-{digits}.pth"
+        web.files[name] = b"fetched"
+        monkeypatch.setattr(module, "published", lambda _: Download(web.url(name), (name, "resnet18.pth")))
+        assert default_weights("resnet18", folder) == folder / name
+        assert default_weights("resnet18", folder).read_bytes() == b"fetched"
+        assert len(web.asked) == 1
+        (folder / name).unlink()
+        web.files[name] = b"wrong"
+        with pytest.raises(InputError, match=f"its SHA-256 begins with .* instead of {digits}"):
+            default_weights("resnet18", folder)
+        assert not (folder / name).exists()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        URLError("no route to host"),
-        RuntimeError("invalid hash value"),
-        BadStatusLine("garbage"),
-        IncompleteRead(b"a part"),
-        ValueError("invalid literal for int()"),  # of a length that is no number
-    ],
-)
-def test_with_neither_the_error_names_the_files_the_address_and_both_ways_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise fault
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+def test_with_neither_the_error_names_the_files_the_address_and_both_ways_out(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         default_weights("vgg16", tmp_path)
     said = str(caught.value)
     for part in ("vgg16-397923af.pth", "vgg16.pth", str(tmp_path), "https://download.pytorch.org/", "null"):
         assert part in said
-    assert "Put that file there, or set model.backbone.weights to a file" in said
+    assert f"put it at {tmp_path / 'vgg16-397923af.pth'}; then call the command again; or set" in said
 
 
 def test_a_network_of_ours_has_none() -> None:
