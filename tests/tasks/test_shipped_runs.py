@@ -17,7 +17,9 @@ KEPT = 4
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"), [("cards_mobilenet", "voc07_mAP"), ("coco256_mobilenet", "AP")], ids=["cards", "coco256"]
+    ("name", "metric"),
+    [("cards_mobilenet", "voc07_mAP"), ("coco256_mobilenet", "AP")],
+    ids=["cards", "coco256"],
 )
 def test_runs_on_a_few_photographs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, metric: str
