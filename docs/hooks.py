@@ -148,10 +148,10 @@ def rendered(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
         parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if "image/png" in data:
-                name = f"quick_look_{number}.png"
-                pictures[name] = base64.b64decode("".join(data["image/png"]))
-                parts.append(f"![What cell {number} draws]({name})")
+            if "image/jpeg" in data:
+                name = f"quick_look_{number}.jpg"
+                pictures[name] = base64.b64decode("".join(data["image/jpeg"]))
+                parts.append(f"![What the code above draws]({name})")
             elif "text" in output or "text/plain" in data:
                 said = "".join(output.get("text", data.get("text/plain", "")))
                 parts.append(f"```text\n{said.rstrip()}\n```")
