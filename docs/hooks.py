@@ -1,8 +1,8 @@
 """What mkdocs does besides its plugins: pages of files outside docs/, and of the program itself.
 
 - `SHOWN` are Markdown files of the repository that the site shows as pages, without a copy in docs/.
-- Links in all pages work in the repository. On the site, those to files outside docs/ lead to the pages of `SHOWN`,
-  or to a page with the file's text below ``source/``.
+- Links in all pages work in the repository. On the site, those to files outside docs/ lead to the pages of
+  `SHOWN`, or to a page with the file's text below ``source/``.
 - ``<!-- commands -->`` in a page becomes the table of all commands, ``<!-- options -->`` their help texts.
 - The notebook becomes a page with its stored outputs.
 """

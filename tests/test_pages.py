@@ -1,9 +1,9 @@
 """Every command and every Python block of the documentation is run, or at least read as the program reads it.
 
-- The options of all commands are read by the commands' own parsers, and the values for configs are checked, so that a
-  renamed option or key fails here.
-- `RUN_HERE` lists the pages whose commands `test_the_commands_of_the_pages` runs on small data, `RUN_BY` those that
-  another test runs. A block under ``<!-- needs: ... -->`` needs data, a network or time that a test does not have.
+- The options of all commands are read by the commands' own parsers, and the values for configs are checked.
+  So a renamed option or key fails here.
+- `RUN_HERE` lists the pages whose commands `test_the_commands_of_the_pages` runs on small data; `RUN_BY` has
+  those that another test runs. A block under ``<!-- needs: ... -->`` needs data, a network or time that tests lack.
 - The imports of all Python blocks are tried.
 """
 
@@ -53,14 +53,17 @@ RUN_HERE = (
 )
 """Run one after another in one folder; a command that several pages give is run once."""
 RUN_BY = {
-    "docs/annotations.md": "tests/test_annotations_page.py::test_every_config_and_every_command",
-    "docs/bring_your_own.md": "tests/test_docs.py::test_bring_your_own",
-    "docs/distributed.md": "tests/multiprocess/test_run.py::test_stopped_killed_and_resumed_runs_equal_uninterrupted_ones",
-    "docs/extend.md": "tests/test_extend_page.py::test_each_example_trains_and_is_loaded_only_if_it_is_allowed",
-    "docs/reliability.md": "tests/commands/test_replay.py::test_a_run_that_diverges_leaves_a_batch_and_a_replay_names_the_value",
+    "annotations": "test_annotations_page.py::test_every_config_and_every_command",
+    "bring_your_own": "test_docs.py::test_bring_your_own",
+    "distributed": "multiprocess/test_run.py::test_stopped_killed_and_resumed_runs_equal_uninterrupted_ones",
+    "extend": "test_extend_page.py::test_each_example_trains_and_is_loaded_only_if_it_is_allowed",
+    "reliability": "commands/test_replay.py"
+    "::test_a_run_that_diverges_leaves_a_batch_and_a_replay_names_the_value",
 }
+"""Pages of docs/ that other tests run, and these tests, below tests/."""
 COMING = ("download", "export", "compress", "serve")
 """Commands of pages whose programs are not merged yet; to be removed when they are."""
+COMING_TARGETS = ("docs",)
 SHELL = {"source", "make", "pip", "ip", "for", "srun", "mlflow", "wandb", "uv", "docker", "cd", "git", "curl"}
 """Programs that are not this project's. Only `make` and `pip` may stand in a block that needs nothing."""
 SCRIPTS = {command.script: command.name for command in COMMANDS}
@@ -74,7 +77,10 @@ class Parsed(BaseException):
 
 
 def parsed(main: Callable[[], object], words: list[str]) -> argparse.Namespace:
-    """Return what the program of ``main`` reads from its arguments; AssertionError with its message if it refuses."""
+    """Return what the program of ``main`` reads from its arguments.
+
+    Raises AssertionError with the program's message if it refuses them.
+    """
     said = io.StringIO()
 
     def ended(parse: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,13 +137,16 @@ def check(words: list[str], block: Block) -> None:
         check_tool(["python", f"tools/{script}.py", *words[2:]])
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
-        assert [word for word in words[1:] if "=" not in word and word[0] != "-" and word not in targets] == []
+        named = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+        assert set(named) <= {*targets, *COMING_TARGETS}
     elif words[0] in ("pip", ".venv/bin/pip") and (extras := re.findall(r"\[([\w,]+)\]", " ".join(words))):
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
         assert set(extras[0].split(",")) <= set(project["optional-dependencies"])
     else:
-        mine = any(f"# {words[1]}\n" in one.text for one in blocks(block.page)) if len(words) > 1 else False
-        assert mine or words[0] in SHELL | {"region-detector", ".venv/bin/pip"} or block.needs, f"{words[0]} is not known"
+        script = words[1] if len(words) > 1 else ""
+        own = any(f"# {script}\n" in one.text for one in blocks(block.page))  # a file that the page writes
+        known = own or block.needs or words[0] in SHELL | {"region-detector", ".venv/bin/pip"}
+        assert known, f"{words[0]} is not known"
 
 
 def check_tool(words: list[str]) -> None:
@@ -198,14 +207,14 @@ def test_every_command_is_run_or_says_what_it_needs(page: Path) -> None:
         return
     for block in shell_blocks(page):
         tools = [words for words in commands(block) if words[0] in ("python", "torchrun", "region-detector")]
-        assert block.needs or not tools or name_of(page) in RUN_BY, f"{block.place}: no test runs this"
+        assert block.needs or not tools or page.stem in RUN_BY, f"{block.place}: no test runs this"
 
 
 def test_the_tests_that_run_pages_exist() -> None:
     for page, test in RUN_BY.items():
-        assert (PROJECT / page).is_file()
+        assert (PROJECT / "docs" / f"{page}.md").is_file()
         file, name = test.split("::")
-        tree = ast.parse((PROJECT / file).read_text(encoding="utf-8"))
+        tree = ast.parse((PROJECT / "tests" / file).read_text(encoding="utf-8"))
         assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)], test
 
 
