@@ -3,7 +3,8 @@
 - The options of all commands are read by the commands' own parsers, and the values for configs are checked.
   So a renamed option or key fails here.
 - `RUN_HERE` lists the pages whose commands `test_the_commands_of_the_pages` runs on small data; `RUN_BY` has
-  those that another test runs. A block under ``<!-- needs: ... -->`` needs data, a network or time that tests lack.
+  those that another test runs. A block under ``<!-- needs: ... -->`` needs data, a network or time that
+  tests lack.
 - The imports of all Python blocks are tried.
 """
 

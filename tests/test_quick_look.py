@@ -1,4 +1,4 @@
-"""The notebook docs/quick_look.ipynb runs from top to bottom, and its stored outputs are those of its cells."""
+"""The notebook docs/quick_look.ipynb runs from top to bottom and shows what its stored outputs show."""
 
 from __future__ import annotations
 
