@@ -14,7 +14,7 @@ from detector.data.generated.dataset import generate_voc
 from detector.factory.data import class_names, load_split
 from tests.conftest import PROJECT
 from tests.data.layouts import WRITERS
-from tests.test_docs import blocks, give, write_named
+from tests.pages import blocks, commands, run_tool, write_named
 
 PAGE = PROJECT / "docs" / "annotations.md"
 
@@ -39,13 +39,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_config_and_every_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    configs, commands = [], []
-    for language, text in blocks(PAGE):
-        if language == "sh":
-            commands += text.splitlines()
-        else:
-            write_named(text, place)
-            configs.append(text.split()[1])
+    configs, given = [], []
+    for block in blocks(PAGE):
+        if block.language == "sh":
+            given += commands(block)
+        elif block.language == "yaml":
+            write_named(block, place)
+            configs.append(block.text.split()[1])
     found = {}
     for path in configs:
         config = load_config(path)
@@ -57,8 +57,8 @@ def test_every_config_and_every_command(place: Path, monkeypatch: pytest.MonkeyP
     assert len(plain) == 5
     assert len(set(plain)) == 1
     assert with_attributes == (*plain[0], "colour=red", "occluded")
-    for command in commands:
-        give(command, monkeypatch)
+    for words in given:
+        run_tool(words, monkeypatch)
     assert {path.name for path in (place / "converted").iterdir()} == {
         *("voc.json", "coco", "yolo.json", "labelme", "labelstudio")
     }

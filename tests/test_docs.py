@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
-import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +13,14 @@ import torch
 from torchvision.models import resnet18, squeezenet1_0
 
 from detector.config import load_config
-from detector.core.command_line import COMMANDS
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
 from detector.factory.data import class_names, load_split
 from detector.factory.proposals import open_proposals
 from tests.conftest import PROJECT
+from tests.pages import COMING, PAGES, blocks, commands, run_tool, write_named
 
 PAGE = PROJECT / "docs" / "bring_your_own.md"
-BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SMALL = [
     "train.steps=2",
     "train.scales=[64]",
@@ -40,34 +36,9 @@ SMALL = [
 """Two steps on small images stand for a training; nothing else of the page is changed."""
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Return the language and the text of every fenced block, without the indentation of its list."""
-    found = []
-    for indent, language, text in BLOCK.findall(page.read_text()):
-        found.append((language, "".join(line[len(indent) :] or "\n" for line in text.splitlines(True))))
-    return found
-
-
-def write_named(text: str, folder: Path) -> None:
-    """Write a block to the file that its first line names."""
-    name = re.match(r"# (\S+)\n", text)
-    assert name, f"the block names no file: {text[:60]}"
-    (folder / name[1]).write_text(text)
-
-
-def give(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command of the page in this process, which saves loading torch again."""
-    python, script, *arguments = shlex.split(command)
-    assert python == ".venv/bin/python"
-    path = PROJECT / script if script.startswith("tools/") else Path(script)
-    small = SMALL if script == "tools/train.py" else []
-    monkeypatch.setattr(sys, "argv", [str(path), *arguments, *small])
-    status: str | int | None = 0
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    except SystemExit as end:
-        status = end.code
-    assert not status, command
+def give(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command of the page on small images."""
+    run_tool([*words, *(SMALL if words[1] == "tools/train.py" else [])], monkeypatch)
 
 
 @pytest.fixture
@@ -98,15 +69,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_bring_your_own(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    commands = []
-    for language, text in blocks(PAGE):
-        if language == "sh":
-            for command in text.splitlines():
-                give(command, monkeypatch)
-                commands.append(command)
-        else:
-            write_named(text, place)
-    assert len(commands) >= 6
+    given = []
+    for block in blocks(PAGE):
+        write_named(block, place)
+        for words in commands(block) if block.language == "sh" else ():
+            give(words, monkeypatch)
+            given.append(words)
+    assert len(given) >= 6
     said = capfd.readouterr()
     assert "validation images: 1, set aside from train" in said.err
     assert "train: 8 images" in said.err
@@ -133,15 +102,16 @@ def test_bring_your_own(
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    pages = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
-    for page in (*pages, *(PROJECT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#\s]+)", page.read_text()):
+            assert target in COMING or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_readme_lists_every_command() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)\.py` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
-    assert rows == [(command.name, command.script) for command in COMMANDS]
+def test_addresses_of_other_sites_are_well_formed() -> None:
+    """Whether they answer is not tested: the tests need no network."""
+    for page in PAGES:
+        for address in re.findall(r"\]\((http[^)]*)\)", page.read_text()):
+            assert re.fullmatch(r"https://[\w.-]+\.[a-z]{2,}(/[^\s<>]*)?", address), f"{page.name}: {address}"
 
 
 def test_the_files_that_contributing_names_exist() -> None:
@@ -152,25 +122,15 @@ def test_the_files_that_contributing_names_exist() -> None:
     assert not [name for name in names if not (PROJECT / name).exists()]
 
 
-def test_every_example_of_the_settings_of_training_is_a_config() -> None:
+def test_every_setting_of_training_has_a_command_that_changes_it() -> None:
     """The commands of docs/training.md, with the settings that their sections are about."""
-    text = (PROJECT / "docs" / "training.md").read_text().replace("\\\n", " ")
-    commands = [
-        shlex.split(line) for line in text.splitlines() if line.startswith("    python tools/train.py")
-    ]
-    assert len(commands) == text.count("\n## ")
-    for command in commands:
-        config = load_config(
-            command[command.index("--config") + 1], [word for word in command if "=" in word]
-        )
+    page = PROJECT / "docs" / "training.md"
+    given = [words for block in blocks(page) if block.language == "sh" for words in commands(block)]
+    trainings = [words for words in given if words[1] == "tools/train.py"]
+    headings = re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE)
+    assert len(trainings) == len(headings) == len(given) - 1  # one command draws samples
+    for words in given:
+        config = load_config(words[words.index("--config") + 1], [word for word in words if "=" in word])
         assert config.train != load_config("quickstart").train
-
-
-def test_the_settings_of_the_page_about_training_are_valid() -> None:
-    page = (PROJECT / "docs" / "training.md").read_text().replace("\\\n", " ")
-    commands = re.findall(r"^    python tools/(?:train|draw_samples)\.py (.*)$", page, re.MULTILINE)
-    for words in map(shlex.split, commands):
-        load_config(words[words.index("--config") + 1], [word for word in words if "=" in word])
-    headings = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.*)$", page, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", page)) == headings
-    assert len(commands) == len(headings) + 1  # a command for each, and the one that draws samples
+    anchors = {title.lower().replace(" ", "-") for title in headings}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", page.read_text())) == anchors

@@ -14,7 +14,7 @@ from detector.config import load_config
 from detector.engine.callbacks import Callback, RunFacts
 from detector.engine.environment import environment
 from tests.conftest import PROJECT
-from tests.test_docs import blocks
+from tests.pages import blocks
 
 PAGE = PROJECT / "docs" / "trackers.md"
 
@@ -22,7 +22,7 @@ PAGE = PROJECT / "docs" / "trackers.md"
 def test_the_callback_of_the_page_copies_every_checkpoint(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = [text for language, text in blocks(PAGE) if language == "python"]
+    (code,) = [block.text for block in blocks(PAGE) if block.language == "python"]
     assert len(code.splitlines()) <= 25
     monkeypatch.chdir(tmp_path)
     assert code.count('"quickstart"') == 1
@@ -35,7 +35,7 @@ def test_the_callback_of_the_page_copies_every_checkpoint(
 
 
 def test_the_config_of_the_page_is_valid(tiny_config: Path) -> None:
-    (text,) = [text for language, text in blocks(PAGE) if language == "yaml"]
+    (text,) = [block.text for block in blocks(PAGE) if block.language == "yaml"]
     given = yaml.safe_load(text)["train"]["callbacks"]
     config = load_config(tiny_config, [f"train.callbacks={json.dumps(given)}"])
     assert [one.kind for one in config.train.callbacks] == ["wandb", "mlflow"]

@@ -1,48 +1,20 @@
-"""The page that sets three pipelines side by side: its commands run, its links and keys lead somewhere."""
+"""The page that sets three pipelines side by side: its links and keys lead somewhere.
+
+tests/test_pages.py runs its commands.
+"""
 
 from __future__ import annotations
 
 import re
-import shlex
-from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from detector.config import load_config
-from detector.visualize import save_image
-from tests.commands.conftest import Tool
 from tests.conftest import PROJECT
 
 PAGE = PROJECT / "docs" / "three_pipelines.md"
 TEXT = PAGE.read_text()
-COMMANDS = [shlex.split(line) for line in TEXT.splitlines() if re.match(r" {4,}python tools/", line)]
-SMALL = [
-    "data.generate.train_images=6",
-    "data.generate.test_images=3",
-    "train.steps=2",
-    "train.images_per_batch=2",
-    "train.sampling.rois_per_image=8",
-    "test.max_images=2",
-]
-"""The quick start made small enough for a test."""
-
-
-@pytest.mark.slow
-def test_every_command_runs_in_the_order_given(tool: Tool, tmp_path: Path) -> None:
-    names = [Path(command[1]).stem for command in COMMANDS]
-    assert {"train", "evaluate", "draw_pooling"} <= set(names)
-    for name, command in zip(names, COMMANDS, strict=True):
-        arguments = [str(PROJECT / part) if part.startswith("configs/") else part for part in command[2:]]
-        if name == "train" and load_config(arguments[1]).stages:
-            continue  # its stages have hundreds of steps; tests/staged/test_runner.py runs short ones
-        if name == "draw_pooling":
-            image = np.random.default_rng(0).integers(0, 255, (190, 190, 3), dtype=np.uint8)
-            save_image(tmp_path / arguments[0], image)
-        found = tool(name, *arguments, *SMALL)
-        assert found.returncode == 0, (command, found.stderr)
-    assert all((tmp_path / name).is_file() for name in ("pooling.png", "crops.png"))
 
 
 def test_every_file_named_is_there() -> None:
