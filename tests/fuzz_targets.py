@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from detector.config import load_config
+from detector.core.archives import unpack
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta, ImageRecord, Proposals, Targets
 from detector.data.annotation_cache import AnnotationCache
@@ -47,6 +49,7 @@ from detector.staged.region_features import EmbeddedImage, EmbeddedRegions, Feat
 from detector.staged.runner import read_record
 from tests import fuzz_changes as changes
 from tests import fuzz_regions, run_records
+from tests.core.test_archives import write_tar, write_zip
 from tests.data import layouts
 from tests.fuzz_changes import Change, any_of, damage
 from tests.fuzz_checkpoints import (
@@ -373,7 +376,29 @@ def make_safetensors(folder: Path) -> Path:
     return path
 
 
+def make_archive(folder: Path, *, suffix: str) -> Path:
+    files = {f"set/{name}": bytes(range(256)) * 8 for name in ("a/1.jpg", "a/2.jpg", "list.txt")}
+    return (write_zip if suffix == ".zip" else write_tar)(folder / f"archive{suffix}", files)
+
+
+def read_archive(path: Path) -> object:
+    """Unpack an archive beside a file that must stay as it is, whatever the archive says."""
+    with TemporaryDirectory() as name:
+        outside, target = Path(name) / "outside", Path(name) / "target"
+        outside.write_bytes(b"precious")
+        target.mkdir()
+        try:
+            unpack(path, target, [("set/", "")], 10_000, lambda *_: None)
+        finally:
+            assert sorted(place.name for place in Path(name).iterdir()) == ["outside", "target"]
+            assert outside.read_bytes() == b"precious"
+            assert not any(place.is_symlink() for place in target.rglob("*"))
+    return None
+
+
 TARGETS = [
+    Target("zip archive", partial(make_archive, suffix=".zip"), read_archive),
+    Target("tar archive", partial(make_archive, suffix=".tar"), read_archive),
     Target("xml", make_xml, read_annotation),
     Target("safetensors", make_safetensors, read_state_dict),
     Target("config", make_config, load_config, any_of(damage, changes.change_yaml)),

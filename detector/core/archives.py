@@ -128,7 +128,7 @@ def _refusal(archive: Path, member: _Member, reason: str) -> InputError:
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
-        folder = info.is_dir()
+        folder = info.filename.endswith("/")  # `is_dir` fails for an empty name
         plain = kind in (0, stat.S_IFDIR if folder else stat.S_IFREG)
         member = _Member(info.filename, info.file_size, folder and plain, plain and not folder, info)
         # zipfile itself would turn what follows a null character, and backslashes, into other names

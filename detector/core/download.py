@@ -42,6 +42,8 @@ FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""
 RESERVE = 64 * MIB
 """Bytes that must stay free on the disk."""
+LARGE = 1 << 30
+"""Bytes of a file whose checksum takes several seconds, so that a note says why nothing moves."""
 
 _CHUNK = 1 << 18
 _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
@@ -241,6 +243,8 @@ def _download(file: PublishedFile, part: _Part, report: ReportProgress) -> None:
         try:
             resumed = part.size() > 0
             _receive_all(url, file, part, report)
+            if part.size() > LARGE:
+                note(f"{file.name}: {_megabytes(part.size())} have arrived; computing the checksum")
             fault = fault_of(file, part.path)
             if fault is not None and resumed:  # the bytes of before may be to blame
                 part.restart(url, None)

@@ -103,6 +103,10 @@ def test_names_that_lead_out_are_refused_before_anything_is_written(
 def test_an_empty_name_is_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InputError, match="may lead out of the folder"):
         call(write_tar(tmp_path / "a.tar", {"": b"evil"}), folder)
+    archive = write_zip(tmp_path / "a.zip", {"~": b"evil"}, zipfile.ZIP_STORED)
+    archive.write_bytes(archive.read_bytes().replace(b"~", b"\0"))  # which zipfile reads as an empty name
+    with pytest.raises(InputError, match="may lead out of the folder"):
+        call(archive, folder)
 
 
 @pytest.mark.parametrize(
