@@ -287,7 +287,7 @@ class Detector:
         """
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
             raise InputError(
-                "stream: expected several images; for a single one, call the detector with it, and for a video "
+                "stream: expected several images; for a single one, call the detector with it; for a video "
                 "use detector.video"
             )
         predictor = self._with_threshold(score_threshold)

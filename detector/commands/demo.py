@@ -153,8 +153,8 @@ def find_videos(arguments: argparse.Namespace) -> list[Path | int]:
             raise InputError("no image: name image files, folders, or videos, or --camera 0")
     elif arguments.proposals:
         raise InputError(
-            "--proposals: boxes are looked up by file name, and the frames of a video have none; leave it out, "
-            "so that the checkpoint's method makes them, or give frames as image files"
+            "--proposals: boxes are looked up by file name, and the frames of a video have none; leave it "
+            "out, so that the checkpoint's method makes them, or give frames as image files"
         )
     return videos
 

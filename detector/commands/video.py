@@ -77,19 +77,19 @@ def run_video(
 ) -> dict[str, Any]:
     """Write the video with its detections drawn, NAME.jsonl and NAME.summary.json, and return the summary.
 
-    Decoding, proposals, network, drawing and writing run at the same time. The files get their names when they
-    are complete; until then, and after an error, they are NAME.partial.SUFFIX.
+    Decoding, proposals, network, drawing and writing run at the same time. The files get their names when
+    they are complete; until then, and after an error, they are NAME.partial.SUFFIX.
 
     Raises:
         InputError: no video, a place that cannot be written, or a frame that cannot be processed.
     """
     from detector.api import frame_pipeline
 
-    limits = {"every": options.every, "max_frames": options.max_frames, "seconds": options.seconds}
     paths = _Paths.of(folder, name, codec_named(options.codec).suffix)
     if not isinstance(place, int):
         paths.refuse_overwriting(place)
-    with Video(place, **limits) as video:
+    limits = options.max_frames, options.seconds
+    with Video(place, every=options.every, max_frames=limits[0], seconds=limits[1]) as video:
         if not video.rate_is_known:
             note(f"note: {video.name} does not say its frames per second; the drawn video has {video.rate:g}")
         workers = detector.frame_workers(proposal_threads=options.proposal_threads)
@@ -118,7 +118,7 @@ def run_video(
 
 
 def _run(frames: Pipeline, video: Video) -> tuple[str, str | None]:
-    """Let all frames through, and return how it ended: "complete", "interrupted" or "damaged", and the fault."""
+    """Let all frames through. Return how it ended ("complete", "interrupted" or "damaged"), and the fault."""
     with frame_progress(f"detecting in {video.name}", video.total) as report:
         try:
             try:
@@ -171,7 +171,8 @@ class _Paths(NamedTuple):
             for written in (path, path.with_suffix(f".partial{path.suffix}")):
                 if written.resolve() == source.resolve():
                     raise InputError(
-                        f"{source}: the drawn video would overwrite this one; give another --output folder or --name"
+                        f"{source}: the drawn video would overwrite this one; give another --output folder "
+                        "or --name"
                     )
 
 
@@ -260,8 +261,8 @@ class _Lines:
         except OSError as error:
             self._file.truncate(start)
             raise InputError(
-                f"{self.partial}: cannot write the file: {error.strerror or error}; free space on the disk or "
-                "choose another folder"
+                f"{self.partial}: cannot write the file: {error.strerror or error}; free space on the disk "
+                "or choose another folder"
             ) from None
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Workers that process a stream of items at the same time, each in threads of its own.
 
-A worker does one kind of work on every item and hands it over to the next worker. Between two workers there is
-room for a few items only, so a slow worker makes the others wait and memory stays bounded. Items leave in the
-order in which they came. How long each worker computed and waited is recorded, which shows the slowest one.
+A worker does one kind of work on every item and hands it over to the next worker. Between two workers there
+is room for a few items only, so a slow worker makes the others wait and memory stays bounded. Items leave in
+the order in which they came. How long each worker computed and waited is recorded, which shows the slowest.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -71,10 +72,12 @@ class Video:
     Attributes:
         name: the path, or "camera 0".
         size: (height, width) of the first frame; later ones may differ.
+        announced: how many frames the file announces, 0 if it does not; OpenCV computes it for some
+            containers from duration and rate.
         rate: frames per second that are given; the mean, where they differ.
         rate_is_known: False where neither the file nor its time stamps say the rate, and 25 is assumed.
-        total: how many frames will be given, as the file announces it and ``max_frames`` limits it; None where
-            neither is known.
+        total: how many frames will be given, as the file announces it and ``max_frames`` limits it; None
+            where neither is known.
         is_camera: whether it is a camera, which does not wait.
 
     Raises:
@@ -106,11 +109,11 @@ class Video:
             self.close()
             raise
         self._opened = time.monotonic()
-        self._first_ms = self._header(cv2.CAP_PROP_POS_MSEC)
+        self._first_ms, self._last_ms = self._header(cv2.CAP_PROP_POS_MSEC), 0.0
         self.size: tuple[int, int] = (self._first.shape[0], self._first.shape[1])
         self._given_rate, self.rate_is_known = self._find_rate(place)
         self.rate = self._given_rate / every
-        self._announced = 0 if self.is_camera else int(self._header(cv2.CAP_PROP_FRAME_COUNT))
+        self.announced = 0 if self.is_camera else int(self._header(cv2.CAP_PROP_FRAME_COUNT))
         self.total = self._find_total()
 
     def __iter__(self) -> Iterator[Frame]:
@@ -119,6 +122,7 @@ class Video:
         pixels: np.ndarray | None = self._first
         self._first = None
         while pixels is not None:
+            self._last_ms = self._header(cv2.CAP_PROP_POS_MSEC) - self._first_ms
             if number % self._every == 0:
                 time_ms = self._time(number, previous)
                 if time_ms >= self._limit_ms or given == self._max_frames:
@@ -173,7 +177,8 @@ class Video:
     def _skip(self) -> np.ndarray | None:
         """Go past the next frame without converting its pixels; None where there is none."""
         with self._reading:
-            return _SKIPPED if self._capture.grab() else None
+            found = self._capture.grab()
+        return _SKIPPED if found else None
 
     def _time(self, number: int, previous: float) -> float:
         """Return the time of the current frame; time stamps that do not increase are replaced."""
@@ -181,8 +186,7 @@ class Video:
             return 0.0 if number == 0 else 1000 * (time.monotonic() - self._opened)
         if number == 0:
             return 0.0
-        stamp = self._header(cv2.CAP_PROP_POS_MSEC) - self._first_ms
-        return stamp if stamp > previous else previous + 1000 / self.rate
+        return self._last_ms if self._last_ms > previous else previous + 1000 / self.rate
 
     def _find_rate(self, place: VideoPlace) -> tuple[float, bool]:
         """Return the frames per second, and whether the file or the camera says them."""
@@ -191,16 +195,16 @@ class Video:
             return announced, True
         if not isinstance(place, int):
             stamps = _first_stamps(Path(place))
-            steps = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+            steps = [later - earlier for earlier, later in pairwise(stamps)]
             if steps and min(steps) > 0 and median(steps) > 1000 / _FASTEST:
                 return 1000 / median(steps), True
         return _USUAL_RATE, False
 
     def _find_total(self) -> int | None:
         """Return how many frames will be given, or None."""
-        if not self._announced:
+        if not self.announced:
             return self._max_frames
-        wanted = self._announced
+        wanted = self.announced
         if math.isfinite(self._limit_ms):
             wanted = min(wanted, math.ceil(self._limit_ms / 1000 * self._given_rate))
         wanted = math.ceil(wanted / self._every)
@@ -210,14 +214,12 @@ class Video:
         """Raise DamagedVideo where the ``frames`` that were read are not all."""
         if self.is_camera:
             raise DamagedVideo(f"{self.name}: gave no more frames after {frames}; is it still connected?")
-        missing = self._announced - frames
-        if missing <= max(2, self._announced // 50):  # many containers only announce an estimate
+        by_time = round(self._last_ms / 1000 * self._given_rate) + 1
+        # Matroska announces no number: OpenCV computes it from duration and rate. So the time counts, too.
+        if max(frames, by_time) >= self.announced - max(1, self.announced // 100):
             return
-        seconds = (self._header(cv2.CAP_PROP_POS_MSEC) - self._first_ms) / 1000
-        if seconds and seconds * self._given_rate >= 0.98 * self._announced - 2:
-            return  # read to the end of its time: the number was computed from an average rate
         raise DamagedVideo(
-            f"{self.name}: damaged or incomplete: it announces {self._announced} frames, and only the first "
+            f"{self.name}: damaged, incomplete or trimmed: it announces {self.announced} frames, and only "
             f"{frames} can be read"
         )
 
@@ -246,7 +248,7 @@ def _open_camera(number: int) -> Any:
 
 
 def _open_file(path: Path) -> Any:
-    """Open a video file whose content is known; FFmpeg would follow a playlist to other files and addresses."""
+    """Open a video file of a known container; FFmpeg would follow a playlist to other files and addresses."""
     require_regular(path)
     head = _head(path)
     if not head:
@@ -267,7 +269,8 @@ def _open_file(path: Path) -> Any:
 
 def _first_stamps(path: Path) -> list[float]:
     """Return the time stamps of the first frames of a file, in milliseconds."""
-    capture, stamps = _open_file(path), []
+    capture = _open_file(path)
+    stamps: list[float] = []
     while len(stamps) < 10 and capture.grab():
         stamps.append(float(capture.get(cv2.CAP_PROP_POS_MSEC)))
     capture.release()

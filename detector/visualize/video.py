@@ -22,17 +22,17 @@ class Codec(NamedTuple):
 CODECS = {
     "mp4v": Codec(".mp4", "mp4v"),
     "h264": Codec(".mp4", "avc1"),
-    "vp9": Codec(".webm", "VP90"),
+    "vp9": Codec(".mp4", "vp09"),
     "mjpg": Codec(".avi", "MJPG"),
 }
-"""MPEG-4 part 2, H.264 (OpenCV's own packages have no encoder for it), VP9, and Motion JPEG."""
+"""MPEG-4 part 2, H.264 (opencv-python's wheels have no encoder for it), VP9, and Motion JPEG."""
 
 
 class VideoWriter:
     """Writes pictures of one size to ``path`` at ``rate`` frames per second.
 
-    Until `finish` the file is ``partial``, NAME.partial.SUFFIX, beside ``path``. OpenCV only writes even sides,
-    so a picture of an odd side gets its last row or column twice.
+    Until `finish` the file is ``partial``, NAME.partial.SUFFIX, beside ``path``. OpenCV only writes even
+    sides, so a picture of an odd side gets its last row or column twice.
 
     Raises:
         InputError: a codec that is unknown or that this OpenCV has no encoder for, another suffix than the
@@ -83,10 +83,10 @@ class VideoWriter:
         readable = cv2.VideoCapture(str(self.partial.resolve()), cv2.CAP_FFMPEG)
         announced = round(readable.get(cv2.CAP_PROP_FRAME_COUNT)) if readable.isOpened() else 0
         readable.release()
-        if abs(announced - self.frames) > max(1, self.frames // 100):  # WebM's number is an estimate
+        if announced != self.frames:
             raise InputError(
-                f"{self.partial}: only {max(announced, 0)} of {self.frames} frames were written; free space on the "
-                "disk or choose another folder"
+                f"{self.partial}: only {max(announced, 0)} of {self.frames} frames were written; free space "
+                "on the disk or choose another folder"
             )
         self.partial.replace(self.path)
 
