@@ -35,6 +35,7 @@ VideoPlace = str | os.PathLike[str] | int
 
 _USUAL_RATE = 25.0
 _FASTEST = 1000.0  # frames per second; WebM files of browsers announce 1000 and mean "unknown"
+_MOST_CAMERAS = 100  # from this number on, OpenCV takes the hundreds as the kind of camera
 _HEAD = 400  # bytes that show what a file is
 _MPEG_TS = ((0, 188), (4, 192))  # where the first packet begins, and the length of one (with a time stamp)
 
@@ -237,12 +238,14 @@ def _check(every: int, max_frames: int | None, seconds: float | None) -> None:
 
 
 def _open_camera(number: int) -> Any:
+    if not 0 <= number < _MOST_CAMERAS:  # OpenCV 5.0 crashes for -1
+        raise InputError(f"camera {number}: expected a number from 0, which is the first one")
     capture = cv2.VideoCapture(number)
-    if number < 0 or not capture.isOpened():
+    if not capture.isOpened():
         capture.release()
         raise InputError(
             f"camera {number}: cannot be opened; 0 is the first one: is it connected, free (no other program "
-            f"uses it), and may this user read it (Linux: /dev/video{max(number, 0)})?"
+            f"uses it), and may this user read it (Linux: /dev/video{number})?"
         )
     return capture
 
