@@ -59,6 +59,11 @@ def run_videos(
             summary = run_video(detector, place, folder, name, score_threshold, options)
             show(timing_table(summary))
             note(_told(summary, folder, name))
+            if summary["frames_missing"]:
+                note(
+                    f"note: {summary['video']} announces {summary['frames_missing']} frames more than it has, "
+                    "although it was read to its last second: some are missing, or their rate varies"
+                )
             if summary["ended"] == "damaged":
                 note(f"error: {summary['fault']}; the frames before are kept")
                 status = DAMAGED
@@ -104,6 +109,7 @@ def run_video(
                 "score_threshold": score_threshold,
                 "frames": recorder.frames,
                 "frames_dropped": frames.dropped,
+                "frames_missing": video.missing,
                 "ended": ended,
                 "fault": fault,
                 "drawn": paths.video.name,

@@ -80,6 +80,7 @@ class Video:
         total: how many frames will be given, as the file announces it and ``max_frames`` limits it; None
             where neither is known.
         is_camera: whether it is a camera, which does not wait.
+        missing: after a file was read to the end of its time, how many frames it announces and does not have.
 
     Raises:
         InputError: a file that is no video, is empty or has frames of over `MAX_PIXELS`; a camera that cannot
@@ -116,6 +117,7 @@ class Video:
         self.rate = self._given_rate / every
         self.announced = 0 if self.is_camera else int(self._header(cv2.CAP_PROP_FRAME_COUNT))
         self.total = self._find_total()
+        self.missing = 0
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames. Raises DamagedVideo after the last one where the file announces more."""
@@ -218,6 +220,7 @@ class Video:
         by_time = round(self._last_ms / 1000 * self._given_rate) + 1
         # Matroska announces no number: OpenCV computes it from duration and rate. So the time counts, too.
         if max(frames, by_time) >= self.announced - max(1, self.announced // 100):
+            self.missing = max(self.announced - frames, 0)
             return
         raise DamagedVideo(
             f"{self.name}: damaged, incomplete or trimmed: it announces {self.announced} frames, and only "
