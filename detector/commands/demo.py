@@ -114,6 +114,8 @@ def find_images(places: Sequence[Path]) -> list[Path]:
             )
         elif place.exists():
             require_regular(place)
+            if place.suffix.lower() not in IMAGE_SUFFIXES:
+                _require_image(place)
             images.append(place)
         else:
             raise InputError(f"{place}: no such image or folder")
@@ -126,6 +128,19 @@ def find_images(places: Sequence[Path]) -> list[Path]:
             f"no image in {', '.join(map(str, places))}; known: {', '.join(IMAGE_SUFFIXES)}{hint}"
         )
     return images
+
+
+def _require_image(path: Path) -> None:
+    """Raise InputError where a file that is not named like an image is none; a video is not given here."""
+    from detector.data.images import upright_size
+
+    try:
+        upright_size(path)
+    except InputError:
+        raise InputError(
+            f"{path}: neither an image nor a video that can be read; images end with "
+            f"{', '.join(IMAGE_SUFFIXES)}, videos with {', '.join(VIDEO_SUFFIXES)}"
+        ) from None
 
 
 def find_videos(arguments: argparse.Namespace) -> list[Path | int]:

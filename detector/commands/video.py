@@ -61,8 +61,8 @@ def run_videos(
             note(_told(summary, folder, name))
             if summary["frames_missing"]:
                 note(
-                    f"note: {summary['video']} announces {summary['frames_missing']} frames more than it has, "
-                    "although it was read to its last second: some are missing, or their rate varies"
+                    f"note: {summary['video']} announces {summary['frames_missing']} frames more than it "
+                    "has, although it was read to its last second: some are missing, or their rate varies"
                 )
             if summary["ended"] == "damaged":
                 note(f"error: {summary['fault']}; the frames before are kept")

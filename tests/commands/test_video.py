@@ -159,6 +159,7 @@ def test_options_are_those_of_the_reader(tool: Tool, tiny: Load, clip: Path, tmp
         (["clip.partial.mp4", "--output", ".", "--name", "clip"], "would overwrite this one"),
         (["--camera", "-1"], "camera -1: expected a number from 0"),
         (["text.mp4"], "text.mp4: not a video that can be read"),
+        (["tiny.yaml"], r"tiny.yaml: neither an image nor a video that can be read; .*\.mp4"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
