@@ -15,7 +15,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import repeat
@@ -31,12 +31,15 @@ from torch import Tensor
 from detector.config import Config
 from detector.config.load import override, parse_config, parse_stored
 from detector.core.errors import InputError
+from detector.core.machine import available_cores
+from detector.core.pipeline import Pipeline, Worker
 from detector.core.structures import Batch, Detections, ImageRecord, Proposals, Targets
 from detector.data.given_regions import checked_boxes, checked_masks
 from detector.data.images import LoadedImage, upright_size
 from detector.data.in_memory import ImageLike, load_image
 from detector.data.paths import image_key
 from detector.data.samples import collate, make_sample
+from detector.data.video import Frame, Video, VideoPlace
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.determinism import cuda_algorithms
 from detector.engine.inference import RegionPredictor, Regions
@@ -283,7 +286,10 @@ class Detector:
         raised while the results are iterated over.
         """
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
-            raise InputError("stream: expected several images; for a single one, call the detector with it")
+            raise InputError(
+                "stream: expected several images; for a single one, call the detector with it; for a video "
+                "use detector.video"
+            )
         predictor = self._with_threshold(score_threshold)
         if proposals is not None:
             images = list(images)
@@ -291,10 +297,70 @@ class Detector:
             own_regions = boxes is not None or masks is not None
             pairs = _pairs(images, boxes, masks) if own_regions else zip(images, repeat(source), strict=False)
             for number, (image, own) in enumerate(pairs):
-                views = self._views(image, number, own)
+                views = self._views(image, _name_of(image) or f"image {number}", own)
                 with self._running(views):
                     predicted = predictor(views)
                 yield self._result(image, views[0].metas[0].original_size, predicted, score_threshold)
+
+    def video(
+        self,
+        source: VideoPlace,
+        *,
+        every: int = 1,
+        max_frames: int | None = None,
+        seconds: float | None = None,
+        score_threshold: float | None = None,
+        proposal_threads: int | None = None,
+    ) -> Generator[tuple[Frame, Result], None, None]:
+        """Yield each frame of a video with its result, in order; a `Frame` has the pixels and their time.
+
+        While the network runs, other threads decode the next frames and make their proposals. The results are
+        those of a call with the frame's pixels, bit for bit. A camera is never made to wait: it drops the
+        frames for which there is no time. Closing the generator ends the threads and closes the video.
+
+        Args:
+            source: the path of a video file, or the number of a camera, 0 for the first one.
+            every: take each ``every``-th frame only.
+            max_frames: end after so many frames.
+            seconds: end after so many seconds of the video, or of the camera's time.
+            score_threshold: as in a call.
+            proposal_threads: as in `frame_workers`.
+
+        Raises:
+            InputError: no video or camera, or an argument out of range. `DamagedVideo`, which is one, comes
+                after the last frame where the file announces more, or when a camera stops.
+        """
+        with (
+            Video(source, every=every, max_frames=max_frames, seconds=seconds) as frames,
+            frame_pipeline(frames, self.frame_workers(score_threshold, proposal_threads)) as results,
+        ):
+            yield from results
+
+    def frame_workers(
+        self, score_threshold: float | None = None, proposal_threads: int | None = None
+    ) -> list[Worker]:
+        """Return the workers of a `Pipeline` that turn each `Frame` into (frame, result).
+
+        ``proposal_threads`` make the proposals of as many frames at once; None takes one per core, less one
+        for the network, and at least one. Raises InputError for fewer than one.
+        """
+        threads = max(available_cores() - 1, 1) if proposal_threads is None else proposal_threads
+        if threads < 1:
+            raise InputError(f"proposal_threads: expected 1 or more, not {threads}")
+        predictor, source = self._with_threshold(score_threshold), self._own_source()
+
+        def prepare(frame: Frame) -> tuple[Frame, list[Batch]]:
+            return frame, self._views(frame.pixels, f"frame {frame.number}", source)
+
+        def predict(prepared: tuple[Frame, list[Batch]]) -> tuple[Frame, Result]:
+            frame, views = prepared
+            with self._running(views):
+                predicted = predictor(views)
+            size = views[0].metas[0].original_size
+            return frame, self._result(frame.pixels, size, predicted, score_threshold)
+
+        name = "prepare" if self.config.task == "classification" else "proposals"
+        return [Worker(name, prepare, threads), Worker("network", predict)]
 
     def classify(
         self, image: ImageLike, boxes: object = None, features: bool = False, *, masks: object = None
@@ -315,13 +381,12 @@ class Detector:
             raise InputError(
                 f"{self._source} classifies whole images and not regions; call it with the image"
             )
-        views = self._views(image, 0, _given(boxes, masks))
+        views = self._views(image, _name_of(image) or "image 0", _given(boxes, masks))
         with self._running(views):
             return _ordinary(predictor.regions(views, features=features))
 
-    def _views(self, image: ImageLike, number: int, source: Source) -> list[Batch]:
+    def _views(self, image: ImageLike, name: str, source: Source) -> list[Batch]:
         """Return the views of one image, made as the data pipeline makes those of a test image."""
-        name = _name_of(image) or f"image {number}"
         loaded = load_image(image, name)
         record = record_of(Path(name), loaded.size)
         proposals = source(record, loaded)
@@ -376,7 +441,7 @@ class Detector:
                 raise InputError(
                     f"{self._source} classifies whole images; it takes no boxes, masks or proposals"
                 )
-            yield lambda record, _: no_proposals(record)
+            yield self._own_source()
         elif proposals is not None:
             records = [_record_on_disk(image, number) for number, image in enumerate(images)]
             with self._opened(proposals, records) as store:
@@ -385,7 +450,13 @@ class Detector:
 
                 yield lambda record, _image: look_up(record)
         else:
-            yield self._made
+            yield self._own_source()
+
+    def _own_source(self) -> Source:
+        """Return what makes the proposals of an image by the checkpoint's method; a classifier needs none."""
+        if self.config.task == "classification":
+            return lambda record, _: no_proposals(record)
+        return self._made
 
     def _made(self, record: ImageRecord, image: LoadedImage) -> Proposals:
         """Return the proposals that the checkpoint's method makes for an image."""
@@ -416,6 +487,12 @@ class Detector:
 
 def _name_of(image: object) -> str | None:
     return str(Path(image)) if isinstance(image, str | os.PathLike) else None
+
+
+def frame_pipeline(video: Video, workers: Sequence[Worker]) -> Pipeline:
+    """Return the pipeline of a video's frames; a camera drops frames and keeps no others waiting."""
+    room = {"room": 1} if video.is_camera else {}
+    return Pipeline(video, workers, reading="decode", newest=video.is_camera, **room)
 
 
 def record_of(path: Path, size: tuple[int, int] | None = None) -> ImageRecord:

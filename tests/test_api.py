@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,13 +25,16 @@ from detector.config import Config
 from detector.core.errors import InputError
 from detector.core.masks import Masks
 from detector.core.structures import Detections, Proposals
+from detector.data.generated.clip import moving_shapes
 from detector.data.images import read_image
+from detector.data.video import Video
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.inference import Regions
 from detector.factory.data import class_names
 from detector.factory.model import build_model
 from detector.proposals.store import Entry, ProposalStore
 from detector.tasks.start import build_scorer
+from detector.visualize.video import VideoWriter
 from tests.conftest import PROJECT
 from tests.devices import each_device
 from tests.typed import present
@@ -259,6 +263,33 @@ def test_images_come_from_generators_one_at_a_time(make: Make, tiny_root: Path) 
         list(detector.stream(frames(), boxes=[BOXES]))
     with pytest.raises(InputError, match="expected several images"):
         next(detector.stream("photo.jpg"))  # a text is a sequence of texts, too
+
+
+def test_a_video_yields_its_frames_with_the_results_of_calls(make: Make, tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "clip.mp4", (96, 128), 25)
+    for scene in moving_shapes(9, (96, 128)):
+        writer.write(scene.image)
+    writer.finish()
+    detector = make("proposals.top_k_test=20")
+    for options in ({}, {"every": 4}, {"max_frames": 3}, {"score_threshold": 0.2, "proposal_threads": 3}):
+        threshold = options.get("score_threshold")
+        pairs = list(detector.video(tmp_path / "clip.mp4", **options))
+        with Video(tmp_path / "clip.mp4") as video:
+            frames = list(video)[:: int(options.get("every", 1))][: int(options.get("max_frames", 9))]
+        for (frame, result), expected in zip(pairs, frames, strict=True):
+            assert (frame.number, frame.time_ms) == (expected.number, expected.time_ms)
+            assert np.array_equal(frame.pixels, expected.pixels)
+            assert same(result, detector(expected.pixels, score_threshold=threshold))
+    stream = detector.video(tmp_path / "clip.mp4")
+    next(stream)
+    stream.close()
+    assert not [
+        thread for thread in threading.enumerate() if thread.name in ("decode", "proposals", "network")
+    ]
+    with pytest.raises(InputError, match="no such file"):
+        next(detector.video(tmp_path / "missing.mp4"))
+    with pytest.raises(InputError, match=r"for a video use detector\.video"):
+        next(detector.stream("clip.mp4"))
     assert detector([]) == []
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Detect objects, or name classes, in your own images with a trained checkpoint; write pictures and JSON."""
+"""Detect objects, or name classes, in your own images, videos or camera with a trained checkpoint."""
 
 import setup_check  # isort: skip  # noqa: F401
 

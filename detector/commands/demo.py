@@ -1,4 +1,4 @@
-"""Detect objects, or name classes, in your own images with a trained checkpoint; write pictures and JSON."""
+"""Detect objects, or name classes, in your own images, videos or camera with a trained checkpoint."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.commands import cli
+from detector.commands import video as video_demo
 from detector.core.errors import InputError, listed
 from detector.core.files import IMAGE_SUFFIXES, file_name_of, is_hidden, require_regular
 from detector.core.progress import note, track
+from detector.data.video import VIDEO_SUFFIXES, is_video
 
 if TYPE_CHECKING:
     from detector.api import Detector
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     arguments = parse()
+    videos = find_videos(arguments)
 
     from detector.api import Detector
     from detector.engine.checkpoint import load_checkpoint
@@ -32,10 +35,12 @@ def main() -> int:
     device = choose_device(arguments.device)
     use_cores(config, device, loaders=False)
     detector = Detector(config, checkpoint, device)
-    images = find_images([Path(place) for place in arguments.images])
+    images = [] if videos else find_images([Path(place) for place in arguments.images])
     threshold = arguments.score_threshold
     if threshold is None:
         threshold = default_threshold(detector)
+    if videos:
+        return video_demo.run_videos(detector, videos, Path(arguments.output), threshold, _options(arguments))
     folder, classifies = Path(arguments.output), config.task == "classification"
     results = run_demo(detector, images, folder, threshold)
     if classifies:
@@ -109,12 +114,75 @@ def find_images(places: Sequence[Path]) -> list[Path]:
             )
         elif place.exists():
             require_regular(place)
+            if place.suffix.lower() not in IMAGE_SUFFIXES:
+                _require_image(place)
             images.append(place)
         else:
             raise InputError(f"{place}: no such image or folder")
     if not images:
-        raise InputError(f"no image in {', '.join(map(str, places))}; known: {', '.join(IMAGE_SUFFIXES)}")
+        videos = [
+            path for place in places for path in place.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES
+        ]
+        hint = f"; name videos one by one, such as {sorted(videos)[0]}" if videos else ""
+        raise InputError(
+            f"no image in {', '.join(map(str, places))}; known: {', '.join(IMAGE_SUFFIXES)}{hint}"
+        )
     return images
+
+
+def _require_image(path: Path) -> None:
+    """Raise InputError where a file that is not named like an image is none; a video is not given here."""
+    from detector.data.images import upright_size
+
+    try:
+        upright_size(path)
+    except InputError:
+        raise InputError(
+            f"{path}: neither an image nor a video that can be read; images end with "
+            f"{', '.join(IMAGE_SUFFIXES)}, videos with {', '.join(VIDEO_SUFFIXES)}"
+        ) from None
+
+
+def find_videos(arguments: argparse.Namespace) -> list[Path | int]:
+    """Return the video files, or the number of the camera, that the command line names; none for images.
+
+    Raises:
+        InputError: images and videos together, neither, or options that are only for the other.
+    """
+    places = [Path(place) for place in arguments.images]
+    videos: list[Path | int] = [path for path in places if not path.is_dir() and is_video(path)]
+    if arguments.camera is not None:
+        videos.append(arguments.camera)
+    if len(videos) not in (0, len(places) + (arguments.camera is not None)) or (
+        places and arguments.camera is not None
+    ):
+        raise InputError(
+            "give either images, or videos, or a camera, and call the tool once for each of them"
+        )
+    if not videos:
+        for name in ("every", "max_frames", "seconds", "codec", "name", "proposal_threads"):
+            if getattr(arguments, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} is for videos and cameras, and there is none; leave it out")
+        if not places:
+            raise InputError("no image: name image files, folders, or videos, or --camera 0")
+    elif arguments.proposals:
+        raise InputError(
+            "--proposals: boxes are looked up by file name, and the frames of a video have none; leave it "
+            "out, so that the checkpoint's method makes them, or give frames as image files"
+        )
+    return videos
+
+
+def _options(arguments: argparse.Namespace) -> video_demo.Options:
+    return video_demo.Options(
+        every=1 if arguments.every is None else arguments.every,
+        max_frames=arguments.max_frames,
+        seconds=arguments.seconds,
+        codec=arguments.codec or "mp4v",
+        name=arguments.name,
+        proposal_threads=arguments.proposal_threads,
+    )
 
 
 def run_demo(
@@ -178,14 +246,42 @@ def print_classes(result: dict[str, Any], score_threshold: float) -> None:
     note(f"{result['image']}: {shown or 'no class'}")
 
 
+def _add_video_arguments(parser: argparse.ArgumentParser) -> None:
+    videos = parser.add_argument_group("videos and cameras")
+    videos.add_argument(
+        "--camera", type=int, metavar="N", help="a camera: 0 is the first one; Ctrl-C ends it"
+    )
+    videos.add_argument("--every", type=int, metavar="N", help="take each N-th frame only")
+    videos.add_argument("--max-frames", type=int, metavar="N", help="end after N frames")
+    videos.add_argument(
+        "--seconds", type=float, metavar="S", help="end after S seconds of the video, or of the camera's time"
+    )
+    videos.add_argument(
+        "--codec",
+        metavar="NAME",
+        help="of the drawn video: mp4v (default), h264 (where OpenCV can), vp9 or mjpg",
+    )
+    videos.add_argument("--name", help="of the written files, without suffix (default: the video's)")
+    videos.add_argument(
+        "--proposal-threads",
+        type=int,
+        metavar="N",
+        help="frames whose proposals are made at the same time (default: one per core, less one)",
+    )
+
+
 def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "",
         "python tools/demo.py --checkpoint runs/quickstart/checkpoints/best.pt my_photos/ --output drawn",
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files, or folders of them"
+        "images",
+        nargs="*",
+        metavar="IMAGE_FOLDER_OR_VIDEO",
+        help="image files and folders of them, or video files",
     )
+    _add_video_arguments(parser)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a checkpoint of tools/train.py")
     parser.add_argument("--output", required=True, metavar="DIR", help="where pictures and JSON go")
     parser.add_argument(

@@ -35,7 +35,7 @@ COMMANDS = (
         together=True,
     ),
     Command("refit", "refit", "fit another head on stored features, for other labels, without any image"),
-    Command("demo", "demo", "detect objects in your own images, or classify the images"),
+    Command("demo", "demo", "detect objects in your own images, videos or camera, or classify them"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command(
         "embed",

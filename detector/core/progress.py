@@ -115,6 +115,30 @@ def progress_bar(description: str) -> Iterator[ReportProgress]:
             bar.remove_task(task)  # there was nothing to do
 
 
+@contextmanager
+def frame_progress(description: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+    """Provide a function that shows how many frames are done, of ``total`` if that is known, and a text.
+
+    It prints lines like those of `progress_bar` where there is no terminal.
+    """
+    if not _draws_bars():
+        printed = time.monotonic()
+
+        def report(done: int, text: str) -> None:
+            nonlocal printed
+            if time.monotonic() - printed >= _EVERY:
+                printed = time.monotonic()
+                note(f"{description}: {done}{'' if total is None else f' of {total}'} frames, {text}")
+
+        yield report
+        return
+    with _bar() as bar:
+        task = bar.add_task(printable(description), total=total, metrics="")
+        yield lambda done, text: bar.update(
+            task, completed=done, metrics=text if total is not None else f"{done} frames  {text}"
+        )
+
+
 def _lines(description: str) -> ReportProgress:
     """Return a function that prints items done, items per second and time left every ``_EVERY`` seconds."""
     started = printed = time.monotonic()

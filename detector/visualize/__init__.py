@@ -1,6 +1,6 @@
 """Pictures: boxes drawn on images, and pages that summarise a run, a data set, proposals or pooling."""
 
-from detector.visualize.classified import ClassifiedImage, draw_class_scores, score_rows
+from detector.visualize.classified import ClassifiedImage, draw_class_scores, label_with_classes, score_rows
 from detector.visualize.drawing import class_colour, draw_detections, draw_targets, save_image
 from detector.visualize.grid import example_grid
 from detector.visualize.page import run_charts
@@ -12,6 +12,7 @@ __all__ = [
     "draw_detections",
     "draw_targets",
     "example_grid",
+    "label_with_classes",
     "run_charts",
     "save_image",
     "score_rows",

@@ -56,6 +56,28 @@ def draw_class_scores(classified: ClassifiedImage, classes: Sequence[str]) -> np
     return np.array(picture)
 
 
+def label_with_classes(
+    image: np.ndarray, scores: Sequence[float], classes: Sequence[str], score_threshold: float
+) -> np.ndarray:
+    """Return a copy of ``image`` (H, W, 3) uint8 RGB with its classes written into the upper left corner.
+
+    The classes that score at least ``score_threshold`` are written by falling score, as many as fit.
+    """
+    picture = Image.fromarray(image)
+    draw, height = ImageDraw.Draw(picture), 0
+    letters = font(int(np.clip(round(min(image.shape[:2]) / 20), 9, 48)))
+    line = sum(letters.getmetrics())
+    for k in sorted(range(len(classes)), key=lambda k: -scores[k]):
+        if scores[k] < score_threshold or height + line > image.shape[0]:
+            break
+        text, colour = f"{printable(classes[k])} {scores[k]:.2f}", class_colour(k + 1)
+        draw.rectangle((0, height, letters.getlength(text) + 8, height + line - 1), fill=colour)
+        ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
+        draw.text((4, height), text, fill=ink, font=letters)
+        height += line
+    return np.array(picture)
+
+
 def _write_class(
     draw: ImageDraw.ImageDraw, top: int, name: str, label: int, score: float, presence: int
 ) -> None:

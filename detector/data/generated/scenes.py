@@ -136,7 +136,7 @@ def _dull_colours(rng: Generator, count: int) -> np.ndarray:
     return _colours(rng, count, saturation=(0.0, 0.35), value=(0.25, 0.85))
 
 
-def _background(rng: Generator, size: tuple[int, int]) -> np.ndarray:
+def draw_background(rng: Generator, size: tuple[int, int]) -> np.ndarray:
     """Return a textured background (H, W, 3) with a few thin strokes, which belong to no class."""
     image = _texture(rng, size, _dull_colours(rng, 1)[0], spread=32)
     for _ in range(rng.integers(0, 4)):
@@ -165,12 +165,18 @@ def _paint(rng: Generator, image: np.ndarray, shape: Shape) -> None:
     window = np.s_[max(y1 - 3, 0) : y2 + 3, max(x1 - 3, 0) : x2 + 3]
     canvas, coverage = image[window], shape.coverage[window]
     kernel = np.ones((5, 5), np.uint8)
-    colour = _pick_colour(rng, canvas[cv2.dilate(coverage, kernel) > 0][::7], shape.faint)
-    fill = _texture(rng, coverage.shape, colour, spread=6 if shape.faint else 14)
-    if rng.random() < 0.6 and not shape.faint:
-        rim = (coverage - cv2.erode(coverage, kernel))[..., None]
-        fill += 0.6 * rim * (np.float32(rng.choice((0, 255))) - fill)
+    fill = draw_fill(rng, canvas[cv2.dilate(coverage, kernel) > 0][::7], coverage, faint=shape.faint)
     canvas += coverage[..., None] * (fill - canvas)
+
+
+def draw_fill(rng: Generator, behind: np.ndarray, coverage: np.ndarray, *, faint: bool) -> np.ndarray:
+    """Return a textured fill (h, w, 3) float32 for ``coverage`` (h, w), in contrast to ``behind`` (n, 3)."""
+    colour = _pick_colour(rng, behind, faint)
+    fill = _texture(rng, coverage.shape, colour, spread=6 if faint else 14)
+    if rng.random() < 0.6 and not faint:
+        rim = (coverage - cv2.erode(coverage, np.ones((5, 5), np.uint8)))[..., None]
+        fill += 0.6 * rim * (np.float32(rng.choice((0, 255))) - fill)
+    return fill
 
 
 def draw_scene(
@@ -179,7 +185,7 @@ def draw_scene(
     place: Callable[[Generator, tuple[int, int]], list[Shape]] = random_shapes,
 ) -> Scene:
     """Return a random scene of ``size`` (height, width) in pixels; ``place`` chooses its shapes."""
-    image, shapes = _background(rng, size), place(rng, size)
+    image, shapes = draw_background(rng, size), place(rng, size)
     for shape in shapes:
         _paint(rng, image, shape)
     image += rng.uniform(1, 6) * rng.standard_normal(image.shape, dtype=np.float32)

@@ -89,13 +89,13 @@ def random_shape(rng: Generator, size: tuple[int, int], names: Sequence[str] = C
     return Shape(
         name=name,
         outlines=placed,
-        coverage=_rasterise(placed, size),
+        coverage=rasterise(placed, size),
         area=areas[0] - sum(areas[1:]),
         faint=bool(rng.random() < 0.06),
     )
 
 
-def _rasterise(outlines: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+def rasterise(outlines: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Return the covered fraction (H, W) of each pixel; (0, 0) is the image's top left corner."""
     height, width = size
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
