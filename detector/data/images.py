@@ -31,12 +31,12 @@ from detector.core.errors import InputError
 from detector.core.files import require_regular
 
 # Pillow's names of the formats that OpenCV decodes too.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _REPLACE = (
     "replace the file or leave its id out of the split (tools/check_data.py --fix-list LIST finds all such "
     "images, data.leave_out=LIST leaves them out)"
 )
-_GIVE_ANOTHER = f"give a whole image file of one of the formats {', '.join(_FORMATS)}"
+_GIVE_ANOTHER = f"give a whole image file of one of the formats {', '.join(FORMATS)}"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -295,7 +295,7 @@ def _header(path: _Source, most: int | None = None) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warnings about large images and odd headers
             opened = path if isinstance(path, Path) else io.BytesIO(path.content)
-            with Image.open(opened, formats=_FORMATS) as image:
+            with Image.open(opened, formats=FORMATS) as image:
                 if image.height * image.width > most:
                     raise _too_many(path, most, (image.height, image.width))
                 yield image
