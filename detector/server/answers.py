@@ -21,18 +21,22 @@ class Problem(_Answer):
 
 
 class ClassScore(_Answer):
+    """A class and its score: a probability, or the margin of an SVM."""
+
     class_: Annotated[str, Field(alias="class")]
     score: float
 
 
 class Detection(ClassScore):
+    """A class, its score, and where the object is."""
+
     box: Annotated[Box, Field(description="x1, y1, x2, y2, half-open, in pixels of the upright image")]
 
 
 class Seconds(_Answer):
-    """How long each part of the request took; ``waiting`` is the time in the queue."""
+    """How many seconds each part of the request took."""
 
-    waiting: float
+    waiting: Annotated[float, Field(description="in the queue")]
     decode: float
     proposals: float = 0.0
     network: Annotated[float, Field(description="with the resizing of the image and the suppression")]
@@ -41,14 +45,14 @@ class Seconds(_Answer):
 class Made(_Answer):
     """Where the regions that were scored came from, and their number."""
 
-    method: str
+    method: Annotated[str, Field(description="a name of /model, or boxes for regions of the request")]
     count: int
 
 
 class _OfImage(_Answer):
     image: Annotated[None, Field(description="always null: the name of the file is not used")] = None
     height: Annotated[int, Field(description="of the upright image, in pixels")]
-    width: int
+    width: Annotated[int, Field(description="of the upright image, in pixels")]
     classes: list[str]
     seconds: Seconds
 
@@ -67,9 +71,11 @@ class Scores(_OfImage):
 
 
 class Region(_Answer):
-    box: Box
+    """The scores of a region."""
+
+    box: Annotated[Box, Field(description="as it was given")]
     scores: Annotated[list[float], Field(description="one per class, in the order of classes")]
-    background: float
+    background: Annotated[float, Field(description="the score of no object; 0 for SVMs")]
     best: Annotated[Detection, Field(description="the class with the highest score, and the box it gives")]
 
 
@@ -80,14 +86,16 @@ class RegionScores(_OfImage):
 
 
 class Choice(_Answer):
-    name: str
-    title: str
+    """A way to make proposals."""
+
+    name: Annotated[str, Field(description="for the field proposals of a request")]
+    title: Annotated[str, Field(description="for people")]
 
 
 class Model(_Answer):
     """What the server knows about its checkpoint, and its limits."""
 
-    version: str
+    version: Annotated[str, Field(description="of region-detector")]
     task: Literal["detection", "classification"]
     classes: list[str]
     colours: Annotated[list[str], Field(description="a colour #rrggbb per class")]
@@ -99,15 +107,17 @@ class Model(_Answer):
         float | None, Field(description="the threshold with the best F1 on the validation images")
     ]
     score_threshold: Annotated[float | None, Field(description="detections score more than this")]
-    nms_threshold: float | None
-    max_detections: int | None
+    nms_threshold: Annotated[
+        float | None, Field(description="of two boxes of a class with a higher IoU, one is dropped")
+    ]
+    max_detections: Annotated[int | None, Field(description="per image")]
     scales: Annotated[list[int], Field(description="shorter sides of the network's input, in pixels")]
-    max_size: int
+    max_size: Annotated[int, Field(description="of the longer side, in pixels")]
     proposals: Annotated[list[Choice], Field(description="what proposals of a request may be; default first")]
-    max_pixels: int
-    max_boxes: int
-    max_upload_bytes: int
-    formats: list[str]
+    max_pixels: Annotated[int, Field(description="of an image")]
+    max_boxes: Annotated[int, Field(description="of a request")]
+    max_upload_bytes: Annotated[int, Field(description="of a request")]
+    formats: Annotated[list[str], Field(description="of image files, recognised by their content")]
 
 
 class Health(_Answer):

@@ -158,7 +158,18 @@ def build_application(service: Service, limits: Limits) -> Gate:
     else:
         _add_detection(router, service, turns)
     application.include_router(router)
+    _complete_description(application)
     return gate
+
+
+def _complete_description(application: FastAPI) -> None:
+    """Let the description say what FastAPI does not: which fields a form may have, and which together."""
+    form: dict[str, Any]
+    for name, form in application.openapi()["components"]["schemas"].items():
+        if name.startswith("Body_"):
+            form["additionalProperties"] = False
+            if {"boxes", "proposals"} <= set(form["properties"]):
+                form["not"] = {"required": ["boxes", "proposals"]}
 
 
 def _problems() -> dict[int | str, dict[str, Any]]:
