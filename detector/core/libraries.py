@@ -54,11 +54,7 @@ def check_network_name(name: str) -> None:
 
 def require_server() -> None:
     """Raise InputError, with the command that installs it, if a package of the extra ``serve`` is missing."""
-    missing = [
-        package
-        for package, module in _SERVER.items()
-        if importlib.util.find_spec(module) is None
-    ]
+    missing = [package for package, module in _SERVER.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise InputError(
             f'the server needs {", ".join(missing)}: pip install "region-detector[serve]", or '

@@ -322,9 +322,7 @@ def _too_many(path: _Source, most: int, size: tuple[int, int] | None = None) -> 
     )
 
 
-def _read_bytes(
-    path: _Source, most: int | None = None
-) -> tuple[np.ndarray, _Depth, tuple[int, int] | None]:
+def _read_bytes(path: _Source, most: int | None = None) -> tuple[np.ndarray, _Depth, tuple[int, int] | None]:
     """Return the bytes (n,) uint8 of an image file that may be decoded, and the depth of its samples.
 
     The third value is as the second of `_read_whole`; ``most`` is as in `_header`.

@@ -35,9 +35,10 @@ def load_image(image: object, name: str) -> LoadedImage:
 
     A path is read by `open_image`, and bytes, which are the content of such a file, are decoded in the same
     way. So large photographs are decoded in a smaller size for the network, as in evaluation. A `LoadedImage`
-    is taken as it is; every other image is resized from all of its pixels. A Pillow image is treated like a file:
-    its EXIF orientation is applied, grey becomes RGB, transparency is dropped, and of 16 bits the highest 8
-    are kept. An array must be in RGB order: BGR, as OpenCV reads images, cannot be distinguished from RGB.
+    is taken as it is; every other image is resized from all of its pixels. A Pillow image is treated like a
+    file: its EXIF orientation is applied, grey becomes RGB, transparency is dropped, and of 16 bits the
+    highest 8 are kept. An array must be in RGB order: BGR, as OpenCV reads images, cannot be distinguished
+    from RGB.
 
     Raises:
         InputError: a file that cannot be read, another type, or an array of another shape or type.

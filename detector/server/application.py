@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -47,10 +48,15 @@ _Image = Annotated[UploadFile, File(description="the content of an image file; i
 # FastAPI does not validate defaults. These are None and not `X | None`, since a form has no null.
 _Threshold = Annotated[
     float,
-    Form(allow_inf_nan=False, description="only detections that score more; by default score_threshold of /model"),
+    Form(
+        allow_inf_nan=False,
+        description="only detections that score more; by default score_threshold of /model",
+    ),
 ]
 _Boxes = Json[Annotated[list[Box], Field(max_length=MAX_BOXES)]]
-_BOXES = "regions to score, as JSON: a list of boxes x1, y1, x2, y2, half-open, in pixels of the upright image"
+_BOXES = (
+    "regions to score, as JSON: a list of boxes x1, y1, x2, y2, half-open, in pixels of the upright image"
+)
 _PAGES = {"/": "page.html", "/docs": "reference.html"}
 
 
@@ -63,7 +69,7 @@ class _Turns:
         self._threads = ThreadPoolExecutor(gate.limits.in_flight, "detector")
 
     async def run(self, receive: Receive, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what ``work`` returns, with the time of waiting; not even start it for a client that is gone."""
+        """Return what ``work`` returns, with the time of waiting; do not start it for a client that is gone."""
         start = time.perf_counter()
         await self._turn(receive)
         begin = time.perf_counter()
@@ -96,15 +102,11 @@ class _UploadRequest(Request):
     fields: frozenset[str] = frozenset()
 
     async def form(self, **_: Any) -> Any:  # type: ignore[override,unused-ignore]
-        if self._form is None:
-            self._form = await self._parsed()
-        return self._form
-
-    async def _parsed(self) -> Any:
         if not self.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise HTTPException(415, "Send the image as multipart/form-data, in the field 'image'.")
         parser = MultiPartParser(self.headers, self.stream(), max_files=1, max_fields=_FORM_FIELDS)
-        parser.spool_max_size = 0  # nothing is written to the disk; the gate has limited the size
+        # Nothing is written to the disk; the gate has limited the size. Starlette has changed this name.
+        parser.spool_max_size = parser.max_file_size = sys.maxsize
         try:
             form = await parser.parse()
         except (MultiPartException, KeyError) as error:
@@ -193,7 +195,7 @@ def _add_detection(router: APIRouter, service: Service, turns: _Turns) -> None:
         request: Request,
         image: _Image,
         boxes: Annotated[_Boxes, Form(description=_BOXES)] = None,  # type: ignore[assignment]
-        proposals: Annotated[str, proposals_form] = None,  # type: ignore[assignment]
+        proposals: Annotated[str, proposals_form] = None,  # type: ignore[assignment]  # noqa: RUF013
         score_threshold: _Threshold = None,  # type: ignore[assignment]
     ) -> Detections:
         """Return all detections above the threshold, by falling score."""

@@ -104,7 +104,8 @@ class Gate:
         name = _host_name(host)
         if not (name == "localhost" or _is_address(name) or name in self.limits.hosts):
             raise Refusal(
-                400, f"This server is not called {name!r:.100}; start it with --allow-host to allow this name."
+                400,
+                f"This server is not called {name!r:.100}; start it with --allow-host to allow this name.",
             )
         if method != "POST":
             return

@@ -87,13 +87,11 @@ class Service:
         with clock("network"):
             found = self.detector.classify(image, checked)
         best = found.scores[:, 1:].argmax(dim=1).tolist()
-        rows = zip(
-            checked.tolist(), found.scores.tolist(), best, found.boxes[:, 1:].tolist(), strict=True
-        )
+        rows = zip(boxes, found.scores.tolist(), best, found.boxes[:, 1:].tolist(), strict=True)
         classes = list(self.detector.classes)
         regions = [
             {
-                "box": box,
+                "box": list(box),
                 "scores": scores[1:],
                 "background": scores[0],
                 "best": {"class": classes[top], "score": scores[1 + top], "box": moved[top]},

@@ -85,9 +85,7 @@ def test_proposals_may_be_chosen(detector_of: Make, photo: Path, open_client: Op
     for name in names[1:3]:
         mode = name.removeprefix("selective_search_")
         search = f"proposals={{method: selective_search, mode: {mode}, top_k_test: 300}}"
-        answer = client.post(
-            "/detect", files={"image": photo.read_bytes()}, data={"proposals": name}
-        ).json()
+        answer = client.post("/detect", files={"image": photo.read_bytes()}, data={"proposals": name}).json()
         assert answer["proposals"]["method"] == name
         assert answer["detections"] == detector_of(LOW, search)(photo).to_dict()["detections"]
 
@@ -237,7 +235,10 @@ def test_the_name_of_the_file_is_not_used(
 
 
 def test_a_failure_is_logged_and_not_told(
-    detector: Detector, photo: Path, open_client: Open, monkeypatch: pytest.MonkeyPatch,
+    detector: Detector,
+    photo: Path,
+    open_client: Open,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: Any) -> None:

@@ -214,7 +214,7 @@ def test_a_port_in_use_is_one_clear_error() -> None:
         pytest.raises(InputError, match="another program uses this port; choose another one"),
     ):
         listen("127.0.0.1", opened.getsockname()[1])
-    with pytest.raises(InputError, match="--host no.such.host.invalid: this name is unknown"):
+    with pytest.raises(InputError, match=r"--host no\.such\.host\.invalid: this name is unknown"):
         listen("no.such.host.invalid", 0)
 
 
