@@ -21,7 +21,7 @@ from fastapi import APIRouter, FastAPI, File, Form, Request, Response, UploadFil
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import Field, Json
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -53,10 +53,18 @@ _Threshold = Annotated[
         description="only detections that score more; by default score_threshold of /model",
     ),
 ]
-_Boxes = Json[Annotated[list[Box], Field(max_length=MAX_BOXES)]]
-_BOXES = (
-    "regions to score, as JSON: a list of boxes x1, y1, x2, y2, half-open, in pixels of the upright image"
-)
+_BOXES = TypeAdapter(Annotated[list[Box], Field(max_length=MAX_BOXES)])
+_Boxes = Annotated[
+    str,  # the text of JSON, since not every version of FastAPI reads JSON in a form
+    Form(
+        description="regions to score, as JSON: a list of boxes x1, y1, x2, y2, half-open, in pixels of the "
+        "upright image",
+        json_schema_extra={
+            "contentMediaType": "application/json",
+            "contentSchema": _BOXES.json_schema(),
+        },
+    ),
+]
 _PAGES = {"/": "page.html", "/docs": "reference.html"}
 
 
@@ -69,7 +77,7 @@ class _Turns:
         self._threads = ThreadPoolExecutor(gate.limits.in_flight, "detector")
 
     async def run(self, receive: Receive, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what ``work`` returns, with the time of waiting; do not start it for a client that is gone."""
+        """Return what ``work`` returns, with the time of waiting; it never starts if the client is gone."""
         start = time.perf_counter()
         await self._turn(receive)
         begin = time.perf_counter()
@@ -194,21 +202,29 @@ def _add_detection(router: APIRouter, service: Service, turns: _Turns) -> None:
     async def detect(
         request: Request,
         image: _Image,
-        boxes: Annotated[_Boxes, Form(description=_BOXES)] = None,  # type: ignore[assignment]
+        boxes: _Boxes = None,  # type: ignore[assignment]
         proposals: Annotated[str, proposals_form] = None,  # type: ignore[assignment]  # noqa: RUF013
         score_threshold: _Threshold = None,  # type: ignore[assignment]
     ) -> Detections:
         """Return all detections above the threshold, by falling score."""
-        work = partial(service.detect, await image.read(), proposals, boxes, score_threshold)
+        regions = None if boxes is None else _read_boxes(boxes)
+        work = partial(service.detect, await image.read(), proposals, regions, score_threshold)
         return await turns.run(request.receive, work)  # type: ignore[return-value]
 
     @router.post("/classify", summary="Score regions of an image")
-    async def classify(
-        request: Request, image: _Image, boxes: Annotated[_Boxes, Form(description=_BOXES)]
-    ) -> RegionScores:
+    async def classify(request: Request, image: _Image, boxes: _Boxes) -> RegionScores:
         """Return the scores of all classes for each region; nothing is left out or suppressed."""
-        work = partial(service.classify, await image.read(), boxes)
+        work = partial(service.classify, await image.read(), _read_boxes(boxes))
         return await turns.run(request.receive, work)  # type: ignore[return-value]
+
+
+def _read_boxes(text: str) -> list[Box]:
+    try:
+        return _BOXES.validate_json(text)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**fault, "loc": ("boxes", *fault["loc"])} for fault in error.errors()]
+        ) from None
 
 
 def _add_classification(router: APIRouter, service: Service, turns: _Turns) -> None:

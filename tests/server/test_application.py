@@ -155,7 +155,7 @@ def test_the_model_is_described(detector: Detector, open_client: Open) -> None:
     [
         ({"boxes": "[[1, 2, 3]]"}, "boxes.0: List should have at least 4 items"),
         ({"boxes": "[[1, 2, 3"}, "boxes: Invalid JSON"),
-        ({"boxes": '{"a": 1}'}, "boxes: Input should be a valid list"),
+        ({"boxes": '{"a": 1}'}, "boxes: Input should be a valid array"),
         ({"boxes": "[[1, 2, 3, NaN]]"}, "box 0, [1.0, 2.0, 3.0, nan], is not finite"),
         ({"boxes": "[[1, 2, 1e400, 3]]"}, "is not finite"),
         ({"boxes": "[[0, 0, 9, 9], [9, 2, 3, 8]]"}, "the image: box 1, [9.0, 2.0, 3.0, 8.0], is reversed"),
