@@ -198,7 +198,7 @@ if __name__ == "__main__":  # true for setuptools and pip as well
     setup(
         packages=[*find_packages(include=["detector*"]), *configs],
         package_dir={"detector.configs": "configs"},
-        package_data={name: ["*.yaml", "*.json"] for name in configs},
+        package_data={"detector.server": ["*.html"], **{name: ["*.yaml", "*.json"] for name in configs}},
         ext_modules=extensions(),
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},

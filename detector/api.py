@@ -249,8 +249,9 @@ class Detector:
         """Return the detections of an image, or a list of them for a list of images.
 
         Args:
-            image: a path, an array (H, W, 3) uint8 in RGB order (BGR cannot be recognised), a Pillow image,
-                or a list of these. EXIF orientation is applied to files and Pillow images.
+            image: a path, the bytes of an image file, an array (H, W, 3) uint8 in RGB order (BGR cannot be
+                recognised), a Pillow image, or a list of these. EXIF orientation is applied to files and
+                Pillow images.
             boxes: regions of your own to classify instead of proposals, (P, 4): x1, y1, x2, y2, half-open, in
                 pixels of the upright image; for a list of images, a list with one such array per image.
             masks: the same as masks instead of boxes: a boolean array (P, H, W), or a list of run-length
@@ -285,7 +286,7 @@ class Detector:
         ``images`` may be a generator; with ``proposals`` it is read completely at the start. Errors are
         raised while the results are iterated over.
         """
-        if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
+        if isinstance(images, str | os.PathLike | bytes | np.ndarray | Image.Image):
             raise InputError(
                 "stream: expected several images; for a single one, call the detector with it; for a video "
                 "use detector.video"

@@ -29,7 +29,8 @@ RULES: dict[str, set[str]] = {
     "tasks": LIBRARY | {"factory"},
     "staged": LIBRARY | {"factory", "tasks"},
     "api": LIBRARY | {"factory", "tasks"},
-    "commands": LIBRARY | {"factory", "tasks", "staged", "api"},
+    "server": LIBRARY | {"factory", "tasks", "api"},
+    "commands": LIBRARY | {"factory", "tasks", "staged", "api", "server"},
 }
 PARTS = set(RULES) | {"__init__", "__main__"}
 """``detector/__init__.py`` gives ``Detector`` on first use, and ``__main__.py`` runs the commands."""

@@ -36,6 +36,7 @@ COMMANDS = (
     ),
     Command("refit", "refit", "fit another head on stored features, for other labels, without any image"),
     Command("demo", "demo", "detect objects in your own images, videos or camera, or classify them"),
+    Command("serve", "serve", "show a detector in the browser, and answer requests over HTTP"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command(
         "embed",

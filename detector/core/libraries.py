@@ -1,4 +1,4 @@
-"""The names of the networks of torchvision and timm, for checking a config without building a network."""
+"""Packages that are not always there: the networks of torchvision and timm, and those of the server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from detector.core.errors import InputError, nearest
 
 LIBRARIES = ("torchvision", "timm")
 """What a network's name ``library:NAME`` may begin with; any other beginning is a module of the user."""
+_SERVER = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python-multipart": "python_multipart"}
+"""The packages of the extra ``serve``, with their modules."""
 
 
 @lru_cache
@@ -48,3 +50,13 @@ def check_network_name(name: str) -> None:
         listed = "timm.list_models() lists them"
     if own not in known:
         raise InputError(f"{library} has no classification network {own!r}{nearest(own, known)}; {listed}")
+
+
+def require_server() -> None:
+    """Raise InputError, with the command that installs it, if a package of the extra ``serve`` is missing."""
+    missing = [package for package, module in _SERVER.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise InputError(
+            f'the server needs {", ".join(missing)}: pip install "region-detector[serve]", or '
+            f"pip install {' '.join(missing)}"
+        )

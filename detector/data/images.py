@@ -13,6 +13,7 @@ such data are scaled to 16 bits; so it counts only where the values show that th
 
 from __future__ import annotations
 
+import io
 import mmap
 import re
 import struct
@@ -24,17 +25,18 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from detector.core.errors import InputError
 from detector.core.files import require_regular
 
 # Pillow's names of the formats that OpenCV decodes too.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _REPLACE = (
     "replace the file or leave its id out of the split (tools/check_data.py --fix-list LIST finds all such "
     "images, data.leave_out=LIST leaves them out)"
 )
+_GIVE_ANOTHER = f"give a whole image file of one of the formats {', '.join(FORMATS)}"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -67,6 +69,27 @@ class TruncatedImage(InputError):
 
 class WrongImageSize(InputError):
     """An image whose size differs from its annotation."""
+
+
+class TooManyPixels(InputError):
+    """An image of more pixels than are decoded."""
+
+
+class NotAnImage(InputError):
+    """A file whose content is of none of the image formats that are read."""
+
+
+class _InMemory(NamedTuple):
+    """An image file that lies in memory; its name stands for it in errors."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_Source = Path | _InMemory
 
 
 class LoadedImage:
@@ -130,7 +153,30 @@ def open_image(
     Raises:
         InputError: as `read_image`.
     """
-    data, depth, frame = _read_bytes(path)
+    return _open(path, size, at_least)
+
+
+def decode_image(content: bytes, name: str, max_pixels: int | None = None) -> LoadedImage:
+    """Decode the ``content`` of an image file, exactly as `open_image` decodes the file.
+
+    ``name`` stands for the image in errors. An image of more than ``max_pixels`` pixels is refused after a
+    look at its header; None takes `MAX_PIXELS`, which no limit can exceed.
+
+    Raises:
+        InputError: the content is none of the known formats (`NotAnImage`), has too many pixels
+            (`TooManyPixels`), ends too early (`TruncatedImage`) or is damaged.
+    """
+    most = MAX_PIXELS if max_pixels is None else min(max_pixels, MAX_PIXELS)
+    return _open(_InMemory(name, content), most=most)
+
+
+def _open(
+    path: _Source,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+    most: int | None = None,
+) -> LoadedImage:
+    data, depth, frame = _read_bytes(path, most)
     reducible = frame is not None and _is_reducible(frame, size or frame)
     factor = reduction(size, at_least) if reducible and size is not None and at_least is not None else 1
     ignored = 0
@@ -206,7 +252,7 @@ def check_image(path: Path, size: tuple[int, int] | None = None) -> None:
         raise _wrong_size(path, upright, size)
 
 
-def _wrong_size(path: Path, actual: tuple[int, ...], annotated: tuple[int, int]) -> WrongImageSize:
+def _wrong_size(path: _Source, actual: tuple[int, ...], annotated: tuple[int, int]) -> WrongImageSize:
     return WrongImageSize(
         f"{path}: the image is {actual[1]}x{actual[0]} pixels, its annotation says "
         f"{annotated[1]}x{annotated[0]}; correct the annotation's <size> or put back the right image"
@@ -237,57 +283,67 @@ def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _header(path: Path) -> Iterator[Image.Image]:
-    """Open an image without decoding it, so that its size can be refused first."""
-    require_regular(path)
+def _header(path: _Source, most: int | None = None) -> Iterator[Image.Image]:
+    """Open an image without decoding it, so that a size of over ``most`` pixels can be refused first.
+
+    ``most`` None is `MAX_PIXELS`.
+    """
+    most = MAX_PIXELS if most is None else most
+    if isinstance(path, Path):
+        require_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warnings about large images and odd headers
-            with Image.open(path, formats=_FORMATS) as image:
-                if image.height * image.width > MAX_PIXELS:
-                    raise InputError(_bomb(path, f" ({image.width}x{image.height})"))
+            opened = path if isinstance(path, Path) else io.BytesIO(path.content)
+            with Image.open(opened, formats=FORMATS) as image:
+                if image.height * image.width > most:
+                    raise _too_many(path, most, (image.height, image.width))
                 yield image
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(_bomb(path, "")) from None
+        raise _too_many(path, most) from None
+    except UnidentifiedImageError:
+        raise NotAnImage(f"{path}: not a readable image; {_advice(path)}") from None
     except Exception as error:  # Pillow raises many kinds for a damaged header
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
-        raise InputError(f"{path}: not a readable image; {_REPLACE}") from None
+        raise InputError(f"{path}: not a readable image; {_advice(path)}") from None
 
 
-def _bomb(path: Path, size: str) -> str:
-    return f"{path}: more than {MAX_PIXELS} pixels{size}, which is refused; cut the image into tiles"
+def _advice(path: _Source) -> str:
+    return _REPLACE if isinstance(path, Path) else _GIVE_ANOTHER
 
 
-def _read_bytes(path: Path) -> tuple[np.ndarray, _Depth, tuple[int, int] | None]:
+def _too_many(path: _Source, most: int, size: tuple[int, int] | None = None) -> TooManyPixels:
+    stated = "" if size is None else f" ({size[1]}x{size[0]})"
+    return TooManyPixels(
+        f"{path}: more than {most} pixels{stated}, which is refused; cut the image into tiles"
+    )
+
+
+def _read_bytes(path: _Source, most: int | None = None) -> tuple[np.ndarray, _Depth, tuple[int, int] | None]:
     """Return the bytes (n,) uint8 of an image file that may be decoded, and the depth of its samples.
 
-    The third value is as the second of `_read_whole`.
+    The third value is as the second of `_read_whole`; ``most`` is as in `_header`.
     """
+    most = MAX_PIXELS if most is None else most
     data, frame = _read_whole(path)
     if frame is not None:  # Pillow would read the header again, which takes longer than all else here
-        if frame[0] * frame[1] > MAX_PIXELS:
-            raise InputError(_bomb(path, f" ({frame[1]}x{frame[0]})"))
+        if frame[0] * frame[1] > most:
+            raise _too_many(path, most, frame)
         return data, _Depth(8, None), frame
-    with _header(path) as image:
+    with _header(path, most) as image:
         return data, _file_depth(image, data[:_HEAD].tobytes()), None
 
 
-def _read_whole(path: Path) -> tuple[np.ndarray, tuple[int, int] | None]:
+def _read_whole(path: _Source) -> tuple[np.ndarray, tuple[int, int] | None]:
     """Return the bytes (n,) uint8 of an image file that is not too long and not truncated.
 
     The second value is the stored (height, width) of a JPEG image, None for other formats and where the
     headers do not give it.
     """
-    require_regular(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
+    content = path.content if isinstance(path, _InMemory) else _content(path)
     # A decoder fills missing pixels with grey and only warns, so this looks for the end of the file. It
     # searches backwards: a search through the whole file would hold Python's interpreter lock all the time.
     if content.startswith(_JPEG_START):
@@ -296,11 +352,21 @@ def _read_whole(path: Path) -> tuple[np.ndarray, tuple[int, int] | None]:
     else:
         frame, cut = None, content.startswith(_PNG_START) and content.rfind(_PNG_END) < 0
     if cut:
-        raise TruncatedImage(f"{path}: the image is truncated; {_REPLACE}")
+        raise TruncatedImage(f"{path}: the image is truncated; {_advice(path)}")
     return np.frombuffer(content, np.uint8), frame
 
 
-def _decode(path: Path, data: np.ndarray, flags: int, depth: _Depth) -> np.ndarray:
+def _content(path: Path) -> bytes:
+    require_regular(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: an image file of over {MAX_BYTES} bytes is refused; {_REPLACE}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the image: {error.strerror}") from None
+
+
+def _decode(path: _Source, data: np.ndarray, flags: int, depth: _Depth) -> np.ndarray:
     if depth.stored == 16 and depth.declared is not None:
         image = _decode_raw(path, data, flags | cv2.IMREAD_ANYDEPTH)
         bits = _used_bits(image, depth) if image.dtype == np.uint16 else 16
@@ -309,7 +375,7 @@ def _decode(path: Path, data: np.ndarray, flags: int, depth: _Depth) -> np.ndarr
     return _decode_raw(path, data, flags)
 
 
-def _decode_raw(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
+def _decode_raw(path: _Source, data: np.ndarray, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(data, flags) if data.size else None
     except cv2.error as error:  # more pixels than OpenCV is willing to decode, for instance
@@ -317,7 +383,7 @@ def _decode_raw(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
     except MemoryError:
         raise InputError(f"{path}: too little memory to decode this image; cut it into tiles") from None
     if image is None:
-        raise InputError(f"{path}: not a readable image; {_REPLACE}")
+        raise InputError(f"{path}: not a readable image; {_advice(path)}")
     return image
 
 

@@ -1,4 +1,4 @@
-"""An image that a caller passes as a path, an array or a Pillow image."""
+"""An image that a caller passes as a path, the content of a file, an array or a Pillow image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image
 
 from detector.core.errors import InputError
-from detector.data.images import LoadedImage, exif_orientation, open_image
+from detector.data.images import LoadedImage, decode_image, exif_orientation, open_image
 
-ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image | LoadedImage
 
-_EXPECTED = "expected a path, an array (H, W, 3) uint8 in RGB order, or a Pillow image"
+_EXPECTED = (
+    "expected a path, an array (H, W, 3) uint8 in RGB order, a Pillow image, or the bytes of an image file"
+)
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 # EXIF 2.3, table 4: the operation that turns an image of each orientation upright.
@@ -31,10 +33,12 @@ _TURNS = {
 def load_image(image: object, name: str) -> LoadedImage:
     """Return an image from a caller; ``name`` is its name in errors.
 
-    A path is read by `open_image`, so large photographs are decoded in a smaller size for the network, as in
-    evaluation; every other image is resized from all of its pixels. A Pillow image is treated like a file:
-    its EXIF orientation is applied, grey becomes RGB, transparency is dropped, and of 16 bits the highest 8
-    are kept. An array must be in RGB order: BGR, as OpenCV reads images, cannot be distinguished from RGB.
+    A path is read by `open_image`, and bytes, which are the content of such a file, are decoded in the same
+    way. So large photographs are decoded in a smaller size for the network, as in evaluation. A `LoadedImage`
+    is taken as it is; every other image is resized from all of its pixels. A Pillow image is treated like a
+    file: its EXIF orientation is applied, grey becomes RGB, transparency is dropped, and of 16 bits the
+    highest 8 are kept. An array must be in RGB order: BGR, as OpenCV reads images, cannot be distinguished
+    from RGB.
 
     Raises:
         InputError: a file that cannot be read, another type, or an array of another shape or type.
@@ -42,6 +46,10 @@ def load_image(image: object, name: str) -> LoadedImage:
     match image:
         case str() | os.PathLike():
             return open_image(Path(image))
+        case bytes():
+            return decode_image(image, name)
+        case LoadedImage():
+            return image
         case Image.Image():
             return LoadedImage.of(_pixels_of_pillow(image, name))
         case np.ndarray():
