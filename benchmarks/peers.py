@@ -1,26 +1,28 @@
 #!/usr/bin/env python3
-"""How much work and time it takes to get from nothing to a detector of one's own, with us and with three peers.
+"""How much work and time it takes to get from nothing to a detector of one's own, with four programs.
 
-    python benchmarks/peers.py counts                               commands, files and lines, from the recipes
+    python benchmarks/peers.py counts                               commands, files and lines of the recipes
     python benchmarks/peers.py install torch torchvision --venv V   seconds and MB of a pip install, into V
     python benchmarks/peers.py ours --data data/cards --images 200 --weights FILE
     python benchmarks/peers.py ours --data data/cards --images 200 --weights FILE --head-only
     python benchmarks/peers.py ultralytics --data data/cards --images 200 --python V/bin/python
     python benchmarks/peers.py torchvision --data data/cards --images 200
 
-The steps of everybody are written down in benchmarks/peers_recipes.md, from which this program counts them and
-takes the files to run; docs/compared.md has the table. The photographs are drawn at random (`--seed`) from all
-below `--data` that have an annotation in VOC's XML, and lie in one folder `photos/`; one more is the new
-photograph. About a fifth are held out.
+The steps of every program are written down in benchmarks/peers_recipes.md. They are counted there, and the
+files to run are taken from there; docs/compared.md has the table. The photographs are drawn at random
+(`--seed`) from all below `--data` that have an annotation in VOC's XML, and lie in one folder `photos/`; one
+more is the new photograph. About a fifth are held out.
 
-What is measured: all of ours, to the end. Of ultralytics, whose weights are not on the package index, the
-conversion, and `--epochs` epochs of yolo11n with random weights (which take as long as with trained ones);
-its default of 100 epochs is extrapolated, and no mAP is given. Of torchvision, `--steps` steps of two images
-and `--steps` test images, of the network and the sizes of `--model`, from random weights with the layers
-frozen that are frozen with trained ones, without loading the images; the 26 epochs of its references are
+Measured are: of ours, everything, to the end. Of ultralytics, whose weights are on no package index, the
+conversion and `--epochs` epochs of yolo11n from random weights (which take as long as from trained ones); its
+default of 100 epochs is extrapolated, and no mAP is given. Of torchvision, `--steps` steps of two images and
+as many test images, without loading them, of the network and the sizes of `--model`, from random weights,
+with those layers frozen that are frozen with trained weights; the 26 epochs of its references are
 extrapolated. Nothing of detectron2, which is on no package index.
 
-ultralytics is under the AGPL: install it in an environment of its own and name that by `--python`.
+"seconds" is the time that passes; "processor seconds" adds up the cores, and other work on the machine
+changes it least. ultralytics is under the AGPL: install it in an environment of its own, and name that by
+`--python`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -121,7 +124,7 @@ def annotated_photographs(root: Path) -> list[tuple[Path, Path]]:
 
 
 def lay_out(root: Path, count: int, seed: int, folder: Path) -> None:
-    """Copy ``count`` photographs with their annotations to ``folder/photos``, and another to ``folder/new.jpg``."""
+    """Copy ``count`` photographs with annotations to ``folder/photos``, and another to ``folder/new.jpg``."""
     pairs = annotated_photographs(root)
     if len(pairs) <= count:
         sys.exit(f"{root} has {len(pairs)} annotated photographs; {count + 1} are needed (--images)")
@@ -171,7 +174,7 @@ def install(arguments: argparse.Namespace) -> dict[str, Any]:
     python = Path(arguments.venv) / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", arguments.venv], check=True)
-    pip = [python, "-m", "pip", "install", "--no-cache-dir", "--progress-bar", "off"]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--no-cache-dir", "--progress-bar", "off"]
     seconds, log = timed([*pip, *arguments.packages], Path.cwd())
     return seconds | downloaded(log)
 
@@ -189,11 +192,13 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for command in steps.commands:
         program, name, *options = command.split()
         if program == "region-detector":
-            call = [arguments.python or sys.executable, "-c", console, name, *options]
+            call: list[str | Path] = [arguments.python or sys.executable, "-c", console, name, *options]
             found[name], log = timed(call, folder, **path)
             print(log, file=sys.stderr)
     found["metrics"] = json.loads((folder / "runs/mine/metrics.json").read_text())
-    return found | {"seconds": found["train"]["seconds"] + found["demo"]["seconds"]}
+    for unit in ("seconds", "processor seconds"):
+        found[unit] = found["train"][unit] + found["demo"][unit]
+    return found
 
 
 def ultralytics(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -214,18 +219,21 @@ def ultralytics(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     predict = [option if not option.startswith("model=") else f"model={weights}" for option in predict]
     found["predict"], _ = timed([yolo, *predict], folder, **quiet)
     found["version"] = (re.findall(r"Ultralytics (\S+)", log) or ["unknown"])[0]
-    parts = found["convert"]["seconds"], found["extrapolated training"], found["predict"]["seconds"]
-    return found | {"extrapolated seconds": sum(parts)}
+    grown = found["extrapolated training"] / found["train"]["seconds"]
+    for unit in ("seconds", "processor seconds"):
+        parts = found["convert"][unit], grown * found["train"][unit], found["predict"][unit]
+        found[f"extrapolated {unit}"] = sum(parts)
+    return found
 
 
 def epochs_of(rows: Sequence[Mapping[str, str]], seconds: float) -> dict[str, Any]:
     """Return the median time of an epoch and the extrapolated time of a training with all epochs.
 
     ``rows`` are those of ultralytics' results.csv, whose column `time` has the seconds since the first epoch
-    began; ``seconds`` is the time of the whole command. What is not in epochs, such as the start, counts once.
+    began; ``seconds`` is the time of the whole command. What is in no epoch, such as the start, counts once.
     """
     ends = [0.0, *(float({key.strip(): value for key, value in row.items()}["time"]) for row in rows)]
-    epochs = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    epochs = [end - start for start, end in itertools.pairwise(ends)]
     epoch = statistics.median(epochs)
     return {
         "epochs measured": epochs,
@@ -237,26 +245,26 @@ def epochs_of(rows: Sequence[Mapping[str, str]], seconds: float) -> dict[str, An
 def torchvision(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time training steps and test images of torchvision's Faster R-CNN; extrapolate to its 26 epochs."""
     import torch
+    from torch.nn.functional import interpolate
 
     recipe("torchvision").write(folder)
     os.chdir(folder)
     photographs = photographs_of(folder)
-    held_out = len(photographs) // 5
     torch.manual_seed(0)
-    some = torch.stack([torch.nn.functional.interpolate(photographs[i][0][None], (320, 320))[0] for i in (0, 1)])
+    some = torch.cat([interpolate(photographs[i][0][None], (320, 320)) for i in (0, 1)])
     network = frozen_as_trained(arguments.model, classes=7, images=some)
     order = torch.randperm(len(photographs)).tolist()
     batches = ([photographs[i] for i in order[n : n + 2]] for n in range(0, len(order) - 1, 2))
-    step = statistics.median(training(network, batches, arguments.steps))
-    image = statistics.median(testing(network, (photographs[i][0] for i in order), arguments.steps))
-    per_epoch = -(-(len(photographs) - held_out) // 2) * step + held_out * image
-    return {
-        "model": arguments.model,
-        "seconds per step": step,
-        "seconds per test image": image,
-        "seconds per epoch": per_epoch,
-        "extrapolated seconds": TORCHVISION_EPOCHS * per_epoch,
-    }
+    steps = training(network, batches, arguments.steps)
+    images = testing(network, (photographs[i][0] for i in order), arguments.steps)
+    held_out = len(photographs) // 5
+    found: dict[str, Any] = {"model": arguments.model}
+    for index, unit in enumerate(("seconds", "processor seconds")):
+        step, image = (statistics.median(each[index] for each in times) for times in (steps, images))
+        epoch = -(-(len(photographs) - held_out) // 2) * step + held_out * image
+        found |= {f"{unit} per step": step, f"{unit} per test image": image, f"{unit} per epoch": epoch}
+        found[f"extrapolated {unit}"] = TORCHVISION_EPOCHS * epoch
+    return found
 
 
 def photographs_of(folder: Path) -> Any:
@@ -264,7 +272,8 @@ def photographs_of(folder: Path) -> Any:
     from torchvision.transforms import v2
 
     spec = importlib.util.spec_from_file_location("dataset", folder / "dataset.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     import torch
@@ -275,9 +284,9 @@ def photographs_of(folder: Path) -> Any:
 def frozen_as_trained(model: str, classes: int, images: Any) -> Any:
     """Return a detector with random weights, frozen like one that starts from trained weights.
 
-    With weights, torchvision trains three blocks of the backbone and fixes all its batch norms, which saves time;
-    without, it trains everything. The batch norms are fixed at the statistics of ``images`` (N, 3, H, W), so that
-    features and gradients have ordinary magnitudes.
+    With weights, torchvision trains three blocks of the backbone and fixes all its batch norms, which saves
+    time; without, it trains everything. The batch norms are fixed at the statistics of ``images``
+    (N, 3, H, W), so that features and gradients have ordinary magnitudes.
     """
     from torch import nn
     from torchvision.models import detection
@@ -291,9 +300,7 @@ def frozen_as_trained(model: str, classes: int, images: Any) -> Any:
     sizes = ((32, 64, 128, 256, 512),) * 3
     anchors = anchor_utils.AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     small = {"min_size": 320, "max_size": 640, "rpn_pre_nms_top_n_test": 150, "rpn_post_nms_top_n_test": 150}
-    return detection.FasterRCNN(
-        fix_norms(backbone, images), classes, rpn_anchor_generator=anchors, **small
-    )
+    return detection.FasterRCNN(fix_norms(backbone, images), classes, rpn_anchor_generator=anchors, **small)
 
 
 def fix_norms(backbone: Any, images: Any) -> Any:
@@ -310,41 +317,54 @@ def fix_norms(backbone: Any, images: Any) -> Any:
     for name in norms:
         old = backbone.get_submodule(name)
         fixed = FrozenBatchNorm2d(old.num_features, eps=old.eps)
-        fixed.load_state_dict({key: value for key, value in old.state_dict().items() if key in fixed.state_dict()})
+        fixed.load_state_dict(
+            {key: value for key, value in old.state_dict().items() if key in fixed.state_dict()}
+        )
         backbone.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = fixed
     return backbone
 
 
-def training(network: Any, batches: Iterator[Any], steps: int) -> list[float]:
-    """Return the seconds of ``steps`` steps, made as the references make them, after one that does not count."""
+def training(network: Any, batches: Iterator[Any], steps: int) -> list[tuple[float, float]]:
+    """Return the times of ``steps`` steps, made as in the references, after one that does not count."""
     import torch
 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
     network.train()
-    seconds = []
+    times = []
     for _, batch in zip(range(steps + 1), batches, strict=False):
         images, targets = zip(*batch, strict=True)
-        began = time.perf_counter()
-        loss = sum(network(list(images), list(targets)).values())
+        began = now()
+        loss = torch.stack(list(network(list(images), list(targets)).values())).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
+        times.append(since(began))
+    return times[1:]
 
 
-def testing(network: Any, images: Iterator[Any], count: int) -> list[float]:
+def testing(network: Any, images: Iterator[Any], count: int) -> list[tuple[float, float]]:
+    """Return the times of ``count`` images, after one that does not count."""
     import torch
 
     network.eval()
-    seconds = []
+    times = []
     with torch.inference_mode():
         for _, image in zip(range(count + 1), images, strict=False):
-            began = time.perf_counter()
+            began = now()
             network([image])
-            seconds.append(time.perf_counter() - began)
-    return seconds[1:]
+            times.append(since(began))
+    return times[1:]
+
+
+def now() -> tuple[float, float]:
+    """Return the time that passes and the processor's, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(began: tuple[float, float]) -> tuple[float, float]:
+    ended = now()
+    return ended[0] - began[0], ended[1] - began[1]
 
 
 def surroundings() -> dict[str, Any]:
