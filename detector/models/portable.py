@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchvision.ops  # noqa: F401  # registers torch.ops.torchvision
@@ -23,6 +24,7 @@ from detector.models.detector import RegionDetector
 from detector.models.feature_pyramid import REFERENCE_SIDE
 from detector.models.region_pools import PyramidPooling, RoIAlignPooling, RoIPooling
 from detector.models.whole_map import WholeMapPool
+from detector.ops.portable_nms import kept_by_class, suppress
 from detector.ops.portable_pooling import PortablePool
 
 _REFERENCE_LEVEL = 4
@@ -200,7 +202,9 @@ class PortableDetector(nn.Module):
         self.postprocess = postprocess
 
     def forward(self, image: Tensor, regions: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        """Return scores (R, K+1) and boxes (R, K+1, 4), or the boxes, scores and labels of D detections.
+        """Return scores (R, K+1) and boxes (R, K+1, 4).
+
+        With ``postprocess``, the boxes (D, 4), scores (D,) and labels (D,) of the detections come before them.
 
         Args:
             image: (H, W, 3) uint8 RGB, resized to the size of the network's input.
@@ -219,7 +223,7 @@ class PortableDetector(nn.Module):
         output = self.predictor(Embedded(pooled, self.box_head(pooled)))
         scores = torch.where(self._valid(image, regions, size), self.scores(output).float(), torch.nan)
         boxes = _clipped(self._boxes(output, regions, scores), size)
-        return (scores, boxes) if self.postprocess is None else self.postprocess(scores, boxes)
+        return (scores, boxes) if self.postprocess is None else (*self.postprocess(scores, boxes), scores, boxes)
 
     def _boxes(self, output: HeadOutput, regions: Tensor, scores: Tensor) -> Tensor:
         if output.box_deltas is None or not self.box_regression:
@@ -270,20 +274,20 @@ def _clipped(boxes: Tensor, size: Tensor) -> Tensor:
 
 
 class PortablePostprocess(nn.Module):
-    """`Postprocess.select` with ``suppress``, one operator that suppresses the boxes of all classes."""
+    """`Postprocess.select` in standard operators.
+
+    ``dense`` keeps to operators of torch and torchvision whose results have known lengths, which a program of
+    ``torch.export`` needs; else all classes are suppressed by one operator, which ONNX has too.
+    """
 
     def __init__(
-        self,
-        suppress: Callable[[Tensor, Tensor, float, float, int], Tensor],
-        score_threshold: float,
-        nms_threshold: float,
-        max_detections: int,
+        self, score_threshold: float, nms_threshold: float, max_detections: int, *, dense: bool = False
     ) -> None:
         super().__init__()
-        self.suppress = suppress
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
+        self.dense = dense
 
     def forward(self, scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (D, 4), scores (D,) and labels (D,) int64 in 1..K, by falling score.
@@ -294,11 +298,26 @@ class PortablePostprocess(nn.Module):
         sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
         usable = (sides[..., 0] * sides[..., 1] > 0) & boxes.isfinite().all(dim=-1)
         usable = usable & (scores > self.score_threshold)
-        limits = self.nms_threshold, self.score_threshold, self.max_detections
-        found = self.suppress(boxes, torch.where(usable, scores, -1.0), *limits)
-        classes, rows = found[:, 0], found[:, 1]
-        kept = classes * scores.shape[1] + rows
+        scores = torch.where(usable, scores, self.score_threshold - 1)
+        limits = self.nms_threshold, self.score_threshold - 0.5, self.max_detections
+        order, values, classes = (self._dense if self.dense else self._listed)(boxes, scores, *limits)
+        return boxes.flatten(0, 1)[order], values, classes + 1
+
+    def _listed(self, boxes: Tensor, scores: Tensor, *limits: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return place in (K * R), score and class from 0 of each detection, (D,) each, by falling score."""
+        found = suppress(boxes, scores, *limits)
+        kept = found[:, 0] * scores.shape[1] + found[:, 1]
         best = torch.sort(scores.flatten()[kept], descending=True, stable=True)
-        order = kept[best.indices[: self.max_detections]]
-        labels = classes[best.indices[: self.max_detections]] + 1
-        return boxes.flatten(0, 1)[order], best.values[: self.max_detections], labels
+        order = best.indices[: self.max_detections]
+        return kept[order], best.values[: self.max_detections], found[:, 0][order]
+
+    def _dense(self, boxes: Tensor, scores: Tensor, *limits: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same as `_listed`."""
+        kept = kept_by_class(boxes, scores, *limits)
+        best = torch.sort(torch.where(kept, scores, -torch.inf).flatten(), descending=True, stable=True)
+        number = kept.sum().clamp(max=self.max_detections).item()
+        torch._check(number >= 0)
+        torch._check(number <= best.values.shape[0])
+        order = best.indices[:number]
+        classes = torch.arange(scores.shape[0])[:, None].expand(-1, scores.shape[1])
+        return order, best.values[:number], classes.flatten()[order]

@@ -142,18 +142,30 @@ class PortablePool(nn.Module):
         rows = self._window(rois[:, 1:2], rois[:, 3:4], height, scale, center, shrink)
         columns = self._window(rois[:, 0:1], rois[:, 2:3], width, scale, center, shrink)
         pooled = []
-        for number in range(len(self.grids)):
-            (top, bottom), (left, right) = (
-                self._edges(number, *rows, height),
-                self._edges(number, *columns, width),
-            )
-            reduce = self._mean if self.average else self._maximum
-            rows_of_bins = [
-                reduce(tables, Span(y1, y2), Span(left, right), start, height, width).transpose(1, 2)
-                for y1, y2 in zip(top.split(1, dim=1), bottom.split(1, dim=1), strict=True)
-            ]
-            pooled.append(torch.cat(rows_of_bins, dim=2).flatten(1))
+        for number, bins in enumerate(self.grids):
+            down = Span(*(edge[:, :, None] for edge in self._edges(number, *rows, height)))
+            across = Span(*(edge[:, None] for edge in self._edges(number, *columns, width)))
+            places = self._places_of_sums if self.average else self._places_of_maxima
+            found = self._reduced(tables, places(down, across, start, height, width), bins)
+            if self.average:
+                cells = (down.end - down.begin) * (across.end - across.begin)
+                found = found / cells.clamp(min=1).flatten(1)[:, None]
+            pooled.append(found.flatten(1))
         return torch.cat(pooled, dim=1)
+
+    def _reduced(self, tables: Tensor, places: Sequence[Tensor], bins: int) -> Tensor:
+        """Return the maxima or sums (R, C, n * n) over several rows of the tables for each bin.
+
+        ``places`` are (R, n, n). One row of bins at a time, which bounds the memory besides the result.
+        """
+        rows_of_bins = []
+        for row in range(bins):
+            total = functional.embedding(places[0][:, row], tables)
+            for place in places[1:]:
+                cells = functional.embedding(place[:, row], tables)
+                total = total + cells if self.average else torch.maximum(total, cells)
+            rows_of_bins.append(total.transpose(1, 2))
+        return torch.cat(rows_of_bins, dim=2)
 
     def _tables(self, level: Tensor) -> Tensor:
         """Return the tables of a map (1, C, h, w), one after another, (depth * depth * h * w, C)."""
@@ -247,36 +259,34 @@ class PortablePool(nn.Module):
             end = functional.embedding(known, self.get_buffer(f"end{number}"))
         return (start + begin).clamp(min=0).minimum(extent), (start + end).clamp(min=0).minimum(extent)
 
-    def _maximum(
-        self, tables: Tensor, rows: Span, columns: Span, start: Tensor, height: Tensor, width: Tensor
-    ) -> Tensor:
-        """Return the maxima (R, n, C) of a row of bins; ``rows`` are (R, 1), ``columns`` (R, n)."""
+    def _places_of_maxima(
+        self, rows: Span, columns: Span, start: Tensor, height: Tensor, width: Tensor
+    ) -> list[Tensor]:
+        """Return four rows of the tables (R, n, n) for each bin, whose maximum is the bin's."""
         (down, tall), (across, wide) = (self._largest_powers(span) for span in (rows, columns))
+        start, height, width = start[..., None], height[..., None], width[..., None]
         table = start + (down * self.depth + across) * height * width
         empty = (rows.end <= rows.begin) | (columns.end <= columns.begin)
-        corners = [
-            functional.embedding(torch.where(empty, 0, table + y * width + x), tables)
+        return [
+            torch.where(empty, 0, table + y * width + x)
             for y in (rows.begin, rows.end - tall)
             for x in (columns.begin, columns.end - wide)
         ]
-        return torch.maximum(corners[0].maximum(corners[1]), corners[2].maximum(corners[3]))
 
-    def _mean(
-        self, tables: Tensor, rows: Span, columns: Span, start: Tensor, height: Tensor, width: Tensor
-    ) -> Tensor:
-        """Return the means (R, n, C) of a row of bins; ``rows`` are (R, 1), ``columns`` (R, n)."""
-        tall, wide = ((span.end - span.begin).clamp(0, self.longest) for span in (rows, columns))
-        down = functional.embedding(tall, self.parts).unbind(-1)
-        across = functional.embedding(wide, self.parts).unbind(-1)
-        total = None
+    def _places_of_sums(
+        self, rows: Span, columns: Span, start: Tensor, height: Tensor, width: Tensor
+    ) -> list[Tensor]:
+        """Return rows of the tables (R, n, n) for each bin, whose sum is the bin's; row 0 adds nothing."""
+        lengths = [(span.end - span.begin).clamp(0, self.longest) for span in (rows, columns)]
+        down, across = (functional.embedding(length, self.parts).unbind(-1) for length in lengths)
+        start, height, width = start[..., None], height[..., None], width[..., None]
+        places = []
         for a, y in enumerate(down):
             for b, x in enumerate(across):
                 table = start + (a * self.depth + b) * height * width
                 at = table + (rows.begin + y) * width + columns.begin + x
-                cells = functional.embedding(torch.where((y < 0) | (x < 0), 0, at), tables)
-                total = cells if total is None else total + cells
-        assert total is not None  # there is at least one power, 1
-        return total / (tall * wide).clamp(min=1)[..., None]
+                places.append(torch.where((y < 0) | (x < 0), 0, at))
+        return places
 
     def _largest_powers(self, span: Span) -> tuple[Tensor, Tensor]:
         """Return the exponent of the largest power of two within each length, and the power."""
