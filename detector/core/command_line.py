@@ -35,6 +35,9 @@ COMMANDS = (
     ),
     Command("refit", "refit", "fit another head on stored features, for other labels, without any image"),
     Command("demo", "demo", "detect objects in your own images, or classify the images"),
+    Command(
+        "export", "export", "write a network as ONNX, OpenVINO or torch.export, and check that it is equal"
+    ),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command(
         "embed",
