@@ -119,7 +119,9 @@ class Export:
             advance(2, 2)
         write_json(folder / "model.json", self.about)
         vision = any("torchvision" in str(node.target) for node in program.graph.nodes)
-        text = run_program(self.form, classifies=self.classifies, torchvision=vision)
+        text = run_program(
+            self.form, classifies=self.classifies, torchvision=vision, search=self.search
+        )
         (folder / "run.py").write_text(text)
         if self.search:
             (folder / "selective_search.py").write_text(selective_search_program())
@@ -305,18 +307,25 @@ def table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     counts = list(rows[0].scores) if rows else []
-    result = Table(title="largest difference of scores / of boxes in pixels, by number of regions")
+    result = Table(
+        title="largest differences of scores/boxes (pixels), by regions per image", box=None, pad_edge=False
+    )
     for name in ("image", "input", *(f"{count}" for count in counts), ""):
         result.add_column(name, justify="right")
     for row in rows:
         cells = [
-            f"{row.scores[count]:.0e} / {row.boxes[count]:.0e}"
+            f"{short(row.scores[count])}/{short(row.boxes[count])}"
             + ("" if row.detections.get(count, True) else " other detections")
             for count in counts
         ]
         sizes = [f"{width}x{height}" for height, width in (row.size, row.input_size)]
         result.add_row(*sizes, *cells, "ok" if row.passed else "FAILED")
     return result
+
+
+def short(value: float) -> str:
+    """Return a difference with one digit, such as 3e-5."""
+    return f"{value:.0e}".replace("e-0", "e-") if value else "0"
 
 
 def parse() -> argparse.Namespace:

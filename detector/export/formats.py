@@ -105,9 +105,25 @@ def write(form: str, program: torch.export.ExportedProgram, folder: Path, signat
         model = openvino.Core().read_model(content)
     except RuntimeError as error:
         raise _failed("OpenVINO", error) from error
+    _sort_stably(model)
     for port, name in zip(model.outputs, signature.outputs, strict=True):
         port.get_tensor().set_names({name})
     openvino.save_model(model, str(path), compress_to_fp16=False)
+
+
+def _sort_stably(model: Any) -> None:
+    """Let OpenVINO keep the order of equal values, as ONNX demands of TopK; its reader does not ask for it."""
+    opset: Any = importlib.import_module("openvino.opset15")
+    for found in model.get_ordered_ops():
+        if found.get_type_name() != "TopK":
+            continue
+        settings = found.get_attributes()
+        values, count = (found.input_value(number) for number in range(2))
+        settings |= {"stable": True}
+        stable = opset.topk(values, count, **settings)
+        for before, after in zip(found.outputs(), stable.outputs(), strict=True):
+            for target in before.get_target_inputs():
+                target.replace_source_output(after)
 
 
 def load(form: str, folder: Path, signature: Signature) -> Runner:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 _PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "torch_export": "torch"}
 _IMPORTS = {
     "onnx": "import cv2, numpy as np, onnxruntime",
@@ -21,72 +23,81 @@ _RUN = {
 }
 _VISION = ", torchvision  # registers operators of this network"
 
-_START = '''"""$SUMMARY (needs $PACKAGES, numpy and OpenCV; see model.json)"""
+_START = '''"""$SUMMARY. It needs $PACKAGES, numpy and OpenCV."""
 import json, pathlib, runpy, sys
 $IMPORTS
 HERE = pathlib.Path(__file__).resolve().parent
-ABOUT = json.loads((HERE / "model.json").read_text())
-
+ABOUT = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
 def read(path):  # the image, RGB, in the size of the network's input, and its own (height, width)
-    image = cv2.imread(path)
-    if image is None: sys.exit(f"{path}: not an image that OpenCV can read")
-    size, view = image.shape[:2], ABOUT["image"]
+    image, view = cv2.imread(path), ABOUT["image"]
+    size = image.shape[:2] if image is not None else sys.exit(f"{path}: not an image that OpenCV can read")
     factor = 1 if view["resize"] == "none" else view["scale"] / min(size)
     if round(factor * max(size)) > view["max_size"]: factor = view["max_size"] / max(size)
     goal = [view["scale"]] * 2 if view["resize"] == "square" else [max(1, round(s * factor)) for s in size]
     parts = [part for part in (8, 4, 2) if all(-(-side // part) >= least for side, least in zip(size, goal))]
-    if parts and size[0] - size[1] not in range(-7, 0) and size[0] - size[1] not in range(1, 8):
-        if open(path, "rb").read(2) == b"\\xff\\xd8":  # large JPEG files are decoded in a smaller size
-            image = cv2.imread(path, getattr(cv2, f"IMREAD_REDUCED_COLOR_{parts[0]}"))
+    if parts and not 0 < abs(size[0] - size[1]) < 8 and open(path, "rb").read(2) == b"\\xff\\xd8":
+        image = cv2.imread(path, getattr(cv2, f"IMREAD_REDUCED_COLOR_{parts[0]}"))  # as the project reads it
     if list(image.shape[:2]) != goal: image = cv2.resize(image, goal[::-1], interpolation=cv2.INTER_LINEAR)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), size
-
 def run(*inputs):
 $RUN'''
 
-_DETECT = '''
-def read_regions(path, size):  # rows of x1, y1, x2, y2 in pixels of the image from a .npy, .json or text file
-    text = None if path.endswith(".npy") else open(path).read()
-    rows = np.load(path) if text is None else json.loads(text) if path.endswith(".json") else text.replace(",", " ").split()
+_DETECT = '''def read_regions(path, size):  # x1, y1, x2, y2 in pixels of the image, from a .npy, .json or text file
+    if path.endswith(".npy"): rows = np.load(path)
+    elif path.endswith(".json"): rows = json.load(open(path))
+    else: rows = open(path).read().replace(",", " ").split()
     boxes = np.asarray(rows, np.float32).reshape(-1, 4)
     if not ((boxes >= 0) & (boxes <= [*size[::-1]] * 2)).all() or (boxes[:, :2] >= boxes[:, 2:]).any():
         sys.exit(f"{path}: a box is not x1, y1, x2, y2 with x1 < x2 and y1 < y2 within the image")
     return boxes
-
+if len(sys.argv) < $LEAST: sys.exit(__doc__)
 image, size = read(sys.argv[1])
-search = runpy.run_path(HERE / "selective_search.py")["propose"] if len(sys.argv) < 3 else None
-regions = search(sys.argv[1]) if search else read_regions(sys.argv[2], size)
+regions = $REGIONS
 scale = (np.array(image.shape[:2]) / size).astype(np.float32)  # input pixels per pixel of the image
-*found, scores, boxes = run(image, regions, np.float32(size), scale)
-if not found:  # without post-processing: the likeliest class of each region
+*found, scores, boxes = run(image, regions, np.array(size, np.float32), scale)
+if not found:  # without post-processing inside: the likeliest class of each region
     rows, labels = np.arange(len(scores)), scores[:, 1:].argmax(1) + 1
     found = boxes[rows, labels], scores[rows, labels], labels
-objects = [{"class": ABOUT["classes"][k - 1], "score": s, "box": b} for b, s, k in zip(*(part.tolist() for part in found))]
+rows = zip(*(part.tolist() for part in found))
+objects = [{"class": ABOUT["classes"][k - 1], "score": score, "box": box} for box, score, k in rows]
 print(json.dumps({"image": sys.argv[1], "height": size[0], "width": size[1], "detections": objects}))
 '''
+_GIVEN = "read_regions(sys.argv[2], size)"
+_SEARCH = 'runpy.run_path(str(HERE / "selective_search.py"))["propose"](sys.argv[1])'
 
 _CLASSIFY = '''
+if len(sys.argv) < 2: sys.exit(__doc__)
 (scores,) = run(read(sys.argv[1])[0])
 ranked = [{"class": ABOUT["classes"][k], "score": float(scores[k])} for k in np.argsort(-scores, kind="stable")]
 print(json.dumps({"image": sys.argv[1], "scores": ranked}))
 '''
 
 
-def run_program(form: str, *, classifies: bool, torchvision: bool) -> str:
+def run_program(form: str, *, classifies: bool, torchvision: bool, search: bool) -> str:
     """Return the text of ``run.py`` for a format.
 
-    ``torchvision`` says whether a program of ``torch.export`` holds operators of torchvision.
+    ``torchvision`` says whether a program of ``torch.export`` holds operators of torchvision, ``search``
+    whether ``selective_search.py`` lies beside it.
     """
     packages, imports = _PACKAGES[form], _IMPORTS[form]
-    if form == "torch_export" and torchvision:
+    if torchvision:
         packages, imports = f"{packages}, torchvision", imports + _VISION
-    summary = (
-        "Name the classes of an image: python run.py IMAGE"
-        if classifies
-        else "Score regions of an image: python run.py IMAGE REGIONS"
-    )
+    if classifies:
+        summary = "Name the classes of an image: python run.py IMAGE"
+    else:
+        regions = "[REGIONS]" if search else "REGIONS"
+        summary = f"Score regions of an image: python run.py IMAGE {regions}"
     text = _START + (_CLASSIFY if classifies else _DETECT)
-    values = {"$SUMMARY": summary, "$PACKAGES": packages, "$IMPORTS": imports, "$RUN": _RUN[form]}
+    values = {
+        "$SUMMARY": summary,
+        "$PACKAGES": packages,
+        "$IMPORTS": imports,
+        "$RUN": _RUN[form],
+        "$LEAST": "2" if search else "3",
+        "$REGIONS": f"{_GIVEN} if len(sys.argv) > 2 else {_SEARCH}" if search else _GIVEN,
+    }
+    if not search:
+        text = text.replace("import json, pathlib, runpy, sys", "import json, pathlib, sys")
     for name, value in values.items():
         text = text.replace(name, value)
     return text
@@ -94,4 +105,4 @@ def run_program(form: str, *, classifies: bool, torchvision: bool) -> str:
 
 def selective_search_program() -> str:
     """Return the text of ``selective_search.py``."""
-    raise NotImplementedError
+    return (Path(__file__).parent / "selective_search_program.txt").read_text(encoding="utf-8")
