@@ -119,9 +119,7 @@ class Export:
             advance(2, 2)
         write_json(folder / "model.json", self.about)
         vision = any("torchvision" in str(node.target) for node in program.graph.nodes)
-        text = run_program(
-            self.form, classifies=self.classifies, torchvision=vision, search=self.search
-        )
+        text = run_program(self.form, classifies=self.classifies, torchvision=vision, search=self.search)
         (folder / "run.py").write_text(text)
         if self.search:
             (folder / "selective_search.py").write_text(selective_search_program())

@@ -165,7 +165,9 @@ def _onnx(program: torch.export.ExportedProgram, signature: Signature) -> bytes:
         raise _failed("ONNX", error) from error
     _name_axes(model.graph, signature)
     if model.ByteSize() > _LARGEST:
-        raise InputError("the network is over 2 GiB, more than an ONNX file can hold; use --format torch_export")
+        raise InputError(
+            "the network is over 2 GiB, more than an ONNX file can hold; use --format torch_export"
+        )
     content: bytes = model.SerializeToString()
     return content
 

@@ -42,7 +42,7 @@ def read(path):  # the image, RGB, in the size of the network's input, and its o
 def run(*inputs):
 $RUN'''
 
-_DETECT = '''def read_regions(path, size):  # x1, y1, x2, y2 in pixels of the image, from a .npy, .json or text file
+_DETECT = """def read_regions(path, size):  # x1, y1, x2, y2 in pixels of the image, from a .npy, .json or text file
     if path.endswith(".npy"): rows = np.load(path)
     elif path.endswith(".json"): rows = json.load(open(path))
     else: rows = open(path).read().replace(",", " ").split()
@@ -61,16 +61,16 @@ if not found:  # without post-processing inside: the likeliest class of each reg
 rows = zip(*(part.tolist() for part in found))
 objects = [{"class": ABOUT["classes"][k - 1], "score": score, "box": box} for box, score, k in rows]
 print(json.dumps({"image": sys.argv[1], "height": size[0], "width": size[1], "detections": objects}))
-'''
+"""
 _GIVEN = "read_regions(sys.argv[2], size)"
 _SEARCH = 'runpy.run_path(str(HERE / "selective_search.py"))["propose"](sys.argv[1])'
 
-_CLASSIFY = '''
+_CLASSIFY = """
 if len(sys.argv) < 2: sys.exit(__doc__)
 (scores,) = run(read(sys.argv[1])[0])
 ranked = [{"class": ABOUT["classes"][k], "score": float(scores[k])} for k in np.argsort(-scores, kind="stable")]
 print(json.dumps({"image": sys.argv[1], "scores": ranked}))
-'''
+"""
 
 
 def run_program(form: str, *, classifies: bool, torchvision: bool, search: bool) -> str:

@@ -65,7 +65,9 @@ def check_exportable(config: Config, source: str) -> None:
 def check_postprocess(config: Config, source: str) -> None:
     """Raise InputError for a suppression that the standard operator does not know."""
     if config.task == "classification":
-        raise InputError(f"{source} classifies whole images, which needs no post-processing; omit --postprocess")
+        raise InputError(
+            f"{source} classifies whole images, which needs no post-processing; omit --postprocess"
+        )
     if config.test.nested_threshold is not None:
         raise InputError(
             f"{source}: test.nested_threshold drops boxes that lie within others, which the standard operator "

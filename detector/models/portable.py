@@ -223,7 +223,9 @@ class PortableDetector(nn.Module):
         output = self.predictor(Embedded(pooled, self.box_head(pooled)))
         scores = torch.where(self._valid(image, regions, size), self.scores(output).float(), torch.nan)
         boxes = _clipped(self._boxes(output, regions, scores), size)
-        return (scores, boxes) if self.postprocess is None else (*self.postprocess(scores, boxes), scores, boxes)
+        return (
+            (scores, boxes) if self.postprocess is None else (*self.postprocess(scores, boxes), scores, boxes)
+        )
 
     def _boxes(self, output: HeadOutput, regions: Tensor, scores: Tensor) -> Tensor:
         if output.box_deltas is None or not self.box_regression:

@@ -28,7 +28,9 @@ def kept_by_class(
         placed = torch.where(candidate[:, None], own_boxes, torch.zeros_like(own_boxes))
         placed = functional.pad(placed, (0, 0, 0, _EXTRA))
         ranked = functional.pad(own_scores, (0, _EXTRA), value=-torch.inf)
-        found = torch.zeros_like(ranked, dtype=torch.bool).index_fill(0, nms(placed, ranked, nms_threshold), True)
+        found = torch.zeros_like(ranked, dtype=torch.bool).index_fill(
+            0, nms(placed, ranked, nms_threshold), True
+        )
         kept.append(found[:-_EXTRA] & candidate)
     return torch.stack(kept)
 

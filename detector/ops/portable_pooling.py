@@ -217,7 +217,9 @@ class PortablePool(nn.Module):
             if name == "stride" and self.rule != "spp":
                 values = [1.0 / value for value in values]
             same = roi_levels is None or len(set(values)) == 1
-            columns.append(values[0] if same else _of_level(torch.tensor(values, dtype=number_type), roi_levels))
+            columns.append(
+                values[0] if same else _of_level(torch.tensor(values, dtype=number_type), roi_levels)
+            )
         return columns[0], columns[1], columns[2]
 
     def _window(
