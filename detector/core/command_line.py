@@ -37,6 +37,9 @@ COMMANDS = (
     Command("refit", "refit", "fit another head on stored features, for other labels, without any image"),
     Command("demo", "demo", "detect objects in your own images, videos or camera, or classify them"),
     Command("serve", "serve", "show a detector in the browser, and answer requests over HTTP"),
+    Command(
+        "export", "export", "write a network as ONNX, OpenVINO or torch.export, and check that it is equal"
+    ),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command(
         "embed",

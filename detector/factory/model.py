@@ -366,11 +366,11 @@ def build_postprocess(config: Config, coder: BoxCoder, score_threshold: float | 
         nested_threshold=settings.nested_threshold,
         max_detections=settings.max_detections,
         box_regression=settings.box_regression,
-        scores=_scores(config),
+        scores=region_scores(config),
     )
 
 
-def _scores(config: Config) -> Callable[[HeadOutput], Tensor]:
+def region_scores(config: Config) -> Callable[[HeadOutput], Tensor]:
     """Return how the scores of regions are read from the network's output."""
     if config.task == "weak_detection":
         return two_stream_scores
