@@ -6,7 +6,24 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: help install quickstart test test-slow golden headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck clean
+# uv installs faster than pip and is used where it is installed; `make UV= install` uses pip. Both take an environment
+# that the other one made.
+UV     ?= $(shell command -v uv 2>/dev/null)
+ifneq ($(UV),)
+# uv chooses a Python itself, unless the caller names one: make PYTHON=python3.13
+UV_PYTHON_CHOICE := $(if $(filter file,$(origin PYTHON)),,--python $(PYTHON))
+MAKE_VENV = $(UV) venv --quiet --seed $(UV_PYTHON_CHOICE) $(VENV)
+# uv reads none of pip's settings, so pip's index and its constraints are handed to it.
+INSTALL   = setting() { $(BIN)/python -m pip config get "global.$$1" 2>/dev/null || true; }; \
+  export UV_CONSTRAINT="$${UV_CONSTRAINT:-$${PIP_CONSTRAINT:-$$(setting constraint)}}"; \
+  export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$(setting index-url)}}"; \
+  $(UV) pip install --quiet --python $(BIN)/python
+else
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+INSTALL   = $(BIN)/python -m pip install --quiet
+endif
+
+.PHONY: help install quickstart test test-slow golden headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -15,15 +32,17 @@ install: $(VENV)/.installed $(VENV)/.built  ## create .venv, install, build the 
 
 # Installing and building are separate steps, so a change in csrc/ is built without installing again.
 $(VENV)/.installed: pyproject.toml tools/check_machine.py
-	@$(PYTHON) tools/check_machine.py
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26"
+	@test -n "$(UV)" || $(PYTHON) tools/check_machine.py
+	@test -x $(BIN)/python || $(MAKE_VENV)
+	@test -z "$(UV)" || $(BIN)/python tools/check_machine.py --uv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null
+	@$(INSTALL) --upgrade pip "setuptools>=77" wheel ninja
+	@$(INSTALL) "torch>=2.11" "torchvision>=0.26"
 	@packages="$$($(BIN)/python tools/check_machine.py --compiler)"; test -z "$$packages" || \
-	  { echo "there is a GPU but no CUDA compiler: installing $$packages"; \
-	    $(BIN)/python -m pip install --quiet "$$packages"; } || \
+	  { echo "there is a GPU but no CUDA compiler: installing $$packages"; $(INSTALL) "$$packages"; } || \
 	  echo "warning: without a CUDA compiler the GPU will not be used; try again with make -B install" >&2
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@echo "installing the other packages and building the native libraries, which takes minutes"
+	@$(INSTALL) --no-build-isolation --editable ".[dev]"
 	@$(BIN)/python tools/check_machine.py --imports
 	@touch $@ $(VENV)/.built
 
@@ -74,5 +93,8 @@ lint: install  ## check the style
 typecheck: install  ## check the types
 	$(BIN)/mypy
 
+docs: install  ## build the documentation as a web site, in build/site
+	$(BIN)/python -m mkdocs build --strict --site-dir build/site
+
 clean:  ## remove builds and caches, but not data, runs and .venv
-	rm -rf build *.egg-info detector/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.built
+	rm -rf build dist *.egg-info detector/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.built

@@ -17,14 +17,16 @@ from typing import Any
 EXAMPLE = "example:\n  python3 tools/check_machine.py && make install"
 
 
-def missing_tools() -> list[str]:
-    """Return what is missing and must be there before anything can be installed."""
+def missing_tools(uv: bool) -> list[str]:
+    """Return what is missing and must be there before anything can be installed, with pip or with ``uv``."""
     problems = []
     if sys.version_info < (3, 11):  # noqa: UP036 (this runs before pip could refuse)
         version = ".".join(map(str, sys.version_info[:3]))
         problems.append(f"Python 3.11 or newer is needed, this is {version}; use make PYTHON=python3.11")
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
         problems.append("a C++ compiler is needed; on Debian and Ubuntu: apt-get install g++")
+    if uv:
+        return problems  # uv makes environments without Python's own module
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -79,12 +81,13 @@ def main() -> int:
     )
     parser.add_argument("--imports", action="store_true", help="check the libraries of installed packages")
     parser.add_argument("--compiler", action="store_true", help="print the pip packages of a missing nvcc")
+    parser.add_argument("--uv", action="store_true", help="uv installs, so that Python's venv is not needed")
     arguments = parser.parse_args()
     if arguments.compiler:
         packages = missing_compiler(runpy.run_path(str(Path(__file__).resolve().parents[1] / "setup.py")))
         print(packages or "", end="")
         return 0
-    problems = missing_libraries() if arguments.imports else missing_tools()
+    problems = missing_libraries() if arguments.imports else missing_tools(arguments.uv)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 2 if problems else 0
