@@ -267,6 +267,8 @@ _WITHOUT_ADDRESS = {
     "mobilenet_v2_features.pth": "mobilenet_v2",
 }
 """Files that shipped configs name although no address has them, and the weights that replace them."""
+_BY_HAND = (Path("data/cards"), Path("data/coco256"))
+"""Data sets of shipped configs that no address has in the form that is needed."""
 
 
 def find_weights(name: str) -> Weights:
@@ -318,19 +320,28 @@ def _torchvision_names() -> tuple[str, ...]:
 
 
 def how_to_get(path: Path) -> str:
-    """Return the end of a message that ``path`` is missing: the command that downloads it.
+    """Return the end of a message that ``path`` is missing: the command that downloads it, or the page.
 
     It begins with "; " and is empty for what is not in the catalogue, or would come to lie at another place.
     """
     for place in (path, *path.parents):
-        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        if not _is_absent_or_empty(place):
             break
         for data_set in DATA_SETS.values():
             if place.name == data_set.folder:
                 return f"; {SCRIPT} {data_set.name} --root {place.parent} downloads it"
+        if place in _BY_HAND:
+            return "; docs/data_and_weights.md says where it can be had"
     if path.parent.name != WEIGHTS_FOLDER:
         return ""
     return _how_to_get_weights(path.name, path.parent.parent)
+
+
+def _is_absent_or_empty(place: Path) -> bool:
+    try:
+        return not place.exists() or (place.is_dir() and not any(place.iterdir()))
+    except OSError:  # a folder that may not be read
+        return False
 
 
 def _how_to_get_weights(file: str, root: Path) -> str:

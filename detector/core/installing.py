@@ -20,6 +20,7 @@ from detector.core.catalogue import (
     DATA_SETS,
     DOWNLOADS_FOLDER,
     MIB,
+    SCRIPT,
     WEIGHTS_FOLDER,
     Archive,
     DataSet,
@@ -119,7 +120,10 @@ def _clear_up(data_set: DataSet, root: Path, remove: bool) -> None:
         for path in left:
             path.unlink(missing_ok=True)
     elif left:
-        note(f"{data_set.name}: the archives in {left[0].parent} ({size} MB) are no longer needed")
+        note(
+            f"{data_set.name}: the archives in {left[0].parent} ({size} MB) are no longer needed; {SCRIPT} "
+            f"{data_set.name} --root {root} --remove-archives removes them"
+        )
 
 
 def _is_whole(data_set: DataSet, target: Path) -> bool:

@@ -38,10 +38,10 @@ def test_runs_on_a_few_photographs(
             f"data.leave_out={all_but_a_few(root, tmp_path)}",
             f"model.backbone.weights={PROJECT / WEIGHTS}",
             "model.head.hidden=[16]",
-            "proposals.width=160",
+            "proposals.width=96",
             "train.steps=3",
-            "train.scales=[160]",
-            "test.scales=[160]",
+            "train.scales=[96]",
+            "test.scales=[96]",
         ],
     )
     run = start_run(config, tmp_path / "run", "cpu")
