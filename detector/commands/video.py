@@ -102,6 +102,8 @@ def run_video(
             workers += [Worker("draw", drawing(score_threshold)), Worker("write", recorder.write)]
             with frame_pipeline(video, workers) as frames:
                 ended, fault = _run(frames, video)
+            if not recorder.frames:
+                raise KeyboardInterrupt  # before the first frame; there is nothing to keep
             recorder.complete()
             summary = {
                 "video": video.name,
@@ -192,8 +194,13 @@ class Recorder:
     def __init__(self, paths: _Paths, video: Video, codec: str) -> None:
         self._paths, self._real_time, self._rate = paths, video.is_camera, video.rate
         self.frames = 0
-        self.video = VideoWriter(paths.video, video.size, video.rate, codec)
         self._lines = _Lines(paths.lines)
+        try:
+            self.video = VideoWriter(paths.video, video.size, video.rate, codec)
+        except InputError:
+            self._lines.close()
+            self._lines.partial.unlink(missing_ok=True)
+            raise
         self._last: np.ndarray | None = None
         self._finished = False
 
