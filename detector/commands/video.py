@@ -106,23 +106,30 @@ def run_video(
                 raise KeyboardInterrupt  # before the first frame; there is nothing to keep
             recorder.complete()
             summary = {
-                "video": video.name,
                 "classes": list(detector.classes),
                 "score_threshold": score_threshold,
-                "frames": recorder.frames,
                 "frames_dropped": frames.dropped,
-                "frames_missing": video.missing,
                 "ended": ended,
                 "fault": fault,
-                "drawn": paths.video.name,
-                "drawn_frames": recorder.video.frames,
-                "drawn_frames_per_second": video.rate,
-                "height": video.size[0],
-                "width": video.size[1],
+                **_facts_of(video, recorder),
                 "timing": timing_of(frames),
             }
             recorder.finish(summary)
     return summary
+
+
+def _facts_of(video: Video, recorder: Recorder) -> dict[str, Any]:
+    """Return what a summary says of a video and of its drawn one."""
+    return {
+        "video": video.name,
+        "height": video.size[0],
+        "width": video.size[1],
+        "frames": recorder.frames,
+        "frames_missing": video.missing,
+        "drawn": recorder.video.path.name,
+        "drawn_frames": recorder.video.frames,
+        "drawn_frames_per_second": video.rate,
+    }
 
 
 def _run(frames: Pipeline, video: Video) -> tuple[str, str | None]:
