@@ -102,25 +102,34 @@ def run_video(
             workers += [Worker("draw", drawing(score_threshold)), Worker("write", recorder.write)]
             with frame_pipeline(video, workers) as frames:
                 ended, fault = _run(frames, video)
+            if not recorder.frames:
+                raise KeyboardInterrupt  # before the first frame; there is nothing to keep
             recorder.complete()
             summary = {
-                "video": video.name,
                 "classes": list(detector.classes),
                 "score_threshold": score_threshold,
-                "frames": recorder.frames,
                 "frames_dropped": frames.dropped,
-                "frames_missing": video.missing,
                 "ended": ended,
                 "fault": fault,
-                "drawn": paths.video.name,
-                "drawn_frames": recorder.video.frames,
-                "drawn_frames_per_second": video.rate,
-                "height": video.size[0],
-                "width": video.size[1],
+                **_facts_of(video, recorder),
                 "timing": timing_of(frames),
             }
             recorder.finish(summary)
     return summary
+
+
+def _facts_of(video: Video, recorder: Recorder) -> dict[str, Any]:
+    """Return what a summary says of a video and of its drawn one."""
+    return {
+        "video": video.name,
+        "height": video.size[0],
+        "width": video.size[1],
+        "frames": recorder.frames,
+        "frames_missing": video.missing,
+        "drawn": recorder.video.path.name,
+        "drawn_frames": recorder.video.frames,
+        "drawn_frames_per_second": video.rate,
+    }
 
 
 def _run(frames: Pipeline, video: Video) -> tuple[str, str | None]:
@@ -192,8 +201,13 @@ class Recorder:
     def __init__(self, paths: _Paths, video: Video, codec: str) -> None:
         self._paths, self._real_time, self._rate = paths, video.is_camera, video.rate
         self.frames = 0
-        self.video = VideoWriter(paths.video, video.size, video.rate, codec)
         self._lines = _Lines(paths.lines)
+        try:
+            self.video = VideoWriter(paths.video, video.size, video.rate, codec)
+        except InputError:
+            self._lines.close()
+            self._lines.partial.unlink(missing_ok=True)
+            raise
         self._last: np.ndarray | None = None
         self._finished = False
 

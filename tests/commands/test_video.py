@@ -270,6 +270,31 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
     assert lines_of(tmp_path / "a.partial.jsonl") == [{"frame": 0}]
 
 
+def test_ctrl_c_before_the_first_frame_leaves_nothing(
+    tiny: Load, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(frames: Any, _: Any) -> Any:
+        frames.close()
+        return "interrupted", None
+
+    monkeypatch.setattr(module, "_run", stopped)
+    monkeypatch.setattr(module.Recorder, "write", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        run(detector_of(tiny(*FEW)), clip, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_codec_that_is_missing_leaves_nothing(tiny: Load, clip: Path, tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "probe.mp4"), cv2.VideoWriter.fourcc(*"avc1"), 25, (64, 48))
+    if writer.isOpened():
+        pytest.skip("this OpenCV has an encoder for H.264")
+    with pytest.raises(
+        InputError, match=r"drawn\.mp4: OpenCV .* cannot write 128x96 pixels with the codec h264"
+    ):
+        run(detector_of(tiny(*FEW)), clip, tmp_path / "out", codec="h264")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_ctrl_c_completes_the_files(
     tiny: Load, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from detector.visualize import ClassifiedImage, class_colour, draw_class_scores, run_charts, score_rows
+from detector.visualize import (
+    ClassifiedImage,
+    class_colour,
+    draw_class_scores,
+    label_with_classes,
+    run_charts,
+    score_rows,
+)
 
 CLASSES = ("disc", "Blutplättchen", "Ωжñ")
 GREY = 128
@@ -91,3 +98,17 @@ def test_the_page_shows_each_part() -> None:
     assert len(picture(best=[], worst=[])) < len(whole)
     many = [ClassifiedImage(blank(), [0.8, 0.1, 0.2])] * 9
     assert picture(best=many).shape == whole.shape
+
+
+def test_classes_are_written_into_the_corner_by_falling_score_as_many_as_fit() -> None:
+    grey = np.full((100, 300, 3), 128, np.uint8)
+    classes, scores = ["a", "b", "c"], [0.6, 0.9, 0.4]
+    drawn = label_with_classes(grey, scores, classes, 0.5)
+    assert (grey == 128).all()
+    assert drawn[0, 0].tolist() == list(class_colour(2))  # the best class
+    changed = np.flatnonzero((drawn != 128).any(axis=(1, 2)))
+    assert drawn[changed[-1], 0].tolist() == list(class_colour(1))
+    assert (label_with_classes(grey, scores, classes, 0.95) == 128).all()
+    assert (label_with_classes(grey, [0.9] * 3, classes, 0.0)[:, 250:] == 128).all()
+    flat = np.full((5, 300, 3), 128, np.uint8)
+    assert (label_with_classes(flat, scores, classes, 0.5) == 128).all()  # no line fits
