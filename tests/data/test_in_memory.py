@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_the_bytes_of_a_file_have_its_pixels(tmp_path: Path, suffix: str) -> Non
     path = tmp_path / f"a.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    options = {"exif": exif} if suffix in ("png", "tif", "jpg", "webp") else {}
+    options: dict[str, Any] = {"exif": exif} if suffix in ("png", "tif", "jpg", "webp") else {}
     Image.fromarray(np.kron(NOISE, np.ones((8, 8, 1), np.uint8))).save(path, **options)
     expected, found = open_image(path), load_image(path.read_bytes(), "a")
     assert found.size == expected.size
