@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from PIL import Image
 
 from detector.core.errors import InputError
 from detector.core.structures import ImageMeta
-from detector.data.images import check_image, read_image, stored_view
+from detector.data.images import (
+    NotAnImage,
+    TooManyPixels,
+    check_image,
+    decode_image,
+    open_image,
+    read_image,
+    stored_view,
+)
 from detector.data.in_memory import load_image
 from detector.data.transforms import transformed
 
@@ -127,3 +136,31 @@ def test_a_damaged_pillow_image_is_one_clear_error(tmp_path: Path) -> None:
     cut = (tmp_path / "whole.png").read_bytes()[:400]
     with pytest.raises(InputError, match="image 0: Pillow cannot decode this image"):
         load_image(Image.open(io.BytesIO(cut)), "image 0").pixels()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp", "gif", "ppm"])
+def test_the_bytes_of_a_file_have_its_pixels(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options: dict[str, Any] = {"exif": exif} if suffix in ("png", "tif", "jpg", "webp") else {}
+    Image.fromarray(np.kron(NOISE, np.ones((8, 8, 1), np.uint8))).save(path, **options)
+    expected, found = open_image(path), load_image(path.read_bytes(), "a")
+    assert found.size == expected.size
+    for at_least in (None, (40, 40)):  # a JPEG is decoded in a smaller size for the second
+        assert np.array_equal(found.pixels(at_least), expected.pixels(at_least))
+    assert load_image(found, "a") is found
+
+
+def test_bytes_that_are_refused_are_named_without_advice_about_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(NOISE).save(path)
+    content = path.read_bytes()
+    for limit in (600, None, 10**12):
+        assert decode_image(content, "upload", limit).size == (20, 30)
+    with pytest.raises(TooManyPixels, match=r"upload: more than 599 pixels \(30x20\)"):
+        decode_image(content, "upload", 599)
+    with pytest.raises(NotAnImage, match="upload: not a readable image; give a whole image file of one of"):
+        decode_image(b"text", "upload")
+    with pytest.raises(InputError, match="upload: the image is truncated; give a whole image file"):
+        decode_image(content[:-9], "upload")

@@ -208,6 +208,13 @@ def test_who_may_post(
         assert client.get("/model", headers=headers).status_code == status
 
 
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY only for sockets of this protocol number, which accepted ones inherit."""
+    with listen("127.0.0.1", 0) as opened:
+        assert opened.proto == socket.IPPROTO_TCP
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
 def test_a_port_in_use_is_one_clear_error() -> None:
     with (
         listen("127.0.0.1", 0) as opened,

@@ -161,6 +161,10 @@ def test_with_the_mouse_on_a_desktop(browser: Any, served: Served, tmp_path: Pat
 def test_with_the_keyboard_only(browser: Any, served: Served) -> None:
     page = Page(browser, served, DESKTOP)
     page.until("state.model !== null")
+    choosers: list[Any] = []
+    page.page.on(
+        "filechooser", lambda chooser: choosers.append(chooser)
+    )  # catching them begins here, and takes a moment
     page.tab_to("#file")
     with page.page.expect_file_chooser() as chooser:
         page.page.keyboard.press("Enter")
