@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 from torchvision.models import squeezenet1_0
 
+from detector import visualize
 from detector.config import files
 from detector.data.convert import voc_to_coco
 from detector.data.generated.dataset import generate_voc
@@ -53,7 +54,7 @@ SIZES = {
     "top_k_train": 60,
     "top_k_test": 60,
     "rois_per_image": 8,
-    "draw_images": 1,
+    "draw_images": 0,
     "validation_fraction": 0.3,
 }
 """What the configs are made small by, so that a command of a page takes a second; nothing else is changed."""
@@ -126,6 +127,8 @@ def make_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if path.parent.name != "suites":
             path.write_text(json.dumps(made_small(yaml.safe_load(path.read_text()))))  # JSON is YAML, too
     monkeypatch.setattr(files, "SHIPPED", folder / "configs")
+    blank = np.zeros((8, 1280, 3), np.uint8)  # charts take as long as all else; tests/visualize draws them
+    monkeypatch.setattr(visualize, "run_charts", lambda **_: blank)
     monkeypatch.chdir(folder)
     data = folder / "my_data"
     generate_voc(data, train_images=8, test_images=4, image_size=(72, 96), seed=1)
