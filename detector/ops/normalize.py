@@ -32,7 +32,7 @@ def normalize_images(images: Tensor, table: Tensor, sizes: Sequence[tuple[int, i
     Args:
         images: (N, H, W, 3) uint8, RGB, contiguous.
         table: (3, 256) float32, contiguous, on the device of ``images``: the value of each of the network's
-            input channels for each value of a pixel, see :func:`normalization_table`.
+            input channels for each value of a pixel, see `normalization_table`.
         sizes: (height, width) of each image in pixels; what lies right of it or below it is padding.
         bgr: whether the network's first input channel is blue.
 

@@ -90,7 +90,7 @@ register("roi_pool", _fake, _fake_backward, _geometry)
 
 
 class RoIPool(nn.Module):
-    """:func:`roi_pool` as a module that holds the settings, for maps of one stride."""
+    """`roi_pool` as a module that holds the settings, for maps of one stride."""
 
     def __init__(self, output_size: int | Sequence[int], spatial_scale: float, bins: str = "caffe") -> None:
         super().__init__()

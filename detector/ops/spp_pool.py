@@ -52,7 +52,7 @@ def spp_pool(
         reduction: ``"max"``, or ``"avg"`` over the cells of the bin that lie on the map.
         window: which cells a RoI covers:
 
-            - ``"roi"``: the window of :func:`roi_pool` with ``bins="exact"``.
+            - ``"roi"``: the window of `roi_pool` with ``bins="exact"``.
             - ``"spp"``: SPP-net's projection (appendix of the paper), generalised as in the authors' code to
               any ``center`` of the first cell's receptive field. With S = 1 / ``spatial_scale``:
               left = floor((x1 - center + shrink) / S + 0.5),
@@ -70,12 +70,12 @@ def spp_pool(
     Returns:
         (R, C * sum(l * l)), in the type of ``features``. A row holds the grids in the order given, each
         (C, l, l) flattened. A bin without a cell on the map gives 0. NaN, zeros and gradients are treated as
-        by :func:`roi_pool`.
+        by `roi_pool`.
 
     Raises:
-        ValueError, TypeError, NotImplementedError: as :func:`roi_pool`, and ValueError for empty ``levels``,
+        ValueError, TypeError, NotImplementedError: as `roi_pool`, and ValueError for empty ``levels``,
             a number that is not finite, or a scale that is not positive.
-        RuntimeError: as :func:`roi_pool`, and on the CPU for a fraction in a RoI with ``window="cells"``. On
+        RuntimeError: as `roi_pool`, and on the CPU for a fraction in a RoI with ``window="cells"``. On
             CUDA a pyramid has at most 16 levels and 1024 rows and columns, those of all grids counted.
     """
     check_inputs("spp_pool", features, rois)
@@ -141,7 +141,7 @@ register("spp_pool", _fake, _fake_backward, _geometry)
 
 
 class SpatialPyramidPool(nn.Module):
-    """:func:`spp_pool` as a module that holds the settings, for maps of one stride."""
+    """`spp_pool` as a module that holds the settings, for maps of one stride."""
 
     def __init__(
         self,
