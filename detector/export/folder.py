@@ -40,8 +40,8 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         )
     if names - OURS:
         raise InputError(
-            f"--output {folder}: {sorted(names - OURS)[0]!r} is not a file of an export and would be lost; move "
-            "it away, or give another folder"
+            f"--output {folder}: {sorted(names - OURS)[0]!r} is not a file of an export and would be "
+            "lost; move it away, or give another folder"
         )
 
 
