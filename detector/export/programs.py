@@ -109,4 +109,4 @@ def run_program(form: str, *, classifies: bool, torchvision: bool, search: bool)
 
 def selective_search_program() -> str:
     """Return the text of ``selective_search.py``."""
-    return (Path(__file__).parent / "selective_search_program.txt").read_text(encoding="utf-8")
+    return (Path(__file__).parent / "selective_search.py").read_text(encoding="utf-8")
