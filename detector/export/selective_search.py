@@ -65,7 +65,8 @@ def merged(labels: np.ndarray, planes: np.ndarray, use_color: bool) -> list[list
     texture = histograms(labels, [np.abs(g) for g in slopes] + [np.maximum(g, 0) for g in slopes], 16)
     color = histograms(labels, [planes[:, :, c] for c in range(3)], 25)
     count, pixels = labels.max() + 1, labels.size
-    rows, columns = np.indices(labels.shape)
+    places = np.indices(labels.shape)
+    rows, columns = places[0], places[1]
     boxes: list[list[int]] = [
         [int(n) for n in (columns[m].min(), rows[m].min(), columns[m].max() + 1, rows[m].max() + 1)]
         for m in (labels == n for n in range(count))
