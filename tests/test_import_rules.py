@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import PROJECT
 
 FILES = sorted((PROJECT / "detector").rglob("*.py"))
-LIBRARY = {"core", "ops", "config", "data", "evaluation", "models", "visualize", "proposals", "engine", "export"}
+LIBRARY = {"core", "ops", "config", "data", "evaluation", "models", "visualize", "proposals", "engine"}
+LIBRARY |= {"export"}
 # What each part of the package may import besides itself.
 RULES: dict[str, set[str]] = {
     "core": set(),

@@ -268,7 +268,7 @@ OUTPUTS = {
     "scores": "float32 (detections), or (classes) of a classifier",
     "labels": "int64 (detections), from 1: label k is class k - 1 of the list",
     "region_scores": "float32 (regions, 1 + classes); column 0 is the background",
-    "region_boxes": "float32 (regions, 1 + classes, 4): the region as each class moves it, clipped to the image",
+    "region_boxes": "float32 (regions, 1 + classes, 4): the region as each class moves it, within the image",
 }
 
 
@@ -348,7 +348,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--selective-search",
         action="store_true",
-        help="add selective_search.py, with which run.py finds regions itself (they differ from this project's)",
+        help="add selective_search.py, with which run.py finds regions itself, similar to this project's",
     )
     parser.add_argument(
         "--check-images",

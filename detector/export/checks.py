@@ -16,8 +16,10 @@ SIZES = (
     *((480, 640), (640, 480), (375, 500), (500, 333), (600, 600), (1080, 1920), (768, 1024), (227, 227)),
     *((97, 131), (64, 64), (40, 900), (900, 40), (150, 1000), (1201, 301), (333, 777), (33, 34)),
     *((2000, 1500), (719, 1279), (501, 499), (256, 2048)),
+    *((600, 800), (427, 640), (1024, 1024), (300, 450), (512, 384), (720, 480)),
 )
-"""(height, width) of the images in pixels: usual ones, small ones, primes, and long strips."""
+"""(height, width) of the images in pixels: usual ones, small ones, primes, and long strips. The last ones are
+for networks whose map has no cell for a strip."""
 SCORES_WITHIN = 1e-4
 BOXES_WITHIN = 1e-3
 """The largest differences that pass: of scores, and of boxes in pixels."""

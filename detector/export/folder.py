@@ -28,7 +28,10 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"--output {folder}: is not a folder; give the name of a new one")
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot read the folder: {error.strerror}") from None
     if not names:
         return
     if not overwrite:
@@ -40,8 +43,8 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         )
     if names - OURS:
         raise InputError(
-            f"--output {folder}: {sorted(names - OURS)[0]!r} is not a file of an export and would be lost; move "
-            "it away, or give another folder"
+            f"--output {folder}: {sorted(names - OURS)[0]!r} is not a file of an export and would be "
+            "lost; move it away, or give another folder"
         )
 
 

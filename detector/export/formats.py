@@ -100,6 +100,15 @@ def write(form: str, program: torch.export.ExportedProgram, folder: Path, signat
     if form == "onnx":
         path.write_bytes(content)
         return
+    write_openvino(content, path, signature)
+
+
+def write_openvino(content: bytes, path: Path, signature: Signature) -> None:
+    """Write the ONNX file ``content`` to ``path`` (.xml) as OpenVINO reads it, weights in float32 beside it.
+
+    Raises:
+        InputError: OpenVINO has no counterpart of an operator.
+    """
     openvino: Any = importlib.import_module("openvino")
     try:
         model = openvino.Core().read_model(content)
@@ -112,7 +121,7 @@ def write(form: str, program: torch.export.ExportedProgram, folder: Path, signat
 
 
 def _sort_stably(model: Any) -> None:
-    """Let OpenVINO keep the order of equal values, as ONNX demands of TopK; its reader does not ask for it."""
+    """Let OpenVINO keep the order of equal values, as ONNX demands of TopK but OpenVINO's reader does not."""
     opset: Any = importlib.import_module("openvino.opset15")
     for found in model.get_ordered_ops():
         if found.get_type_name() != "TopK":
@@ -206,8 +215,8 @@ def _failed(what: str, error: Exception) -> InputError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     return InputError(
-        f"this network cannot be exported: {what} has no counterpart of a part of it: {reason:.300}; export a "
-        "network with another backbone, pool or head"
+        f"this network cannot be exported: {what} has no counterpart of a part of it: {reason:.300}; export "
+        "a network with another backbone, pool or head"
     )
 
 

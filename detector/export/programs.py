@@ -11,10 +11,12 @@ _IMPORTS = {
     "torch_export": "import cv2, numpy as np, torch",
 }
 _RUN = {
-    "onnx": """    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
+    "onnx": """    model, providers = str(HERE / "model.onnx"), ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(model, providers=providers)
     return session.run(None, {given.name: value for given, value in zip(session.get_inputs(), inputs)})
 """,
-    "openvino": """    network = openvino.Core().compile_model(HERE / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    "openvino": """    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # no bfloat16 on processors that have it
+    network = openvino.Core().compile_model(str(HERE / "model.xml"), "CPU", exact)
     return [np.array(value) for value in network(list(inputs)).values()]
 """,
     "torch_export": """    network = torch.export.load(str(HERE / "model.pt2")).module()
@@ -42,7 +44,7 @@ def read(path):  # the image, RGB, in the size of the network's input, and its o
 def run(*inputs):
 $RUN'''
 
-_DETECT = """def read_regions(path, size):  # x1, y1, x2, y2 in pixels of the image, from a .npy, .json or text file
+_DETECT = """def read_regions(path, size):  # rows x1, y1, x2, y2 in pixels of the image: .npy, .json or text
     if path.endswith(".npy"): rows = np.load(path)
     elif path.endswith(".json"): rows = json.load(open(path))
     else: rows = open(path).read().replace(",", " ").split()
@@ -52,7 +54,7 @@ _DETECT = """def read_regions(path, size):  # x1, y1, x2, y2 in pixels of the im
     return boxes
 if len(sys.argv) < $LEAST: sys.exit(__doc__)
 image, size = read(sys.argv[1])
-regions = $REGIONS
+$REGIONS
 scale = (np.array(image.shape[:2]) / size).astype(np.float32)  # input pixels per pixel of the image
 *found, scores, boxes = run(image, regions, np.array(size, np.float32), scale)
 if not found:  # without post-processing inside: the likeliest class of each region
@@ -62,13 +64,15 @@ rows = zip(*(part.tolist() for part in found))
 objects = [{"class": ABOUT["classes"][k - 1], "score": score, "box": box} for box, score, k in rows]
 print(json.dumps({"image": sys.argv[1], "height": size[0], "width": size[1], "detections": objects}))
 """
-_GIVEN = "read_regions(sys.argv[2], size)"
-_SEARCH = 'runpy.run_path(str(HERE / "selective_search.py"))["propose"](sys.argv[1])'
+_GIVEN = "regions = read_regions(sys.argv[2], size)"
+_SEARCH = """search = runpy.run_path(str(HERE / "selective_search.py"))["propose"]
+regions = read_regions(sys.argv[2], size) if len(sys.argv) > 2 else search(sys.argv[1])"""
 
 _CLASSIFY = """
 if len(sys.argv) < 2: sys.exit(__doc__)
 (scores,) = run(read(sys.argv[1])[0])
-ranked = [{"class": ABOUT["classes"][k], "score": float(scores[k])} for k in np.argsort(-scores, kind="stable")]
+order = np.argsort(-scores, kind="stable")
+ranked = [{"class": ABOUT["classes"][k], "score": float(scores[k])} for k in order]
 print(json.dumps({"image": sys.argv[1], "scores": ranked}))
 """
 
@@ -80,7 +84,7 @@ def run_program(form: str, *, classifies: bool, torchvision: bool, search: bool)
     whether ``selective_search.py`` lies beside it.
     """
     packages, imports = _PACKAGES[form], _IMPORTS[form]
-    if torchvision:
+    if torchvision and form == "torch_export":
         packages, imports = f"{packages}, torchvision", imports + _VISION
     if classifies:
         summary = "Name the classes of an image: python run.py IMAGE"
@@ -94,7 +98,7 @@ def run_program(form: str, *, classifies: bool, torchvision: bool, search: bool)
         "$IMPORTS": imports,
         "$RUN": _RUN[form],
         "$LEAST": "2" if search else "3",
-        "$REGIONS": f"{_GIVEN} if len(sys.argv) > 2 else {_SEARCH}" if search else _GIVEN,
+        "$REGIONS": _SEARCH if search else _GIVEN,
     }
     if not search:
         text = text.replace("import json, pathlib, runpy, sys", "import json, pathlib, sys")
@@ -105,4 +109,4 @@ def run_program(form: str, *, classifies: bool, torchvision: bool, search: bool)
 
 def selective_search_program() -> str:
     """Return the text of ``selective_search.py``."""
-    return (Path(__file__).parent / "selective_search_program.txt").read_text(encoding="utf-8")
+    return (Path(__file__).parent / "selective_search.py").read_text(encoding="utf-8")

@@ -26,16 +26,16 @@ _OWN = ("model.backbone.name", "model.pool.kind", "model.head.kind")
 
 
 def refuse_own_parts(values: Mapping[str, Any], source: str) -> None:
-    """Raise InputError if the stored config ``values`` of a network names code of the user for a part of it."""
+    """Raise InputError if the stored config ``values`` names code of the user for a part of the network."""
     for key in _OWN:
         value: Any = values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, str) and ":" in value and value.partition(":")[0] not in LIBRARIES:
             raise InputError(
-                f"{source}: {key} = {value!r:.80} is code of yours; an exported network has to run without it, "
-                "and this program cannot know whether its operators can be exported. Export a network whose "
-                "parts are this project's or a library's"
+                f"{source}: {key} = {value!r:.80} is code of yours; an exported network has to run without "
+                "it, and this program cannot know whether its operators can be exported. Export a network of "
+                "parts that are this project's or a library's"
             )
 
 
@@ -44,11 +44,11 @@ def check_exportable(config: Config, source: str) -> None:
     test, head = config.test, config.model.head
     if head.kind == "svm" or head.scores == "svm":
         raise InputError(
-            f"{source}: its scores are margins of SVMs (model.head.scores: svm), which are no probabilities: "
-            "the thresholds of an export and the accuracy that it is checked for are meant for probabilities. "
+            f"{source}: its scores are margins of SVMs (model.head.scores: svm), which are no probabilities, "
+            "and the thresholds of an export and the accuracy that it is checked for are for probabilities. "
             "Export the network that the SVMs were trained on (the checkpoint of the stage before)"
         )
-    several = [view for view in inference_transforms(config)]
+    several = inference_transforms(config)
     if len(several) > 1:
         raise InputError(
             f"{source}: it is tested on {len(several)} views of each image (test.scales, test.flip), and an "
@@ -70,8 +70,8 @@ def check_postprocess(config: Config, source: str) -> None:
         )
     if config.test.nested_threshold is not None:
         raise InputError(
-            f"{source}: test.nested_threshold drops boxes that lie within others, which the standard operator "
-            "NonMaxSuppression cannot; give test.nested_threshold=null on the command line, or omit "
+            f"{source}: test.nested_threshold drops boxes that lie within others, which the standard "
+            "operator NonMaxSuppression cannot; give test.nested_threshold=null on the command line, or omit "
             "--postprocess"
         )
 

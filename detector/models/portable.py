@@ -142,7 +142,7 @@ def portable_pool(model: RegionDetector, largest: tuple[int, int]) -> nn.Module:
         case RoIAlignPooling():
             return PortableAlign(pool, len(sizes))
         case WholeMapPool(rule="adaptive"):
-            return PortablePool("cells", pool.grids, [1], [0], [0], cells, average=pool.reduction == "avg")
+            return PortablePool("cells", pool.grids, [(1, 0, 0)], cells, average=pool.reduction == "avg")
         case WholeMapPool():
             raise InputError(
                 "model.pool.rule sliding: the sizes of its windows follow from the size of the image, which "
@@ -156,15 +156,15 @@ def portable_pool(model: RegionDetector, largest: tuple[int, int]) -> nn.Module:
             )
         case RoIPooling():
             places = [(*pool.geometry(level), 0.0) for level in numbers]
-            return PortablePool("caffe", [pool.output_size], *zip(*places, strict=True), cells)
+            return PortablePool("caffe", [pool.output_size], places, cells)
         case PyramidPooling():
             places = [_spp_place(pool, level) for level in numbers]
             rule = "exact" if pool.window == "roi" else "spp"
             average = pool.reduction == "avg"
-            return PortablePool(rule, pool.grids, *zip(*places, strict=True), cells, average=average)
+            return PortablePool(rule, pool.grids, places, cells, average=average)
     raise InputError(
-        "model.pool.kind: the pool is a class of yours, whose operators are not known to this program; export "
-        "a network with a pool of this project (roi, roi_align or spp)"
+        "model.pool.kind: the pool is a class of yours, whose operators this program does not know; export a "
+        "network with a pool of this project (roi, roi_align or spp)"
     )
 
 
@@ -180,7 +180,8 @@ def _spp_place(pool: PyramidPooling, level: int) -> tuple[float, float, float]:
 class PortableDetector(nn.Module):
     """Scores regions of one image; with ``postprocess`` it selects detections from them.
 
-    ``scores`` turns the output of the layers into (R, K+1); without ``box_regression`` boxes stay the regions.
+    ``scores`` turns the output of the layers into (R, K+1). Without ``box_regression`` the boxes are the
+    regions.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class PortableDetector(nn.Module):
     def forward(self, image: Tensor, regions: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         """Return scores (R, K+1) and boxes (R, K+1, 4).
 
-        With ``postprocess``, the boxes (D, 4), scores (D,) and labels (D,) of the detections come before them.
+        With ``postprocess``, boxes (D, 4), scores (D,) and labels (D,) of the detections come before them.
 
         Args:
             image: (H, W, 3) uint8 RGB, resized to the size of the network's input.

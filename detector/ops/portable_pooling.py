@@ -4,10 +4,10 @@
 library, so that a network with it runs wherever ONNX or a program of ``torch.export`` runs.
 
 Maxima. The table (a, b) of a map holds in each cell the maximum of the window of 2^a x 2^b cells that begins
-there; each table is the maximum of another one and of that one moved by half a window. A bin of h x w cells is
-then the maximum of four cells of one table, with a = floor(log2 h) and b = floor(log2 w): windows that begin
-in the bin's corners and overlap (the "sparse table" of range-minimum queries; Bender and Farach-Colton,
-"The LCA problem revisited", 2000). A maximum is exact whatever the order.
+there; each table is the maximum of another one and of that one moved by half a window. A bin of h x w cells
+is then the maximum of four cells of one table, with a = floor(log2 h) and b = floor(log2 w): those of windows
+that overlap and together cover the bin (the "sparse table" of range-minimum queries; Bender and
+Farach-Colton, "The LCA problem revisited", 2000). A maximum is exact whatever the order.
 
 Averages. Windows must not overlap, so h and w are written as sums of powers of two, and the windows of these
 sizes are added. Sums of positive numbers keep their digits, which differences of float32 integral images
@@ -85,13 +85,13 @@ class PortablePool(nn.Module):
     """Pools each RoI on one or several grids of n x n bins, each from the map of its level.
 
     ``rule`` is one of `RULES`; ``average`` takes the mean of a bin's cells instead of their maximum.
-    ``strides``, ``centers`` and ``shrinks`` are in pixels of the network's input, one per level. With the
-    rule "spp" they are those of ``spp_pool``; with "caffe", "exact" and "partition" the center is subtracted
-    from the corners of a RoI before they are divided by the stride. "cells" uses none of them.
+    ``places`` has stride, center and shrink of each level, in pixels of the network's input. With the rule
+    "spp" they are those of ``spp_pool``; with "caffe", "exact" and "partition" the center is subtracted from
+    the corners of a RoI before they are divided by the stride. "cells" uses none of them.
 
     ``cells`` is the largest side that a map may have. RoIs that begin and end on the map or one cell beyond
-    it are pooled exactly. With ``anywhere`` all RoIs are: the edges of bins are computed instead of looked up,
-    and there are more tables. What other RoIs give is arbitrary, and so is what larger maps give.
+    it are pooled exactly. With ``anywhere`` all RoIs are: the edges of bins are computed instead of looked
+    up, and there are more tables. What other RoIs give is arbitrary, and so is what larger maps give.
     """
 
     powers: Tensor
@@ -101,9 +101,7 @@ class PortablePool(nn.Module):
         self,
         rule: str,
         grids: Sequence[int],
-        strides: Sequence[float],
-        centers: Sequence[float],
-        shrinks: Sequence[float],
+        places: Sequence[tuple[float, float, float]],
         cells: int,
         *,
         average: bool = False,
@@ -113,7 +111,7 @@ class PortablePool(nn.Module):
         if rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
         self.rule, self.grids, self.average, self.anywhere = rule, tuple(grids), average, anywhere
-        self.places = [Place(*place) for place in zip(strides, centers, shrinks, strict=True)]
+        self.places = [Place(*place) for place in places]
         self.longest = cells + 3  # rounding may move both ends of a window by a cell; the last one counts
         largest = max(largest_bin(rule, self.longest, bins) for bins in self.grids)
         self.depth = (cells if anywhere else min(largest, cells)).bit_length()
@@ -298,7 +296,7 @@ class PortablePool(nn.Module):
 
 
 def _part(length: int, power: int) -> int:
-    """Return where the window of 2^``power`` cells begins in ``length`` cells, the largest first; -1: none."""
+    """Return where the window of 2^``power`` cells begins in ``length`` cells, the largest first, or -1."""
     return length >> (power + 1) << (power + 1) if length >> power & 1 else -1
 
 

@@ -36,7 +36,7 @@ def with_image(rois: Tensor) -> Tensor:
 
 
 def portable(rule: str, grids: list[int], cells: int, **options: bool) -> PortablePool:
-    return PortablePool(rule, grids, [16], [0.0], [8.0], cells, **options)
+    return PortablePool(rule, grids, [(16, 0.0, 8.0)], cells, **options)
 
 
 @settings(max_examples=35, deadline=None)
@@ -90,7 +90,7 @@ def test_whole_maps_in_cells_and_no_regions() -> None:
         expected = spp_pool(
             features, with_image(whole), [4, 2, 1], reduction="avg" if average else "max", window="cells"
         )
-        found = PortablePool("cells", [4, 2, 1], [1], [0], [0], 13, average=average)([features], whole)
+        found = PortablePool("cells", [4, 2, 1], [(1, 0, 0)], 13, average=average)([features], whole)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert portable("caffe", [7], 13)([features], torch.zeros(0, 4)).shape == (0, 3 * 49)
 
@@ -110,15 +110,15 @@ def test_each_region_is_pooled_from_its_level() -> None:
     rois = random_rois(90, 1, (160, 192), seed=7)[:, 1:].clamp(min=0, max=160)
     numbers = torch.arange(90) % 3
     strides, centers = (4, 8, 16), (1.5, 3.5, 7.5)
-    pool = PortablePool("caffe", [3], strides, centers, [0.0] * 3, 48)
-    spp = PortablePool("spp", [2, 1], strides, centers, [2.0, 4.0, 6.5], 48)
+    pool = PortablePool("caffe", [3], [(*place, 0.0) for place in zip(strides, centers, strict=True)], 48)
+    shrinks = (2.0, 4.0, 6.5)
+    spp = PortablePool("spp", [2, 1], list(zip(strides, centers, shrinks, strict=True)), 48)
     found, of_pyramid = pool(levels, rois, numbers), spp(levels, rois, numbers)
     for number, (level, stride, center) in enumerate(zip(levels, strides, centers, strict=True)):
         own, rows = numbers == number, with_image(rois[numbers == number])
         shifted = torch.cat((rows[:, :1], rows[:, 1:] - center), dim=1)
         assert torch.equal(found[own], roi_pool(level, shifted, 3, 1 / stride).flatten(1))
-        shrink = (2.0, 4.0, 6.5)[number]
-        expected = spp_pool(level, rows, [2, 1], 1 / stride, "max", "spp", center, shrink)
+        expected = spp_pool(level, rows, [2, 1], 1 / stride, "max", "spp", center, shrinks[number])
         assert torch.equal(of_pyramid[own], expected)
 
 
