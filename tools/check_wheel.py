@@ -16,8 +16,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
+from elftools.elf.sections import SymbolTableSection
 
 from detector.commands import cli
 from detector.core.errors import InputError
@@ -39,7 +41,7 @@ def undefined(library: Path) -> dict[str, str | None]:
     with library.open("rb") as file:
         elf = ELFFile(file)
         symbols = elf.get_section_by_name(".dynsym")
-        if symbols is None:
+        if not isinstance(symbols, SymbolTableSection):
             return {}
         versions, names = elf.get_section_by_name(".gnu.version"), {}
         needed = elf.get_section_by_name(".gnu.version_r")
@@ -58,8 +60,8 @@ def needed_libraries(library: Path) -> list[str]:
     """Return the names of the libraries that the loader opens for a library."""
     with library.open("rb") as file:
         dynamic = ELFFile(file).get_section_by_name(".dynamic")
-        tags = [] if dynamic is None else dynamic.iter_tags()
-        return [tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"]
+        tags = dynamic.iter_tags() if isinstance(dynamic, DynamicSection) else []
+        return [str(getattr(tag, "needed")) for tag in tags if tag.entry.d_tag == "DT_NEEDED"]  # noqa: B009
 
 
 def why_forbidden(symbol: str, version: str | None) -> str | None:
