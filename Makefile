@@ -23,7 +23,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV)
 INSTALL   = $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: help install quickstart test test-slow golden headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck docs clean
+.PHONY: help install quickstart test test-slow golden headers sanitize emulate emulate-mutants fuzz-readers soak gpu-check lint typecheck docs wheel release-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -95,6 +95,15 @@ typecheck: install  ## check the types
 
 docs: install  ## build the documentation as a web site, in build/site
 	$(BIN)/python -m mkdocs build --strict --site-dir build/site
+
+# TORCH_CUDA_ARCH_LIST and DETECTOR_CUDA choose what a wheel contains; setup.py describes them.
+wheel: install  ## build a wheel and a source distribution in dist/, and check the wheel
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python tools/check_wheel.py dist/*.whl
+
+release-check:  ## check that version, CHANGELOG and tag agree; TAG=v0.2.0 names the tag
+	$(PYTHON) tools/check_release.py $(if $(TAG),--tag $(TAG))
 
 clean:  ## remove builds and caches, but not data, runs and .venv
 	rm -rf build dist *.egg-info detector/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.built

@@ -6,7 +6,8 @@ tools/check_headers.py asks it which compiler and which flags a build would use.
 
 Environment: MAX_JOBS (compile jobs, default one per core), CUDA_HOME (the CUDA toolkit to use),
 TORCH_CUDA_ARCH_LIST (default below), DETECTOR_CUDA=0 (leave the CUDA library out), DETECTOR_SANITIZE=1
-(AddressSanitizer and UBSan, CPU only).
+(AddressSanitizer and UBSan, CPU only). DETECTOR_CUDA also takes the CUDA major version that a wheel must
+have (DETECTOR_CUDA=13): without such a compiler the build fails.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 from setuptools import Extension, find_namespace_packages, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
@@ -112,7 +114,8 @@ if SANITIZE:
     LINK_FLAGS = ["-fsanitize=address,undefined"]
     CXX_FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", *LINK_FLAGS]
 else:
-    LINK_FLAGS = []
+    # Python's own flags may ask for symbols for a debugger, which are six sevenths of the CPU library.
+    LINK_FLAGS = ["-Wl,--strip-debug"] if sys.platform == "linux" else []
     CXX_FLAGS += ["-O3"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-Wno-deprecated-gpu-targets"]
 
@@ -158,7 +161,14 @@ def extensions() -> list[Extension]:
         extra_link_args=LINK_FLAGS,
         py_limited_api=True,
     )
+    standard_library_first(cpu)
     reason = why_no_cuda()
+    required = os.environ.get("DETECTOR_CUDA", "0")
+    if required != "0" and (reason is not None or required != major_version(torch.version.cuda or "")):
+        raise SystemExit(
+            f"error: DETECTOR_CUDA={required} asks for the CUDA library of CUDA {required}, but "
+            f"{reason or f'torch uses CUDA {torch.version.cuda}'}"
+        )
     if reason is not None:
         print(
             f"detector: the CUDA library is not built, and without a GPU not needed: {reason}",
@@ -174,7 +184,18 @@ def extensions() -> list[Extension]:
         py_limited_api=True,
     )
     cuda.libraries = [cuda_runtime(name) for name in cuda.libraries]
+    standard_library_first(cuda)
     return [cpu, cuda]
+
+
+def standard_library_first(extension: Extension) -> None:
+    """Let the linker find the names of the C++ library in that library itself.
+
+    The libraries of torch's wheels also export some of them. Taken from there, they would be no part of
+    torch's stable ABI, and without the version by which a system can be recognised as too old.
+    """
+    if sys.platform == "linux":
+        extension.libraries.insert(0, "stdc++")
 
 
 def cuda_runtime(library: str) -> str:
@@ -189,6 +210,48 @@ def cuda_runtime(library: str) -> str:
     return f":{exact[0].name}" if exact and not (CUDA_FOUND / "lib" / "libcudart.so").exists() else library
 
 
+CXX_LIBRARIES = ((24, 28), (28, 31), (29, 34), (30, 35), (32, 38), (33, 39))
+"""(n, m): GLIBCXX_3.4.n may be needed from the tag manylinux_2_m on, in the list of auditwheel."""
+
+
+def manylinux(libraries: list[Path]) -> tuple[int, int]:
+    """Return the version of the oldest manylinux tag that fits the symbols of the libraries."""
+    contents = [library.read_bytes() for library in libraries]
+
+    def newest(pattern: bytes) -> int:
+        return max(int(found) for content in contents for found in [b"0", *re.findall(pattern, content)])
+
+    glibc = newest(rb"\0GLIBC_2\.(\d+)(?=[.\0])")
+    cxx = newest(rb"\0GLIBCXX_3\.4\.(\d+)\0")
+    minimum = next((tag for version, tag in CXX_LIBRARIES if cxx <= version), None)
+    if minimum is None:
+        raise SystemExit(
+            f"error: no manylinux tag is known for GLIBCXX_3.4.{cxx}; see setup.py: CXX_LIBRARIES"
+        )
+    return 2, max(28, glibc, minimum)  # torch's own wheels need 2.28
+
+
+class Wheel(bdist_wheel):
+    """A wheel for every Python from 3.11 on, whose name says which systems and which CUDA it is for."""
+
+    def finalize_options(self) -> None:
+        if self.build_number is None and "detector._C_cuda" in self.extension_names():
+            self.build_number = f"1cu{major_version(torch.version.cuda)}"
+        super().finalize_options()
+
+    def extension_names(self) -> list[str]:
+        return [extension.name for extension in self.distribution.ext_modules or []]
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        folder = Path(self.get_finalized_command("build").build_lib, "detector")
+        libraries = sorted(folder.glob("_C*.so"))
+        if libraries and platform.startswith("linux_"):
+            version = "_".join(map(str, manylinux(libraries)))
+            platform = platform.replace("linux", f"manylinux_{version}", 1)
+        return python, abi, platform
+
+
 if __name__ == "__main__":  # true for setuptools and pip as well
     # The shipped configs lie beside the package in a checkout, and inside it when it is installed.
     configs = [
@@ -198,8 +261,11 @@ if __name__ == "__main__":  # true for setuptools and pip as well
     setup(
         packages=[*find_packages(include=["detector*"]), *configs],
         package_dir={"detector.configs": "configs"},
-        package_data={"detector.server": ["*.html"], **{name: ["*.yaml", "*.json"] for name in configs}},
+        package_data={
+            **{name: ["*.yaml", "*.json"] for name in configs},
+            "detector": ["py.typed", *(f"**/*.{kind}" for kind in ("html", "css", "js", "svg"))],
+        },
         ext_modules=extensions(),
-        cmdclass={"build_ext": BuildExtension},
+        cmdclass={"build_ext": BuildExtension, "bdist_wheel": Wheel},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )

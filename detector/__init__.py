@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from detector.api import Detector, Result
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Detector", "Result", "__version__"]
 
 

@@ -1,6 +1,6 @@
 """Operators on images, feature maps and regions; importing this package loads the native libraries."""
 
-from detector.ops._library import cuda_kernels_missing
+from detector.ops._library import built_for_cuda, cuda_kernels_missing
 from detector.ops.normalize import normalization_table, normalize_images
 from detector.ops.roi_pool import RoIPool, roi_pool
 from detector.ops.selective_search import SelectiveSearchResult, selective_search
@@ -12,6 +12,7 @@ __all__ = [
     "SelectiveSearchConfig",
     "SelectiveSearchResult",
     "SpatialPyramidPool",
+    "built_for_cuda",
     "cuda_kernels_missing",
     "normalization_table",
     "normalize_images",

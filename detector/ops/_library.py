@@ -1,12 +1,15 @@
 """Loads the native libraries once, when ``detector.ops`` is imported; loading registers the operators.
 
 ``_C`` holds the CPU kernels and is always needed. ``_C_cuda`` holds the CUDA kernels: it exists only where
-nvcc was available at build time, and only a torch with CUDA loads it. ``cuda_kernels_missing`` returns why
-the operators cannot run on CUDA tensors.
+nvcc was available at build time, and only a torch with the same CUDA major version loads it.
+``cuda_kernels_missing`` returns why the operators cannot run on CUDA tensors, ``built_for_cuda`` the CUDA
+major version that ``_C_cuda`` was built for.
 """
 
 from __future__ import annotations
 
+import mmap
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +26,20 @@ _ADVICE = "Build it with `make install`, or in a source tree with `python setup.
 
 def _find(name: str) -> Path | None:
     return next(iter(sorted(_PACKAGE.glob(f"{name}.*so"))), None)
+
+
+def _cuda_major(library: Path) -> str | None:
+    """Return the major version of the CUDA runtime that a library names as one that it needs.
+
+    The list of needed libraries stands in the file in plain text: libcudart.so.13, cudart64_13.dll.
+    """
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(rb"libcudart\.so\.(\d+)|cudart64_(\d+)", content)
+        return (found[1] or found[2]).decode() if found else None
+
+
+def _torch_cuda_major() -> str | None:
+    return None if torch.version.cuda is None else torch.version.cuda.split(".")[0]
 
 
 def _load(path: Path) -> None:
@@ -44,7 +61,11 @@ def load() -> None:
         raise ImportError(f"The native library detector/_C is missing in {_PACKAGE}. {_ADVICE}")
     _load(cpu)
     cuda = _find("_C_cuda")
-    if cuda is not None and torch.version.cuda is not None:
+    if (
+        cuda is not None
+        and _torch_cuda_major() is not None
+        and _cuda_major(cuda) in (None, _torch_cuda_major())
+    ):
         _load(cuda)
 
 
@@ -53,7 +74,20 @@ def _why_no_cuda_kernels() -> str | None:
         return None
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA; install one with CUDA, then build again."
+    built = built_for_cuda()
+    if built not in (None, _torch_cuda_major()):
+        return (
+            f"the CUDA kernels of this project were built for CUDA {built}, but torch {torch.__version__} "
+            f"uses CUDA {torch.version.cuda}. Install a torch for CUDA {built}, or the wheel of this project "
+            f"for CUDA {_torch_cuda_major()}, or build it from source. Or run on the CPU (--device cpu)."
+        )
     return f"the CUDA kernels of this project were not built ({_PACKAGE}/_C_cuda is missing). {_CUDA_ADVICE}"
+
+
+def built_for_cuda() -> str | None:
+    """Return the CUDA major version that the CUDA library was built for ("13"); None if it was not built."""
+    library = _find("_C_cuda")
+    return None if library is None else _cuda_major(library)
 
 
 load()

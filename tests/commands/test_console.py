@@ -14,7 +14,7 @@ from detector.commands import console
 from detector.core.command_line import COMMANDS, as_called
 from tests.conftest import PROJECT
 
-DEVELOPMENT = {"setup_check", "check_machine", "check_headers"}
+DEVELOPMENT = {"setup_check", "check_machine", "check_headers", "check_wheel", "check_release"}
 """Scripts for those who build the project, which an installation does not bring."""
 
 

@@ -238,7 +238,9 @@ def test_evaluations_of_several_checkpoints_lie_side_by_side(
 TOOLS = sorted(
     path.name
     for path in (PROJECT / "tools").glob("*.py")
-    if not path.name.startswith(("check_machine", "check_headers", "setup_check"))
+    if not path.name.startswith(
+        ("check_machine", "check_headers", "check_wheel", "check_release", "setup_check")
+    )
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,10 +30,46 @@ def test_the_reason_follows_from_what_was_built() -> None:
 def test_the_reason_says_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_library, "built_for_cuda", lambda: None)
     assert MISSING in (reason := _library._why_no_cuda_kernels() or "")
     assert "make -B install" in reason
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "built without CUDA" in (_library._why_no_cuda_kernels() or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "major"), [(b"libcudart.so.13", "13"), (b"cudart64_12.dll", "12"), (b"libc.so.6", None)]
+)
+def test_the_cuda_version_is_read_from_the_library(tmp_path: Path, name: bytes, major: str | None) -> None:
+    (tmp_path / "library.so").write_bytes(b"\x7fELF\0" + name + b"\0")
+    assert _library._cuda_major(tmp_path / "library.so") == major
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "loads"), [("13.0", True), ("13.2", True), ("12.8", False), (None, False)]
+)
+def test_only_a_torch_of_the_same_cuda_loads_the_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, torch_cuda: str | None, loads: bool
+) -> None:
+    (tmp_path / "_C.abi3.so").write_bytes(b"libc.so.6")
+    (tmp_path / "_C_cuda.abi3.so").write_bytes(b"libcudart.so.13")
+    opened: list[str] = []
+    monkeypatch.setattr(_library, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(_library, "_load", lambda path: opened.append(path.name))
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    _library.load()
+    assert opened == ["_C.abi3.so", "_C_cuda.abi3.so"][: 1 + loads]
+    assert _library.built_for_cuda() == "13"
+
+
+def test_another_cuda_version_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: False)
+    monkeypatch.setattr(_library, "built_for_cuda", lambda: "13")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    reason = _library._why_no_cuda_kernels() or ""
+    assert "were built for CUDA 13" in reason
+    assert "uses CUDA 12.8" in reason
+    assert "--device cpu" in reason
 
 
 @pytest.mark.usefixtures("without_kernels")

@@ -1,0 +1,54 @@
+# The region detector in a container.
+#   docker build --tag region-detector .                                     for CPUs
+#   docker build --tag region-detector:cuda --build-arg DEVICE=cuda .        for NVIDIA GPUs
+#   docker run --rm --volume "$PWD/runs:/work/runs" region-detector          runs the quick start
+#   docker run --rm --gpus all --volume "$PWD/runs:/work/runs" region-detector:cuda
+#   docker run --rm --volume "$PWD:/work" region-detector demo --checkpoint runs/mine/checkpoints/best.pt photos/
+ARG DEVICE=cpu
+
+# Builds the wheel; the compilers stay in this stage.
+FROM python:3.13-slim-bookworm AS build-cpu
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+RUN pip install --no-cache-dir build "setuptools>=77" wheel ninja
+RUN pip install --no-cache-dir "torch>=2.11" --index-url https://download.pytorch.org/whl/cpu
+ENV DETECTOR_CUDA=0
+
+# torch from PyPI is the one with CUDA. NVIDIA's compiler comes from PyPI, too, in torch's version.
+FROM python:3.13-slim-bookworm AS build-cuda
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+RUN pip install --no-cache-dir build "setuptools>=77" wheel ninja
+RUN pip install --no-cache-dir "torch>=2.11"
+COPY setup.py /tmp/setup.py
+RUN pip install --no-cache-dir \
+    "$(python -c 'import runpy; print(runpy.run_path("/tmp/setup.py")["compiler_packages"]())')"
+ENV DETECTOR_CUDA=13
+
+# The stage of the chosen device. hadolint does not know its name (DL3006).
+# hadolint ignore=DL3006
+FROM build-${DEVICE} AS build
+COPY . /source
+WORKDIR /source
+RUN python -m build --no-isolation --wheel --outdir /wheels
+
+FROM python:3.13-slim-bookworm AS base-cpu
+ENV PIP_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_EXTRA_INDEX_URL=https://pypi.org/simple
+
+FROM python:3.13-slim-bookworm AS base-cuda
+
+# hadolint ignore=DL3006
+FROM base-${DEVICE}
+# OpenCV needs these two libraries.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir /wheels/*.whl && rm -r /wheels \
+    && useradd --create-home detector && mkdir /work && chown detector /work
+USER detector
+WORKDIR /work
+ENTRYPOINT ["region-detector"]
+CMD ["train", "--config", "quickstart", "--output", "runs/quickstart", "--overwrite"]
