@@ -35,6 +35,7 @@ COMMANDS = (
     ),
     Command("refit", "refit", "fit another head on stored features, for other labels, without any image"),
     Command("demo", "demo", "detect objects in your own images, or classify the images"),
+    Command("compress", "compress", "make a checkpoint's fc6 and fc7 smaller and faster by truncated SVD"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command(
         "embed",

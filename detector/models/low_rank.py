@@ -1,8 +1,8 @@
 """Fully connected layers of low rank: the truncated SVD of fc6 and fc7 (Fast R-CNN, section 3.1).
 
-The weights W (u, v) of a trained layer are approximated by U_t (S_t V_t^T), which keeps the t largest singular
-values. One layer multiplies by S_t V_t^T, without bias; a second one multiplies by U_t and adds the bias of
-the whole layer. Together they have t (u + v) weights instead of u v.
+The weights W (u, v) of a trained layer are approximated by U_t (S_t V_t^T), which keeps the t largest
+singular values. One layer multiplies by S_t V_t^T, without bias; a second one multiplies by U_t and adds the
+bias of the whole layer. Together they have t (u + v) weights instead of u v.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Factors(NamedTuple):
     """The SVD of a layer's weights W (u, v), float32: W = ``u`` @ ``v``, and the layer's ``bias`` (u,).
 
     ``u`` (u, n) has the left singular vectors; ``v`` (n, v) the right ones, each multiplied by its singular
-    value. ``energy`` (n,) float64 has at t - 1 the share of the squared singular values that the first t keep.
+    value. ``energy`` (n,) float64 has at t - 1 the share of the squared singular values that the first t
+    keep.
     """
 
     u: Tensor

@@ -82,8 +82,8 @@ def with_int8_head(model: RegionDetector) -> RegionDetector:
     widest = max(layer.in_features for layer in linear)
     if widest > MOST_INPUTS:
         raise InputError(
-            f"test.precision: int8 is for layers of at most {MOST_INPUTS} inputs, and this network has one of "
-            f"{widest}; {_FIX}"
+            f"test.precision: int8 is for layers of at most {MOST_INPUTS} inputs, and this network has one "
+            f"of {widest}; {_FIX}"
         )
     shared: dict[int, object] = {}
     for module in model.modules():
