@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -216,20 +217,20 @@ def layers_report(factors: Mapping[str, Factors], ranks: Ranks) -> dict[str, Any
 
 def search_table(found: Search, layers: Sequence[str]) -> Table:
     """Return the networks that score higher than all smaller ones, the largest first, and mark the pick."""
-    title = (
-        f"{len(found.candidates)} networks on {found.images} images of {found.split}; shown are those with a "
-        "higher score than all smaller ones"
+    table = Table(
+        title=Text(f"{len(found.candidates)} networks on {found.images} images of {found.split}"),
+        caption="weights: of these layers, in thousands; head: fc6 to bbox_pred. Shown are the networks that "
+        "score higher than all smaller ones.",
+        box=box.SIMPLE,
+        padding=(0, 1),
     )
-    table = Table(title=Text(title))
-    for name in layers:
-        table.add_column(f"rank of {name}", justify="right")
-    for name in ("weights", "ratio", "head, ms per image", "ratio", NAMES[found.metric], "loss", ""):
-        table.add_column(name, justify="right")
+    for name in (*layers, "weights", "ratio", "head ms", "ratio", NAMES[found.metric], "loss", ""):
+        table.add_column(name, justify="right", no_wrap=True)
     shown = sorted((one for one in found.candidates if one.on_front), key=lambda one: -one.weights)
     for one in shown:
         seconds = "" if one.seconds is None else f"{1e3 * one.seconds:.2f}"
         ratio = "" if one.ratio is None else f"{one.ratio:.3f}"
-        sizes = f"{one.weights:,}", f"{one.weights / found.whole.weights:.3f}"
+        sizes = f"{one.weights / 1000:,.1f}", f"{one.weights / found.whole.weights:.3f}"
         loss = f"{found.whole.score - one.score:+.4f}"
         mark = "picked" if one is found.picked else ""
         ranks = (shown_rank(rank) for rank in one.ranks)
