@@ -222,7 +222,8 @@ def search_table(found: Search, layers: Sequence[str]) -> Table:
         caption="weights: of these layers, in thousands; head: fc6 to bbox_pred. Shown are the networks that "
         "score higher than all smaller ones.",
         box=box.SIMPLE,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for name in (*layers, "weights", "ratio", "head ms", "ratio", NAMES[found.metric], "loss", ""):
         table.add_column(name, justify="right", no_wrap=True)
