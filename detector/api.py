@@ -42,7 +42,7 @@ from detector.data.samples import collate, make_sample
 from detector.data.video import Frame, Video, VideoPlace
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.determinism import cuda_algorithms
-from detector.engine.inference import RegionPredictor, Regions
+from detector.engine.inference import RegionPredictor, Regions, check_precision
 from detector.evaluation.coco_results import to_results
 from detector.factory.loaders import inference_transforms, naming, no_proposals
 from detector.factory.model import build_postprocess, build_predictor, restore_model
@@ -199,6 +199,7 @@ class Detector:
         device: str | int | torch.device = "auto",
         allow_code: Iterable[str] = (),
         overrides: Sequence[str] = (),
+        precision: str | None = None,
     ) -> Detector:
         """Read a checkpoint; nothing else is needed, and nothing that it names is opened or imported.
 
@@ -206,14 +207,19 @@ class Detector:
             device: "auto" (a GPU if one can be used), "cpu", "cuda", "cuda:1" or a `torch.device`.
             allow_code: names of functions that the checkpoint may call, such as ``"my_boxes:propose"``.
             overrides: config values to replace, such as ``"test.scales=[480,600]"``.
+            precision: "float32", "bfloat16", "int8" on a CPU, or "float16" on a GPU (docs/compress.md). None
+                takes ``test.precision`` of the overrides or the checkpoint, which is float32 unless it was
+                changed.
 
         Raises:
             InputError: no checkpoint of this project, one that names code which ``allow_code`` does not list,
-                or a device that this machine does not have.
+                a device that this machine does not have, or a precision that the device does not have.
         """
         state = load_checkpoint(Path(path))
         allowed = {allow_code} if isinstance(allow_code, str) else set(allow_code or ())
         overrides = [overrides] if isinstance(overrides, str) else overrides
+        if precision is not None:
+            overrides = [*overrides, f"test.precision={check_precision(precision, 'precision')}"]
         config = parse_stored(state["config"], overrides, state["file"], allow_code=allowed)
         return cls(config, state, choose_device(str(device)))
 

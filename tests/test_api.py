@@ -29,7 +29,7 @@ from detector.data.generated.clip import moving_shapes
 from detector.data.images import read_image
 from detector.data.video import Video
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.engine.inference import Regions
+from detector.engine.inference import Regions, number_type
 from detector.factory.data import class_names
 from detector.factory.model import build_model
 from detector.proposals.store import Entry, ProposalStore
@@ -701,3 +701,39 @@ def test_devices_folders_and_missing_proposals(tiny: Load, tiny_root: Path, tmp_
         Detector.load(tmp_path)
     with pytest.raises(InputError, match=r"nowhere\.npz: no such proposal file or store"):
         detector(next((tiny_root / "JPEGImages").iterdir()), proposals=tmp_path / "nowhere.npz")
+
+
+def test_precisions_are_those_of_the_config(tiny: Load, tmp_path: Path) -> None:
+    config = tiny("test.score_threshold=0.0")
+    path, image = save_random(config, tmp_path / "random.pt"), image_paths(Path(config.data.root))[0]
+    loaded = {name: Detector.load(path, "cpu", precision=name) for name in ("float32", "bfloat16", "int8")}
+    plain = Detector.load(path, "cpu")
+    assert same(plain(image), loaded["float32"](image))
+    by_key = Detector.load(path, "cpu", overrides=["test.precision=bfloat16"])
+    assert same(by_key(image), loaded["bfloat16"](image))
+    exact = plain.classify(image, boxes=BOXES)
+    for name, off in (("bfloat16", 0.02), ("int8", 0.02)):
+        found = loaded[name].classify(image, boxes=BOXES)
+        assert 0 < (found.scores - exact.scores).abs().max() < off, name
+    with pytest.raises(InputError, match=r"precision: 'int4' is unknown; known: float32, bfloat16"):
+        Detector.load(path, "cpu", precision="int4")
+    with pytest.raises(InputError, match=r"test\.precision: float16 is for GPUs"):
+        Detector.load(path, "cpu", precision="float16")
+
+
+def test_threads_share_a_detector_in_8_bits(make: Make, tiny_root: Path) -> None:
+    detector = make("test.precision=int8")
+    images = image_paths(tiny_root)[:4]
+    alone = [detector(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(detector, images * 3))
+    assert all(same(*pair) for pair in zip(together, alone * 3, strict=True))
+
+
+def test_int8_is_refused_where_there_is_nothing_to_gain(make: Make) -> None:
+    with pytest.raises(
+        InputError, match=r"test\.precision: int8 is for fc6 and fc7, and this network has none"
+    ):
+        make("test.precision=int8", "model.head.hidden=[]")
+    with pytest.raises(InputError, match=r"test\.precision: int8 is for CPUs, and this runs on cuda:0"):
+        number_type("int8", "cuda:0", "test.precision")

@@ -118,6 +118,21 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--precision``; `precision_override` makes an override of it."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "int8", "float16"),
+        help="numbers that the network computes with; int8 is for CPUs, float16 for GPUs (default: "
+        "test.precision, which is float32 unless the config says otherwise)",
+    )
+
+
+def precision_override(arguments: argparse.Namespace) -> list[str]:
+    """Return the override of ``test.precision`` that ``--precision`` asks for, in a list, or an empty one."""
+    return [] if arguments.precision is None else [f"test.precision={arguments.precision}"]
+
+
 def checkpoint_file(place: Path) -> Path:
     """Return the checkpoint that ``place`` of --checkpoint names: a file, or the best.pt of a run's folder.
 

@@ -62,7 +62,7 @@ def demo_config(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Co
     from detector.config.load import override, parse_stored
     from detector.factory.proposals import file_override
 
-    source, overrides = arguments.checkpoint, list(arguments.overrides)
+    source, overrides = arguments.checkpoint, [*arguments.overrides, *cli.precision_override(arguments)]
     if arguments.proposals:
         overrides.insert(0, file_override(Path(arguments.proposals)))
     config = parse_stored(checkpoint["config"], overrides, source)
@@ -304,6 +304,7 @@ def parse() -> argparse.Namespace:
         metavar="key=value",
         help="replace config values",
     )
+    cli.add_precision_argument(parser)
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.score_threshold is not None and not math.isfinite(arguments.score_threshold):

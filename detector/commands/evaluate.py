@@ -51,7 +51,8 @@ def score_given(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     from detector.factory.resources import use_cores
 
     metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
-    config = load_config(arguments.config, [*arguments.overrides, *metric])
+    own = [*arguments.overrides, *metric, *cli.precision_override(arguments)]
+    config = load_config(arguments.config, own)
     checkpoint = load_checkpoint(arguments.checkpoint)
     split = arguments.split or config.data.test_split
     use_cores(config, device)
@@ -172,6 +173,7 @@ def parse() -> argparse.Namespace:
         help="11-point or area AP at one IoU, or COCO's twelve metrics (default: voc07, or the config's)",
     )
     parser.add_argument("--iou", type=float, default=0.5, help="IoU of a correct detection (default 0.5)")
+    cli.add_precision_argument(parser)
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.detections and not arguments.annotations:

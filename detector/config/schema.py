@@ -44,6 +44,7 @@ Scales = Annotated[tuple[Pixels, ...], _SEVERAL]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Resize = Literal["shorter", "square", "none"]
 Precision = Literal["float32", "bfloat16", "float16"]
+TestPrecision = Literal[Precision, "int8"]
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -797,12 +798,35 @@ class SoftmaxHeadConfig(HeadConfig, choice="model.head.kind softmax"):
     kind: Literal["softmax"] = "softmax"
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(max_length=16)] = (4096, 4096)
     """Widths of fc6, fc7 and so on; ``[]`` has no hidden layer."""
+    rank: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)] | None, ...], Field(max_length=16)] | None = (
+        None
+    )
+    """One rank per layer of ``hidden``, null for a layer that is whole. A layer of rank t is two: one of t
+    outputs without bias, and one that reads them (truncated SVD: Fast R-CNN, section 3.1). tools/compress.py
+    makes such a network of a trained one and chooses the ranks. null: all layers are whole, or as in the
+    checkpoint that is evaluated or used."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Probability with which a hidden unit is set to zero in training."""
     weights: bool = False
     """Take fc6 and fc7 from the backbone's weights file too (VGG16, AlexNet and CaffeNet)."""
     class_agnostic: bool = False
     """One box regressor for all classes instead of one per class."""
+
+    @model_validator(mode="after")
+    def _a_rank_per_layer(self) -> SoftmaxHeadConfig:
+        if self.rank is None:
+            return self
+        if len(self.rank) != len(self.hidden):
+            raise ValueError(
+                f"model.head.rank has {len(self.rank)} ranks, and model.head.hidden {len(self.hidden)} "
+                "layers; give one rank per layer, null for a layer that is whole"
+            )
+        if self.weights:
+            raise ValueError(
+                "model.head.weights takes fc6 and fc7 from a file, which has them whole; leave out "
+                "model.head.rank, and compress the trained checkpoint with tools/compress.py"
+            )
+        return self
 
 
 class FunctionHeadConfig(HeadConfig, choice="model.head.kind module:Name"):
@@ -1412,8 +1436,9 @@ class TestConfig(Section):
     refinements: int = Field(default=0, ge=0, le=100)
     """How many times detections are pooled and classified again from their own boxes (iterative
     localisation). It costs little, since the features are computed once. The paper does not do it."""
-    precision: Precision = "float32"
-    """"bfloat16" and, on a GPU, "float16" run the network under autocast."""
+    precision: TestPrecision = "float32"
+    """"bfloat16" and, on a GPU, "float16" run the network under autocast. "int8", on a CPU, computes fc6, fc7
+    and so on with integers of 8 bits, and everything else in float32 (docs/compress.md)."""
 
     @model_validator(mode="after")
     def _views_fit_into_memory(self) -> TestConfig:

@@ -40,6 +40,7 @@ COMMANDS = (
     Command(
         "export", "export", "write a network as ONNX, OpenVINO or torch.export, and check that it is equal"
     ),
+    Command("compress", "compress", "make a checkpoint's fc6 and fc7 smaller and faster by truncated SVD"),
     Command("propose", "propose", "make, convert, merge or inspect region proposals", together=True),
     Command(
         "embed",

@@ -311,15 +311,32 @@ class ImagePredictor:
         return torch.stack(rows).mean(dim=0).cpu()
 
 
-NUMBER_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NUMBER_TYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,  # of everything but the layers that `models.quantized` replaces
+}
+
+
+def check_precision(precision: str, name: str) -> str:
+    """Return ``precision``, given as ``name``; InputError unless it is a key of `NUMBER_TYPES`."""
+    if precision not in NUMBER_TYPES:
+        raise InputError(f"{name}: {precision!r:.40} is unknown; known: {', '.join(NUMBER_TYPES)}")
+    return precision
 
 
 def number_type(precision: str, device: torch.device | str, key: str) -> torch.dtype:
     """Return the type of numbers in which ``device`` computes with ``precision``, the value of ``key``.
 
     Raises:
-        InputError: float16 on a CPU.
+        InputError: float16 on a CPU, int8 on a GPU.
     """
+    if precision == "int8" and torch.device(device).type != "cpu":
+        raise InputError(
+            f"{key}: int8 is for CPUs, and this runs on {device}; a GPU multiplies numbers of 16 bits fast "
+            f"enough: set {key} to bfloat16 or float16, or --device to cpu"
+        )
     if precision == "float16" and torch.device(device).type == "cpu":
         raise InputError(
             f"{key}: float16 is for GPUs, and this run computes on the CPU; set {key} to bfloat16, or to "

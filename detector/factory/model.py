@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import Config
+from detector.config.files import value_at
+from detector.config.load import parse_config
 from detector.config.schema import (
     CropPoolConfig,
     FunctionHeadConfig,
@@ -19,6 +21,7 @@ from detector.config.schema import (
     PrototypesHeadConfig,
     RoIAlignPoolConfig,
     RoIPoolConfig,
+    SoftmaxHeadConfig,
     SPPPoolConfig,
     TrainedHead,
 )
@@ -57,6 +60,7 @@ from detector.models.postprocess import (
     margin_scores,
     softmax_scores,
 )
+from detector.models.quantized import with_int8_head
 from detector.models.region_pools import PyramidPooling, RoIAlignPooling, RoIPooling
 from detector.models.roi_sampler import RoISampler
 from detector.models.whole_map import WholeMapPool, whole_image_rois
@@ -137,12 +141,15 @@ def restore_model(
     """Return the network with a checkpoint's weights, in evaluation mode; no weights file is read.
 
     These are the averaged weights where there are any; ``raw`` takes those that were trained, for resuming.
+    Where the config has no ``model.head.rank``, the checkpoint's holds: a compressed network takes the place
+    of the whole one.
 
     Raises:
         InputError: the weights do not fit the config's network or its kind of scores, or its settings fit no
             network; ``source`` is named. Only shapes are compared, before memory is allocated for a network.
     """
     check_scores(config, checkpoint, source)
+    config = _with_stored_rank(config, checkpoint, source)
     classes = len(checkpoint["classes"])
     examples = _stored_examples(config, checkpoint, source)
     try:
@@ -158,6 +165,17 @@ def restore_model(
     if fault is not None:
         raise InputError(f"{source}: predictor.cls_score: {fault}; use another checkpoint")
     return model.eval()
+
+
+def _with_stored_rank(config: Config, checkpoint: dict[str, Any], source: str) -> Config:
+    """Return ``config`` with the ranks of the checkpoint's layers, if it has none of its own."""
+    head = config.model.head
+    stored = next(iter(value_at(checkpoint.get("config"), ["model", "head", "rank"])), None)
+    if not isinstance(head, SoftmaxHeadConfig) or head.rank is not None or stored is None:
+        return config
+    values = config.model_dump(mode="json")
+    values["model"]["head"] |= {"rank": stored, "weights": False}  # a file's fc6 is whole; none is read here
+    return parse_config(values, source)
 
 
 def _stored_examples(config: Config, checkpoint: dict[str, Any], source: str) -> int:
@@ -240,7 +258,7 @@ def _random_head(config: Config, width: int, num_classes: int, examples: int) ->
 def _hidden_layers(chosen: TrainedHead, width: int, num_classes: int) -> BoxHead:
     if isinstance(chosen, FunctionHeadConfig):
         return own_head(chosen.kind, chosen.options, width, num_classes)
-    return BoxHead(width, chosen.hidden, chosen.dropout)
+    return BoxHead(width, chosen.hidden, chosen.dropout, chosen.rank)
 
 
 def measures_targets(config: Config) -> bool:
@@ -389,6 +407,8 @@ def build_predictor(config: Config, model: RegionDetector, device: str) -> Predi
     """
     precision = number_type(config.test.precision, device, "test.precision")
     model = with_weights_in(model, precision)
+    if config.test.precision == "int8":
+        model = with_int8_head(model)
     if config.task == "classification":
         rois = partial(whole_image_rois, model.backbone)
         return ImagePredictor(model=model, rois=rois, scores=class_scores, device=device, precision=precision)

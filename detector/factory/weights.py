@@ -203,6 +203,7 @@ _SHAPING = (
     "model.pool.levels",
     "model.head.kind",
     "model.head.hidden",
+    "model.head.rank",
     "model.head.options",
     "model.head.class_agnostic",
     "model.head.background_prototypes",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detector.core.structures import Embedded, HeadOutput
+from detector.models.low_rank import check_rank
 
 PRIOR = 0.01
 """The score that every class of a network with independent scores starts from.
@@ -29,16 +30,36 @@ NO_VOTE = 1e-6
 
 
 class BoxHead(nn.Module):
-    """fc6, fc7, ...: fully connected layers of the ``hidden`` widths, each with ReLU and dropout."""
+    """fc6, fc7, ...: fully connected layers of the ``hidden`` widths, each with ReLU and dropout.
 
-    def __init__(self, in_features: int, hidden: Sequence[int], dropout: float = 0.5) -> None:
+    ``ranks`` has a rank per layer; None leaves the layer whole. A layer of rank t is two, as after a
+    truncated SVD: ``fc6_v``, of t outputs without bias, and ``fc6_u``, which reads them.
+
+    Raises:
+        InputError: a layer of its rank would have more weights than the whole one, or as many.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        dropout: float = 0.5,
+        ranks: Sequence[int | None] | None = None,
+    ) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number, width in enumerate(hidden, start=6):
-            linear = nn.Linear(in_features, width)
+        for number, (width, rank) in enumerate(
+            zip(hidden, ranks or [None] * len(hidden), strict=True), start=6
+        ):
+            if rank is not None:
+                check_rank(f"fc{number}", in_features, width, rank)
+                first = layers[f"fc{number}_v"] = nn.Linear(in_features, rank, bias=False)
+                nn.init.kaiming_normal_(first.weight, nonlinearity="linear")
+            name = f"fc{number}" if rank is None else f"fc{number}_u"
+            linear = nn.Linear(in_features if rank is None else rank, width)
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
             nn.init.zeros_(linear.bias)
-            layers[f"fc{number}"] = linear
+            layers[name] = linear
             layers[f"relu{number}"] = nn.ReLU(inplace=True)
             if dropout:
                 layers[f"drop{number}"] = nn.Dropout(dropout)

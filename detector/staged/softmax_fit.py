@@ -84,6 +84,10 @@ class HeadLayers(nn.Module):
         trained = layers[:1] if self.predictor.reads_pooled else layers
         return [layer for layer in trained if isinstance(layer, nn.Linear)]
 
+    def second_layer(self) -> nn.Linear:
+        """Return the layer that reads the output of fc6_v, where ``model.head.rank`` divides fc6."""
+        return [layer for layer in self.box_head.layers if isinstance(layer, nn.Linear)][1]
+
 
 class SoftmaxFit:
     """Trains the head of ``model`` on the regions of ``rows`` and puts the result into it.
@@ -302,11 +306,18 @@ class SoftmaxFit:
             return
         with torch.no_grad():
             for layer in self.layers.first_layers():
+                low_rank = layer.bias is None  # the first of two layers, of which the second has the bias
+                biases = layer.weight.new_zeros(layer.out_features) if low_rank else layer.bias
                 folded = self.standard.fold(
-                    layer.weight.double().cpu().numpy(), layer.bias.double().cpu().numpy()
+                    layer.weight.double().cpu().numpy(), biases.double().cpu().numpy()
                 )
                 layer.weight.copy_(torch.from_numpy(folded.weights))
-                layer.bias.copy_(torch.from_numpy(folded.biases))
+                shift = torch.from_numpy(folded.biases)
+                if low_rank:
+                    second = self.layers.second_layer()
+                    second.bias.add_(second.weight @ shift.to(second.weight))
+                else:
+                    layer.bias.copy_(shift)
 
 
 class DropoutNoise:

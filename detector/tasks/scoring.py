@@ -48,6 +48,8 @@ HISTORY = ("voc07_mAP", "voc_mAP", "AP", "AP50")
 """Metrics whose history over a run is logged and drawn, if an evaluation has them."""
 DRAWN = 16
 """How many of a split's images are drawn with their results."""
+NO_VALIDATION = "there are no validation images: data.val_split and train.validation_fraction name none"
+"""What is wrong with a config that has none where some are needed."""
 
 Result = TypeVar("Result")
 """What a network predicts for one image: `Detections`, or the scores (K,) of a classifier."""
@@ -149,19 +151,33 @@ class Scorer(ABC, Generic[Result]):
     """The folder of the drawn images, in a run's."""
 
     def __init__(
-        self, config: Config, device: str, classes: tuple[str, ...], split: str | None = None
+        self,
+        config: Config,
+        device: str,
+        classes: tuple[str, ...],
+        split: str | None = None,
+        *,
+        only_validation: bool = False,
     ) -> None:
         """Read ``split`` only, or all that a run is scored on: its test split and its validation images.
 
-        ``classes`` are the data set's. Of each split the first ``test.max_images`` are taken.
+        ``only_validation`` reads only the run's validation images, as ``test_set``. ``classes`` are the data
+        set's. Of each split the first ``test.max_images`` are taken.
 
         Raises:
-            InputError: the data are missing or faulty.
+            InputError: the data are missing or faulty, or there are no validation images.
         """
         self.config = config
         self.device = device
         number_type(config.test.precision, device, "test.precision")  # its error should come before hours
         self.classes = classes
+        if only_validation:
+            with distributed.main_first():
+                images = load_validation(config, classes)
+            if images is None:
+                raise InputError(NO_VALIDATION)
+            self.test_set, self.validation = self._open(*images), None
+            return
         scored = split or config.train.evaluate_split or config.data.test_split
         with distributed.main_first():
             dataset = load_split(config, scored, classes, training=False)
@@ -197,12 +213,22 @@ class Scorer(ABC, Generic[Result]):
         results = self._predicted(self._predicting(predictor, test_set, save_scores), test_set)
         evaluator = self._compare(test_set, results)
         seconds = time.perf_counter() - started
+        more = {"seconds_per_image": seconds / len(test_set.records), **_masks_of(predictor)}
+        return self._evaluation(evaluator, results, test_set, more)
+
+    def compare(self, results: dict[str, Result], test_set: TestSet | None = None) -> Evaluation[Result]:
+        """Score ``results``, by image id, of ``test_set``, by default the test split."""
+        test_set = test_set or self.test_set
+        return self._evaluation(self._compare(test_set, results), results, test_set, {})
+
+    def _evaluation(
+        self, evaluator: Evaluator, results: dict[str, Result], test_set: TestSet, more: dict[str, Any]
+    ) -> Evaluation[Result]:
         metrics = {
             **(self._metrics(evaluator, test_set) if test_set.annotated else {"annotated": False}),
             "split": test_set.split,
             "images": len(test_set.records),
-            "seconds_per_image": seconds / len(test_set.records),
-            **_masks_of(predictor),
+            **more,
         }
         return Evaluation(metrics=metrics, evaluator=evaluator, results=results)
 

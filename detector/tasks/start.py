@@ -54,9 +54,16 @@ def build_task(config: Config, device: str, state: dict[str, Any] | None = None)
 
 
 def build_scorer(
-    config: Config, device: str = "cpu", *, classes: Sequence[str] | None = None, split: str | None = None
+    config: Config,
+    device: str = "cpu",
+    *,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
+    only_validation: bool = False,
 ) -> Scorer[Any]:
     """Return a scorer for the config's task on ``split``, or on all images that a run is scored on.
+
+    ``only_validation`` takes only the run's validation images.
 
     Raises:
         InputError: data are missing, or ``classes``, those of a checkpoint, are not the data set's.
@@ -64,7 +71,8 @@ def build_scorer(
     with distributed.main_first():
         ensure_data(config)
         names = known_classes(config, classes)
-    return task_class(config).scorer_class(config, device, names, split)
+    scorer = task_class(config).scorer_class
+    return scorer(config, device, names, split, only_validation=only_validation)
 
 
 def start_run(

@@ -49,7 +49,7 @@ def test_help_lists_the_commands_in_the_order_of_need() -> None:
     assert result.returncode == 0
     listed = re.findall(r"^    (\w+)  ", result.stdout, re.MULTILINE)
     expected = (
-        "download train evaluate refit demo serve export "
+        "download train evaluate refit demo serve export compress "
         "propose embed label check convert recall draw samples ablate replay"
     )
     assert listed == expected.split()
