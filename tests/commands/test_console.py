@@ -48,7 +48,10 @@ def test_help_lists_the_commands_in_the_order_of_need() -> None:
     result = call("-h")
     assert result.returncode == 0
     listed = re.findall(r"^    (\w+)  ", result.stdout, re.MULTILINE)
-    expected = "train evaluate refit demo compress propose embed label check convert recall draw samples ablate replay"
+    expected = (
+        "train evaluate refit demo compress propose embed label check convert recall draw samples ablate "
+        "replay"
+    )
     assert listed == expected.split()
     assert "example" in result.stdout
 
