@@ -36,12 +36,6 @@ _BLOCK = re.compile(
     r"(?:^ *<!-- needs: (?P<needs>[^>]+) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
-COMING = {
-    f"{up}{name}.md"
-    for up in ("", "docs/", "../")
-    for name in ("install", "data_and_weights", "video", "serve", "export", "compress", "compared")
-}
-"""Links to pages that are written at the same time as these; to be removed when they are merged."""
 SIZES = {
     "train_images": 8,
     "test_images": 4,

@@ -67,9 +67,6 @@ RUN_BY = {
     "::test_a_run_that_diverges_leaves_a_batch_and_a_replay_names_the_value",
 }
 """Pages of docs/ that other tests run, and these tests, below tests/."""
-COMING = ("download", "export", "compress", "serve")
-"""Commands of pages whose programs are not merged yet; to be removed when they are."""
-COMING_TARGETS = ("docs",)
 SHELL = {"source", "make", "pip", "ip", "for", "srun", "mlflow", "wandb", "uv", "docker", "cd", "git", "curl"}
 """Programs that are not this project's. Only `make` and `pip` may stand in a block that needs nothing."""
 SCRIPTS = {command.script: command.name for command in COMMANDS}
@@ -144,7 +141,7 @@ def check(words: list[str], block: Block) -> None:
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
         named = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
-        assert set(named) <= {*targets, *COMING_TARGETS}
+        assert set(named) <= set(targets)
     elif words[0] in ("pip", ".venv/bin/pip") and (extras := re.findall(r"\[([\w,]+)\]", " ".join(words))):
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
         assert set(extras[0].split(",")) <= set(project["optional-dependencies"])
@@ -157,8 +154,6 @@ def check(words: list[str], block: Block) -> None:
 
 def check_tool(words: list[str]) -> None:
     script = Path(words[1]).stem
-    if script in COMING and script not in SCRIPTS:
-        return
     assert (PROJECT / words[1]).is_file(), f"{words[1]} does not exist"
     if script in SCRIPTS:
         module = import_module(f"detector.commands.{SCRIPTS[script]}")

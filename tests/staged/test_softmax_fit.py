@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,20 @@ def test_noise_drawn_ahead_is_that_of_torchs_dropout() -> None:
     assert (found == 0).any()
     torch.manual_seed(7)
     assert torch.equal(head(pooled), expected)  # the layers draw again
+
+
+def test_the_standardisation_is_folded_into_a_layer_of_low_rank(tiny: Load, tmp_path: Path) -> None:
+    """fc6_v has no bias, so the shift goes into the bias of fc6_u."""
+    training, model, rows = fit(
+        tiny,
+        tmp_path / "run",
+        "model.head.hidden=[32,16]",
+        "model.head.rank=[2,null]",
+        "model.head.dropout=0",
+    )
+    before = copy.deepcopy(model.box_head).eval()
+    features = rows.features.all_features[:20].astype(np.float32)
+    assert training.standard is not None
+    expected = before(torch.from_numpy(training.standard.apply(features)))
+    training._finish()
+    torch.testing.assert_close(model.box_head.eval()(torch.from_numpy(features)), expected, rtol=0, atol=1e-4)
