@@ -14,7 +14,7 @@ ifneq ($(UV),)
 UV_PYTHON_CHOICE := $(if $(filter file,$(origin PYTHON)),,--python $(PYTHON))
 MAKE_VENV = $(UV) venv --quiet --seed $(UV_PYTHON_CHOICE) $(VENV)
 # uv reads none of pip's settings, so pip's index and its constraints are handed to it.
-INSTALL   = setting() { $(BIN)/python -m pip config get "global.$$1" 2>/dev/null || true; }; \
+INSTALL   = setting() { $(BIN)/python -m pip config list 2>/dev/null | sed -n "s/^global\.$$1='\(.*\)'$$/\1/p"; }; \
   export UV_CONSTRAINT="$${UV_CONSTRAINT:-$${PIP_CONSTRAINT:-$$(setting constraint)}}"; \
   export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$(setting index-url)}}"; \
   $(UV) pip install --quiet --python $(BIN)/python
