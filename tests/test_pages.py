@@ -209,10 +209,10 @@ def test_every_command_is_run_or_says_what_it_needs(page: Path) -> None:
     if name_of(page) in RUN_HERE:
         return
     for block in shell_blocks(page):
-        tools = [
+        tools = [  # without the one-line programs, which `check` runs
             words
             for words in commands(block)
-            if words[0] in ("python", "torchrun", "region-detector") and words[1] != "-c"  # `check` runs these
+            if words[0] in ("python", "torchrun", "region-detector") and words[1] != "-c"
         ]
         assert block.needs or not tools or page.stem in RUN_BY, f"{block.place}: no test runs this"
 
