@@ -50,7 +50,7 @@ def check_exportable(config: Config, source: str) -> None:
         )
     if head.kind == "knn":
         raise InputError(
-            f"{source}: model.head.kind: knn counts the votes of stored examples, which torch can export only "
+            f"{source}: model.head.kind: knn counts the votes of stored examples, which torch exports only "
             "for a fixed number of regions; export a network with another head, for instance prototypes"
         )
     several = inference_transforms(config)
