@@ -48,6 +48,11 @@ def check_exportable(config: Config, source: str) -> None:
             "and the thresholds of an export and the accuracy that it is checked for are for probabilities. "
             "Export the network that the SVMs were trained on (the checkpoint of the stage before)"
         )
+    if head.kind == "knn":
+        raise InputError(
+            f"{source}: model.head.kind: knn counts the votes of stored examples, which torch exports only "
+            "for a fixed number of regions; export a network with another head, for instance prototypes"
+        )
     several = inference_transforms(config)
     if len(several) > 1:
         raise InputError(

@@ -132,6 +132,7 @@ def test_torch_export_runs_without_this_project(
         (["model.pool={kind: roi, mask: cells}"], "no standard operator pools the cells of a mask"),
         (["model.pool={kind: warp, crop_size: 32, context: 2}"], "R-CNN cuts each region out of the image"),
         (["model.head.scores=svm", "test.score_threshold=-1"], "which are no probabilities"),
+        (["model.head={kind: knn}"], "counts the votes of stored examples"),
         (["test.scales=[96,64]"], r"test\.scales=\[96\] test\.flip=false"),
         (["test.flip=true"], "tested on 2 views of each image"),
         (["test.refinements=1"], r"give test\.refinements=0"),
@@ -144,7 +145,7 @@ def test_torch_export_runs_without_this_project(
             "model.pool.rule sliding",
         ),
     ],
-    ids=["masks", "crops", "SVMs", "scales", "mirrored", "refinements", "sliding"],
+    ids=["masks", "crops", "SVMs", "votes", "scales", "mirrored", "refinements", "sliding"],
 )
 def test_what_cannot_be_exported_is_refused_with_the_reason(
     checkpoint: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], reason: str
