@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from detector.config import Config
     from detector.core.structures import Batch, Detections
     from detector.data.transforms import ImageTransform
-    from detector.export.checks import Case, Compare, Compared, Row
+    from detector.export.checks import Case, Compare, Compared, Limits, Row
     from detector.export.formats import Runner, Signature
     from detector.models.detector import RegionDetector
 
@@ -45,13 +45,17 @@ def main() -> int:
         with whole_folder(folder, overwrite=arguments.overwrite) as unfinished:
             export.write(unfinished)
             rows = export.check(unfinished, arguments.check_images)
-            report = {"limits": limits(), "rows": [row.to_dict() for row in rows]}
+            report = {"limits": export.limits._asdict(), "rows": [row.to_dict() for row in rows]}
             write_json(unfinished / "check.json", report)
             if not all(row.passed for row in rows):
                 raise _Differs
     except _Differs:
         show_report(arguments, rows, {**report, "passed": False, "folder": None})
-        note(f"error: the exported network is not equal to the checkpoint's; nothing was written to {folder}")
+        note(
+            f"error: the exported network is not equal to the checkpoint's; nothing was written to {folder}. "
+            "If the differences are only those of rounding, in a network with large images or many layers, "
+            "accept larger ones with --score-tolerance and --box-tolerance"
+        )
         return 1
     show_report(arguments, rows, {**report, "passed": True, "folder": str(folder)})
     note(f"wrote {folder}: python {folder / 'run.py'} {export.usage}")
@@ -72,6 +76,7 @@ class Export:
     form: str
     postprocess: bool
     search: bool
+    limits: Limits
 
     @property
     def classifies(self) -> bool:
@@ -133,7 +138,8 @@ class Export:
         run = load(self.form, folder, self.signature)
         compare = self._classified(run) if self.classifies else self._detected(run)
         with progress_bar("checking") as advance:
-            return compare_all(compare, sizes, (1,) if self.classifies else COUNTS, advance)
+            counts = (1,) if self.classifies else COUNTS
+            return compare_all(compare, sizes, counts, advance, self.limits)
 
     def _view(self) -> ImageTransform:
         from detector.factory.export import view_of
@@ -214,6 +220,7 @@ def prepared(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Expor
     """
     from detector import __version__
     from detector.config.load import parse_stored
+    from detector.export.checks import Limits
     from detector.export.folder import FORMAT
     from detector.export.formats import FILES
     from detector.factory.export import (
@@ -243,7 +250,8 @@ def prepared(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Expor
         **describe(config, checkpoint, limits_of(config, model), postprocess=arguments.postprocess),
     }
     search = arguments.selective_search
-    export = Export(config, model, about, arguments.format, arguments.postprocess, search)
+    limits = Limits(arguments.score_tolerance, arguments.box_tolerance)
+    export = Export(config, model, about, arguments.format, arguments.postprocess, search, limits)
     signature = export.signature
     about["inputs"] = {name: INPUTS[name] for name in signature.inputs}
     about["outputs"] = {name: OUTPUTS[name] for name in signature.outputs}
@@ -272,22 +280,15 @@ OUTPUTS = {
 }
 
 
-def limits() -> dict[str, float]:
-    """Return the largest differences that pass, by what they are of."""
-    from detector.export.checks import BOXES_WITHIN, SCORES_WITHIN
-
-    return {"scores": SCORES_WITHIN, "boxes": BOXES_WITHIN}
-
-
 def same_detections(found: Sequence[np.ndarray], expected: Detections) -> bool:
     """Say whether detections have the same labels in the same order, and the same boxes and scores."""
-    from detector.export.checks import BOXES_WITHIN, SCORES_WITHIN, largest_difference
+    from detector.export.checks import USUAL, largest_difference
 
     boxes, scores, labels = found
     return (
         largest_difference(labels, expected.labels) == 0
-        and largest_difference(scores, expected.scores) <= SCORES_WITHIN
-        and largest_difference(boxes, expected.boxes) <= BOXES_WITHIN
+        and largest_difference(scores, expected.scores) <= USUAL.scores
+        and largest_difference(boxes, expected.boxes) <= USUAL.boxes
     )
 
 
@@ -357,6 +358,20 @@ def parse() -> argparse.Namespace:
         metavar="N",
         help="compare on N sizes of images, 1 to 20 (default: 20)",
     )
+    parser.add_argument(
+        "--score-tolerance",
+        type=float,
+        default=1e-4,
+        metavar="D",
+        help="the largest difference of scores that passes (default: 1e-4)",
+    )
+    parser.add_argument(
+        "--box-tolerance",
+        type=float,
+        default=1e-3,
+        metavar="PIXELS",
+        help="the largest difference of boxes that passes (default: 1e-3)",
+    )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="config values to replace, e.g. test.scales=[480]"
@@ -364,4 +379,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_intermixed_args()
     if not 1 <= arguments.check_images <= 20:
         raise InputError(f"--check-images {arguments.check_images}: give a number from 1 to 20")
+    for name in ("score_tolerance", "box_tolerance"):
+        value = getattr(arguments, name)
+        if not 0 <= value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} {value:g}: give a finite number of at least 0")
     return arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,16 @@ SIZES = (
 )
 """(height, width) of the images in pixels: usual ones, small ones, primes, and long strips. The last ones are
 for networks whose map has no cell for a strip."""
-SCORES_WITHIN = 1e-4
-BOXES_WITHIN = 1e-3
-"""The largest differences that pass: of scores, and of boxes in pixels."""
+
+
+class Limits(NamedTuple):
+    """The largest differences that pass: of scores, and of boxes in pixels."""
+
+    scores: float = 1e-4
+    boxes: float = 1e-3
+
+
+USUAL = Limits()
 
 
 @dataclass
@@ -31,6 +38,7 @@ class Row:
 
     size: tuple[int, int]
     input_size: tuple[int, int]
+    limits: Limits = USUAL
     scores: dict[int, float] = field(default_factory=dict)
     boxes: dict[int, float] = field(default_factory=dict)
     detections: dict[int, bool] = field(default_factory=dict)
@@ -40,8 +48,8 @@ class Row:
     def passed(self) -> bool:
         """Whether all differences are within the limits; NaN is not."""
         return (
-            all(value <= SCORES_WITHIN for value in self.scores.values())
-            and all(value <= BOXES_WITHIN for value in self.boxes.values())
+            all(value <= self.limits.scores for value in self.scores.values())
+            and all(value <= self.limits.boxes for value in self.boxes.values())
             and all(self.detections.values())
         )
 
@@ -125,13 +133,14 @@ def compare_all(
     sizes: Sequence[tuple[int, int]],
     counts: Sequence[int],
     advance: Callable[[int, int], None] = lambda done, total: None,
+    limits: Limits = USUAL,
 ) -> list[Row]:
     """Return a row per image of ``sizes``; ``advance`` gets the number of comparisons done and of all."""
     rows: list[Row] = []
     for done, (number, count, case) in enumerate(cases(sizes, counts), start=1):
         input_size, scores, boxes, detections = compare(case)
         if number == len(rows):
-            rows.append(Row(case[0], input_size))
+            rows.append(Row(case[0], input_size, limits))
         rows[-1].scores[count], rows[-1].boxes[count] = scores, boxes
         if detections is not None:
             rows[-1].detections[count] = detections

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from detector.commands import export
 from detector.config import Config
 from detector.core.errors import InputError
 from detector.engine.checkpoint import save_checkpoint
-from detector.export.checks import Row, compare_all, largest_difference
+from detector.export.checks import Limits, Row, compare_all, largest_difference
 from detector.export.formats import Signature, write_openvino
 from detector.export.programs import run_program
 from detector.factory.model import build_model
@@ -189,14 +190,19 @@ def test_a_network_that_differs_is_not_written(
 ) -> None:
     def nothing(self: export.Export, folder: Path) -> None: ...
     def differing(self: export.Export, folder: Path, images: int) -> list[Row]:
-        return [Row((9, 8), (9, 8), {0: 0.0, 7: 2e-4}, {0: 0.0, 7: 0.0})]
+        return [Row((9, 8), (9, 8), self.limits, {0: 0.0, 7: 2e-4}, {0: 0.0, 7: 0.0})]
 
     monkeypatch.setattr(export.Export, "write", nothing)
     monkeypatch.setattr(export.Export, "check", differing)
     options = ("--checkpoint", checkpoint(), "--format", "torch_export", "--output", tmp_path / "out")
     assert call(monkeypatch, *options) == 1
-    assert "FAILED" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "FAILED" in said.out
+    assert "--score-tolerance" in said.err
     assert not (tmp_path / "out").exists()
+    assert call(monkeypatch, *options, "--score-tolerance", "2e-4") == 0
+    with pytest.raises(InputError, match="--box-tolerance nan: give a finite number"):
+        call(monkeypatch, *options, "--box-tolerance", "nan")
 
 
 def test_a_missing_package_is_named_with_the_extra(
@@ -213,5 +219,8 @@ def test_a_difference_of_nan_or_shape_does_not_pass() -> None:
     rows = compare_all(lambda case: (case[0], next(compared), 0.0, True), [(20, 30)], (0, 1, 7))
     assert not rows[0].passed
     assert rows[0].to_dict()["scores"] == {"0": 0.0, "1": None, "7": 9e-5}
-    assert Row((9, 8), (9, 8), {0: 1e-4}, {0: 1e-3}, {0: True}).passed
-    assert not Row((9, 8), (9, 8), {0: 0.0}, {0: 0.0}, {0: False}).passed
+    assert Row((9, 8), (9, 8), scores={0: 1e-4}, boxes={0: 1e-3}, detections={0: True}).passed
+    assert not Row((9, 8), (9, 8), scores={0: 0.0}, boxes={0: 0.0}, detections={0: False}).passed
+    near = Row((9, 8), (9, 8), scores={0: 2e-4}, boxes={0: 2e-3})
+    assert not near.passed
+    assert replace(near, limits=Limits(2e-4, 2e-3)).passed
