@@ -26,7 +26,7 @@ import torch
 
 from detector.api import Detector
 from detector.commands.demo import default_threshold
-from detector.commands.video import Options, Recorder, _Paths, drawing, run_video, timing_table
+from detector.commands.video import Options, Paths, Recorder, drawing, run_video, timing_table
 from detector.core.progress import show
 from detector.core.structures import Targets
 from detector.data.generated.clip import moving_shapes
@@ -52,7 +52,7 @@ def one_after_another(detector: Detector, clip: Path, folder: Path, threshold: f
     spent = dict.fromkeys(("decode", "proposals", "network", "draw", "write"), 0.0)
     propose, predict = (worker.work for worker in detector.frame_workers(proposal_threads=1))
     draw, start = drawing(threshold), time.perf_counter()
-    with Video(clip) as video, Recorder(_Paths.of(folder, "plain", ".mp4"), video, "mp4v") as recorder:
+    with Video(clip) as video, Recorder(Paths.of(folder, "plain", ".mp4"), video, "mp4v") as recorder:
         frames = iter(video)
         steps = (("proposals", propose), ("network", predict), ("draw", draw), ("write", recorder.write))
         while True:

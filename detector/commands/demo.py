@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from detector.commands import cli
 from detector.commands import video as video_demo
 from detector.core.errors import InputError, listed
-from detector.core.files import IMAGE_SUFFIXES, file_name_of, is_hidden, require_regular
+from detector.core.files import IMAGE_SUFFIXES, file_name_of, is_hidden, refuse_overwriting, require_regular
 from detector.core.progress import note, track
 from detector.data.video import VIDEO_SUFFIXES, is_video
 
@@ -198,8 +198,11 @@ def run_demo(
     from detector.visualize import save_image
 
     pictures = picture_names(images)
-    refuse_overwriting(images, [folder / name for name in pictures])
     classifies = detector.config.task == "classification"
+    json_file = folder / ("classes.json" if classifies else "detections.json")
+    read = [*images, *filter(None, [detector.config.proposals.file])]
+    written = [*(folder / name for name in pictures), json_file]
+    refuse_overwriting(written, map(Path, read), "give another --output folder")
     results: list[dict[str, Any]] = []
     made: AbstractContextManager[ProposalStore | None] = nullcontext()
     if not classifies:  # made for all images at once, on all cores
@@ -214,29 +217,22 @@ def run_demo(
             save_image(folder / picture, result.draw(path, score_threshold))
             results.append({"drawn": picture, **result.to_dict()})
     content = {"classes": list(detector.classes), "images": results}
-    write_json(folder / ("classes.json" if classifies else "detections.json"), content)
+    write_json(json_file, content)
     return results
 
 
 def picture_names(images: Sequence[Path]) -> list[str]:
-    """Return a file name for each image's picture: its stem, with a number where a stem comes again."""
-    stems: list[str] = []
+    """Return a file name for each image's picture: its stem, with a number where a stem comes again.
+
+    Upper and lower case are the same letter, as in the file systems of macOS and Windows.
+    """
+    stems: dict[str, str] = {}
     for path in images:
         stem, number = path.stem, 2
-        while stem in stems:
+        while stem.casefold() in stems:
             stem, number = f"{path.stem}_{number}", number + 1
-        stems.append(stem)
-    return [f"{file_name_of(stem)}.jpg" for stem in stems]
-
-
-def refuse_overwriting(images: Sequence[Path], pictures: Sequence[Path]) -> None:
-    """Raise InputError where a picture would take the place of one of the images."""
-    inputs = {path.resolve() for path in images}
-    for picture in pictures:
-        if picture.resolve() in inputs:
-            raise InputError(
-                f"{picture.resolve()}: the picture would overwrite this image; give another --output folder"
-            )
+        stems[stem.casefold()] = stem
+    return [f"{file_name_of(stem)}.jpg" for stem in stems.values()]
 
 
 def print_classes(result: dict[str, Any], score_threshold: float) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from detector.core.errors import InputError, printable
-from detector.core.files import file_name_of, make_folder
+from detector.core.files import file_name_of, make_folder, refuse_overwriting, require_regular
 from detector.core.pipeline import Pipeline, Worker
 from detector.core.progress import frame_progress, note, show
 from detector.data.video import DamagedVideo, Frame, Video
@@ -52,6 +52,8 @@ def run_videos(
 ) -> int:
     """Run `run_video` on each of ``places``, paths or the number of a camera, and return the exit status."""
     names = _names(places, options)
+    suffix = codec_named(options.codec).suffix
+    _check_files(places, [Paths.of(folder, name, suffix) for name in names])
     quiet_decoder()
     status = 0
     with _terminated_like_interrupted():
@@ -90,9 +92,8 @@ def run_video(
     """
     from detector.api import frame_pipeline
 
-    paths = _Paths.of(folder, name, codec_named(options.codec).suffix)
-    if not isinstance(place, int):
-        paths.refuse_overwriting(place)
+    paths = Paths.of(folder, name, codec_named(options.codec).suffix)
+    _check_files([place], [paths])
     limits = options.max_frames, options.seconds
     with Video(place, every=options.every, max_frames=limits[0], seconds=limits[1]) as video:
         if not video.rate_is_known:
@@ -169,7 +170,7 @@ def drawing(score_threshold: float) -> Callable[[tuple[Frame, Result]], Drawn]:
     return draw
 
 
-class _Paths(NamedTuple):
+class Paths(NamedTuple):
     """The files of one video."""
 
     video: Path
@@ -177,18 +178,33 @@ class _Paths(NamedTuple):
     summary: Path
 
     @classmethod
-    def of(cls, folder: Path, name: str, suffix: str) -> _Paths:
+    def of(cls, folder: Path, name: str, suffix: str) -> Paths:
         return cls(folder / f"{name}{suffix}", folder / f"{name}.jsonl", folder / f"{name}.summary.json")
 
-    def refuse_overwriting(self, source: Path) -> None:
-        """Raise InputError where one of the files, or its partial one, would take the place of ``source``."""
-        for path in self:
-            for written in (path, path.with_suffix(f".partial{path.suffix}")):
-                if written.resolve() == source.resolve():
-                    raise InputError(
-                        f"{source}: the drawn video would overwrite this one; give another --output folder "
-                        "or --name"
-                    )
+    def written(self) -> list[Path]:
+        """Return all paths that are written: the files, and their partial ones until they are complete."""
+        return [*self, _partial(self.video), _partial(self.lines)]
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(f".partial{path.suffix}")
+
+
+def _check_files(places: Sequence[Path | int], written: Sequence[Paths]) -> None:
+    """Check all videos before the first one is processed.
+
+    Raises:
+        InputError: a video is missing or not a regular file, or a file of any of the videos would take the
+            place of one of them.
+    """
+    sources = [place for place in places if not isinstance(place, int)]
+    for source in sources:
+        require_regular(source)
+    refuse_overwriting(
+        (path for paths in written for path in paths.written()),
+        sources,
+        "give another --output folder or --name",
+    )
 
 
 class Recorder:
@@ -198,7 +214,7 @@ class Recorder:
     removed if they hold nothing.
     """
 
-    def __init__(self, paths: _Paths, video: Video, codec: str) -> None:
+    def __init__(self, paths: Paths, video: Video, codec: str) -> None:
         self._paths, self._real_time, self._rate = paths, video.is_camera, video.rate
         self.frames = 0
         self._lines = _Lines(paths.lines)
@@ -264,7 +280,7 @@ class _Lines:
     """A file of one JSON object per line, of which a killed process or a full disk leaves whole lines."""
 
     def __init__(self, path: Path) -> None:
-        self.partial = path.with_suffix(f".partial{path.suffix}")
+        self.partial = _partial(path)
         try:
             make_folder(path.parent)
             self.partial.unlink(missing_ok=True)
@@ -350,10 +366,19 @@ def _names(places: Sequence[Path | int], options: Options) -> list[str]:
     for place in places:
         stem = f"camera_{place}_{time.strftime('%Y%m%d_%H%M%S')}" if isinstance(place, int) else place.stem
         name, number = file_name_of(stem), 2
-        while name in names:
+        while _is_taken(name, names):
             name, number = f"{file_name_of(stem)}_{number}", number + 1
         names.append(name)
     return names
+
+
+def _is_taken(name: str, names: Sequence[str]) -> bool:
+    """Whether files of ``name``, or its partial ones, would be those of one of ``names``.
+
+    Upper and lower case are the same letter, as in the file systems of macOS and Windows.
+    """
+    ours, others = name.casefold(), {other.casefold() for other in names}
+    return not others.isdisjoint((ours, f"{ours}.partial", ours.removesuffix(".partial")))
 
 
 def quiet_decoder() -> None:

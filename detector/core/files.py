@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -78,6 +78,30 @@ def require_regular(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
         raise InputError(f"{path}: is {kind}; expected a regular file")
+
+
+def refuse_overwriting(written: Iterable[Path], sources: Iterable[Path], fix: str) -> None:
+    """Raise InputError where a file that is to be written would take the place of one of ``sources``.
+
+    Links are followed, and a name in another case is recognised where the file system does not distinguish
+    it. ``fix`` ends the message.
+    """
+    known: dict[Path | tuple[int, int], Path] = {}
+    for source in sources:
+        known.update(dict.fromkeys(_identities(source), source))
+    for path in written:
+        for identity in _identities(path):
+            if identity in known:
+                raise InputError(f"{known[identity]}: {path} would overwrite this file; {fix}")
+
+
+def _identities(path: Path) -> list[Path | tuple[int, int]]:
+    """Return what a path has in common with all others of the same file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return [path.resolve()]
+    return [path.resolve(), (found.st_dev, found.st_ino)]
 
 
 def is_hidden(path: Path, folder: Path) -> bool:

@@ -58,7 +58,7 @@ class VideoWriter:
             self.partial.unlink(missing_ok=True)
             raise InputError(
                 f"{path}: OpenCV {cv2.__version__} cannot write {size[1]}x{size[0]} pixels with the codec "
-                f"{codec} here; choose another: {', '.join(CODECS)}"
+                f"{codec} here; choose another: {', '.join(name for name in CODECS if name != codec)}"
             )
 
     def write(self, picture: np.ndarray, times: int = 1) -> None:
@@ -112,5 +112,8 @@ def _make_empty(path: Path) -> None:
 
 
 def _rate(rate: float) -> float:
-    """Return ``rate`` with at most 65535 units: MPEG-4 stores it as a fraction with 16-bit numbers."""
-    return round(rate, 3 if rate < 65 else 2 if rate < 655 else 0)
+    """Return ``rate`` with at most 65535 units: MPEG-4 stores it as a fraction with 16-bit numbers.
+
+    OpenCV refuses lower rates than one frame in 500 s, which each 100,000th frame has; that one is written.
+    """
+    return max(0.002, round(min(rate, 65535), 3 if rate < 65 else 2 if rate < 655 else 0))

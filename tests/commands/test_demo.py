@@ -300,6 +300,7 @@ def test_places_are_files_and_folders(tmp_path: Path) -> None:
     assert find_images([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "b.png"]
     images = [Path("x/a.jpg"), Path("y/a.png"), Path("a.bmp")]
     assert picture_names(images) == ["a.jpg", "a_2.jpg", "a_3.jpg"]
+    assert picture_names([Path("A.jpg"), Path("a.png")]) == ["A.jpg", "a_2.jpg"]
     with pytest.raises(InputError, match="no such image"):
         find_images([tmp_path / "missing.jpg"])
     (tmp_path / "empty").mkdir()
@@ -311,9 +312,31 @@ def test_pictures_never_overwrite_the_images(tiny: Load) -> None:
     config = tiny()
     path = build_scorer(config, split="test").test_set.records[0].path
     before = path.read_bytes()
-    with pytest.raises(InputError, match="would overwrite this image"):
+    with pytest.raises(InputError, match="would overwrite this file"):
         run_demo(detector_of(config), [path], path.parent, score_threshold=0.5)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["picture of another image", "link", "JSON over the proposals"])
+def test_no_file_that_is_read_is_overwritten(tiny: Load, tmp_path: Path, kind: str) -> None:
+    source = build_scorer(tiny(), split="test").test_set.records[0].path
+    (tmp_path / "out").mkdir()
+    first, second, boxes = tmp_path / "a.png", tmp_path / "out" / "a.jpg", tmp_path / "out/detections.json"
+    shutil.copy(source, first)
+    shutil.copy(source, tmp_path / "original.jpg")
+    if kind == "link":
+        second.hardlink_to(tmp_path / "original.jpg")
+        images, config = [first, tmp_path / "original.jpg"], tiny()
+    elif kind == "picture of another image":
+        shutil.copy(source, second)
+        images, config = [first, second], tiny()
+    else:
+        boxes.write_text("[]")
+        images, config = [first], tiny(f"proposals={{file: {boxes}, format: coco}}")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match="would overwrite this file; give another --output folder"):
+        run_demo(detector_of(config), images, tmp_path / "out", score_threshold=0.5)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_pictures_of_any_file_name_can_be_written(tiny: Load, tmp_path: Path) -> None:

@@ -155,8 +155,12 @@ def test_options_are_those_of_the_reader(tool: Tool, tiny: Load, clip: Path, tmp
         (["clip.mp4", "clip.mp4", "--name", "a"], "is for one video, and there are 2"),
         (["missing.mp4"], "missing.mp4: no such file"),
         (["folder"], "no image in folder; .*name videos one by one, such as folder/a.mp4"),
-        (["clip.mp4", "--output", "."], "the drawn video would overwrite this one"),
-        (["clip.partial.mp4", "--output", ".", "--name", "clip"], "would overwrite this one"),
+        (["clip.mp4", "--output", "."], "clip.mp4 would overwrite this file"),
+        (["clip.partial.mp4", "--output", ".", "--name", "clip"], "would overwrite this file"),
+        (["clip.mp4", "out/clip.mp4"], "out/clip.mp4 would overwrite this file; give another --output"),
+        (["clip.mp4", "out/clip.partial.mp4"], "out/clip.partial.mp4 would overwrite this file"),
+        (["clip.mp4", "missing.mp4"], "missing.mp4: no such file"),
+        (["clip.mp4", "folder/pipe.mp4"], "pipe.mp4: is a named pipe"),
         (["--camera", "-1"], "camera -1: expected a number from 0"),
         (["text.mp4"], "text.mp4: not a video that can be read"),
         (["tiny.yaml"], r"tiny.yaml: neither an image nor a video that can be read; .*\.mp4"),
@@ -170,15 +174,29 @@ def test_faulty_command_lines(
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((96, 128, 3), np.uint8))
     (tmp_path / "text.mp4").write_text("a text")
     (tmp_path / "folder").mkdir()
-    for place in ("folder/a.mp4", "clip.partial.mp4"):
+    os.mkfifo(tmp_path / "folder/pipe.mp4")
+    for place in ("folder/a.mp4", "clip.partial.mp4", *filter(re.compile("out/").match, arguments)):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_bytes(clip.read_bytes())
-    before = clip.read_bytes()
+    before, files = clip.read_bytes(), sorted(tmp_path.glob("out/*"))
     result = tool("demo", "--checkpoint", "random.pt", "--device", "cpu", "--output", "out", *arguments)
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("error: ") == 1
     assert re.search(message, result.stderr)
     assert clip.read_bytes() == before == (tmp_path / "clip.partial.mp4").read_bytes()
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    assert sorted(tmp_path.glob("out/*")) == files
+    assert all(path.read_bytes() == before for path in files)
+
+
+def test_the_files_of_several_videos_do_not_overwrite_each_other() -> None:
+    """While a video is processed, its files have ``.partial`` in their names."""
+
+    def names(*places: str) -> list[str]:
+        return module._names([Path(place) for place in places], Options())
+
+    assert names("a/clip.mp4", "b/clip.avi", "CLIP.mov") == ["clip", "clip_2", "CLIP_3"]
+    assert names("clip.partial.avi", "clip.mp4") == ["clip.partial", "clip_2"]
+    assert names("clip.mp4", "clip.partial.avi") == ["clip", "clip.partial_2"]
 
 
 def test_a_damaged_video_keeps_its_frames_and_is_said(

@@ -127,7 +127,17 @@ def test_a_codec_without_an_encoder_leaves_nothing(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(cv2, "VideoWriter", Writer)
     with pytest.raises(
-        InputError, match="cannot write 64x48 pixels with the codec h264 here; choose another"
+        InputError, match=r"cannot write 64x48 pixels with the codec h264 here; .* another: mp4v, vp9, mjpg$"
     ):
         VideoWriter(tmp_path / "a.mp4", (48, 64), 10, "h264")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codec", ["mp4v", "mjpg", "vp9"])
+@pytest.mark.parametrize("rate", [0.0, 25 / 100_000, 1e9])
+def test_rates_that_no_file_can_have_become_the_nearest(tmp_path: Path, codec: str, rate: float) -> None:
+    path = tmp_path / f"drawn{CODECS[codec].suffix}"
+    writer = VideoWriter(path, (48, 64), rate, codec)
+    writer.write(picture(0), times=2)
+    writer.finish()
+    assert len(frames_of(path)[0]) == 2
