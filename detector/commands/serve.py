@@ -53,17 +53,14 @@ def main() -> int:
 def served_config(checkpoint: dict[str, Any], overrides: list[str]) -> Config:
     """Return the checkpoint's config with the overrides of the command line.
 
-    The proposal file of a checkpoint has no boxes of the images that will come, so it is not used.
+    The proposal file of a checkpoint has no boxes of the images that will come: `Service` does not offer it.
     """
     from detector.config.load import parse_stored
 
     config = parse_stored(checkpoint["config"], overrides, checkpoint["file"])
-    if config.task == "classification" or config.proposals.file is None:
-        return config
-    note("the checkpoint's proposal file is for other images; making proposals by selective search")
-    return parse_stored(
-        checkpoint["config"], [*overrides, "proposals.method=selective_search"], checkpoint["file"]
-    )
+    if config.task != "classification" and config.proposals.file is not None:
+        note("the checkpoint's proposal file is for other images; making proposals by selective search")
+    return config
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
@@ -146,14 +143,14 @@ def add_limits(parser: argparse.ArgumentParser, usual: Limits) -> None:
         type=int,
         default=usual.queue,
         metavar="N",
-        help="so many requests may wait; further ones are answered with 503 (default: %(default)s)",
+        help="maximum number of waiting requests; further ones are answered with 503 (default: %(default)s)",
     )
     parser.add_argument(
         "--workers-in-flight",
         type=int,
         default=usual.in_flight,
         metavar="N",
-        help="so many requests are computed at once (default: %(default)s)",
+        help="maximum number of requests computed at the same time (default: %(default)s)",
     )
     parser.add_argument(
         "--max-upload-mb",

@@ -10,7 +10,6 @@ import hashlib
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,13 +26,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from detector import __version__
 from detector.core.errors import InputError
-from detector.core.progress import note
 from detector.data.images import FORMATS, NotAnImage, TooManyPixels
 from detector.server.answers import Box, Detections, Health, Model, Problem, RegionScores, Scores
-from detector.server.gate import ClientGone, Gate, Limits, Receive, until_gone
+from detector.server.gate import FAILED, ClientGone, Gate, Limits, Receive, until_gone
 from detector.server.service import MAX_BOXES, Service
 
 _FORM_FIELDS = 8
+_CLIENT_GONE = 499
+"""The status that nginx logs for a client that has closed the connection; HTTP has none."""
 _PROBLEMS = {
     400: "The request is not correct HTTP or multipart, or names another host.",
     403: "The request comes from a page of another site.",
@@ -60,6 +60,7 @@ _Boxes = Annotated[
         description="regions to score, as JSON: a list of boxes x1, y1, x2, y2, half-open, in pixels of the "
         "upright image",
         json_schema_extra={
+            "minLength": 1,
             "contentMediaType": "application/json",
             "contentSchema": _BOXES.json_schema(),
         },
@@ -124,6 +125,12 @@ class _UploadRequest(Request):
         if unknown:
             known = ", ".join(sorted(self.fields))
             raise HTTPException(422, f"The field {unknown[0]!r:.80} is unknown; known: {known}.")
+        for name in sorted(set(form)):
+            values = form.getlist(name)
+            if len(values) > 1:
+                raise HTTPException(422, f"The field {name!r} is given {len(values)} times; give it once.")
+            if values == [""]:
+                raise HTTPException(422, f"The field {name!r} is empty; give a value or leave it out.")
         return form
 
 
@@ -242,10 +249,13 @@ def _add_classification(router: APIRouter, service: Service, turns: _Turns) -> N
 def _add_facts(application: FastAPI, service: Service, gate: Gate) -> None:
     facts = {**service.facts(), "max_upload_bytes": gate.limits.upload_bytes}
 
+    # FastAPI, unlike HTTP, does not let GET imply HEAD.
+    @application.head("/model", include_in_schema=False)
     @application.get("/model", summary="Classes, thresholds and limits")
     async def model() -> Model:
         return facts  # type: ignore[return-value]
 
+    @application.head("/health", include_in_schema=False)
     @application.get("/health", summary="Whether the server works, and how busy it is")
     async def health() -> Health:
         return Health(status="ok", inside=gate.inside, limit=gate.most_inside)
@@ -256,7 +266,7 @@ def _add_pages(application: FastAPI) -> None:
         content = resources.files("detector.server").joinpath(file).read_bytes()
         headers = {"content-security-policy": _policy(content.decode()), "cache-control": "no-cache"}
         answer = partial(Response, content, media_type="text/html; charset=utf-8", headers=headers)
-        application.add_api_route(path, _page(answer), include_in_schema=False)
+        application.add_api_route(path, _page(answer), methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _page(answer: Callable[[], Response]) -> Callable[[], Any]:
@@ -300,10 +310,13 @@ def _add_error_handlers(application: FastAPI) -> None:
         status = 413 if isinstance(error, TooManyPixels) else 415 if isinstance(error, NotAnImage) else 422
         return JSONResponse({"detail": str(error)}, status)
 
+    @application.exception_handler(ClientGone)
+    async def gone(_: Request, __: ClientGone) -> Response:
+        return Response(status_code=_CLIENT_GONE)  # nobody reads it
+
     @application.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        note("error: a request failed:\n" + "".join(traceback.format_exception(error)))
-        return JSONResponse({"detail": "The server failed on this request; its log says why."}, 500)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        return JSONResponse({"detail": FAILED}, 500)  # the gate gets the error, too, and logs it
 
 
 def _sentence(fault: dict[str, Any]) -> str:

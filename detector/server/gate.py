@@ -10,10 +10,13 @@ import asyncio
 import ipaddress
 import json
 import math
+import traceback
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+from detector.core.progress import note
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -22,6 +25,7 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 
 _DRAINED_SECONDS = 5.0
 """How long the rest of a refused upload is read and dropped, so that the client gets to read the answer."""
+FAILED = "The server failed on this request; its log says why."
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -86,18 +90,22 @@ class Gate:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        send = _with_headers(send)
+        answer = _Answer(send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             self._check_caller(scope["method"], headers)
             if scope["method"] == "POST":
-                await self._admit(scope, headers, receive, send)
+                await self._admit(scope, headers, receive, answer.send)
             else:
-                await self._application(scope, receive, send)
+                await self._application(scope, receive, answer.send)
         except Refusal as refusal:
-            await _refuse(refusal, receive, send)
+            await _refuse(refusal, receive, answer.send)
         except ClientGone:
             pass
+        except Exception as error:  # of the application, which may have answered, or a fault of this class
+            note("error: a request failed:\n" + "".join(traceback.format_exception(error)))
+            if not answer.begun:
+                await _refuse(Refusal(500, FAILED), receive, answer.send)
 
     def _check_caller(self, method: str, headers: dict[str, str]) -> None:
         host = headers.get("host", "")
@@ -110,7 +118,7 @@ class Gate:
         if method != "POST":
             return
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and _host_of(origin) != host.lower()
         if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise Refusal(403, "Pages of other sites may not use this server.")
 
@@ -167,6 +175,14 @@ def _host_name(host: str) -> str:
         return ""
 
 
+def _host_of(origin: str) -> str | None:
+    """Return the host and port in an Origin header, lower case; None if it is not the address of a page."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as http://[::1
+        return None
+
+
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -175,15 +191,20 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _with_headers(send: Send) -> Send:
-    async def sent(message: Message) -> None:
+class _Answer:
+    """Sends an answer with the usual headers; ``begun`` says whether any of it has been sent."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.begun = True
             headers = list(message.get("headers", ()))
             given = {name.lower() for name, _ in headers}
             message["headers"] = headers + [pair for pair in _HEADERS if pair[0] not in given]
-        await send(message)
-
-    return sent
+        await self._send(message)
 
 
 async def _chunks(receive: Receive) -> Any:

@@ -62,7 +62,7 @@ def build_server(gate: Gate, header_seconds: float = _HEADER_SECONDS) -> Any:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_MOST_CONNECTIONS,
+        limit_concurrency=_MOST_CONNECTIONS + 1,  # uvicorn refuses the connection that reaches this number
         timeout_keep_alive=5,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )

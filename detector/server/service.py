@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ MAX_PIXELS = 50_000_000
 """The default limit of pixels per image: 0.15 GB decoded, such as 8,660 x 5,770 pixels."""
 CHECKPOINT = "checkpoint"
 _IMAGE = "the image"  # its name in errors: the file name of the client is never used
+_NUMBERED = re.compile(r"\A(?:image '?(?:image )?0'?: )+")
 _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "selective_search_fast": ("Selective search, fast", {"method": "selective_search", "mode": "fast"}),
     "selective_search_quality": (
@@ -71,7 +73,8 @@ class Service:
                 name, regions = self._regions(image, proposals, boxes)
             made = {"method": name, "count": len(regions)}
         with clock("network"):
-            result = self.detector(image, boxes=regions, score_threshold=score_threshold)
+            with _named():
+                result = self.detector(image, boxes=regions, score_threshold=score_threshold)
         answer = {**result.to_dict(), "classes": list(result.classes), "seconds": clock.seconds}
         return answer if made is None else answer | {"proposals": made}
 
@@ -85,7 +88,8 @@ class Service:
             image = self._decoded(content)
             checked = checked_boxes(boxes, image.size, _IMAGE)
         with clock("network"):
-            found = self.detector.classify(image, checked)
+            with _named():
+                found = self.detector.classify(image, checked)
         best = found.scores[:, 1:].argmax(dim=1).tolist()
         rows = zip(boxes, found.scores.tolist(), best, found.boxes[:, 1:].tolist(), strict=True)
         classes = list(self.detector.classes)
@@ -159,6 +163,15 @@ def _choices(config: Config) -> dict[str, Config]:
     for name, (_, method) in _METHODS.items():
         choices[name] = parse_config({**values, "proposals": limits | method}, name)
     return choices
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Let errors say "the image", not "image 0" as the API does: a request has only one."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_NUMBERED.sub(f"{_IMAGE}: ", str(error))) from None
 
 
 class _Clock:

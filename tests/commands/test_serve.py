@@ -100,11 +100,20 @@ def test_without_the_extra_it_says_what_to_install(
 def test_a_checkpoint_of_a_proposal_file_is_told(
     tool: Tool, tiny: Load, tmp_path: Path, ended: list[Any]
 ) -> None:
+    pytest.importorskip("httpx")
+    from fastapi.testclient import TestClient
+
     config = tiny("proposals={file: boxes.npz, format: npz}")
     checkpoint = save_random(config, tmp_path / "file.pt")
     result = tool("serve", "--checkpoint", checkpoint, "--port", 0, "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert "making proposals by selective search" in result.stderr
+    choices = TestClient(ended[0], base_url="http://localhost").get("/model").json()["proposals"]
+    assert [choice["title"] for choice in choices] == [
+        "Selective search, fast",
+        "Selective search, quality (slow)",
+        "Dense grid of windows",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -165,11 +166,19 @@ def test_the_model_is_described(detector: Detector, open_client: Open) -> None:
         ({"proposals": "/etc/passwd"}, "'/etc/passwd' is unknown; known: checkpoint, selective_search_fast"),
         ({"score_threshold": "nan"}, "score_threshold: Input should be a finite number"),
         ({"score_threshold": "high"}, "score_threshold: Input should be a valid number"),
+        ({"boxes": ""}, "The field 'boxes' is empty; give a value or leave it out."),
+        ({"proposals": ""}, "The field 'proposals' is empty"),
+        ({"score_threshold": ""}, "The field 'score_threshold' is empty"),
+        ({"boxes": " "}, "boxes: Invalid JSON"),
+        ({"score_threshold": ["0.1", "0.1"]}, "The field 'score_threshold' is given 2 times; give it once."),
+        ({"boxes": ["[[0, 0, 9, 9]]", "[]", ""]}, "The field 'boxes' is given 3 times"),
+        ({"proposals": ["dense", "dense"]}, "The field 'proposals' is given 2 times"),
+        ({"image": "again"}, "The field 'image' is given 2 times"),
         ({"threshold": "0.5"}, "The field 'threshold' is unknown; known: boxes, image, proposals"),
     ],
 )
 def test_faulty_fields_are_named(
-    fields: dict[str, str], problem: str, detector: Detector, photo: Path, open_client: Open
+    fields: dict[str, str | list[str]], problem: str, detector: Detector, photo: Path, open_client: Open
 ) -> None:
     answer = open_client(detector).post("/detect", files={"image": photo.read_bytes()}, data=fields)
     assert answer.status_code == 422
@@ -249,8 +258,30 @@ def test_a_failure_is_logged_and_not_told(
     answer = client.post("/detect", files={"image": photo.read_bytes()})
     assert answer.status_code == 500
     assert answer.json() == {"detail": "The server failed on this request; its log says why."}
-    assert "RuntimeError: secret" in capfd.readouterr().err
+    assert capfd.readouterr().err.count("RuntimeError: secret") == 1
     assert client.get("/health").json()["inside"] == 0
+
+
+def test_an_image_that_is_too_narrow_is_the_image(
+    detector: Detector, classifier: Detector, open_client: Open
+) -> None:
+    content = encoded(np.zeros((20, 3000, 3), np.uint8), "PNG")
+    for served in (detector, classifier):
+        answer = open_client(served).post("/detect", files={"image": content})
+        assert answer.status_code == 422
+        assert re.match(r"the image: (an input of )?160x1 pixels", answer.json()["detail"])
+    boxes = {"boxes": "[[0, 0, 9, 9]]"}
+    answer = open_client(detector).post("/classify", files={"image": content}, data=boxes)
+    assert answer.json()["detail"].startswith("the image: an input of 160x1 pixels")
+
+
+def test_head_is_answered_where_get_is(detector: Detector, open_client: Open) -> None:
+    client = open_client(detector)
+    for path in ("/", "/docs", "/model", "/health", "/openapi.json"):
+        answer = client.head(path)
+        assert answer.status_code == client.get(path).status_code == 200
+        assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+    assert all("head" not in path for path in client.get("/openapi.json").json()["paths"].values())
 
 
 def test_pages_load_nothing_from_elsewhere(detector: Detector, open_client: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -113,7 +114,7 @@ def test_several_may_run_at_once(serve: Serve, photo: Path, monkeypatch: pytest.
 
 
 def test_a_waiting_client_that_goes_away_is_forgotten(
-    serve: Serve, photo: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, photo: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     slow = Slow(monkeypatch)
     address, gate = serve(queue=1)
@@ -126,6 +127,7 @@ def test_a_waiting_client_that_goes_away_is_forgotten(
         slow.go_on.set()
         assert running.result().status_code == 200
     assert slow.calls == 1  # nothing was computed for the other one
+    assert "error" not in capfd.readouterr().err  # it is no failure of the server
 
 
 def test_uploads_have_a_limit_with_and_without_a_length(serve: Serve, photo: Path) -> None:
@@ -191,6 +193,9 @@ def test_slow_uploads_and_slow_headers_end(
         ({"origin": "http://localhost:3000"}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": ""}, 403),
+        ({"origin": "http://[::1"}, 403),
+        ({"origin": "http://[localhost]"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
     ],
@@ -206,6 +211,36 @@ def test_who_may_post(
         assert set(answer.json()) == {"detail"}
     if "host" in headers:
         assert client.get("/model", headers=headers).status_code == status
+
+
+def test_a_fault_before_or_after_the_application_is_logged_and_answered(
+    detector: Detector,
+    photo: Path,
+    open_client: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("secret")
+
+    client = open_client(detector)
+    monkeypatch.setattr(Gate, "_check_caller", fail)
+    answer = client.post("/detect", files={"image": photo.read_bytes()})
+    assert (answer.status_code, set(answer.json())) == (500, {"detail"})
+    assert "secret" not in answer.text
+    assert capfd.readouterr().err.count("RuntimeError: secret") == 1
+
+
+def test_so_many_connections_are_open_as_the_limit_says(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detector.server.running._MOST_CONNECTIONS", 3)
+    address, _ = serve()
+    with contextlib.ExitStack() as stack:
+        for expected in (b" 200 ", b" 200 ", b" 200 ", b" 503 "):
+            connection = stack.enter_context(connect(address))
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert expected in connection.recv(100)
 
 
 def test_small_answers_are_sent_at_once() -> None:

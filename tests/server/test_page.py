@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detector import Detector
 from detector.config.load import override, parse_config
@@ -23,10 +24,11 @@ from tests.conftest import PROJECT
 from tests.tiny import TINY
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome"),
 ]
 PHONE, DESKTOP = {"width": 375, "height": 740}, {"width": 1280, "height": 800}
 
@@ -121,7 +123,10 @@ def test_with_the_mouse_on_a_desktop(browser: Any, served: Served, tmp_path: Pat
 
     page.page.fill("#threshold-number", str(threshold))
     assert shown(page) == int((expected.scores >= threshold).sum())
+    page.page.fill("#threshold-number", "7")
+    assert page.page.evaluate("state.threshold") == 1
     page.page.locator("#threshold").focus()
+    assert page.page.input_value("#threshold-number") == "1"
     page.page.keyboard.press("Home")
     assert shown(page) == len(expected) > 0
     label = expected.names[0]
@@ -188,9 +193,18 @@ def test_with_the_keyboard_only(browser: Any, served: Served) -> None:
     page.tab_to("#threshold")
     page.page.keyboard.press("Home")
     lowest = shown(page)
+    page.tab_to("#list li:nth-child(2) button")
+    page.page.evaluate("showAll()")  # as when an answer arrives
+    assert page.page.evaluate("document.activeElement.matches('#list li:nth-child(2) button')")
+    page.page.keyboard.press("Enter")
+    assert page.page.evaluate("document.activeElement === nodeOf(state.regions[1])")
+    page.page.keyboard.press("Delete")
+    assert page.page.evaluate("document.activeElement === nodeOf(state.regions[0])")
+    page.until("state.scores !== null && state.running === 0")
+    page.tab_to("#threshold")
     page.page.keyboard.press("End")
     assert shown(page) <= lowest
-    page.until("/^\\d+ detections? from a score of 1 on/.test(document.querySelector('#status').textContent)")
+    page.until("/^\\d+ detections? with a score of at least 1\\./.test(document.querySelector('#status').textContent)")
     page.tab_to("#proposals")
     page.page.keyboard.press("End")  # only the regions that were drawn
     page.until("state.answer !== null && state.answer.proposals.method === 'boxes'")
@@ -238,3 +252,58 @@ def test_errors_are_told(browser: Any, served: Served, tmp_path: Path) -> None:
     assert page.posts == posts  # refused before it is sent
     page.open()
     assert page.page.is_hidden("#problem")
+
+
+def test_nothing_of_an_image_stays_when_another_one_is_opened(
+    browser: Any, served: Served, tmp_path: Path
+) -> None:
+    """The first image is decoded, and the scores of its region arrive, after the second one was opened."""
+    page = Page(browser, served, DESKTOP)
+    page.open()
+    for name in ("red", "green"):
+        pixels = np.zeros((90, 110, 3), np.uint8)
+        pixels[:, :, ("red", "green").index(name)] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    late = """() => {
+        const decode = window.createImageBitmap, send = window.fetch.bind(window);
+        const later = (value) => new Promise((done) => setTimeout(() => { window.late += 1; done(value); }, 400));
+        window.late = 0;
+        window.createImageBitmap = (file) => decode(file).then(file.name === "red.png" ? later : (it) => it);
+        window.fetch = (address, options) => address === "/classify"
+            ? send(address, { ...options, signal: null }).then(later) : send(address, options);
+    }"""
+    page.page.evaluate(late)
+    page.page.click("#add")
+    page.until("aborts['/classify'] !== undefined")
+    page.page.set_input_files("#file", tmp_path / "red.png")
+    page.page.set_input_files("#file", tmp_path / "green.png")
+    page.until("late === 2 && state.answer !== null && state.running === 0")
+    centre = "[...$('picture').getContext('2d').getImageData(50, 50, 1, 1).data]"
+    assert page.page.evaluate(centre) == [0, 255, 0, 255]
+    assert page.page.evaluate("state.regions.length === 0 && state.scores === null")
+
+    page.page.click("#add")
+    page.until("state.scores !== null && state.running === 0")
+    (tmp_path / "text.png").write_text("no image")
+    page.page.set_input_files("#file", tmp_path / "text.png")
+    page.until("!document.querySelector('#problem').hidden && state.running === 0")
+    assert page.page.is_hidden("#view")
+    assert page.page.is_visible("#empty")
+    assert page.page.is_disabled("#draw")
+    assert page.page.is_disabled("#add")
+    assert page.page.evaluate("state.regions.length") == 0
+    assert page.page.is_hidden("#region-panel")
+    page.page.click("#again")
+    assert page.page.evaluate("document.activeElement.id") == "file"
+    page.until("!document.querySelector('#problem').hidden && state.running === 0")
+
+
+def test_regions_that_cannot_be_scored_are_told(browser: Any, served: Served, tmp_path: Path) -> None:
+    """An image that the browser decodes and the server refuses."""
+    page = Page(browser, served, DESKTOP)
+    page.until("state.model !== null")
+    Image.open(served.photo).save(tmp_path / "icon.ico")
+    page.page.set_input_files("#file", tmp_path / "icon.ico")
+    page.until("!document.querySelector('#problem').hidden && !document.querySelector('#add').disabled")
+    page.page.click("#add")
+    page.until("document.querySelector('#region-scores').textContent === 'There are no scores.'")
