@@ -263,7 +263,7 @@ if __name__ == "__main__":  # true for setuptools and pip as well
         package_dir={"detector.configs": "configs"},
         package_data={
             **{name: ["*.yaml", "*.json"] for name in configs},
-            "detector": ["py.typed", *(f"**/*.{kind}" for kind in ("html", "css", "js", "svg"))],
+            "detector": ["py.typed", "**/*.html"],
         },
         ext_modules=extensions(),
         cmdclass={"build_ext": BuildExtension, "bdist_wheel": Wheel},

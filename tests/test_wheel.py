@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from detector.core.errors import InputError
 from tests.conftest import PROJECT
 
 pytest.importorskip("elftools", reason="tools/check_wheel.py needs auditwheel, which brings elftools")
@@ -46,11 +47,20 @@ def compiled(folder: Path, name: str, source: str) -> Path:
     return library
 
 
+FILES = [
+    "detector/py.typed",
+    "detector/configs/quickstart.yaml",
+    "detector/configs/schema.json",
+    "detector/server/page.html",
+    "detector/server/reference.html",
+]
+
+
 def wheel(folder: Path, name: str, library: Path, without: str = "") -> Path:
     path = folder / name
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(library, "detector/_C.abi3.so")
-        for file in ("detector/py.typed", "detector/configs/quickstart.yaml", "detector/configs/schema.json"):
+        for file in FILES:
             if file != without:
                 archive.writestr(file, "")
     return path
@@ -121,6 +131,13 @@ def test_which_symbols_are_allowed(
             "detector/py.typed",
             "py.typed is missing",
         ),
+        (
+            "region_detector-1.0-cp311-abi3-manylinux_2_35_x86_64.whl",
+            "detector/server/page.html",
+            "page.html is missing",
+        ),
+        ("region.whl", "", "the name is not NAME-VERSION-PYTHON-ABI-PLATFORM.whl"),
+        ("a-b-c-d-cp311-abi3-manylinux_2_35_x86_64.whl", "", "the name is not NAME-VERSION"),
     ],
 )
 def test_names_and_content_of_a_wheel(
@@ -130,6 +147,31 @@ def test_names_and_content_of_a_wheel(
         wheel(tmp_path, name, compiled(tmp_path, "good.so", GOOD), without), symbols_only=True
     )
     assert part in problem
+
+
+@needs_linux
+@pytest.mark.parametrize("kind", ["text", "damaged library"])
+def test_what_is_not_a_whole_wheel_is_named(check: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    path = wheel(
+        tmp_path,
+        "region_detector-1.0-cp311-abi3-manylinux_2_35_x86_64.whl",
+        compiled(tmp_path, "good.so", GOOD),
+    )
+    content = bytearray(path.read_bytes())
+    content[500:600] = bytes(100)  # in the library, which comes first
+    path.write_bytes(b"a text" if kind == "text" else content)
+    with pytest.raises(InputError, match="is not a wheel, or it is damaged"):
+        check["check_wheel"](path, symbols_only=True)
+
+
+def test_every_file_that_the_package_reads_is_checked(check: dict[str, Any]) -> None:
+    """Files of detector/ that are not Python, beside the libraries, as git knows them."""
+    found = {
+        str(path.relative_to(PROJECT))
+        for path in (PROJECT / "detector").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".so")
+    }
+    assert found <= set(check["FILES"]) == set(FILES)
 
 
 @pytest.mark.parametrize(

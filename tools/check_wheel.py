@@ -14,6 +14,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from elftools.elf.dynamic import DynamicSection
@@ -33,7 +36,14 @@ OPTIONAL = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_
 NEEDED = re.compile(
     r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|c10|torch|torch_cpu|torch_cuda|c10_cuda|cudart)\.so[\d.]*"
 )
-FILES = ("detector/py.typed", "detector/configs/quickstart.yaml", "detector/configs/schema.json")
+FILES = (
+    "detector/py.typed",
+    "detector/configs/quickstart.yaml",
+    "detector/configs/schema.json",
+    "detector/server/page.html",
+    "detector/server/reference.html",
+)
+"""Files besides Python's that the package reads."""
 
 
 def undefined(library: Path) -> dict[str, str | None]:
@@ -93,6 +103,8 @@ def check_library(library: Path) -> list[str]:
 def check_name(wheel: Path, has_cuda: bool) -> list[str]:
     """Return what is wrong with the tags in the name of a wheel."""
     parts = wheel.stem.split("-")
+    if len(parts) not in (5, 6):
+        return ["the name is not NAME-VERSION-PYTHON-ABI-PLATFORM.whl, with a build number after VERSION or not"]
     python, abi, platform = parts[-3:]
     problems = []
     if (python, abi) != ("cp311", "abi3"):
@@ -130,9 +142,19 @@ def audits(wheel: Path) -> list[str]:
     return problems
 
 
+@contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a wheel; InputError if it, or a file in it, is damaged."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{wheel} is not a wheel, or it is damaged: {error}") from None
+
+
 def check_wheel(wheel: Path, symbols_only: bool) -> list[str]:
     """Return everything that is wrong with a wheel."""
-    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as temporary:
+    with _opened(wheel) as archive, tempfile.TemporaryDirectory() as temporary:
         names = archive.namelist()
         libraries = [name for name in names if name.endswith(".so")]
         problems = [f"{name} is missing" for name in FILES if name not in names]
@@ -154,8 +176,6 @@ def main() -> int:
     for path in arguments.files:
         if not path.is_file():
             raise InputError(f"{path} does not exist; build a wheel with `python -m build`")
-        if path.suffix == ".whl" and not zipfile.is_zipfile(path):
-            raise InputError(f"{path} is not a wheel")
         problems = check_wheel(path, arguments.symbols) if path.suffix == ".whl" else check_library(path)
         print("\n".join(f"{path.name}: {problem}" for problem in problems) or f"{path.name}: in order")
         wrong = wrong or bool(problems)
