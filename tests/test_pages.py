@@ -67,8 +67,11 @@ RUN_BY = {
     "::test_a_run_that_diverges_leaves_a_batch_and_a_replay_names_the_value",
 }
 """Pages of docs/ that other tests run, and these tests, below tests/."""
-SHELL = {"source", "make", "pip", "ip", "for", "srun", "mlflow", "wandb", "uv", "docker", "cd", "git", "curl"}
-"""Programs that are not this project's. Only `make` and `pip` may stand in a block that needs nothing."""
+SHELL = {
+    *("source", "make", "pip", ".venv/bin/pip", "ip", "for", "srun", "mlflow", "wandb", "uv", "docker", "cd"),
+    *("git", "curl"),
+}
+"""Programs that are not this project's. Only `source` may stand in a block that needs nothing."""
 SCRIPTS = {command.script: command.name for command in COMMANDS}
 
 
@@ -150,7 +153,7 @@ def check(words: list[str], block: Block) -> None:
     else:
         script = words[1] if len(words) > 1 else ""
         own = any(f"# {script}\n" in one.text for one in blocks(block.page))  # a file that the page writes
-        known = own or block.needs or words[0] in SHELL | {"region-detector", ".venv/bin/pip"}
+        known = own or block.needs or words[0] in SHELL | {"region-detector"}
         assert known, f"{words[0]} is not known"
 
 
@@ -215,6 +218,14 @@ def test_every_command_is_run_or_says_what_it_needs(page: Path) -> None:
             if words[0] in ("python", "torchrun", "region-detector") and words[1] != "-c"
         ]
         assert block.needs or not tools or page.stem in RUN_BY, f"{block.place}: no test runs this"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_other_programs_are_in_blocks_that_say_what_they_need(page: Path) -> None:
+    """No test runs `make` or `pip`; their blocks tell the reader what they need instead."""
+    for block in shell_blocks(page):
+        other = {words[0] for words in commands(block)} & SHELL - {"source"}
+        assert block.needs or not other, f"{block.place}: {sorted(other)} without a line of what is needed"
 
 
 def test_the_tests_that_run_pages_exist() -> None:

@@ -104,7 +104,7 @@ def check_name(wheel: Path, has_cuda: bool) -> list[str]:
     """Return what is wrong with the tags in the name of a wheel."""
     parts = wheel.stem.split("-")
     if len(parts) not in (5, 6):
-        return ["the name is not NAME-VERSION-PYTHON-ABI-PLATFORM.whl, with a build number after VERSION or not"]
+        return ["the name is not NAME-VERSION-PYTHON-ABI-PLATFORM.whl, or -BUILD after the version"]
     python, abi, platform = parts[-3:]
     problems = []
     if (python, abi) != ("cp311", "abi3"):

@@ -118,6 +118,18 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_argument(
+    parser: argparse.ArgumentParser, what: str = "", *, required: bool = True
+) -> None:
+    """Add ``--checkpoint``, which `checkpoint_file` reads; ``what`` is the beginning of its help."""
+    parser.add_argument(
+        "--checkpoint",
+        required=required,
+        metavar="RUN_OR_FILE",
+        help=f"{what}a checkpoint, or the folder of a run: its best.pt, or without one its last step_N.pt",
+    )
+
+
 def add_precision_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--precision``; `precision_override` makes an override of it."""
     parser.add_argument(
@@ -133,21 +145,32 @@ def precision_override(arguments: argparse.Namespace) -> list[str]:
     return [] if arguments.precision is None else [f"test.precision={arguments.precision}"]
 
 
-def checkpoint_file(place: Path) -> Path:
-    """Return the checkpoint that ``place`` of --checkpoint names: a file, or the best.pt of a run's folder.
+def checkpoint_file(place: str | Path) -> Path:
+    """Return the checkpoint that ``place`` of --checkpoint names: a file, or that of a run's folder.
+
+    This is best.pt. A run that compares no checkpoints, such as one with train.head_only, has none; then it
+    is the step_N.pt of the most steps, and a note says so.
 
     Raises:
-        InputError: a folder without that file.
+        InputError: a folder with neither.
     """
+    place = Path(place)
     if not place.is_dir():
         return place
     best = place / "checkpoints" / "best.pt"
-    if not best.is_file():
+    if best.is_file():
+        return best
+
+    from detector.engine.checkpoint import numbered_checkpoints
+
+    numbered = numbered_checkpoints(best.parent)
+    if not numbered:
         raise InputError(
-            f"--checkpoint {place}: the folder has no checkpoints/best.pt; name the folder of a finished "
-            "run, or a checkpoint"
+            f"--checkpoint {place}: the folder has no checkpoints/best.pt and no checkpoints/step_N.pt; name "
+            "the folder of a run, or a checkpoint"
         )
-    return best
+    note(f"{place} has no best.pt; taking its last checkpoint, {numbered[-1].name}")
+    return numbered[-1]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

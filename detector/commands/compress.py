@@ -38,7 +38,7 @@ NAMES = {"voc07": "voc07_mAP", "voc": "voc_mAP", "coco": "AP"}
 
 def main() -> int:
     arguments = parse()
-    place = cli.checkpoint_file(Path(arguments.checkpoint))
+    place = cli.checkpoint_file(arguments.checkpoint)
     output = output_file(arguments, place)
     given = parse_ranks(arguments.rank, several=arguments.search)
 
@@ -311,9 +311,7 @@ def parse() -> argparse.Namespace:
         "python tools/compress.py --checkpoint runs/mine --search --max-loss 0.003\n  "
         "python tools/compress.py --checkpoint runs/vgg16/checkpoints/best.pt --rank fc6=1024 --rank fc7=256",
     )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN_OR_FILE", help="a checkpoint, or a run with its best.pt"
-    )
+    cli.add_checkpoint_argument(parser)
     parser.add_argument(
         "--search",
         action="store_true",

@@ -30,7 +30,7 @@ def main() -> int:
     from detector.engine.checkpoint import load_checkpoint
     from detector.factory.resources import choose_device, use_cores
 
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint = load_checkpoint(cli.checkpoint_file(arguments.checkpoint))
     config = demo_config(checkpoint, arguments)
     device = choose_device(arguments.device)
     use_cores(config, device, loaders=False)
@@ -62,7 +62,7 @@ def demo_config(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Co
     from detector.config.load import override, parse_stored
     from detector.factory.proposals import file_override
 
-    source, overrides = arguments.checkpoint, [*arguments.overrides, *cli.precision_override(arguments)]
+    source, overrides = checkpoint["file"], [*arguments.overrides, *cli.precision_override(arguments)]
     if arguments.proposals:
         overrides.insert(0, file_override(Path(arguments.proposals)))
     config = parse_stored(checkpoint["config"], overrides, source)
@@ -278,7 +278,7 @@ def parse() -> argparse.Namespace:
         help="image files and folders of them, or video files",
     )
     _add_video_arguments(parser)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a checkpoint of tools/train.py")
+    cli.add_checkpoint_argument(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="where pictures and JSON go")
     parser.add_argument(
         "--proposals",

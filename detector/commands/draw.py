@@ -71,11 +71,8 @@ def parse() -> argparse.Namespace:
         help="the region, half-open, in pixels of the image",
     )
     cli.add_config_arguments(parser, required=False)
-    parser.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="draw the network of this checkpoint, with the config in it (or: --config, before training)",
-    )
+    what = "the network to draw, with the config in it (or: --config, before training): "
+    cli.add_checkpoint_argument(parser, what, required=False)
     parser.add_argument("--bins", type=int, default=3, help="bins per side, 1 to 8 (default 3)")
     parser.add_argument(
         "--channel", type=int, help="channel of the map (default: the strongest in the region)"
@@ -107,10 +104,11 @@ def network(arguments: argparse.Namespace) -> tuple[Config, Backbone | None, str
             return config, None, f"weights {weights_file(config).name}"
         note("the filters are random: the config names no weights; --checkpoint FILE draws a trained network")
         return config, None, "random filters (untrained)"
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    config = parse_stored(checkpoint["config"], arguments.overrides, arguments.checkpoint)
-    model = restore_model(config, checkpoint, arguments.checkpoint).eval()
-    return config, convolutions(model), f"{Path(arguments.checkpoint).name} after {checkpoint['step']} steps"
+    place = cli.checkpoint_file(arguments.checkpoint)
+    checkpoint = load_checkpoint(place)
+    config = parse_stored(checkpoint["config"], arguments.overrides, str(place))
+    model = restore_model(config, checkpoint, str(place)).eval()
+    return config, convolutions(model), f"{place.name} after {checkpoint['step']} steps"
 
 
 def pool_every_way(

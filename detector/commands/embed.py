@@ -67,7 +67,7 @@ def network(config: Config, checkpoint: str | None, *, hidden: bool) -> RegionDe
     from detector.factory.model import initial_model, restore_model
 
     if checkpoint is not None:
-        path = cli.checkpoint_file(Path(checkpoint))
+        path = cli.checkpoint_file(checkpoint)
         return restore_model(config, load_checkpoint(path), str(path))
     if hidden and not config.model.published_head and config.train.initial_weights is None:
         note(
@@ -128,11 +128,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder in which each set of features has its own"
     )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="RUN_OR_FILE",
-        help="take the weights of this run's best.pt or of this checkpoint (default: those of the config)",
-    )
+    what = "where the weights are taken from (default: those of the config): "
+    cli.add_checkpoint_argument(parser, what, required=False)
     parser.add_argument(
         "--features",
         choices=("pooled", "hidden"),

@@ -53,18 +53,17 @@ def score_given(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     metric = [f"test.metric={arguments.metric}"] if arguments.metric else []
     own = [*arguments.overrides, *metric, *cli.precision_override(arguments)]
     config = load_config(arguments.config, own)
-    checkpoint = load_checkpoint(arguments.checkpoint)
+    place = cli.checkpoint_file(arguments.checkpoint)
+    checkpoint = load_checkpoint(place)
     split = arguments.split or config.data.test_split
     use_cores(config, device)
-    folder = results_folder(arguments, split, checkpoint["step"])
+    folder = results_folder(place, arguments.output, split, checkpoint["step"])
     save_scores = None if arguments.save_scores is None else Path(arguments.save_scores)
     if save_scores is not None and config.task == "classification":
         raise InputError(
             "--save-scores: task: classification scores whole images; there are no regions to save"
         )
-    metrics = score_checkpoint(
-        config, checkpoint, arguments.checkpoint, split, folder, device, save_scores=save_scores
-    )
+    metrics = score_checkpoint(config, checkpoint, str(place), split, folder, device, save_scores=save_scores)
     if save_scores is not None and is_main():
         note(f"wrote all scores of all regions to {save_scores}")
     metrics = {**metrics, "seconds": round(process_seconds(), 1), "step": checkpoint["step"]}
@@ -106,16 +105,15 @@ def score_checkpoint(
     return {**evaluation.at_threshold(checkpoint.get("score_threshold")).metrics, **peak_memory(device)}
 
 
-def results_folder(arguments: argparse.Namespace, split: str, step: int) -> Path:
+def results_folder(checkpoint: Path, output: str | None, split: str, step: int) -> Path:
     """Return a folder that only holds results of this checkpoint on this split.
 
     It is in a folder named like --output, or in the checkpoint's run.
     """
-    checkpoint = Path(arguments.checkpoint)
     stem = checkpoint.stem if checkpoint.stem == f"step_{step}" else f"{checkpoint.stem}_step_{step}"
     name = f"evaluation_{file_name_of(split)}_{stem}"
-    if arguments.output:
-        return Path(arguments.output).with_suffix("") / name
+    if output:
+        return Path(output).with_suffix("") / name
     in_run = checkpoint.parent.name == "checkpoints"
     return (checkpoint.parent.parent if in_run else checkpoint.parent) / name
 
@@ -144,7 +142,7 @@ def parse() -> argparse.Namespace:
         "python tools/evaluate.py --detections results.json --annotations instances.json --metric coco",
     )
     cli.add_config_arguments(parser, required=False)
-    parser.add_argument("--checkpoint", metavar="FILE", help="a step_N.pt or best.pt of tools/train.py")
+    cli.add_checkpoint_argument(parser, required=False)
     parser.add_argument("--split", help="split to score (default: the config's test split, or test)")
     parser.add_argument(
         "--output",

@@ -39,7 +39,7 @@ def main() -> int:
     folder = Path(arguments.output)
     check_free(folder, overwrite=arguments.overwrite)
     require(*needed(arguments.format))
-    checkpoint = load_checkpoint(cli.checkpoint_file(Path(arguments.checkpoint)))
+    checkpoint = load_checkpoint(cli.checkpoint_file(arguments.checkpoint))
     export = prepared(checkpoint, arguments)
     try:
         with whole_folder(folder, overwrite=arguments.overwrite) as unfinished:
@@ -333,9 +333,7 @@ def parse() -> argparse.Namespace:
         "python tools/export.py --checkpoint runs/quickstart --format onnx --output exported \\\n"
         "      --postprocess",
     )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN_OR_FILE", help="a checkpoint, or a run: its best.pt"
-    )
+    cli.add_checkpoint_argument(parser)
     parser.add_argument("--format", required=True, choices=("onnx", "torch_export", "openvino"))
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(

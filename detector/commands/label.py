@@ -38,7 +38,7 @@ def main() -> int:
 
     output, split = Path(arguments.output), arguments.split
     refuse_existing(output)
-    source = cli.checkpoint_file(Path(arguments.checkpoint))
+    source = cli.checkpoint_file(arguments.checkpoint)
     checkpoint = load_checkpoint(source)
     config = labelling_config(checkpoint, arguments, str(source))
     tests = test_names(config, split)
@@ -211,9 +211,7 @@ def parse() -> argparse.Namespace:
         __doc__ or "",
         "python tools/pseudo_label.py --checkpoint runs/weak --split trainval --output data/pseudo\n" + USE,
     )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN", help="a detector's run, or one of its checkpoints"
-    )
+    cli.add_checkpoint_argument(parser, "the detector: ")
     parser.add_argument("--split", required=True, help="the split to annotate, any but the test split")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the annotations")
     parser.add_argument(

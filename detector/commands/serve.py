@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.commands import cli
@@ -34,7 +33,7 @@ def main() -> int:
     from detector.server.running import build_server, listen
     from detector.server.service import Service
 
-    checkpoint = load_checkpoint(cli.checkpoint_file(Path(arguments.checkpoint)))
+    checkpoint = load_checkpoint(cli.checkpoint_file(arguments.checkpoint))
     config = served_config(checkpoint, arguments.overrides)
     device = choose_device(arguments.device)
     use_cores(config, device, loaders=False)
@@ -102,12 +101,7 @@ def parse() -> argparse.Namespace:
     parser = cli.make_parser(
         __doc__ or "", "python tools/serve.py --checkpoint runs/quickstart/checkpoints/best.pt"
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="FILE",
-        help="a checkpoint of tools/train.py, or the folder of its run",
-    )
+    cli.add_checkpoint_argument(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",

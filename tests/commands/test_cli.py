@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,56 @@ def test_a_checkpoint_without_its_option_is_recognised(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="2"):
         parser.parse_intermixed_args(["best.pt", "a.jpg"])
     assert "write --checkpoint best.pt" in capsys.readouterr().err
+
+
+def test_the_checkpoint_of_a_run_is_its_best_or_else_its_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(InputError, match=r"no checkpoints/best\.pt and no checkpoints/step_N\.pt; name"):
+        cli.checkpoint_file(tmp_path)
+    folder.mkdir()
+    for name in ("step_9.pt", "step_600.pt", "step_70.pt", "step_700_compressed.pt", "other.pt"):
+        (folder / name).touch()
+    assert cli.checkpoint_file(tmp_path) == folder / "step_600.pt"
+    assert "has no best.pt; taking its last checkpoint, step_600.pt" in capsys.readouterr().err
+    (folder / "best.pt").touch()
+    assert cli.checkpoint_file(str(tmp_path)) == folder / "best.pt"
+    for file in (folder / "step_9.pt", tmp_path / "none.pt"):  # the reader of checkpoints names a missing one
+        assert cli.checkpoint_file(file) == file
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("demo", "my_photo.jpg", "--output", "drawn"),
+        ("evaluate", "--config", "quickstart"),
+        ("draw_pooling", "my_photo.jpg", "--roi", "1", "1", "9", "9"),
+        ("embed", "--config", "quickstart", "--split", "train", "--output", "out"),
+        ("pseudo_label", "--split", "train", "--output", "out"),
+        ("compress", "--search"),
+        ("export", "--format", "onnx", "--output", "out"),
+        ("serve",),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_takes_the_folder_of_a_run(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The file here is no checkpoint, and each command says so under the file's name."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_3.pt").touch()
+    name = {"draw_pooling": "draw", "pseudo_label": "label"}.get(words[0], words[0])
+    module = import_module(f"detector.commands.{name}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [*words, "--checkpoint", str(tmp_path)])
+    with pytest.raises(InputError, match=r"checkpoints/step_3\.pt: not readable as a checkpoint"):
+        module.main()
+    assert "taking its last checkpoint, step_3.pt" in capsys.readouterr().err
 
 
 def test_names_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

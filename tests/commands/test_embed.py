@@ -49,7 +49,7 @@ def test_faults_are_named(tool: Tool, tiny_config: Path, tmp_path: Path) -> None
     given = ("--config", tiny_config, "--output", "out")
     for arguments, message in (
         (("--top-k", "0"), "--top-k 0: give a number of regions, at least 1"),
-        (("--checkpoint", "."), "the folder has no checkpoints/best.pt; name the folder of a finished run"),
+        (("--checkpoint", "."), "the folder has no checkpoints/best.pt and no"),
         (("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
         (("--split", "other"), "other"),
     ):

@@ -204,7 +204,8 @@ def test_with_the_keyboard_only(browser: Any, served: Served) -> None:
     page.tab_to("#threshold")
     page.page.keyboard.press("End")
     assert shown(page) <= lowest
-    page.until("/^\\d+ detections? with a score of at least 1\\./.test(document.querySelector('#status').textContent)")
+    told = "/^\\d+ detections? with a score of at least 1\\./"
+    page.until(f"{told}.test(document.querySelector('#status').textContent)")
     page.tab_to("#proposals")
     page.page.keyboard.press("End")  # only the regions that were drawn
     page.until("state.answer !== null && state.answer.proposals.method === 'boxes'")
@@ -266,7 +267,8 @@ def test_nothing_of_an_image_stays_when_another_one_is_opened(
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     late = """() => {
         const decode = window.createImageBitmap, send = window.fetch.bind(window);
-        const later = (value) => new Promise((done) => setTimeout(() => { window.late += 1; done(value); }, 400));
+        const wait = () => new Promise((done) => setTimeout(done, 400));
+        const later = (value) => wait().then(() => { window.late += 1; return value; });
         window.late = 0;
         window.createImageBitmap = (file) => decode(file).then(file.name === "red.png" ? later : (it) => it);
         window.fetch = (address, options) => address === "/classify"
