@@ -200,9 +200,10 @@ def run_demo(
     pictures = picture_names(images)
     classifies = detector.config.task == "classification"
     json_file = folder / ("classes.json" if classifies else "detections.json")
-    read = [*images, *filter(None, [detector.config.proposals.file])]
+    boxes = detector.config.proposals.file
+    read = [*images, *([] if boxes is None else [Path(boxes)])]
     written = [*(folder / name for name in pictures), json_file]
-    refuse_overwriting(written, map(Path, read), "give another --output folder")
+    refuse_overwriting(written, read, "give another --output folder")
     results: list[dict[str, Any]] = []
     made: AbstractContextManager[ProposalStore | None] = nullcontext()
     if not classifies:  # made for all images at once, on all cores

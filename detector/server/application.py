@@ -40,7 +40,7 @@ _PROBLEMS = {
     408: "The upload took too long.",
     413: "The upload has too many bytes, or the image too many pixels.",
     415: f"The upload is not multipart/form-data, or the file is not an image ({', '.join(FORMATS)}).",
-    422: "A field is missing or faulty, or the image is damaged.",
+    422: "A field is missing, unknown, empty, repeated or faulty, or the image is damaged.",
     500: "The server failed; its log says why.",
     503: "Too many requests are waiting; the header Retry-After says when to try again.",
 }

@@ -72,9 +72,8 @@ class Service:
             with clock("proposals"):
                 name, regions = self._regions(image, proposals, boxes)
             made = {"method": name, "count": len(regions)}
-        with clock("network"):
-            with _named():
-                result = self.detector(image, boxes=regions, score_threshold=score_threshold)
+        with clock("network"), _named():
+            result = self.detector(image, boxes=regions, score_threshold=score_threshold)
         answer = {**result.to_dict(), "classes": list(result.classes), "seconds": clock.seconds}
         return answer if made is None else answer | {"proposals": made}
 
@@ -87,9 +86,8 @@ class Service:
         with clock("decode"):
             image = self._decoded(content)
             checked = checked_boxes(boxes, image.size, _IMAGE)
-        with clock("network"):
-            with _named():
-                found = self.detector.classify(image, checked)
+        with clock("network"), _named():
+            found = self.detector.classify(image, checked)
         best = found.scores[:, 1:].argmax(dim=1).tolist()
         rows = zip(boxes, found.scores.tolist(), best, found.boxes[:, 1:].tolist(), strict=True)
         classes = list(self.detector.classes)

@@ -243,6 +243,16 @@ def test_so_many_connections_are_open_as_the_limit_says(
             assert expected in connection.recv(100)
 
 
+def test_malformed_http_is_answered(serve: Serve) -> None:
+    """By uvicorn, in plain text, as docs/serve.md says."""
+    address, _ = serve()
+    with connect(address) as connection:
+        connection.sendall(b"GET / HTTP/9.9 what\r\n\r\n")
+        answer = read_all(connection)
+    assert b" 400 " in answer
+    assert b"text/plain" in answer
+
+
 def test_small_answers_are_sent_at_once() -> None:
     """asyncio sets TCP_NODELAY only for sockets of this protocol number, which accepted ones inherit."""
     with listen("127.0.0.1", 0) as opened:
