@@ -200,8 +200,9 @@ def run_demo(
     pictures = picture_names(images)
     classifies = detector.config.task == "classification"
     json_file = folder / ("classes.json" if classifies else "detections.json")
-    boxes = detector.config.proposals.file
-    read = [*images, *([] if boxes is None else [Path(boxes)])]
+    given = detector.config.proposals.file or {}
+    files = given.values() if isinstance(given, dict) else [given]
+    read = [*images, *map(Path, files)]
     written = [*(folder / name for name in pictures), json_file]
     refuse_overwriting(written, read, "give another --output folder")
     results: list[dict[str, Any]] = []
