@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,16 +17,33 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def alternate(functions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Return the seconds of each function in each of ``rounds``, after one round that is not counted.
+
+    A round calls every function once; the next round calls them in the opposite order.
+    """
+    taken: list[list[float]] = [[] for _ in functions]
+    for number in range(-1, rounds):
+        places = range(len(functions))
+        for place in places if number % 2 else reversed(places):
+            spent = seconds(functions[place])
+            taken[place] += [spent] if number >= 0 else []
+    return taken
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return how many times faster ``ours`` is than ``theirs``: the median of the ratios of the rounds."""
+    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+
+
 def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
     """Print how many times faster ``ours`` is than ``theirs``, and the best time of each in milliseconds.
 
     Each round times both once. Two ratios are printed: that of the best times, and the median of the rounds.
     """
-    ours(), theirs()
-    mine, other = zip(*((seconds(ours), seconds(theirs)) for _ in range(rounds)), strict=True)
-    ratio = statistics.median(b / a for a, b in zip(mine, other, strict=True))
+    mine, other = alternate((ours, theirs), rounds)
     print(
-        f"{name:<58} best {min(other) / min(mine):5.1f}x  median {ratio:5.1f}x"
+        f"{name:<58} best {min(other) / min(mine):5.1f}x  median {median_ratio(mine, other):5.1f}x"
         f"  (ours {1e3 * min(mine):.2f} ms, theirs {1e3 * min(other):.2f} ms)",
         flush=True,
     )

@@ -115,7 +115,7 @@ class Export:
         network = portable_network(self.config, self.model, postprocess=self.postprocess, dense=dense)
         size = (150, 200)
         case = (size, test_image(size, 0), test_regions(size, 5, 0))
-        example = [torch.from_numpy(part) for part in self._inputs_of(case)]
+        example = [torch.from_numpy(part) for part in self.inputs_of(case)]
         sides = limits.smallest, max(limits.largest)
         with progress_bar(f"writing {self.form}") as advance:
             program = traced(network, example, self.signature, sides, limits.regions)
@@ -162,7 +162,7 @@ class Export:
         assert isinstance(predictor, RegionPredictor)
 
         def compare(case: Case) -> Compared:
-            view, inputs = self._batch(case), self._inputs_of(case)
+            view, inputs = self.batch(case), self.inputs_of(case)
             expected = predictor.regions([view])
             *found, scores, boxes = run(inputs)
             equal = None
@@ -184,13 +184,14 @@ class Export:
         predictor = build_predictor(self.config, self.model, "cpu")
 
         def compare(case: Case) -> Compared:
-            view = self._batch(case)
-            (scores,) = run(self._inputs_of(case))
+            view = self.batch(case)
+            (scores,) = run(self.inputs_of(case))
             return view.metas[0].input_size, largest_difference(scores, predictor([view])), 0.0, None
 
         return compare
 
-    def _batch(self, case: Case) -> Batch:
+    def batch(self, case: Case) -> Batch:
+        """Return the view of a case's image with its regions, as the predictor takes it."""
         from detector.api import record_of
         from detector.core.structures import Proposals
         from detector.data.images import LoadedImage
@@ -201,10 +202,11 @@ class Export:
         meta = self._view().plan(size, record.image_id)
         return collate([make_sample(record, LoadedImage.of(pixels), Proposals(boxes=regions), meta)])
 
-    def _inputs_of(self, case: Case) -> list[np.ndarray]:
+    def inputs_of(self, case: Case) -> list[np.ndarray]:
+        """Return the inputs of the exported network for a case, in the order of the signature."""
         import numpy as np
 
-        view = self._batch(case)
+        view = self.batch(case)
         image, meta = view.images[0].numpy(), view.metas[0]
         if self.classifies:
             return [image]

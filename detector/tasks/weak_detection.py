@@ -41,10 +41,16 @@ class WeakDetectionScorer(DetectionScorer):
     """Scores detections as `DetectionScorer`, and the training images by CorLoc."""
 
     def __init__(
-        self, config: Config, device: str, classes: tuple[str, ...], split: str | None = None
+        self,
+        config: Config,
+        device: str,
+        classes: tuple[str, ...],
+        split: str | None = None,
+        *,
+        only_validation: bool = False,
     ) -> None:
-        super().__init__(config, device, classes, split)
-        self.training = self._training_images() if split is None else None
+        super().__init__(config, device, classes, split, only_validation=only_validation)
+        self.training = self._training_images() if split is None and not only_validation else None
 
     def _training_images(self) -> TestSet:
         """Return the images that are trained on, without those set aside, as annotated."""

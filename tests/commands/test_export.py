@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.exported import save_random
 from detector import Detector
 from detector.commands import export
 from detector.config import Config
@@ -23,7 +24,6 @@ from detector.engine.checkpoint import save_checkpoint
 from detector.export.checks import Limits, Row, compare_all, largest_difference
 from detector.export.formats import Signature, write_openvino
 from detector.export.programs import run_program
-from detector.factory.model import build_model
 
 Load = Callable[..., Config]
 Write = Callable[..., Path]
@@ -41,14 +41,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def checkpoint(tiny: Load, tmp_path: Path) -> Write:
     def write(*overrides: str) -> Path:
         config = tiny("test.score_threshold=0.3", *overrides)
-        model = build_model(config, 3)
-        with torch.no_grad():
-            for name, part in (*model.named_parameters(), *model.named_buffers()):
-                if name in ("predictor.cls_score.weight", "predictor.bbox_pred.weight"):
-                    part.normal_(0, 0.3 if "cls" in name else 0.05)
-        state = {"step": 1, "config": config.model_dump(mode="json"), "classes": ["a", "b", "c"]}
-        save_checkpoint(tmp_path / "a.pt", {**state, "model": model.state_dict()})
-        return tmp_path / "a.pt"
+        return save_random(config, tmp_path / "a.pt", classes=3)
 
     return write
 
