@@ -58,12 +58,13 @@ def main() -> int:
     model = restore_model(config, checkpoint, source)
     factors = factorize(model, source)
     choices = chosen_ranks(factors, given, searching=arguments.search)
-    ranks: Ranks | None = tuple(each[0] for each in choices)
-    if not arguments.search and not any(ranks):
+    first: Ranks = tuple(each[0] for each in choices)
+    if not arguments.search and not any(first):
         raise InputError("--rank: every layer stays as it is; give a rank, such as --rank fc6=64")
     if arguments.search:
         scorer = open_scorer(config, checkpoint, arguments.split, source, device)
     compute_factors(factors, choices)
+    ranks: Ranks | None = first
     report: dict[str, Any] = {"checkpoint": source, "step": checkpoint["step"], "layers": list(factors)}
     changes: dict[str, Any] = {}
     if arguments.search:
@@ -73,9 +74,8 @@ def main() -> int:
         show(search_table(found, list(factors)))
         report |= search_report(found, list(factors), arguments.max_loss)
     else:
-        assert ranks is not None
-        show(layers_table(factors, ranks))
-        report |= {"weights": layers_report(factors, ranks)}
+        show(layers_table(factors, first))
+        report |= {"weights": layers_report(factors, first)}
     report |= {"ranks": None if ranks is None else dict(zip(factors, ranks, strict=True))}
     report |= {"output": None if ranks is None else str(output), "seconds": round(process_seconds(), 1)}
     if ranks is not None:

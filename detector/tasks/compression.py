@@ -99,7 +99,7 @@ def chosen_ranks(
         raise InputError(
             f"--search: {number} networks, one for each combination of ranks ({layers}), are more than the "
             f"{MAX_NETWORKS} that a search scores; give fewer ranks to some layers with --rank, such as "
-            f"--rank {next(reversed(factors))}=whole"
+            f"--rank {list(factors)[-1]}=whole"
         )
     return choices
 
