@@ -7,6 +7,7 @@ like any other.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from detector.commands import cli
 from detector.core.errors import InputError
+from detector.core.files import require_regular
 from detector.core.machine import process_seconds
 from detector.core.progress import note, show
 from detector.evaluation.report import write_json
@@ -46,33 +48,34 @@ def main() -> int:
     from detector.engine.checkpoint import load_checkpoint
     from detector.factory.model import restore_model
     from detector.factory.resources import choose_device, use_cores
-    from detector.tasks.compression import chosen_ranks, factorize, stored_config
+    from detector.tasks.compression import chosen_ranks, compute_factors, factorize, stored_config
 
     checkpoint = load_checkpoint(place)
     source = checkpoint["file"]
     config = parse_stored(checkpoint["config"], arguments.overrides, source)
     device = choose_device(arguments.device)
     use_cores(config, device)
-    if arguments.search:
-        scorer = open_scorer(config, checkpoint, arguments.split, source, device)
     model = restore_model(config, checkpoint, source)
     factors = factorize(model, source)
-    choices = chosen_ranks(factors, given)
-    ranks: Ranks | None = tuple(each[0] for each in choices)
+    choices = chosen_ranks(factors, given, searching=arguments.search)
+    first: Ranks = tuple(each[0] for each in choices)
+    if not arguments.search and not any(first):
+        raise InputError("--rank: every layer stays as it is; give a rank, such as --rank fc6=64")
+    if arguments.search:
+        scorer = open_scorer(config, checkpoint, arguments.split, source, device)
+    compute_factors(factors, choices)
+    ranks: Ranks | None = first
     report: dict[str, Any] = {"checkpoint": source, "step": checkpoint["step"], "layers": list(factors)}
     changes: dict[str, Any] = {}
     if arguments.search:
-        found = searched(config, model.to(device), factors, given, scorer, arguments.max_loss)
+        found = searched(config, model.to(device), factors, choices, scorer, arguments.max_loss)
         ranks = None if found.picked is None else found.picked.ranks
         changes = new_threshold(checkpoint, scorer, found)
         show(search_table(found, list(factors)))
         report |= search_report(found, list(factors), arguments.max_loss)
     else:
-        assert ranks is not None
-        if not any(ranks):
-            raise InputError("--rank: every layer stays as it is; give a rank, such as --rank fc6=64")
-        show(layers_table(factors, ranks))
-        report |= {"weights": layers_report(factors, ranks)}
+        show(layers_table(factors, first))
+        report |= {"weights": layers_report(factors, first)}
     report |= {"ranks": None if ranks is None else dict(zip(factors, ranks, strict=True))}
     report |= {"output": None if ranks is None else str(output), "seconds": round(process_seconds(), 1)}
     if ranks is not None:
@@ -154,17 +157,14 @@ def searched(
     config: Config,
     model: Any,
     factors: Mapping[str, Factors],
-    given: Mapping[str, Sequence[int | None]],
+    choices: Sequence[Sequence[int | None]],
     scorer: Scorer[Any],
     max_loss: float,
 ) -> Search:
-    """Return the search among the ranks ``given`` for a layer, and the usual ones for the other layers."""
+    """Return the search among the ``choices`` of each layer."""
     from detector.engine.determinism import cuda_algorithms
-    from detector.tasks.compression import measured_in_float32, search, usual_ranks
+    from detector.tasks.compression import measured_in_float32, search
 
-    choices = [
-        list(given[name]) if name in given else usual_ranks(factored) for name, factored in factors.items()
-    ]
     with cuda_algorithms(scorer.device, deterministic=config.train.deterministic):
         return search(measured_in_float32(config), model, factors, choices, scorer, max_loss)
 
@@ -267,7 +267,11 @@ def shown_rank(rank: int | None) -> str:
 
 
 def output_file(arguments: argparse.Namespace, checkpoint: Path) -> Path:
-    """Return where the compressed checkpoint goes; InputError where a file is already."""
+    """Return where the compressed checkpoint goes.
+
+    Raises:
+        InputError: a file is there already, or one beside it with the name of the report is another one.
+    """
     default = checkpoint.with_name(f"{checkpoint.stem}_compressed.pt")
     output = default if arguments.output is None else Path(arguments.output)
     if output.suffix != ".pt":
@@ -276,7 +280,23 @@ def output_file(arguments: argparse.Namespace, checkpoint: Path) -> Path:
         raise InputError(
             f"--output {output}: exists already, and is never overwritten; remove it, or give another file"
         )
+    report = output.with_suffix(".json")
+    if (report.exists() or report.is_symlink()) and not is_report(report):
+        raise InputError(
+            f"--output {output}: its report would overwrite {report}, which is no report of this command; "
+            "give another file"
+        )
     return output
+
+
+def is_report(path: Path) -> bool:
+    """Say whether ``path`` is a report that this command has written."""
+    try:
+        require_regular(path)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (InputError, OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() >= {"checkpoint", "layers", "ranks", "output", "seconds"}
 
 
 def parse_ranks(options: Sequence[str], *, several: bool) -> dict[str, list[int | None]]:

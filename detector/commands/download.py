@@ -21,7 +21,7 @@ from detector.commands import cli
 from detector.core import installing
 from detector.core.catalogue import (
     DATA_SETS,
-    MIB,
+    MB,
     PROJECT_WEIGHTS,
     WEIGHTS,
     Archive,
@@ -136,7 +136,7 @@ def show_plan(items: Sequence[Item], *, as_json: bool) -> None:
         show(json.dumps([_described(item) for item in items], indent=1))
         return
     for item in items:
-        state = "is there already" if item.there else f"needs {item.needs // MIB} MB on the disk"
+        state = "is there already" if item.there else f"needs {-(-item.needs // MB)} MB on the disk"
         show(f"{item.name}: {item.path} {state}; {item.licence}")
         for file, path in () if item.there else item.files:
             show(f"  {file.urls[0]}\n    to {path}{' (there)' if path.exists() else ''}; {_check(file)}")
@@ -166,7 +166,7 @@ def _described(item: Item) -> dict[str, Any]:
 
 
 def _size(item: Item) -> str:
-    return f"{item.size / MIB:.0f} MB"
+    return f"{item.size / MB:.0f} MB"
 
 
 def _check(file: PublishedFile) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from detector.config import Config
     from detector.core.structures import Batch, Detections
     from detector.data.transforms import ImageTransform
-    from detector.export.checks import Case, Compare, Compared, Limits, Row
+    from detector.export.checks import Case, Compare, Compared, Row, Tolerances
     from detector.export.formats import Runner, Signature
     from detector.models.detector import RegionDetector
 
@@ -76,7 +76,7 @@ class Export:
     form: str
     postprocess: bool
     search: bool
-    limits: Limits
+    limits: Tolerances
 
     @property
     def classifies(self) -> bool:
@@ -222,7 +222,7 @@ def prepared(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Expor
     """
     from detector import __version__
     from detector.config.load import parse_stored
-    from detector.export.checks import Limits
+    from detector.export.checks import USUAL, Tolerances
     from detector.export.folder import FORMAT
     from detector.export.formats import FILES
     from detector.factory.export import (
@@ -236,8 +236,9 @@ def prepared(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Expor
 
     source = checkpoint["file"]
     refuse_own_parts(checkpoint["config"], source)
-    fixed = ["test.precision=float32", "stages=[]", *arguments.overrides]
-    config = parse_stored(checkpoint["config"], fixed, source, allow_code=_proposal_code(checkpoint))
+    values = [*arguments.overrides, "stages=[]"]
+    config = parse_stored(checkpoint["config"], values, source, allow_code=_proposal_code(checkpoint))
+    config = config.model_copy(update={"test": config.test.model_copy(update={"precision": "float32"})})
     check_exportable(config, source)
     if arguments.postprocess:
         check_postprocess(config, source)
@@ -252,7 +253,8 @@ def prepared(checkpoint: dict[str, Any], arguments: argparse.Namespace) -> Expor
         **describe(config, checkpoint, limits_of(config, model), postprocess=arguments.postprocess),
     }
     search = arguments.selective_search
-    limits = Limits(arguments.score_tolerance, arguments.box_tolerance)
+    given = arguments.score_tolerance, arguments.box_tolerance
+    limits = Tolerances(*(usual if one is None else one for one, usual in zip(given, USUAL, strict=True)))
     export = Export(config, model, about, arguments.format, arguments.postprocess, search, limits)
     signature = export.signature
     about["inputs"] = {name: INPUTS[name] for name in signature.inputs}
@@ -361,14 +363,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--score-tolerance",
         type=float,
-        default=1e-4,
         metavar="D",
         help="the largest difference of scores that passes (default: 1e-4)",
     )
     parser.add_argument(
         "--box-tolerance",
         type=float,
-        default=1e-3,
         metavar="PIXELS",
         help="the largest difference of boxes that passes (default: 1e-3)",
     )
@@ -381,6 +381,6 @@ def parse() -> argparse.Namespace:
         raise InputError(f"--check-images {arguments.check_images}: give a number from 1 to 20")
     for name in ("score_tolerance", "box_tolerance"):
         value = getattr(arguments, name)
-        if not 0 <= value < float("inf"):
+        if value is not None and not 0 <= value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value:g}: give a finite number of at least 0")
     return arguments

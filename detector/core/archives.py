@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from detector.core.catalogue import ANY_FOLDER
 from detector.core.errors import InputError
 from detector.core.files import require_regular
 from detector.core.progress import ReportProgress
@@ -104,6 +105,8 @@ def _targets(
 
 def _place(name: str, places: Sequence[tuple[str, str]]) -> str | None:
     for beginning, target in places:
+        if beginning.startswith(ANY_FOLDER):
+            beginning = f"{name.partition('/')[0]}/{beginning.removeprefix(ANY_FOLDER)}"
         if name.startswith(beginning):
             return target + name.removeprefix(beginning)
     return None

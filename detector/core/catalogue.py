@@ -10,6 +10,7 @@ may change: its content has a checksum instead, computed from a copy of the data
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,10 @@ PROJECT_WEIGHTS = (
 )  # fmt: skip
 """Weights that the shipped configs and ``model.backbone.weights: default`` of this project's networks use."""
 MIB = 1 << 20
+MB = 1_000_000
+"""Bytes of the MB that messages and tables print."""
+ANY_FOLDER = "*/"
+"""What the place of a member begins with whose first folder may have any name; see `Archive`."""
 CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 """The end of the names of torchvision's weights files: the first digits of the SHA-256."""
 
@@ -58,7 +63,9 @@ class Archive(PublishedFile):
     """A ``.tar`` or ``.zip`` of a data set.
 
     ``places`` says where its members belong: a member whose name begins with the first text gets the second
-    instead, below the data set's folder. Members for which there is no place are not unpacked.
+    instead, below the data set's folder. Members for which there is no place are not unpacked. A first text
+    that begins with `ANY_FOLDER` leaves the name of the archive's own folder open: GitHub calls it by the
+    commit or by the branch that a person has chosen.
     """
 
     places: tuple[tuple[str, str], ...]
@@ -222,7 +229,7 @@ _BCCD = DataSet(
             page="https://github.com/Shenggan/BCCD_Dataset",
             about=9 * MIB,
             places=tuple(
-                (f"BCCD_Dataset-{_BCCD_COMMIT}/{source}", target)
+                (f"{ANY_FOLDER}{source}", target)
                 for source, target in [
                     *((f"BCCD/{folder}/", f"{folder}/") for folder in _BCCD_FOLDERS),
                     ("LICENSE", "LICENSE"),
@@ -245,7 +252,6 @@ _BCCD = DataSet(
 DATA_SETS = {each.name: each for each in (_VOC2007, _VOC2012, _VOC0712, _COCO2017, _BCCD)}
 """The data sets by the names that the command takes."""
 
-_MODELS_PAGE = "https://docs.pytorch.org/vision/stable/models.html"
 _OF_TORCHVISION = "BSD-3-Clause; ImageNet's terms"
 _OF_SWAG = "CC BY-NC 4.0 (SWAG)"
 _CAFFE = Weights(
@@ -267,8 +273,16 @@ _WITHOUT_ADDRESS = {
     "mobilenet_v2_features.pth": "mobilenet_v2",
 }
 """Files that shipped configs name although no address has them, and the weights that replace them."""
-_BY_HAND = (Path("data/cards"), Path("data/coco256"))
-"""Data sets of shipped configs that no address has in the form that is needed."""
+_BY_HAND = (
+    "data/cards",
+    "data/coco256",
+    "data/bccd_opencv_fast_proposals.npz",
+    "data/voc0712_selective_search.npz",
+    "data/voc2007_selective_search.npz",
+    "weights/efficientnet-lite0-57934424.pth",
+)
+"""What else shipped configs name that no address has in the form that is needed: the ends of the paths."""
+_PAGE = "docs/data_and_weights.md says where it can be had"
 
 
 def find_weights(name: str) -> Weights:
@@ -296,7 +310,7 @@ def find_weights(name: str) -> Weights:
         file=PublishedFile(
             name=file,
             urls=(chosen.url,),
-            page=_MODELS_PAGE,
+            page=chosen.url,  # no page links to the file
             about=round(chosen.meta["_file_size"] * MIB),
             checksum=f"sha256:{digits[1]}" if digits else None,
         ),
@@ -329,12 +343,16 @@ def how_to_get(path: Path) -> str:
             break
         for data_set in DATA_SETS.values():
             if place.name == data_set.folder:
-                return f"; {SCRIPT} {data_set.name} --root {place.parent} downloads it"
-        if place in _BY_HAND:
-            return "; docs/data_and_weights.md says where it can be had"
+                return f"; {_command(data_set.name, place.parent)} downloads it"
+        if "/".join(place.parts[-2:]) in _BY_HAND:
+            return f"; {_PAGE}"
     if path.parent.name != WEIGHTS_FOLDER:
         return ""
     return _how_to_get_weights(path.name, path.parent.parent)
+
+
+def _command(name: str, root: Path) -> str:
+    return f"{SCRIPT} {name} --root {shlex.quote(str(root))}"
 
 
 def _is_absent_or_empty(place: Path) -> bool:
@@ -348,13 +366,14 @@ def _how_to_get_weights(file: str, root: Path) -> str:
     if file in _WITHOUT_ADDRESS:
         name = _WITHOUT_ADDRESS[file]
         return (
-            f"; this file has no public address. {SCRIPT} {WEIGHTS}{name} --root {root} downloads "
-            "torchvision's weights of the same network, which model.backbone.weights=default uses"
+            f"; this file has no public address. {_command(f'{WEIGHTS}{name}', root)} downloads "
+            "torchvision's weights of the same network, which model.backbone.weights=default uses; for the "
+            f"file itself, {_PAGE}"
         )
     if file == _CAFFE.file.name:
-        return f"; {SCRIPT} {WEIGHTS}{CAFFE_VGG16} --root {root} downloads it"
+        return f"; {_command(f'{WEIGHTS}{CAFFE_VGG16}', root)} downloads it"
     if CHECKSUM_IN_NAME.search(file):
         for name in _torchvision_names():
             if torchvision_weights(name).url.endswith(f"/{file}"):
-                return f"; {SCRIPT} {WEIGHTS}{name} --root {root} downloads it"
+                return f"; {_command(f'{WEIGHTS}{name}', root)} downloads it"
     return ""

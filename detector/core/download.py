@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from detector.core.catalogue import MIB, PublishedFile
+from detector.core.catalogue import MB, MIB, PublishedFile
 from detector.core.errors import InputError
 from detector.core.files import make_folder, require_regular, sync_folder, write_text
 from detector.core.progress import ReportProgress, note, progress_bar
@@ -113,12 +113,12 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if needed > 0 and free < needed + RESERVE:
         raise InputError(
             f"{what} needs {_megabytes(needed + RESERVE)} on the disk of {folder}, which has "
-            f"{_megabytes(free)} free; free some, or choose another --root"
+            f"{free // MB} MB free; free some, or choose another --root"
         )
 
 
 def _megabytes(count: int) -> str:
-    return f"{-(-count // MIB)} MB"
+    return f"{-(-count // MB)} MB"
 
 
 @contextmanager
@@ -310,7 +310,7 @@ def _copy(
 ) -> None:
     place, pace = start, _Pace(start)
     most = file.size or (2 * file.about + 256 * MIB if file.about else math.inf)
-    shown = (total or file.expected_bytes) // MIB
+    shown = (total or file.expected_bytes) // MB
     while True:
         try:
             data = answer.read1(_CHUNK)
@@ -323,7 +323,7 @@ def _copy(
         if place > most:
             part.restart(answer.url, None)
             raise _Refused(f"sends more than {most} bytes, which this file cannot have")
-        report(place // MIB, max(shown, place // MIB))
+        report(place // MB, max(shown, place // MB))
         pace.check(place)
     if total is not None and place < total:
         raise _Broken(f"the connection ended after {place} of {total} bytes")

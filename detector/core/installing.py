@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from detector.core.archives import unpack
 from detector.core.catalogue import (
     DATA_SETS,
     DOWNLOADS_FOLDER,
-    MIB,
+    MB,
     SCRIPT,
     WEIGHTS_FOLDER,
     Archive,
@@ -31,6 +32,9 @@ from detector.core.download import fetch, held, require_space
 from detector.core.errors import InputError
 from detector.core.files import link_or_copy, make_folder, read_short_text, sync_folder, write_text
 from detector.core.progress import note, progress_bar
+
+_CONTENT, _JOURNAL = "content", "finished.json"
+"""In the folder of the work: what is unpacked, and the names of the archives that are so completely."""
 
 
 def archive_path(archive: Archive, root: Path) -> Path:
@@ -55,10 +59,29 @@ def bytes_needed(data_set: DataSet, root: Path) -> int:
     if not what_is_missing(data_set, root):
         return 0
     parts = [DATA_SETS[name] for name in data_set.made_from]
-    return sum(bytes_needed(part, root) for part in parts) + sum(
-        _still_to_come(archive, archive_path(archive, root)) + archive.unpacked
-        for archive in data_set.archives
-    )
+    coming = sum(_still_to_come(archive, archive_path(archive, root)) for archive in _left(data_set, root))
+    return sum(bytes_needed(part, root) for part in parts) + coming + _bytes_to_unpack(data_set, root)
+
+
+def _left(data_set: DataSet, root: Path) -> list[Archive]:
+    """Return the archives that no earlier process has unpacked completely."""
+    finished = _read_journal(_work_folder(data_set, root) / _JOURNAL)
+    return [archive for archive in data_set.archives if archive.name not in finished]
+
+
+def _bytes_to_unpack(data_set: DataSet, root: Path) -> int:
+    """Return the space that unpacking still takes: files of an earlier process are written over."""
+    left = sum(archive.unpacked for archive in _left(data_set, root))
+    if not left:
+        return 0
+    finished = sum(archive.unpacked for archive in data_set.archives) - left
+    content = _work_folder(data_set, root) / _CONTENT
+    there = sum(path.stat().st_size for path in content.rglob("*") if path.is_file())
+    return max(0, left - max(0, there - finished))
+
+
+def _work_folder(data_set: DataSet, root: Path) -> Path:
+    return root / f".{data_set.folder}.unpacking"
 
 
 def weights_bytes_needed(weights: Weights, root: Path) -> int:
@@ -93,7 +116,7 @@ def install(data_set: DataSet, root: Path, *, remove_archives: bool = False) -> 
             damaged or holds something else, or the disk is full.
     """
     target = root / data_set.folder
-    work = root / f".{data_set.folder}.unpacking"
+    work = _work_folder(data_set, root)
     if _is_whole(data_set, target):
         if work.is_dir() and not work.is_symlink():
             shutil.rmtree(work, ignore_errors=True)  # a process was killed after the last step but one
@@ -106,7 +129,7 @@ def install(data_set: DataSet, root: Path, *, remove_archives: bool = False) -> 
         there = _is_whole(data_set, target)  # another process may have done it meanwhile
         if not there:
             _fill(data_set, root, work)
-            _publish(work / "content", target)
+            _publish(work / _CONTENT, target)
         shutil.rmtree(work, ignore_errors=True)
     _clear_up(data_set, root, remove_archives)
     return target, there
@@ -115,14 +138,14 @@ def install(data_set: DataSet, root: Path, *, remove_archives: bool = False) -> 
 def _clear_up(data_set: DataSet, root: Path, remove: bool) -> None:
     """Remove the archives of a data set that is there, or say that they could be removed."""
     left = [path for archive in data_set.archives if (path := archive_path(archive, root)).exists()]
-    size = sum(path.stat().st_size for path in left) // MIB
+    size = sum(path.stat().st_size for path in left) // MB
     if remove:
         for path in left:
             path.unlink(missing_ok=True)
     elif left:
         note(
             f"{data_set.name}: the archives in {left[0].parent} ({size} MB) are no longer needed; {SCRIPT} "
-            f"{data_set.name} --root {root} --remove-archives removes them"
+            f"{data_set.name} --root {shlex.quote(str(root))} --remove-archives removes them"
         )
 
 
@@ -141,29 +164,32 @@ def _is_whole(data_set: DataSet, target: Path) -> bool:
 
 def _fill(data_set: DataSet, root: Path, work: Path) -> None:
     """Make the content of a data set in ``work``/content, and check it."""
-    content, journal = work / "content", work / "finished.json"
+    content, journal = work / _CONTENT, work / _JOURNAL
     content.mkdir(exist_ok=True)
-    for archive in data_set.archives:
+    left = _left(data_set, root)
+    for archive in left:
         fetch(archive, archive_path(archive, root))
-    require_space(root, sum(archive.unpacked for archive in data_set.archives), f"unpacking {data_set.name}")
+    require_space(root, _bytes_to_unpack(data_set, root), f"unpacking {data_set.name}")
     finished = _read_journal(journal)
-    for archive in data_set.archives:
-        if archive.name not in finished:
-            with progress_bar(f"unpacking {archive.name}") as report:
-                unpack(archive_path(archive, root), content, archive.places, archive.unpacked, report)
-            os.sync()  # one call for all files: waiting for each of 100,000 takes many minutes
-            finished.append(archive.name)
-            write_text(journal, json.dumps(finished))
+    for archive in left:
+        with progress_bar(f"unpacking {archive.name}") as report:
+            unpack(archive_path(archive, root), content, archive.places, archive.unpacked, report)
+        os.sync()  # one call for all files: waiting for each of 100,000 takes many minutes
+        finished.append(archive.name)
+        write_text(journal, json.dumps(finished))
     if data_set.made_from:
         _join(data_set, root, content)
         os.sync()
     faults = _miscounts(data_set, content) or _other_content(data_set, content)
     if faults:
         shutil.rmtree(work, ignore_errors=True)
+        archives = " and ".join(str(archive_path(archive, root)) for archive in data_set.archives)
+        again = f"Remove {archives} to download again, or get" if archives else "Get"
         raise InputError(
-            f"{data_set.name}: the archives do not hold what they should: {'; '.join(faults)}. Nothing was "
-            f"kept of them in {root / data_set.folder}. See {data_set.page}; a folder that you unpack there "
-            "yourself is used"
+            f"the archives of {data_set.name} do not hold what they should: {'; '.join(faults)}. Nothing of "
+            f"them was put into {root / data_set.folder}. {again} the data set from {data_set.page} and put "
+            f"its images, annotations and lists into {root / data_set.folder} yourself: a complete folder "
+            "is used as it is"
         )
 
 

@@ -22,14 +22,14 @@ SIZES = (
 for networks whose map has no cell for a strip."""
 
 
-class Limits(NamedTuple):
+class Tolerances(NamedTuple):
     """The largest differences that pass: of scores, and of boxes in pixels."""
 
     scores: float = 1e-4
     boxes: float = 1e-3
 
 
-USUAL = Limits()
+USUAL = Tolerances()
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Row:
 
     size: tuple[int, int]
     input_size: tuple[int, int]
-    limits: Limits = USUAL
+    limits: Tolerances = USUAL
     scores: dict[int, float] = field(default_factory=dict)
     boxes: dict[int, float] = field(default_factory=dict)
     detections: dict[int, bool] = field(default_factory=dict)
@@ -133,7 +133,7 @@ def compare_all(
     sizes: Sequence[tuple[int, int]],
     counts: Sequence[int],
     advance: Callable[[int, int], None] = lambda done, total: None,
-    limits: Limits = USUAL,
+    limits: Tolerances = USUAL,
 ) -> list[Row]:
     """Return a row per image of ``sizes``; ``advance`` gets the number of comparisons done and of all."""
     rows: list[Row] = []

@@ -6,9 +6,9 @@ from pathlib import Path
 
 _PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "torch_export": "torch"}
 _IMPORTS = {
-    "onnx": "import cv2, numpy as np, onnxruntime",
-    "openvino": "import cv2, numpy as np, openvino",
-    "torch_export": "import cv2, numpy as np, torch",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "torch_export": "torch",
 }
 _RUN = {
     "onnx": """    model, providers = str(HERE / "model.onnx"), ["CPUExecutionProvider"]
@@ -26,8 +26,7 @@ _RUN = {
 _VISION = ", torchvision  # registers operators of this network"
 
 _START = '''"""$SUMMARY. It needs $PACKAGES, numpy and OpenCV."""
-import json, pathlib, runpy, sys
-$IMPORTS
+import json, pathlib, runpy, sys, cv2, numpy as np, $IMPORTS
 HERE = pathlib.Path(__file__).resolve().parent
 ABOUT = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
 def read(path):  # the image, RGB, in the size of the network's input, and its own (height, width)
@@ -36,27 +35,28 @@ def read(path):  # the image, RGB, in the size of the network's input, and its o
     factor = 1 if view["resize"] == "none" else view["scale"] / min(size)
     if round(factor * max(size)) > view["max_size"]: factor = view["max_size"] / max(size)
     goal = [view["scale"]] * 2 if view["resize"] == "square" else [max(1, round(s * factor)) for s in size]
+    if min(goal) < view["smallest_side"]: sys.exit(f"{path}: too small: its input would be {goal[::-1]}")
     parts = [part for part in (8, 4, 2) if all(-(-side // part) >= least for side, least in zip(size, goal))]
     if parts and not 0 < abs(size[0] - size[1]) < 8 and open(path, "rb").read(2) == b"\\xff\\xd8":
         image = cv2.imread(path, getattr(cv2, f"IMREAD_REDUCED_COLOR_{parts[0]}"))  # as the project reads it
-    if list(image.shape[:2]) != goal: image = cv2.resize(image, goal[::-1], interpolation=cv2.INTER_LINEAR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), size
+    return cv2.cvtColor(cv2.resize(image, goal[::-1]), cv2.COLOR_BGR2RGB), size  # resized bilinearly
 def run(*inputs):
 $RUN'''
 
 _DETECT = """def read_regions(path, size):  # rows x1, y1, x2, y2 in pixels of the image: .npy, .json or text
-    if path.endswith(".npy"): rows = np.load(path)
-    elif path.endswith(".json"): rows = json.load(open(path))
-    else: rows = open(path).read().replace(",", " ").split()
-    boxes = np.asarray(rows, np.float32).reshape(-1, 4)
+    try:
+        if path.endswith(".npy"): rows = np.load(path)
+        elif path.endswith(".json"): rows = json.load(open(path))
+        else: rows = [row.replace(",", " ").split() for row in open(path) if row.strip()]
+        boxes = np.asarray(rows, np.float32).reshape(len(rows), 4)
+    except Exception as error: sys.exit(f"{path}: not rows of x1, y1, x2, y2: {error}")
     if not ((boxes >= 0) & (boxes <= [*size[::-1]] * 2)).all() or (boxes[:, :2] >= boxes[:, 2:]).any():
         sys.exit(f"{path}: a box is not x1, y1, x2, y2 with x1 < x2 and y1 < y2 within the image")
     return boxes
 if len(sys.argv) < $LEAST: sys.exit(__doc__)
 image, size = read(sys.argv[1])
 $REGIONS
-scale = (np.array(image.shape[:2]) / size).astype(np.float32)  # input pixels per pixel of the image
-*found, scores, boxes = run(image, regions, np.array(size, np.float32), scale)
+*found, scores, boxes = run(image, regions, np.float32(size), np.float32(np.divide(image.shape[:2], size)))
 if not found:  # without post-processing inside: the likeliest class of each region
     rows, labels = np.arange(len(scores)), scores[:, 1:].argmax(1) + 1
     found = boxes[rows, labels], scores[rows, labels], labels
@@ -70,10 +70,11 @@ regions = read_regions(sys.argv[2], size) if len(sys.argv) > 2 else search(sys.a
 
 _CLASSIFY = """
 if len(sys.argv) < 2: sys.exit(__doc__)
-(scores,) = run(read(sys.argv[1])[0])
+image, size = read(sys.argv[1])
+(scores,) = run(image)
 order = np.argsort(-scores, kind="stable")
 ranked = [{"class": ABOUT["classes"][k], "score": float(scores[k])} for k in order]
-print(json.dumps({"image": sys.argv[1], "scores": ranked}))
+print(json.dumps({"image": sys.argv[1], "height": size[0], "width": size[1], "scores": ranked}))
 """
 
 
@@ -101,7 +102,7 @@ def run_program(form: str, *, classifies: bool, torchvision: bool, search: bool)
         "$REGIONS": _SEARCH if search else _GIVEN,
     }
     if not search:
-        text = text.replace("import json, pathlib, runpy, sys", "import json, pathlib, sys")
+        text = text.replace("pathlib, runpy, sys", "pathlib, sys")
     for name, value in values.items():
         text = text.replace(name, value)
     return text

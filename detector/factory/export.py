@@ -42,11 +42,17 @@ def refuse_own_parts(values: Mapping[str, Any], source: str) -> None:
 def check_exportable(config: Config, source: str) -> None:
     """Raise InputError, with the reason and the fix, for what an exported network cannot do."""
     test, head = config.test, config.model.head
-    if head.kind == "svm" or head.scores == "svm":
+    if head.scores == "svm":
+        fix = (
+            "Give model.head.scores=softmax on the command line to read them as logits, or fit another head, "
+            "such as model.head.kind: logistic"
+            if head.kind == "svm"
+            else "Export the network that the SVMs were trained on (the checkpoint of the stage before)"
+        )
         raise InputError(
-            f"{source}: its scores are margins of SVMs (model.head.scores: svm), which are no probabilities, "
-            "and the thresholds of an export and the accuracy that it is checked for are for probabilities. "
-            "Export the network that the SVMs were trained on (the checkpoint of the stage before)"
+            f"{source}: its scores are margins of SVMs (model.head.scores: svm). These are not "
+            "probabilities, and the thresholds of an export and the accuracy that it is checked for are for "
+            f"probabilities. {fix}"
         )
     if head.kind == "knn":
         raise InputError(

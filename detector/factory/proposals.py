@@ -18,6 +18,7 @@ import torch
 from detector.config import Config
 from detector.config.schema import ProposalsConfig, ProposalsWithOptions, pools_by_masks
 from detector.core.box_labels import labels_of_boxes
+from detector.core.catalogue import how_to_get
 from detector.core.distributed import local_place, main_first, world_size
 from detector.core.errors import InputError
 from detector.core.machine import available_cores
@@ -152,7 +153,7 @@ def _open_file(
         raise InputError(
             f"{path}: no such proposals; proposals.file names a file of format {source.format!r} with the "
             f"boxes of every image of {config.data.root}; proposals.method=selective_search makes them "
-            "instead"
+            f"instead{how_to_get(path)}"
         )
     # Where each split has a file of its own, and for images of no split, a file holds no other images.
     shared = split is not None and isinstance(source.file, str)

@@ -7,6 +7,8 @@ bias of the whole layer. Together they have t (u + v) weights instead of u v.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -33,8 +35,8 @@ def check_rank(name: str, in_features: int, out_features: int, rank: int) -> Non
     )
 
 
-class Factors(NamedTuple):
-    """The SVD of a layer's weights W (u, v), float32: W = ``u`` @ ``v``, and the layer's ``bias`` (u,).
+class Decomposition(NamedTuple):
+    """The SVD of weights W (u, v), float32: W = ``u`` @ ``v``.
 
     ``u`` (u, n) has the left singular vectors; ``v`` (n, v) the right ones, each multiplied by its singular
     value. ``energy`` (n,) float64 has at t - 1 the share of the squared singular values that the first t
@@ -43,21 +45,39 @@ class Factors(NamedTuple):
 
     u: Tensor
     v: Tensor
-    bias: Tensor
     energy: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> Factors:
+    def of(cls, weight: Tensor) -> Decomposition:
         """Return the SVD of ``weight`` (u, v), computed in float64."""
         u, singular, vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
         squared = singular.square()
         energy = squared.cumsum(0) / squared.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        return cls(u.float(), (singular[:, None] * vh).float(), bias.detach(), energy.clamp(max=1.0))
+        return cls(u.float(), (singular[:, None] * vh).float(), energy.clamp(max=1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A layer's ``weight`` (u, v) and ``bias`` (u,), and its SVD, which is computed when it is first needed.
+
+    The SVD of a large layer takes minutes; the sizes of the layer are known without it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> Factors:
+        return cls(weight.detach(), bias.detach())
+
+    @cached_property
+    def svd(self) -> Decomposition:
+        return Decomposition.of(self.weight)
 
     @property
     def size(self) -> tuple[int, int]:
         """The inputs and the outputs of the layer."""
-        return self.v.shape[1], self.u.shape[0]
+        return self.weight.shape[1], self.weight.shape[0]
 
     def weights(self, rank: int | None) -> int:
         """Return how many weights the layer has with ``rank``; None counts those of the whole one."""
@@ -66,7 +86,7 @@ class Factors(NamedTuple):
 
     def kept(self, rank: int) -> float:
         """Return the share of the squared singular values that ``rank`` keeps."""
-        return float(self.energy[min(rank, len(self.energy)) - 1])
+        return float(self.svd.energy[min(rank, len(self.svd.energy)) - 1])
 
     def truncated(self, name: str, rank: int) -> dict[str, Tensor]:
         """Return the tensors of the layers that take the place of the layer ``name``, by their names.
@@ -76,8 +96,8 @@ class Factors(NamedTuple):
         """
         check_rank(name, *self.size, rank)
         return {
-            f"{name}_v.weight": self.v[:rank].contiguous(),
-            f"{name}_u.weight": self.u[:, :rank].contiguous(),
+            f"{name}_v.weight": self.svd.v[:rank].contiguous(),
+            f"{name}_u.weight": self.svd.u[:, :rank].contiguous(),
             f"{name}_u.bias": self.bias,
         }
 

@@ -215,8 +215,8 @@ class PortableDetector(nn.Module):
                 since some runtimes do not divide exactly, and a last digit can move a region by a cell.
 
         Boxes are in pixels of the original image, clipped to it; row 0 is the region itself. A region that is
-        not finite or leaves the image has the scores NaN, and so have all regions of an image that is larger
-        than ``limits``.
+        not finite or leaves the image has the scores NaN, and so have all regions of an image that is smaller
+        or larger than ``limits``.
         """
         levels = self.features(image)
         rois = regions * torch.stack((scale[1], scale[0], scale[1], scale[0]))
@@ -237,10 +237,9 @@ class PortableDetector(nn.Module):
 
     def _valid(self, image: Tensor, regions: Tensor, size: Tensor) -> Tensor:
         """Return (R, 1): whether the results for each region can be relied on."""
-        sides = torch.cat([torch.full((1,), side, dtype=torch.int64) for side in image.shape[:2]])
-        fits = (sides <= torch.tensor(self.limits.largest)).all()
         corners = torch.stack((size[1], size[0], size[1], size[0]))
-        return ((regions >= 0) & (regions <= corners)).all(dim=1, keepdim=True) & fits
+        inside = ((regions >= 0) & (regions <= corners)).all(dim=1, keepdim=True)
+        return inside & _fits(_lengths(image.shape[:2]), self.limits)
 
 
 class PortableClassifier(nn.Module):
@@ -260,15 +259,27 @@ class PortableClassifier(nn.Module):
         self.limits = limits
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        """Return the scores (K,) of an image (H, W, 3), uint8 RGB, in the size of the network's input."""
+        """Return the scores (K,) of an image (H, W, 3), uint8 RGB, in the size of the network's input.
+
+        They are NaN for an image that is smaller or larger than ``limits``.
+        """
         (level,) = self.features(image)
-        sides = [torch.full((1,), side, dtype=torch.int64) for side in (*image.shape[:2], *level.shape[2:])]
-        height, width = (side.float() for side in sides[2:])
+        height, width = (side.float() for side in _lengths(level.shape[2:]))
         zero = torch.zeros_like(height)
         pooled = self.pool([level], torch.stack((zero, zero, width, height), dim=1))
         scores = self.scores(self.predictor(Embedded(pooled, self.box_head(pooled))))[0]
-        fits = (torch.cat(sides[:2]) <= torch.tensor(self.limits.largest)).all()
-        return (torch.where(fits, scores, torch.nan),)
+        return (torch.where(_fits(_lengths(image.shape[:2]), self.limits), scores, torch.nan),)
+
+
+def _lengths(shape: Sequence[int]) -> list[Tensor]:
+    """Return each length of ``shape`` as (1,) int64, which an exported graph computes from its inputs."""
+    return [torch.full((1,), side, dtype=torch.int64) for side in shape]
+
+
+def _fits(sides: Sequence[Tensor], limits: Limits) -> Tensor:
+    """Return a bool: whether an image of these sides is one that the network takes."""
+    both = torch.cat(list(sides))
+    return ((both >= limits.smallest) & (both <= torch.tensor(limits.largest))).all()
 
 
 def _clipped(boxes: Tensor, size: Tensor) -> Tensor:
@@ -316,7 +327,7 @@ class PortablePostprocess(nn.Module):
 
     def _dense(self, boxes: Tensor, scores: Tensor, *limits: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same as `_listed`."""
-        kept = kept_by_class(boxes, scores, *limits)
+        kept = kept_by_class(boxes, scores, *limits[:2])
         best = torch.sort(torch.where(kept, scores, -torch.inf).flatten(), descending=True, stable=True)
         number = kept.sum().clamp(max=self.max_detections).item()
         torch._check(number >= 0)

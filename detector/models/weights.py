@@ -67,9 +67,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
+        how = how_to_get(path)
         raise InputError(
-            f"{path}: no such weights file; put a state dict there, or set "
-            f"model.backbone.weights to null to start from random weights{how_to_get(path)}"
+            f"{path}: no such weights file{how}; {'or ' if how else ''}put a state dict there, or set "
+            "model.backbone.weights to null to start from random weights"
         )
     try:
         safe = path.suffix == ".safetensors"

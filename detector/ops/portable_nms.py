@@ -1,7 +1,8 @@
 """Non-maximum suppression within each class as one operator, for exported networks.
 
 `suppress` is an operator of torch that ``export.formats`` translates to one NonMaxSuppression of ONNX.
-`suppress_by_class` computes the same with torchvision's ``nms``, for programs of ``torch.export``.
+`suppress_by_class` computes the same with torchvision's ``nms``, and so does `kept_by_class`, for programs of
+``torch.export``.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from torch.nn import functional
 from torchvision.ops import nms
 
 
-def kept_by_class(
-    boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float, count: int
-) -> Tensor:
+def kept_by_class(boxes: Tensor, scores: Tensor, nms_threshold: float, score_threshold: float) -> Tensor:
     """Return (K, R) bool: which boxes (K, R, 4) of each class and region are kept; see `suppress_by_class`.
 
-    ``count`` is not used. Every step has a length that is known beforehand, as programs of ``torch.export``
-    need it; that makes this slower.
+    There is no limit on their number. Every step has a length that is known beforehand, as programs of
+    ``torch.export`` need it; that makes this slower.
     """
     kept = []
     for own_boxes, own_scores in zip(boxes.unbind(0), scores.unbind(0), strict=True):

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RULES = ("caffe", "exact", "partition", "spp", "cells")
-"""The names of ``Rule`` in ``csrc/pooling/bins.h``."""
+RULES = ("caffe", "exact", "spp", "cells")
+"""The names of ``Rule`` in ``csrc/pooling/bins.h`` that networks use."""
 LOWEST = torch.finfo(torch.float32).min
 """The maximum of a bin that holds nothing but NaN or minus infinity."""
 _FARTHEST = 2.0**31  # `to_cell` of bins.h: beyond every map, so that sums cannot overflow
@@ -56,8 +56,7 @@ def bin_offsets(rule: str, sizes: Tensor, bins: int) -> tuple[Tensor, Tensor]:
         size = sizes.float() / bins
         return (numbers * size).floor().long(), ((numbers + 1) * size).ceil().long()
     begin, end = numbers * sizes, (numbers + 1) * sizes
-    up = 0 if rule == "partition" else bins - 1
-    return begin // bins, (end + up) // bins
+    return begin // bins, (end + bins - 1) // bins
 
 
 class Place(NamedTuple):
@@ -86,12 +85,14 @@ class PortablePool(nn.Module):
 
     ``rule`` is one of `RULES`; ``average`` takes the mean of a bin's cells instead of their maximum.
     ``places`` has stride, center and shrink of each level, in pixels of the network's input. With the rule
-    "spp" they are those of ``spp_pool``; with "caffe", "exact" and "partition" the center is subtracted from
-    the corners of a RoI before they are divided by the stride. "cells" uses none of them.
+    "spp" they are those of ``spp_pool``; with "caffe" and "exact" the center is subtracted from the corners
+    of a RoI before they are divided by the stride. "cells" uses none of them.
 
     ``cells`` is the largest side that a map may have. RoIs that begin and end on the map or one cell beyond
-    it are pooled exactly. With ``anywhere`` all RoIs are: the edges of bins are computed instead of looked
-    up, and there are more tables. What other RoIs give is arbitrary, and so is what larger maps give.
+    it are pooled exactly; what other RoIs give is arbitrary, and so is what larger maps give. With
+    ``anywhere`` all RoIs are pooled exactly: the edges of bins are computed instead of looked up, and there
+    are more tables. An exported network does not need that; it lets any RoI be compared with the native
+    operators.
     """
 
     powers: Tensor

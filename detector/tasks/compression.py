@@ -6,6 +6,7 @@ Fast R-CNN, section 3.1. The result is a checkpoint like any other, with the ran
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,8 @@ Ranks = tuple[int | None, ...]
 
 FRACTIONS = (3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
 """The ranks that a search tries in each layer, as fractions of the largest rank that saves anything."""
+MAX_NETWORKS = 512
+"""The most networks of a search: the usual ranks of three layers. Each is scored on all images."""
 TIMED_IMAGES = 3
 TIMED_ROUNDS = 5
 TIMED_BYTES = 1_000_000_000
@@ -45,7 +48,7 @@ _PREFIX = "box_head.layers."
 
 
 def factorize(model: RegionDetector, source: str) -> dict[str, Factors]:
-    """Return the SVD of fc6, fc7 and so on of the checkpoint ``source``, by name, in order.
+    """Return fc6, fc7 and so on of the checkpoint ``source``, by name, in order; no SVD is computed yet.
 
     Raises:
         InputError: the network has no such layers.
@@ -61,17 +64,26 @@ def factorize(model: RegionDetector, source: str) -> dict[str, Factors]:
             f"{source}: the network has no fc6 to compress: its model.head.kind has none, or "
             "model.head.hidden is []"
         )
-    tracked = track(layers.items(), len(layers), "computing the SVD")
-    return {name: Factors.of(*layer) for name, layer in tracked}
+    return {name: Factors.of(*layer) for name, layer in layers.items()}
+
+
+def compute_factors(factors: Mapping[str, Factors], choices: Sequence[Sequence[int | None]]) -> None:
+    """Compute the SVD of the layers that have a rank among their ``choices``, with a progress bar."""
+    needed = [own for own, ranks in zip(factors.values(), choices, strict=True) if set(ranks) - {None}]
+    for own in track(needed, len(needed), "computing the SVD"):
+        _ = own.svd
 
 
 def chosen_ranks(
-    factors: Mapping[str, Factors], given: Mapping[str, Sequence[int | None]]
+    factors: Mapping[str, Factors], given: Mapping[str, Sequence[int | None]], *, searching: bool = False
 ) -> list[list[int | None]]:
     """Return the ranks to choose from of each layer: those ``given`` for it by name, else only None.
 
+    With ``searching``, layers for which none are given have the usual ones.
+
     Raises:
-        InputError: a name that is not a layer's, or a rank at which the layer is no smaller.
+        InputError: a name that is not a layer's, a rank at which the layer is no smaller, or more than
+            `MAX_NETWORKS` combinations.
     """
     for name, ranks in given.items():
         if name not in factors:
@@ -79,7 +91,17 @@ def chosen_ranks(
         for rank in ranks:
             if rank is not None:
                 check_rank(name, *factors[name].size, rank)
-    return [list(given.get(name, [None])) for name in factors]
+    usual = {name: usual_ranks(own) if searching else [None] for name, own in factors.items()}
+    choices = [list(given.get(name, usual[name])) for name in factors]
+    number = math.prod(map(len, choices))
+    if number > MAX_NETWORKS:
+        layers = ", ".join(f"{name} {len(ranks)}" for name, ranks in zip(factors, choices, strict=True))
+        raise InputError(
+            f"--search: {number} networks, one for each combination of ranks ({layers}), are more than the "
+            f"{MAX_NETWORKS} that a search scores; give fewer ranks to some layers with --rank, such as "
+            f"--rank {list(factors)[-1]}=whole"
+        )
+    return choices
 
 
 def usual_ranks(factors: Factors) -> list[int | None]:

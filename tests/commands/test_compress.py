@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from detector.commands import compress, demo, evaluate
 from detector.config import Config
@@ -112,15 +113,75 @@ def test_no_pick_is_an_exit_status_and_no_checkpoint(tiny: Load, tmp_path: Path,
         (("--search", "--max-loss", "nan"), "expected a finite number"),
         (("--search",), "no validation images .* with --split"),
         (("--search", "--split", "test"), "--split test: this is the test split"),
+        (("--search", "--rank", "fc8=3"), "--rank fc8: the network has no such layer; it has fc6, fc7"),
+        (("--search", "--rank", "fc7=16"), "fc7: rank 16 makes the layer no smaller"),
     ],
 )
 def test_what_cannot_be_done_is_one_error(
-    tiny: Load, tmp_path: Path, run: Run, words: tuple[str, ...], message: str
+    tiny: Load,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     path = save_random(tiny(), tmp_path / "best.pt")
+    monkeypatch.setattr("torch.linalg.svd", None)  # what takes long comes after all checks
     with pytest.raises(InputError, match=message):
         run("--checkpoint", path, *words)
     assert [one.name for one in tmp_path.glob("*compressed*")] == []
+
+
+def test_too_many_networks_are_refused_before_anything_is_computed(
+    tiny: Load, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("model.head.hidden=[32, 32, 32, 32]", "train.validation_fraction=0.5")
+    path = save_random(config, tmp_path / "best.pt")
+    monkeypatch.setattr("torch.linalg.svd", None)
+    monkeypatch.setattr(compress, "open_scorer", None)
+    with pytest.raises(InputError, match=r"networks, one for each .*fc9 \d+\).*512.*--rank fc9=whole"):
+        run("--checkpoint", path, "--search")
+    many = ",".join(map(str, range(1, 16)))
+    with pytest.raises(InputError, match="networks, one for each combination"):
+        run("--checkpoint", path, "--search", *("--rank", f"fc6={many}", "--rank", f"fc7={many}"))
+
+
+def test_only_the_layers_that_get_a_rank_are_factored(
+    tiny: Load, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factored: list[tuple[int, ...]] = []
+    real = torch.linalg.svd
+
+    def svd(weight: torch.Tensor, **options: Any) -> Any:
+        factored.append(tuple(weight.shape))
+        return real(weight, **options)
+
+    monkeypatch.setattr("torch.linalg.svd", svd)
+    path = save_random(tiny(), tmp_path / "best.pt")
+    assert run("--checkpoint", path, "--rank", "fc7=3") == 0
+    assert factored == [(32, 32)]
+
+
+@pytest.mark.parametrize("content", ['{"mAP": 0.7}', "[]", "not JSON", "", "folder", "link", "report"])
+def test_only_an_earlier_report_is_overwritten(tiny: Load, tmp_path: Path, run: Run, content: str) -> None:
+    path, report = save_random(tiny(), tmp_path / "best.pt"), tmp_path / "metrics.json"
+    words = ("--checkpoint", path, "--rank", "fc6=9", "--output", tmp_path / "metrics.pt")
+    if content == "report":
+        assert run(*words) == 0
+        (tmp_path / "metrics.pt").unlink()
+        assert run(*words) == 0
+        return
+    if content == "folder":
+        report.mkdir()
+    elif content == "link":
+        report.symlink_to(tmp_path / "elsewhere.json")
+    else:
+        report.write_text(content)
+    with pytest.raises(InputError, match=r"would overwrite .*metrics\.json, which is no report"):
+        run(*words)
+    assert not (tmp_path / "metrics.pt").exists()
+    assert not (tmp_path / "elsewhere.json").exists()
+    assert content in ("folder", "link") or report.read_text() == content
 
 
 def test_images_that_were_trained_on_or_are_tested_on_are_noticed(

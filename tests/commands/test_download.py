@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -82,6 +83,22 @@ def test_a_name_that_fails_does_not_hold_up_the_others(
     assert (tmp_path / "data" / "weights" / "net.pth").is_file()
 
 
+def test_an_error_names_its_item_once(
+    call: Call, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = dataclasses.replace(DATA_SETS["voc"], counts=(catalogue.Count("*.png", 1),))
+    monkeypatch.setitem(DATA_SETS, "voc", wrong)
+    assert call("voc", "--root", str(tmp_path / "data")) == 1
+    assert "error: voc: the archives of voc do not hold" in capsys.readouterr().err
+
+
+def test_sizes_are_in_millions_of_bytes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command.show_plan([command.find("voc2007", tmp_path)], as_json=False)
+    assert "needs 1823 MB on the disk" in capsys.readouterr().out  # 2 x (460,032,000 + 451,020,800) bytes
+    command.show_list([command.find("coco2017", tmp_path)], as_json=False)
+    assert "20405" in capsys.readouterr().out
+
+
 def test_the_list_says_what_there_is(
     call: Call, web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +155,7 @@ def test_the_space_for_all_names_together_is_checked_first(
     usage = type("usage", (), {"free": download.RESERVE + 50_000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert call("voc", "weights:net", "--root", str(tmp_path / "data")) == 2
-    assert "voc, weights:net needs 65 MB on the disk of" in capsys.readouterr().err
+    assert "voc, weights:net needs 68 MB on the disk of" in capsys.readouterr().err
     assert not web.asked
 
 

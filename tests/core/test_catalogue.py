@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,9 @@ from detector.models.weights import default_file_names
 from tests.conftest import PROJECT
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
-BY_HAND = {
-    "bccd_opencv_fast_proposals.npz", "cards", "coco256", "efficientnet-lite0-57934424.pth", "my_data",
-    "voc0712_selective_search.npz", "voc2007_selective_search.npz",
-}  # fmt: skip
-"""What shipped configs name that docs/data_and_weights.md has other ways to."""
-GENERATED = {"quickstart", "arrangements"}
+OWN = {"quickstart", "arrangements", "my_data"}
+"""What the program makes, and what a user brings."""
+PAGE = PROJECT / "docs" / "data_and_weights.md"
 
 
 def test_pascal_voc_is_as_in_torchvision() -> None:
@@ -87,11 +85,14 @@ def test_what_a_shipped_config_misses_has_a_command(path: Path) -> None:
     config = load_config(path)
     named = [config.data.root, config.proposals.file, config.model.backbone.weights]
     for place in (Path(str(place)) for place in named if place not in (None, "default")):
-        if place.name in BY_HAND | GENERATED:
+        if place.name in OWN:
             continue
         hint = how_to_get(Path("/nowhere") / place)
-        assert "tools/download.py" in hint, place
-        assert "--root /nowhere/data download" in hint
+        if "docs/data_and_weights.md says where it can be had" in hint:
+            assert f"data/{'*' if place.suffix == '.npz' else place.relative_to('data')}" in PAGE.read_text()
+        else:
+            assert "tools/download.py" in hint, place
+            assert "--root /nowhere/data download" in hint
 
 
 @pytest.mark.parametrize(
@@ -128,3 +129,12 @@ def test_files_without_an_address_have_a_replacement(tmp_path: Path) -> None:
     said = how_to_get(tmp_path / "weights" / "mobilenet_v2_features.pth")
     assert "no public address. tools/download.py weights:mobilenet_v2" in said
     assert "model.backbone.weights=default" in said
+    for file in ("mobilenet_v2_features.pth", "efficientnet-lite0-57934424.pth"):
+        assert "docs/data_and_weights.md says where" in how_to_get(tmp_path / "weights" / file)
+
+
+def test_the_command_can_be_pasted_wherever_the_root_is() -> None:
+    for path in ("VOC2007", "weights/vgg16_caffe.pth", "weights/mobilenet_v2_features.pth"):
+        command = how_to_get(Path("/no where/it's") / path).partition("tools/download.py ")[2]
+        words = shlex.split(command.partition(" downloads ")[0])
+        assert words[1:] == ["--root", "/no where/it's"]

@@ -34,7 +34,7 @@ def test_a_truncated_layer_is_the_best_of_its_rank(size: tuple[int, int], rank: 
 def test_all_singular_values_give_the_layer_back() -> None:
     weight, bias = layer(20, 12)
     factors = Factors.of(weight, bias)
-    torch.testing.assert_close(factors.u @ factors.v, weight, rtol=0, atol=1e-5)
+    torch.testing.assert_close(factors.svd.u @ factors.svd.v, weight, rtol=0, atol=1e-5)
     assert factors.kept(12) == pytest.approx(1.0)
     assert Factors.of(torch.zeros(3, 4), torch.zeros(3)).kept(2) == 0.0
 

@@ -24,7 +24,7 @@ from detector.factory.export import portable_network, view_of
 from detector.factory.model import build_model, build_predictor
 from detector.models.box_coder import fixed_coder
 from detector.models.feature_pyramid import pyramid_level
-from detector.models.portable import LevelChoice, PortablePostprocess
+from detector.models.portable import LevelChoice, PortablePostprocess, smallest_side
 from detector.models.postprocess import Postprocess
 
 Load = Callable[..., Config]
@@ -46,6 +46,7 @@ KINDS = {
     "class-agnostic, sigmoid": ["model.head.class_agnostic=true", "model.head.scores=sigmoid"],
     "no boxes": ["model.box.regression=none"],
     "prototypes": ["model.head={kind: prototypes}"],
+    "SVMs read as logits": ["model.head={kind: svm, scores: softmax}"],
     "Caffe's pixels": ["model.backbone.convention=caffe"],
     "weak": ["task=weak_detection", "model.box.regression=none"],
 }
@@ -109,6 +110,28 @@ def test_regions_outside_the_image_and_larger_images_have_no_scores(tiny: Load) 
         larger, _ = network(torch.zeros(96, 121, 3, dtype=torch.uint8), *inputs[1:])
     assert scores.isnan().all(dim=1).tolist() == [True, True, False]
     assert larger.isnan().all()
+
+
+def test_smaller_images_have_no_scores(tiny: Load) -> None:
+    """Exported convolutions pad an image of any size, so the limit decides, not an error of the backbone."""
+    config = tiny()
+    network = portable_network(config, build_model(config, 2).eval(), postprocess=True, dense=True)
+    pool = "model.pool={kind: spp, levels: [2, 1]}"
+    of_images = tiny("task=classification", pool, "proposals.method=null")
+    model = build_model(of_images, 2).eval()
+    classifier = portable_network(of_images, model, postprocess=False, dense=True)
+    assert network.limits.smallest == classifier.limits.smallest == smallest_side(model)
+    for each in (network, classifier):
+        each.limits = replace(each.limits, smallest=40)
+    for size, large_enough in (((40, 96), True), ((39, 96), False), ((96, 39), False)):
+        sides, image = torch.tensor(size).float(), torch.zeros(*size, 3, dtype=torch.uint8)
+        region = torch.tensor([[0, 0, size[1], size[0]]]).float()
+        with torch.inference_mode():
+            *_, labels, scores, _ = network(image, region, sides, torch.ones(2))
+            (of_image,) = classifier(image)
+        for found in (scores, of_image):
+            assert (found.isfinite() if large_enough else found.isnan()).all()
+        assert large_enough or len(labels) == 0
 
 
 def test_levels_are_those_of_the_pyramid() -> None:
