@@ -37,7 +37,7 @@ WORKDIR /source
 RUN python -m build --no-isolation --wheel --outdir /wheels
 
 FROM python:3.13-slim-bookworm AS base-cpu
-ENV PIP_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_EXTRA_INDEX_URL=https://pypi.org/simple
+RUN pip install --no-cache-dir "torch>=2.11" "torchvision>=0.26" --index-url https://download.pytorch.org/whl/cpu
 
 FROM python:3.13-slim-bookworm AS base-cuda
 
