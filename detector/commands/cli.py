@@ -118,6 +118,13 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overrides_argument(parser: argparse.ArgumentParser, what: str = "replace config values") -> None:
+    """Add ``--set key=value``, which may be repeated and becomes ``overrides``; ``what`` is its help."""
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="key=value", help=what
+    )
+
+
 def add_checkpoint_argument(
     parser: argparse.ArgumentParser, what: str = "", *, required: bool = True
 ) -> None:

@@ -294,14 +294,7 @@ def parse() -> argparse.Namespace:
         help="draw detections, or name classes, from this score on (default: the checkpoint's, chosen on its "
         "validation images, else 0.5)",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="key=value",
-        help="replace config values",
-    )
+    cli.add_overrides_argument(parser)
     cli.add_precision_argument(parser)
     cli.add_device_argument(parser)
     arguments = parser.parse_intermixed_args()

@@ -220,14 +220,7 @@ def parse() -> argparse.Namespace:
         help="take all boxes that score more, after suppression, of the classes that the labels say are "
         "present (default: the best box of each such class)",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="key=value",
-        help="replace values of the checkpoint's config, e.g. data.root",
-    )
+    cli.add_overrides_argument(parser, "replace values of the checkpoint's config, e.g. data.root")
     cli.add_device_argument(parser)
     arguments = parser.parse_args()
     threshold = arguments.score_threshold

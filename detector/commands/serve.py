@@ -117,14 +117,7 @@ def parse() -> argparse.Namespace:
         help="a name under which the server may be called; IP addresses and localhost always may",
     )
     add_limits(parser, usual)
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="key=value",
-        help="replace config values",
-    )
+    cli.add_overrides_argument(parser)
     cli.add_device_argument(parser)
     arguments = parser.parse_args()
     check(arguments)

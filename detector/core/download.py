@@ -131,11 +131,11 @@ def held(path: Path, does: str, *, folder: bool = False) -> Iterator[int]:
     Raises:
         InputError: ``path`` cannot be made or opened, or is something else.
     """
-    told = False
+    announced = False
     while True:
         handle = _opened(path, folder)
         try:
-            told = _lock(handle, f"another process {does}; waiting for it", told)
+            announced = _lock(handle, f"another process {does}; waiting for it", announced)
             if _is_still(handle, path):
                 yield handle
                 return
@@ -155,17 +155,17 @@ def _opened(path: Path, folder: bool) -> int:
         raise InputError(f"{path}: cannot be written: {error.strerror}; remove it, and try again") from None
 
 
-def _lock(handle: int, told_as: str, told: bool) -> bool:
+def _lock(handle: int, message: str, announced: bool) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if not told:
-            note(told_as)
+        if not announced:
+            note(message)
         fcntl.flock(handle, fcntl.LOCK_EX)
         return True
     except OSError:  # a file system without locks
-        return told
-    return told
+        return announced
+    return announced
 
 
 def _is_still(handle: int, path: Path) -> bool:
