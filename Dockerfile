@@ -2,9 +2,9 @@
 #   docker build --tag region-detector .                                     for CPUs
 #   docker build --tag region-detector:cuda --build-arg DEVICE=cuda .        for NVIDIA GPUs
 #   mkdir -p runs                                                            else Docker makes it as root
-#   docker run --rm --volume "$PWD/runs:/work/runs" region-detector          runs the quick start
-#   docker run --rm --gpus all --volume "$PWD/runs:/work/runs" region-detector:cuda
-#   docker run --rm --volume "$PWD:/work" region-detector demo --checkpoint runs/mine/checkpoints/best.pt \
+#   docker run --rm --volume "$PWD/runs:/app/runs" region-detector          runs the quick start
+#   docker run --rm --gpus all --volume "$PWD/runs:/app/runs" region-detector:cuda
+#   docker run --rm --volume "$PWD:/app" region-detector demo --checkpoint runs/mine/checkpoints/best.pt \
 #       photos/ --output drawn
 ARG DEVICE=cpu
 
@@ -49,9 +49,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir /wheels/*.whl && rm -r /wheels \
-    && useradd --create-home detector && mkdir --mode=1777 /work
-# Any user may write to /work, since the quick start writes there and --user may name another one.
+    && useradd --create-home detector && mkdir --mode=1777 /app
+# Any user may write to /app, since the quick start writes there and --user may name another one.
 USER detector
-WORKDIR /work
+WORKDIR /app
 ENTRYPOINT ["region-detector"]
 CMD ["train", "--config", "quickstart", "--output", "runs/quickstart", "--overwrite"]
